@@ -1,0 +1,1 @@
+"""Load, mix and remove LoRA adapters on diffusers pipelines; the base always comes back bit for bit."""

@@ -1,0 +1,82 @@
+"""
+Every error that the package raises on purpose.
+
+    LoraMixerError
+    ├── SourceError             where an adapter was asked for, there is none, or several
+    │   ├── SourceNotFoundError     (also a FileNotFoundError)
+    │   └── AmbiguousSourceError
+    ├── FormatError             what was read is no adapter that can be used (also a ValueError)
+    │   ├── CorruptFileError        truncated, oversized, wrong magic, impossible header
+    │   ├── NotAnAdapterError       a checkpoint, an embedding, a ControlNet, nothing at all
+    │   ├── UnsupportedAdapterError an algorithm or model family that is not read yet, by name
+    │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
+    ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
+    ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
+    ├── MixError                weights that make no sense (also a ValueError)
+    ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
+    └── MissingExtraError       an optional package is not installed (also an ImportError)
+
+After any of them the pipeline is exactly as it was before the call.
+"""
+
+from __future__ import annotations
+
+
+class LoraMixerError(Exception):
+    """Base of all errors of this package."""
+
+
+class SourceError(LoraMixerError):
+    """An adapter was asked for in a place that does not give exactly one."""
+
+
+class SourceNotFoundError(SourceError, FileNotFoundError):
+    """There is no such file, folder, repository or file in a repository."""
+
+    # FileNotFoundError formats (errno, strerror) pairs; ours is always one message.
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class AmbiguousSourceError(SourceError):
+    """Several files could be meant: name one with ``weight_name``."""
+
+
+class FormatError(LoraMixerError, ValueError):
+    """The content is not an adapter that can be used."""
+
+
+class CorruptFileError(FormatError):
+    """The file is damaged: truncated, oversized, wrong magic or an impossible header."""
+
+
+class NotAnAdapterError(FormatError):
+    """The file is fine but holds something else: a checkpoint, an embedding, a ControlNet."""
+
+
+class UnsupportedAdapterError(FormatError):
+    """An adapter of an algorithm or a model family that is not supported; the message names it."""
+
+
+class InvalidAdapterError(FormatError):
+    """An adapter with broken parts: a half without its other half, NaN, impossible shapes."""
+
+
+class MatchError(LoraMixerError, ValueError):
+    """The adapter does not fit this pipeline, or ``strict=True`` asked for a full match."""
+
+
+class AdapterNameError(LoraMixerError, ValueError):
+    """An adapter name is already in use, unknown, named twice or impossible."""
+
+
+class MixError(LoraMixerError, ValueError):
+    """A mix cannot mean anything: weights not finite, lists of different length, unknown parts."""
+
+
+class PipelineStateError(LoraMixerError, RuntimeError):
+    """The pipeline cannot be worked on as it is: weights on meta, quantised, or changed by others."""
+
+
+class MissingExtraError(LoraMixerError, ImportError):
+    """An optional package is missing; the message names the extra that installs it."""
