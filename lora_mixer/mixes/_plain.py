@@ -1,0 +1,122 @@
+"""JSON and YAML, read strictly: a key given twice is a problem, not a silent replacement."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import yaml  # type: ignore[import-untyped]
+
+from lora_mixer.mixes._reading import shown
+
+if TYPE_CHECKING:
+    from lora_mixer.mixes._reading import Reading
+
+
+class _RepeatedKeyError(ValueError):
+    """A mapping names one key twice."""
+
+
+def load_json(text: str, reading: Reading, where: str = "") -> object:
+    """
+    Read JSON.
+
+    Args:
+        text: The text.
+        reading: Where problems are noted.
+        where: The path of the text, for messages.
+
+    Returns:
+        What the text says, or None where there was a problem.
+
+    Example:
+        >>> from lora_mixer.mixes._reading import Reading
+        >>> load_json('{"a": 0.5}', Reading())
+        {'a': 0.5}
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unrepeated)
+    except _RepeatedKeyError as error:
+        reading.problem(where, str(error))
+    except (ValueError, RecursionError) as error:
+        reading.problem(where, f"expected JSON, got {shown(text)}: {error}.")
+    return None
+
+
+def load_yaml(text: str, reading: Reading, where: str = "") -> object:
+    """
+    Read YAML.
+
+    Args:
+        text: The text.
+        reading: Where problems are noted.
+        where: The path of the text, for messages.
+
+    Returns:
+        What the text says, or None where there was a problem.
+
+    Example:
+        >>> from lora_mixer.mixes._reading import Reading
+        >>> load_yaml("a: {unet: 0.5}", Reading())
+        {'a': {'unet': 0.5}}
+    """
+    try:
+        if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+            _refuse_repeats(node, set())
+        return yaml.safe_load(text)
+    except _RepeatedKeyError as error:
+        reading.problem(where, str(error))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reading.problem(where, f"expected YAML, got {shown(text)}: {' '.join(str(error).split())}.")
+    return None
+
+
+def dump_yaml(value: object) -> str:
+    r"""
+    Write YAML that reads back as the same value.
+
+    Args:
+        value: Numbers, texts, lists and dicts.
+
+    Returns:
+        The text, with the keys in their order.
+
+    Example:
+        >>> dump_yaml({"b": 1.0, "a": 0.5})
+        'b: 1.0\na: 0.5\n'
+    """
+    for readable in (True, False):
+        text = str(yaml.safe_dump(value, sort_keys=False, allow_unicode=readable, width=10_000))
+        # PyYAML leaves some unusual line breaks unescaped in its readable form.
+        if yaml.safe_load(text) == value:
+            break
+    return text
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    seen: dict[str, object] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise _RepeatedKeyError(_repeated(key))
+        seen[key] = value
+    return seen
+
+
+def _repeated(key: object) -> str:
+    return f"{key!r} is named twice; give it one entry."
+
+
+def _refuse_repeats(node: yaml.Node, seen: set[int]) -> None:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise _RepeatedKeyError(_repeated(key))
+        for _, value in node.value:
+            _refuse_repeats(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeats(value, seen)
