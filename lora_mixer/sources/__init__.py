@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ._local import adapter_files
 from ._resolve import resolve_source
 from ._types import AdapterSource
 
-__all__ = ["AdapterSource", "resolve_source"]
+__all__ = ["AdapterSource", "adapter_files", "resolve_source"]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
 
-from ._names import CONFIG_NAME, check_allowed, choose, listing, safe_relative
+from ._names import (
+    ADAPTER_SUFFIXES,
+    CONFIG_NAME,
+    SAFETENSORS_SUFFIX,
+    candidates,
+    check_allowed,
+    choose,
+    listing,
+    safe_relative,
+)
 from ._types import AdapterSource
 
 if TYPE_CHECKING:
@@ -122,3 +131,20 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")
     return config
+
+
+def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """
+    Find the files in a folder, all the way down, that may be adapters; what they hold is for the reader to say.
+
+    Args:
+        folder: Where to look; hidden folders and links to folders are left out.
+        allow_pickle: Whether ``.pt``, ``.pth``, ``.ckpt`` and ``.bin`` files count.
+
+    Returns:
+        The files, sorted.
+    """
+    suffixes = ADAPTER_SUFFIXES if allow_pickle else (SAFETENSORS_SUFFIX,)
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [folder / name for name in candidates(shown, suffixes)]
