@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.formats.hashes import Hashes
+from lora_mixer.hashes import Hashes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

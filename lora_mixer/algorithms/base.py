@@ -59,15 +59,13 @@ class LayerWeights(abc.ABC):
     algorithm: ClassVar[str]
     """The name that reports show."""
 
+    alpha: float | None
+    """The alpha in force, or None where the file has none."""
+
     @property
     @abc.abstractmethod
     def rank(self) -> int | None:
         """The rank, or None for an algorithm that has none."""
-
-    @property
-    @abc.abstractmethod
-    def alpha(self) -> float | None:
-        """The alpha in force, or None where the file has none."""
 
     @abc.abstractmethod
     def tensors(self) -> Iterator[torch.Tensor]:

@@ -58,7 +58,7 @@ class LowRank(LayerWeights):
     up_bias: torch.Tensor | None
     set_bias: torch.Tensor | None
     scale: float
-    alpha: float | None  # type: ignore[misc]  # a field is a fine read-only property
+    alpha: float | None
 
     @classmethod
     def from_parts(cls, parts: Parts) -> LowRank:
@@ -143,16 +143,17 @@ class LowRank(LayerWeights):
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """
-        Give the change of the bias: the scaled ``up_bias``, and the way to ``set_bias`` (not scaled by the pair).
+        Give the change of the bias: the scaled ``up_bias``, and the whole way to ``set_bias``.
 
-        A bias that the base lacks counts as zeros.
+        A trained bias is a value, not a change: PEFT puts it in place at any weight, and so does this for any weight
+        but 0. A bias that the base lacks counts as zeros.
         """
         total: torch.Tensor | None = None
         if self.up_bias is not None:
             total = self.up_bias.float() * (gain * self.scale)
-        if self.set_bias is not None:
+        if self.set_bias is not None and gain:
             target = self.set_bias.float()
-            change = (target if base is None else target - base.to(target)) * gain
+            change = target if base is None else target - base.to(target)
             total = change if total is None else total + change
         return total
 

@@ -16,7 +16,8 @@ import torch
 
 from lora_mixer.adapter import Adapter, AdapterInfo
 from lora_mixer.errors import NotAnAdapterError
-from lora_mixer.formats import hashes, safeloras
+from lora_mixer import hashes
+from lora_mixer.formats import safeloras
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors
 from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import build_layers, group_keys
