@@ -21,7 +21,8 @@ from lora_mixer.errors import (
     UnsupportedAdapterError,
 )
 from lora_mixer.inspection import read_adapter
-from lora_mixer.mixer import LoraMixer, MemoryReport, PartialMatchWarning
+from lora_mixer.memory import MemoryReport
+from lora_mixer.mixer import LoraMixer, PartialMatchWarning
 from lora_mixer.mixes import AdapterMix, Mix
 
 __version__ = "0.1.0"
