@@ -174,7 +174,7 @@ def measure_peer(
 def main() -> None:
     """Read the command line, measure, print a table and, if asked, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--size", choices=("tiny", "sd15", "sdxl"), default="sd15")
+    parser.add_argument("--size", choices=("tiny", "sd15", "sdxl", "sdxl-thin"), default="sd15")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default=None)
     parser.add_argument("--repeats", type=int, default=None)
