@@ -9,5 +9,15 @@ from __future__ import annotations
 
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.mix import Mix
+from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
 
-__all__ = ["AdapterMix", "Mix"]
+__all__ = [
+    "AdapterMix",
+    "Constant",
+    "Keyframes",
+    "Mix",
+    "Ramp",
+    "Schedule",
+    "SliderStart",
+    "Window",
+]

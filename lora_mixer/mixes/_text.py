@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.mixes._plain import load_json
 from lora_mixer.mixes._reading import number_text, shown
+from lora_mixer.mixes._split import is_number, split_outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,49 +26,6 @@ if TYPE_CHECKING:
     from lora_mixer.mixes._reading import Reading
 
 _PLAIN_NAME = re.compile(r"[^\s,:|\"'()\[\]{}=@~](?:[^\n\r\t,:|\"'()\[\]{}=@~]*[^\s,:|\"'()\[\]{}=@~])?")
-_OPENING = {"(": ")", "[": "]", "{": "}"}
-
-
-def split_outside(text: str, separator: str, reading: Reading, limit: int = -1) -> list[str]:
-    """
-    Split a text at a separator, but not within brackets or JSON strings.
-
-    Args:
-        text: The text.
-        separator: One character.
-        reading: Where a bracket or quote without its partner is noted.
-        limit: How many times to split at most; -1 for as often as it is there.
-
-    Returns:
-        The stripped parts.
-
-    Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> split_outside('a:[1,2], "b,c":1', ",", Reading())
-        ['a:[1,2]', '"b,c":1']
-    """
-    parts: list[str] = []
-    start = 0
-    expected: list[str] = []
-    quoted = escaped = False
-    for index, character in enumerate(text):
-        if quoted:
-            quoted = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            quoted = True
-        elif character in _OPENING:
-            expected.append(_OPENING[character])
-        elif expected and character == expected[-1]:
-            expected.pop()
-        elif character == separator and not expected and len(parts) != limit:
-            parts.append(text[start:index].strip())
-            start = index + 1
-    if quoted or expected:
-        missing = '"' if quoted else expected[-1]
-        reading.problem("", f"expected a closing {missing} in {shown(text)}.")
-    parts.append(text[start:].strip())
-    return parts
 
 
 def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
@@ -100,7 +58,7 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
             adapters[-1][1].append(segment)
         elif not segment:
             reading.problem("", f"expected an adapter between the commas of {shown(text)}.")
-        elif _is_number(segment):
+        elif is_number(segment):
             reading.problem("", f"expected a name, got the number {segment}; a name like this stands in quotes.")
         else:
             adapters.append((_read_name(segment, reading), []))
@@ -128,7 +86,7 @@ def write(specs: Mapping[str, object], method: str = "") -> str:
 
 
 def _write_name(name: str) -> str:
-    return name if _PLAIN_NAME.fullmatch(name) and not _is_number(name) else json.dumps(name, ensure_ascii=False)
+    return name if _PLAIN_NAME.fullmatch(name) and not is_number(name) else json.dumps(name, ensure_ascii=False)
 
 
 def _write_parts(spec: object) -> Iterable[str]:
@@ -163,7 +121,7 @@ def _read_parts(name: str, parts: list[str], reading: Reading) -> object:
     for part in parts:
         key, *rest = split_outside(part, "=", reading, limit=1)
         if not rest:
-            if "weight" in spec or not _is_number(part):
+            if "weight" in spec or not is_number(part):
                 reading.problem(name, f'expected one number or "key=value", got {shown(part)}.')
             else:
                 spec["weight"] = float(part)
@@ -177,7 +135,7 @@ def _read_parts(name: str, parts: list[str], reading: Reading) -> object:
 
 
 def _read_value(text: str, where: str, reading: Reading) -> object:
-    if _is_number(text):
+    if is_number(text):
         return float(text)
     if text[:1] in {'"', "[", "{"}:
         return load_json(text, reading, where)
@@ -190,11 +148,3 @@ def _unquoted(text: str) -> str:
 
 def _continues(segment: str) -> bool:
     return not segment.startswith('"') and "=" in segment
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
