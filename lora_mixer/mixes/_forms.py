@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_mixer.mixes import _text
 from lora_mixer.mixes._plain import load_json, load_yaml
@@ -29,6 +29,23 @@ class Entries:
 
     adapters: list[tuple[object, object]] = field(default_factory=list)
     method: object = None
+
+
+def is_name(name: object, reading: Reading) -> TypeGuard[str]:
+    """
+    Tell whether something can be an adapter's name, and note it where not.
+
+    Args:
+        name: What stands where a name is expected.
+        reading: Where problems are noted.
+
+    Returns:
+        Whether it is a text that is not empty.
+    """
+    if isinstance(name, str) and name.strip() and not any("\ud800" <= char <= "\udfff" for char in name):
+        return True
+    reading.problem("", f"expected a name (text that is not empty), got {shown(name)}; numbers need quotes.")
+    return False
 
 
 def is_full(data: Mapping[Any, object]) -> bool:
