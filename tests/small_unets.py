@@ -24,7 +24,7 @@ SDXL = BlockLayout(
 )
 
 
-def build(layout: BlockLayout) -> Any:  # noqa: ANN401 (diffusers is not typed)
+def build(layout: BlockLayout) -> Any:
     """Build a narrow UNet with the blocks of a layout."""
     torch.manual_seed(0)
     model: Any = UNet2DConditionModel
@@ -32,7 +32,9 @@ def build(layout: BlockLayout) -> Any:  # noqa: ANN401 (diffusers is not typed)
         block_out_channels=(8,) * len(layout.down),
         norm_num_groups=4,
         layers_per_block=2,
-        down_block_types=["CrossAttnDownBlock2D" if shape.attentions else "DownBlock2D" for shape in layout.down],
+        down_block_types=[
+            "CrossAttnDownBlock2D" if shape.attentions else "DownBlock2D" for shape in layout.down
+        ],
         up_block_types=["CrossAttnUpBlock2D" if shape.attentions else "UpBlock2D" for shape in layout.up],
         cross_attention_dim=8,
         attention_head_dim=4,

@@ -13,22 +13,22 @@ from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_unets import SD15, SDXL, build, gain_of, layers
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import BlockLayout, Mix
+from tests.small_unets import SD15, SDXL, build, gain_of, layers
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def sd15() -> Any:  # noqa: ANN401
+def sd15() -> Any:
     """The blocks of SD 1.5, narrow."""
     return build(SD15)
 
 
 @pytest.fixture(scope="module")
-def sdxl() -> Any:  # noqa: ANN401
+def sdxl() -> Any:
     """The blocks of SDXL, narrow."""
     return build(SDXL)
 
@@ -43,7 +43,11 @@ class TestLayout:
 
     def test_other_models_have_no_blocks(self) -> None:
         """Neither a text encoder nor a VAE is taken for a UNet."""
-        names = ["text_model.encoder.layers.0.mlp", "encoder.down_blocks.0.resnets.0", "transformer_blocks.0.attn"]
+        names = [
+            "text_model.encoder.layers.0.mlp",
+            "encoder.down_blocks.0.resnets.0",
+            "transformer_blocks.0.attn",
+        ]
 
         assert not BlockLayout.from_module_names(names).is_unet
 
@@ -52,7 +56,9 @@ class TestDiffusersDicts:
     """Nested dicts as in diffusers."""
 
     @given(data=st.data())
-    def test_transformers_have_the_weights_of_diffusers(self, data: st.DataObject, sd15: torch.nn.Module) -> None:
+    def test_transformers_have_the_weights_of_diffusers(
+        self, data: st.DataObject, sd15: torch.nn.Module
+    ) -> None:
         """Any nesting, on every transformer of the model, compared with diffusers' own expansion."""
         number = st.floats(-2, 2)
         one = st.lists(number, min_size=1, max_size=1)
@@ -68,7 +74,9 @@ class TestDiffusersDicts:
 
         for module in layers(sd15):
             if ".attentions." in module:
-                block = module.split(".transformer_blocks")[0].removesuffix(".proj_in").removesuffix(".proj_out")
+                block = (
+                    module.split(".transformer_blocks")[0].removesuffix(".proj_in").removesuffix(".proj_out")
+                )
                 assert gain(module) == expected.get(block, 1.0), module
 
     @pytest.mark.parametrize("tag", ["a_blockwise_scalar", "a_blockwise_list"])
@@ -90,7 +98,9 @@ class TestDiffusersDicts:
             delta = adapter[key.replace("lora_A", "lora_B")].flatten(1) @ adapter[key].flatten(1)
             layer.weight.data += mix.gain("a", component, module, layout) * delta.reshape(layer.weight.shape)
         with torch.no_grad():
-            found = pipe.unet(*(given_inputs[key] for key in ("sample", "timesteps", "encoder_hidden_states"))).sample
+            found = pipe.unet(
+                *(given_inputs[key] for key in ("sample", "timesteps", "encoder_hidden_states"))
+            ).sample
             hidden = pipe.text_encoder(given_inputs["input_ids"]).last_hidden_state
 
         expected = load_file(golden.with_suffix(".safetensors"))
@@ -133,7 +143,10 @@ class TestDiffusersDicts:
             ({"down": [1, 2, 3]}, "down.block_0: expected 2 weights, one for each transformer, or 1, got 3"),
             ({"up": {"block_1": [1, 2]}}, "up.block_1: expected 3 weights"),
             ({"up": {"block_0": [1, 2]}}, "up.block_0: expected 3 weights, one for each resnet, or 1, got 2"),
-            ({"down": {"block_7": 1}}, "down.block_7: this UNet has no such block; it has block_0 to block_3"),
+            (
+                {"down": {"block_7": 1}},
+                "down.block_7: this UNet has no such block; it has block_0 to block_3",
+            ),
         ],
     )
     def test_what_does_not_fit_the_model_is_refused(self, spec: object, said: str) -> None:
@@ -163,8 +176,14 @@ class TestDiffusersDicts:
             ({"unet": {"dwn": 0.5}}, 'Did you mean "down"'),
             ({"unet": {"mid": [1, 2]}}, "a.unet.mid: expected a number or a list of 1, got a list of 2"),
             ({"unet": {"up": {"block1": 1}}}, 'a.unet.up: expected keys such as "block_0"'),
-            ({"unet": {"down": {"block_1": [0.5, "x"]}}}, "a.unet.down.block_1[1]: expected a finite number, got 'x'"),
-            ({"unet": {"down": []}}, "a.unet.down: expected a number or a list of numbers, got an empty list"),
+            (
+                {"unet": {"down": {"block_1": [0.5, "x"]}}},
+                "a.unet.down.block_1[1]: expected a finite number, got 'x'",
+            ),
+            (
+                {"unet": {"down": []}},
+                "a.unet.down: expected a number or a list of numbers, got an empty list",
+            ),
             ({"text_encoder": {"down": 1}}, "only unet has blocks"),
             ({"components": {"unet": {"down": 1}}, "blocks": {"up": 1}}, "given twice"),
             ({"blocks": 3}, "a.blocks: expected a preset's name"),

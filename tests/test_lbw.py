@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from small_unets import SD15, SDXL, build, gain_of, layers
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, BlockLayout, LayerPatterns, LbwWeights, Mix, draw_lbw, read_presets
+from lora_mixer.mixes import (
+    LBW_IDS,
+    LBW_PRESETS,
+    BlockLayout,
+    LayerPatterns,
+    LbwWeights,
+    Mix,
+    draw_lbw,
+    read_presets,
+)
 from lora_mixer.mixes.lbw import id_of
+from tests.small_unets import SD15, SDXL, build, gain_of, layers
+
+if TYPE_CHECKING:
+    import torch
 
 
 @pytest.fixture(scope="module")
-def sd15() -> Any:  # noqa: ANN401
+def sd15() -> Any:
     """The blocks of SD 1.5, narrow."""
     return build(SD15)
 
 
 @pytest.fixture(scope="module")
-def sdxl() -> Any:  # noqa: ANN401
+def sdxl() -> Any:
     """The blocks of SDXL, narrow."""
     return build(SDXL)
 
@@ -42,7 +53,9 @@ class TestLbw:
         ]  # fmt: skip
 
     @pytest.mark.parametrize(("length", "layout"), [(17, SD15), (26, SD15), (12, SDXL), (20, SDXL)])
-    def test_each_id_has_its_number(self, length: int, layout: BlockLayout, request: pytest.FixtureRequest) -> None:
+    def test_each_id_has_its_number(
+        self, length: int, layout: BlockLayout, request: pytest.FixtureRequest
+    ) -> None:
         """With a different number for every id, on every layer of the model."""
         model = request.getfixturevalue("sd15" if layout is SD15 else "sdxl")
         numbers = dict(zip(LBW_IDS[length], range(1, length + 1), strict=True))
@@ -57,7 +70,10 @@ class TestLbw:
         ("preset", "on"),
         [
             ("NONE", ""),
-            ("ALL", "BASE IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11"),
+            (
+                "ALL",
+                "BASE IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11",
+            ),
             ("INS", "BASE IN01 IN02 IN04"),
             ("IND", "BASE IN05 IN07 IN08"),
             ("INALL", "BASE IN01 IN02 IN04 IN05 IN07 IN08"),
@@ -84,7 +100,10 @@ class TestLbw:
 
         assert Mix.of({"a": {"blocks": "1,0,0,0,0.5,0,0,0,0,0,0,-1"}}) == Mix.of({"a": {"blocks": numbers}})
         assert Mix.of("a:lbw=1,0,0,0,0.5,0,0,0,0,0,0,-1,te=2")["a"].components == {"te": 2.0}
-        assert Mix.of("a:lbw=1,0,0,0,0.5,0,0,0,0,0,0,-1,te=2").gain("a", "unet", "up_blocks.1.resnets.2.conv1") == -1.0
+        assert (
+            Mix.of("a:lbw=1,0,0,0,0.5,0,0,0,0,0,0,-1,te=2").gain("a", "unet", "up_blocks.1.resnets.2.conv1")
+            == -1.0
+        )
 
     @pytest.mark.parametrize("length", [0, 1, 13, 16, 25, 61])
     def test_other_lengths_are_refused_with_the_right_ones(self, length: int) -> None:
@@ -128,7 +147,9 @@ class TestLbw:
         """From a file in LBW's format, before the built-in names."""
         presets = read_presets("# comment\n\nFACE: 1,0,0,0,0,0,0,0,1,1,1,0\nALL:0,0,0,0,0,0,0,0,0,0,0,0\n")
 
-        assert Mix.of("a:lbw=FACE", presets) == Mix.of({"a": {"blocks": [1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]}})
+        assert Mix.of("a:lbw=FACE", presets) == Mix.of(
+            {"a": {"blocks": [1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]}}
+        )
         assert Mix.of("a:lbw=ALL", presets) == Mix.of({"a": {"blocks": [0] * 12}})
 
     def test_an_unknown_preset_is_answered_with_the_known_ones(self) -> None:
@@ -191,7 +212,9 @@ class TestPatterns:
     @pytest.mark.parametrize(
         ("preset", "content", "style"), [("b-lora:content", 1, 0), ("b-lora:style", 0, 1), ("b-lora", 1, 1)]
     )
-    def test_b_lora_keeps_two_blocks_of_sdxl(self, preset: str, content: int, style: int, sdxl: torch.nn.Module) -> None:
+    def test_b_lora_keeps_two_blocks_of_sdxl(
+        self, preset: str, content: int, style: int, sdxl: torch.nn.Module
+    ) -> None:
         """up_blocks.0.attentions.0 is content, attentions.1 is style, all else 0."""
         mix = Mix.of({"a": {"blocks": preset}})
 

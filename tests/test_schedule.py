@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
-from lora_mixer.mixes.schedule import EASES
+from lora_mixer.mixes.curves import EASES
 
 values = st.floats(-1e6, 1e6)
 fractions = st.floats(0, 1)
@@ -50,7 +50,9 @@ class TestValues:
     """What a schedule gives at each step."""
 
     @given(values, values, st.sampled_from(sorted(EASES)), st.integers(2, 60))
-    def test_a_ramp_over_the_run_has_exact_ends(self, first: float, last: float, ease: str, steps: int) -> None:
+    def test_a_ramp_over_the_run_has_exact_ends(
+        self, first: float, last: float, ease: str, steps: int
+    ) -> None:
         """Not almost: the first and the last step have the values that were written."""
         ramp = Ramp(first, last, ease=ease)
 
@@ -76,7 +78,9 @@ class TestValues:
             ("ease_in_out", (1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2),
         ],
     )
-    def test_eases_have_their_formulas(self, ease: str, quarter: float, half: float, three_quarters: float) -> None:
+    def test_eases_have_their_formulas(
+        self, ease: str, quarter: float, half: float, three_quarters: float
+    ) -> None:
         """t, t^2, 1 - (1 - t)^2, (1 - cos(pi t)) / 2."""
         found = [Ramp(ease=ease).at(step, 5) for step in range(5)]
 
@@ -105,7 +109,8 @@ class TestValues:
     def test_tenths_of_ten_steps_fall_on_the_steps(self) -> None:
         """0.3 of 10 steps is step 3, whatever 0.3 * 10 is in binary."""
         found = [
-            int(sum(Window(0, tenth / 10, "fraction").at(step, 10) for step in range(10))) for tenth in range(1, 11)
+            int(sum(Window(0, tenth / 10, "fraction").at(step, 10) for step in range(10)))
+            for tenth in range(1, 11)
         ]
 
         assert found == list(range(1, 11))
@@ -114,7 +119,18 @@ class TestValues:
         """Before the first its value, after the last its value."""
         frames = Keyframes([(2, 0.5), (4, 1), (8, 0)])
 
-        assert [frames.at(step, 10) for step in range(10)] == [0.5, 0.5, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+        assert [frames.at(step, 10) for step in range(10)] == [
+            0.5,
+            0.5,
+            0.5,
+            0.75,
+            1.0,
+            0.75,
+            0.5,
+            0.25,
+            0.0,
+            0.0,
+        ]
 
     def test_two_keyframes_at_one_position_are_a_jump(self) -> None:
         """The later one has the position."""
@@ -153,7 +169,9 @@ class TestValues:
 class TestUnits:
     """Positions are fractions or steps."""
 
-    @pytest.mark.parametrize(("text", "unit"), [("0@0,1@1", "fraction"), ("0@0,1@2", "step"), ("0@0,1@1s", "step")])
+    @pytest.mark.parametrize(
+        ("text", "unit"), [("0@0,1@1", "fraction"), ("0@0,1@2", "step"), ("0@0,1@1s", "step")]
+    )
     def test_fractions_if_none_is_above_1(self, text: str, unit: str) -> None:
         """The rule of loractl, with an "s" for what it cannot say."""
         schedule = Schedule.of(text)
@@ -246,7 +264,7 @@ class TestText:
             ([0, 1], "finite number"),
         ],
     )
-    def test_other_things_are_refused_with_a_reason(self, form: Any, said: str) -> None:  # noqa: ANN401
+    def test_other_things_are_refused_with_a_reason(self, form: Any, said: str) -> None:
         """Always our error."""
         with pytest.raises(MixError, match=r"schedule cannot be used") as caught:
             Schedule.of(form)

@@ -1,1 +1,9 @@
+"""Adapters onto live modules, with a report of what was found."""
 
+from __future__ import annotations
+
+from lora_mixer.binding.bind import Binding, BoundLayer, bind
+from lora_mixer.binding.components import find_components
+from lora_mixer.binding.report import ComponentMatch, MatchReport
+
+__all__ = ["Binding", "BoundLayer", "ComponentMatch", "MatchReport", "bind", "find_components"]

@@ -1,1 +1,9 @@
+"""Engines put a mix into effect; each leaves no trace when it goes."""
 
+from __future__ import annotations
+
+from lora_mixer.engines.blend import Term
+from lora_mixer.engines.merged import MergedEngine
+from lora_mixer.engines.slots import BaseDevice
+
+__all__ = ["BaseDevice", "MergedEngine", "Term"]

@@ -1,1 +1,7 @@
+"""Files to adapters: containers, key spellings, scales and metadata of every layout; no model in sight."""
 
+from __future__ import annotations
+
+from lora_mixer.formats.reader import read
+
+__all__ = ["read"]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.blocks import Blocks, BlockTree
 from lora_mixer.mixes.components import TE, TEXT_ENCODERS
+from lora_mixer.mixes.curves import Keyframes, Ramp
 from lora_mixer.mixes.layout import BlockLayout, BlockShape
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
 from lora_mixer.mixes.mask import Mask
 from lora_mixer.mixes.method import Composite, KLora, Method, Switch
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
-from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
+from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
 
 __all__ = [
     "B_LORA",

@@ -74,7 +74,9 @@ def _read_rich(spec: Mapping[Any, object], where: str, reading: Reading) -> Adap
     more: dict[str, Any] = {}
     if spec.get("blocks") is not None:
         if parts.blocks is not None:
-            reading.problem(where, 'block weights are given twice, under "blocks" and under "unet"; give them once.')
+            reading.problem(
+                where, 'block weights are given twice, under "blocks" and under "unet"; give them once.'
+            )
         parts.blocks = read_blocks(spec["blocks"], f"{where}.blocks", reading)
     if spec.get("schedule") is not None:
         more["schedule"] = read_schedule(spec["schedule"], f"{where}.schedule", reading)
@@ -101,7 +103,9 @@ def _read_components(spec: object, where: str, reading: Reading) -> _Components:
             if name == "unet":
                 parts.blocks = read_blocks(value, f"{where}.{name}", reading)
             else:
-                reading.problem(f"{where}.{name}", f"expected a number; only unet has blocks; got {shown(value)}.")
+                reading.problem(
+                    f"{where}.{name}", f"expected a number; only unet has blocks; got {shown(value)}."
+                )
         else:
             parts.weights[name] = reading.number(f"{where}.{name}", value)
     return parts

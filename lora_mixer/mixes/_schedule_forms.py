@@ -15,7 +15,8 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes._calls import Call, read_call
 from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, shown
 from lora_mixer.mixes._split import is_number
-from lora_mixer.mixes.schedule import EASES, Constant, Keyframes, Ramp, Schedule, SliderStart, Window
+from lora_mixer.mixes.curves import EASES, Keyframes, Ramp
+from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
 
 SCHEDULE_KEYS = ("start", "stop", "unit", "ramp", "first", "last", "keyframes", "slider", "train_steps")
 """The keys of the dict form."""
@@ -124,7 +125,9 @@ def read_window(start: object, stop: object, where: str, reading: Reading) -> Sc
     given = [str(text) for text in (start, stop) if text is not None]
     units = {"fraction" if "." in text else "step" for text in given if text.strip() not in {"0", "0s"}}
     if len(units) > 1:
-        reading.problem(where, f"expected start and stop both in steps or both as fractions, got {list_of(given)}.")
+        reading.problem(
+            where, f"expected start and stop both in steps or both as fractions, got {list_of(given)}."
+        )
         return None
     unit = units.pop() if units else "fraction"
     named = {key: text for key, text in (("start", start), ("stop", stop)) if text is not None}
@@ -138,7 +141,8 @@ def _read_text(text: str, where: str, reading: Reading) -> Schedule | None:
     if call is None or call.name not in _BUILDERS:
         hint = did_you_mean(call.name, _BUILDERS) if call else ""
         reading.problem(
-            where, f'expected "0@0,1@0.5" or one of {list_of(_BUILDERS)} with brackets, got {shown(text)}.{hint}'
+            where,
+            f'expected "0@0,1@0.5" or one of {list_of(_BUILDERS)} with brackets, got {shown(text)}.{hint}',
         )
         return None
     return _call(call.name, call, where, reading)
@@ -203,7 +207,8 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Sche
     kinds = [kind for kind in ("keyframes", "ramp", "slider") if kind in spec]
     if len(kinds) > 1 or not spec:
         reading.problem(
-            where, f'expected one of "keyframes", "ramp", "slider" or "start"/"stop", got {shown(dict(spec))}.'
+            where,
+            f'expected one of "keyframes", "ramp", "slider" or "start"/"stop", got {shown(dict(spec))}.',
         )
     if unknown or len(kinds) > 1 or not spec:
         return None

@@ -55,14 +55,16 @@ class AdapterMix:
         reading = Reading()
         weight = reading.number("weight", self.weight)
         components = _checked_components(self.components, reading)
-        own = dict(self.schedules) if isinstance(self.schedules, Mapping) else {}
+        own = dict(self.schedules)
         _check_kinds(self, own, reading)
         reading.finish("adapter's mix")
         schedule = self.schedule and self.schedule.simplest()
         if isinstance(schedule, Constant):
             # A text encoder with a weight of its own has no part in the adapter's schedule; see ``text_share``.
             kept = {*own, TE, *TEXT_ENCODERS}
-            components.update({name: value * schedule.value for name, value in components.items() if name not in kept})
+            components.update(
+                {name: value * schedule.value for name, value in components.items() if name not in kept}
+            )
             weight *= schedule.value
             schedule = None
         for name, curve in own.items():
@@ -215,7 +217,9 @@ def _checked_components(given: object, reading: Reading) -> dict[str, float]:
         return {}
     for name in given:
         if not isinstance(name, str) or not name.isidentifier():
-            reading.problem("components", f'expected the name of a component such as "unet", got {shown(name)}.')
+            reading.problem(
+                "components", f'expected the name of a component such as "unet", got {shown(name)}.'
+            )
     return {name: reading.number(f"components.{name}", value) for name, value in given.items()}
 
 

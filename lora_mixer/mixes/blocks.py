@@ -132,7 +132,9 @@ class BlockTree(Blocks):
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
         """Tell lists of other lengths than the blocks have, and blocks that are not there."""
         if not layout.is_unet:
-            return (f"{list_of(TREE_KEYS[:3])} are blocks of a UNet, and this model has none; use layer patterns.",)
+            return (
+                f"{list_of(TREE_KEYS[:3])} are blocks of a UNet, and this model has none; use layer patterns.",
+            )
         return (*_misfits("down", self.down, layout.down), *_misfits("up", self.up, layout.up))
 
     def to_spec(self) -> dict[str, object]:
@@ -184,7 +186,9 @@ def read_tree(spec: Mapping[object, object], where: str, reading: Reading) -> Bl
             reading.unknown_key(where, key, TREE_KEYS, 'Layer patterns go under "patterns".')
     found: dict[str, object] = {}
     for side in ("down", "up"):
-        found[side] = _read_side(_by_index(spec.get(side, 1.0), f"{where}.{side}", reading), f"{where}.{side}", reading)
+        found[side] = _read_side(
+            _by_index(spec.get(side, 1.0), f"{where}.{side}", reading), f"{where}.{side}", reading
+        )
     found["mid"] = _read_weights(spec.get("mid", 1.0), f"{where}.mid", reading)
     if isinstance(mid := found["mid"], tuple) and len(mid) != 1:
         reading.problem(f"{where}.mid", f"expected a number or a list of 1, got a list of {len(mid)}.")
@@ -211,7 +215,9 @@ def _read_side(spec: object, where: str, reading: Reading) -> Weights | FrozenMa
     for key in spec:
         if not isinstance(key, int) or isinstance(key, bool) or key < 0:
             reading.problem(where, f"expected the index of a block, got {shown(key)}.")
-    weights = FrozenMap({key: _read_weights(value, f"{where}.block_{key}", reading) for key, value in spec.items()})
+    weights = FrozenMap(
+        {key: _read_weights(value, f"{where}.block_{key}", reading) for key, value in spec.items()}
+    )
     return weights or 1.0
 
 

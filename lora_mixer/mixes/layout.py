@@ -111,7 +111,10 @@ class BlockLayout:
             if place := place_of(name):
                 kinds = counts.setdefault((place.side, place.block), {})
                 kinds[place.kind] = max(kinds.get(place.kind, 0), place.index + 1)
-        shapes = {key: BlockShape(kinds.get("attentions", 0), kinds.get("resnets", 0)) for key, kinds in counts.items()}
+        shapes = {
+            key: BlockShape(kinds.get("attentions", 0), kinds.get("resnets", 0))
+            for key, kinds in counts.items()
+        }
         sides: dict[Side, tuple[BlockShape, ...]] = {}
         for side in ("down", "up"):
             last = max((block for of, block in shapes if of == side), default=-1)

@@ -8,6 +8,7 @@ finds out when its file has changed. How masks are scaled to layers is the engin
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float32]
 
 MASK_KEYS = ("path", "digest", "feather")
-_DIGEST_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Mask:
     def __post_init__(self) -> None:
         """Check the values."""
         reading = Reading()
-        text = self.digest if isinstance(self.digest, str) else ""
-        if len(text) != _DIGEST_LENGTH or not set(text) <= set("0123456789abcdef"):
-            reading.problem("digest", f"expected 64 hexadecimal digits, got {shown(self.digest)}; Mask.of finds them.")
+        if not _is_digest(self.digest):
+            reading.problem(
+                "digest", f"expected 64 hexadecimal digits, got {shown(self.digest)}; Mask.of finds them."
+            )
         object.__setattr__(self, "feather", reading.number("feather", self.feather, low=0))
         reading.finish("mask")
 
@@ -78,7 +79,7 @@ class Mask:
         mask = read_mask(source, "", reading)
         reading.finish("mask")
         if mask is None or feather is None:
-            return mask or cls("0" * _DIGEST_LENGTH)
+            return mask or cls("0" * 64)
         return cls(mask.digest, feather, mask.path, mask.picture)
 
     def load(self) -> FloatArray:
@@ -96,9 +97,13 @@ class Mask:
         if picture is None and self.path is not None:
             picture = _read_file(self.path, "", reading)
             if picture is not None and _digest(picture) != self.digest:
-                reading.problem("", f'the picture "{self.path}" is not the one this mask was made of; make a new mask.')
+                reading.problem(
+                    "", f'the picture "{self.path}" is not the one this mask was made of; make a new mask.'
+                )
         elif picture is None:
-            reading.problem("", "only the digest of this mask was written down; make the mask again from its picture.")
+            reading.problem(
+                "", "only the digest of this mask was written down; make the mask again from its picture."
+            )
         reading.finish("mask")
         return _softened(picture, self.feather)
 
@@ -163,14 +168,18 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask
     if digest is None:
         plain = read_mask(path, where, reading)
         return plain and Mask(plain.digest, feather, plain.path, plain.picture)
-    if not isinstance(digest, str) or len(digest) != _DIGEST_LENGTH or not set(digest) <= set("0123456789abcdef"):
+    if (
+        not isinstance(digest, str)
+        or len(digest) != _DIGEST_LENGTH
+        or not set(digest) <= set("0123456789abcdef")
+    ):
         reading.problem(f"{where}.digest", f"expected 64 hexadecimal digits, got {shown(digest)}.")
         return None
     return Mask(digest, feather, path)
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 (only masks need pictures)
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
@@ -182,8 +191,8 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
     return None
 
 
-def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:  # noqa: ANN401 (any picture)
-    import numpy as np  # noqa: PLC0415 (only masks need arrays)
+def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
+    import numpy as np
 
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         source = source.convert("L")
@@ -192,12 +201,12 @@ def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
         # numpy has no bfloat16.
         source = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     array = np.asarray(source)
-    squeezed = array.reshape([size for size in array.shape if size != 1]) if array.ndim > 2 else array  # noqa: PLR2004
-    if squeezed.ndim != 2 or not squeezed.size or squeezed.dtype.kind not in "buif":  # noqa: PLR2004
+    squeezed = array.reshape([size for size in array.shape if size != 1]) if array.ndim > 2 else array
+    if squeezed.ndim != 2 or not squeezed.size or squeezed.dtype.kind not in "buif":
         what = f"shape {array.shape}, {array.dtype}" if array.ndim else shown(source)
         reading.problem(where, f"expected a path, a picture or numbers of (height, width), got {what}.")
         return None
-    values = squeezed.astype(np.float32) / np.float32(255 if squeezed.dtype == np.uint8 else 1)
+    values: FloatArray = squeezed.astype(np.float32) / np.float32(255 if squeezed.dtype == np.uint8 else 1)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         low, high = number_text(float(values.min())), number_text(float(values.max()))
         reading.problem(where, f"expected values from 0 to 1 (or bytes), got {low} to {high}.")
@@ -206,14 +215,18 @@ def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
     return values
 
 
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
 def _digest(picture: FloatArray) -> str:
     # Rounded to 16 bits, so that 8-bit pictures are the same through every route of floats.
     levels = (picture.astype("float64") * 65535).round().astype("<u2")
     return hashlib.sha256(f"{picture.shape[0]}x{picture.shape[1]}:".encode() + levels.tobytes()).hexdigest()
 
 
-def _softened(picture: Any, feather: float) -> FloatArray:  # noqa: ANN401 (an array, but for the checker)
-    import numpy as np  # noqa: PLC0415
+def _softened(picture: Any, feather: float) -> FloatArray:
+    import numpy as np
 
     if not feather:
         return picture  # type: ignore[no-any-return]
@@ -226,6 +239,8 @@ def _softened(picture: Any, feather: float) -> FloatArray:  # noqa: ANN401 (an a
         padding = [(radius, radius) if axis == each else (0, 0) for each in (0, 1)]
         padded = np.pad(soft, padding, mode="edge")
         places = np.arange(soft.shape[axis])
-        soft = np.sum([share * np.take(padded, places + index, axis) for index, share in enumerate(kernel)], axis=0)
+        soft = np.sum(
+            [share * np.take(padded, places + index, axis) for index, share in enumerate(kernel)], axis=0
+        )
     smooth: FloatArray = np.clip(soft, 0, 1).astype(np.float32)
     return smooth

@@ -107,7 +107,8 @@ class Switch(Method):
         tau = reading.number("tau", self.tau, low=1)
         if tau != int(tau):
             reading.problem("tau", f"expected a whole number of steps, got {self.tau}.")
-        adapters = self.adapters if isinstance(self.adapters, (list, tuple)) else (self.adapters,)
+        given: object = self.adapters
+        adapters = given if isinstance(given, (list, tuple)) else (given,)
         if not all(isinstance(name, str) for name in adapters) or len(set(adapters)) < len(adapters):
             reading.problem("adapters", f"expected different names, got {shown(self.adapters)}.")
         reading.finish("method")
@@ -174,8 +175,12 @@ class KLora(Method):
                 reading.problem(key, f"expected the name of an adapter, got {shown(given)}.")
         if not isinstance(self.modulo, bool):
             reading.problem("modulo", f"expected true or false, got {shown(self.modulo)}.")
-        if (self.content is None) != (self.style is None) or (self.content == self.style and self.content is not None):
-            reading.problem("", f"expected both content and style, got {shown(self.content)} and {shown(self.style)}.")
+        if (self.content is None) != (self.style is None) or (
+            self.content == self.style and self.content is not None
+        ):
+            reading.problem(
+                "", f"expected both content and style, got {shown(self.content)} and {shown(self.style)}."
+            )
         reading.finish("method")
 
     def roles(self, names: Sequence[str]) -> tuple[str, str]:
@@ -192,7 +197,7 @@ class KLora(Method):
 
     def misfits(self, names: Sequence[str]) -> list[str]:
         """Tell adapters that are not in the mix, or too many of them."""
-        if len(names) != 2:  # noqa: PLR2004 (content and style)
+        if len(names) != 2:
             return [f"k_lora is for two adapters, content and style; got {len(names)} ({list_of(names)})."]
         return _unknown([name for name in (self.content, self.style) if name is not None], names)
 
@@ -274,7 +279,9 @@ def _taken_apart(spec: object, where: str, reading: Reading) -> tuple[object, di
         return spec, {}
     keys = _KEYS.get(call.name, ())
     if len(call.positional) > len(keys):
-        reading.problem(where, f"expected at most {len(keys)} values for {call.name}, got {len(call.positional)}.")
+        reading.problem(
+            where, f"expected at most {len(keys)} values for {call.name}, got {len(call.positional)}."
+        )
     given = {**dict(zip(keys, call.positional, strict=False)), **call.named}
     words = {"true": True, "false": False}
     return call.name, {
@@ -291,7 +298,9 @@ def _unknown(given: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _call_text(spec: Mapping[str, object]) -> str:
-    import json  # noqa: PLC0415
+    import json
 
-    given = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in spec.items() if key != "name")
+    given = ", ".join(
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in spec.items() if key != "name"
+    )
     return f"{spec['name']}({given})"

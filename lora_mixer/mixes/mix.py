@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import _text
-from lora_mixer.mixes._adapter_forms import read_adapter
-from lora_mixer.mixes._forms import Entries, entries_of, is_full, is_name
+from lora_mixer.mixes._forms import is_full, is_name, read_parts
 from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._plain import dump_yaml, load_json, load_yaml
+from lora_mixer.mixes._plain import dump_yaml, load_json, load_yaml, parsed
 from lora_mixer.mixes._reading import Reading, did_you_mean, fail, list_of, shown
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.components import TEXT_ENCODERS
-from lora_mixer.mixes.method import Method, read_method
+from lora_mixer.mixes.method import Method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,11 +57,15 @@ class Mix:
         for name, adapter in self.adapters.items():
             is_name(name, reading)
             if not isinstance(adapter, AdapterMix):
-                reading.problem(str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}.")
+                reading.problem(
+                    str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}."
+                )
         if isinstance(self.method, Method):
             reading.problems.extend(self.method.misfits(tuple(self.adapters)))
         else:
-            reading.problem("method", f"expected a Method (Mix.of reads all forms), got {shown(self.method)}.")
+            reading.problem(
+                "method", f"expected a Method (Mix.of reads all forms), got {shown(self.method)}."
+            )
         reading.finish()
         object.__setattr__(self, "adapters", FrozenMap(self.adapters))
 
@@ -89,21 +92,7 @@ class Mix:
         if isinstance(obj, cls):
             return obj
         reading = Reading(presets)
-        return cls._of_entries(entries_of(obj, reading), reading)
-
-    @classmethod
-    def _of_entries(cls, entries: Entries, reading: Reading) -> Mix:
-        adapters: dict[str, AdapterMix] = {}
-        for name, spec in entries.adapters:
-            if not is_name(name, reading):
-                continue
-            if name in adapters:
-                reading.problem(name, "is named twice; give each adapter one entry with the weight that it shall have.")
-                continue
-            adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
-        method = read_method(entries.method, "method", reading)
-        if not reading.problems:
-            reading.problems.extend(method.misfits(tuple(adapters)))
+        adapters, method = read_parts(obj, reading)
         reading.finish()
         return cls(adapters, method)
 
@@ -130,7 +119,9 @@ class Mix:
         each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(each) != len(names):
             fail("mix", [f"expected one weight for each of the {len(names)} names, got {len(each)} weights."])
-        return cls.of([(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)])
+        return cls.of(
+            [(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)]
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,6 +155,23 @@ class Mix:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def without(self, *names: str) -> Mix:
+        """
+        Leave adapters out.
+
+        Args:
+            *names: The adapters; names that are not in the mix do not matter.
+
+        Returns:
+            A mix of the others, by the same method, or by the sum where the method needs those that went.
+
+        Example:
+            >>> Mix.of("a:0.5, b:0.2").without("a").to_text()
+            'b:0.2'
+        """
+        kept = {name: adapter for name, adapter in self.adapters.items() if name not in names}
+        return Mix(kept, Method() if self.method.misfits(tuple(kept)) else self.method)
 
     @property
     def is_constant(self) -> bool:
@@ -216,7 +224,7 @@ class Mix:
         """
         return self[name].gain(component, module, layout)
 
-    def gain_at(  # noqa: PLR0913, PLR0917 (a layer and a time have that many coordinates)
+    def gain_at(
         self,
         name: str,
         component: str,
@@ -253,7 +261,11 @@ class Mix:
             return self.text_gain(name, component, module, layout)
         share = self.method.share(name, self.names, min(step, steps - 1))
         adapter = self[name]
-        return adapter.gain(component, module, layout) * adapter.share_at(component, step, steps, timestep) * share
+        return (
+            adapter.gain(component, module, layout)
+            * adapter.share_at(component, step, steps, timestep)
+            * share
+        )
 
     def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
@@ -345,10 +357,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        reading = Reading()
-        data = load_json(text, reading)
-        reading.finish()
-        return cls.of({} if data is None else data)
+        return cls.of(parsed(load_json, text))
 
     def to_yaml(self) -> str:
         """
@@ -373,10 +382,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        reading = Reading()
-        data = load_yaml(text, reading)
-        reading.finish()
-        return cls.of({} if data is None else data)
+        return cls.of(parsed(load_yaml, text))
 
     def to_text(self) -> str:
         """

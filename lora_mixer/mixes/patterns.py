@@ -54,7 +54,9 @@ class LayerPatterns(Blocks):
 
     def __eq__(self, other: object) -> bool:
         """The order counts."""
-        return isinstance(other, LayerPatterns) and tuple(self.weights.items()) == tuple(other.weights.items())
+        return isinstance(other, LayerPatterns) and tuple(self.weights.items()) == tuple(
+            other.weights.items()
+        )
 
     def __hash__(self) -> int:
         return hash(tuple(self.weights.items()))
@@ -80,7 +82,11 @@ class LayerPatterns(Blocks):
         Returns:
             Whether one does.
         """
-        return any(_compiled(pattern).fullmatch(name) for pattern in self.weights for name in _names(component, module))
+        return any(
+            _compiled(pattern).fullmatch(name)
+            for pattern in self.weights
+            for name in _names(component, module)
+        )
 
     def to_spec(self) -> object:
         """Give the preset's name where there is one, else the dict."""
@@ -155,7 +161,9 @@ def _read_weights(spec: object, where: str, reading: Reading) -> FrozenMap[str, 
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern.removeprefix(_REGEX) if pattern.startswith(_REGEX) else fnmatch.translate(pattern))
+    return re.compile(
+        pattern.removeprefix(_REGEX) if pattern.startswith(_REGEX) else fnmatch.translate(pattern)
+    )
 
 
 def _names(component: str, module: str) -> tuple[str, str]:

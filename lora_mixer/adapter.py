@@ -1,0 +1,128 @@
+"""An adapter as values: its layers as the file spells them, and a description; no model in sight."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.hashes import Hashes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import torch
+
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.formats.names import Target
+
+
+@dataclass(frozen=True)
+class AdapterLayer:
+    """
+    One module's part of an adapter.
+
+    Attributes:
+        target: The module as the file names it.
+        weights: The tensors and their algorithm.
+        keys: The keys of the file that it was read from.
+    """
+
+    target: Target
+    weights: LayerWeights
+    keys: tuple[str, ...]
+
+    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> AdapterLayer:
+        """Give the layer with every tensor replaced by ``move`` of it."""
+        weights: Any = self.weights
+        changed = {
+            f.name: move(value)
+            for f in dataclasses.fields(weights)
+            if hasattr(value := getattr(weights, f.name), "untyped_storage")
+        }
+        return dataclasses.replace(self, weights=dataclasses.replace(weights, **changed))
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """
+    What an adapter is, as :func:`lora_mixer.read_adapter` and ``mixer.adapters`` tell it.
+
+    Attributes:
+        name: The name it is loaded under; the source's own name when it is not loaded.
+        source: The path, repository or kind of object that it came from.
+        format: The layout of its keys, such as ``kohya``, ``peft``, ``diffusers``; several joined by ``+``.
+        base: The base family that it was made for, such as ``SD 1.x`` or ``SDXL``.
+        algorithms: Names of the algorithms in it, sorted.
+        ranks: The different ranks, ascending.
+        alphas: The different alphas, ascending; empty where the file has none (then alpha is the rank).
+        dtypes: The dtypes of its tensors, such as ``float16``.
+        bytes: Size of its tensors in bytes.
+        components: Number of modules by the component that the keys name; ``unnamed`` where they name none.
+        embeddings: Tokens of textual inversions found in the file; they are reported, not applied.
+        trigger_words: Words that call it up, where the file has them.
+        metadata: The header's free-form metadata: training facts, as the trainer wrote them.
+        hashes: ``sha256``, ``autov1``, ``autov2``, ``autov3``, ``sshs_model_hash``; computed at the first look.
+    """
+
+    name: str
+    source: str
+    format: str
+    base: str
+    algorithms: tuple[str, ...]
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    dtypes: tuple[str, ...]
+    bytes: int
+    components: Mapping[str, int]
+    embeddings: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=lambda: Hashes(None), compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Give the description as plain values, ready for JSON; this computes the hashes.
+
+        Example:
+            >>> AdapterInfo("a", "a.safetensors", "kohya", "SDXL", ("lora",), (4,), (), ("float16",), 8,
+            ...             {"unet": 1}).to_dict()["ranks"]
+            [4]
+        """
+        table: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, tuple):
+                table[f.name] = list(value)
+            elif isinstance(value, str | int):
+                table[f.name] = value
+            else:
+                table[f.name] = dict(value)
+        return table
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """
+    A whole adapter: description, layers, and the keys that are none.
+
+    Attributes:
+        info: Its description.
+        layers: One entry for each module that the file changes.
+        unused: Keys that no layer uses, with the reason.
+        notes: Remarks on the file as a whole, for the report.
+    """
+
+    info: AdapterInfo
+    layers: tuple[AdapterLayer, ...]
+    unused: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield every tensor of every layer."""
+        for layer in self.layers:
+            yield from layer.weights.tensors()
+
+    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Adapter:
+        """Give the adapter with every tensor replaced by ``move`` of it."""
+        return dataclasses.replace(self, layers=tuple(layer.map(move) for layer in self.layers))

@@ -1,0 +1,212 @@
+"""Adapter to live modules: resolve every layer, explain what does not fit, change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lora_mixer.binding.components import base_of
+from lora_mixer.binding.index import ModuleIndex
+from lora_mixer.binding.ordinal import CANDIDATES
+from lora_mixer.binding.report import ComponentMatch, MatchReport
+from lora_mixer.errors import MatchError
+from lora_mixer.formats.names import COMPONENTS_OF_HINT
+from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from lora_mixer.adapter import Adapter, AdapterLayer
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.index import LiveModule
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class BoundLayer:
+    """One module of the pipeline and what an adapter does to it."""
+
+    live: LiveModule
+    weights: LayerWeights
+
+
+@dataclass(frozen=True)
+class Binding:
+    """All bound layers of an adapter, and the report of how they were found."""
+
+    layers: tuple[BoundLayer, ...]
+    report: MatchReport
+
+
+@dataclass
+class _Tally:
+    matched: dict[str, None] = field(default_factory=dict)
+    unmatched: dict[str, str] = field(default_factory=dict)
+    keys_used: int = 0
+    keys_unused: list[str] = field(default_factory=list)
+
+
+def bind(
+    adapter: Adapter, components: Mapping[str, nn.Module], name: str, *, component: str | None = None
+) -> Binding:
+    """
+    Resolve an adapter's layers on the modules of a pipeline.
+
+    Args:
+        adapter: What was read.
+        components: The pipeline's modules by component name.
+        name: The adapter name, for the report.
+        component: The component to look in, whatever the keys say.
+
+    Raises:
+        MatchError: When nothing matches, a shape is wrong, two components match alike, or two parts of the file
+            land on one module. The message names the reason; nothing has been changed.
+    """
+    if component is not None and component not in components:
+        msg = f"component {component!r} is not in this pipeline; it has {', '.join(components)}"
+        raise MatchError(msg)
+    chosen = {component: components[component]} if component is not None else components
+    indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
+    unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
+    home = component if component is not None else _home(unnamed, indexes, adapter.info.source)
+    tallies: dict[str, _Tally] = {}
+    bound: list[BoundLayer] = []
+    misfits: list[str] = []
+    twice: list[str] = []
+    for layer in adapter.layers:
+        names = _candidates(layer, home, indexes, forced=component is not None)
+        live = _find(layer, names, indexes)
+        if live is None:
+            tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
+            absent = not any(part in indexes for part in names)
+            tally.unmatched[layer.target.module] = (
+                "the pipeline has no such component" if absent else "no such module"
+            )
+            tally.keys_unused.extend(layer.keys)
+            continue
+        misfit = layer.weights.misfit(live.shape)
+        if misfit:
+            misfits.append(f"{live.component}.{live.path}: {misfit}")
+            continue
+        tally = tallies.setdefault(live.component, _Tally())
+        if live.path in tally.matched:
+            twice.append(f"{live.component}.{live.path}")
+        tally.matched[live.path] = None
+        tally.keys_used += len(layer.keys)
+        bound.append(BoundLayer(live, layer.weights))
+    report = MatchReport(
+        adapter_name=name,
+        source=adapter.info.source,
+        format=adapter.info.format,
+        components=tuple(
+            ComponentMatch(part, tuple(t.matched), t.unmatched, t.keys_used, tuple(t.keys_unused))
+            for part, t in sorted(tallies.items())
+        ),
+        unused_keys=adapter.unused,
+        notes=adapter.notes,
+    )
+    _judge(adapter, components, report, misfits, twice)
+    return Binding(tuple(bound), report)
+
+
+def _judge(
+    adapter: Adapter,
+    components: Mapping[str, nn.Module],
+    report: MatchReport,
+    misfits: Sequence[str],
+    twice: Sequence[str],
+) -> None:
+    info = adapter.info
+    made_for = f"the adapter is for {info.base}, this pipeline is {base_of(dict(components))}"
+    if misfits:
+        more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
+        msg = (
+            f"{info.source}: {len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  "
+            + "\n  ".join(misfits[:_SHOWN])
+            + more
+        )
+        raise MatchError(msg)
+    if report.matched == 0:
+        reasons = sorted({why for part in report.components for why in part.unmatched.values()})
+        first = [spelling for part in report.components for spelling in part.unmatched][:3]
+        msg = (
+            f"{info.source}: none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
+            f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}"
+        )
+        raise MatchError(msg)
+    if twice:
+        msg = f"{info.source}: {len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
+        raise MatchError(msg)
+
+
+def _candidates(
+    layer: AdapterLayer, home: str | None, indexes: Mapping[str, ModuleIndex], *, forced: bool
+) -> tuple[str, ...]:
+    hint = layer.target.hint
+    if forced or hint is None:
+        return (home,) if home is not None else ()
+    named = COMPONENTS_OF_HINT.get(hint, (hint,))
+    present = tuple(part for part in named if part in indexes)
+    # A bare module of a class that says nothing takes what fits it.
+    return present[:1] or (("model",) if "model" in indexes else named[:1])
+
+
+def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> LiveModule | None:
+    for part in names:
+        index = indexes.get(part)
+        if index is None:
+            continue
+        # The whole spelling serves models whose own paths start like a component's name.
+        return index.find(_spelling(layer, index)) or index.find(layer.target.written)
+    return None
+
+
+def _spelling(layer: AdapterLayer, index: ModuleIndex) -> str:
+    module = layer.target.module
+    if not module.startswith(f"{ORDINAL}?:"):
+        return module
+    number = module.rpartition(":")[2]
+    classes = index.ordinal_classes
+    return f"{ORDINAL}{','.join(classes)}:{number}" if classes else module
+
+
+def _choose_ordinal(layers: Sequence[AdapterLayer], index: ModuleIndex) -> None:
+    """For a counted file without class names: take the classes under which every layer fits."""
+    counted = [layer for layer in layers if layer.target.module.startswith(f"{ORDINAL}?:")]
+    for classes in CANDIDATES if counted else ():
+        paths = index.ordinal_paths(classes)
+        if paths and len(paths) == len(counted):
+            index.ordinal_classes = classes
+            return
+
+
+def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], label: str) -> str | None:
+    """Find the one component that layers without a component's name belong to."""
+    if not layers:
+        return None
+    counts: dict[str, int] = {}
+    for part, index in indexes.items():
+        _choose_ordinal(layers, index)
+        fits = 0
+        for layer in layers:
+            live = index.find(_spelling(layer, index)) or index.find(layer.target.written)
+            fits += live is not None and layer.weights.misfit(live.shape) is None
+        counts[part] = fits
+    best = max(counts.values())
+    winners = [part for part, count in counts.items() if count == best]
+    if best == 0:  # nothing fits: name the component whose names at least are known, for the message
+        known = {
+            part: sum(index.find(_spelling(x, index)) is not None for x in layers)
+            for part, index in indexes.items()
+        }
+        return max(known, key=lambda part: known[part])
+    if len(winners) > 1:
+        msg = (
+            f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
+            f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}"
+        )
+        raise MatchError(msg)
+    return winners[0]

@@ -1,0 +1,92 @@
+"""What a load matched and what it did not, as values and as a short table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ComponentMatch:
+    """
+    One component's part of a load.
+
+    Attributes:
+        component: Its name in the pipeline, or the name that the keys give where the pipeline has no such part.
+        matched: Paths of the live modules that the adapter changes.
+        unmatched: Modules as the file spells them, with the reason why none was found.
+        keys_used: Number of keys that ended up in matched modules.
+        keys_unused: Keys of unmatched modules.
+    """
+
+    component: str
+    matched: tuple[str, ...] = ()
+    unmatched: Mapping[str, str] = field(default_factory=dict)
+    keys_used: int = 0
+    keys_unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """
+    The outcome of one ``load_lora_weights``.
+
+    Attributes:
+        adapter_name: The name it was loaded under.
+        source: Where it is from.
+        format: The layout of its keys.
+        components: One entry for each component that the keys name or that was matched.
+        unused_keys: Keys that belong to no module at all, with the reason.
+        notes: Remarks on the file, such as embeddings that are not applied.
+    """
+
+    adapter_name: str
+    source: str
+    format: str
+    components: tuple[ComponentMatch, ...]
+    unused_keys: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def matched(self) -> int:
+        """Number of live modules that the adapter changes."""
+        return sum(len(part.matched) for part in self.components)
+
+    @property
+    def unmatched(self) -> int:
+        """Number of modules of the file that the pipeline does not have."""
+        return sum(len(part.unmatched) for part in self.components)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every module and every key of the file is used."""
+        return self.unmatched == 0 and not self.unused_keys
+
+    def __str__(self) -> str:
+        """Give a short table: a line for each component, then what is left over and why."""
+        lines = [f"{self.adapter_name}: {self.source} ({self.format})"]
+        width = max((len(part.component) for part in self.components), default=0)
+        for part in self.components:
+            keys = part.keys_used + len(part.keys_unused)
+            total = len(part.matched) + len(part.unmatched)
+            lines.append(
+                f"  {part.component:<{width}}  {len(part.matched):>4} of {total:>4} modules, "
+                f"{part.keys_used:>4} of {keys:>4} keys"
+            )
+            reasons: dict[str, list[str]] = {}
+            for name, why in part.unmatched.items():
+                reasons.setdefault(why, []).append(name)
+            for why, names in reasons.items():
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                lines.append(f"    not matched, {why}: {', '.join(names[:_SHOWN])}{more}")
+        if self.unused_keys:
+            keys_left = list(self.unused_keys)
+            more = f" and {len(keys_left) - _SHOWN} more" if len(keys_left) > _SHOWN else ""
+            lines.append(f"  {len(keys_left)} keys not used: {', '.join(keys_left[:_SHOWN])}{more}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""
+The weight update as pure functions on tensors: W' = W + sum of gain_i * scale_i * up_i @ down_i, rounded once.
+
+Everything is accumulated in fp32 (fp64 for fp64 weights) from a kept base, whatever was set before, so there is no
+drift and no order of calls. On a GPU half-precision factors go through the tensor cores, whose accumulators are fp32.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lora_mixer.algorithms import LayerWeights
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One adapter's part in one weight: its tensors and the user's weight."""
+
+    weights: LayerWeights
+    gain: float
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Keep TF32 and half-precision accumulators out of the update, whatever the process has set."""
+    matmul = torch.backends.cuda.matmul
+    kept = (
+        matmul.allow_tf32,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    matmul.allow_tf32 = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = kept[0]
+        matmul.allow_fp16_reduced_precision_reduction = kept[1]
+        matmul.allow_bf16_reduced_precision_reduction = kept[2]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype that sums for a weight of ``dtype`` are made in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def blend_weight(
+    weight: torch.Tensor, base: torch.Tensor, terms: Sequence[Term], *, transposed: bool = False
+) -> None:
+    """
+    Write ``base`` plus all terms into ``weight``.
+
+    Args:
+        weight: Written in place, (out, in, *kernel) in any memory format; (in, out) when ``transposed``.
+        base: The clean base, same shape and dtype; read only.
+        terms: What to add, in a fixed order (sums are not associative; the caller sorts).
+        transposed: Whether the weight is stored (in, out).
+    """
+    wide = accumulator(weight.dtype)
+    clean = base.T if transposed else base
+    ups, downs, dense = [], [], []
+    for term in terms:
+        pair = term.weights.factors(tuple(clean.shape))
+        if pair is None:
+            dense.append(term)
+            continue
+        gain = term.gain * pair.scale
+        ups.append(pair.up.to(weight.device, wide) * gain)
+        downs.append(pair.down.to(weight.device, wide))
+    rows = clean.shape[0]
+    source = clean.to(weight.device)
+    direct = (
+        weight.dtype == wide
+        and weight.is_contiguous()
+        and source.is_contiguous()
+        and not dense
+        and not transposed
+    )
+    if direct and ups:
+        torch.addmm(source.view(rows, -1), torch.cat(ups, 1), torch.cat(downs), out=weight.view(rows, -1))
+        return
+    total = source.to(wide)
+    if ups:
+        total = torch.addmm(total.reshape(rows, -1), torch.cat(ups, 1), torch.cat(downs)).view(clean.shape)
+    if dense:
+        exact = source.to(wide)
+        total = sum((term.weights.delta(exact, term.gain) for term in dense), start=total)
+    weight.copy_(total.T if transposed else total)
+
+
+def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tensor | None:
+    """
+    Sum the changes of a bias in fp32.
+
+    Args:
+        base: The module's clean bias (out,), or None for a module without one.
+        terms: The adapters' parts.
+
+    Returns:
+        The sum (out,), or None where no adapter changes the bias.
+    """
+    parts = [part for term in terms if (part := term.weights.bias_delta(base, term.gain)) is not None]
+    return torch.stack(parts).sum(0) if parts else None
+
+
+def split_halves(exact: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Write an fp32 tensor as the sum of two half-precision ones.
+
+    The pair carries twice the digits, so a product of halves with fp32 accumulators is as good as one of fp32 factors.
+    """
+    high = exact.to(dtype)
+    return high, (exact - high.float()).to(dtype)

@@ -1,0 +1,218 @@
+"""
+Bytes to tensors: safetensors files read without trust, whole, in one go.
+
+A header is checked completely before anything is allocated, so a file that claims a terabyte costs
+nothing. The data section is read into one buffer and moved to a device in one copy; tensors are views
+of it. Layout: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+HEADER_LIMIT = 100_000_000
+"""Largest header in bytes; the same bound as the safetensors library keeps."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Where one tensor lies: its dtype, shape and byte range in the data section."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header: every tensor's place, the free-form metadata, and where data begin."""
+
+    tensors: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+    data_start: int
+    data_bytes: int
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            msg = f"the key {key!r} stands twice"
+            raise ValueError(msg)
+        table[key] = value
+    return table
+
+
+def _spec(key: str, entry: Any, label: str) -> TensorSpec:
+    def bad(what: str) -> CorruptFileError:
+        return CorruptFileError(f"{label}: the header entry of {key!r} {what}; download the file again")
+
+    if not isinstance(entry, dict):
+        raise bad(f"is {type(entry).__name__}, not an object")
+    dtype = _DTYPES.get(str(entry.get("dtype")))
+    if dtype is None:
+        raise bad(f"has dtype {entry.get('dtype')!r}; known are {', '.join(_DTYPES)}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise bad(f"has shape {shape!r}, not a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        raise bad(f"has data_offsets {offsets!r}, not two positions")
+    start, end = offsets
+    expected = math.prod(shape) * dtype.itemsize
+    if start < 0 or end - start != expected:
+        raise bad(f"has shape {shape} of {entry['dtype']}, {expected} bytes, but offsets {offsets}")
+    return TensorSpec(dtype, tuple(shape), start, end)
+
+
+def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """
+    Check the JSON text of a header against the size of the data section.
+
+    Args:
+        raw: The header's bytes, without the 8 bytes of its length.
+        total: Size of the data section in bytes.
+        label: What to call the file in messages.
+
+    Raises:
+        CorruptFileError: On anything that the format does not allow.
+    """
+    try:
+        table = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        msg = f"{label}: the header is no valid JSON ({error}); the file is damaged, download it again"
+        raise CorruptFileError(msg) from None
+    if not isinstance(table, dict):
+        msg = f"{label}: the header is a JSON {type(table).__name__}, expected an object"
+        raise CorruptFileError(msg)
+    metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        msg = f"{label}: __metadata__ is a {type(metadata).__name__}, expected an object of strings"
+        raise CorruptFileError(msg)
+    specs = {key: _spec(key, entry, label) for key, entry in table.items()}
+    position = 0
+    for key, spec in sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)):
+        if spec.start != position:
+            msg = f"{label}: {key!r} starts at byte {spec.start}, expected {position}: tensors overlap or leave a gap"
+            raise CorruptFileError(msg)
+        position = spec.end
+    if position != total:
+        what = "truncated" if position > total else "longer than its header says"
+        msg = f"{label}: {what}: the header lists {position} bytes of tensors, the file has {total}"
+        raise CorruptFileError(msg)
+    return specs, {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+def read_header(stream: IO[bytes], label: str) -> Header:
+    """
+    Read and check the header of a safetensors stream; the stream is left at the first data byte.
+
+    Raises:
+        CorruptFileError: On a damaged or hostile file.
+        NotAnAdapterError: When the stream is empty or clearly of another kind (pickle, zip, HTML).
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size == 0:
+        msg = f"{label}: the file is empty (0 bytes); the download was probably interrupted"
+        raise NotAnAdapterError(msg)
+    first = stream.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
+        raise _foreign(first, size, label)
+    total = size - 8 - length
+    specs, metadata = parse_header(stream.read(length), total, label)
+    return Header(specs, metadata, 8 + length, total)
+
+
+def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
+    """Say what a stream is whose first 8 bytes are no possible header length."""
+    if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80":
+        what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
+    elif first[:1] == b"<":
+        what = "an HTML page, not safetensors; download the file itself"
+    elif first.startswith(b"version "):
+        what = "a Git LFS pointer, not safetensors; run `git lfs pull`, or download the file itself"
+    else:
+        msg = (
+            f"{label}: not a safetensors file, or truncated: its first 8 bytes claim a header of "
+            f"{int.from_bytes(first, 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})"
+        )
+        return CorruptFileError(msg)
+    return NotAnAdapterError(f"{label}: {what}")
+
+
+def open_weights(path: Path, label: str) -> IO[bytes]:
+    """Open a file for reading, with this package's errors."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        msg = f"{label}: there is no such file"
+        raise SourceNotFoundError(msg) from None
+    except OSError as error:
+        msg = f"{label}: cannot be read ({error.strerror or error})"
+        raise SourceNotFoundError(msg) from error
+
+
+def read_tensors(
+    stream: IO[bytes], header: Header, label: str, device: torch.device | str | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Read the whole data section with one read and, for another device, one copy.
+
+    Args:
+        stream: The stream that ``header`` came from.
+        header: Its checked header.
+        label: What to call the file in messages.
+        device: Where the tensors shall live; None is the CPU.
+
+    Returns:
+        Tensors by name, views of one buffer (of a copy where a view would be misaligned).
+    """
+    buffer = torch.empty(header.data_bytes, dtype=torch.uint8)
+    stream.seek(header.data_start)
+    got = 0
+    # A file changed between the two reads is as damaged as a truncated one.
+    view = memoryview(buffer.numpy().data)
+    while got < header.data_bytes:
+        n = stream.readinto(view[got:])  # type: ignore[attr-defined]
+        if not n:
+            msg = f"{label}: truncated while reading: {got} of {header.data_bytes} bytes came"
+            raise CorruptFileError(msg)
+        got += n
+    if device is not None:
+        buffer = buffer.to(device)
+    tensors = {}
+    for key, spec in header.tensors.items():
+        part = buffer[spec.start : spec.end]
+        if spec.start % spec.dtype.itemsize:
+            part = part.clone()
+        tensors[key] = part.view(spec.dtype).view(spec.shape)
+    return tensors

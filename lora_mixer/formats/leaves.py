@@ -1,0 +1,105 @@
+"""
+The ends of keys: which spelling stands for which part of which algorithm.
+
+A key is ``<module><leaf>``. One table maps every leaf that trainers write to a role; a new spelling is a
+new row, a new algorithm a new group of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NAME = r"(?:\.(?P<inner>[^.]+))?"  # PEFT leaves the adapter's name in: lora_A.default.weight
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One matched leaf: the part it is, its algorithm, and PEFT's inner adapter name if there is one."""
+
+    role: str
+    algorithm: str
+    inner: str | None = None
+    attn_processor: bool = False
+    """Whether the module is spelled as diffusers' old attention processors spell it."""
+
+
+def _row(pattern: str, role: str, algorithm: str) -> tuple[re.Pattern[str], str, str]:
+    return re.compile(pattern + r"$"), role, algorithm
+
+
+# (pattern at the end of the key, role, algorithm). The first match counts.
+_TABLE = (
+    _row(r"[._]lora_down\.weight", "down", "lora"),
+    _row(r"[._]lora_up\.weight", "up", "lora"),
+    _row(r"\.lora_mid\.weight", "mid", "lora"),
+    _row(r"\.lora_up\.bias", "up_bias", "lora"),
+    _row(r"\.lora_A(?:_\d+)?" + _NAME + r"\.weight", "down", "lora"),
+    _row(r"\.lora_B(?:_\d+)?" + _NAME + r"\.weight", "up", "lora"),
+    _row(r"\.lora_B" + _NAME + r"\.bias", "up_bias", "lora"),
+    _row(r"\.lora_embedding_A" + _NAME, "embedding_down", "lora"),
+    _row(r"\.lora_embedding_B" + _NAME, "embedding_up", "lora"),
+    _row(r"\.lora(?:_linear_layer)?\.down\.weight", "down", "lora"),
+    _row(r"\.lora(?:_linear_layer)?\.up\.weight", "up", "lora"),
+    _row(r"_lora\.down\.weight", "down", "lora"),
+    _row(r"_lora\.up\.weight", "up", "lora"),
+    _row(r"_lora\d\.down\.weight", "down", "lora"),
+    _row(r"_lora\d\.up\.weight", "up", "lora"),
+    _row(r"\.lora_A" + _NAME, "down", "lora"),
+    _row(r"\.lora_B" + _NAME, "up", "lora"),
+    _row(r"\.base_layer\.bias", "set_bias", "lora"),
+    _row(r"\.alpha", "alpha", ""),
+    _row(r"\.scale", "scale", ""),
+    _row(r"\.(?:dora_scale|magnitude|lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?)", "magnitude", "dora"),
+    _row(r"\.hada_(?P<part>w[12]_[ab]|t[12])", "hada", "loha"),
+    _row(r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])", "lokr", "lokr"),
+    _row(r"\.(?P<part>[ab][12]|bm)\.weight", "glora", "glora"),
+    _row(r"\.diff(?P<part>_b)?", "diff", "full"),
+    _row(r"\.(?P<part>[wb])_norm", "norm", "norm"),
+    _row(r"\.on_input", "on_input", "ia3"),
+    _row(r"\.ia3_l" + _NAME, "ia3_l", "ia3"),
+    _row(r"\.oft_(?P<part>blocks|diag|R)" + _NAME + r"(?:\.weight)?", "oft", "oft"),
+    _row(r"\.rescale", "rescale", "oft"),
+    _row(r"\.boft_(?P<part>R|s)" + _NAME, "boft", "boft"),
+    _row(r"\.lora_E" + _NAME, "lora_E", "adalora"),
+    _row(r"\.ranknum" + _NAME, "ranknum", "adalora"),
+    _row(r"\.vera_lambda_(?P<part>[bd])" + _NAME, "vera", "vera"),
+    _row(r"(?:^|\.)vera_(?P<part>[AB])" + _NAME, "vera", "vera"),
+    _row(r"\.hra_(?P<part>u)" + _NAME, "hra", "hra"),
+    _row(r"\.bias_(?P<part>indices|values|size)", "sparse_bias", "sparse bias"),
+    _row(r"\.set_weight", "set_weight", "set weight"),
+    _row(r"\.reshape_weight", "reshape_weight", "reshape weight"),
+)
+
+_FAST = (  # plain suffixes that make up nearly all real files; the table handles the rest
+    (".lora_down.weight", Leaf("down", "lora")),
+    (".lora_up.weight", Leaf("up", "lora")),
+    (".lora_A.weight", Leaf("down", "lora")),
+    (".lora_B.weight", Leaf("up", "lora")),
+    (".alpha", Leaf("alpha", "")),
+)
+
+
+def split_key(key: str) -> tuple[str, Leaf] | None:
+    """
+    Split a key into its module spelling and its leaf.
+
+    Returns:
+        The text before the leaf and the leaf, or None where no known leaf ends the key.
+
+    Example:
+        >>> split_key("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight")
+        ('lora_unet_mid_block_attentions_0_proj_in', Leaf(role='up', algorithm='lora', inner=None, attn_processor=False))
+    """
+    for suffix, leaf in _FAST:
+        if key.endswith(suffix):
+            return key[: -len(suffix)], leaf
+    for pattern, role, algorithm in _TABLE:
+        found = pattern.search(key)
+        if found:
+            groups = found.groupdict()
+            part = (groups.get("part") or "").lstrip("_")
+            full_role = f"{role}_{part}" if part else role
+            old = found.group().startswith("_lora.")
+            return key[: found.start()], Leaf(full_role, algorithm, groups.get("inner"), old)
+    return None

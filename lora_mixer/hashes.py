@@ -1,0 +1,80 @@
+"""
+The hashes by which people find an adapter again (A1111, Civitai, kohya).
+
+Computed from the file when first asked for, since a hash reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CHUNK = 1 << 20
+_LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
+NAMES = ("sha256", "autov1", "autov2", "autov3", "sshs_model_hash", "sshs_legacy_hash")
+
+
+def _digest(stream: IO[bytes], start: int) -> str:
+    stream.seek(start)
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def compute(stream: IO[bytes], data_start: int | None) -> dict[str, str]:
+    """
+    Compute every hash of a file.
+
+    Args:
+        stream: The file.
+        data_start: Where the tensors of a safetensors file begin; None for other files, which then have
+            no ``autov3``.
+
+    Returns:
+        ``sha256`` of the file; ``autov2``, its first 10 digits; ``autov1`` (A1111's old 8 digits of the bytes at
+        1 MiB); ``sshs_model_hash`` over the tensors alone, and ``autov3``, its first 12 digits.
+    """
+    full = _digest(stream, 0)
+    stream.seek(_LEGACY_START)
+    legacy = hashlib.sha256(stream.read(_LEGACY_SIZE)).hexdigest()[:8]
+    table = {"sha256": full, "autov1": legacy, "autov2": full[:10]}
+    if data_start is not None:
+        tensors = _digest(stream, data_start)
+        table |= {"sshs_model_hash": tensors, "autov3": tensors[:12]}
+    return table
+
+
+class Hashes(Mapping[str, str]):
+    """A mapping of hash names to hex digits that reads the file at the first look."""
+
+    def __init__(self, load: Callable[[], dict[str, str]] | None) -> None:
+        """Take the function that computes the table; None for sources without bytes of their own."""
+        self._load = load
+        self._table: dict[str, str] | None = None if load else {}
+
+    def _all(self) -> dict[str, str]:
+        if self._table is None:
+            assert self._load is not None  # noqa: S101 -- holds by construction
+            self._table = self._load()
+        return self._table
+
+    def __getitem__(self, name: str) -> str:
+        """Give one hash."""
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the hashes there are."""
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        """Count the hashes."""
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        """Show the hashes if they are known already, without reading the file."""
+        return f"Hashes({self._table if self._table is not None else 'not computed yet'})"
