@@ -52,10 +52,13 @@ def _version(*, wanted: bool) -> None:
 @app.callback()
 def _options(
     *,
-    version: Annotated[  # noqa: ARG001  (its callback does it)
-        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Show it.")
+    version: Annotated[  # its callback does it
+        bool,
+        typer.Option(
+            "--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Show it."
+        ),
     ] = False,
-    debug: Annotated[  # noqa: ARG001  (_Commands looks at it)
+    debug: Annotated[  # _Commands looks at it
         bool, typer.Option("--debug", help="Show the traceback of an error. Goes before the subcommand.")
     ] = False,
 ) -> None:

@@ -33,7 +33,9 @@ class DType(str, Enum):
 
 def generate(
     *,
-    model: Annotated[str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")],
+    model: Annotated[
+        str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")
+    ],
     prompt: Annotated[str, typer.Option(help="What the picture shall show.")],
     lora: Annotated[
         list[str] | None,
@@ -44,20 +46,25 @@ def generate(
         ),
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What it shall not show.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Of the first picture; the next have the next. Default: any.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first picture; the next have the next. Default: any.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the pipeline's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: the pipeline's own.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Default: the model's own.")] = None,
     height: Annotated[int | None, typer.Option(min=8, help="Default: the model's own.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
-    out: Annotated[str, typer.Option(help="A .png path, with {seed} and {index} where wanted, or a folder.")] = (
-        "lora-mixer-{seed}.png"
-    ),
+    out: Annotated[
+        str, typer.Option(help="A .png path, with {seed} and {index} where wanted, or a folder.")
+    ] = ("lora-mixer-{seed}.png"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")
+    ] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted.")
+        bool,
+        typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted."),
     ] = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each PNG says inside how it was made."""
@@ -75,7 +82,9 @@ def generate(
     pipe = _pipeline(model, device, dtype)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = _mixed(pipe, options, strict=strict, allow_pickle=allow_pickle)
-    settings = Settings(prompt, negative_prompt, steps, guidance_scale, model, mixer.mix.to_text(), __version__)
+    settings = Settings(
+        prompt, negative_prompt, steps, guidance_scale, model, mixer.mix.to_text(), __version__
+    )
     for number, path in zip(seeds, paths, strict=True):
         image = pipe(**arguments, generator=_generator(number)).images[0]
         save(image, path, settings.text(number, image.size))
@@ -86,6 +95,7 @@ def _pipeline(model: str, device: str, dtype: DType) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
+    pipelines: Any = DiffusionPipeline
     chosen = _device(device)
     half = torch.float32 if chosen.type == "cpu" else torch.float16
     loaded_as = half if dtype is DType.AUTO else getattr(torch, dtype.value)
@@ -93,7 +103,7 @@ def _pipeline(model: str, device: str, dtype: DType) -> Any:
         with warnings.catch_warnings():
             # Named "dtype" in the newest releases only, which still take this one.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return DiffusionPipeline.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
+            return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise SourceNotFoundError(
@@ -112,7 +122,9 @@ def _device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise LoraMixerError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise LoraMixerError(
+            f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
     return found
 
 
@@ -146,6 +158,8 @@ def _mixed(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: 
             )
         console().print(plain(report), soft_wrap=True)
         if report.unmatched:
-            print_warning(f"{option.source}: only a part of it fits this pipeline; --strict refuses such files.")
+            print_warning(
+                f"{option.source}: only a part of it fits this pipeline; --strict refuses such files."
+            )
     mixer.set_mix(Mix.of({option.name: option.weights for option in options}))
     return mixer

@@ -28,10 +28,14 @@ _KIB = 1024
 def inspect(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="FILE_OR_FOLDER_OR_REPO...", help="Folders are searched for adapters all the way down."),
+        typer.Argument(
+            metavar="FILE_OR_FOLDER_OR_REPO...", help="Folders are searched for adapters all the way down."
+        ),
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects, with hashes and metadata.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list of objects, with hashes and metadata.")
+    ] = False,
     allow_pickle: Annotated[bool, typer.Option(help="Open .pt, .pth, .ckpt and .bin files as well.")] = False,
 ) -> None:
     """Show format, base model, algorithm, ranks, modules and trigger words of adapters."""
@@ -70,7 +74,9 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
     files = adapter_files(folder, allow_pickle=allow_pickle)
     if not files:
         hint = "" if allow_pickle else " Pickles (.pt, .bin) are looked for with --allow-pickle."
-        raise SourceNotFoundError(f"{source} holds no adapter files (.safetensors), nor do the folders in it.{hint}")
+        raise SourceNotFoundError(
+            f"{source} holds no adapter files (.safetensors), nor do the folders in it.{hint}"
+        )
     return [str(file) for file in files]
 
 

@@ -77,7 +77,9 @@ def split_weights(text: str) -> tuple[str, AdapterMix]:
             ) from error
         return text, AdapterMix()
     if mix.names != ("x",):
-        raise MixError(f"--lora {text!r}: expected one adapter's weights after the colon; give each its own --lora.")
+        raise MixError(
+            f"--lora {text!r}: expected one adapter's weights after the colon; give each its own --lora."
+        )
     return source, mix["x"]
 
 

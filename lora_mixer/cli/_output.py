@@ -53,7 +53,9 @@ class Settings:
         lines = [self.prompt]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
-        lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items() if value is not None))
+        lines.append(
+            ", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items() if value is not None)
+        )
         return "\n".join(lines)
 
 
@@ -80,7 +82,9 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
     if template.endswith(("/", "\\")) or Path(template).is_dir():
         template = str(Path(template) / "{seed}.png")
     if not template.lower().endswith(".png"):
-        raise OutputError(f"--out must be a .png path or a folder (got {template!r}): other formats lose the settings.")
+        raise OutputError(
+            f"--out must be a .png path or a folder (got {template!r}): other formats lose the settings."
+        )
     try:
         used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         unknown = used - set(FIELDS)
@@ -93,7 +97,9 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
             template = template[: -len(".png")] + "-{index}" + template[-len(".png") :]
         return [Path(template.format(seed=seed, index=index)) for index, seed in enumerate(seeds)]
     except ValueError as error:
-        raise OutputError(f"--out {template!r} is no path or template: {error}. Example: out/{{seed}}.png") from error
+        raise OutputError(
+            f"--out {template!r} is no path or template: {error}. Example: out/{{seed}}.png"
+        ) from error
 
 
 def save(image: Image, path: Path, text: str) -> None:

@@ -22,14 +22,17 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def plain(text: object) -> str:
-    """
+    r"""
     Return text from a file, or its name, with control characters made visible instead of sent to the terminal.
 
     Example:
-        >>> print(plain("red \\x1b[31m"))
+        >>> print(plain("red \x1b[31m"))
         red �[31m
     """
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for letter in str(text)
+    )
 
 
 def print_error(message: str) -> None:
