@@ -7,7 +7,12 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -57,7 +62,7 @@ CLIP_G = {
 }
 
 
-def _filled(build: Any, device: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _filled(build: Any, device: str, dtype: torch.dtype) -> Any:
     """Build a module without its slow initialisation and fill it with small random weights."""
     with torch.device("meta"):
         module = build()
@@ -72,7 +77,7 @@ def _filled(build: Any, device: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
     return module
 
 
-def pipeline(size: str, device: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def pipeline(size: str, device: str, dtype: torch.dtype) -> Any:
     """Make an ``sd15``, ``sdxl`` or ``tiny`` pipeline of full layer shapes; it has no VAE and no tokenizer."""
     torch.manual_seed(0)
     unet = _filled(lambda: UNet2DConditionModel(**UNETS[size]), device, dtype)
@@ -108,7 +113,7 @@ def step_inputs(size: str, batch: int, device: str, dtype: torch.dtype) -> dict[
     return inputs
 
 
-def write_kohya(pipe: Any, path: Path, seed: int, rank: int = 16) -> int:  # noqa: ANN401
+def write_kohya(pipe: Any, path: Path, seed: int, rank: int = 16) -> int:
     """
     Write a Kohya file over the UNet's attention, feed-forward and projection layers and all text encoder layers.
 
@@ -117,14 +122,20 @@ def write_kohya(pipe: Any, path: Path, seed: int, rank: int = 16) -> int:  # noq
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for component, prefix in (("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2")):
+    for component, prefix in (
+        ("unet", "lora_unet"),
+        ("text_encoder", "lora_te1"),
+        ("text_encoder_2", "lora_te2"),
+    ):
         module = getattr(pipe, component, None)
         if module is None:
             continue
         for name, layer in module.named_modules():
             weight = getattr(layer, "weight", None)
-            inside = "attentions." in name if component == "unet" else ".layers." in name and "norm" not in name
-            if weight is None or weight.ndim < 2 or not inside:  # noqa: PLR2004
+            inside = (
+                "attentions." in name if component == "unet" else ".layers." in name and "norm" not in name
+            )
+            if weight is None or weight.ndim < 2 or not inside:
                 continue
             kernel = [1] * (weight.ndim - 2)
             key = f"{prefix}_{name.replace('.', '_')}"

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         UnsupportedAdapterError,
     )
     from lora_mixer.inspection import read_adapter
-    from lora_mixer.mixer import LoraMixer, MemoryReport, PartialMatchWarning
+    from lora_mixer.memory import MemoryReport
+    from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
 
 __version__ = "0.1.0"
@@ -64,7 +65,7 @@ _MODULES = {
     "ComponentMatch": "binding",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
-    "MemoryReport": "mixer",
+    "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
     "read_adapter": "inspection",

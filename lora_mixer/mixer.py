@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
 from lora_mixer.engines import BaseDevice, MergedEngine, Term
 from lora_mixer.engines.residence import check_finite, settle
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
+from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix
+from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import nn
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_mixer.adapter import AdapterInfo
-
-_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[LoraMixer]] = weakref.WeakKeyDictionary()
 
 
 class PartialMatchWarning(UserWarning):
@@ -38,27 +34,6 @@ class _Loaded:
     info: AdapterInfo
     layers: tuple[tuple[int, BoundLayer], ...]  # with the engine's key
     report: MatchReport
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """
-    What a mixer holds, in bytes.
-
-    Attributes:
-        adapters: Tensors of each loaded adapter.
-        base: Kept base weights by device; ``cpu`` is host memory.
-        keep_base: Where bases are kept by choice: ``device`` or ``host``.
-    """
-
-    adapters: Mapping[str, int]
-    base: Mapping[str, int]
-    keep_base: BaseDevice
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self.adapters.values()) + sum(self.base.values())
 
 
 class LoraMixer:
@@ -93,7 +68,7 @@ class LoraMixer:
         True
     """
 
-    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:  # noqa: ANN401
+    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
             msg = f"keep_base must be 'device' or 'host', got {keep_base!r}"
@@ -109,9 +84,9 @@ class LoraMixer:
 
     # --- loading -----------------------------------------------------------------------------------------------
 
-    def load_lora_weights(  # noqa: PLR0913 -- the options of a Hub download, under diffusers' names
+    def load_lora_weights(
         self,
-        pretrained_model_name_or_path_or_dict: Any,  # noqa: ANN401 -- path, repo id, file object, state dict
+        pretrained_model_name_or_path_or_dict: Any,
         adapter_name: str | None = None,
         *,
         weight_name: str | None = None,
@@ -164,7 +139,9 @@ class LoraMixer:
             if hotswap and name not in self._loaded:
                 raise self._unknown([name], "hotswap")
             if name in self._loaded and not hotswap:
-                msg = f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+                msg = (
+                    f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+                )
                 raise AdapterNameError(msg)
             source = resolve_source(
                 pretrained_model_name_or_path_or_dict,
@@ -178,7 +155,7 @@ class LoraMixer:
                 allow_pickle=allow_pickle,
             )
             components = find_components(self.pipe)
-            self._claim(components)
+            claim(self, components.values())
             adapter = read(source, name=name)
             binding = bind(adapter, components, name, component=component)
             report = binding.report
@@ -192,12 +169,14 @@ class LoraMixer:
             loaded = _Loaded(adapter.info, tuple(zip(keys, layers, strict=True)), report)
             self._swap_in(name, loaded, hotswap=hotswap)
         if report.unmatched:
-            warnings.warn(f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2)
+            warnings.warn(
+                f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
+            )
         return report
 
     # --- mixing ------------------------------------------------------------------------------------------------
 
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:  # noqa: ANN401
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
         """
         Make these adapters, and no others, active at these weights; this also ends ``disable_lora``.
 
@@ -221,7 +200,7 @@ class LoraMixer:
             raise AdapterNameError(msg)
         self.set_mix(Mix.from_weights(names, adapter_weights))
 
-    def set_mix(self, mix: Any) -> None:  # noqa: ANN401 -- every form that Mix.of reads
+    def set_mix(self, mix: Any) -> None:
         """
         Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
 
@@ -235,7 +214,7 @@ class LoraMixer:
             self._mix, self._enabled = wanted, True
 
     @contextmanager
-    def applied(self, mix: Any) -> Iterator[LoraMixer]:  # noqa: ANN401
+    def applied(self, mix: Any) -> Iterator[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
@@ -405,16 +384,6 @@ class LoraMixer:
         if not hotswap:
             self._mix, self._enabled = wanted, True
 
-    def _claim(self, components: Mapping[str, nn.Module]) -> None:
-        """Refuse a pipeline whose weights another mixer has in hand: two kept bases would contradict each other."""
-        for part, root in components.items():
-            other = _owners.get(root, lambda: None)()
-            if other is not None and other is not self and other._loaded:  # noqa: SLF001 -- same class
-                msg = f"another LoraMixer has adapters loaded on this {part}; use that one, or unload it first"
-                raise PipelineStateError(msg)
-        for root in components.values():
-            _owners[root] = weakref.ref(self)
-
     def _free_name(self) -> str:
         number = len(self._loaded)
         while f"default_{number}" in self._loaded:
@@ -423,11 +392,13 @@ class LoraMixer:
 
     def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
         loaded = ", ".join(self._loaded) or "none"
-        return AdapterNameError(f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}")
+        return AdapterNameError(
+            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        )
 
 
 def _checked_name(name: str) -> str:
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+    if not str(name).strip() or not str(name).isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name

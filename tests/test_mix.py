@@ -205,7 +205,7 @@ class TestWriting:
             Mix.from_yaml(mix.to_yaml()),
             Mix.of(mix.to_json()),
             Mix.of(mix.to_text()),
-            pickle.loads(pickle.dumps(mix)),  # noqa: S301
+            pickle.loads(pickle.dumps(mix)),
             copy.deepcopy(mix),
         ):
             assert again.adapters == mix.adapters

@@ -120,7 +120,7 @@ def _cells(info: AdapterInfo) -> Iterator[str]:
 def _range(values: tuple[int, ...] | tuple[float, ...]) -> str:
     """Write a few values in full and many as a range: per-module ranks can be dozens."""
     shown = [f"{value:g}" for value in sorted(values)]
-    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]} to {shown[-1]}"  # noqa: PLR2004
+    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]} to {shown[-1]}"
 
 
 def _size(count: int) -> str:

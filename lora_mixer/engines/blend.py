@@ -33,7 +33,11 @@ class Term:
 def exact_matmul() -> Iterator[None]:
     """Keep TF32 and half-precision accumulators out of the update, whatever the process has set."""
     matmul = torch.backends.cuda.matmul
-    kept = (matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction)
+    kept = (
+        matmul.allow_tf32,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
     matmul.allow_tf32 = False
     matmul.allow_fp16_reduced_precision_reduction = False
     matmul.allow_bf16_reduced_precision_reduction = False
@@ -75,7 +79,13 @@ def blend_weight(
         downs.append(pair.down.to(weight.device, wide))
     rows = clean.shape[0]
     source = clean.to(weight.device)
-    direct = weight.dtype == wide and weight.is_contiguous() and source.is_contiguous() and not dense and not transposed
+    direct = (
+        weight.dtype == wide
+        and weight.is_contiguous()
+        and source.is_contiguous()
+        and not dense
+        and not transposed
+    )
     if direct and ups:
         torch.addmm(source.view(rows, -1), torch.cat(ups, 1), torch.cat(downs), out=weight.view(rows, -1))
         return

@@ -45,7 +45,10 @@ def fits(weight: torch.Tensor, base: torch.Tensor, pairs: Iterable[Factors]) -> 
         and base.device == weight.device
         and weight.is_contiguous()
         and base.is_contiguous()
-        and all(pair.up.dtype == weight.dtype == pair.down.dtype and pair.up.device == weight.device for pair in pairs)
+        and all(
+            pair.up.dtype == weight.dtype == pair.down.dtype and pair.up.device == weight.device
+            for pair in pairs
+        )
     )
 
 
@@ -54,7 +57,7 @@ def run(jobs: Sequence[Job]) -> None:
     groups: dict[tuple[object, ...], list[Job]] = defaultdict(list)
     for job in jobs:
         ranks = tuple(pair.down.shape[0] for pair in job.pairs)
-        groups[*job.weight.shape, job.weight.dtype, job.weight.device, ranks].append(job)
+        groups[tuple(job.weight.shape), job.weight.dtype, job.weight.device, ranks].append(job)
     for group in groups.values():
         rows, columns = group[0].weight.shape
         rank = sum(pair.down.shape[0] for pair in group[0].pairs)
@@ -72,10 +75,12 @@ def _run_group(group: Sequence[Job]) -> None:
     # A power of two taken out of the gains keeps ``up`` in range; addmm multiplies it back in fp32.
     peak = max(abs(gain) for gain in flat)
     power = 2.0 ** max(0, math.frexp(peak)[1])
-    gains = torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(ranks * count)).to(first.weight.device)
+    gains = (
+        torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(ranks * count)).to(first.weight.device)
+    )
     ups = torch.cat([pair.up for job in group for pair in job.pairs], dim=1)  # (out, count * rank)
     downs = torch.cat([pair.down for job in group for pair in job.pairs]).view(count, rank, columns)
-    if all(math.frexp(gain)[0] in (0.5, -0.5) for gain in flat):  # noqa: PLR2004 -- powers of two round nothing
+    if all(math.frexp(gain)[0] in (0.5, -0.5) for gain in flat):
         left = (ups * gains.to(ups.dtype)).view(rows, count, rank)
     else:
         high, low = split_halves(ups.float() * gains, ups.dtype)

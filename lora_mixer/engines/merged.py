@@ -98,7 +98,9 @@ class MergedEngine:
             adapter: Its name.
             keep: Keys of modules that it goes on using.
         """
-        for key in [key for key, entry in self._touched.items() if adapter in entry.users and key not in keep]:
+        for key in [
+            key for key, entry in self._touched.items() if adapter in entry.users and key not in keep
+        ]:
             entry = self._touched[key]
             entry.users.discard(adapter)
             if not entry.users:
@@ -149,7 +151,12 @@ class MergedEngine:
         return table
 
     def _slots(self) -> list[Slot]:
-        return [slot for entry in self._touched.values() for slot in (entry.weight, entry.bias) if slot is not None]
+        return [
+            slot
+            for entry in self._touched.values()
+            for slot in (entry.weight, entry.bias)
+            if slot is not None
+        ]
 
     def _check(self) -> None:
         _raise([problem for slot in self._slots() if (problem := slot.problem())])
@@ -216,8 +223,10 @@ class _adds:  # noqa: N801 -- a function with state
     def __init__(self, bias: torch.Tensor) -> None:
         self._bias = bias
 
-    def __call__(self, module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        channels_first = output.ndim > 2 and type(module).__name__.startswith("Conv") and not hasattr(module, "nf")  # noqa: PLR2004
+    def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        channels_first = (
+            output.ndim > 2 and type(module).__name__.startswith("Conv") and not hasattr(module, "nf")
+        )
         self._bias = self._bias.to(output.device)
         bias = self._bias.to(output.dtype)
         return output + (bias.view(-1, *[1] * (output.ndim - 2)) if channels_first else bias)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lora_mixer.errors import PipelineStateError
-
 if TYPE_CHECKING:
     from torch import nn
 

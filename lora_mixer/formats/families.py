@@ -28,7 +28,10 @@ _DIT = tuple(
         ("Anima", r"llm_adapter|(?:^|_)blocks_\d+_(?:self|cross)_attn_(?:q_proj|output_proj)"),
         ("Wan", r"(?:^|_)blocks_\d+_(?:self|cross)_attn_(?:q|k|v|o)(?:_|$)"),
         ("Z-Image or Lumina 2", r"(?:^|_)(?:context_refiner|noise_refiner)_\d|(?:^|_)layers_\d+_attention_"),
-        ("Qwen-Image", r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)|^transformer_blocks_\d+_attn_add_[qkv]_proj"),
+        (
+            "Qwen-Image",
+            r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)|^transformer_blocks_\d+_attn_add_[qkv]_proj",
+        ),
         ("PixArt, SD3 or another DiT", r"^transformer_blocks_\d"),
     )
 )
@@ -37,7 +40,9 @@ _TE_Q = re.compile(r"self_attn_q_proj$")
 
 
 def base_family(
-    modules: Iterable[tuple[str | None, str]], widths: Mapping[tuple[str | None, str], int], metadata: Mapping[str, str]
+    modules: Iterable[tuple[str | None, str]],
+    widths: Mapping[tuple[str | None, str], int],
+    metadata: Mapping[str, str],
 ) -> str:
     """
     Name the base family of an adapter.
@@ -80,7 +85,9 @@ def base_family(
 
 
 def _declared(metadata: Mapping[str, str]) -> str | None:
-    text = " ".join((metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))).lower()
+    text = " ".join(
+        (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
+    ).lower()
     for mark, family in (
         ("sdxl", "SDXL"),
         ("stable-diffusion-xl", "SDXL"),

@@ -12,20 +12,31 @@ from lora_mixer.errors import FormatError, InvalidAdapterError, NotAnAdapterErro
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import Target, modernise, split_component
-from lora_mixer.formats.peft_config import ScaleRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
+    from lora_mixer.formats.peft_config import ScaleRule
+
 _SHOWN = 10  # problems listed in one message
-_EMBEDDING = re.compile(r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$")
+_EMBEDDING = re.compile(
+    r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$"
+)
 _OTHER_KINDS = (
-    ("a full checkpoint", re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\.")),
+    (
+        "a full checkpoint",
+        re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\."),
+    ),
     ("a ControlNet", re.compile(r"controlnet_|input_hint_block|^zero_convs|^control_model|lora_controlnet")),
     ("an IP-Adapter", re.compile(r"^image_proj|^ip_adapter")),
-    ("a full model (UNet, transformer, text encoder or VAE)", re.compile(r"(?:^|\.)(?:conv_in|to_q|q_proj|proj_in|norm\w*|attn\w*|linear\w*|ff\.net\S*|qkv)\.(?:weight|bias)$")),
+    (
+        "a full model (UNet, transformer, text encoder or VAE)",
+        re.compile(
+            r"(?:^|\.)(?:conv_in|to_q|q_proj|proj_in|norm\w*|attn\w*|linear\w*|ff\.net\S*|qkv)\.(?:weight|bias)$"
+        ),
+    ),
 )
 
 
@@ -50,7 +61,9 @@ class Groups:
     notes: list[str]
 
 
-def group_keys(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], label: str) -> Groups:
+def group_keys(  # noqa: C901 -- one branch for each kind of key
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], label: str
+) -> Groups:
     """
     Sort the keys of a file.
 
@@ -100,7 +113,9 @@ def group_keys(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str],
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused, notes)
 
 
-def _locate(key: str, metadata: Mapping[str, str], *, has_on_input: bool) -> tuple[Target | None, Leaf | None, str]:
+def _locate(
+    key: str, metadata: Mapping[str, str], *, has_on_input: bool
+) -> tuple[Target | None, Leaf | None, str]:
     counted = safeloras.split_key(key, metadata)
     if counted:
         hint, module, role = counted
@@ -123,7 +138,9 @@ def _locate(key: str, metadata: Mapping[str, str], *, has_on_input: bool) -> tup
     return target, leaf, layout
 
 
-def _not_an_adapter(tensors: Mapping[str, torch.Tensor], embeddings: list[str], label: str) -> NotAnAdapterError:
+def _not_an_adapter(
+    tensors: Mapping[str, torch.Tensor], embeddings: list[str], label: str
+) -> NotAnAdapterError:
     if not tensors:
         return NotAnAdapterError(f"{label}: holds no tensors at all")
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
@@ -133,7 +150,9 @@ def _not_an_adapter(tensors: Mapping[str, torch.Tensor], embeddings: list[str], 
         if any(pattern.search(key) for key in tensors):
             return NotAnAdapterError(f"{label}: {kind}, not an adapter (first key {next(iter(tensors))!r})")
     shown = ", ".join(list(tensors)[:5])
-    return NotAnAdapterError(f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}")
+    return NotAnAdapterError(
+        f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}"
+    )
 
 
 def build_layers(
@@ -168,7 +187,11 @@ def build_layers(
             problems.append(str(error))
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        msg = f"{label}: {len(problems)} of {len(modules)} modules are broken:\n  " + "\n  ".join(problems[:_SHOWN]) + more
+        msg = (
+            f"{label}: {len(problems)} of {len(modules)} modules are broken:\n  "
+            + "\n  ".join(problems[:_SHOWN])
+            + more
+        )
         raise InvalidAdapterError(msg)
     return tuple(layers)
 
@@ -188,7 +211,9 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         if tensor.numel() == 0:
             msg = f"{label}: {role} is empty, shape {tuple(tensor.shape)}"
             raise InvalidAdapterError(msg)
-    parts = Parts(tensors, alpha, scale, rank_stabilised=rule is not None and rule.rank_stabilised, label=label)
+    parts = Parts(
+        tensors, alpha, scale, rank_stabilised=rule is not None and rule.rank_stabilised, label=label
+    )
     (algorithm,) = group.algorithms  # mixed ones of one module are of algorithms that are refused above
     return AdapterLayer(group.target, ALGORITHMS[algorithm](parts), tuple(group.keys))
 

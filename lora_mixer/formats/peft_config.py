@@ -57,7 +57,7 @@ def _matches(pattern: str, module: str) -> bool:
         return module == pattern or module.endswith("." + pattern)
 
 
-def _number(value: Any, name: str, label: str) -> float:  # noqa: ANN401 -- JSON of a stranger
+def _number(value: Any, name: str, label: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{label}: {name} is {value!r} in the adapter's configuration, expected a number"
         raise InvalidAdapterError(msg)

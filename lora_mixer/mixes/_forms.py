@@ -45,7 +45,9 @@ def is_full(data: Mapping[Any, object]) -> bool:
         >>> is_full({"adapters": {"a": 1}}), is_full({"adapters": 1})
         (True, False)
     """
-    return "adapters" in data and isinstance(data["adapters"], (Mapping, list)) and set(data) <= set(FULL_KEYS)
+    return (
+        "adapters" in data and isinstance(data["adapters"], (Mapping, list)) and set(data) <= set(FULL_KEYS)
+    )
 
 
 def entries_of(obj: object, reading: Reading) -> Entries:
@@ -81,7 +83,9 @@ def entries_of(obj: object, reading: Reading) -> Entries:
             elif isinstance(entry, (list, tuple)) and len(entry) == _PAIR:
                 pairs.append((entry[0], entry[1]))
             else:
-                reading.problem(f"[{index}]", f"expected a name or a pair (name, weights), got {shown(entry)}.")
+                reading.problem(
+                    f"[{index}]", f"expected a name or a pair (name, weights), got {shown(entry)}."
+                )
         return Entries(pairs)
     reading.problem("", f"expected a Mix, a dict, a list of names or pairs, or text, got {shown(obj)}.")
     return Entries()

@@ -101,10 +101,14 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
         elif not segment:
             reading.problem("", f"expected an adapter between the commas of {shown(text)}.")
         elif _is_number(segment):
-            reading.problem("", f"expected a name, got the number {segment}; a name like this stands in quotes.")
+            reading.problem(
+                "", f"expected a name, got the number {segment}; a name like this stands in quotes."
+            )
         else:
             adapters.append((_read_name(segment, reading), []))
-    entries: list[tuple[object, object]] = [(name, _read_parts(name, parts, reading)) for name, parts in adapters]
+    entries: list[tuple[object, object]] = [
+        (name, _read_parts(name, parts, reading)) for name, parts in adapters
+    ]
     return entries, methods[0] if methods else None
 
 
@@ -128,7 +132,9 @@ def write(specs: Mapping[str, object], method: str = "") -> str:
 
 
 def _write_name(name: str) -> str:
-    return name if _PLAIN_NAME.fullmatch(name) and not _is_number(name) else json.dumps(name, ensure_ascii=False)
+    return (
+        name if _PLAIN_NAME.fullmatch(name) and not _is_number(name) else json.dumps(name, ensure_ascii=False)
+    )
 
 
 def _write_parts(spec: object) -> Iterable[str]:
@@ -153,7 +159,9 @@ def _read_name(text: str, reading: Reading) -> str:
         name = load_json(text, reading)
         return name if isinstance(name, str) else text
     if not _PLAIN_NAME.fullmatch(text):
-        reading.problem("", f"expected a name, got {shown(text)}; names with such characters stand in quotes.")
+        reading.problem(
+            "", f"expected a name, got {shown(text)}; names with such characters stand in quotes."
+        )
     return text
 
 

@@ -51,7 +51,9 @@ class Mix:
         for name, adapter in self.adapters.items():
             is_name(name, reading)
             if not isinstance(adapter, AdapterMix):
-                reading.problem(str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}.")
+                reading.problem(
+                    str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}."
+                )
         reading.finish()
         object.__setattr__(self, "adapters", FrozenMap(self.adapters))
 
@@ -87,7 +89,9 @@ class Mix:
             if not is_name(name, reading):
                 continue
             if name in adapters:
-                reading.problem(name, "is named twice; give each adapter one entry with the weight that it shall have.")
+                reading.problem(
+                    name, "is named twice; give each adapter one entry with the weight that it shall have."
+                )
                 continue
             adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
         reading.finish()
@@ -116,7 +120,9 @@ class Mix:
         each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(each) != len(names):
             fail("mix", [f"expected one weight for each of the {len(names)} names, got {len(each)} weights."])
-        return cls.of([(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)])
+        return cls.of(
+            [(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)]
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,7 +182,7 @@ class Mix:
         del module, layout
         return self[name].component_weight(component)
 
-    def gain_at(  # noqa: PLR0913, PLR0917 (a layer and a time have that many coordinates)
+    def gain_at(
         self,
         name: str,
         component: str,

@@ -85,7 +85,7 @@ def from_url(url: str, request: Request) -> AdapterSource:
         )
     repo_id = "/".join(path[:2])
     # A whole repository, a folder of one, or a file of one.
-    if len(path) == 2:  # noqa: PLR2004
+    if len(path) == 2:
         return from_repo(repo_id, request)
     kind, revision, inside = path[2] if path[2:] else "", "".join(path[3:4]), "/".join(path[4:])
     if kind not in ("blob", "resolve", "tree") or not revision or (kind != "tree" and not inside):

@@ -76,7 +76,7 @@ def _not_cached(error: Exception, what: str, revision: str, request: Request) ->
 def _advice(status: object) -> str:
     if status in (401, 403):
         return "Pass a token= that may read it."
-    if status == 429:  # noqa: PLR2004
+    if status == 429:
         return "Too many requests: wait a little."
     return "Try again later."
 
