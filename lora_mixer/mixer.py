@@ -15,7 +15,7 @@ from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
 from lora_mixer.memory import MemoryReport
-from lora_mixer.mixes import Mix
+from lora_mixer.mixes import BlockLayout, Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
@@ -350,12 +350,23 @@ class LoraMixer:
         self._engine.apply({name: self._gains(mix, name) for name in mix.names})
 
     def _gains(self, mix: Mix, name: str) -> list[float]:
-        return [mix.gain(name, component, path) for component, path in self._loaded[name].places]
+        places = self._loaded[name].places
+        if mix[name].blocks is not None:
+            layouts = {part: self._layout(part) for part in {part for part, _ in places}}
+            return [mix.gain(name, part, path, layouts[part]) for part, path in places]
+        by_component = {part: mix.gain(name, part, "") for part in {part for part, _ in places}}
+        return [by_component[part] for part, _ in places]
+
+    def _layout(self, component: str) -> BlockLayout | None:
+        module = find_components(self.pipe).get(component)
+        if module is None:
+            return None
+        return BlockLayout.from_module_names(name for name, _ in module.named_modules())
 
     def _check_components(self, mix: Mix) -> None:
         known = set(find_components(self.pipe))
         for name in mix.names:
-            odd = [part for part in mix[name].components if part not in known and part != "te"]
+            odd = [part for part in mix[name].named_components if part not in known and part != "te"]
             if odd:
                 msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
                 raise MixError(msg)
