@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.engines import grouped
-from lora_mixer.engines.blend import Term, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.slots import BaseDevice, Slot, unsupported
 from lora_mixer.errors import PipelineStateError
 
@@ -202,7 +202,7 @@ class MergedEngine:
             return
         base, live = slot.keep(), slot.live
         slot.blended = True
-        live.copy_(base.to(live.device, torch.float32) + change.to(live.device))
+        live.copy_(base.to(live.device, accumulator(live.dtype)) + change.to(live.device))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks.values():
