@@ -136,7 +136,7 @@ def _locate(
     if leaf.role in SHARED:
         layout = "peft"
     if leaf.attn_processor or ".processor." in target.module:
-        layout = "diffusers-attn-procs"
+        layout = "xlabs" if "_blocks." in target.module and ".attn" not in target.module else "diffusers-attn-procs"
         target = Target(target.hint, modernise(target.module), target.written)
     elif "self_attn.to_" in target.module:  # the text encoders of the same age
         target = Target(target.hint, modernise(target.module), target.written)

@@ -44,8 +44,8 @@ _TABLE = (
     _row(r"\.lora(?:_linear_layer)?\.up\.weight", "up", "lora"),
     _row(r"_lora\.down\.weight", "down", "lora"),
     _row(r"_lora\.up\.weight", "up", "lora"),
-    _row(r"_lora\d\.down\.weight", "down", "lora"),
-    _row(r"_lora\d\.up\.weight", "up", "lora"),
+    _row(r"_lora(?P<stream>\d)\.down\.weight", "down", "lora"),  # xlabs: 1 the picture's stream, 2 the text's
+    _row(r"_lora(?P<stream>\d)\.up\.weight", "up", "lora"),
     _row(r"\.lora_A" + _NAME, "down", "lora"),
     _row(r"\.lora_B" + _NAME, "up", "lora"),
     _row(r"\.base_layer\.bias", "set_bias", "set"),
@@ -110,5 +110,7 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
             part = (groups.get("part") or "").lstrip("_")
             full_role = f"{role}_{part}" if part else role
             old = found.group().startswith("_lora.")
-            return key[: found.start()], Leaf(full_role, algorithm, groups.get("inner"), old)
+            stream = groups.get("stream")
+            spelling = key[: found.start()] + (f"_{stream}" if stream else "")
+            return spelling, Leaf(full_role, algorithm, groups.get("inner"), old)
     return None
