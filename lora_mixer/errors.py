@@ -71,7 +71,14 @@ class AdapterNameError(LoraMixerError, ValueError):
 
 
 class MixError(LoraMixerError, ValueError):
-    """A mix cannot mean anything: weights not finite, lists of different length, unknown parts."""
+    """
+    A mix cannot mean anything: weights not finite, lists of different length, unknown parts.
+
+    Attributes:
+        problems: One sentence for each thing that is wrong, as the message lists them.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class PipelineStateError(LoraMixerError, RuntimeError):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
 
 
-def read_adapter(source: Any, **options: Any) -> AdapterInfo:  # noqa: ANN401 -- as load_lora_weights
+def read_adapter(source: Any, **options: Any) -> AdapterInfo:
     """
     Describe an adapter: format, base family, algorithm, ranks, sizes, hashes, trigger words, metadata.
 

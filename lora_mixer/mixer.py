@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BaseDevice, MergedEngine, Term
+from lora_mixer.engines import BaseDevice, MergedEngine
 from lora_mixer.engines.residence import check_finite, settle
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.mixes import Mix
+from lora_mixer.memory import MemoryReport
+from lora_mixer.mixes import BlockLayout, Mix
+from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import nn
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_mixer.adapter import AdapterInfo
-
-_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[LoraMixer]] = weakref.WeakKeyDictionary()
 
 
 class PartialMatchWarning(UserWarning):
@@ -36,29 +32,8 @@ class PartialMatchWarning(UserWarning):
 @dataclass(frozen=True)
 class _Loaded:
     info: AdapterInfo
-    layers: tuple[tuple[int, BoundLayer], ...]  # with the engine's key
+    places: tuple[tuple[str, str], ...]  # component and path of each layer, in the engine's order
     report: MatchReport
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """
-    What a mixer holds, in bytes.
-
-    Attributes:
-        adapters: Tensors of each loaded adapter.
-        base: Kept base weights by device; ``cpu`` is host memory.
-        keep_base: Where bases are kept by choice: ``device`` or ``host``.
-    """
-
-    adapters: Mapping[str, int]
-    base: Mapping[str, int]
-    keep_base: BaseDevice
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self.adapters.values()) + sum(self.base.values())
 
 
 class LoraMixer:
@@ -93,7 +68,7 @@ class LoraMixer:
         True
     """
 
-    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:  # noqa: ANN401
+    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
             msg = f"keep_base must be 'device' or 'host', got {keep_base!r}"
@@ -109,9 +84,9 @@ class LoraMixer:
 
     # --- loading -----------------------------------------------------------------------------------------------
 
-    def load_lora_weights(  # noqa: PLR0913 -- the options of a Hub download, under diffusers' names
+    def load_lora_weights(
         self,
-        pretrained_model_name_or_path_or_dict: Any,  # noqa: ANN401 -- path, repo id, file object, state dict
+        pretrained_model_name_or_path_or_dict: Any,
         adapter_name: str | None = None,
         *,
         weight_name: str | None = None,
@@ -164,7 +139,9 @@ class LoraMixer:
             if hotswap and name not in self._loaded:
                 raise self._unknown([name], "hotswap")
             if name in self._loaded and not hotswap:
-                msg = f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+                msg = (
+                    f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+                )
                 raise AdapterNameError(msg)
             source = resolve_source(
                 pretrained_model_name_or_path_or_dict,
@@ -178,7 +155,7 @@ class LoraMixer:
                 allow_pickle=allow_pickle,
             )
             components = find_components(self.pipe)
-            self._claim(components)
+            claim(self, components.values())
             adapter = read(source, name=name)
             binding = bind(adapter, components, name, component=component)
             report = binding.report
@@ -188,16 +165,17 @@ class LoraMixer:
             layers = settle(binding.layers)
             if not allow_nonfinite:
                 check_finite(layers, report.source)
-            keys = self._engine.add(name, layers)
-            loaded = _Loaded(adapter.info, tuple(zip(keys, layers, strict=True)), report)
-            self._swap_in(name, loaded, hotswap=hotswap)
+            places = tuple((layer.live.component, layer.live.path) for layer in layers)
+            self._swap_in(name, _Loaded(adapter.info, places, report), layers, hotswap=hotswap)
         if report.unmatched:
-            warnings.warn(f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2)
+            warnings.warn(
+                f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
+            )
         return report
 
     # --- mixing ------------------------------------------------------------------------------------------------
 
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:  # noqa: ANN401
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
         """
         Make these adapters, and no others, active at these weights; this also ends ``disable_lora``.
 
@@ -221,7 +199,7 @@ class LoraMixer:
             raise AdapterNameError(msg)
         self.set_mix(Mix.from_weights(names, adapter_weights))
 
-    def set_mix(self, mix: Any) -> None:  # noqa: ANN401 -- every form that Mix.of reads
+    def set_mix(self, mix: Any) -> None:
         """
         Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
 
@@ -235,7 +213,7 @@ class LoraMixer:
             self._mix, self._enabled = wanted, True
 
     @contextmanager
-    def applied(self, mix: Any) -> Iterator[LoraMixer]:  # noqa: ANN401
+    def applied(self, mix: Any) -> Iterator[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
@@ -362,9 +340,6 @@ class LoraMixer:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _apply(self, mix: Mix) -> None:
-        self._engine.apply(self._terms(mix))
-
-    def _terms(self, mix: Mix) -> dict[int, list[Term]]:
         unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
@@ -372,48 +347,54 @@ class LoraMixer:
         if not mix.is_constant:
             msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
             raise MixError(msg)
-        terms: dict[int, list[Term]] = {}
-        for name in sorted(mix.names):  # one order of summation, whatever the order of names
-            for key, layer in self._loaded[name].layers:
-                gain = mix.gain(name, layer.live.component, layer.live.path)
-                if gain:  # weight 0 is the base exactly, even for an adapter with NaN
-                    terms.setdefault(key, []).append(Term(layer.weights, gain))
-        return terms
+        self._engine.apply({name: self._gains(mix, name) for name in mix.names})
+
+    def _gains(self, mix: Mix, name: str) -> list[float]:
+        places = self._loaded[name].places
+        if mix[name].blocks is not None:
+            layouts = {part: self._layout(part) for part in {part for part, _ in places}}
+            return [mix.gain(name, part, path, layouts[part]) for part, path in places]
+        by_component = {part: mix.gain(name, part, "") for part in {part for part, _ in places}}
+        return [by_component[part] for part, _ in places]
+
+    def _layout(self, component: str) -> BlockLayout | None:
+        module = find_components(self.pipe).get(component)
+        if module is None:
+            return None
+        return BlockLayout.from_module_names(name for name, _ in module.named_modules())
 
     def _check_components(self, mix: Mix) -> None:
         known = set(find_components(self.pipe))
         for name in mix.names:
-            odd = [part for part in mix[name].components if part not in known and part != "te"]
+            odd = [part for part in mix[name].named_components if part not in known and part != "te"]
             if odd:
                 msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
                 raise MixError(msg)
 
-    def _swap_in(self, name: str, loaded: _Loaded, *, hotswap: bool) -> None:
+    def _swap_in(self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
+        """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
-        self._loaded[name] = loaded
-        wanted = self._mix if hotswap else Mix.of({name: 1.0})
+        spare = f"{name}\n"  # no adapter can be called so: names are printable
+        if before is not None:
+            self._engine.apply({})
+            self._engine.rename(name, spare)
         try:
+            self._engine.add(name, layers)
+            self._loaded[name] = loaded
+            wanted = self._mix if hotswap else Mix.of({name: 1.0})
             self._apply(wanted if self._enabled or not hotswap else Mix.of({}))
         except BaseException:
-            if before is None:
-                del self._loaded[name]
-            else:
+            self._loaded.pop(name, None)
+            self._engine.discard(name)
+            if before is not None:
+                self._engine.rename(spare, name)
                 self._loaded[name] = before
-            self._engine.remove(name, keep={key for key, _ in before.layers} if before else ())
+                self._apply(self._mix if self._enabled else Mix.of({}))
             raise
-        self._engine.remove(name, keep={key for key, _ in loaded.layers})
+        if before is not None:
+            self._engine.remove(spare)
         if not hotswap:
             self._mix, self._enabled = wanted, True
-
-    def _claim(self, components: Mapping[str, nn.Module]) -> None:
-        """Refuse a pipeline whose weights another mixer has in hand: two kept bases would contradict each other."""
-        for part, root in components.items():
-            other = _owners.get(root, lambda: None)()
-            if other is not None and other is not self and other._loaded:  # noqa: SLF001 -- same class
-                msg = f"another LoraMixer has adapters loaded on this {part}; use that one, or unload it first"
-                raise PipelineStateError(msg)
-        for root in components.values():
-            _owners[root] = weakref.ref(self)
 
     def _free_name(self) -> str:
         number = len(self._loaded)
@@ -423,11 +404,13 @@ class LoraMixer:
 
     def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
         loaded = ", ".join(self._loaded) or "none"
-        return AdapterNameError(f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}")
+        return AdapterNameError(
+            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        )
 
 
 def _checked_name(name: str) -> str:
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+    if not str(name).strip() or not str(name).isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name

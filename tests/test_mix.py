@@ -18,8 +18,12 @@ from lora_mixer.mixes import AdapterMix, Mix
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 weights = st.floats(allow_nan=False, allow_infinity=False, width=64)
-names = st.text(min_size=1).filter(lambda name: bool(name.strip()) and not any("\ud800" <= c <= "\udfff" for c in name))
-component_names = st.sampled_from(["unet", "te", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer"])
+names = st.text(min_size=1).filter(
+    lambda name: bool(name.strip()) and not any("\ud800" <= c <= "\udfff" for c in name)
+)
+component_names = st.sampled_from(
+    ["unet", "te", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer"]
+)
 adapters = st.builds(AdapterMix, weights, st.dictionaries(component_names, weights, max_size=4))
 mixes = st.builds(Mix, st.dictionaries(names, adapters, max_size=4))
 
@@ -56,7 +60,8 @@ class TestReading:
         adapter = Mix.of({"a": {"te": 0.2, "text_encoder_2": 0.9}})["a"]
 
         found = [
-            adapter.component_weight(name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "unet")
+            adapter.component_weight(name)
+            for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "unet")
         ]
         assert found == [0.2, 0.9, 0.2, 1.0]
         assert adapter.named_components == ("text_encoder_2",)
@@ -110,7 +115,9 @@ class TestReading:
             (["a", "b"], {"unet": 0.1}, {"a": {"unet": 0.1}, "b": {"unet": 0.1}}),
         ],
     )
-    def test_weights_as_set_adapters_takes_them(self, names: object, given_weights: object, expected: object) -> None:
+    def test_weights_as_set_adapters_takes_them(
+        self, names: object, given_weights: object, expected: object
+    ) -> None:
         """One for all, or one for each."""
         assert Mix.from_weights(names, given_weights) == Mix.of(expected)  # type: ignore[arg-type]
 
@@ -198,7 +205,7 @@ class TestWriting:
             Mix.from_yaml(mix.to_yaml()),
             Mix.of(mix.to_json()),
             Mix.of(mix.to_text()),
-            pickle.loads(pickle.dumps(mix)),  # noqa: S301
+            pickle.loads(pickle.dumps(mix)),
             copy.deepcopy(mix),
         ):
             assert again.adapters == mix.adapters
@@ -254,7 +261,9 @@ class TestEquality:
     def test_the_fingerprint_is_the_same_in_another_process(self) -> None:
         """No hash seed takes part."""
         code = "from lora_mixer.mixes import Mix; print(Mix.of('a:0.7, b:te=0.2').fingerprint)"
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
         assert found == Mix.of({"b": {"te": 0.2}, "a": 0.7}).fingerprint
         assert len(found) == 32

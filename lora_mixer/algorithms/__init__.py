@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _diagonal_or_butterfly(parts: Parts) -> LayerWeights:
     """Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages."""
     blocks = parts.tensors.get("oft_blocks")
-    return BOFT.from_parts(parts) if blocks is not None and blocks.ndim == 4 else OFT.from_parts(parts)  # noqa: PLR2004
+    return BOFT.from_parts(parts) if blocks is not None and blocks.ndim == 4 else OFT.from_parts(parts)
 
 
 ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {

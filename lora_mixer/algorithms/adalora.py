@@ -51,7 +51,7 @@ class AdaLora(Factored):
         """
         up, values, down = parts.need("up", "lora_E", "down")
         rank = values.numel()
-        if up.ndim != 2 or down.ndim != 2 or (up.shape[1], down.shape[0]) != (rank, rank):  # noqa: PLR2004
+        if up.ndim != 2 or down.ndim != 2 or (up.shape[1], down.shape[0]) != (rank, rank):
             raise parts.broken("do not multiply: expected lora_B (out, r), lora_E (r, 1), lora_A (r, in)")
         kept = _mask(parts, rank)
         if kept is not None:

@@ -61,7 +61,11 @@ class Parts:
         """Give alpha / rank (or what overrides it) times the scalar; no alpha means alpha = rank, as in every tool."""
         scale = self.scale
         if scale is None:
-            scale = 1.0 if self.alpha is None else self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+            scale = (
+                1.0
+                if self.alpha is None
+                else self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+            )
         return scale * self.scalar
 
     def broken(self, why: str) -> InvalidAdapterError:
@@ -117,7 +121,8 @@ class LayerWeights(abc.ABC):
         return None
 
     def _values(self) -> Iterator[tuple[str, Any]]:
-        for f in dataclasses.fields(self):  # type: ignore[arg-type] -- every algorithm is a dataclass
+        same: Any = self  # every algorithm is a dataclass
+        for f in dataclasses.fields(same):
             yield f.name, getattr(self, f.name)
 
     def _inner(self) -> Iterator[LayerWeights]:
@@ -204,7 +209,11 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
     """Compare (out, in * kernel) with a weight's shape; say what differs, or None."""
     there = rows_and_columns(shape)
-    return None if own == there else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
+    return (
+        None
+        if own == there
+        else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
+    )
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

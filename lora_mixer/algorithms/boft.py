@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 
 def _checked(blocks: torch.Tensor, parts: Parts) -> torch.Tensor:
-    if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:  # noqa: PLR2004
+    if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
         raise parts.broken("expected blocks (stages, n, b, b)")
     stages, number, size = blocks.shape[:3]
     if stages > 1 and (size % 2 or number % 2 ** (stages - 1)):
-        raise parts.broken(f"{stages} butterfly stages need an even block size and a multiple of {2 ** (stages - 1)} blocks")
+        raise parts.broken(
+            f"{stages} butterfly stages need an even block size and a multiple of {2 ** (stages - 1)} blocks"
+        )
     return blocks
 
 
@@ -72,12 +74,13 @@ class BOFT(LayerWeights):
         blocks = self.blocks.to(base)
         rotations = toward_identity(cayley(constrained(skew(blocks), self.constraint * base.shape[0])), gain)
         rows = base.reshape(base.shape[0], -1)  # (out, in * kernel)
+        columns = rows.shape[1]
         for stage, rotation in enumerate(rotations):  # (n, b, b)
             half = 2**stage * rotation.shape[-1] // 2
             # rows (c, 2, half) -> (c, half, 2): partners of the butterfly side by side
-            shuffled = rows.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2) if half else rows
-            turned = (rotation @ shuffled.unflatten(0, rotation.shape[:2])).flatten(0, 1)
-            rows = turned.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2) if half else turned
+            shuffled = rows.view(-1, 2, half, columns).transpose(1, 2).reshape(rows.shape)
+            turned = (rotation @ shuffled.view(*rotation.shape[:2], columns)).view(-1, half, 2, columns)
+            rows = turned.transpose(1, 2).reshape(rows.shape)
         return rescaled(rows.reshape(base.shape), self.rescale) - base
 
 
@@ -121,11 +124,10 @@ class PeftBOFT(LayerWeights):
         columns = base.reshape(base.shape[0], -1).T  # (in * kernel, out): M acts on W^T
         for stage, rotation in enumerate(rotations):  # (n, b, b)
             order = _permutation(columns.shape[0], stage, rotation, len(rotations)).to(columns.device)
-            turned = torch.empty_like(columns)
             # P @ blockdiag(R) @ P^T, where P is a permutation with P[i, order[i]] = 1
             inner = torch.empty_like(columns)
             inner[order] = columns
-            turned = (rotation @ inner.unflatten(0, rotation.shape[:2])).flatten(0, 1)
+            turned = (rotation @ inner.view(*rotation.shape[:2], -1)).flatten(0, 1)
             columns = turned[order]
         factor = None if self.multiplier is None else 1 + gain * (self.multiplier.to(base) - 1)
         return rescaled(columns.T.reshape(base.shape), factor) - base

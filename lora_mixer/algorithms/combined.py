@@ -93,7 +93,7 @@ class Sparse(LayerWeights):
         indices, values, stored = parts.need("bias_indices", "bias_values", "bias_size")
         size = tuple(int(n) for n in stored.flatten().tolist())
         wide = indices.long()
-        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):  # noqa: PLR2004
+        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
             raise parts.broken("expected indices (axes, n), values (n,) and one size for each axis")
         limits = torch.tensor(size).unsqueeze(1)
         if ((wide < 0) | (wide >= limits)).any():

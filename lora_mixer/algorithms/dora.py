@@ -60,7 +60,7 @@ class Dora(LayerWeights):
             raise parts.broken("expected a magnitude along one axis: (out, 1), (1, in) or (out,)")
         by_output: bool | None = True
         if late:
-            by_output = None if magnitude.ndim < 2 or magnitude.numel() == 1 else magnitude.shape[0] != 1  # noqa: PLR2004
+            by_output = None if magnitude.ndim < 2 or magnitude.numel() == 1 else magnitude.shape[0] != 1
         return cls(inner, magnitude, by_output, late, inner.alpha)
 
     @property
@@ -84,7 +84,7 @@ class Dora(LayerWeights):
         inner = self.inner.misfit(shape)
         if inner:
             return inner
-        if len(shape) < 2:  # noqa: PLR2004
+        if len(shape) < 2:
             return "a magnitude needs a matrix or a convolution, the module has a vector"
         rows = self._rows(shape)
         width = shape[0] if rows else shape[1]

@@ -72,7 +72,9 @@ class Norm(Full):
     _roles: ClassVar[tuple[str, str]] = ("norm_w", "norm_b")
 
 
-def value_misfit(weight: torch.Tensor | None, bias: torch.Tensor | None, shape: tuple[int, ...]) -> str | None:
+def value_misfit(
+    weight: torch.Tensor | None, bias: torch.Tensor | None, shape: tuple[int, ...]
+) -> str | None:
     """Say why a tensor of a weight's shape, or of its bias's, does not belong to a weight of ``shape``, or None."""
     if weight is not None and squeezed(tuple(weight.shape)) != squeezed(shape):
         return f"made for a weight {squeezed(tuple(weight.shape))}, the module has {squeezed(shape)}"

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from lora_mixer.algorithms.base import LayerWeights, flat_misfit
 from lora_mixer.algorithms.lora import fold_core
 
 if TYPE_CHECKING:
+    import torch
+
     from lora_mixer.algorithms.base import Parts
 
 
@@ -54,7 +54,7 @@ class GLoRA(LayerWeights):
             InvalidAdapterError: When a part is missing or the four agree on no rank.
         """
         a1, a2, b1, b2 = parts.need("glora_a1", "glora_a2", "glora_b1", "glora_b2")
-        if any(t.ndim < 2 for t in (a1, a2, b1, b2)):  # noqa: PLR2004
+        if any(t.ndim < 2 for t in (a1, a2, b1, b2)):
             raise parts.broken("expected matrices or convolution kernels")
         orders = [order for order in ((a1, a2, b1, b2), (a2, a1, b2, b1)) if _agree(*order)]
         if not orders:
@@ -62,8 +62,15 @@ class GLoRA(LayerWeights):
         # Both can agree on a square layer only when one of the two ranks is the layer's own width.
         a1, a2, b1, b2 = min(orders, key=lambda order: order[1].shape[0])
         rank = a2.shape[0]
-        return cls(a1.flatten(1), a2.flatten(1), b1.flatten(1), b2, parts.tensors.get("glora_bm"),
-                   parts.scale_for(rank), parts.alpha)
+        return cls(
+            a1.flatten(1),
+            a2.flatten(1),
+            b1.flatten(1),
+            b2,
+            parts.tensors.get("glora_bm"),
+            parts.scale_for(rank),
+            parts.alpha,
+        )
 
     @property
     def rank(self) -> int:

@@ -42,7 +42,7 @@ class HRA(LayerWeights):
             InvalidAdapterError: When it is missing or no matrix.
         """
         (vectors,) = parts.need("hra_u")
-        if vectors.ndim != 2:  # noqa: PLR2004
+        if vectors.ndim != 2:
             raise parts.broken("expected (in, reflections)")
         return cls(vectors, bool(parts.config.get("apply_GS")))
 
@@ -59,12 +59,15 @@ class HRA(LayerWeights):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         columns = rows_and_columns(shape)[1]
-        return None if columns == self.in_width else f"reflects {self.in_width} inputs, the module has {columns}"
+        return (
+            None if columns == self.in_width else f"reflects {self.in_width} inputs, the module has {columns}"
+        )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give gain * (W @ H_1 @ ... @ H_r - W)."""
         start = base.reshape(base.shape[0], -1)
-        turned, done = start, []
+        turned = start
+        done: list[torch.Tensor] = []
         for column in self.vectors.to(base).unbind(1):
             unit = column
             for before in done if self.orthogonal else ():

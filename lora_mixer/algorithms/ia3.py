@@ -94,7 +94,7 @@ class IA3(LayerWeights):
 
 
 def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
-    if vector.ndim == 2 and vector.numel() > 1:  # noqa: PLR2004 -- linears: (out, 1) or (1, in)
+    if vector.ndim == 2 and vector.numel() > 1:  # linears: (out, 1) or (1, in)
         return vector.shape[0] == 1
     names: Any = parts.config.get("feedforward_modules")
     if names is None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
 
 
-def tucker_pair(core: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def tucker_pair(
+    core: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Write einsum('ijkl,jr,ip->prkl', core, right, left) as a product of two matrices.
 
@@ -76,15 +78,21 @@ class LoHa(LayerWeights):
         """
         w1_a, w1_b, w2_a, w2_b = parts.need("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
         t1, t2 = parts.tensors.get("hada_t1"), parts.tensors.get("hada_t2")
-        if any(t.ndim != 2 for t in (w1_a, w1_b, w2_a, w2_b)) or (t1 is None) != (t2 is None):  # noqa: PLR2004
+        if any(t.ndim != 2 for t in (w1_a, w1_b, w2_a, w2_b)) or (t1 is None) != (t2 is None):
             raise parts.broken("expected four matrices, and both cores t1 and t2 or none")
         found = cls(w1_a, w1_b, w2_a, w2_b, t1, t2, parts.scale_for(w1_b.shape[0]), parts.alpha)
         if t1 is not None and t2 is not None:
-            fits = all(t.ndim > 2 and t.shape[:2] == (a.shape[0], b.shape[0])  # noqa: PLR2004
-                       for t, a, b in ((t1, w1_a, w1_b), (t2, w2_a, w2_b)))
+            fits = all(
+                t.ndim > 2 and t.shape[:2] == (a.shape[0], b.shape[0])
+                for t, a, b in ((t1, w1_a, w1_b), (t2, w2_a, w2_b))
+            )
             fits = fits and t1.shape[2:] == t2.shape[2:] and w1_a.shape[1] == w2_a.shape[1]
         else:
-            fits = w1_a.shape[1] == w1_b.shape[0] and w2_a.shape[1] == w2_b.shape[0] and w1_a.shape[0] == w2_a.shape[0]
+            fits = (
+                w1_a.shape[1] == w1_b.shape[0]
+                and w2_a.shape[1] == w2_b.shape[0]
+                and w1_a.shape[0] == w2_a.shape[0]
+            )
         if not fits or w1_b.shape[1] != w2_b.shape[1]:
             raise parts.broken("do not multiply: expected w_a (out, rank) and w_b (rank, in * kernel), twice")
         return found

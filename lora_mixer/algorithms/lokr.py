@@ -67,7 +67,7 @@ class LoKr(LayerWeights):
         for pair, core in (((w1_a, w1_b), None), ((w2_a, w2_b), t2)):
             if pair[0] is not None and pair[1] is not None and not _multiply(pair[0], pair[1], core):
                 raise parts.broken("do not multiply: expected w_a (n, rank) and w_b (rank, m)")
-        if (w1 is not None and w1.ndim != 2) or (w2 is not None and w2.ndim < 2):  # noqa: PLR2004
+        if (w1 is not None and w1.ndim != 2) or (w2 is not None and w2.ndim < 2):
             raise parts.broken("expected w1 a matrix and w2 a matrix or a kernel")
         inner = w2_b if w2_b is not None else w1_b
         if inner is not None:
@@ -126,8 +126,11 @@ class LoKr(LayerWeights):
         u2, v2 = self._right()
         if not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
             return None
-        return Factors(torch.kron(*map(wide, (_up(u1, v1), _up(u2, v2)))),
-                       torch.kron(*map(wide, (_down(u1, v1), _down(u2, v2)))), self.scale)
+        return Factors(
+            torch.kron(*map(wide, (_up(u1, v1), _up(u2, v2)))),
+            torch.kron(*map(wide, (_down(u1, v1), _down(u2, v2)))),
+            self.scale,
+        )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give gain * scale * kron(w1, w2) in the base's dtype and shape."""
@@ -139,11 +142,11 @@ class LoKr(LayerWeights):
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, core: torch.Tensor | None) -> bool:
-    if left.ndim != 2 or right.ndim != 2:  # noqa: PLR2004
+    if left.ndim != 2 or right.ndim != 2:
         return False
     if core is None:
         return left.shape[1] == right.shape[0]
-    return core.ndim > 2 and core.shape[:2] == (left.shape[0], right.shape[0])  # noqa: PLR2004
+    return core.ndim > 2 and core.shape[:2] == (left.shape[0], right.shape[0])
 
 
 def _up(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
@@ -157,4 +160,8 @@ def _down(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
     """Give v of a factor u @ v."""
     if right is not None:
         return right
-    return left if left.shape[1] > left.shape[0] else torch.eye(left.shape[1], device=left.device, dtype=left.dtype)
+    return (
+        left
+        if left.shape[1] > left.shape[0]
+        else torch.eye(left.shape[1], device=left.device, dtype=left.dtype)
+    )

@@ -68,17 +68,25 @@ class LowRank(Factored):
         if "embedding_down" in tensors or "embedding_up" in tensors:
             # PEFT on nn.Embedding: weight (tokens, width) changes by (B @ A).T with A (r, tokens), B (width, r)
             flipped = {"embedding_down": "up", "embedding_up": "down"}
-            tensors = {flipped.get(role, role): tensor.T if role in flipped else tensor for role, tensor in tensors.items()}
+            tensors = {
+                flipped.get(role, role): tensor.T if role in flipped else tensor
+                for role, tensor in tensors.items()
+            }
         up, down, mid = tensors.get("up"), tensors.get("down"), tensors.get("mid")
         if up is None or down is None:
             there, missing = ("down", "up") if up is None else ("up", "down")
             msg = f"{parts.label}: has lora {there} but no lora {missing}; the file is incomplete"
             raise InvalidAdapterError(msg)
-        if up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim < 3):  # noqa: PLR2004
+        if up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim < 3):
             raise parts.broken("expected matrices or convolution kernels")
         rank = mid.shape[0] if mid is not None else down.shape[0]
         inner = mid.shape[1] if mid is not None else rank
-        if 0 in (rank, inner) or up.shape[1] != rank or math.prod(up.shape[2:]) != 1 or down.shape[0] != inner:
+        if (
+            0 in (rank, inner)
+            or up.shape[1] != rank
+            or math.prod(up.shape[2:]) != 1
+            or down.shape[0] != inner
+        ):
             raise parts.broken("do not multiply: expected up (out, rank[, 1, 1]), down (rank, in[, k, k])")
         if mid is not None and math.prod(down.shape[2:]) != 1:
             raise parts.broken("with a core, down must be (rank, in, 1, 1)")
@@ -113,7 +121,7 @@ class LowRank(Factored):
 
     def _pads(self, shape: tuple[int, ...]) -> bool:
         own = self.shape
-        if len(own) != 4 or len(shape) != 4:  # noqa: PLR2004 -- two kernel dimensions
+        if len(own) != 4 or len(shape) != 4:  # two kernel dimensions
             return False
         return own[0] == shape[0] and own[2:] == shape[2:] and (own[1], shape[1]) == INPAINT_CHANNELS
 

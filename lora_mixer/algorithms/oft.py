@@ -51,7 +51,7 @@ class OFT(LayerWeights):
         """
         old = "oft_diag" in parts.tensors
         (blocks,) = parts.need("oft_diag" if old else "oft_blocks")
-        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2]:  # noqa: PLR2004
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2]:
             raise parts.broken("expected blocks (n, b, b)")
         return cls(blocks, parts.tensors.get("rescale"), parts.alpha or 0.0, old)
 
@@ -82,4 +82,6 @@ def rows_misfit(rows: int, rescale: torch.Tensor | None, shape: tuple[int, ...])
 
 def rescaled(weight: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
     """Multiply each output of a weight (out, ...) by its factor, if there is any."""
-    return weight if factor is None else weight * factor.flatten().to(weight).view(-1, *[1] * (weight.ndim - 1))
+    return (
+        weight if factor is None else weight * factor.flatten().to(weight).view(-1, *[1] * (weight.ndim - 1))
+    )

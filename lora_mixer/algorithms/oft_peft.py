@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
-from lora_mixer.algorithms.rotation import cayley, cayley_neumann, skew_of_triangle, toward_identity, triangle_side
+from lora_mixer.algorithms.rotation import (
+    cayley,
+    cayley_neumann,
+    skew_of_triangle,
+    toward_identity,
+    triangle_side,
+)
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
@@ -58,7 +64,7 @@ class PeftOFT(LayerWeights):
         """
         embedding = "oft_embedding_R" in parts.tensors
         (triangles,) = parts.need("oft_embedding_R" if embedding else "oft_R")
-        if triangles.ndim != 2 or not triangle_side(triangles.shape[1]):  # noqa: PLR2004
+        if triangles.ndim != 2 or not triangle_side(triangles.shape[1]):
             raise parts.broken("expected rows of b(b-1)/2 numbers, the upper triangles of (b, b) blocks")
         config = parts.config
         exact = not config.get("use_cayley_neumann", not config)

@@ -41,7 +41,7 @@ def cayley_neumann(q: torch.Tensor, terms: int) -> torch.Tensor:
     total = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype).repeat(*q.shape[:-2], 1, 1)
     if terms > 1:
         total = total + 2 * q
-    if terms > 2:  # noqa: PLR2004
+    if terms > 2:
         power = q @ q
         total = total + 2 * power
         for _ in range(3, terms - 1):
@@ -54,7 +54,7 @@ def cayley_neumann(q: torch.Tensor, terms: int) -> torch.Tensor:
 def toward_identity(rotation: torch.Tensor, gain: float) -> torch.Tensor:
     """Give gain * R + (1 - gain) * I: LyCORIS' and Kohya's meaning of a weight."""
     eye = torch.eye(rotation.shape[-1], device=rotation.device, dtype=rotation.dtype)
-    return rotation * gain + eye * (1 - gain)
+    return torch.lerp(eye, rotation, gain)
 
 
 def constrained(q: torch.Tensor, limit: float) -> torch.Tensor:
@@ -62,4 +62,5 @@ def constrained(q: torch.Tensor, limit: float) -> torch.Tensor:
     if limit <= 0:
         return q
     norm = q.norm() + 1e-8
-    return q * (limit / norm).clamp(max=1.0)
+    scaled: torch.Tensor = q * (limit / norm).clamp(max=1.0)
+    return scaled

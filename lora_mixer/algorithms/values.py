@@ -91,8 +91,10 @@ class Tokens(LayerWeights):
         table: Any = config.get("trainable_token_indices", config.get("token_indices"))
         if isinstance(table, dict):
             table = next((ids for name, ids in table.items() if _ends(parts.module, str(name))), None)
-        numbers = isinstance(table, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table)
-        if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:  # noqa: PLR2004
+        numbers = isinstance(table, list) and all(
+            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table
+        )
+        if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
             msg = (
                 f"{parts.label}: trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
                 f"{table!r}; expected one id for each row"
@@ -102,7 +104,7 @@ class Tokens(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why these rows do not belong to a weight of ``shape``, or None."""
-        if len(shape) != 2 or shape[1] != self.rows.shape[1]:  # noqa: PLR2004
+        if len(shape) != 2 or shape[1] != self.rows.shape[1]:
             return f"rows of {self.rows.shape[1]} values, the module has {shape}"
         last = int(self.indices.max())
         if last >= shape[0]:

@@ -56,7 +56,7 @@ class Vera(Factored):
             raise UnsupportedAdapterError(msg)
         down, up = parts.need("vera_A", "vera_B")
         rank = lambda_d.numel()
-        if up.ndim != 2 or down.ndim != 2 or (down.shape[0], up.shape[1]) != (rank, rank):  # noqa: PLR2004
+        if up.ndim != 2 or down.ndim != 2 or (down.shape[0], up.shape[1]) != (rank, rank):
             raise parts.broken("do not multiply: expected vera_B (out, r), lambda_d (r,), vera_A (r, in)")
         return cls(lambda_b.flatten(), lambda_d.flatten(), up, down)
 

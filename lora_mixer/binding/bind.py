@@ -50,7 +50,9 @@ class _Tally:
     keys_unused: list[str] = field(default_factory=list)
 
 
-def bind(adapter: Adapter, components: Mapping[str, nn.Module], name: str, *, component: str | None = None) -> Binding:
+def bind(
+    adapter: Adapter, components: Mapping[str, nn.Module], name: str, *, component: str | None = None
+) -> Binding:
     """
     Resolve an adapter's layers on the modules of a pipeline.
 
@@ -81,7 +83,9 @@ def bind(adapter: Adapter, components: Mapping[str, nn.Module], name: str, *, co
         if live is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
             absent = not any(part in indexes for part in names)
-            tally.unmatched[layer.target.module] = "the pipeline has no such component" if absent else "no such module"
+            tally.unmatched[layer.target.module] = (
+                "the pipeline has no such component" if absent else "no such module"
+            )
             tally.keys_unused.extend(layer.keys)
             continue
         misfit = layer.weights.misfit(live.shape)
@@ -216,7 +220,10 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
     best = max(counts.values())
     winners = [part for part, count in counts.items() if count == best]
     if best == 0:  # nothing fits: name the component whose names at least are known, for the message
-        known = {part: sum(index.find(_spelling(x, index)) is not None for x in layers) for part, index in indexes.items()}
+        known = {
+            part: sum(index.find(_spelling(x, index)) is not None for x in layers)
+            for part, index in indexes.items()
+        }
         return max(known, key=lambda part: known[part])
     if len(winners) > 1:
         msg = (

@@ -9,7 +9,7 @@ from torch import nn
 from lora_mixer.errors import PipelineStateError
 
 
-def find_components(pipe: Any) -> dict[str, nn.Module]:  # noqa: ANN401 -- any pipeline class of any release
+def find_components(pipe: Any) -> dict[str, nn.Module]:
     """
     List the modules of a pipeline by name, or a bare module under the name that its class suggests.
 

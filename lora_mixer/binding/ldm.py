@@ -76,7 +76,9 @@ def block_prefixes(paths: Iterable[str]) -> dict[str, str]:
             table[f"up_blocks.{block}.attentions.{i}"] = f"output_blocks.{position + i}.1"
         # the upsampler stands behind the attention of the block's last layer, or behind its resnet
         behind = 2 if ("up", block, "attentions") in counts else 1
-        table[f"up_blocks.{block}.upsamplers.0.conv"] = f"output_blocks.{position + resnets - 1}.{behind}.conv"
+        table[f"up_blocks.{block}.upsamplers.0.conv"] = (
+            f"output_blocks.{position + resnets - 1}.{behind}.conv"
+        )
         position += resnets
     return table
 

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 _ATTENTION = frozenset({"CrossAttention", "Attention"})
-CANDIDATES: tuple[tuple[str, ...], ...] = (("CrossAttention",), ("CrossAttention", "GEGLU"), ("CLIPAttention",))
+CANDIDATES: tuple[tuple[str, ...], ...] = (
+    ("CrossAttention",),
+    ("CrossAttention", "GEGLU"),
+    ("CLIPAttention",),
+)
 """The class lists that a file without any may have been made with."""
 
-_BLOCK = re.compile(r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)\.transformer_blocks\.(\d+)$")
+_BLOCK = re.compile(
+    r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)\.transformer_blocks\.(\d+)$"
+)
 _CLIP = re.compile(r"(.*)layers\.(\d+)\.self_attn$")
 _SIDE = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 _QKV = ("to_q", "to_k", "to_v", "to_out.0")

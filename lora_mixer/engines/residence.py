@@ -63,7 +63,9 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     for layer in layers:
         for tensor in layer.weights.tensors():
             if tensor.is_floating_point():
-                by_device.setdefault(tensor.device, []).append((f"{layer.live.component}.{layer.live.path}", tensor))
+                by_device.setdefault(tensor.device, []).append(
+                    (f"{layer.live.component}.{layer.live.path}", tensor)
+                )
     for held in by_device.values():
         wide = [t if t.dtype.itemsize > 1 else t.float() for _, t in held]
         # the largest magnitude of each tensor, all in a few kernels and one transfer; NaN comes through

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, Parts, Stack
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
@@ -14,6 +12,8 @@ from lora_mixer.formats.grouping import SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
     from lora_mixer.formats.grouping import ModuleKeys
     from lora_mixer.formats.names import Target
@@ -60,7 +60,11 @@ def build_layers(
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         state = "cannot be applied" if unsupported else "are broken"
-        msg = f"{label}: {len(problems)} of {len(modules)} modules {state}:\n  " + "\n  ".join(problems[:_SHOWN]) + more
+        msg = (
+            f"{label}: {len(problems)} of {len(modules)} modules {state}:\n  "
+            + "\n  ".join(problems[:_SHOWN])
+            + more
+        )
         raise UnsupportedAdapterError(msg) if unsupported else InvalidAdapterError(msg)
     return tuple(layers)
 
@@ -115,7 +119,9 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
         by_algorithm["sparse"].update(by_algorithm.get("lora", {}))
     magnitude = by_algorithm.pop("dora", None)
     built = {
-        name: ALGORITHMS[name](replace(parts, tensors=tensors)) for name, tensors in sorted(by_algorithm.items()) if name
+        name: ALGORITHMS[name](replace(parts, tensors=tensors))
+        for name, tensors in sorted(by_algorithm.items())
+        if name
     }
     if magnitude is None:
         return _together(list(built.values()))
@@ -127,7 +133,11 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
 
 
 def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
-    return weights[0] if len(weights) == 1 else Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
+    return (
+        weights[0]
+        if len(weights) == 1
+        else Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
+    )
 
 
 def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import torch
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 HEADER_LIMIT = 100_000_000
@@ -71,7 +71,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _spec(key: str, entry: Any, label: str) -> TensorSpec:  # noqa: ANN401 -- JSON of a stranger
+def _spec(key: str, entry: Any, label: str) -> TensorSpec:
     def bad(what: str) -> CorruptFileError:
         return CorruptFileError(f"{label}: the header entry of {key!r} {what}; download the file again")
 
@@ -83,7 +83,7 @@ def _spec(key: str, entry: Any, label: str) -> TensorSpec:  # noqa: ANN401 -- JS
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise bad(f"has shape {shape!r}, not a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):  # noqa: PLR2004
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
         raise bad(f"has data_offsets {offsets!r}, not two positions")
     start, end = offsets
     expected = math.prod(shape) * dtype.itemsize
@@ -145,7 +145,7 @@ def read_header(stream: IO[bytes], label: str) -> Header:
         raise NotAnAdapterError(msg)
     first = stream.read(8)
     length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:  # noqa: PLR2004 -- bytes of the length
+    if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
         raise _foreign(first, size, label)
     total = size - 8 - length
     specs, metadata = parse_header(stream.read(length), total, label)
@@ -200,7 +200,7 @@ def read_tensors(
     stream.seek(header.data_start)
     got = 0
     # A file changed between the two reads is as damaged as a truncated one.
-    view = memoryview(buffer.numpy())
+    view = memoryview(buffer.numpy().data)
     while got < header.data_bytes:
         n = stream.readinto(view[got:])  # type: ignore[attr-defined]
         if not n:

@@ -23,13 +23,19 @@ _DIT = tuple(
         ("SD3", r"(?:^|_)joint_blocks_0"),
         ("Chroma", r"distilled_guidance_layer"),
         ("HiDream", r"(?:^|_)(?:double|single)_stream_blocks_0"),
-        ("HunyuanVideo", r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)"),
+        (
+            "HunyuanVideo",
+            r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)",
+        ),
         ("Flux.2", r"to_qkv_mlp_proj|(?:double|single)_stream_modulation"),
         ("Flux.1", r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_0"),
         ("Flux.1 or Flux.2", r"^guidance_in_|^(?:img|txt)_in$"),
         ("Krea 2", r"txtfusion|text_fusion|img_attn_qkv_proj|(?:^|_)blocks_0_attn_w[qkvo]$"),
         ("Anima", r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$"),
-        ("Wan", r"(?:^|_)blocks_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$"),
+        (
+            "Wan",
+            r"(?:^|_)blocks_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
+        ),
         ("Z-Image", r"(?:^|_)(?:context_refiner|noise_refiner)_0|^layers_0_attention_"),
         ("Qwen-Image", r"^transformer_blocks_0_(?:img|txt)_(?:mlp|mod)"),
         ("DiT", r"^transformer_blocks_0"),
@@ -38,18 +44,32 @@ _DIT = tuple(
 # Families whose modules are named alike, by the width that they attend with.
 _BY_WIDTH = {
     "Z-Image": {2304: "Lumina 2"},
-    "DiT": {3072: "Qwen-Image", 1536: "SD3", 2432: "SD3", 1152: "PixArt", 2048: "LTX-Video", 4096: "LTX-Video 2"},
+    "DiT": {
+        3072: "Qwen-Image",
+        1536: "SD3",
+        2432: "SD3",
+        1152: "PixArt",
+        2048: "LTX-Video",
+        4096: "LTX-Video 2",
+    },
 }
 _UNNAMED_DIT = "a DiT (SD3, PixArt, LTX, ...)"
 DIT_FAMILIES = frozenset(
-    (*(family for family, _ in _DIT), *(name for table in _BY_WIDTH.values() for name in table.values()), _UNNAMED_DIT)
+    (
+        *(family for family, _ in _DIT),
+        *(name for table in _BY_WIDTH.values() for name in table.values()),
+        _UNNAMED_DIT,
+    )
 )
 """Families whose denoiser is a transformer."""
 
 TEXT_HINTS = frozenset(("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5"))
 """Component hints that mean a text encoder."""
 _NUMBER = re.compile(r"\d+")
-_UNET = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
+_UNET = (
+    *("down_blocks", "up_blocks", "mid_block", "conv_", "time_embed", "add_embedding_"),
+    *("input_blocks", "output_blocks", "middle_block", "label_emb_", "out_"),
+)
 _ONLY_SDXL = re.compile(r"transformer_blocks_[2-9]|^add_embedding_|^label_emb_")
 _CROSS_K = re.compile(r"attn2_to_k$")
 _TE_Q = re.compile(r"self_attn_q_proj$")
@@ -57,7 +77,9 @@ _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
 def base_family(
-    modules: Iterable[tuple[str | None, str]], widths: Mapping[tuple[str | None, str], int], metadata: Mapping[str, str]
+    modules: Iterable[tuple[str | None, str]],
+    widths: Mapping[tuple[str | None, str], int],
+    metadata: Mapping[str, str],
 ) -> str:
     """
     Name the base family of an adapter.
@@ -76,41 +98,43 @@ def base_family(
         'SDXL'
     """
     hints: set[str | None] = set()
-    text_width: int | None = None
-    cross: int | None = None
-    attended: int | None = None
-    sdxl = False
-    foreign: dict[str, None] = {}
+    parts: dict[str, dict[str, int | None]] = {"unet": {}, "text_encoder": {}, "further": {}, "other": {}}
     for hint, module in modules:
         hints.add(hint)
         flat = module.replace(".", "_")
-        width = widths.get((hint, module))
-        if hint == "text_encoder" and _TE_Q.search(flat):
-            text_width = width
-        if flat.startswith(_UNET) or flat.startswith(("add_embedding_", "label_emb_")):
-            sdxl = sdxl or _ONLY_SDXL.search(flat) is not None
-            if width is not None and _CROSS_K.search(flat):
-                cross = width
-        elif hint not in TEXT_HINTS:
-            foreign.setdefault(_NUMBER.sub("0", flat))
-            if width is not None and _DIT_Q.search(flat):
-                attended = width
-    for family, pattern in _DIT:
-        if any(pattern.search(name) for name in foreign):
-            same = _BY_WIDTH.get(family, {}).get(attended or 0, family)
-            return _UNNAMED_DIT if same == "DiT" else same
-    if cross is not None:
+        part = "unet" if flat.startswith(_UNET) else "other"
+        if hint in TEXT_HINTS:
+            part = "text_encoder" if hint == "text_encoder" else "further"
+        parts[part][flat] = widths.get((hint, module))
+    family = _transformer(parts["other"])
+    if family:
+        return family
+    cross = _width(parts["unet"], _CROSS_K)
+    if cross:
         return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}")
-    if sdxl or "text_encoder_2" in hints or "clip_g" in hints:
+    if hints & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
         return "SDXL"
-    declared = _declared(metadata)
-    if declared:
-        return declared
-    return {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(text_width or 0, "unknown")
+    text = {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
+    return _declared(metadata) or text
+
+
+def _width(modules: Mapping[str, int | None], pattern: re.Pattern[str]) -> int:
+    return next((width for name, width in modules.items() if width and pattern.search(name)), 0)
+
+
+def _transformer(modules: Mapping[str, int | None]) -> str | None:
+    kinds = {_NUMBER.sub("0", name) for name in modules}  # thousands of layers, a few dozen kinds
+    for family, pattern in _DIT:
+        if any(pattern.search(kind) for kind in kinds):
+            same = _BY_WIDTH.get(family, {}).get(_width(modules, _DIT_Q), family)
+            return _UNNAMED_DIT if same == "DiT" else same
+    return None
 
 
 def _declared(metadata: Mapping[str, str]) -> str | None:
-    text = " ".join((metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))).lower()
+    text = " ".join(
+        (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
+    ).lower()
     for mark, family in (
         ("sdxl", "SDXL"),
         ("stable-diffusion-xl", "SDXL"),

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
 
     import torch
 
-_EMBEDDING = re.compile(r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$")
+_EMBEDDING = re.compile(
+    r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$"
+)
 _OTHER_KINDS = (
-    ("a full checkpoint", re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\.")),
+    (
+        "a full checkpoint",
+        re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\."),
+    ),
     ("a ControlNet", re.compile(r"controlnet_|input_hint_block|^zero_convs|^control_model|lora_controlnet")),
     ("an IP-Adapter", re.compile(r"^image_proj|^ip_adapter")),
-    ("a full model (UNet, transformer, text encoder or VAE)", re.compile(r"(?:^|\.)(?:conv_in|to_q|q_proj|proj_in|norm\w*|attn\w*|linear\w*|ff\.net\S*|qkv)\.(?:weight|bias)$")),
+    (
+        "a full model (UNet, transformer, text encoder or VAE)",
+        re.compile(
+            r"(?:^|\.)(?:conv_in|to_q|q_proj|proj_in|norm\w*|attn\w*|linear\w*|ff\.net\S*|qkv)\.(?:weight|bias)$"
+        ),
+    ),
 )
 
 
@@ -103,7 +113,9 @@ def group_keys(
     if twice:
         msg = f"{label}: {len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
         raise InvalidAdapterError(msg)
-    if not any(group.algorithms for group in modules.values()) or _only_values(modules.values(), has_config=has_config):
+    if not any(group.algorithms for group in modules.values()) or _only_values(
+        modules.values(), has_config=has_config
+    ):
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
@@ -130,13 +142,19 @@ def _locate(
     spelling, leaf = found
     if spelling.startswith(safeloras.PREFIX):
         return Target(None, spelling, spelling), leaf, "safeloras"
-    if leaf.role == "scale" and tensors[key].numel() > 1:  # a norm's own scale (BFL's control LoRAs), not a number
+    if (
+        leaf.role == "scale" and tensors[key].numel() > 1
+    ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
     if leaf.role in SHARED:
         layout = "peft"
     if leaf.attn_processor or ".processor." in target.module:
-        layout = "xlabs" if "_blocks." in target.module and ".attn" not in target.module else "diffusers-attn-procs"
+        layout = (
+            "xlabs"
+            if "_blocks." in target.module and ".attn" not in target.module
+            else "diffusers-attn-procs"
+        )
         target = Target(target.hint, modernise(target.module), target.written)
     elif "self_attn.to_" in target.module:  # the text encoders of the same age
         target = Target(target.hint, modernise(target.module), target.written)
@@ -153,7 +171,9 @@ def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Lea
     return None
 
 
-def _not_an_adapter(tensors: Mapping[str, torch.Tensor], embeddings: list[str], label: str) -> NotAnAdapterError:
+def _not_an_adapter(
+    tensors: Mapping[str, torch.Tensor], embeddings: list[str], label: str
+) -> NotAnAdapterError:
     if not tensors:
         return NotAnAdapterError(f"{label}: holds no tensors at all")
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
@@ -163,4 +183,6 @@ def _not_an_adapter(tensors: Mapping[str, torch.Tensor], embeddings: list[str], 
         if any(pattern.search(key) for key in tensors):
             return NotAnAdapterError(f"{label}: {kind}, not an adapter (first key {next(iter(tensors))!r})")
     shown = ", ".join(list(tensors)[:5])
-    return NotAnAdapterError(f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}")
+    return NotAnAdapterError(
+        f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}"
+    )

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_words", "trigger_word", "activation text", "instance_prompt")
+_TRIGGER_KEYS = (
+    "modelspec.trigger_phrase",
+    "trigger_words",
+    "trigger_word",
+    "activation text",
+    "instance_prompt",
+)
 _LIMIT = 100  # a stranger's list of words is cut here
 
 

@@ -49,11 +49,15 @@ class ScaleRule:
 
     def alpha_of(self, module: str) -> float | None:
         """Look a module's alpha up: the first pattern that matches the end of its path, else the common one."""
-        return next((value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha)
+        return next(
+            (value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha
+        )
 
     def rank_of(self, module: str) -> int | None:
         """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
-        found = next((value for pattern, value in self.rank_pattern.items() if _matches(pattern, module)), self.rank)
+        found = next(
+            (value for pattern, value in self.rank_pattern.items() if _matches(pattern, module)), self.rank
+        )
         return None if found is None or found < 1 else int(found)
 
 
@@ -64,7 +68,7 @@ def _matches(pattern: str, module: str) -> bool:
         return module == pattern or module.endswith("." + pattern)
 
 
-def _number(value: Any, name: str, label: str) -> float:  # noqa: ANN401 -- JSON of a stranger
+def _number(value: Any, name: str, label: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{label}: {name} is {value!r} in the adapter's configuration, expected a number"
         raise InvalidAdapterError(msg)
@@ -116,7 +120,9 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     if kind is not None and kind not in _READ_TYPES:
         found.insert(0, f"PEFT method {kind}")
     if found:
-        msg = f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
+        msg = (
+            f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
+        )
         raise UnsupportedAdapterError(msg)
 
 

@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer import hashes
 from lora_mixer.adapter import Adapter, AdapterInfo
 from lora_mixer.errors import NotAnAdapterError
-from lora_mixer import hashes
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors
@@ -98,7 +98,11 @@ def _hashes_of(weights: Path | bytes, data_start: int | None, label: str) -> Cal
 
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:
-    odd = [f"{k!r}: {type(v).__name__}" for k, v in table.items() if not isinstance(k, str) or not torch.is_tensor(v)]
+    odd = [
+        f"{k!r}: {type(v).__name__}"
+        for k, v in table.items()
+        if not isinstance(k, str) or not torch.is_tensor(v)
+    ]
     if odd:
         msg = f"{label}: expected names and tensors, got {', '.join(odd[:5])}"
         raise NotAnAdapterError(msg)
@@ -161,5 +165,11 @@ def _own_name(source: AdapterSource) -> str:
     if isinstance(source.weights, Path):
         stem = source.weights.stem
         generic = stem in ("adapter_model", "pytorch_lora_weights")
-        return source.repo_id.rpartition("/")[2] if generic and source.repo_id else source.weights.parent.name if generic else stem
+        return (
+            source.repo_id.rpartition("/")[2]
+            if generic and source.repo_id
+            else source.weights.parent.name
+            if generic
+            else stem
+        )
     return source.label

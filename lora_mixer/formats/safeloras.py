@@ -58,7 +58,7 @@ def from_list(tensors: Sequence[torch.Tensor], label: str) -> dict[str, torch.Te
         InvalidAdapterError: When the list is no alternation of matrices that multiply.
     """
     pairs = list(zip(tensors[::2], tensors[1::2], strict=False))
-    fits = all(up.ndim == 2 and down.ndim == 2 and up.shape[1] == down.shape[0] for up, down in pairs)  # noqa: PLR2004
+    fits = all(up.ndim == 2 and down.ndim == 2 and up.shape[1] == down.shape[0] for up, down in pairs)
     if len(tensors) % 2 or not fits:
         msg = f"{label}: a list of {len(tensors)} tensors that is no [up, down, up, down, ...] of matrices"
         raise InvalidAdapterError(msg)

@@ -8,6 +8,42 @@ listed in ``docs/mixes.md``.
 from __future__ import annotations
 
 from lora_mixer.mixes.adapter import AdapterMix
+from lora_mixer.mixes.blocks import Blocks, BlockTree
+from lora_mixer.mixes.components import TE, TEXT_ENCODERS
+from lora_mixer.mixes.curves import Keyframes, Ramp
+from lora_mixer.mixes.layout import BlockLayout, BlockShape
+from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
+from lora_mixer.mixes.mask import Mask
+from lora_mixer.mixes.method import Composite, KLora, Method, Switch
 from lora_mixer.mixes.mix import Mix
+from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
+from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
 
-__all__ = ["AdapterMix", "Mix"]
+__all__ = [
+    "B_LORA",
+    "LBW_IDS",
+    "LBW_PRESETS",
+    "TE",
+    "TEXT_ENCODERS",
+    "AdapterMix",
+    "BlockLayout",
+    "BlockShape",
+    "BlockTree",
+    "Blocks",
+    "Composite",
+    "Constant",
+    "KLora",
+    "Keyframes",
+    "LayerPatterns",
+    "LbwWeights",
+    "Mask",
+    "Method",
+    "Mix",
+    "Ramp",
+    "Schedule",
+    "SliderStart",
+    "Switch",
+    "Window",
+    "draw_lbw",
+    "read_presets",
+]

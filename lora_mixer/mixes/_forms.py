@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_mixer.mixes import _text
+from lora_mixer.mixes._adapter_forms import read_adapter
 from lora_mixer.mixes._plain import load_json, load_yaml
 from lora_mixer.mixes._reading import shown
+from lora_mixer.mixes.adapter import AdapterMix
+from lora_mixer.mixes.method import Method, read_method
 
 if TYPE_CHECKING:
     from lora_mixer.mixes._reading import Reading
@@ -31,6 +34,23 @@ class Entries:
     method: object = None
 
 
+def is_name(name: object, reading: Reading) -> TypeGuard[str]:
+    """
+    Tell whether something can be an adapter's name, and note it where not.
+
+    Args:
+        name: What stands where a name is expected.
+        reading: Where problems are noted.
+
+    Returns:
+        Whether it is a text that is not empty.
+    """
+    if isinstance(name, str) and name.strip() and not any("\ud800" <= char <= "\udfff" for char in name):
+        return True
+    reading.problem("", f"expected a name (text that is not empty), got {shown(name)}; numbers need quotes.")
+    return False
+
+
 def is_full(data: Mapping[Any, object]) -> bool:
     """
     Tell the form with "adapters" (and "method") from weights by name.
@@ -45,7 +65,42 @@ def is_full(data: Mapping[Any, object]) -> bool:
         >>> is_full({"adapters": {"a": 1}}), is_full({"adapters": 1})
         (True, False)
     """
-    return "adapters" in data and isinstance(data["adapters"], (Mapping, list)) and set(data) <= set(FULL_KEYS)
+    return (
+        "adapters" in data and isinstance(data["adapters"], (Mapping, list)) and set(data) <= set(FULL_KEYS)
+    )
+
+
+def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Method]:
+    """
+    Read a mix in any form.
+
+    Args:
+        obj: A dict, a list of names or pairs, or text.
+        reading: Where problems are noted.
+
+    Returns:
+        The adapters by name, and the method.
+
+    Example:
+        >>> from lora_mixer.mixes._reading import Reading
+        >>> read_parts("a:0.5 | switch(3)", Reading())[1]
+        Switch(tau=3, adapters=())
+    """
+    entries = entries_of(obj, reading)
+    adapters: dict[str, AdapterMix] = {}
+    for name, spec in entries.adapters:
+        if not is_name(name, reading):
+            continue
+        if name in adapters:
+            reading.problem(
+                name, "is named twice; give each adapter one entry with the weight that it shall have."
+            )
+            continue
+        adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
+    method = read_method(entries.method, "method", reading)
+    if not reading.problems:
+        reading.problems.extend(method.misfits(tuple(adapters)))
+    return adapters, method
 
 
 def entries_of(obj: object, reading: Reading) -> Entries:
@@ -81,7 +136,9 @@ def entries_of(obj: object, reading: Reading) -> Entries:
             elif isinstance(entry, (list, tuple)) and len(entry) == _PAIR:
                 pairs.append((entry[0], entry[1]))
             else:
-                reading.problem(f"[{index}]", f"expected a name or a pair (name, weights), got {shown(entry)}.")
+                reading.problem(
+                    f"[{index}]", f"expected a name or a pair (name, weights), got {shown(entry)}."
+                )
         return Entries(pairs)
     reading.problem("", f"expected a Mix, a dict, a list of names or pairs, or text, got {shown(obj)}.")
     return Entries()

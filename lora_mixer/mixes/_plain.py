@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
-from lora_mixer.mixes._reading import shown
+from lora_mixer.mixes._reading import Reading, shown
 
 if TYPE_CHECKING:
-    from lora_mixer.mixes._reading import Reading
+    from collections.abc import Callable
 
 
 class _RepeatedKeyError(ValueError):
@@ -69,6 +69,30 @@ def load_yaml(text: str, reading: Reading, where: str = "") -> object:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reading.problem(where, f"expected YAML, got {shown(text)}: {' '.join(str(error).split())}.")
     return None
+
+
+def parsed(load: Callable[[str, Reading], object], text: str) -> object:
+    """
+    Read a text, and raise where it cannot be read.
+
+    Args:
+        load: ``load_json`` or ``load_yaml``.
+        text: The text.
+
+    Returns:
+        What the text says.
+
+    Raises:
+        MixError: The text is not of that form.
+
+    Example:
+        >>> parsed(load_yaml, "a: 0.5")
+        {'a': 0.5}
+    """
+    reading = Reading()
+    data = load(text, reading)
+    reading.finish()
+    return data
 
 
 def dump_yaml(value: object) -> str:

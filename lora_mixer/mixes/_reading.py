@@ -195,4 +195,6 @@ def fail(what: str, problems: Sequence[str]) -> NoReturn:
     else:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
-    raise MixError(message)
+    error = MixError(message)
+    error.problems = tuple(problems)
+    raise error

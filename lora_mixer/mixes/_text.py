@@ -6,7 +6,8 @@ A mix as one line of text.
     part     := number | keyframes | key "=" value
 
 ``watercolor:0.7, 3d:unet=0.8,te=0.2`` is two adapters: a part with ``=`` and without ``name:`` goes on with the adapter
-before it. Names and values with characters of the grammar stand in JSON quotes; lists and dicts are JSON.
+before it. Keys are components, ``blocks`` (or ``lbw``), ``schedule`` (or ``start``, ``stop``, ``step``), ``mask`` and
+``feather``. Names and values with characters of the grammar stand in JSON quotes; lists and dicts are JSON.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lora_mixer.mixes._calls import read_value
 from lora_mixer.mixes._plain import load_json
 from lora_mixer.mixes._reading import number_text, shown
+from lora_mixer.mixes._schedule_forms import looks_like_schedule, read_span, read_window
+from lora_mixer.mixes._split import is_number, split_outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,49 +29,10 @@ if TYPE_CHECKING:
     from lora_mixer.mixes._reading import Reading
 
 _PLAIN_NAME = re.compile(r"[^\s,:|\"'()\[\]{}=@~](?:[^\n\r\t,:|\"'()\[\]{}=@~]*[^\s,:|\"'()\[\]{}=@~])?")
-_OPENING = {"(": ")", "[": "]", "{": "}"}
+_PLAIN_VALUE = re.compile(r"[A-Za-z_][\w.:-]*(?:\([\w.,+ -]*\))?|[\d.e+@,s-]*@[\d.e+@,s-]*")
 
-
-def split_outside(text: str, separator: str, reading: Reading, limit: int = -1) -> list[str]:
-    """
-    Split a text at a separator, but not within brackets or JSON strings.
-
-    Args:
-        text: The text.
-        separator: One character.
-        reading: Where a bracket or quote without its partner is noted.
-        limit: How many times to split at most; -1 for as often as it is there.
-
-    Returns:
-        The stripped parts.
-
-    Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> split_outside('a:[1,2], "b,c":1', ",", Reading())
-        ['a:[1,2]', '"b,c":1']
-    """
-    parts: list[str] = []
-    start = 0
-    expected: list[str] = []
-    quoted = escaped = False
-    for index, character in enumerate(text):
-        if quoted:
-            quoted = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            quoted = True
-        elif character in _OPENING:
-            expected.append(_OPENING[character])
-        elif expected and character == expected[-1]:
-            expected.pop()
-        elif character == separator and not expected and len(parts) != limit:
-            parts.append(text[start:index].strip())
-            start = index + 1
-    if quoted or expected:
-        missing = '"' if quoted else expected[-1]
-        reading.problem("", f"expected a closing {missing} in {shown(text)}.")
-    parts.append(text[start:].strip())
-    return parts
+_PARTS = ("blocks", "schedule", "mask")
+_SUGAR = ("lbw", "start", "stop", "step", "feather")
 
 
 def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
@@ -96,15 +61,21 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
         head, *rest = split_outside(segment, ":", reading, limit=1)
         if rest and "=" not in _unquoted(head):
             adapters.append((_read_name(head, reading), [rest[0]]))
-        elif adapters and adapters[-1][1] and _continues(segment):
+        elif adapters and adapters[-1][1] and _goes_on(adapters[-1][1][-1], segment):
+            adapters[-1][1][-1] += f",{segment}"
+        elif adapters and adapters[-1][1] and "=" in _unquoted(segment):
             adapters[-1][1].append(segment)
         elif not segment:
             reading.problem("", f"expected an adapter between the commas of {shown(text)}.")
-        elif _is_number(segment):
-            reading.problem("", f"expected a name, got the number {segment}; a name like this stands in quotes.")
+        elif is_number(segment):
+            reading.problem(
+                "", f"expected a name, got the number {segment}; a name like this stands in quotes."
+            )
         else:
             adapters.append((_read_name(segment, reading), []))
-    entries: list[tuple[object, object]] = [(name, _read_parts(name, parts, reading)) for name, parts in adapters]
+    entries: list[tuple[object, object]] = [
+        (name, _read_parts(name, parts, reading)) for name, parts in adapters
+    ]
     return entries, methods[0] if methods else None
 
 
@@ -128,7 +99,9 @@ def write(specs: Mapping[str, object], method: str = "") -> str:
 
 
 def _write_name(name: str) -> str:
-    return name if _PLAIN_NAME.fullmatch(name) and not _is_number(name) else json.dumps(name, ensure_ascii=False)
+    return (
+        name if _PLAIN_NAME.fullmatch(name) and not is_number(name) else json.dumps(name, ensure_ascii=False)
+    )
 
 
 def _write_parts(spec: object) -> Iterable[str]:
@@ -145,7 +118,10 @@ def _write_parts(spec: object) -> Iterable[str]:
 
 
 def _write_value(value: object) -> str:
-    return number_text(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return number_text(value)
+    plain = isinstance(value, str) and _PLAIN_VALUE.fullmatch(value) and not is_number(value)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _read_name(text: str, reading: Reading) -> str:
@@ -153,48 +129,64 @@ def _read_name(text: str, reading: Reading) -> str:
         name = load_json(text, reading)
         return name if isinstance(name, str) else text
     if not _PLAIN_NAME.fullmatch(text):
-        reading.problem("", f"expected a name, got {shown(text)}; names with such characters stand in quotes.")
+        reading.problem(
+            "", f"expected a name, got {shown(text)}; names with such characters stand in quotes."
+        )
     return text
 
 
 def _read_parts(name: str, parts: list[str], reading: Reading) -> object:
     spec: dict[str, object] = {}
     components: dict[str, object] = {}
+    sugar: dict[str, str] = {}
     for part in parts:
         key, *rest = split_outside(part, "=", reading, limit=1)
         if not rest:
-            if "weight" in spec or not _is_number(part):
+            key = "weight" if is_number(part) else "schedule"
+            if key in spec or not (is_number(part) or looks_like_schedule(part)):
                 reading.problem(name, f'expected one number or "key=value", got {shown(part)}.')
             else:
-                spec["weight"] = float(part)
-        elif key in components or key in spec:
+                spec[key] = float(part) if key == "weight" else part
+        elif key in components or key in spec or key in sugar:
             reading.problem(f"{name}.{key}", "is given twice; give it one value.")
+        elif key in _SUGAR:
+            sugar[key] = rest[0]
         else:
-            components[key] = _read_value(rest[0], f"{name}.{key}", reading)
+            place = spec if key in _PARTS else components
+            place[key] = read_value(rest[0], f"{name}.{key}", reading)
     if components:
         spec["components"] = components
+    _spread(name, sugar, spec, reading)
     return spec.get("weight", 1.0) if set(spec) <= {"weight"} else spec
 
 
-def _read_value(text: str, where: str, reading: Reading) -> object:
-    if _is_number(text):
-        return float(text)
-    if text[:1] in {'"', "[", "{"}:
-        return load_json(text, reading, where)
-    return text
+def _spread(name: str, sugar: Mapping[str, str], spec: dict[str, object], reading: Reading) -> None:
+    """Turn the short keys into the parts that they stand for."""
+    if "lbw" in sugar:
+        if "blocks" in spec:
+            reading.problem(name, '"lbw" and "blocks" both say block weights; give one of them.')
+        spec["blocks"] = read_value(sugar["lbw"], f"{name}.lbw", reading)
+    if timed := [key for key in ("start", "stop", "step") if key in sugar]:
+        if "schedule" in spec or ("step" in sugar and len(timed) > 1):
+            reading.problem(name, f"{' and '.join(timed)} and another schedule; give one.")
+        elif "step" in sugar:
+            spec["schedule"] = read_span(sugar["step"], f"{name}.step", reading)
+        else:
+            spec["schedule"] = read_window(sugar.get("start"), sugar.get("stop"), name, reading)
+    if "feather" in sugar:
+        if not isinstance(mask := spec.get("mask"), str):
+            reading.problem(f"{name}.feather", 'expected a path under "mask" beside it.')
+        spec["mask"] = {"path": mask, "feather": read_value(sugar["feather"], f"{name}.feather", reading)}
 
 
 def _unquoted(text: str) -> str:
     return "" if text.startswith('"') else text
 
 
-def _continues(segment: str) -> bool:
-    return not segment.startswith('"') and "=" in segment
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+def _goes_on(before: str, segment: str) -> bool:
+    """Tell whether a comma belongs to the keyframes or the LBW list before it."""
+    if "=" in _unquoted(segment):
         return False
-    return True
+    key, _, value = before.rpartition("=")
+    keyframes = any(mark in value for mark in "@~") and any(mark in segment for mark in "@~")
+    return keyframes or (key in {"lbw", "blocks"} and is_number(segment))

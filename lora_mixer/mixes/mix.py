@@ -6,18 +6,22 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import _text
-from lora_mixer.mixes._forms import Entries, entries_of, is_full
+from lora_mixer.mixes._forms import is_full, is_name, read_parts
 from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._plain import dump_yaml, load_json, load_yaml
+from lora_mixer.mixes._plain import dump_yaml, load_json, load_yaml, parsed
 from lora_mixer.mixes._reading import Reading, did_you_mean, fail, list_of, shown
-from lora_mixer.mixes.adapter import AdapterMix, read_adapter
+from lora_mixer.mixes.adapter import AdapterMix
+from lora_mixer.mixes.components import TEXT_ENCODERS
+from lora_mixer.mixes.method import Method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from lora_mixer.mixes.layout import BlockLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class Mix:
 
     Attributes:
         adapters: What is said about each adapter, by its name, in the order given.
+        method: How they come together; the weighted sum, unless said otherwise.
 
     Example:
         >>> mix = Mix.of("watercolor:0.7, 3d:unet=0.8,te=0.2")
@@ -39,6 +44,7 @@ class Mix:
     """
 
     adapters: Mapping[str, AdapterMix] = field(default_factory=FrozenMap)
+    method: Method = field(default_factory=Method)
 
     def __post_init__(self) -> None:
         """
@@ -51,7 +57,15 @@ class Mix:
         for name, adapter in self.adapters.items():
             is_name(name, reading)
             if not isinstance(adapter, AdapterMix):
-                reading.problem(str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}.")
+                reading.problem(
+                    str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}."
+                )
+        if isinstance(self.method, Method):
+            reading.problems.extend(self.method.misfits(tuple(self.adapters)))
+        else:
+            reading.problem(
+                "method", f"expected a Method (Mix.of reads all forms), got {shown(self.method)}."
+            )
         reading.finish()
         object.__setattr__(self, "adapters", FrozenMap(self.adapters))
 
@@ -78,20 +92,9 @@ class Mix:
         if isinstance(obj, cls):
             return obj
         reading = Reading(presets)
-        return cls._of_entries(entries_of(obj, reading), reading)
-
-    @classmethod
-    def _of_entries(cls, entries: Entries, reading: Reading) -> Mix:
-        adapters: dict[str, AdapterMix] = {}
-        for name, spec in entries.adapters:
-            if not is_name(name, reading):
-                continue
-            if name in adapters:
-                reading.problem(name, "is named twice; give each adapter one entry with the weight that it shall have.")
-                continue
-            adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
+        adapters, method = read_parts(obj, reading)
         reading.finish()
-        return cls(adapters)
+        return cls(adapters, method)
 
     @classmethod
     def from_weights(cls, names: str | Sequence[str], weights: object = None) -> Mix:
@@ -116,7 +119,9 @@ class Mix:
         each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(each) != len(names):
             fail("mix", [f"expected one weight for each of the {len(names)} names, got {len(each)} weights."])
-        return cls.of([(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)])
+        return cls.of(
+            [(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)]
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,12 +156,53 @@ class Mix:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def without(self, *names: str) -> Mix:
+        """
+        Leave adapters out.
+
+        Args:
+            *names: The adapters; names that are not in the mix do not matter.
+
+        Returns:
+            A mix of the others, by the same method, or by the sum where the method needs those that went.
+
+        Example:
+            >>> Mix.of("a:0.5, b:0.2").without("a").to_text()
+            'b:0.2'
+        """
+        kept = {name: adapter for name, adapter in self.adapters.items() if name not in names}
+        return Mix(kept, Method() if self.method.misfits(tuple(kept)) else self.method)
+
     @property
     def is_constant(self) -> bool:
-        """Whether every gain is the same at all steps and at all places."""
-        return True
+        """Whether every gain is the same at all steps and at all places: no schedule, no mask, the plain sum."""
+        return type(self.method) is Method and all(adapter.is_constant for adapter in self.adapters.values())
 
-    def gain(self, name: str, component: str, module: str, layout: object = None) -> float:
+    @property
+    def named_components(self) -> tuple[str, ...]:
+        """The components that any adapter names, for a check against the pipeline."""
+        return tuple(dict.fromkeys(name for each in self.adapters.values() for name in each.named_components))
+
+    def check(self, layouts: Mapping[str, BlockLayout]) -> None:
+        """
+        Check block weights against live components, before any gain is asked for.
+
+        Args:
+            layouts: The blocks of each component but the text encoders; only UNets have any.
+
+        Raises:
+            MixError: Lists have other lengths than the blocks, blocks do not exist, or there is no UNet at all.
+        """
+        reading = Reading()
+        found = [layout for name, layout in layouts.items() if name not in TEXT_ENCODERS]
+        unets = [layout for layout in found if layout.is_unet] or found[:1]
+        for name, adapter in self.adapters.items():
+            for layout in unets if adapter.blocks is not None else ():
+                for problem in adapter.blocks.misfits(layout) if adapter.blocks is not None else ():
+                    reading.problem(f"{name}.blocks", problem)
+        reading.finish()
+
+    def gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
         Give the constant gain of one adapter on one layer: the component's weight times the block's.
 
@@ -164,26 +210,28 @@ class Mix:
             name: The adapter.
             component: The attribute of the pipeline, as ``unet``.
             module: The layer's dotted path in the live component.
-            layout: The blocks of the live component, against which lists are checked.
+            layout: The blocks of the live component, against which block weights are checked.
 
         Returns:
-            The gain.
+            The gain, without schedule and method.
+
+        Raises:
+            MixError: The mix has no such adapter, or its block weights do not fit the layout.
 
         Example:
             >>> Mix.of("a:0.8,te=0.3").gain("a", "unet", "mid_block.attentions.0.proj_in")
             0.8
         """
-        del module, layout
-        return self[name].component_weight(component)
+        return self[name].gain(component, module, layout)
 
-    def gain_at(  # noqa: PLR0913, PLR0917 (a layer and a time have that many coordinates)
+    def gain_at(
         self,
         name: str,
         component: str,
         module: str,
         step: int,
         steps: int,
-        layout: object = None,
+        layout: BlockLayout | None = None,
         timestep: float | None = None,
     ) -> float:
         """
@@ -191,38 +239,70 @@ class Mix:
 
         Args:
             name: The adapter.
-            component: The attribute of the pipeline, as ``unet``.
+            component: The attribute of the pipeline, as ``unet``; text encoders have ``text_gain`` at all steps.
             module: The layer's dotted path in the live component.
-            step: The step, from 0.
+            step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
-            layout: The blocks of the live component, against which lists are checked.
-            timestep: The scheduler's timestep, for schedules that are given in timesteps.
+            layout: The blocks of the live component, against which block weights are checked.
+            timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
 
         Returns:
             The gain.
-        """
-        del step, steps, timestep
-        return self.gain(name, component, module, layout)
 
-    def text_gain(self, name: str, component: str, module: str, layout: object = None) -> float:
+        Raises:
+            MixError: As ``gain``, or the step cannot be.
+
+        Example:
+            >>> mix = Mix.of("a:0.5,schedule=linear(0, 1), b:1 | switch(1)")
+            >>> [[mix.gain_at(name, "unet", "conv_in", step, 3) for name in mix] for step in range(3)]
+            [[0.0, 0.0], [0.0, 1.0], [0.5, 0.0]]
+        """
+        if component in TEXT_ENCODERS:
+            return self.text_gain(name, component, module, layout)
+        share = self.method.share(name, self.names, min(step, steps - 1))
+        adapter = self[name]
+        return (
+            adapter.gain(component, module, layout)
+            * adapter.share_at(component, step, steps, timestep)
+            * share
+        )
+
+    def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
         Give the gain on a layer of a text encoder, which runs once, before the first step.
+
+        A text encoder that has a weight of its own has that weight. One with a schedule of its own has the schedule's
+        value at step 0. Any other has the adapter's weight, times the schedule's value and the method's share at step
+        0; so an adapter that starts later leaves the text alone, unless ``te`` says otherwise.
 
         Args:
             name: The adapter.
             component: The attribute of the pipeline, as ``text_encoder``.
             module: The layer's dotted path in the live component.
-            layout: The blocks of the live component.
+            layout: Not needed; the other gains have it.
 
         Returns:
             The gain.
+
+        Raises:
+            MixError: The mix has no such adapter.
+
+        Example:
+            >>> Mix.of("a:1,schedule=window(5s)").text_gain("a", "text_encoder", "x")
+            0.0
+            >>> Mix.of("a:1,te=0.5,schedule=window(5s)").text_gain("a", "text_encoder", "x")
+            0.5
         """
-        return self.gain(name, component, module, layout)
+        adapter = self[name]
+        share = 1.0 if adapter.has_own(component) else self.method.share(name, self.names, 0)
+        return adapter.gain(component, module, layout) * adapter.share_at(component, 0, 1) * share
 
     @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits, equal for equal mixes in every process and version of Python."""
-        meaning = {name: adapter.meaning() for name, adapter in self.adapters.items()}
+        switched = type(self.method) is not Method
+        adapters = {name: adapter.meaning(switched=switched) for name, adapter in self.adapters.items()}
+        meaning = {"adapters": adapters, "method": self.method.meaning(self.names)}
         text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -231,9 +311,11 @@ class Mix:
         Give the mix as numbers, texts, lists and dicts.
 
         Returns:
-            Weights by name; under "adapters" where a name could be mistaken for a key.
+            Weights by name; under "adapters", and the method beside them, where there is one but the sum.
         """
         adapters: dict[str, object] = {name: adapter.to_spec() for name, adapter in self.adapters.items()}
+        if type(self.method) is not Method:
+            return {"adapters": adapters, "method": self.method.to_spec()}
         return {"adapters": adapters} if is_full(adapters) else adapters
 
     @classmethod
@@ -275,10 +357,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        reading = Reading()
-        data = load_json(text, reading)
-        reading.finish()
-        return cls.of({} if data is None else data)
+        return cls.of(parsed(load_json, text))
 
     def to_yaml(self) -> str:
         """
@@ -303,10 +382,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        reading = Reading()
-        data = load_yaml(text, reading)
-        reading.finish()
-        return cls.of({} if data is None else data)
+        return cls.of(parsed(load_yaml, text))
 
     def to_text(self) -> str:
         """
@@ -315,21 +391,5 @@ class Mix:
         Returns:
             The text, as ``a:0.7, b:0.8,te=0.2``.
         """
-        return _text.write({name: adapter.to_spec() for name, adapter in self.adapters.items()})
-
-
-def is_name(name: object, reading: Reading) -> TypeGuard[str]:
-    """
-    Tell whether something can be an adapter's name, and note it where not.
-
-    Args:
-        name: What stands where a name is expected.
-        reading: Where problems are noted.
-
-    Returns:
-        Whether it is a text that is not empty.
-    """
-    if isinstance(name, str) and name.strip() and not any("\ud800" <= char <= "\udfff" for char in name):
-        return True
-    reading.problem("", f"expected a name (text that is not empty), got {shown(name)}; numbers need quotes.")
-    return False
+        method = "" if type(self.method) is Method else self.method.to_text()
+        return _text.write({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)

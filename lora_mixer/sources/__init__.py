@@ -1,1 +1,9 @@
+"""Where adapters come from: files, folders, the Hub, open files and state dicts become one place to read."""
 
+from __future__ import annotations
+
+from ._local import adapter_files
+from ._resolve import resolve_source
+from ._types import AdapterSource
+
+__all__ = ["AdapterSource", "adapter_files", "resolve_source"]

@@ -1,0 +1,70 @@
+"""The command itself: its subcommands, ``--version``, and how errors are shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lora_mixer import __version__
+from lora_mixer.cli._generate import generate
+from lora_mixer.cli._inspect import inspect
+from lora_mixer.cli._terminal import print_error
+from lora_mixer.errors import LoraMixerError
+
+EXIT_ERROR = 2
+
+
+class _Commands(TyperGroup):
+    """Subcommands whose expected errors end in one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer's own context class moved between its releases
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except LoraMixerError as error:
+            if ctx.params.get("debug"):
+                raise
+            print_error(str(error))
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+app = typer.Typer(
+    name="lora-mixer",
+    cls=_Commands,
+    help="Load, mix and remove LoRA adapters on diffusers pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect")(inspect)
+app.command("generate")(generate)
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lora-mixer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[  # its callback does it
+        bool,
+        typer.Option(
+            "--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Show it."
+        ),
+    ] = False,
+    debug: Annotated[  # _Commands looks at it
+        bool, typer.Option("--debug", help="Show the traceback of an error. Goes before the subcommand.")
+    ] = False,
+) -> None:
+    """Load, mix and remove LoRA adapters on diffusers pipelines."""
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``lora-mixer``."""
+    app()

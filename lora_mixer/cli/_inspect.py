@@ -1,0 +1,132 @@
+"""``lora-mixer inspect``: what an adapter is, without any model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_mixer.cli._terminal import console, plain
+from lora_mixer.errors import LoraMixerError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rich.table import Table
+
+    from lora_mixer.adapter import AdapterInfo
+
+    # A source as the user wrote or the search found it, and what came of reading it.
+    Row = tuple[str, AdapterInfo | Exception]
+
+EXIT_SOME_BAD = 1
+_KIB = 1024
+
+
+def inspect(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE_OR_FOLDER_OR_REPO...", help="Folders are searched for adapters all the way down."
+        ),
+    ],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list of objects, with hashes and metadata.")
+    ] = False,
+    allow_pickle: Annotated[bool, typer.Option(help="Open .pt, .pth, .ckpt and .bin files as well.")] = False,
+) -> None:
+    """Show format, base model, algorithm, ranks, modules and trigger words of adapters."""
+    rows = list(_read_all(sources, allow_pickle=allow_pickle))
+    if as_json:
+        typer.echo(json.dumps([_as_object(name, found) for name, found in rows], indent=2))
+    else:
+        console().print(_table(rows))
+    if any(isinstance(found, Exception) for _, found in rows):
+        raise typer.Exit(EXIT_SOME_BAD)
+
+
+def _read_all(sources: Iterable[str], *, allow_pickle: bool) -> Iterator[Row]:
+    from lora_mixer.inspection import read_adapter
+
+    for source in sources:
+        try:
+            names = _expand(source, allow_pickle=allow_pickle)
+        except (LoraMixerError, OSError) as error:
+            yield source, error
+            continue
+        for name in names:
+            try:
+                yield name, read_adapter(name, allow_pickle=allow_pickle)
+            except (LoraMixerError, OSError) as error:
+                yield name, error
+
+
+def _expand(source: str, *, allow_pickle: bool) -> list[str]:
+    """Return the adapters' files below a folder; anything else as it is."""
+    from lora_mixer.sources import adapter_files
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return [source]
+    files = adapter_files(folder, allow_pickle=allow_pickle)
+    if not files:
+        hint = "" if allow_pickle else " Pickles (.pt, .bin) are looked for with --allow-pickle."
+        raise SourceNotFoundError(
+            f"{source} holds no adapter files (.safetensors), nor do the folders in it.{hint}"
+        )
+    return [str(file) for file in files]
+
+
+def _as_object(name: str, found: AdapterInfo | Exception) -> dict[str, Any]:
+    if isinstance(found, Exception):
+        return {"source": name, "error": {"type": type(found).__name__, "message": str(found)}}
+    return found.to_dict()
+
+
+def _table(rows: Iterable[Row]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("File", overflow="fold")
+    for heading in ("Format", "Base", "Algorithm", "Rank", "Alpha", "Modules", "Type", "Size"):
+        table.add_column(heading)
+    table.add_column("Words", overflow="fold")
+    for name, found in rows:
+        if isinstance(found, Exception):
+            # One cell for the file and the reason: in a column of its own it would squeeze all others.
+            reason = str(found).removeprefix(f"{name}: ")
+            table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
+            continue
+        table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(found))))
+    return table
+
+
+def _cells(info: AdapterInfo) -> Iterator[str]:
+    yield info.format
+    yield info.base
+    yield ", ".join(info.algorithms)
+    yield _range(info.ranks)
+    yield _range(info.alphas) or "= rank"
+    yield ", ".join(f"{component} {count}" for component, count in info.components.items())
+    yield ", ".join(info.dtypes)
+    yield _size(info.bytes)
+    yield ", ".join(info.trigger_words)
+
+
+def _range(values: tuple[int, ...] | tuple[float, ...]) -> str:
+    """Write a few values in full and many as a range: per-module ranks can be dozens."""
+    shown = [f"{value:g}" for value in sorted(values)]
+    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]} to {shown[-1]}"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < _KIB:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _KIB
+    return f"{size:.1f} GiB"

@@ -1,0 +1,32 @@
+"""What a mixer holds in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_mixer.engines import BaseDevice
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """
+    What a mixer holds, in bytes.
+
+    Attributes:
+        adapters: Tensors of each loaded adapter.
+        base: Kept base weights by device; ``cpu`` is host memory.
+        keep_base: Where bases are kept by choice: ``device`` or ``host``.
+    """
+
+    adapters: Mapping[str, int]
+    base: Mapping[str, int]
+    keep_base: BaseDevice
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.adapters.values()) + sum(self.base.values())

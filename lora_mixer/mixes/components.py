@@ -1,0 +1,9 @@
+"""The components of a pipeline that a mix knows by name."""
+
+from __future__ import annotations
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""The components that ``te`` stands for; they run once, before the denoiser."""
+
+TE = "te"
+"""The alias for every text encoder; a component's own name wins over it."""

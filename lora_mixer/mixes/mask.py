@@ -1,0 +1,242 @@
+"""
+Weights in place: a picture that says where an adapter works, white (1) where it does and black (0) where it does not.
+
+A mask is known by its content, so that a file and the same picture in memory are equal, and a mix that was written down
+finds out when its file has changed. How masks are scaled to layers is the engines' affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.mixes._reading import Reading, number_text, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float32]
+
+MASK_KEYS = ("path", "digest", "feather")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """
+    A reference to a picture.
+
+    Attributes:
+        digest: SHA-256 of the picture's size and values (64 hexadecimal digits).
+        feather: The standard deviation, in pixels of the picture, by which its edges are softened.
+        path: The file that it comes from, or None; it does not count in comparisons.
+        picture: The values, (height, width), from 0 to 1; None where a written mask has not met its picture yet.
+
+    Example:
+        >>> import numpy as np
+        >>> left = np.zeros((4, 8), dtype=np.float32)
+        >>> left[:, :4] = 1
+        >>> Mask.of(left) == Mask.of((left * 255).astype(np.uint8)), Mask.of(left).load().mean()
+        (True, np.float32(0.5))
+    """
+
+    digest: str
+    feather: float = 0.0
+    path: str | None = field(default=None, compare=False)
+    picture: FloatArray | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        reading = Reading()
+        if not _is_digest(self.digest):
+            reading.problem(
+                "digest", f"expected 64 hexadecimal digits, got {shown(self.digest)}; Mask.of finds them."
+            )
+        object.__setattr__(self, "feather", reading.number("feather", self.feather, low=0))
+        reading.finish("mask")
+
+    @classmethod
+    def of(cls, source: object, feather: float | None = None) -> Mask:
+        """
+        Make a mask from a picture.
+
+        Args:
+            source: A path, a PIL picture (its grey values count), an array or tensor of (height, width) with booleans,
+                bytes 0 to 255 or floats 0 to 1, a dict as ``to_spec`` gives it, or a mask.
+            feather: How soft the edges are; None keeps what the source says.
+
+        Returns:
+            The mask.
+
+        Raises:
+            MixError: There is no such file, or its content is no mask.
+        """
+        reading = Reading()
+        mask = read_mask(source, "", reading)
+        reading.finish("mask")
+        if mask is None or feather is None:
+            return mask or cls("0" * 64)
+        return cls(mask.digest, feather, mask.path, mask.picture)
+
+    def load(self) -> FloatArray:
+        """
+        Give the picture with its edges softened.
+
+        Returns:
+            Values from 0 to 1, (height, width).
+
+        Raises:
+            MixError: The picture is not here, or the file is not the one it was.
+        """
+        reading = Reading()
+        picture = self.picture
+        if picture is None and self.path is not None:
+            picture = _read_file(self.path, "", reading)
+            if picture is not None and _digest(picture) != self.digest:
+                reading.problem(
+                    "", f'the picture "{self.path}" is not the one this mask was made of; make a new mask.'
+                )
+        elif picture is None:
+            reading.problem(
+                "", "only the digest of this mask was written down; make the mask again from its picture."
+            )
+        reading.finish("mask")
+        return _softened(picture, self.feather)
+
+    def to_spec(self) -> dict[str, object]:
+        """
+        Give the plain form; a picture that was only in memory is not in it.
+
+        Returns:
+            The path if there is one, the digest, and the feather if there is any.
+        """
+        spec: dict[str, object] = {} if self.path is None else {"path": self.path}
+        spec["digest"] = self.digest
+        return {**spec, "feather": self.feather} if self.feather else spec
+
+    def meaning(self) -> object:
+        """
+        Give a plain form that is the same for every way to say the same.
+
+        Returns:
+            The digest and the feather.
+        """
+        return {"digest": self.digest, "feather": self.feather}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the picture when a mask goes to another process."""
+        return Mask, (self.digest, self.feather, self.path, self.picture)
+
+
+def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
+    """
+    Read a mask in any form.
+
+    Args:
+        source: See ``Mask.of``.
+        where: The path of the entry, for messages.
+        reading: Where problems are noted.
+
+    Returns:
+        The mask, or None where there was a problem.
+    """
+    if isinstance(source, Mask):
+        return source
+    if isinstance(source, Mapping):
+        return _read_dict(source, where, reading)
+    path = str(source) if isinstance(source, (str, Path)) else None
+    picture = _read_array(source, where, reading) if path is None else _read_file(path, where, reading)
+    return None if picture is None else Mask(_digest(picture), 0.0, path, picture)
+
+
+def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask | None:
+    before = len(reading.problems)
+    for key in spec:
+        if key not in MASK_KEYS:
+            reading.unknown_key(where, key, MASK_KEYS)
+    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), low=0)
+    path, digest = spec.get("path"), spec.get("digest")
+    if not (path is None or isinstance(path, str)) or (path is None and digest is None):
+        reading.problem(where, f'expected a "path" or a "digest", got {shown(dict(spec))}.')
+        return None
+    if len(reading.problems) > before:
+        return None
+    if digest is None:
+        plain = read_mask(path, where, reading)
+        return plain and Mask(plain.digest, feather, plain.path, plain.picture)
+    if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        reading.problem(f"{where}.digest", f"expected 64 hexadecimal digits, got {shown(digest)}.")
+        return None
+    return Mask(digest, feather, path)
+
+
+def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return _read_array(picture, where, reading)
+    except FileNotFoundError:
+        reading.problem(where, f'there is no picture "{path}".')
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reading.problem(where, f'"{path}" is no picture that can be read: {error}.')
+    return None
+
+
+def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
+    import numpy as np
+
+    if hasattr(source, "convert") and hasattr(source, "getbands"):
+        source = source.convert("L")
+    if hasattr(source, "detach"):
+        tensor = source.detach().cpu()
+        # numpy has no bfloat16.
+        source = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    array = np.asarray(source)
+    squeezed = array.reshape([size for size in array.shape if size != 1]) if array.ndim > 2 else array
+    if squeezed.ndim != 2 or not squeezed.size or squeezed.dtype.kind not in "buif":
+        what = f"shape {array.shape}, {array.dtype}" if array.ndim else shown(source)
+        reading.problem(where, f"expected a path, a picture or numbers of (height, width), got {what}.")
+        return None
+    values: FloatArray = squeezed.astype(np.float32) / np.float32(255 if squeezed.dtype == np.uint8 else 1)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        low, high = number_text(float(values.min())), number_text(float(values.max()))
+        reading.problem(where, f"expected values from 0 to 1 (or bytes), got {low} to {high}.")
+        return None
+    values.setflags(write=False)
+    return values
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _digest(picture: FloatArray) -> str:
+    # Rounded to 16 bits, so that 8-bit pictures are the same through every route of floats.
+    levels = (picture.astype("float64") * 65535).round().astype("<u2")
+    return hashlib.sha256(f"{picture.shape[0]}x{picture.shape[1]}:".encode() + levels.tobytes()).hexdigest()
+
+
+def _softened(picture: Any, feather: float) -> FloatArray:
+    import numpy as np
+
+    if not feather:
+        return picture  # type: ignore[no-any-return]
+    radius = max(1, round(3 * feather))
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / feather) ** 2)
+    kernel /= kernel.sum()
+    soft = picture.astype(np.float64)
+    for axis in (0, 1):
+        padding = [(radius, radius) if axis == each else (0, 0) for each in (0, 1)]
+        padded = np.pad(soft, padding, mode="edge")
+        places = np.arange(soft.shape[axis])
+        soft = np.sum(
+            [share * np.take(padded, places + index, axis) for index, share in enumerate(kernel)], axis=0
+        )
+    smooth: FloatArray = np.clip(soft, 0, 1).astype(np.float32)
+    return smooth

@@ -1,0 +1,189 @@
+"""
+Weights by the names of layers, and B-LoRA's two presets.
+
+A pattern is a glob (``*``, ``?``, ``[...]``; ``*`` crosses dots) or, after ``re:``, a regular expression. It has to
+match the whole path of a layer, within its component (``mid_block.*``) or with the component's name
+(``unet.mid_block.*``). Of several patterns that match, the last one decides, as in ``.gitignore``: first the rule, then
+its exceptions. A layer that none matches has 1.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lora_mixer.mixes._frozen import FrozenMap
+from lora_mixer.mixes._reading import Reading, shown
+from lora_mixer.mixes.blocks import Blocks
+
+if TYPE_CHECKING:
+    from lora_mixer.mixes.layout import BlockLayout
+
+_REGEX = "re:"
+_GLOB_MARKS = frozenset("*?[.")
+
+_CONTENT = "unet.up_blocks.0.attentions.0.*"
+_STYLE = "unet.up_blocks.0.attentions.1.*"
+
+
+@dataclass(frozen=True)
+class LayerPatterns(Blocks):
+    """
+    Weights by patterns; the last match decides.
+
+    Attributes:
+        weights: Numbers by pattern, in the order in which they are tried.
+
+    Example:
+        >>> patterns = LayerPatterns({"*": 0.2, "*.attn2.*": 1})
+        >>> patterns.weight("unet", "mid_block.attentions.0.transformer_blocks.0.attn2.to_q")
+        1.0
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Check and freeze the values."""
+        reading = Reading()
+        object.__setattr__(self, "weights", _read_weights(self.weights, "", reading))
+        reading.finish("set of block weights")
+
+    def __eq__(self, other: object) -> bool:
+        """The order counts."""
+        return isinstance(other, LayerPatterns) and tuple(self.weights.items()) == tuple(
+            other.weights.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.weights.items()))
+
+    def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
+        """Give the number of the last pattern that matches, else 1."""
+        del layout
+        return _last_match(self, component, module)
+
+    def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
+        """Patterns fit every model; whether they match anything is seen by ``matches``."""
+        del layout
+        return ()
+
+    def matches(self, component: str, module: str) -> bool:
+        """
+        Tell whether any pattern matches a layer.
+
+        Args:
+            component: The attribute of the pipeline.
+            module: The layer's dotted path.
+
+        Returns:
+            Whether one does.
+        """
+        return any(
+            _compiled(pattern).fullmatch(name)
+            for pattern in self.weights
+            for name in _names(component, module)
+        )
+
+    def to_spec(self) -> object:
+        """Give the preset's name where there is one, else the dict."""
+        for name, preset in B_LORA.items():
+            if preset == self:
+                return name
+        return {"patterns": dict(self.weights)}
+
+    def meaning(self) -> object:
+        """Give the pairs in their order."""
+        return {"patterns": [list(pair) for pair in self.weights.items()]}
+
+
+def looks_like_patterns(spec: Mapping[object, object]) -> bool:
+    """
+    Tell a dict of patterns from a dict of blocks.
+
+    Args:
+        spec: The dict.
+
+    Returns:
+        Whether every key has a mark that only patterns have.
+
+    Example:
+        >>> looks_like_patterns({"*.attn2.*": 1}), looks_like_patterns({"down": 1})
+        (True, False)
+    """
+    return bool(spec) and all(
+        isinstance(key, str) and (key.startswith(_REGEX) or not _GLOB_MARKS.isdisjoint(key)) for key in spec
+    )
+
+
+def read_patterns(spec: object, where: str, reading: Reading) -> LayerPatterns | None:
+    """
+    Read a dict of patterns.
+
+    Args:
+        spec: The dict.
+        where: The path of the entry, for messages.
+        reading: Where problems are noted.
+
+    Returns:
+        The weights, or None where there was a problem.
+
+    Example:
+        >>> read_patterns({"re:.*attn[12].*": 0.5}, "", Reading()).weights
+        {'re:.*attn[12].*': 0.5}
+    """
+    before = len(reading.problems)
+    weights = _read_weights(spec, where, reading)
+    return LayerPatterns(weights) if len(reading.problems) == before else None
+
+
+def _read_weights(spec: object, where: str, reading: Reading) -> FrozenMap[str, float]:
+    if not isinstance(spec, Mapping) or not spec:
+        reading.problem(
+            where, f'expected a dict of weights by pattern such as {{"*.attn2.*": 0.5}}, got {shown(spec)}.'
+        )
+        return FrozenMap()
+    weights: dict[str, float] = {}
+    for pattern, value in spec.items():
+        if not isinstance(pattern, str) or not pattern.removeprefix(_REGEX):
+            reading.problem(where, f"expected a pattern (text that is not empty), got {shown(pattern)}.")
+            continue
+        try:
+            _compiled(pattern)
+        except re.error as error:
+            reading.problem(where, f"{pattern!r} is no regular expression: {error}.")
+        weights[pattern] = reading.number(f"{where}[{pattern!r}]", value)
+    return FrozenMap(weights)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(
+        pattern.removeprefix(_REGEX) if pattern.startswith(_REGEX) else fnmatch.translate(pattern)
+    )
+
+
+def _names(component: str, module: str) -> tuple[str, str]:
+    return module, f"{component}.{module}"
+
+
+@lru_cache(maxsize=65536)
+def _last_match(patterns: LayerPatterns, component: str, module: str) -> float:
+    names = _names(component, module)
+    for pattern, weight in reversed(list(patterns.weights.items())):
+        if any(_compiled(pattern).fullmatch(name) for name in names):
+            return weight
+    return 1.0
+
+
+B_LORA: Mapping[str, LayerPatterns] = FrozenMap(
+    {
+        "b-lora:content": LayerPatterns({"*": 0, _CONTENT: 1}),
+        "b-lora:style": LayerPatterns({"*": 0, _STYLE: 1}),
+        "b-lora": LayerPatterns({"*": 0, _CONTENT: 1, _STYLE: 1}),
+    }
+)
+"""The blocks of SDXL that B-LoRA trains (arXiv 2403.14572): content, style, or both; all other layers have 0."""

@@ -1,0 +1,86 @@
+"""What went wrong at the Hub, in this package's words: what was asked for, and what to do now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from huggingface_hub import errors as hub
+
+from lora_mixer.errors import SourceError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from ._types import Request
+
+
+def translate(  # noqa: PLR0911  (one way out per kind of error)
+    error: Exception, repo_id: str, request: Request, name: str | None = None
+) -> SourceError:
+    """
+    Return the SourceError for an error of huggingface_hub or of the network below it.
+
+    Args:
+        error: What was raised.
+        repo_id: The repository that was asked for.
+        request: What the caller said about it.
+        name: The file that was asked for, where it was one.
+    """
+    revision = request.revision or "main"
+    what = f"{repo_id}: {name}" if name else repo_id
+    # GatedRepoError is a RepositoryNotFoundError, and offline a missing file is both an entry and an error of access.
+    if isinstance(error, hub.GatedRepoError):
+        return SourceError(
+            f"{repo_id} is gated: its owner wants its terms accepted first. Accept them on its page at the Hub, then "
+            f"pass token= or run 'hf auth login'."
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return SourceNotFoundError(
+            f"There is no repository {repo_id!r} at the Hub, or it is private and the token is missing or wrong; "
+            f"nor is there a file or folder of that name here. Check the name; for a private one pass token=."
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return SourceNotFoundError(
+            f"{repo_id} has no revision {revision!r}. Check the branch, tag or commit."
+        )
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        return _not_cached(error, what, revision, request)
+    if isinstance(error, hub.EntryNotFoundError):
+        return SourceNotFoundError(
+            f"{repo_id} has no file {name!r} at revision {revision!r}. Check weight_name= and subfolder=, or leave "
+            f"them out to have the files listed."
+        )
+    if isinstance(error, hub.HfHubHTTPError):
+        status = getattr(error.response, "status_code", "no status")
+        return SourceError(
+            f"The Hub refused {what}: HTTP {status}. {_advice(status)} It said: {_first_line(error)}"
+        )
+    return SourceError(
+        f"{what} could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} "
+        f"Check the network, or use what is cached with local_files_only=True."
+    )
+
+
+def _not_cached(error: Exception, what: str, revision: str, request: Request) -> SourceError:
+    where = f"the cache ({request.cache_dir or 'its usual place'})"
+    if request.local_files_only:
+        return SourceNotFoundError(
+            f"{what} at revision {revision!r} is not in {where}, and nothing may be downloaded (local_files_only=True "
+            f"or HF_HUB_OFFLINE=1). Load it once online, or pass cache_dir=."
+        )
+    cause = error.__cause__ or error
+    return SourceError(
+        f"The Hub did not answer for {what}, and {where} does not have it: {type(cause).__name__}: "
+        f"{_first_line(cause)} Check the network and try again."
+    )
+
+
+def _advice(status: object) -> str:
+    if status in (401, 403):
+        return "Pass a token= that may read it."
+    if status == 429:
+        return "Too many requests: wait a little."
+    return "Try again later."
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n", 1)[0]
+    return text if text.endswith(".") else f"{text}."

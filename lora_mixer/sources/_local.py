@@ -1,0 +1,150 @@
+"""Adapters in files and folders on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
+
+from ._names import (
+    ADAPTER_SUFFIXES,
+    CONFIG_NAME,
+    SAFETENSORS_SUFFIX,
+    candidates,
+    check_allowed,
+    choose,
+    listing,
+    safe_relative,
+)
+from ._types import AdapterSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._types import Request
+
+# PEFT's own are below 2 KiB; a per-module rank_pattern for a large model stays far below this.
+_CONFIG_BYTES_AT_MOST = 16 * 1024 * 1024
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def from_path(path: Path, request: Request) -> AdapterSource:
+    """
+    Resolve an existing file or folder.
+
+    Args:
+        path: The file or folder; what the caller typed, so that messages show the same.
+        request: What the caller said besides.
+
+    Raises:
+        SourceError: There is no such file, there are several, it leads out of the folder or is not allowed.
+        CorruptFileError: ``adapter_config.json`` is no JSON object.
+    """
+    weights = _in_folder(path, request) if path.is_dir() else _single_file(path, request)
+    check_allowed(weights.name, str(weights), request)
+    return AdapterSource(
+        label=str(weights), weights=weights, config=read_config(weights.parent / CONFIG_NAME)
+    )
+
+
+def _single_file(path: Path, request: Request) -> Path:
+    if not path.is_file():
+        raise SourceNotFoundError(
+            f"{path} is neither a file nor a folder. Pass the path of a file that can be read."
+        )
+    if request.subfolder is not None or request.weight_name not in (None, path.name):
+        raise SourceError(
+            f"{path} is a file, so weight_name={request.weight_name!r} and subfolder={request.subfolder!r} have "
+            f"nothing to choose from. Leave them out, or pass the folder."
+        )
+    return path
+
+
+def _in_folder(root: Path, request: Request) -> Path:
+    folder = root
+    if request.subfolder:
+        folder = root / safe_relative(request.subfolder, "subfolder")
+        _refuse_escape(root, folder)
+        if not folder.is_dir():
+            raise SourceNotFoundError(f"{root} has no folder {request.subfolder!r}; it holds {_shown(root)}.")
+    if request.weight_name is None:
+        file = folder / choose(_file_names(folder), str(folder), request)
+    else:
+        file = folder / safe_relative(request.weight_name, "weight_name")
+    _refuse_escape(root, file)
+    if not file.is_file():
+        raise SourceNotFoundError(f"{folder} has no file {request.weight_name!r}; it holds {_shown(folder)}.")
+    return file
+
+
+def _refuse_escape(root: Path, path: Path) -> None:
+    """Refuse a link that leads out of the folder: the folder may have come from elsewhere."""
+    base, target = root.resolve(), path.resolve()
+    # The Hub's own cache is made of such links: <repo>/snapshots/<commit>/x -> <repo>/blobs/<hash>.
+    blobs = [
+        snapshot.parent.parent / "blobs"
+        for snapshot in (base, *base.parents)
+        if snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(snapshot.name)
+    ]
+    if not any(target.is_relative_to(folder) for folder in (base, *blobs)):
+        raise SourceError(
+            f"{path} leads out of the folder {root}, to {target}. If that is what you want, pass the file's own path."
+        )
+
+
+def _file_names(folder: Path) -> list[str]:
+    """List a folder's files, and the files one level below it for the message when there is no adapter."""
+    names = []
+    for entry in folder.iterdir():
+        if entry.is_file():
+            names.append(entry.name)
+        elif entry.is_dir() and not entry.name.startswith("."):
+            names += [f"{entry.name}/{below.name}" for below in entry.iterdir() if below.is_file()]
+    return names
+
+
+def _shown(folder: Path) -> str:
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
+    return listing(names) or "nothing"
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """
+    Return a PEFT ``adapter_config.json`` as a dict, or None where there is no such file.
+
+    Raises:
+        CorruptFileError: It is there and is no JSON object.
+    """
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size > _CONFIG_BYTES_AT_MOST:
+        raise CorruptFileError(
+            f"{path} must be a small JSON object (got {size} bytes). Is it the right file?"
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} must be a JSON object (got text that is none: {error}).") from error
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")
+    return config
+
+
+def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """
+    Find the files in a folder, all the way down, that may be adapters; what they hold is for the reader to say.
+
+    Args:
+        folder: Where to look; hidden folders and links to folders are left out.
+        allow_pickle: Whether ``.pt``, ``.pth``, ``.ckpt`` and ``.bin`` files count.
+
+    Returns:
+        The files, sorted.
+    """
+    suffixes = ADAPTER_SUFFIXES if allow_pickle else (SAFETENSORS_SUFFIX,)
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [folder / name for name in candidates(shown, suffixes)]

@@ -1,0 +1,65 @@
+"""Adapters that the caller already holds: bytes, open files and state dicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from lora_mixer.errors import SourceError
+
+from ._types import AdapterSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._types import Request
+
+
+def from_bytes(content: bytes, request: Request) -> AdapterSource:
+    """Take the bytes of a file."""
+    return AdapterSource(label=request.weight_name or f"{len(content)} bytes", weights=content)
+
+
+def from_open_file(file: BinaryIO, request: Request) -> AdapterSource:
+    """
+    Read an open file from its start, leave it open, and put its position back.
+
+    Raises:
+        SourceError: It was opened for text or cannot be read.
+    """
+    name = getattr(file, "name", None)
+    label = request.weight_name or (name if isinstance(name, str) else f"open {type(file).__name__}")
+    # A pipe or a socket cannot go back: what is left of it is all there is.
+    position = file.tell() if file.seekable() else None
+    try:
+        if position is not None:
+            file.seek(0)
+        content: Any = file.read()
+    except OSError as error:
+        raise SourceError(f"{label} cannot be read: {error}. Pass a file opened with mode 'rb'.") from error
+    finally:
+        if position is not None:
+            file.seek(position)
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise SourceError(
+            f"{label} must be open for bytes (got {type(content).__name__}). Open it with mode 'rb'."
+        )
+    return AdapterSource(label=label, weights=bytes(content))
+
+
+def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource:
+    """
+    Take a state dict as it is: no copy, and nothing in it is changed.
+
+    Raises:
+        SourceError: A key is no string or a value no tensor.
+    """
+    label = request.weight_name or "state dict"
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise SourceError(
+                f"{label}: expected a mapping of names to tensors "
+                f"(got {key!r}: {type(value).__name__}). Pass the flat dict, as safetensors.torch.load_file returns it."
+            )
+    return AdapterSource(label=label, weights=state)

@@ -1,0 +1,154 @@
+"""
+Which of a folder's file names is the adapter, and which names a caller may give.
+
+The same rules serve folders on disk and listings of repositories, so all of it works on plain strings.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from lora_mixer.errors import AmbiguousSourceError, SourceError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ._types import Request
+
+CONFIG_NAME = "adapter_config.json"
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+ADAPTER_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+_LISTED_AT_MOST = 20
+
+# Names that transformers, diffusers, accelerate and the trainers give to whole models and to training state.
+_NOT_AN_ADAPTER = re.compile(
+    r"""
+    (?: model | pytorch_model | diffusion_pytorch_model | open_clip_(?:pytorch_)?model | consolidated
+      | optimizer | scheduler | scaler | training_args | trainer_state | (?:rng|random)_states?(?:_\d+)? )
+    (?: \. (?:fp16|fp32|bf16|ema|non_ema|\d+) )*
+    | .* -\d{5}-of-\d{5} (?: \. \w+ )?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def is_pickle(name: str) -> bool:
+    """Say whether a file of this name would be unpickled to be read."""
+    return name.lower().endswith(PICKLE_SUFFIXES)
+
+
+def safe_relative(value: str, argument: str) -> str:
+    """
+    Return a caller's ``weight_name`` or ``subfolder`` in POSIX form.
+
+    Args:
+        value: What the caller gave.
+        argument: The argument's name, for the message.
+
+    Raises:
+        SourceError: It is absolute, names a drive, is empty or climbs out with ``..``.
+
+    Example:
+        >>> safe_relative("sub/x.safetensors", "weight_name")
+        'sub/x.safetensors'
+    """
+    path = PurePosixPath(value.replace("\\", "/"))
+    outside = path.is_absolute() or PureWindowsPath(value).drive or ".." in path.parts
+    if outside or not path.parts or "\0" in value:
+        raise SourceError(
+            f"{argument} must be a relative path inside the folder or repository, without '..' (got {value!r}). "
+            f"To read a file elsewhere, pass its own path as the source."
+        )
+    return str(path)
+
+
+def check_allowed(name: str, label: str, request: Request) -> None:
+    """Raise SourceError where ``name`` is a kind of file that the caller did not allow."""
+    if not is_pickle(name):
+        if request.use_safetensors is False and name.lower().endswith(SAFETENSORS_SUFFIX):
+            raise SourceError(
+                f"{label} is a safetensors file, but use_safetensors=False was asked for. Leave it out."
+            )
+        return
+    if request.use_safetensors:
+        raise SourceError(f"{label} is not a safetensors file, but use_safetensors=True was asked for.")
+    if not request.allow_pickle:
+        raise SourceError(
+            f"{label} is a pickle ({PurePosixPath(name).suffix}): such a file can run code while it is read, so it is "
+            f"not opened by default. Convert it to .safetensors, or pass allow_pickle=True if you trust it."
+        )
+
+
+def candidates(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
+    """
+    Return the names that may be adapters: the right ending, and no model's or trainer's own file.
+
+    Example:
+        >>> candidates(["x.safetensors", "model-00001-of-00002.safetensors", "README.md"], [".safetensors"])
+        ['x.safetensors']
+    """
+    found = []
+    for name in names:
+        file_name = name.rpartition("/")[2]
+        suffix = next((s for s in suffixes if file_name.lower().endswith(s)), None)
+        if suffix and not _NOT_AN_ADAPTER.fullmatch(file_name[: -len(suffix)]):
+            found.append(name)
+    return sorted(found)
+
+
+def choose(names: Iterable[str], where: str, request: Request) -> str:
+    """
+    Return the one file of a folder that is the adapter.
+
+    Args:
+        names: All file names of the folder or repository, relative to it, with ``/`` between folders.
+        where: What to call the folder in messages.
+        request: What the caller allows.
+
+    Raises:
+        AmbiguousSourceError: Several files could be meant; all are listed.
+        SourceNotFoundError: None could be; what there is is listed.
+        SourceError: The only ones are pickles, and these were not allowed.
+
+    Example:
+        >>> from lora_mixer.sources._types import Request
+        >>> choose(["adapter_config.json", "adapter_model.safetensors"], "folder", Request())
+        'adapter_model.safetensors'
+    """
+    names = list(names)
+    here = [name for name in names if "/" not in name]
+    found = [] if request.use_safetensors is False else candidates(here, [SAFETENSORS_SUFFIX])
+    if not found and not request.use_safetensors:
+        found = candidates(here, PICKLE_SUFFIXES)
+        for name in found:
+            check_allowed(name, f"{where}: {name}", request)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise AmbiguousSourceError(
+            f"{where} holds {len(found)} files that could be the adapter: {listing(found)}. "
+            f"Name one with weight_name=, for example weight_name={found[0]!r}."
+        )
+    raise SourceNotFoundError(_none_found(names, where, request))
+
+
+def _none_found(names: list[str], where: str, request: Request) -> str:
+    wanted = ", ".join(ADAPTER_SUFFIXES) if request.use_safetensors is None else SAFETENSORS_SUFFIX
+    message = f"{where} holds no adapter file ({wanted}); it holds {listing(sorted(names)) or 'nothing'}."
+    deeper = [name for name in candidates(names, ADAPTER_SUFFIXES) if "/" in name]
+    if deeper:
+        folder = deeper[0].rpartition("/")[0]
+        return f"{message} If it is in a folder below, name that one: subfolder={folder!r}."
+    if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in names):
+        return f"{message} Files with names of whole models are left alone unless weight_name= names one."
+    return message
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return names for a message: quoted, and only so many of them."""
+    shown = ", ".join(repr(name) for name in names[:_LISTED_AT_MOST])
+    rest = len(names) - _LISTED_AT_MOST
+    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,0 +1,120 @@
+"""The one door: find out what kind of source this is, and hand it to the room that knows it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from lora_mixer.errors import SourceError, SourceNotFoundError
+
+from ._local import from_path
+from ._names import ADAPTER_SUFFIXES
+from ._types import AdapterSource, Request
+
+if TYPE_CHECKING:
+    import torch
+
+# One slash, and letters that the Hub allows in names; anything else can only be a path.
+_REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+def resolve_source(
+    source: str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, torch.Tensor],
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool | None = None,
+    force_download: bool = False,
+    proxies: Mapping[str, str] | None = None,
+    use_safetensors: bool | None = None,
+    allow_pickle: bool = False,
+) -> AdapterSource:
+    """
+    Turn whatever names an adapter into one place to read it from.
+
+    Args:
+        source: A file, a folder, a Hub repository ("user/repo") or a file's Hub URL, bytes, a file opened for
+            bytes, or a state dict. What exists on disk wins over a repository of the same name.
+        weight_name: Which file of the folder or repository; needed where there are several.
+        subfolder: Which folder inside it.
+        revision: Branch, tag or commit of the repository.
+        token: Access token of the Hub; True for the one that ``hf auth login`` stored.
+        cache_dir: Where downloads are kept, instead of the Hub's usual cache.
+        local_files_only: Use what is in that cache and ask nobody. HF_HUB_OFFLINE=1 does the same.
+        force_download: Download again what is cached.
+        proxies: Not possible per call with today's huggingface_hub: refused where something would be downloaded.
+        use_safetensors: True refuses other files; False wants a pickle.
+        allow_pickle: Whether .pt, .pth, .ckpt and .bin files may be opened. They can run code: only if you trust them.
+
+    Returns:
+        The resolved source; a repository's file has been downloaded by then.
+
+    Raises:
+        SourceNotFoundError: There is no such file, folder, repository, revision or file in it.
+        AmbiguousSourceError: Several files could be meant; they are listed.
+        SourceError: It is there and may not be read: gated, a pickle, outside of the folder, the Hub not reachable.
+        CorruptFileError: The ``adapter_config.json`` beside it is broken.
+
+    Example:
+        >>> from safetensors.torch import save
+        >>> import torch
+        >>> resolve_source(save({"a": torch.zeros(1)}), weight_name="in memory").label
+        'in memory'
+    """
+    request = Request(
+        weight_name=weight_name,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        local_files_only=local_files_only,
+        force_download=force_download,
+        proxies=proxies,
+        use_safetensors=use_safetensors,
+        allow_pickle=allow_pickle,
+    )
+    if isinstance(source, str | os.PathLike):
+        return _from_name(source, request)
+    return _from_memory(source, request)
+
+
+def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSource:
+    text: Any = os.fspath(source)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise SourceError(f"A path or repository name must be text that is not empty (got {text!r}).")
+    path = Path(text).expanduser()
+    if path.exists():
+        return from_path(path, request)
+    if isinstance(source, str):
+        # huggingface_hub takes a while to import, and most adapters are files.
+        from . import _hub
+
+        if text.startswith(("https://", "http://")):
+            return _hub.from_url(text, request)
+        if _REPO_ID.fullmatch(text) and not text.lower().endswith(ADAPTER_SUFFIXES):
+            return _hub.from_repo(text, request)
+    raise SourceNotFoundError(
+        f"{text!r} is neither a file or folder (looked for {path.absolute()}) nor the name of a Hub repository "
+        f"(these look like 'user/name'). Check the spelling and the current folder."
+    )
+
+
+def _from_memory(source: object, request: Request) -> AdapterSource:
+    from . import _memory
+
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _memory.from_bytes(bytes(source), request)
+    if isinstance(source, Mapping):
+        return _memory.from_state_dict(source, request)
+    if hasattr(source, "read") and hasattr(source, "seekable"):
+        return _memory.from_open_file(cast("BinaryIO", source), request)
+    raise SourceError(
+        f"An adapter must be a path, a Hub repository name, bytes, a file opened with mode 'rb' or a state dict "
+        f"(got {type(source).__name__})."
+    )

@@ -1,0 +1,48 @@
+"""What every kind of source is turned into, and what a caller may say about one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """
+    One resolved place to read an adapter from.
+
+    Attributes:
+        label: What messages call it: ``"user/repo: x.safetensors"``, or the path as it was given.
+        weights: A file to read, the bytes of one, or a state dict (the caller's own: neither copied nor changed).
+        config: The parsed ``adapter_config.json`` beside the weights, where there is one.
+        repo_id: The Hub repository, where it is one.
+        revision: The commit that the files are from, where it is known.
+    """
+
+    label: str
+    weights: Path | bytes | Mapping[str, torch.Tensor]
+    config: Mapping[str, Any] | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller said about a file or repository besides its name; meanings as in diffusers."""
+
+    weight_name: str | None = None
+    subfolder: str | None = None
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool | None = None
+    force_download: bool = False
+    proxies: Mapping[str, str] | None = None
+    use_safetensors: bool | None = None
+    allow_pickle: bool = False

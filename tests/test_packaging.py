@@ -1,0 +1,93 @@
+"""The wheel: one import package with the web page and the demo's files inside, working outside of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build from a copy: what an earlier build left in the checkout must not end up in the wheel."""
+    tree = tmp_path_factory.mktemp("tree")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("lora_mixer", "ui", "assets"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    # Stand-ins where the real ones are missing, so that the rule is tested either way.
+    for name in ("demo/x.txt", "loras/deep/x.txt", "training/x.txt", "training/make.py"):
+        (tree / "assets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "assets" / name).write_text("x")
+    out = tmp_path_factory.mktemp("wheel")
+    # fmt: off
+    command = [
+        sys.executable, "-m", "pip", "wheel", str(tree), "--no-deps", "--no-build-isolation", "--no-index",
+        "--disable-pip-version-check", "--wheel-dir", str(out),
+    ]
+    # fmt: on
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_there_is_one_top_level_package(names):
+    assert {name.split("/")[0] for name in names} == {"lora_mixer"}
+
+
+def test_every_module_of_the_tree_is_in_it(names):
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lora_mixer").rglob("*.py")}
+    pages = {f"lora_mixer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "ui").rglob("*.py")}
+
+    assert "lora_mixer/ui/__init__.py" in pages
+    assert modules | pages <= names
+
+
+def test_it_says_that_it_is_typed(names):
+    assert "lora_mixer/py.typed" in names
+
+
+def test_demo_and_loras_are_in_it_and_what_made_them_is_not(names):
+    assert {"lora_mixer/assets/demo/x.txt", "lora_mixer/assets/loras/deep/x.txt"} <= names
+    assert not [name for name in names if "training" in name]
+
+
+def test_nothing_else_is_in_it(names):
+    assert not [name for name in names if "/test" in name or name.endswith(".pyc")]
+
+
+def test_it_works_outside_of_the_checkout(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = (
+        "import sys; sys.path.insert(0, 'site')\n"
+        "import lora_mixer, lora_mixer.ui, lora_mixer.sources\n"
+        "print(lora_mixer.__file__, lora_mixer.ui.__file__, sep='\\n')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    # -I: neither the current folder nor PYTHONPATH may lend it anything.
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    package, page = (Path(line).parent for line in found.stdout.split("\n")[:2])
+    assert (tmp_path / package).resolve() == (tmp_path / "site" / "lora_mixer").resolve()
+    assert page == package / "ui"

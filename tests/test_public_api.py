@@ -1,0 +1,51 @@
+"""What ``lora_mixer`` promises by name is there and explains itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+import lora_mixer
+import lora_mixer.errors
+import lora_mixer.sources
+
+
+def public_names():
+    for module in (lora_mixer, lora_mixer.sources):
+        yield from ((module, name) for name in getattr(module, "__all__", ()))
+    for name, value in vars(lora_mixer.errors).items():
+        if isinstance(value, type):
+            yield lora_mixer.errors, name
+
+
+def test_all_is_sorted_and_names_nothing_twice():
+    names = list(getattr(lora_mixer, "__all__", ()))
+
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [pytest.param(m, n, id=f"{m.__name__}.{n}") for m, n in public_names()]
+)
+def test_every_public_name_exists_with_a_docstring(module, name):
+    value = getattr(module, name)
+
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert (value.__doc__ or "").strip()
+        # A dataclass without one gets its signature as a docstring.
+        assert not value.__doc__.startswith(f"{name}(")
+    elif name != "__version__":
+        assert inspect.ismodule(value)
+
+
+def test_every_error_is_one_of_the_packages_own():
+    errors = [value for value in vars(lora_mixer.errors).values() if inspect.isclass(value)]
+
+    assert len(errors) > 10
+    assert all(issubclass(error, lora_mixer.errors.LoraMixerError) for error in errors)
+
+
+def test_a_package_without_exports_says_what_it_is_for():
+    assert importlib.import_module("lora_mixer.ui").__doc__
