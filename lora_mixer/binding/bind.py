@@ -10,6 +10,7 @@ from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
+from lora_mixer.formats.families import DIT_FAMILIES, TEXT_HINTS
 from lora_mixer.formats.names import COMPONENTS_OF_HINT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -108,8 +109,29 @@ def bind(
         unused_keys=adapter.unused,
         notes=adapter.notes,
     )
+    if component is None:
+        _refuse_foreign(adapter, components, report)
     _judge(adapter, components, report, misfits, twice)
     return Binding(tuple(bound), report)
+
+
+def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
+    """Refuse an adapter whose denoiser is another architecture, even where its text encoder part would fit."""
+    info = adapter.info
+    denoising = sum(1 for layer in adapter.layers if layer.target.hint not in TEXT_HINTS)
+    matched = sum(len(part.matched) for part in report.components if part.component not in TEXT_HINTS)
+    if info.base not in DIT_FAMILIES or matched or not denoising:
+        return
+    msg = (
+        f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
+        f"{base_of(dict(components))}: none of its {denoising} denoiser modules is here"
+    )
+    if "transformer" in components:
+        msg += (
+            "; adapters for transformers load when their keys are the module paths of the diffusers model (as diffusers "
+            "and PEFT save them): convert this one to those names first"
+        )
+    raise MatchError(msg)
 
 
 def _judge(

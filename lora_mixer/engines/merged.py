@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.engines.bias_hook import AddBias
-from lora_mixer.engines.blend import Term, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.grouped import Groups
 from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, unsupported
 from lora_mixer.errors import PipelineStateError
@@ -252,7 +252,8 @@ class MergedEngine:
             if change is not None:
                 self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
             return
-        base, live = entry.bias.keep().to(entry.bias.live.device, torch.float32), entry.bias.live
+        live = entry.bias.live
+        base = entry.bias.keep().to(live.device, accumulator(live.dtype))
         change = bias_change(base, terms)
         with torch.inference_mode(live.is_inference()):
             live.copy_(base if change is None else base + change.to(base))

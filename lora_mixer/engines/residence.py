@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -49,13 +49,7 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
 
     def settled(layer: BoundLayer) -> BoundLayer:
         device = layer.live.weight.device
-        weights: Any = layer.weights
-        changed = {
-            f.name: move(value, device)
-            for f in dataclasses.fields(weights)
-            if isinstance(value := getattr(weights, f.name), torch.Tensor)
-        }
-        return dataclasses.replace(layer, weights=dataclasses.replace(weights, **changed))
+        return dataclasses.replace(layer, weights=layer.weights.map(lambda tensor: move(tensor, device)))
 
     return tuple(settled(layer) for layer in layers)
 
@@ -71,9 +65,10 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
     for layer in layers:
         for tensor in layer.weights.tensors():
-            by_device.setdefault(tensor.device, []).append(
-                (f"{layer.live.component}.{layer.live.path}", tensor)
-            )
+            if tensor.is_floating_point():
+                by_device.setdefault(tensor.device, []).append(
+                    (f"{layer.live.component}.{layer.live.path}", tensor)
+                )
     for held in by_device.values():
         wide = [t if t.dtype.itemsize > 1 else t.float() for _, t in held]
         # the largest magnitude of each tensor, all in a few kernels and one transfer; NaN comes through

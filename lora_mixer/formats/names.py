@@ -70,7 +70,7 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 }
 """The pipeline components that a hint may mean, the likelier first; other hints mean themselves."""
 
-_PEFT_ROOT = "base_model.model."
+PEFT_ROOT = "base_model.model."
 _OLD_TE = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -86,14 +86,14 @@ def split_component(spelling: str) -> tuple[Target, str]:
         >>> split_component("lora_te2_text_model_encoder_layers_0_mlp_fc1")[0].hint
         'text_encoder_2'
     """
-    if spelling.startswith(_PEFT_ROOT):
-        module = spelling[len(_PEFT_ROOT) :]
+    if spelling.startswith(PEFT_ROOT):
+        module = spelling[len(PEFT_ROOT) :]
         return Target(None, module, module), "peft"
     for prefix, hint, layout in _PREFIXES:
         if spelling.startswith(prefix):
             module = spelling[len(prefix) :]
-            if module.startswith(_PEFT_ROOT):
-                return Target(hint, module[len(_PEFT_ROOT) :], module[len(_PEFT_ROOT) :]), "peft"
+            if module.startswith(PEFT_ROOT):
+                return Target(hint, module[len(PEFT_ROOT) :], module[len(PEFT_ROOT) :]), "peft"
             return Target(hint, module.lstrip("_"), spelling), layout
     return Target(None, spelling, spelling), "plain"
 

@@ -18,9 +18,10 @@ from lora_mixer import hashes
 from lora_mixer.adapter import Adapter, AdapterInfo
 from lora_mixer.errors import NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors
 from lora_mixer.formats.families import base_family
-from lora_mixer.formats.grouping import build_layers, group_keys
+from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.metadata import trigger_words
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 from lora_mixer.formats.pickles import read_pickle
@@ -120,7 +121,7 @@ def _assemble(
     rules = header_rules(metadata, label)
     if source.config is not None:
         rules = {None: scale_rule(source.config, label), **rules}
-    groups = group_keys(tensors, metadata, label)
+    groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
         msg = f"{label}: holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
@@ -136,15 +137,15 @@ def _assemble(
         components[key] = components.get(key, 0) + 1
     widths = {}
     for layer in layers:
-        shape = getattr(layer.weights, "shape", None)
-        if shape is not None:
-            widths[layer.target.hint, layer.target.module] = shape[1]
+        width = layer.weights.in_width
+        if width is not None:
+            widths[layer.target.hint, layer.target.module] = width
     info = AdapterInfo(
         name=name or _own_name(source),
         source=label,
         format="+".join(sorted(groups.layouts)),
         base=base_family(((x.target.hint, x.target.module) for x in layers), widths, metadata),
-        algorithms=tuple(sorted({x.weights.algorithm for x in layers})),
+        algorithms=tuple(sorted({name for x in layers for name in x.weights.algorithms})),
         ranks=tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None})),
         alphas=tuple(sorted({x.weights.alpha for x in layers if x.weights.alpha is not None})),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})),
