@@ -14,7 +14,7 @@ from lora_mixer.engines import BaseDevice, MergedEngine
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.memory import MemoryReport
+from lora_mixer.memory import MemoryReport, paused_gc
 from lora_mixer.mixes import BlockLayout, Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
@@ -156,17 +156,18 @@ class LoraMixer:
             )
             components = find_components(self.pipe)
             claim(self, components.values())
-            adapter = read(source, name=name)
-            binding = bind(adapter, components, name, component=component)
-            report = binding.report
-            if strict and not report.complete:
-                msg = f"strict=True, and not all of the file was matched:\n{report}"
-                raise MatchError(msg)
-            layers = settle(binding.layers)
-            if not allow_nonfinite:
-                check_finite(layers, report.source)
-            places = tuple((layer.live.component, layer.live.path) for layer in layers)
-            self._swap_in(name, _Loaded(adapter.info, places, report), layers, hotswap=hotswap)
+            with paused_gc():
+                adapter = read(source, name=name)
+                binding = bind(adapter, components, name, component=component)
+                report = binding.report
+                if strict and not report.complete:
+                    msg = f"strict=True, and not all of the file was matched:\n{report}"
+                    raise MatchError(msg)
+                layers = settle(binding.layers)
+                if not allow_nonfinite:
+                    check_finite(layers, report.source)
+                places = tuple((layer.live.component, layer.live.path) for layer in layers)
+                self._swap_in(name, _Loaded(adapter.info, places, report), layers, hotswap=hotswap)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
