@@ -108,7 +108,7 @@ class AdapterMix:
         Returns:
             Its own weight, that of ``te``, or the adapter's.
         """
-        key = self._key(component)
+        key = self._key(component) if self.components else None
         return self.weight if key is None else self.components[key]
 
     def component_schedule(self, component: str) -> Schedule | None:
