@@ -25,8 +25,10 @@ lint: $(VENV)/.ready-test
 type: $(VENV)/.ready-test
 	$(BIN)/mypy
 
+# For a GPU: make bench BENCH="--size sdxl --device cuda"
+BENCH ?= --size sd15 --device cpu
 bench: $(VENV)/.ready-test
-	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.mixing $(BENCH)
 
 # A pip that works, not just a folder: an interrupted set-up is made again, a finished one is left alone.
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt

@@ -51,6 +51,14 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     },
 }
+# SDXL's depth at a width that any machine has room for: what is left is the overhead outside the arithmetic.
+UNETS["sdxl-thin"] = UNETS["sdxl"] | {
+    "sample_size": 16,
+    "cross_attention_dim": 64,
+    "attention_head_dim": [2, 2, 2],
+    "block_out_channels": (32, 32, 64),
+    "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_G = {
     "hidden_size": 1280,
@@ -60,6 +68,7 @@ CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+THIN = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "projection_dim": 64}
 
 
 def _filled(build: Any, device: str, dtype: torch.dtype) -> Any:
@@ -81,14 +90,15 @@ def pipeline(size: str, device: str, dtype: torch.dtype) -> Any:
     """Make an ``sd15``, ``sdxl`` or ``tiny`` pipeline of full layer shapes; it has no VAE and no tokenizer."""
     torch.manual_seed(0)
     unet = _filled(lambda: UNet2DConditionModel(**UNETS[size]), device, dtype)
-    clip_l = _filled(lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), device, dtype)
+    thin: dict[str, Any] = THIN if size.endswith("thin") else {}
+    clip_l = _filled(lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L | thin)), device, dtype)
     scheduler = EulerDiscreteScheduler()
-    if size != "sdxl":
+    if not size.startswith("sdxl"):
         return StableDiffusionPipeline(
             vae=None, text_encoder=clip_l, tokenizer=None, unet=unet, scheduler=scheduler, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
-    clip_g = _filled(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)), device, dtype)
+    clip_g = _filled(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G | thin)), device, dtype)
     return StableDiffusionXLPipeline(
         vae=None, text_encoder=clip_l, text_encoder_2=clip_g, tokenizer=None, tokenizer_2=None, unet=unet,
         scheduler=scheduler,
@@ -105,7 +115,7 @@ def step_inputs(size: str, batch: int, device: str, dtype: torch.dtype) -> dict[
         "encoder_hidden_states": torch.randn(batch, 77, width, device=device, dtype=dtype),
         "return_dict": False,
     }
-    if size == "sdxl":
+    if size.startswith("sdxl"):
         inputs["added_cond_kwargs"] = {
             "text_embeds": torch.randn(batch, 1280, device=device, dtype=dtype),
             "time_ids": torch.randn(batch, 6, device=device, dtype=dtype),

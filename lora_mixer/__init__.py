@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from lora_mixer.adapter import AdapterInfo
-from lora_mixer.binding import ComponentMatch, MatchReport
-from lora_mixer.errors import (
-    AdapterNameError,
-    AmbiguousSourceError,
-    CorruptFileError,
-    FormatError,
-    InvalidAdapterError,
-    LoraMixerError,
-    MatchError,
-    MissingExtraError,
-    MixError,
-    NotAnAdapterError,
-    PipelineStateError,
-    SourceError,
-    SourceNotFoundError,
-    UnsupportedAdapterError,
-)
-from lora_mixer.inspection import read_adapter
-from lora_mixer.memory import MemoryReport
-from lora_mixer.mixer import LoraMixer, PartialMatchWarning
-from lora_mixer.mixes import AdapterMix, Mix
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.binding import ComponentMatch, MatchReport
+    from lora_mixer.errors import (
+        AdapterNameError,
+        AmbiguousSourceError,
+        CorruptFileError,
+        FormatError,
+        InvalidAdapterError,
+        LoraMixerError,
+        MatchError,
+        MissingExtraError,
+        MixError,
+        NotAnAdapterError,
+        PipelineStateError,
+        SourceError,
+        SourceNotFoundError,
+        UnsupportedAdapterError,
+    )
+    from lora_mixer.inspection import read_adapter
+    from lora_mixer.memory import MemoryReport
+    from lora_mixer.mixer import LoraMixer, PartialMatchWarning
+    from lora_mixer.mixes import AdapterMix, Mix
 
 __version__ = "0.1.0"
 
@@ -52,3 +56,29 @@ __all__ = [
     "UnsupportedAdapterError",
     "read_adapter",
 ]
+
+# Public names that are not errors, by the module that has them. They are imported at the first look, so that
+# `lora-mixer --help` does not wait for torch; to type checkers and editors they are the plain imports above.
+_MODULES = {
+    "AdapterInfo": "adapter",
+    "AdapterMix": "mixes",
+    "ComponentMatch": "binding",
+    "LoraMixer": "mixer",
+    "MatchReport": "binding",
+    "MemoryReport": "memory",
+    "Mix": "mixes",
+    "PartialMatchWarning": "mixer",
+    "read_adapter": "inspection",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BaseDevice, MergedEngine, Term
+from lora_mixer.engines import BaseDevice, MergedEngine
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
 from lora_mixer.memory import MemoryReport
-from lora_mixer.mixes import Mix
+from lora_mixer.mixes import BlockLayout, Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
@@ -32,7 +32,7 @@ class PartialMatchWarning(UserWarning):
 @dataclass(frozen=True)
 class _Loaded:
     info: AdapterInfo
-    layers: tuple[tuple[int, BoundLayer], ...]  # with the engine's key
+    places: tuple[tuple[str, str], ...]  # component and path of each layer, in the engine's order
     report: MatchReport
 
 
@@ -165,9 +165,8 @@ class LoraMixer:
             layers = settle(binding.layers)
             if not allow_nonfinite:
                 check_finite(layers, report.source)
-            keys = self._engine.add(name, layers)
-            loaded = _Loaded(adapter.info, tuple(zip(keys, layers, strict=True)), report)
-            self._swap_in(name, loaded, hotswap=hotswap)
+            places = tuple((layer.live.component, layer.live.path) for layer in layers)
+            self._swap_in(name, _Loaded(adapter.info, places, report), layers, hotswap=hotswap)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -341,9 +340,6 @@ class LoraMixer:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _apply(self, mix: Mix) -> None:
-        self._engine.apply(self._terms(mix))
-
-    def _terms(self, mix: Mix) -> dict[int, list[Term]]:
         unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
@@ -351,36 +347,52 @@ class LoraMixer:
         if not mix.is_constant:
             msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
             raise MixError(msg)
-        terms: dict[int, list[Term]] = {}
-        for name in sorted(mix.names):  # one order of summation, whatever the order of names
-            for key, layer in self._loaded[name].layers:
-                gain = mix.gain(name, layer.live.component, layer.live.path)
-                if gain:  # weight 0 is the base exactly, even for an adapter with NaN
-                    terms.setdefault(key, []).append(Term(layer.weights, gain))
-        return terms
+        self._engine.apply({name: self._gains(mix, name) for name in mix.names})
+
+    def _gains(self, mix: Mix, name: str) -> list[float]:
+        places = self._loaded[name].places
+        if mix[name].blocks is not None:
+            layouts = {part: self._layout(part) for part in {part for part, _ in places}}
+            return [mix.gain(name, part, path, layouts[part]) for part, path in places]
+        by_component = {part: mix.gain(name, part, "") for part in {part for part, _ in places}}
+        return [by_component[part] for part, _ in places]
+
+    def _layout(self, component: str) -> BlockLayout | None:
+        module = find_components(self.pipe).get(component)
+        if module is None:
+            return None
+        return BlockLayout.from_module_names(name for name, _ in module.named_modules())
 
     def _check_components(self, mix: Mix) -> None:
         known = set(find_components(self.pipe))
         for name in mix.names:
-            odd = [part for part in mix[name].components if part not in known and part != "te"]
+            odd = [part for part in mix[name].named_components if part not in known and part != "te"]
             if odd:
                 msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
                 raise MixError(msg)
 
-    def _swap_in(self, name: str, loaded: _Loaded, *, hotswap: bool) -> None:
+    def _swap_in(self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
+        """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
-        self._loaded[name] = loaded
-        wanted = self._mix if hotswap else Mix.of({name: 1.0})
+        spare = f"{name}\n"  # no adapter can be called so: names are printable
+        if before is not None:
+            self._engine.apply({})
+            self._engine.rename(name, spare)
         try:
+            self._engine.add(name, layers)
+            self._loaded[name] = loaded
+            wanted = self._mix if hotswap else Mix.of({name: 1.0})
             self._apply(wanted if self._enabled or not hotswap else Mix.of({}))
         except BaseException:
-            if before is None:
-                del self._loaded[name]
-            else:
+            self._loaded.pop(name, None)
+            self._engine.discard(name)
+            if before is not None:
+                self._engine.rename(spare, name)
                 self._loaded[name] = before
-            self._engine.remove(name, keep={key for key, _ in before.layers} if before else ())
+                self._apply(self._mix if self._enabled else Mix.of({}))
             raise
-        self._engine.remove(name, keep={key for key, _ in loaded.layers})
+        if before is not None:
+            self._engine.remove(spare)
         if not hotswap:
             self._mix, self._enabled = wanted, True
 

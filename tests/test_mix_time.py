@@ -315,6 +315,13 @@ def test_a_te_weight_beside_a_schedule_is_no_repetition() -> None:
     assert Mix.of("a:0.5,te=0.5") == Mix.of("a:0.5")
 
 
+def test_a_constant_schedule_cannot_make_a_weight_infinite() -> None:
+    """Nor leave a negative zero behind, which would be written as another value."""
+    with pytest.raises(MixError, match="weight: expected a finite number, got inf"):
+        AdapterMix(1e308, schedule=Constant(1e308))
+    assert math.copysign(1, AdapterMix(-5e-324, schedule=Constant(0.5)).weight) == 1
+
+
 def test_parts_of_the_wrong_kind_are_refused_when_built_directly() -> None:
     """The constructors are no way round the checks."""
     with pytest.raises(MixError, match=r"schedule: expected Schedule \(Mix.of reads all forms\), got 'x'"):

@@ -52,13 +52,13 @@ def _version(*, wanted: bool) -> None:
 @app.callback()
 def _options(
     *,
-    version: Annotated[
+    version: Annotated[  # its callback does it
         bool,
         typer.Option(
             "--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Show it."
         ),
     ] = False,
-    debug: Annotated[
+    debug: Annotated[  # _Commands looks at it
         bool, typer.Option("--debug", help="Show the traceback of an error. Goes before the subcommand.")
     ] = False,
 ) -> None:

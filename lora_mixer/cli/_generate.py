@@ -95,6 +95,7 @@ def _pipeline(model: str, device: str, dtype: DType) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
+    pipelines: Any = DiffusionPipeline
     chosen = _device(device)
     half = torch.float32 if chosen.type == "cpu" else torch.float16
     loaded_as = half if dtype is DType.AUTO else getattr(torch, dtype.value)
@@ -102,7 +103,7 @@ def _pipeline(model: str, device: str, dtype: DType) -> Any:
         with warnings.catch_warnings():
             # Named "dtype" in the newest releases only, which still take this one.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return DiffusionPipeline.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
+            return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise SourceNotFoundError(

@@ -98,7 +98,8 @@ def _table(rows: Iterable[Row]) -> Table:
     for name, found in rows:
         if isinstance(found, Exception):
             # One cell for the file and the reason: in a column of its own it would squeeze all others.
-            table.add_row(Text(f"{plain(name)}\n  error: {plain(found)}", style="red"))
+            reason = str(found).removeprefix(f"{name}: ")
+            table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
             continue
         table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(found))))
     return table

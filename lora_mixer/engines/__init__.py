@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lora_mixer.engines.blend import Term
 from lora_mixer.engines.merged import MergedEngine
 from lora_mixer.engines.slots import BaseDevice
 
-__all__ = ["BaseDevice", "MergedEngine", "Term"]
+__all__ = ["BaseDevice", "MergedEngine"]

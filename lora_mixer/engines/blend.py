@@ -16,16 +16,24 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.algorithms import Factors, LayerWeights
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Term:
-    """One adapter's part in one weight: its tensors and the user's weight."""
+    """
+    One adapter's part in one weight.
+
+    Attributes:
+        weights: Its tensors and their algorithm.
+        pair: Their low-rank form for this weight, or None where there is none.
+        gain: The user's weight.
+    """
 
     weights: LayerWeights
+    pair: Factors | None
     gain: float
 
 
@@ -67,35 +75,33 @@ def blend_weight(
         transposed: Whether the weight is stored (in, out).
     """
     wide = accumulator(weight.dtype)
-    clean = base.T if transposed else base
-    ups, downs, dense = [], [], []
-    for term in terms:
-        pair = term.weights.factors(tuple(clean.shape))
-        if pair is None:
-            dense.append(term)
-            continue
-        gain = term.gain * pair.scale
-        ups.append(pair.up.to(weight.device, wide) * gain)
-        downs.append(pair.down.to(weight.device, wide))
+    source = base.to(weight.device)
+    clean = source.T if transposed else source
     rows = clean.shape[0]
-    source = clean.to(weight.device)
-    direct = (
-        weight.dtype == wide
-        and weight.is_contiguous()
-        and source.is_contiguous()
-        and not dense
-        and not transposed
-    )
-    if direct and ups:
-        torch.addmm(source.view(rows, -1), torch.cat(ups, 1), torch.cat(downs), out=weight.view(rows, -1))
-        return
-    total = source.to(wide)
-    if ups:
-        total = torch.addmm(total.reshape(rows, -1), torch.cat(ups, 1), torch.cat(downs)).view(clean.shape)
+    low_rank = [(term.pair, term.gain) for term in terms if term.pair is not None]
+    dense = [term for term in terms if term.pair is None]
+    exact = clean if clean.dtype == wide else clean.to(wide)
+    total = exact
+    if low_rank:
+        up, down = _stacked(low_rank, weight.device, wide)
+        direct = weight.dtype == wide and weight.is_contiguous() and clean.is_contiguous()
+        if direct and not transposed and not dense:
+            torch.addmm(clean.view(rows, -1), up, down, out=weight.view(rows, -1))
+            return
+        total = torch.addmm(exact.reshape(rows, -1), up, down).view(clean.shape)
     if dense:
-        exact = source.to(wide)
         total = sum((term.weights.delta(exact, term.gain) for term in dense), start=total)
     weight.copy_(total.T if transposed else total)
+
+
+def _stacked(
+    pairs: Sequence[tuple[Factors, float]], device: torch.device, wide: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
+    ups = torch.cat([pair.up.to(device, wide) for pair, _ in pairs], dim=1)
+    downs = torch.cat([pair.down.to(device, wide) for pair, _ in pairs])
+    gains = [gain * pair.scale for pair, gain in pairs for _ in range(pair.up.shape[1])]
+    return ups * torch.tensor(gains, dtype=wide, device=device), downs
 
 
 def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tensor | None:

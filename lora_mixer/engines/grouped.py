@@ -10,8 +10,7 @@ factors and still bound by memory, since the rank is small.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from lora_mixer.engines.blend import HALF, split_halves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from lora_mixer.algorithms import Factors
 
@@ -27,64 +26,108 @@ _CHUNK = 1 << 25
 """Largest number of stacked elements at a time, so that temporaries stay small (128 MiB in fp32)."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One layer's update: (out, in * kernel) views of weight and base, and the low-rank pairs with their gains."""
+@dataclass
+class Group:
+    """
+    Layers of one shape with pairs of the same ranks.
 
-    weight: torch.Tensor
-    base: torch.Tensor
-    pairs: Sequence[Factors]
-    gains: Sequence[float]
+    Attributes:
+        ranks: Rank of each pair of a layer, in the order of summation.
+        weights: (out, in * kernel) views of the live weights.
+        bases: The same of the kept bases.
+        ups: (out, rank) of every pair of every layer.
+        downs: (rank, in * kernel), likewise.
+        places: For every pair, where its gain stands in the list of all gains.
+        scales: For every pair, what its gain is multiplied by.
+    """
 
+    ranks: tuple[int, ...]
+    weights: list[torch.Tensor] = field(default_factory=list)
+    bases: list[torch.Tensor] = field(default_factory=list)
+    ups: list[torch.Tensor] = field(default_factory=list)
+    downs: list[torch.Tensor] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
 
-def fits(weight: torch.Tensor, base: torch.Tensor, pairs: Iterable[Factors]) -> bool:
-    """Say whether a layer can go this way: half precision on a GPU, contiguous, factors of the weight's dtype."""
-    return (
-        weight.is_cuda
-        and weight.dtype in HALF
-        and base.device == weight.device
-        and weight.is_contiguous()
-        and base.is_contiguous()
-        and all(
-            pair.up.dtype == weight.dtype == pair.down.dtype and pair.up.device == weight.device
-            for pair in pairs
-        )
-    )
-
-
-def run(jobs: Sequence[Job]) -> None:
-    """Write every job's ``base + sum of gain * up @ down`` into its weight."""
-    groups: dict[tuple[object, ...], list[Job]] = defaultdict(list)
-    for job in jobs:
-        ranks = tuple(pair.down.shape[0] for pair in job.pairs)
-        groups[tuple(job.weight.shape), job.weight.dtype, job.weight.device, ranks].append(job)
-    for group in groups.values():
-        rows, columns = group[0].weight.shape
-        rank = sum(pair.down.shape[0] for pair in group[0].pairs)
+    def write(self, gains: Sequence[float]) -> None:
+        """Write every layer's ``base + sum of gain * scale * up @ down`` into its weight."""
+        first = self.weights[0]
+        rows, columns = first.shape
+        rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
+        flat = [gains[place] * scale for place, scale in zip(self.places, self.scales, strict=True)]
+        # A power of two taken out of the gains keeps ``up`` in range; addmm multiplies it back in fp32.
+        power = 2.0 ** max(0, math.frexp(max(map(abs, flat)))[1])
+        lossless = all(math.frexp(gain)[0] in (0.5, -0.5) for gain in set(flat))
+        factors = torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(self.ranks * count))
+        factors = factors.to(first.device, non_blocking=True)
         size = max(1, _CHUNK // (rank * (rows + columns)))
-        for start in range(0, len(group), size):
-            _run_group(group[start : start + size])
+        for start in range(0, count, size):
+            part = slice(start * pairs, (start + size) * pairs)
+            n = min(size, count - start)
+            left = torch.cat(self.ups[part], dim=1)  # (out, n * rank)
+            right = torch.cat(self.downs[part]).view(n, rank, columns)
+            own = factors[start * rank : (start + n) * rank]
+            if lossless:
+                left = (left * own.to(left.dtype)).view(rows, n, rank)
+            else:
+                high, low = split_halves(left.float().mul_(own), left.dtype)
+                left = torch.cat([high.view(rows, n, rank), low.view(rows, n, rank)], dim=2)
+                right = torch.cat([right, right], dim=1)
+            weights, bases = self.weights[start : start + n], self.bases[start : start + n]
+            for weight, base, up, down in zip(weights, bases, left.unbind(1), right.unbind(0), strict=True):
+                torch.addmm(base, up, down, alpha=power, out=weight)
 
 
-def _run_group(group: Sequence[Job]) -> None:
-    first = group[0]
-    rows, columns = first.weight.shape
-    ranks = [pair.down.shape[0] for pair in first.pairs]
-    rank, count = sum(ranks), len(group)
-    flat = [gain for job in group for gain in job.gains]
-    # A power of two taken out of the gains keeps ``up`` in range; addmm multiplies it back in fp32.
-    peak = max(abs(gain) for gain in flat)
-    power = 2.0 ** max(0, math.frexp(peak)[1])
-    gains = (
-        torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(ranks * count)).to(first.weight.device)
-    )
-    ups = torch.cat([pair.up for job in group for pair in job.pairs], dim=1)  # (out, count * rank)
-    downs = torch.cat([pair.down for job in group for pair in job.pairs]).view(count, rank, columns)
-    if all(math.frexp(gain)[0] in (0.5, -0.5) for gain in flat):
-        left = (ups * gains.to(ups.dtype)).view(rows, count, rank)
-    else:
-        high, low = split_halves(ups.float() * gains, ups.dtype)
-        left = torch.cat([high.view(rows, count, rank), low.view(rows, count, rank)], dim=2)
-        downs = torch.cat([downs, downs], dim=1)
-    for job, up, down in zip(group, left.unbind(1), downs.unbind(0), strict=True):
-        torch.addmm(job.base, up, down, alpha=power, out=job.weight)
+class Groups:
+    """Sorts layers into groups and writes them all."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._groups: dict[tuple[object, ...], Group] = {}
+
+    def add(
+        self, weight: torch.Tensor, base: torch.Tensor, pairs: Sequence[Factors], places: Sequence[int]
+    ) -> bool:
+        """
+        Take a layer, or say that it has to go another way.
+
+        Args:
+            weight: The live weight (out, in, *kernel).
+            base: Its kept base.
+            pairs: Its low-rank pairs in the order of summation.
+            places: Where their gains stand in the list of all gains.
+
+        Returns:
+            False unless all is half precision of one dtype on one GPU, and contiguous.
+        """
+        if not (
+            weight.is_cuda
+            and weight.dtype in HALF
+            and base.device == weight.device
+            and weight.is_contiguous()
+            and base.is_contiguous()
+            and not weight.is_inference()
+            and all(
+                p.up.dtype == weight.dtype == p.down.dtype and p.up.device == weight.device for p in pairs
+            )
+        ):
+            return False
+        rows = weight.shape[0]
+        flat = weight.view(rows, -1)
+        ranks = tuple(pair.down.shape[0] for pair in pairs)
+        key = (tuple(flat.shape), weight.dtype, weight.device, ranks)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(ranks)
+        group.weights.append(flat)
+        group.bases.append(base.view(rows, -1))
+        group.ups.extend(pair.up for pair in pairs)
+        group.downs.extend(pair.down for pair in pairs)
+        group.places.extend(places)
+        group.scales.extend(pair.scale for pair in pairs)
+        return True
+
+    def write(self, gains: Sequence[float]) -> None:
+        """Write all layers of all groups."""
+        for group in self._groups.values():
+            group.write(gains)

@@ -1,7 +1,8 @@
 """
 The merged engine: a mix is written into the weights themselves, so a step costs what the base costs.
 
-All or nothing: if a write fails half-way, the mix from before is written again from the kept bases.
+All or nothing: if a write fails half-way, the mix from before is written again from the kept bases. What has to be
+written for a set of adapters is worked out once (:class:`_Plan`); a change of weights alone reuses it.
 """
 
 from __future__ import annotations
@@ -11,32 +12,57 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.engines import grouped
+from lora_mixer.engines.bias_hook import AddBias
 from lora_mixer.engines.blend import Term, bias_change, blend_weight, exact_matmul
-from lora_mixer.engines.slots import BaseDevice, Slot, unsupported
+from lora_mixer.engines.grouped import Groups
+from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, unsupported
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
+    from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
 
-_SHOWN = 5
+    Gains = Mapping[str, Sequence[float]]
+    """The gain of each layer of each adapter, by name and in the order given to ``add``."""
 
 
-@dataclass
-class Touched:
-    """A module that adapters change: its weight, its bias if it has one, and whose base is held for it."""
+@dataclass(eq=False)
+class _Touched:
+    """A module that adapters change: its weight, its bias if it has one, and who needs it."""
 
-    name: str
     module: nn.Module
     weight: Slot
     bias: Slot | None
     transposed: bool
     users: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One adapter's part in one module; ``place`` is where its gain stands in the list of all gains."""
+
+    weights: LayerWeights
+    pair: Factors | None
+    place: int
+
+    def term(self, gains: Sequence[float]) -> Term:
+        return Term(self.weights, self.pair, gains[self.place])
+
+
+@dataclass
+class _Plan:
+    """What to write for one set of adapters, whatever their weights."""
+
+    key: tuple[tuple[str, bytes], ...]
+    groups: Groups = field(default_factory=Groups)
+    singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    written: set[Slot] = field(default_factory=set)
 
 
 class MergedEngine:
@@ -50,94 +76,100 @@ class MergedEngine:
     def __init__(self, keep_on: BaseDevice = "device") -> None:
         """Start with nothing touched."""
         self._keep_on: BaseDevice = keep_on
-        self._touched: dict[int, Touched] = {}  # by id of the parameter's module; modules are kept alive here
-        self._active: dict[int, list[Term]] = {}
-        self._hooks: dict[int, RemovableHandle] = {}
+        self._adapters: dict[str, list[tuple[_Touched, LayerWeights]]] = {}
+        self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
+        self._plan = _Plan(())
+        self._active: Gains = {}
+        self._hooks: list[RemovableHandle] = []
 
-    def add(self, adapter: str, layers: Sequence[BoundLayer]) -> list[int]:
+    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """
-        Note the modules that an adapter may change.
-
-        Returns:
-            A key for each layer, by which :meth:`apply` takes its terms; tied weights share one.
+        Take an adapter's layers; nothing is written yet.
 
         Raises:
-            PipelineStateError: When a weight cannot be rewritten (meta, quantised); nothing is noted then.
+            PipelineStateError: When a weight cannot be rewritten (meta, quantised); nothing is taken then.
         """
-        problems = [
-            f"{layer.live.component}.{layer.live.path}: {reason}"
-            for layer in layers
-            if (reason := unsupported(layer.live.weight))
-        ]
-        _raise(problems)
-        keys: list[int] = []
-        tied = {id(entry.weight.parameter): key for key, entry in self._touched.items()}
+        raise_problems(
+            [
+                f"{layer.live.component}.{layer.live.path}: {reason}"
+                for layer in layers
+                if (reason := unsupported(layer.live.weight))
+            ]
+        )
+        tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
+        taken: list[tuple[_Touched, LayerWeights]] = []
         for layer in layers:
             live = layer.live
-            key = tied.get(id(live.weight), id(live.module))
-            if key not in self._touched:
-                name = f"{live.component}.{live.path}"
-                bias = getattr(live.module, "bias", None)
-                self._touched[key] = Touched(
-                    name,
-                    live.module,
-                    Slot(f"{name}.weight", live.module, "weight", self._keep_on),
-                    Slot(f"{name}.bias", live.module, "bias", self._keep_on) if bias is not None else None,
-                    live.transposed,
-                )
-                tied[id(live.weight)] = key
-            self._touched[key].users.add(adapter)
-            keys.append(key)
-        return keys
+            entry = self._touched.get(id(live.module)) or tied.get(id(live.weight))
+            if entry is None:
+                path = f"{live.component}.{live.path}"
+                bias = None
+                if getattr(live.module, "bias", None) is not None:
+                    bias = Slot(f"{path}.bias", live.module, "bias", self._keep_on)
+                weight = Slot(f"{path}.weight", live.module, "weight", self._keep_on)
+                entry = _Touched(live.module, weight, bias, live.transposed)
+                for slot in filter(None, (weight, bias)):
+                    slot.stamp()
+                self._touched[id(live.module)] = tied[id(live.weight)] = entry
+            entry.users.add(name)
+            taken.append((entry, layer.weights))
+        self._adapters[name] = taken
 
-    def remove(self, adapter: str, keep: Collection[int] = ()) -> None:
-        """
-        Forget an adapter's modules and free the bases that nobody needs; its terms must be gone from the weights.
-
-        Args:
-            adapter: Its name.
-            keep: Keys of modules that it goes on using.
-        """
-        for key in [
-            key for key, entry in self._touched.items() if adapter in entry.users and key not in keep
-        ]:
-            entry = self._touched[key]
-            entry.users.discard(adapter)
+    def remove(self, name: str) -> None:
+        """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
+        del self._adapters[name]
+        self._plan = _Plan(())
+        for key, entry in list(self._touched.items()):
+            entry.users.discard(name)
             if not entry.users:
                 del self._touched[key]
 
-    def apply(self, terms: Mapping[int, Sequence[Term]]) -> None:
-        """
-        Make the weights hold exactly this mix: the base where no terms are given.
+    def discard(self, name: str) -> None:
+        """Forget an adapter if it is known."""
+        if name in self._adapters:
+            self.remove(name)
 
-        Args:
-            terms: By module key; the order inside one list is the order of summation.
+    def rename(self, old: str, new: str) -> None:
+        """Let an adapter that is out of the weights go on under a name that is free."""
+        self._adapters[new] = self._adapters.pop(old)
+        for entry, _ in self._adapters[new]:
+            entry.users.discard(old)
+            entry.users.add(new)
+        self._plan = _Plan(())
+
+    def apply(self, gains: Gains) -> None:
+        """
+        Make the weights hold exactly this mix; an adapter that is not named has no part in it.
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
         """
-        self._check()
+        if check(self._slots()):
+            self._plan = _Plan(())
         before = self._active
         try:
-            self._write(terms)
+            self._write(gains)
         except BaseException:
             try:
+                self._plan = _Plan(())
                 self._write(before)
             except BaseException as error:
                 self._write({})
-                msg = "writing a mix failed, and so did writing the one before; the base is back and no adapter is active"
+                msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
                 raise PipelineStateError(msg) from error
             raise
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
-        self._active = {}
+        for slot in self._slots():
+            slot.stamp()
+        self._plan = _Plan(())
         self._write({})
 
     def rebase(self) -> None:
         """Take what the weights hold now as the new base; no mix is active afterwards."""
         self._drop_hooks()
-        self._active = {}
+        self._active, self._plan = {}, _Plan(())
         for slot in self._slots():
             slot.rebase()
 
@@ -151,89 +183,81 @@ class MergedEngine:
         return table
 
     def _slots(self) -> list[Slot]:
-        return [
-            slot
-            for entry in self._touched.values()
-            for slot in (entry.weight, entry.bias)
-            if slot is not None
-        ]
-
-    def _check(self) -> None:
-        _raise([problem for slot in self._slots() if (problem := slot.problem())])
+        return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
 
     @torch.no_grad()
-    def _write(self, terms: Mapping[int, Sequence[Term]]) -> None:
+    def _write(self, gains: Gains) -> None:
+        # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
+        names = sorted(name for name, values in gains.items() if any(values))
+        key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
+        if self._plan.key != key:
+            self._plan = self._make_plan(names, gains, key)
+        plan, flat = self._plan, [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        jobs: list[grouped.Job] = []
+        for slot in self._slots():
+            if slot.blended and slot not in plan.written:
+                slot.restore()
+        for slot in plan.written:
+            slot.blended = True
         with exact_matmul():
-            for key, entry in self._touched.items():
-                wanted = terms.get(key, ())
-                # Inference tensors may only be written in inference mode.
-                with torch.inference_mode(entry.weight.parameter.is_inference()):
-                    self._write_weight(entry, wanted, jobs)
-                    self._write_bias(key, entry, wanted)
-            grouped.run(jobs)
-        self._active = {key: list(value) for key, value in terms.items()}
+            plan.groups.write(flat)
+            for entry, parts in plan.singles:
+                live = entry.weight.live
+                with torch.inference_mode(
+                    live.is_inference()
+                ):  # such tensors may only be written in that mode
+                    blend_weight(
+                        live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
+                    )
+            for entry, parts in plan.biases:
+                self._write_bias(entry, [p.term(flat) for p in parts])
+        self._active = gains
 
-    def _write_weight(self, entry: Touched, wanted: Sequence[Term], jobs: list[grouped.Job]) -> None:
-        slot = entry.weight
-        if not wanted:
-            slot.restore()
-            return
-        base, live = slot.keep(), slot.live
-        slot.blended = True
-        if live.is_cuda and not entry.transposed and not live.is_inference():
-            pairs = [term.weights.factors(tuple(live.shape)) for term in wanted]
-            known = [pair for pair in pairs if pair is not None]
-            if len(known) == len(pairs) and grouped.fits(live, base, known):
-                gains = [term.gain * pair.scale for term, pair in zip(wanted, known, strict=True)]
-                rows = live.shape[0]
-                jobs.append(grouped.Job(live.view(rows, -1), base.view(rows, -1), known, gains))
-                return
-        blend_weight(live, base, wanted, transposed=entry.transposed)
+    def _make_plan(self, names: Sequence[str], gains: Gains, key: tuple[tuple[str, bytes], ...]) -> _Plan:
+        plan = _Plan(key)
+        parts: dict[_Touched, list[_Part]] = {}
+        place = 0
+        for name in names:  # sorted: one order of summation, whatever the order of the mix
+            for (entry, weights), gain in zip(self._adapters[name], gains[name], strict=True):
+                if gain:
+                    shape = tuple(entry.weight.parameter.shape)
+                    pair = weights.factors(shape[::-1] if entry.transposed else shape)
+                    parts.setdefault(entry, []).append(_Part(weights, pair, place))
+                place += 1
+        for entry, own in parts.items():
+            base, live = entry.weight.keep(), entry.weight.live
+            plan.written.add(entry.weight)
+            pairs = [part.pair for part in own if part.pair is not None]
+            grouped = len(pairs) == len(own) and not entry.transposed
+            if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
+                plan.singles.append((entry, own))
+            clean = (
+                None
+                if entry.bias is None
+                else entry.bias.base
+                if entry.bias.base is not None
+                else entry.bias.live
+            )
+            biased = [part for part in own if part.weights.bias_delta(clean, 1.0) is not None]
+            if biased:
+                plan.biases.append((entry, biased))
+                if entry.bias is not None:
+                    entry.bias.keep()
+                    plan.written.add(entry.bias)
+        return plan
 
-    def _write_bias(self, key: int, entry: Touched, wanted: Sequence[Term]) -> None:
-        slot = entry.bias
-        if slot is None:
-            change = bias_change(None, wanted)
+    def _write_bias(self, entry: _Touched, terms: Sequence[Term]) -> None:
+        if entry.bias is None:
+            change = bias_change(None, terms)
             if change is not None:
-                self._hooks[key] = entry.module.register_forward_hook(_adds(change))
+                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
             return
-        if not wanted:
-            slot.restore()
-            return
-        clean = slot.base if slot.base is not None else slot.live
-        change = bias_change(clean, wanted)
-        if change is None:
-            slot.restore()
-            return
-        base, live = slot.keep(), slot.live
-        slot.blended = True
-        live.copy_(base.to(live.device, torch.float32) + change.to(live.device))
+        base, live = entry.bias.keep().to(entry.bias.live.device, torch.float32), entry.bias.live
+        change = bias_change(base, terms)
+        with torch.inference_mode(live.is_inference()):
+            live.copy_(base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
-        for handle in self._hooks.values():
+        for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
-
-
-class _adds:  # noqa: N801 -- a function with state
-    """A forward hook that adds a bias to a module that has none: its parameters and keys stay what they are."""
-
-    def __init__(self, bias: torch.Tensor) -> None:
-        self._bias = bias
-
-    def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
-        channels_first = (
-            output.ndim > 2 and type(module).__name__.startswith("Conv") and not hasattr(module, "nf")
-        )
-        self._bias = self._bias.to(output.device)
-        bias = self._bias.to(output.dtype)
-        return output + (bias.view(-1, *[1] * (output.ndim - 2)) if channels_first else bias)
-
-
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        msg = "this pipeline cannot take adapters as it is:\n  " + "\n  ".join(problems[:_SHOWN]) + more
-        raise PipelineStateError(msg)

@@ -20,9 +20,10 @@ _WASTE = 1.5
 
 def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     """
-    Give the layers with their tensors on the device of the weights that they change.
+    Give the layers with copies of their tensors on the device of the weights that they change.
 
-    The tensors of a file are views of one buffer: it is copied once, not once per tensor.
+    The tensors of a file are views of one mapped buffer: it is copied once, not once per tensor. Neither a file that
+    changes later nor training steps on a caller's tensors reach a loaded adapter.
     """
     needed: dict[int, int] = {}
     for layer in layers:
@@ -32,14 +33,16 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     moved: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if tensor.device == device or device.type == "meta":
+        if device.type == "meta":
             return tensor
         storage = tensor.untyped_storage()
         if not tensor.is_contiguous() or storage.nbytes() > _WASTE * needed[storage.data_ptr()]:
-            return tensor.to(device)
+            return tensor.to(device, copy=True)
         key = (storage.data_ptr(), device)
         if key not in moved:
-            moved[key] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage).to(device)
+            moved[key] = (
+                torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage).to(device, copy=True)
+            )
         start = tensor.storage_offset() * tensor.element_size()
         part = moved[key][start : start + tensor.numel() * tensor.element_size()]
         return part.view(tensor.dtype).view(tensor.shape)

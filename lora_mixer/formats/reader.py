@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 
 
-def read(source: AdapterSource, *, name: str | None = None, tensors_on_disk: bool = False) -> Adapter:
+def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     Read an adapter from a resolved source.
 
     Args:
         source: Where it lies.
         name: The name to give it; None takes the source's own.
-        tensors_on_disk: Map the file instead of reading it: cheap when only the description is wanted.
 
     Returns:
-        The adapter, its tensors on the CPU.
+        The adapter. Its tensors are still in the file, or are the caller's own: their bytes are read when they are
+        looked at, so a description costs no more than a header. Whoever keeps them takes a copy.
 
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
@@ -63,8 +63,7 @@ def read(source: AdapterSource, *, name: str | None = None, tensors_on_disk: boo
             else:
                 header = read_header(stream, label)
                 metadata = header.metadata
-                load = _map_tensors if tensors_on_disk else read_tensors
-                tensors = load(stream, header, label)
+                tensors = _map_tensors(stream, header, label)
                 compute = _hashes_of(weights, header.data_start, label)
     return _assemble(tensors, metadata, source, name, hashes.Hashes(compute))
 
@@ -105,8 +104,7 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
     if odd:
         msg = f"{label}: expected names and tensors, got {', '.join(odd[:5])}"
         raise NotAnAdapterError(msg)
-    # A snapshot: later training steps on these tensors must not change a loaded adapter.
-    return {key: value.detach().clone() for key, value in table.items()}
+    return {key: value.detach() for key, value in table.items()}
 
 
 def _assemble(

@@ -55,11 +55,11 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     Raises:
         SourceError: A key is no string or a value no tensor.
     """
-    label = request.weight_name or f"state dict of {len(state)} tensors"
+    label = request.weight_name or "state dict"
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise SourceError(
-                f"{label}: a state dict must map names to tensors "
+                f"{label}: expected a mapping of names to tensors "
                 f"(got {key!r}: {type(value).__name__}). Pass the flat dict, as safetensors.torch.load_file returns it."
             )
     return AdapterSource(label=label, weights=state)

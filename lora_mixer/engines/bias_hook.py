@@ -1,0 +1,33 @@
+"""A bias for a module that has none, without touching its parameters or keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class AddBias:
+    """
+    A forward hook that adds a bias to a module's output.
+
+    PEFT's ``lora_B.bias`` on a layer without bias cannot be merged into weights; a new parameter would change the
+    model's ``state_dict``.
+
+    Args:
+        bias: (out,).
+    """
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        """Hold the bias; it follows the outputs' device and dtype."""
+        self._bias = bias
+
+    def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        """Add the bias along the channels: the last dimension, or the second of a convolution's output."""
+        if self._bias.device != output.device or self._bias.dtype != output.dtype:
+            self._bias = self._bias.to(output)
+        if hasattr(module, "kernel_size"):
+            return output + self._bias.view(-1, *[1] * (output.ndim - 2))
+        return output + self._bias
