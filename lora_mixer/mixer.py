@@ -384,9 +384,10 @@ class LoraMixer:
             wanted = self._mix if hotswap else Mix.of({name: 1.0})
             self._apply(wanted if self._enabled or not hotswap else Mix.of({}))
         except BaseException:
-            self._loaded.pop(name, None)
             self._engine.discard(name)
-            if before is not None:
+            if before is None:
+                self._loaded.pop(name, None)
+            else:
                 self._engine.rename(spare, name)
                 self._loaded[name] = before
                 self._apply(self._mix if self._enabled else Mix.of({}))
