@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from lora_mixer.adapter import AdapterInfo
 
@@ -192,6 +193,9 @@ class LoraMixer:
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
         """
+        if isinstance(adapter_names, Mapping):
+            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+            raise MixError(msg)
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
