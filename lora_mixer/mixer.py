@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BaseDevice, MergedEngine
+from lora_mixer.engines import BaseDevice, MergedEngine, MixLostError
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
@@ -351,7 +351,12 @@ class LoraMixer:
         if not mix.is_constant:
             msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
             raise MixError(msg)
-        self._engine.apply({name: self._gains(mix, name) for name in mix.names})
+        gains = {name: self._gains(mix, name) for name in mix.names}
+        try:
+            self._engine.apply(gains)
+        except MixLostError:
+            self._enabled = False
+            raise
 
     def _gains(self, mix: Mix, name: str) -> list[float]:
         places = self._loaded[name].places
