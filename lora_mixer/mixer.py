@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BaseDevice, MergedEngine
+from lora_mixer.engines import BaseDevice, MergedEngine, MixLostError
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
@@ -20,7 +21,7 @@ from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from lora_mixer.adapter import AdapterInfo
 
@@ -193,6 +194,9 @@ class LoraMixer:
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
         """
+        if isinstance(adapter_names, Mapping):
+            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+            raise MixError(msg)
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -348,7 +352,12 @@ class LoraMixer:
         if not mix.is_constant:
             msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
             raise MixError(msg)
-        self._engine.apply({name: self._gains(mix, name) for name in mix.names})
+        gains = {name: self._gains(mix, name) for name in mix.names}
+        try:
+            self._engine.apply(gains)
+        except MixLostError:
+            self._enabled = False
+            raise
 
     def _gains(self, mix: Mix, name: str) -> list[float]:
         places = self._loaded[name].places
@@ -385,9 +394,10 @@ class LoraMixer:
             wanted = self._mix if hotswap else Mix.of({name: 1.0})
             self._apply(wanted if self._enabled or not hotswap else Mix.of({}))
         except BaseException:
-            self._loaded.pop(name, None)
             self._engine.discard(name)
-            if before is not None:
+            if before is None:
+                self._loaded.pop(name, None)
+            else:
                 self._engine.rename(spare, name)
                 self._loaded[name] = before
                 self._apply(self._mix if self._enabled else Mix.of({}))

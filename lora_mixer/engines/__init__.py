@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_mixer.engines.merged import MergedEngine
+from lora_mixer.engines.merged import MergedEngine, MixLostError
 from lora_mixer.engines.slots import BaseDevice
 
-__all__ = ["BaseDevice", "MergedEngine"]
+__all__ = ["BaseDevice", "MergedEngine", "MixLostError"]

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     """The gain of each layer of each adapter, by name and in the order given to ``add``."""
 
 
+class MixLostError(PipelineStateError):
+    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
+
+
 @dataclass(eq=False)
 class _Touched:
     """A module that adapters change: its weight, its bias if it has one, and who needs it."""
@@ -143,6 +147,7 @@ class MergedEngine:
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
+            MixLostError: When writing failed twice.
         """
         if check(self._slots()):
             self._plan = _Plan(())
@@ -156,7 +161,7 @@ class MergedEngine:
             except BaseException as error:
                 self._write({})
                 msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
-                raise PipelineStateError(msg) from error
+                raise MixLostError(msg) from error
             raise
 
     def restore(self) -> None:
