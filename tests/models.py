@@ -83,12 +83,16 @@ def tokenizer() -> CLIPTokenizer:
     letters = _byte_letters()
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+        Path(folder, "vocab.json").write_text(
+            json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8"
+        )
         Path(folder, "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-def text_encoder(width: int, *, projection: bool = False, seed: int = 0) -> CLIPTextModel | CLIPTextModelWithProjection:
+def text_encoder(
+    width: int, *, projection: bool = False, seed: int = 0
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     """Make a CLIP text encoder of two layers."""
     config = CLIPTextConfig(
         vocab_size=514,
@@ -107,7 +111,9 @@ def text_encoder(width: int, *, projection: bool = False, seed: int = 0) -> CLIP
     return model
 
 
-def sd_unet(width: int = SD_WIDTH, *, in_channels: int = 4, linear: bool = False, seed: int = 1) -> UNet2DConditionModel:
+def sd_unet(
+    width: int = SD_WIDTH, *, in_channels: int = 4, linear: bool = False, seed: int = 1
+) -> UNet2DConditionModel:
     """Make a UNet with SD 1.x's blocks: four down, four up; ``linear`` as SD 2.x has its projections."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -156,7 +162,9 @@ def _vae(seed: int = 3) -> AutoencoderKL:
 
 
 def _scheduler() -> EulerDiscreteScheduler:
-    return EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
 
 
 def tiny_sd(*, text_layout: Layout = "as installed", in_channels: int = 4) -> StableDiffusionPipeline:

@@ -93,8 +93,14 @@ class Snapshot:
         """Copy what a pipeline holds now."""
         return cls(
             {name: value.clone() for name, value in _state(pipe).items()},
-            tuple((f"{n}.{p}", id(v)) for n, root in components(pipe).items() for p, v in root.named_parameters()),
-            tuple((f"{n}.{p}", id(m)) for n, root in components(pipe).items() for p, m in root.named_modules()),
+            tuple(
+                (f"{n}.{p}", id(v))
+                for n, root in components(pipe).items()
+                for p, v in root.named_parameters()
+            ),
+            tuple(
+                (f"{n}.{p}", id(m)) for n, root in components(pipe).items() for p, m in root.named_modules()
+            ),
             _hooks(pipe),
         )
 
@@ -163,5 +169,13 @@ def _state(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def _hooks(pipe: Any) -> int:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
-    return sum(len(getattr(m, kind)) for root in components(pipe).values() for m in root.modules() for kind in kinds)
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+    )
+    return sum(
+        len(getattr(m, kind)) for root in components(pipe).values() for m in root.modules() for kind in kinds
+    )

@@ -128,11 +128,6 @@ class MergedEngine:
             if not entry.users:
                 del self._touched[key]
 
-    def discard(self, name: str) -> None:
-        """Forget an adapter if it is known."""
-        if name in self._adapters:
-            self.remove(name)
-
     def rename(self, old: str, new: str) -> None:
         """Let an adapter that is out of the weights go on under a name that is free."""
         self._adapters[new] = self._adapters.pop(old)
@@ -177,6 +172,11 @@ class MergedEngine:
         self._active, self._plan = {}, _Plan(())
         for slot in self._slots():
             slot.rebase()
+
+    @property
+    def active(self) -> Gains:
+        """The gains that the weights hold now."""
+        return self._active
 
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""
