@@ -64,7 +64,10 @@ def main(assets: Path) -> None:
         moved, apart = (ours - base).norm() / base.norm(), (ours - theirs).norm() / ours.norm()
         ok = apart < 1e-3 and bool(ours.isfinite().all())
         bad += not ok
-        print(f"{e['name']}: moves the latents by {moved:.3f}, differs from diffusers/PEFT by {apart:.1e} {'' if ok else 'BAD'}", flush=True)
+        print(
+            f"{e['name']}: moves the latents by {moved:.3f}, differs from diffusers/PEFT by {apart:.1e} {'' if ok else 'BAD'}",
+            flush=True,
+        )
     sys.exit(bad)
 
 

@@ -78,6 +78,4 @@ def encode(
 
 
 def token_ids(tokenizer: Any, captions: list[str], length: int) -> torch.Tensor:
-    return tokenizer(
-        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    ).input_ids
+    return tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids

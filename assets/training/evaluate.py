@@ -100,8 +100,11 @@ def main() -> None:
             columns[name] = pictures
             figures["adapters"][name] = {"weights": [0.0, *WEIGHTS], "distance": [round(d, 4) for d in row]}
         strip(pictures[:8], 4).save(loras / e["preview"], quality=85)
-        falls = all(x > y for x, y in zip(row, row[1:]))
-        print(f"{name}: {[round(d, 3) for d in row]} {'falls' if falls else 'DOES NOT FALL'} {time.time() - start:.0f} s")
+        falls = all(x > y for x, y in zip(row, row[1:], strict=False))
+        print(
+            f"{name}: {[round(d, 3) for d in row]} {'falls' if falls else 'DOES NOT FALL'} {time.time() - start:.0f} s",
+            flush=True,
+        )
     for one, two in (("pixel", "watercolor"), ("neon", "halftone")):
         paths = {e["name"]: loras / e["file"] for e in adapters}
         pictures = draw(pipe, prompts, a.steps, [(paths[one], 0.5), (paths[two], 0.5)])

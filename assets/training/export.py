@@ -1,6 +1,6 @@
 """Writes the shipped pipeline folder and the adapter files from the trained weights.
 
-    python export.py --work WORK --tokenizer FOLDER --assets assets
+python export.py --work WORK --tokenizer FOLDER --assets assets
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from adapters import ADAPTERS
 from diffusers import StableDiffusionPipeline
 from lora_files import WRITERS

@@ -115,7 +115,14 @@ def train(adapter: Adapter, a: argparse.Namespace, device: torch.device, art: Ar
     head = f"{adapter.trigger} of a " if adapter.style else ""
     prompts = [f"{head}{n}" for n in HELD_OUT[: a.pictures]]
     if adapter.style is None:
-        own = ["lumo", "a lumo waving", "sad lumo cheering", "lumo on blue background", "surprised lumo", "emoji of a lumo"]
+        own = [
+            "lumo",
+            "a lumo waving",
+            "sad lumo cheering",
+            "lumo on blue background",
+            "surprised lumo",
+            "emoji of a lumo",
+        ]
         prompts = own + prompts[:6]
     sheet(unet, te, vae, tokenizer, prompts, a.out / f"{adapter.name}.png")
 

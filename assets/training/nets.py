@@ -92,7 +92,7 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        for p, s in zip(self.params, self.shadow):
+        for p, s in zip(self.params, self.shadow, strict=True):
             keep = p.detach().clone()
             p.copy_(s)
             s.copy_(keep)

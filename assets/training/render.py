@@ -1,7 +1,7 @@
 """Renders the chosen Noto Emoji and the mascot to RGBA sprites of 128 px: sprites.npz.
 
-    npm pack @iconify-json/noto@1.2.9 && mkdir -p noto && tar xzf iconify-json-noto-1.2.9.tgz -C noto
-    python render.py noto/package OUT/sprites.npz
+npm pack @iconify-json/noto@1.2.9 && mkdir -p noto && tar xzf iconify-json-noto-1.2.9.tgz -C noto
+python render.py noto/package OUT/sprites.npz
 """
 
 from __future__ import annotations

@@ -14,7 +14,14 @@ from tokenizer import LENGTH
 
 @torch.no_grad()
 def sample(
-    unet: Any, te: Any, vae: Any, tokenizer: Any, prompts: list[str], steps: int = 20, guidance: float = 3.0, seed: int = 0
+    unet: Any,
+    te: Any,
+    vae: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    steps: int = 20,
+    guidance: float = 3.0,
+    seed: int = 0,
 ) -> torch.Tensor:
     """RGB uint8 pictures (n, 3, 128, 128)."""
     device = next(unet.parameters()).device

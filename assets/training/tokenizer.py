@@ -1,6 +1,6 @@
 """A small CLIP tokenizer (byte-pair merges of the captions' own words): vocab.json, merges.txt.
 
-    python tokenizer.py sprites.npz OUT_FOLDER
+python tokenizer.py sprites.npz OUT_FOLDER
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def learn(words: Counter[str], most: int) -> list[tuple[str, str]]:
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:]):
+            for pair in zip(parts, parts[1:], strict=False):
                 pairs[pair] += words[word]
         if not pairs:
             break

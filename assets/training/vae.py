@@ -1,6 +1,6 @@
 """Trains the AutoencoderKL on the art in every style, then normalises its latents.
 
-    python vae.py --art sprites.npz --out WORK [--steps 3000]
+python vae.py --art sprites.npz --out WORK [--steps 3000]
 """
 
 from __future__ import annotations
