@@ -1,0 +1,1 @@
+"""Tests; a package so that helpers beside them import as ``tests.<name>``."""

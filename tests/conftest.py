@@ -1,0 +1,81 @@
+"""What all tests stand on: no network, few threads, the same examples each time in CI, and the shared files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+import lora_mixer
+from tests.models import tiny_sd, tiny_sdxl
+from tests.weights import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+# Tensors here are tiny: more threads wait for each other, and sums would depend on how many cores there are.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# Machines are shared, so nothing here is judged by the time it took.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ci" if IN_CI else "local")
+
+# In a checkout that is not installed, ui/ is found where it stands in the tree.
+if importlib.util.find_spec("lora_mixer.ui") is None:
+    lora_mixer.__path__.append(str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real and generated adapters in ../shared/data; required in CI, skipped elsewhere when missing."""
+    folder = Path(os.environ.get("LORA_MIXER_SHARED_DATA") or ROOT.parent / "shared" / "data").resolve()
+    if not (folder / "files").is_dir():
+        reason = f"{folder} is missing: put shared/ beside the checkout, or set LORA_MIXER_SHARED_DATA"
+        if IN_CI:
+            pytest.fail(f"{reason}. CI must not skip it.")
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _sd() -> tuple[StableDiffusionPipeline, Snapshot]:
+    pipe = tiny_sd()
+    return pipe, Snapshot.of(pipe)
+
+
+@pytest.fixture(scope="session")
+def _sdxl() -> tuple[StableDiffusionXLPipeline, Snapshot]:
+    pipe = tiny_sdxl()
+    return pipe, Snapshot.of(pipe)
+
+
+@pytest.fixture
+def sd(_sd: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiffusionPipeline]:
+    """A small SD 1.x pipeline, shared by tests; put back after each, whatever it left behind."""
+    pipe, clean = _sd
+    yield pipe
+    clean.put_back(pipe)
+
+
+@pytest.fixture
+def sdxl(_sdxl: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[StableDiffusionXLPipeline]:
+    """A small SDXL pipeline, shared by tests; put back after each, whatever it left behind."""
+    pipe, clean = _sdxl
+    yield pipe
+    clean.put_back(pipe)
