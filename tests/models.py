@@ -113,7 +113,7 @@ def sd_unet(width: int = SD_WIDTH, *, in_channels: int = 4, linear: bool = False
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
-        block_out_channels=(8, 8, 16, 16),
+        block_out_channels=(8, 12, 16, 16),
         norm_num_groups=4,
         cross_attention_dim=width,
         attention_head_dim=2,
