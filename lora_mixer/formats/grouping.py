@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # problems listed in one message
 _EMBEDDING = re.compile(r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$")
+_IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
 _OTHER_KINDS = (
     ("a full checkpoint", re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\.")),
     ("a ControlNet", re.compile(r"controlnet_|input_hint_block|^zero_convs|^control_model|lora_controlnet")),
-    ("an IP-Adapter", re.compile(r"^image_proj|^ip_adapter")),
+    ("an IP-Adapter", _IP_ADAPTER),
     ("a full model (UNet, transformer, text encoder or VAE)", re.compile(r"(?:^|\.)(?:conv_in|to_q|q_proj|proj_in|norm\w*|attn\w*|linear\w*|ff\.net\S*|qkv)\.(?:weight|bias)$")),
 )
 
@@ -91,7 +92,8 @@ def group_keys(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str],
     if twice:
         msg = f"{label}: {len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
         raise InvalidAdapterError(msg)
-    if not any(group.algorithms for group in modules.values()):
+    # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
+    if not any(group.algorithms for group in modules.values()) or any(_IP_ADAPTER.search(key) for key in tensors):
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
@@ -201,8 +203,8 @@ def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRul
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
-    if tensor.numel() != 1:
-        msg = f"{label}: {role} has shape {tuple(tensor.shape)}, expected one number"
+    if tensor.numel() != 1 or tensor.is_complex():
+        msg = f"{label}: {role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
         raise InvalidAdapterError(msg)
     value = float(tensor.float().item())
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
