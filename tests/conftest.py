@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import lora_mixer
+from lora_mixer import mixer
 from tests.models import tiny_sd, tiny_sdxl
 from tests.weights import Snapshot
 
@@ -70,6 +71,7 @@ def sd(_sd: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiffusio
     """A small SD 1.x pipeline, shared by tests; put back after each, whatever it left behind."""
     pipe, clean = _sd
     yield pipe
+    mixer._owners.clear()  # of a test that failed before it unloaded
     clean.put_back(pipe)
 
 
@@ -78,4 +80,5 @@ def sdxl(_sdxl: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[StableDi
     """A small SDXL pipeline, shared by tests; put back after each, whatever it left behind."""
     pipe, clean = _sdxl
     yield pipe
+    mixer._owners.clear()  # of a test that failed before it unloaded
     clean.put_back(pipe)
