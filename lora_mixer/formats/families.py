@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -64,6 +66,8 @@ def base_family(
         width = widths.get((hint, module))
         if _CROSS_K.search(flat) and width is not None:
             cross = width
+        elif module.startswith(ORDINAL) and hint != "text_encoder" and width in (768, 1024):
+            cross = width  # counted, not named: of a UNet's own widths none is one of these
         if hint == "text_encoder" and _TE_Q.search(flat):
             text_width = width
         for family, pattern in _DIT:
