@@ -55,30 +55,30 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def _sd() -> tuple[StableDiffusionPipeline, Snapshot]:
+def sd_base() -> tuple[StableDiffusionPipeline, Snapshot]:
     pipe = tiny_sd()
     return pipe, Snapshot.of(pipe)
 
 
 @pytest.fixture(scope="session")
-def _sdxl() -> tuple[StableDiffusionXLPipeline, Snapshot]:
+def sdxl_base() -> tuple[StableDiffusionXLPipeline, Snapshot]:
     pipe = tiny_sdxl()
     return pipe, Snapshot.of(pipe)
 
 
 @pytest.fixture
-def sd(_sd: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiffusionPipeline]:
+def sd(sd_base: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiffusionPipeline]:
     """A small SD 1.x pipeline, shared by tests; put back after each, whatever it left behind."""
-    pipe, clean = _sd
+    pipe, clean = sd_base
     yield pipe
     mixer._owners.clear()  # of a test that failed before it unloaded
     clean.put_back(pipe)
 
 
 @pytest.fixture
-def sdxl(_sdxl: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[StableDiffusionXLPipeline]:
+def sdxl(sdxl_base: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[StableDiffusionXLPipeline]:
     """A small SDXL pipeline, shared by tests; put back after each, whatever it left behind."""
-    pipe, clean = _sdxl
+    pipe, clean = sdxl_base
     yield pipe
     mixer._owners.clear()  # of a test that failed before it unloaded
     clean.put_back(pipe)

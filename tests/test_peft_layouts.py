@@ -63,7 +63,7 @@ def assert_close(pipe: Any, clean: Snapshot, changes: dict[Place, torch.Tensor])
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_peft_folder_means_what_peft_says(config, sd, _sd, tmp_path):
+def test_a_peft_folder_means_what_peft_says(config, sd, sd_base, tmp_path):
     """P1: rank, alpha, their patterns and rsLoRA come from adapter_config.json, as PEFT itself reads them."""
     model = get_peft_model(copy.deepcopy(sd.unet), LoraConfig(**config, **TARGETS))
     randomise(model)
@@ -73,11 +73,11 @@ def test_a_peft_folder_means_what_peft_says(config, sd, _sd, tmp_path):
 
     changes = pefts_deltas(model, "unet", "base_model.model.")
     assert report.matched == len(changes) > 40
-    assert_close(sd, _sd[1], changes)
+    assert_close(sd, sd_base[1], changes)
 
 
 @pytest.mark.parametrize("prefix", ["unet.base_model.model.", "base_model.model.", "unet."])
-def test_a_config_scales_whatever_prefix_the_keys_have(prefix, sd, _sd, tmp_path):
+def test_a_config_scales_whatever_prefix_the_keys_have(prefix, sd, sd_base, tmp_path):
     model = get_peft_model(copy.deepcopy(sd.unet), LoraConfig(r=4, lora_alpha=2, target_modules=["to_q"]))
     randomise(model)
     model.save_pretrained(tmp_path)
@@ -86,7 +86,7 @@ def test_a_config_scales_whatever_prefix_the_keys_have(prefix, sd, _sd, tmp_path
 
     LoraMixer(sd).load_lora_weights(tmp_path, adapter_name="a")
 
-    assert_close(sd, _sd[1], pefts_deltas(model, "unet", "base_model.model."))
+    assert_close(sd, sd_base[1], pefts_deltas(model, "unet", "base_model.model."))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -114,7 +114,7 @@ def test_a_folder_of_a_text_encoder_fits_either_layout(layout, root, tmp_path):
 @pytest.mark.parametrize(
     ("config", "metadata"), [*((config, True) for config in CONFIGS.values()), (CONFIGS["rslora"], False)]
 )
-def test_a_diffusers_file_means_what_diffusers_says(config, metadata, tmp_path, sd, _sd):
+def test_a_diffusers_file_means_what_diffusers_says(config, metadata, tmp_path, sd, sd_base):
     """D3: alphas are in the header's ``lora_adapter_metadata``; without it, alpha is the rank."""
     writer = tiny_sd()
     writer.unet.add_adapter(LoraConfig(**config, **TARGETS))
@@ -141,10 +141,10 @@ def test_a_diffusers_file_means_what_diffusers_says(config, metadata, tmp_path, 
             for path, layer in part.named_modules():
                 if isinstance(layer, LoraLayer):
                     changes[name, path] /= layer.scaling["default"]
-    assert_close(sd, _sd[1], changes)
+    assert_close(sd, sd_base[1], changes)
 
 
-def test_several_named_adapters_in_one_file_are_refused_by_name(sd, _sd):
+def test_several_named_adapters_in_one_file_are_refused_by_name(sd, sd_base):
     """P2: loading both under one name would add them up."""
     table = {
         f"unet.conv_in.lora_{half}.{name}.weight": torch.ones(*shape, 1, 1)
@@ -154,7 +154,7 @@ def test_several_named_adapters_in_one_file_are_refused_by_name(sd, _sd):
 
     with pytest.raises(InvalidAdapterError, match=r"holds 2 adapters \(style, person\)"):
         LoraMixer(sd).load_lora_weights(table)
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +167,21 @@ def test_several_named_adapters_in_one_file_are_refused_by_name(sd, _sd):
         ({"trainable_token_indices": [1]}, "trainable tokens"),
     ],
 )
-def test_a_config_that_means_more_than_lora_is_refused_by_name(config, message, sd, _sd, tmp_path):
+def test_a_config_that_means_more_than_lora_is_refused_by_name(config, message, sd, sd_base, tmp_path):
     get_peft_model(sd_unet(), LoraConfig(r=1, target_modules=["to_q"])).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
 
     with pytest.raises(UnsupportedAdapterError, match=message):
         LoraMixer(sd).load_lora_weights(tmp_path)
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 @pytest.mark.parametrize(
     "config",
     [{"lora_alpha": "8"}, {"lora_alpha": True}, {"alpha_pattern": [1]}, {"alpha_pattern": {"to_q": None}}],
 )
-def test_a_config_with_a_broken_scale_is_refused(config, sd, _sd, tmp_path):
+def test_a_config_with_a_broken_scale_is_refused(config, sd, sd_base, tmp_path):
     """Guessing a scale would be silent damage."""
     get_peft_model(sd_unet(), LoraConfig(r=1, target_modules=["to_q"])).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
@@ -189,11 +189,11 @@ def test_a_config_with_a_broken_scale_is_refused(config, sd, _sd, tmp_path):
 
     with pytest.raises(InvalidAdapterError, match="alpha"):
         LoraMixer(sd).load_lora_weights(tmp_path)
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"unet.lora_alpha": "x"}', "[" * 100_000])
-def test_a_header_with_broken_alphas_is_refused(text, sd, _sd, tmp_path):
+def test_a_header_with_broken_alphas_is_refused(text, sd, sd_base, tmp_path):
     pairs = random_pairs(sd, lambda _, path: path == "conv_in")
     ((_, pair),) = pairs.items()
     table = {"unet.conv_in.lora_A.weight": pair.down, "unet.conv_in.lora_B.weight": pair.up[..., None, None]}
@@ -201,7 +201,7 @@ def test_a_header_with_broken_alphas_is_refused(text, sd, _sd, tmp_path):
 
     with pytest.raises(InvalidAdapterError, match=r"lora_adapter_metadata|lora_alpha"):
         LoraMixer(sd).load_lora_weights(tmp_path / "a.safetensors")
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed:UserWarning", "ignore:Adapter 'default'.*shape:UserWarning")
@@ -217,7 +217,7 @@ class TestBiasOfB:
         model.save_pretrained(folder)
         return model
 
-    def test_forward_equals_pefts_own(self, sd, _sd, tmp_path):
+    def test_forward_equals_pefts_own(self, sd, sd_base, tmp_path):
         """Also where the layer has no bias: to_q of the attention, where PEFT cannot merge."""
         model = self.written(sd.unet, tmp_path)
         names, keys = [name for name, _ in sd.unet.named_parameters()], list(sd.unet.state_dict())
@@ -246,9 +246,9 @@ class TestBiasOfB:
             mixer.disable_lora()
             assert torch.equal(sd.unet(*inputs).sample, clean)
         mixer.unload_lora_weights()
-        _sd[1].assert_untouched(sd)
+        sd_base[1].assert_untouched(sd)
 
-    def test_a_bias_of_another_length_is_refused(self, sd, _sd, tmp_path):
+    def test_a_bias_of_another_length_is_refused(self, sd, sd_base, tmp_path):
         self.written(sd.unet, tmp_path)
         file = tmp_path / "adapter_model.safetensors"
         table = load_file(file)
@@ -257,4 +257,4 @@ class TestBiasOfB:
 
         with pytest.raises(ValueError, match="bias of 5 values"):
             LoraMixer(sd).load_lora_weights(tmp_path)
-        _sd[1].assert_untouched(sd)
+        sd_base[1].assert_untouched(sd)

@@ -38,9 +38,9 @@ def t(*shape: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def refuses(sd, _sd):
+def refuses(sd, sd_base):
     """Load into a pipeline that has an adapter at work; assert the error and that nothing is different afterwards."""
-    clean = _sd[1]
+    clean = sd_base[1]
 
     def load(source: Any, kind: type[LoraMixerError], **options: Any) -> str:
         mixer = LoraMixer(sd)
@@ -122,7 +122,7 @@ def test_broken_modules_are_all_listed_in_one_error(table, messages, refuses):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
-def test_values_that_are_not_finite_are_refused_and_forced_ones_leave_no_trace(value, dtype, refuses, sd, _sd):
+def test_values_that_are_not_finite_are_refused_and_forced_ones_leave_no_trace(value, dtype, refuses, sd, sd_base):
     pairs = random_pairs(sd, lambda _, path: path in ("conv_in", "conv_out"))
     table, _ = state_dict(pairs, kohya(SD), KOHYA)
     table = {key: tensor.to(dtype) for key, tensor in table.items()}
@@ -136,10 +136,10 @@ def test_values_that_are_not_finite_are_refused_and_forced_ones_leave_no_trace(v
     mixer.load_lora_weights(table, adapter_name="bad", allow_nonfinite=True)
     assert not sd.unet.conv_out.weight.isfinite().all()
     mixer.set_adapters("bad", 0.0)
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
     mixer.set_adapters("bad", 1.0)
     mixer.delete_adapters("bad")
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 FOREIGN = {
@@ -160,7 +160,7 @@ def test_other_model_families_are_refused_by_name(family, module, refuses):
     assert "this pipeline is a UNet (cross-attention 12)" in said
 
 
-def test_real_key_lists_of_other_families_are_refused(shared_data, sd, _sd):
+def test_real_key_lists_of_other_families_are_refused(shared_data, sd, sd_base):
     """Flux, Qwen, Anima, Krea: by what they are for, or by an algorithm or tensors that are not read."""
     files = sorted((shared_data / "keys").glob("invokeai_*.json"))
     mixer, families = LoraMixer(sd), {}
@@ -173,10 +173,10 @@ def test_real_key_lists_of_other_families_are_refused(shared_data, sd, _sd):
             mixer.load_lora_weights(table, adapter_name=file.stem)
         families[file.stem] = f"{type(caught.value).__name__}: {caught.value}"
     assert len(families) > 15
-    unclear = {k: v for k, v in families.items() if "the adapter is for unknown" in v or "none of its" in v and "is for" not in v}
+    unclear = {k: v for k, v in families.items() if "the adapter is for unknown" in v or ("none of its" in v and "is for" not in v)}
     assert unclear == {}
     assert mixer.adapters == {}
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
 class TestTheWrongBase:
@@ -237,7 +237,7 @@ class TestPartialMatch:
         finally:
             sdxl.text_encoder_2 = encoder
 
-    def test_te2_keys_on_sd_are_reported(self, sd, _sd):
+    def test_te2_keys_on_sd_are_reported(self, sd, sd_base):
         pairs = random_pairs(sd, lambda component, path: component == "unet" and "attn1" in path)
         table, _ = state_dict(pairs, kohya(SD), KOHYA)
         extra = {f"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_{x}.weight": t(4, 4) for x in ("up", "down")}
@@ -245,7 +245,7 @@ class TestPartialMatch:
         with pytest.warns(PartialMatchWarning, match="text_encoder_2"):
             report = LoraMixer(sd).load_lora_weights({**table, **extra})
 
-        _sd[1].assert_holds(sd, deltas(pairs))
+        sd_base[1].assert_holds(sd, deltas(pairs))
         assert report.unmatched == 1
 
     def test_strict_refuses_one_unknown_module(self, refuses):
@@ -271,7 +271,7 @@ def test_a_name_in_use_or_impossible_is_refused(name, refuses):
     refuses(PAIR, AdapterNameError, adapter_name=name)
 
 
-def test_names_are_compared_whole(sd, _sd):
+def test_names_are_compared_whole(sd, sd_base):
     """``a`` and ``aa``, or the name of a module, are names like any other."""
     pair = Pair(t(8, 1), t(1, 4, 3, 3))
     mixer = LoraMixer(sd)
@@ -280,7 +280,7 @@ def test_names_are_compared_whole(sd, _sd):
     mixer.set_adapters(["a", "aa"], [0.5, 0.25])
     mixer.delete_adapters("a")
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): pair.delta()}, 0.25)
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): pair.delta()}, 0.25)
 
 
 @pytest.mark.parametrize("content", [{"a": 3}, {"string_to_param": {"*": t(2, 768)}, "name": "x"}, [], [1], 3, "text", None])

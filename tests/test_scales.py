@@ -31,7 +31,7 @@ def change(table: dict[str, torch.Tensor], scale: float) -> torch.Tensor:
     return scale * (up.flatten(1) @ down.flatten(1))
 
 
-def test_modules_without_alpha_have_scale_1_whatever_others_have(sd, _sd):
+def test_modules_without_alpha_have_scale_1_whatever_others_have(sd, sd_base):
     """A file with alpha on some modules: diffusers lends the others a wrong one."""
     pairs = {
         place: Pair(pair.up, pair.down, pair.alpha if number % 2 else None)
@@ -42,7 +42,7 @@ def test_modules_without_alpha_have_scale_1_whatever_others_have(sd, _sd):
     mixer = LoraMixer(sd)
     mixer.load_lora_weights(table, adapter_name="a")
 
-    _sd[1].assert_holds(sd, deltas(pairs))
+    sd_base[1].assert_holds(sd, deltas(pairs))
     assert mixer.adapters["a"].alphas == (0.5, 1.0, 3.0)
 
 
@@ -62,59 +62,59 @@ def test_modules_without_alpha_have_scale_1_whatever_others_have(sd, _sd):
     ],
     ids=str,
 )
-def test_alpha_is_read_in_any_dtype_and_shape_of_one_number(alpha, value, sd, _sd):
+def test_alpha_is_read_in_any_dtype_and_shape_of_one_number(alpha, value, sd, sd_base):
     table = conv_in(alpha=alpha)
 
     mixer = LoraMixer(sd)
     mixer.load_lora_weights(table, adapter_name="a")
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): change(table, value / 2)})
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(table, value / 2)})
     assert mixer.adapters["a"].alphas == (value,)
 
 
-def test_alpha_0_changes_nothing_and_is_said(sd, _sd):
+def test_alpha_0_changes_nothing_and_is_said(sd, sd_base):
     """Merge scripts, ComfyUI and A1111 agree on scale 0; a silent no-op would be a riddle."""
     mixer = LoraMixer(sd)
     report = mixer.load_lora_weights(conv_in(alpha=torch.tensor(0.0)), adapter_name="a")
 
     assert "1 of 1 modules have alpha 0" in str(report)
     for name, value in sd.unet.state_dict().items():
-        assert torch.equal(value, _sd[1].state[f"unet.{name}"]), name
+        assert torch.equal(value, sd_base[1].state[f"unet.{name}"]), name
 
 
-def test_scale_overrides_alpha(sd, _sd):
+def test_scale_overrides_alpha(sd, sd_base):
     table = conv_in(alpha=torch.tensor(7.0), scale=torch.tensor(0.25))
 
     LoraMixer(sd).load_lora_weights(table)
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): change(table, 0.25)})
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(table, 0.25)})
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor(float("nan")), torch.tensor(float("inf"))], ids=str)
-def test_an_alpha_that_is_no_finite_number_is_refused(alpha, sd, _sd):
+def test_an_alpha_that_is_no_finite_number_is_refused(alpha, sd, sd_base):
     with pytest.raises(InvalidAdapterError, match="lora_unet_conv_in: alpha"):
         LoraMixer(sd).load_lora_weights(conv_in(alpha=alpha))
-    _sd[1].assert_untouched(sd)
+    sd_base[1].assert_untouched(sd)
 
 
-def test_an_orphan_alpha_is_reported_and_the_rest_loads(sd, _sd):
+def test_an_orphan_alpha_is_reported_and_the_rest_loads(sd, sd_base):
     table = conv_in(alpha=torch.tensor(2.0))
 
     report = LoraMixer(sd).load_lora_weights({**table, "lora_unet_conv_out.alpha": torch.tensor(4.0)})
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): change(table, 1.0)})
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(table, 1.0)})
     assert list(report.unused_keys) == ["lora_unet_conv_out.alpha"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
-def test_tensors_of_any_float_dtype_are_widened_before_they_are_multiplied(dtype, sd, _sd):
+def test_tensors_of_any_float_dtype_are_widened_before_they_are_multiplied(dtype, sd, sd_base):
     pairs = {p: Pair(x.up.to(dtype), x.down.to(dtype), x.alpha) for p, x in random_pairs(sd).items()}
     table, _ = state_dict(pairs, kohya(SD), KOHYA)
 
     mixer = LoraMixer(sd)
     mixer.load_lora_weights(table, adapter_name="a")
 
-    _sd[1].assert_holds(sd, deltas(pairs))
+    sd_base[1].assert_holds(sd, deltas(pairs))
     assert mixer.adapters["a"].dtypes == (str(dtype).removeprefix("torch."),)
 
 
@@ -161,12 +161,12 @@ def test_linear_and_1x1_convolution_are_one(linear):
         *("lora_transformer_conv_in", "transformer.base_model.model.conv_in"),
     ],
 )
-def test_odd_spellings_of_the_unet(spelling, sd, _sd):
+def test_odd_spellings_of_the_unet(spelling, sd, sd_base):
     table = {key.replace(KEY, spelling): value for key, value in conv_in(alpha=torch.tensor(1.0)).items()}
 
     LoraMixer(sd).load_lora_weights(table)
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): change(conv_in(), 0.5)})
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(conv_in(), 0.5)})
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_odd_spellings_of_the_unet(spelling, sd, _sd):
     ],
 )
 @pytest.mark.parametrize("ends", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
-def test_odd_spellings_of_the_text_encoder(spelling, ends, sd, _sd):
+def test_odd_spellings_of_the_text_encoder(spelling, ends, sd, sd_base):
     ((place, pair),) = random_pairs(sd, lambda c, p: c == "text_encoder" and p.endswith("1.mlp.fc1"), alphas=False).items()
     table = {f"{spelling}.{ends[0]}.weight": pair.down, f"{spelling}.{ends[1]}.weight": pair.up}
 
     LoraMixer(sd).load_lora_weights(table)
 
-    _sd[1].assert_holds(sd, {place: pair.delta()})
+    sd_base[1].assert_holds(sd, {place: pair.delta()})
 
 
-def test_the_callers_state_dict_is_left_alone_and_not_followed(sd, _sd):
+def test_the_callers_state_dict_is_left_alone_and_not_followed(sd, sd_base):
     """What a training loop does to its tensors afterwards does not reach the loaded adapter."""
     table = conv_in(alpha=torch.tensor(1.0))
     before = {key: value.clone() for key, value in table.items()}
@@ -200,4 +200,4 @@ def test_the_callers_state_dict_is_left_alone_and_not_followed(sd, _sd):
         value.fill_(100)
     mixer.set_adapters("a", 0.5)
 
-    _sd[1].assert_holds(sd, {("unet", "conv_in"): change(before, 0.5)}, 0.5)
+    sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(before, 0.5)}, 0.5)

@@ -41,7 +41,7 @@ def components(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def plain_layers(pipe: Any) -> dict[Place, nn.Module]:
+def plain_layers(pipe: Any) -> dict[Place, nn.Linear | nn.Conv2d]:
     """List every Linear and Conv2d of the denoiser and the text encoders."""
     return {
         (name, path): module
