@@ -84,8 +84,8 @@ class Slot:
         return parameter is not self._seen or _version(parameter) != self._version
 
     def follow(self) -> None:
-        """Take note of a parameter that has moved; a base that others changed while it was clean is kept anew."""
-        if self.base is not None and not self.blended and self._overwritten(self.parameter):
+        """Take note of a parameter that has moved or changed; while it is clean, what it holds now is the base."""
+        if not self.blended:
             self.base = None
         self.stamp()
 
