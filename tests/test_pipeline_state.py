@@ -54,6 +54,19 @@ def test_after_a_change_of_dtype_all_is_as_on_a_clean_pipeline(
     assert_same(values(bench.pipe), values(clean))
 
 
+def test_a_mix_set_over_a_converted_mix_starts_from_the_rounded_base(bench: Bench) -> None:
+    clean = small_pipe()
+    convert(clean, torch.bfloat16)
+    mixer = LoraMixer(clean)
+    mixer.load_lora_weights(written(bench.pairs["a"]), "a")
+    mixer.set_adapters("a", 0.7)
+    convert(bench.pipe, torch.bfloat16)
+
+    bench.mixer.set_adapters("a", 0.7)
+
+    assert_same(values(bench.pipe), values(clean))
+
+
 def test_a_base_that_was_rounded_while_no_adapter_was_active_stays_rounded(bench: Bench) -> None:
     bench.mixer.disable_lora()
     convert(bench.pipe, torch.float16)
