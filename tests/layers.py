@@ -18,7 +18,9 @@ def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 31 * sum(shape))) * scale
 
 
-def layer(leaves: dict[str, Any], *, config: dict[str, Any] | None = None, module: str = "net") -> LayerWeights:
+def layer(
+    leaves: dict[str, Any], *, config: dict[str, Any] | None = None, module: str = "net"
+) -> LayerWeights:
     """Read one module's leaves (numbers become tensors) and give its weights."""
     prefix = f"base_model.model.{module}" if config is not None else module
     table = {f"{prefix}.{leaf}": torch.as_tensor(value) for leaf, value in leaves.items()}

@@ -63,14 +63,19 @@ def test_plain_vector_on_a_square_weight_counts_outputs():
 
     weights = layer({"lora_up.weight": up, "lora_down.weight": down, "dora_scale": magnitude})
 
-    assert close(delta(weights, base), peft(base.double(), change, magnitude[:, None], 1, 1.0) - base.double())
+    assert close(
+        delta(weights, base), peft(base.double(), change, magnitude[:, None], 1, 1.0) - base.double()
+    )
 
 
-@pytest.mark.parametrize(("leaf", "shape", "dims"), [
-    ("dora_scale", (6, 1, 1, 1), (1, 2, 3)),
-    ("dora_scale", (1, 4, 1, 1), (0, 2, 3)),
-    ("lora_magnitude_vector", (1, 6, 1, 1), (1, 2, 3)),
-])
+@pytest.mark.parametrize(
+    ("leaf", "shape", "dims"),
+    [
+        ("dora_scale", (6, 1, 1, 1), (1, 2, 3)),
+        ("dora_scale", (1, 4, 1, 1), (0, 2, 3)),
+        ("lora_magnitude_vector", (1, 6, 1, 1), (1, 2, 3)),
+    ],
+)
 def test_convolutions_take_lengths_over_all_other_axes(leaf, shape, dims):
     up, down, base = randn(6, 2, 1, 1), randn(2, 4, 3, 3), randn(6, 4, 3, 3)
     magnitude = randn(*shape).abs()

@@ -32,7 +32,9 @@ def test_rslora_divides_by_the_root_of_the_rank_and_patterns_choose_alpha():
     leaves = {"lora_B.weight": up, "lora_A.weight": down}
 
     stabilised = layer(leaves, config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True})
-    patterned = layer(leaves, config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"net": 2}})
+    patterned = layer(
+        leaves, config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"net": 2}}
+    )
 
     assert close(delta(stabilised, base), 8 / 4**0.5 * d(up) @ d(down))
     assert close(delta(patterned, base), 2 / 4 * d(up) @ d(down))
@@ -82,7 +84,14 @@ def test_loha_is_the_product_of_two_low_rank_matrices_either_way(monkeypatch, as
 
 
 def test_loha_with_cores_has_transposed_factors():
-    shapes = {"w1_a": (2, 6), "w1_b": (2, 4), "w2_a": (2, 6), "w2_b": (2, 4), "t1": (2, 2, 3, 3), "t2": (2, 2, 3, 3)}
+    shapes = {
+        "w1_a": (2, 6),
+        "w1_b": (2, 4),
+        "w2_a": (2, 6),
+        "w2_b": (2, 4),
+        "t1": (2, 2, 3, 3),
+        "t2": (2, 2, 3, 3),
+    }
     leaves = {f"hada_{name}": randn(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
     a1, b1, a2, b2, t1, t2 = map(d, leaves.values())
     first = torch.einsum("ijkl,jr,ip->prkl", t1, b1, a1)
@@ -161,7 +170,10 @@ def test_placeholder_alpha_of_full_factors_does_not_scale_but_peft_does():
 def test_early_lokr_file_gives_the_recorded_changes(shared_data):
     recorded = json.loads((shared_data / "files" / "reference_deltas.json").read_text())
     file = "lycoris_smart_falcon_8_lokr.safetensors"
-    given = {layer.target.written: layer.weights for layer in read(resolve_source(shared_data / "files" / file)).layers}
+    given = {
+        layer.target.written: layer.weights
+        for layer in read(resolve_source(shared_data / "files" / file)).layers
+    }
 
     assert len(given) == 350
     for module, expected in recorded[file]["layers"].items():
@@ -191,7 +203,13 @@ def test_glora_changes_the_weight_by_itself_and_beside_it_in_both_orders(kernel)
 
 
 def test_glora_on_a_square_layer_is_told_by_its_smaller_rank():
-    base, a1, a2, b1, b2 = randn(4, 4), randn(4, 2), randn(2, 4, seed=1), randn(4, 2, seed=2), randn(2, 4, seed=3)
+    base, a1, a2, b1, b2 = (
+        randn(4, 4),
+        randn(4, 2),
+        randn(2, 4, seed=1),
+        randn(4, 2, seed=2),
+        randn(2, 4, seed=3),
+    )
 
     weights = layer({"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2})
 

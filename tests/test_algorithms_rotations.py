@@ -73,7 +73,10 @@ def test_kohya_prefix_is_read_as_oft():
     from lora_mixer.formats import read
     from lora_mixer.sources import resolve_source
 
-    table = {"oft_unet_down_blocks_0_x.oft_blocks": randn(2, 3, 3), "oft_unet_down_blocks_0_x.alpha": torch.tensor(1.0)}
+    table = {
+        "oft_unet_down_blocks_0_x.oft_blocks": randn(2, 3, 3),
+        "oft_unet_down_blocks_0_x.alpha": torch.tensor(1.0),
+    }
     given = read(resolve_source(table))
 
     assert given.info.format == "kohya"
@@ -120,7 +123,9 @@ def test_peft_oft_polynomial_has_as_many_terms_as_the_configuration_says(terms):
     module = OFTRotationModule(2, 6, 4, 8, use_cayley_neumann=True, num_cayley_neumann_terms=terms)
     module.weight.data = d(rows)
 
-    weights = layer({"oft_R.weight": rows}, config={**OFT, "use_cayley_neumann": True, "num_cayley_neumann_terms": terms})
+    weights = layer(
+        {"oft_R.weight": rows}, config={**OFT, "use_cayley_neumann": True, "num_cayley_neumann_terms": terms}
+    )
 
     expected = d(base) @ module.get_weight().detach().T
     assert torch.allclose(delta(weights, base), expected - d(base), atol=1e-12)

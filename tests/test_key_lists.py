@@ -140,7 +140,10 @@ def test_all_key_lists_are_tested(shared_data):
     found = {path.stem for path in (shared_data / "keys").glob("*.json")}
     others = {name for name in found if name.startswith("aitoolkit_keymap") or name.startswith("issues")}
 
-    assert found - others == {f"fullsize_{n}" for n in SD} | {*FAMILIES, "invokeai_sdxl_dramatic_lighting_slider"}
+    assert found - others == {f"fullsize_{n}" for n in SD} | {
+        *FAMILIES,
+        "invokeai_sdxl_dramatic_lighting_slider",
+    }
 
 
 @pytest.mark.parametrize("name", SD)
@@ -208,7 +211,17 @@ def dotted(module):
         return module
     module = re.sub(r"_(\d+)_", r".\1.", module)
     module = re.sub(r"_(\d+)$", r".\1", module)
-    for joined in ("attn", "norm1", "norm1_context", "norm", "ff", "ff_context", "img_mlp", "txt_mlp", "time_text_embed"):
+    for joined in (
+        "attn",
+        "norm1",
+        "norm1_context",
+        "norm",
+        "ff",
+        "ff_context",
+        "img_mlp",
+        "txt_mlp",
+        "time_text_embed",
+    ):
         module = re.sub(rf"(^|\.){joined}_(?!context)", rf"\1{joined}.", module)
     return re.sub(r"(embedder|embed)_linear", r"\1.linear", module)
 
@@ -233,7 +246,9 @@ def test_diffusers_named_file_loads_onto_a_transformer_by_module_path(shared_dat
     assert report.matched == len(layers) == len(shapes)
 
 
-@pytest.mark.parametrize("name", ["invokeai_flux_lora_kohya_format", "invokeai_flux_lora_kohya_with_te1_format"])
+@pytest.mark.parametrize(
+    "name", ["invokeai_flux_lora_kohya_format", "invokeai_flux_lora_kohya_with_te1_format"]
+)
 def test_other_spellings_of_a_transformer_are_refused_by_family_and_say_what_would_load(shared_data, name):
     tree = module_tree({"transformer_blocks.0.attn.to_q": (3072, 3072)})
     with torch.device("meta"):

@@ -53,6 +53,8 @@ _TABLE = (
     _row(r"\.modules_to_save" + _NAME + r"\.weight", "set_weight", "set"),
     _row(r"\.modules_to_save" + _NAME + r"\.bias", "set_bias", "set"),
     _row(r"\.set_weight", "set_weight", "set"),
+    _row(r"\.ln_tuning_layers" + _NAME + r"\.weight", "set_weight", "set"),
+    _row(r"\.ln_tuning_layers" + _NAME + r"\.bias", "set_bias", "set"),
     _row(r"(?:\.token_adapter)?\.trainable_tokens_delta" + _NAME, "tokens", "tokens"),
     _row(r"\.alpha", "alpha", ""),
     _row(r"\.scale", "scale", ""),
