@@ -138,7 +138,7 @@ def adapter(shared_data, name):
 
 def test_all_key_lists_are_tested(shared_data):
     found = {path.stem for path in (shared_data / "keys").glob("*.json")}
-    others = {name for name in found if name.startswith("aitoolkit_keymap") or name.startswith("issues")}
+    others = {name for name in found if name.startswith(("aitoolkit_keymap", "issues"))}
 
     assert found - others == {f"fullsize_{n}" for n in SD} | {
         *FAMILIES,

@@ -15,9 +15,11 @@ BOUND = 1e-5
 OTHER_OUTPUTS = {
     "peft_dirs/peft_sd_oft_conv": (
         "merged_out@",
-        "PEFT's unmerged OFT on 3x3 convolutions adds up overlapping patches without dividing by their number, so "
-         "even an untrained adapter (R = I) changes the output. Its merge, W @ R^T, is the paper's rotation and leaves "
-         "the base alone for R = I; the golden has both.",
+        (
+            "PEFT's unmerged OFT on 3x3 convolutions adds up overlapping patches without dividing by their number, so "
+            "even an untrained adapter (R = I) changes the output. Its merge, W @ R^T, is the paper's rotation and leaves "
+            "the base alone for R = I; the golden has both."
+        ),
     ),
 }
 # Parts of references that hold a tool's fault, and which.
