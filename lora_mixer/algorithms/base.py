@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -90,6 +91,11 @@ class Factors:
     scale: float
 
 
+@lru_cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))  # every algorithm is a dataclass
+
+
 class LayerWeights(abc.ABC):
     """
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
@@ -121,9 +127,8 @@ class LayerWeights(abc.ABC):
         return None
 
     def _values(self) -> Iterator[tuple[str, Any]]:
-        same: Any = self  # every algorithm is a dataclass
-        for f in dataclasses.fields(same):
-            yield f.name, getattr(self, f.name)
+        for name in _field_names(type(self)):
+            yield name, getattr(self, name)
 
     def _inner(self) -> Iterator[LayerWeights]:
         for _, value in self._values():

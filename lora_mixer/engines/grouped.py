@@ -1,10 +1,10 @@
 """
 The weight update for many layers of one shape on a GPU.
 
-A set of adapters touches hundreds of layers in a handful of shapes. Scaling and stacking is done once per shape, then
-one ``addmm`` a layer reads the base and writes the weight: 4 bytes per parameter, the least there is. Gains are folded
-into ``up`` in fp32 and written as two half-precision parts, which tensor cores add up in fp32: as good as fp32
-factors and still bound by memory, since the rank is small.
+A set of adapters touches hundreds of layers in a handful of shapes, and launching kernels costs more than running them.
+Copying bases, scaling and stacking is done once per shape; then one ``addmm_`` a layer adds all adapters to the fresh
+copy of its base. Gains are folded into ``up`` in fp32 and written as two half-precision parts, which tensor cores add
+up in fp32: as good as fp32 factors and still bound by memory, since the rank is small.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Group:
 
     def write(self, gains: Sequence[float]) -> None:
         """Write every layer's ``base + sum of gain * scale * up @ down`` into its weight."""
+        # One launch copies every base. addmm(base, ..., out=weight) would copy too, a launch for each layer.
+        torch._foreach_copy_(self.weights, self.bases)
         first = self.weights[0]
         rows, columns = first.shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
@@ -73,9 +75,10 @@ class Group:
                 high, low = split_halves(left.float().mul_(own), left.dtype)
                 left = torch.cat([high.view(rows, n, rank), low.view(rows, n, rank)], dim=2)
                 right = torch.cat([right, right], dim=1)
-            weights, bases = self.weights[start : start + n], self.bases[start : start + n]
-            for weight, base, up, down in zip(weights, bases, left.unbind(1), right.unbind(0), strict=True):
-                torch.addmm(base, up, down, alpha=power, out=weight)
+            for weight, up, down in zip(
+                self.weights[start : start + n], left.unbind(1), right.unbind(0), strict=True
+            ):
+                weight.addmm_(up, down, alpha=power)
 
 
 class Groups:

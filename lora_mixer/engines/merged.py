@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     """The gain of each layer of each adapter, by name and in the order given to ``add``."""
 
 
+class MixLostError(PipelineStateError):
+    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
+
+
 @dataclass(eq=False)
 class _Touched:
     """A module that adapters change: its weight, its bias if it has one, and who needs it."""
@@ -124,11 +128,6 @@ class MergedEngine:
             if not entry.users:
                 del self._touched[key]
 
-    def discard(self, name: str) -> None:
-        """Forget an adapter if it is known."""
-        if name in self._adapters:
-            self.remove(name)
-
     def rename(self, old: str, new: str) -> None:
         """Let an adapter that is out of the weights go on under a name that is free."""
         self._adapters[new] = self._adapters.pop(old)
@@ -143,6 +142,7 @@ class MergedEngine:
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
+            MixLostError: When writing failed twice.
         """
         if check(self._slots()):
             self._plan = _Plan(())
@@ -156,7 +156,7 @@ class MergedEngine:
             except BaseException as error:
                 self._write({})
                 msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
-                raise PipelineStateError(msg) from error
+                raise MixLostError(msg) from error
             raise
 
     def restore(self) -> None:
@@ -172,6 +172,11 @@ class MergedEngine:
         self._active, self._plan = {}, _Plan(())
         for slot in self._slots():
             slot.rebase()
+
+    @property
+    def active(self) -> Gains:
+        """The gains that the weights hold now."""
+        return self._active
 
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""

@@ -30,7 +30,7 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
         for tensor in layer.weights.tensors():
             key = tensor.untyped_storage().data_ptr()
             needed[key] = needed.get(key, 0) + tensor.numel() * tensor.element_size()
-    moved: dict[tuple[int, torch.device], torch.Tensor] = {}
+    moved: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
 
     def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if device.type == "meta":
@@ -38,14 +38,14 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
         storage = tensor.untyped_storage()
         if not tensor.is_contiguous() or storage.nbytes() > _WASTE * needed[storage.data_ptr()]:
             return tensor.to(device, copy=True)
-        key = (storage.data_ptr(), device)
+        key, size = (storage.data_ptr(), device, tensor.dtype), tensor.element_size()
         if key not in moved:
-            moved[key] = (
-                torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage).to(device, copy=True)
-            )
-        start = tensor.storage_offset() * tensor.element_size()
-        part = moved[key][start : start + tensor.numel() * tensor.element_size()]
-        return part.view(tensor.dtype).view(tensor.shape)
+            raw = (storage.data_ptr(), device, torch.uint8)
+            if raw not in moved:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                moved[raw] = whole.to(device, copy=True)
+            moved[key] = moved[raw][: storage.nbytes() // size * size].view(tensor.dtype)
+        return moved[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def settled(layer: BoundLayer) -> BoundLayer:
         device = layer.live.weight.device
@@ -62,17 +62,16 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
         InvalidAdapterError: Naming the modules.
     """
     bad: dict[str, None] = {}
-    by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
     for layer in layers:
+        name = f"{layer.live.component}.{layer.live.path}"
         for tensor in layer.weights.tensors():
             if tensor.is_floating_point():
-                by_device.setdefault(tensor.device, []).append(
-                    (f"{layer.live.component}.{layer.live.path}", tensor)
-                )
-    for held in by_device.values():
-        wide = [t if t.dtype.itemsize > 1 else t.float() for _, t in held]
+                wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+                alike.setdefault((wide.device, wide.dtype), []).append((name, wide))
+    for held in alike.values():
         # the largest magnitude of each tensor, all in a few kernels and one transfer; NaN comes through
-        peaks = torch.stack([n.float() for n in torch._foreach_norm(wide, float("inf"))])  # noqa: SLF001
+        peaks = torch.stack(torch._foreach_norm([t for _, t in held], float("inf")))  # noqa: SLF001
         for (name, _), good in zip(held, torch.isfinite(peaks).tolist(), strict=True):
             if not good:
                 bad.setdefault(name)

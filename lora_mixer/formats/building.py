@@ -110,6 +110,8 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
 
 def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
+    if group.algorithms == {"lora"}:  # nearly all files, and some have thousands of modules
+        return ALGORITHMS["lora"](parts)
     by_algorithm: dict[str, dict[str, torch.Tensor]] = {}
     for role, tensor in parts.tensors.items():
         by_algorithm.setdefault(group.roles[role], {})[role] = tensor

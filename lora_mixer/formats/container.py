@@ -209,10 +209,34 @@ def read_tensors(
         got += n
     if device is not None:
         buffer = buffer.to(device)
-    tensors = {}
+    return views(buffer, header)
+
+
+def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:
+    """
+    Give the tensors of a data section.
+
+    Args:
+        buffer: The whole data section as bytes (uint8).
+        header: Its checked header.
+
+    Returns:
+        Views of the buffer by key; copies where a tensor's place does not fit its dtype.
+    """
+    typed: dict[torch.dtype, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, spec in header.tensors.items():
-        part = buffer[spec.start : spec.end]
-        if spec.start % spec.dtype.itemsize:
-            part = part.clone()
-        tensors[key] = part.view(spec.dtype).view(spec.shape)
+        size = spec.dtype.itemsize
+        if spec.start % size or buffer.data_ptr() % size:
+            tensors[key] = buffer[spec.start : spec.end].clone().view(spec.dtype).view(spec.shape)
+            continue
+        whole = typed.get(spec.dtype)
+        if whole is None:
+            whole = typed[spec.dtype] = buffer[: len(buffer) // size * size].view(spec.dtype)
+        stride, strides = 1, []
+        for n in reversed(spec.shape):
+            strides.append(stride)
+            stride *= max(n, 1)
+        offset = whole.storage_offset() + spec.start // size
+        tensors[key] = whole.as_strided(spec.shape, strides[::-1], offset)
     return tensors

@@ -8,6 +8,7 @@ against the live model by :mod:`lora_mixer.binding`. Layout ids (K1, D3, ...) ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ PEFT_ROOT = "base_model.model."
 _OLD_TE = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
+@lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
 def split_component(spelling: str) -> tuple[Target, str]:
     """
     Take the component's prefix off a module spelling.

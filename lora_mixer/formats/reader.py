@@ -19,7 +19,7 @@ from lora_mixer.adapter import Adapter, AdapterInfo
 from lora_mixer.errors import NotAnAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
-from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors
+from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
 from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.metadata import trigger_words
@@ -79,13 +79,7 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
         return read_tensors(stream, header, label)
     # A private mapping: nothing that is done to the tensors reaches the file. It lives as long as they do.
     mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    buffer = torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start)
-    tensors = {}
-    for key, spec in header.tensors.items():
-        part = buffer[spec.start : spec.end]
-        aligned = part.data_ptr() % spec.dtype.itemsize == 0
-        tensors[key] = (part if aligned else part.clone()).view(spec.dtype).view(spec.shape)
-    return tensors
+    return views(torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start), header)
 
 
 def _hashes_of(weights: Path | bytes, data_start: int | None, label: str) -> Callable[[], dict[str, str]]:
