@@ -80,6 +80,13 @@ CONFIGS = {
     "loha": lambda: peft.LoHaConfig(
         r=2, alpha=3, target_modules=["lin1", "conv3"], use_effective_conv2d=True, **RANDOM
     ),
+    "hira": lambda: peft.HiraConfig(r=4, target_modules=LINEAR, **RANDOM),
+    "c3a": lambda: peft.C3AConfig(block_size=4, target_modules=LINEAR, **RANDOM),
+    "delora": lambda: peft.DeloraConfig(r=4, target_modules=LINEAR, **RANDOM),
+    "miss": lambda: peft.MissConfig(r=3, target_modules=LINEAR, **RANDOM),
+    "miss mini": lambda: peft.MissConfig(r=4, mini_r=4, target_modules=["lin1"], init_weights="mini"),
+    "miss bat": lambda: peft.MissConfig(r=4, target_modules=["head"], init_weights="bat"),
+    "shira": lambda: peft.ShiraConfig(r=2, target_modules=LINEAR, **RANDOM),
     "oft shared": lambda: peft.OFTConfig(
         r=4, oft_block_size=0, target_modules=LINEAR, block_share=True, bias="oft_only", **RANDOM
     ),

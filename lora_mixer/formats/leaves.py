@@ -79,6 +79,11 @@ _TABLE = (
     _row(r"\.vera_lambda_(?P<part>[bd])" + _NAME, "vera_lambda", "vera"),
     _row(r"(?:^|\.)vera_(?P<part>[AB])" + _NAME, "vera", "vera"),
     _row(r"\.hra_(?P<part>u)" + _NAME, "hra", "hra"),
+    _row(r"\.hira_(?P<part>(?:embedding_)?[AB])" + _NAME, "hira", "hira"),
+    _row(r"\.c3a_(?P<part>kernel)" + _NAME, "c3a", "c3a"),
+    _row(r"\.delora_(?P<part>A|B|lambda|w_norm)" + _NAME, "delora", "delora"),
+    _row(r"\.(?:miss|bone)_(?P<part>block)" + _NAME, "miss", "miss"),
+    _row(r"\.shira_(?P<part>weight|indices)" + _NAME, "shira", "shira"),
     _row(r"\.bias_(?P<part>indices|values|size)", "bias", "sparse"),
 )
 

@@ -29,7 +29,22 @@ _REFUSED = {
     "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
 _READ_TYPES = frozenset(
-    ("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
+    (
+        *(
+            "LORA",
+            "LOHA",
+            "LOKR",
+            "ADALORA",
+            "IA3",
+            "OFT",
+            "BOFT",
+            "HRA",
+            "VERA",
+            "LN_TUNING",
+            "TRAINABLE_TOKENS",
+        ),
+        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA"),
+    )
 )
 
 
@@ -121,7 +136,7 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
         found.insert(0, f"PEFT method {kind}")
     if found:
         msg = (
-            f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
+            f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
         )
         raise UnsupportedAdapterError(msg)
 
