@@ -7,6 +7,7 @@ written for a set of adapters is worked out once (:class:`_Plan`); a change of w
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, un
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -208,9 +209,7 @@ class MergedEngine:
             plan.groups.write(flat)
             for entry, parts in plan.singles:
                 live = entry.weight.live
-                with torch.inference_mode(
-                    live.is_inference()
-                ):  # such tensors may only be written in that mode
+                with _writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -260,10 +259,17 @@ class MergedEngine:
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live.dtype))
         change = bias_change(base, terms)
-        with torch.inference_mode(live.is_inference()):
+        with _writing(live):
             live.copy_(base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
+
+
+@contextmanager
+def _writing(live: torch.Tensor) -> Iterator[None]:
+    """Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients."""
+    with torch.inference_mode() if live.is_inference() else torch.no_grad():
+        yield
