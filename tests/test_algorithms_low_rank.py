@@ -61,6 +61,20 @@ def test_cp_core_is_the_tucker_sum_and_folds_into_an_exact_pair():
     assert close((d(pair.up) @ d(pair.down) * pair.scale).reshape(expected.shape), expected, 1e-6)
 
 
+def test_dylora_is_cut_to_its_first_ranks_at_the_whole_ranks_scale():
+    up, down, base = randn(6, 4), randn(4, 4), randn(6, 4)
+    table = {"net.lora_up.weight": up, "net.lora_down.weight": down, "net.alpha": torch.tensor(2.0)}
+    given = read(resolve_source(table))
+
+    limited = given.limited(2)
+
+    assert limited.info.ranks == (2,)
+    assert close(delta(limited.layers[0].weights, base), 0.5 * d(up)[:, :2] @ d(down)[:2])
+    assert given.limited(9).info.ranks == (4,)
+    with pytest.raises(ValueError, match="max_rank must be 1 or more, got 0"):
+        given.limited(0)
+
+
 def loha_leaves(out, columns, rank):
     shapes = {"w1_a": (out, rank), "w1_b": (rank, columns), "w2_a": (out, rank), "w2_b": (rank, columns)}
     return {f"hada_{name}": randn(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -42,6 +42,10 @@ class Stack(LayerWeights):
     def in_width(self) -> int | None:
         """The input width of the first part that tells one."""
         return next((part.in_width for part in self.parts if part.in_width is not None), None)
+
+    def limited(self, rank: int) -> Stack:
+        """Limit every part."""
+        return replace(self, parts=tuple(part.limited(rank) for part in self.parts))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Give the first part's reason, or None."""

@@ -73,6 +73,7 @@ _TABLE = (
     _row(r"\.rescale", "rescale", "oft"),
     _row(r"\.oft_(?P<part>R|embedding_R)" + _NAME + r"(?:\.weight)?", "oft", "oft_peft"),
     _row(r"\.oft_r" + _NAME, "oft_r", "oft_old"),
+    _row(r"\.(?P<part>q_layer\.weight|p_layer\.weight|lambda_layer)", "tlora", "tlora"),
     _row(r"\.boft_(?P<part>R|s)" + _NAME, "boft", "boft_peft"),
     _row(r"\.lora_E" + _NAME, "lora_E", "adalora"),
     _row(r"\.ranknum" + _NAME, "ranknum", "adalora"),

@@ -135,9 +135,7 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     if kind is not None and kind not in _READ_TYPES:
         found.insert(0, f"PEFT method {kind}")
     if found:
-        msg = (
-            f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
-        )
+        msg = f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
         raise UnsupportedAdapterError(msg)
 
 
