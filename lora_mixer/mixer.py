@@ -103,6 +103,7 @@ class LoraMixer:
         hotswap: bool = False,
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
+        max_rank: int | None = None,
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -122,6 +123,7 @@ class LoraMixer:
             hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
+            max_rank: Use the first ranks only, as DyLoRA files are made for.
 
         Returns:
             What was matched and what was not; print it.
@@ -160,6 +162,8 @@ class LoraMixer:
             claim(self, components.values())
             with paused_gc():
                 adapter = read(source, name=name)
+                if max_rank is not None:
+                    adapter = adapter.limited(max_rank)
                 binding = bind(adapter, components, name, component=component)
                 report = binding.report
                 if strict and not report.complete:

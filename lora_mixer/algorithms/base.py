@@ -157,6 +157,10 @@ class LayerWeights(abc.ABC):
         moved: LayerWeights = dataclasses.replace(same, **changed)
         return moved
 
+    def limited(self, rank: int) -> LayerWeights:  # noqa: ARG002 -- only ordered ranks can be cut off
+        """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
+        return self
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""

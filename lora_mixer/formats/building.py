@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _SHOWN = 10  # problems listed in one message
 _TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
 """Algorithms whose change a DoRA magnitude is laid over."""
-_WHOLE_NUMBERS = frozenset(("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum"))
+_WHOLE_NUMBERS = frozenset(
+    ("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum", "shira_indices")
+)
 
 
 def build_layers(

@@ -29,7 +29,22 @@ _REFUSED = {
     "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
 _READ_TYPES = frozenset(
-    ("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
+    (
+        *(
+            "LORA",
+            "LOHA",
+            "LOKR",
+            "ADALORA",
+            "IA3",
+            "OFT",
+            "BOFT",
+            "HRA",
+            "VERA",
+            "LN_TUNING",
+            "TRAINABLE_TOKENS",
+        ),
+        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA"),
+    )
 )
 
 
@@ -120,9 +135,7 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     if kind is not None and kind not in _READ_TYPES:
         found.insert(0, f"PEFT method {kind}")
     if found:
-        msg = (
-            f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
-        )
+        msg = f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
         raise UnsupportedAdapterError(msg)
 
 
