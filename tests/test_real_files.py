@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import lora_mixer.mixer
+import lora_mixer.ownership
 from lora_mixer import LoraMixer, read_adapter
 from tests.models import tiny_sd
 from tests.spellings import counted_text, counted_unet
