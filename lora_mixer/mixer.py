@@ -18,11 +18,15 @@ from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import BlockLayout, Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
+from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import torch
+
     from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.writing import SaveReport
 
 
 class PartialMatchWarning(UserWarning):
@@ -278,6 +282,64 @@ class LoraMixer:
                 del self._loaded[name]
                 self._engine.remove(name)
 
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def save_lora_weights(
+        self,
+        save_directory_or_path: Any,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        format: str = "diffusers",  # noqa: A002 -- the word for it
+        rank: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        weights: Any = None,
+    ) -> SaveReport:
+        """
+        Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
+
+        Args:
+            save_directory_or_path: A ``.safetensors`` file, or a folder. PEFT's format is always a folder, with one
+                folder per component inside where there are several.
+            adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
+                become one adapter; the mix in effect when None.
+            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            rank: The rank to cut to; None is exact, at the sum of the ranks.
+            dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
+            weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
+
+        Returns:
+            The files, and what the rank left out of each layer.
+
+        Raises:
+            AdapterNameError: When a name is unknown.
+            MixError: When there is nothing to save, or the mix changes from step to step.
+            SaveError: When the format or the disk cannot take it; what was there before is still there.
+
+        Example:
+            >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
+        """
+        with self._lock:
+            choice = saving.choose(
+                self.mix,
+                save_directory_or_path,
+                adapter_names,
+                weights,
+                format=format,
+                rank=rank,
+                dtype=dtype,
+            )
+            self._check_mix(choice.mix)
+            held = {
+                name: saving.hold(
+                    self._loaded[name].info,
+                    self._loaded[name].places,
+                    self._engine.held(name),
+                    self._gains(choice.mix, name),
+                )
+                for name in choice.mix.names
+            }
+            return saving.save(choice, held, find_components(self.pipe))
+
     # --- looking -----------------------------------------------------------------------------------------------
 
     def get_active_adapters(self) -> list[str]:
@@ -339,11 +401,14 @@ class LoraMixer:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _apply(self, mix: Mix) -> None:
+    def _check_mix(self, mix: Mix) -> None:
         unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
         self._check_components(mix)
+
+    def _apply(self, mix: Mix) -> None:
+        self._check_mix(mix)
         if not mix.is_constant:
             msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
             raise MixError(msg)

@@ -19,7 +19,7 @@ from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, un
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -136,6 +136,18 @@ class MergedEngine:
             entry.users.discard(old)
             entry.users.add(new)
         self._plan = _Plan(())
+
+    def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
+        """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        for entry, weights in self._adapters[name]:
+            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            bias = entry.bias
+            yield (
+                entry.module,
+                weights,
+                clean.T if entry.transposed else clean,
+                None if bias is None else bias.live if bias.base is None else bias.base,
+            )
 
     def apply(self, gains: Gains) -> None:
         """
