@@ -92,7 +92,7 @@ class SDXL:
         }
 
 
-def make_lora(pipe, *, seed=0, dtype=torch.float32, kinds=("Linear", "Conv2d"), every=1):
+def make_lora(pipe, *, seed=0, dtype=torch.float32, kinds=("Linear", "Conv2d"), every=1, alpha=None):
     """An adapter in diffusers' spelling with other ranks and alphas from module to module."""
     g = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -113,7 +113,9 @@ def make_lora(pipe, *, seed=0, dtype=torch.float32, kinds=("Linear", "Conv2d"), 
             name = f"{prefix}_{path.replace('.', '_')}"
             tensors[f"{name}.lora_down.weight"] = torch.randn(rank, *shape[1:], generator=g).to(dtype) * 0.3
             tensors[f"{name}.lora_up.weight"] = torch.randn(up, generator=g).to(dtype) * 0.3
-            if number % 4:
+            if alpha is not None:
+                tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
+            elif number % 4:
                 tensors[f"{name}.alpha"] = torch.tensor(rank * (0.5 + number % 5))
     return tensors
 

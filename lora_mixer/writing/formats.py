@@ -79,7 +79,7 @@ def write(
         format=format,
         ranks={str(layer.place): layer.rank for layer in layers},
         errors={str(layer.place): layer.error for layer in layers},
-        notes=_notes(layers),
+        notes=(*_notes(layers), *(_warning(layers) if format == "kohya" else ())),
     )
 
 
@@ -115,7 +115,8 @@ def _diffusers_file(
     refuse_what_peft_lacks(layers, "diffusers' format", embeddings=False)
     header: dict[str, object] = {}
     for component, own in _by_component(layers).items():
-        config = lora_config(own, [names.dotted(layer.place) for layer in own])
+        # without the root that transformers 5 dropped, an end of the path in every version
+        config = lora_config(own, [layer.place.path.removeprefix("text_model.") for layer in own])
         front = "" if component == "model" else f"{component}."
         header |= {f"{front}{field}": value for field, value in config.items()}
     tensors = to_peft(layers, lambda layer: names.diffusers(layer.place), dtype)
@@ -154,6 +155,17 @@ def _peft_folder(
 
 def _write_bytes(stream: IO[bytes], *, content: bytes) -> None:
     stream.write(content)
+
+
+def _warning(layers: Sequence[NewLayer]) -> tuple[str, ...]:
+    if len({layer.alpha for layer in layers if layer.rank}) < 2:
+        return ()
+    return (
+        (
+            "alphas differ from module to module, as in the source: diffusers 0.42.1 misreads that in Kohya's format "
+            "(format='diffusers' is safe there)"
+        ),
+    )
 
 
 def _notes(layers: Sequence[NewLayer]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -63,6 +64,40 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
             leaf = "b_norm" if layer.vector is not None else "diff_b"
             table[f"{name}.{leaf}"] = cast(layer.bias * scale, dtype, layer.place)
     return table
+
+
+def with_one_alpha(layers: Sequence[NewLayer]) -> list[NewLayer]:
+    """
+    Give all pairs one alpha, the commonest rank, with what that changes put into the ups.
+
+    Diffusers 0.42.1 looks alphas of attention layers up under names that they do not have, and so misreads Kohya files
+    whose alphas differ from module to module; with one alpha it reads them right, as all others do.
+
+    Args:
+        layers: Layers whose tensors are new, so that they may change.
+
+    Returns:
+        The same layers, of one alpha.
+    """
+    ranks = Counter(layer.rank for layer in layers if layer.rank)
+    if not ranks:
+        return list(layers)
+    alpha = float(ranks.most_common(1)[0][0])
+    return [
+        dataclasses.replace(
+            layer,
+            up=layer.up.float() * (layer.alpha / alpha),
+            bias=_times(layer.bias, layer, alpha),
+            alpha=alpha,
+        )
+        if layer.up is not None and layer.alpha != alpha
+        else layer
+        for layer in layers
+    ]
+
+
+def _times(bias: torch.Tensor | None, layer: NewLayer, alpha: float) -> torch.Tensor | None:
+    return None if bias is None else bias.float() * (layer.alpha / alpha)
 
 
 def kohya_metadata(

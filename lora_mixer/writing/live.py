@@ -14,6 +14,7 @@ from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import as_loaded, mixed
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.formats import check_format, write
+from lora_mixer.writing.kohya import with_one_alpha
 from lora_mixer.writing.layers import Part, Place
 from lora_mixer.writing.names import Names
 
@@ -165,6 +166,8 @@ def save(choice: Choice, held: Mapping[str, Held], components: Mapping[str, nn.M
             for part, gain in zip(held[name].parts, held[name].gains, strict=True):
                 table.setdefault(part.place, []).append((part, gain))
         layers = mixed(table, rank=choice.rank)
+        if choice.format == "kohya":
+            layers = with_one_alpha(layers)
         rank = None if choice.rank is None else str(choice.rank)
         metadata = provenance.of_mix(infos, choice.mix.to_text(), "sum", rank)
         title = " + ".join(choice.mix.names)
