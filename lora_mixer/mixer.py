@@ -375,6 +375,12 @@ class LoraMixer:
         with self._lock:
             return self._mix if self._enabled else Mix.of({})
 
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether the whole mix is in the pipeline's parameters, so that ``save_pretrained`` saves it."""
+        with self._lock:
+            return not self._engine.has_hooks
+
     def memory(self) -> MemoryReport:
         """Count the bytes of adapters and kept bases."""
         with self._lock:

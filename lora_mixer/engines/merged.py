@@ -137,6 +137,11 @@ class MergedEngine:
             entry.users.add(new)
         self._plan = _Plan(())
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a part of the mix, a bias on a module without one, is in no parameter."""
+        return bool(self._hooks)
+
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
         for entry, weights in self._adapters[name]:
