@@ -96,7 +96,7 @@ def _layer(
     rank: int | None,
     energy: float | None,
 ) -> NewLayer:
-    shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+    shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
     place = Place(part, path, shape, isinstance(module, torch.nn.Embedding))
     if len(shape) < 2:
         return NewLayer(place, vector=weight if weight is not None else torch.zeros(shape), bias=bias)

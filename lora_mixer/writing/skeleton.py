@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,5 +179,5 @@ def _lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     for file in plain or files:
         opened: Any = safe_open(str(file), framework="pt")
         for key in opened.keys():  # noqa: SIM118 -- it is no dict
-            table[key] = lambda opened=opened, key=key: opened.get_tensor(key)
+            table[key] = partial(opened.get_tensor, key)
     return table
