@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MixError,
         NotAnAdapterError,
         PipelineStateError,
+        SaveError,
         SourceError,
         SourceNotFoundError,
         UnsupportedAdapterError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,8 @@ __all__ = [
     "NotAnAdapterError",
     "PartialMatchWarning",
     "PipelineStateError",
+    "SaveError",
+    "SaveReport",
     "SourceError",
     "SourceNotFoundError",
     "UnsupportedAdapterError",
@@ -68,6 +72,7 @@ _MODULES = {
     "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
+    "SaveReport": "writing",
     "read_adapter": "inspection",
 }
 

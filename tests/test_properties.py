@@ -86,20 +86,15 @@ def room(
     """
     How far a weight may be from base + sum of factor * up @ down, element by element.
 
-    One unit in the last place of the weight's dtype, and what sums in fp32 cost where terms cancel: each of the n
-    products and sums is rounded once, so n * 2^-24 * sum of |terms| at most, n being the sum of ranks and the base.
-    (That bound is for any order of summation, Higham, Accuracy and Stability, 4.2.) For fp32 the unit is that of the
-    largest of |base| and the sum of |terms|.
+    One unit in the last place of the weight's dtype; and what the fp64 sums of both sides cost where terms cancel: each
+    of the n products and sums is rounded once, so n * 2^-53 * sum of |terms| at most, n being the sum of ranks and the
+    base. (That bound is for any order of summation, Higham, Accuracy and Stability, 4.2.)
     """
     base = base.double().flatten(1)
-    sizes = [abs(factor) * (up.abs() @ down.abs()) for up, down, factor in terms]
-    size = sum(sizes, start=base.abs())
+    size = sum((abs(factor) * (up.abs() @ down.abs()) for up, down, factor in terms), start=base.abs())
     exact = sum((factor * (up @ down) for up, down, factor in terms), start=base)
     n = 2 + sum(up.shape[1] for up, _, _ in terms)  # two more: factor and alpha / rank are rounded, too
-    fp32 = n * 2.0**-24 * size
-    if dtype == torch.float32:
-        return torch.maximum(fp32, ulp(size, dtype))
-    return ulp(exact, dtype) + fp32
+    return ulp(exact, dtype) + n * 2.0**-53 * size
 
 
 def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

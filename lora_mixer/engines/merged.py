@@ -137,6 +137,23 @@ class MergedEngine:
             entry.users.add(new)
         self._plan = _Plan(())
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a part of the mix, a bias on a module without one, is in no parameter."""
+        return bool(self._hooks)
+
+    def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
+        """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        for entry, weights in self._adapters[name]:
+            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            bias = entry.bias
+            yield (
+                entry.module,
+                weights,
+                clean.T if entry.transposed else clean,
+                None if bias is None else bias.live if bias.base is None else bias.base,
+            )
+
     def apply(self, gains: Gains) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
@@ -261,7 +278,7 @@ class MergedEngine:
                 self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
             return
         live = entry.bias.live
-        base = entry.bias.keep().to(live.device, accumulator(live.dtype))
+        base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
             live.copy_(base if change is None else base + change.to(base))

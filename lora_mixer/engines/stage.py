@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.slots import BaseDevice
+    from lora_mixer.mixes import Mix
 
 _START = Step(0, 1, 1000.0)
 _METHODS = ("sum", "switch")
@@ -92,6 +93,20 @@ class Stage:
             self._enter(before, components, self._choose(before))
             raise
 
+    def places(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Give component and path of each layer of an adapter."""
+        return tuple((layer.live.component, layer.live.path) for layer in self._layers[name])
+
+    def gains(self, mix: Mix, components: Mapping[str, nn.Module]) -> dict[str, list[float]]:
+        """Give the gain of each layer of each adapter of a mix, at its first step."""
+        setting = Setting((mix,))
+        return self._merged_gains(setting, self._layouts(setting, components), _START, all_parts=True)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a part of what is in effect is in no parameter."""
+        return self.merged.has_hooks or self._side.active
+
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
         self._side.clear()
@@ -149,11 +164,7 @@ class Stage:
         self._side.clear()
         self._scenes = {}
         self._names = tuple(sorted(setting.names))
-        layouts = {
-            part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
-            for part, root in components.items()
-            if any(mix[name].blocks is not None for mix in setting.mixes for name in mix.names)
-        }
+        layouts = self._layouts(setting, components)
         for mix in setting.mixes:
             if layouts:
                 mix.check(layouts)
@@ -169,6 +180,16 @@ class Stage:
             self.merged.apply(gains)
             self._build_side(setting, components, layouts, texts_merged=texts_merged)
         self._now = setting
+
+    @staticmethod
+    def _layouts(setting: Setting, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
+        """Give the blocks of each component, where a mix asks for any."""
+        if all(mix[name].blocks is None for mix in setting.mixes for name in mix.names):
+            return {}
+        return {
+            part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
+            for part, root in components.items()
+        }
 
     def _merged_gains(
         self, setting: Setting, layouts: Mapping[str, BlockLayout], step: Step, *, all_parts: bool
