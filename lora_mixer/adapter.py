@@ -34,13 +34,7 @@ class AdapterLayer:
 
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> AdapterLayer:
         """Give the layer with every tensor replaced by ``move`` of it."""
-        weights: Any = self.weights
-        changed = {
-            f.name: move(value)
-            for f in dataclasses.fields(weights)
-            if hasattr(value := getattr(weights, f.name), "untyped_storage")
-        }
-        return dataclasses.replace(self, weights=dataclasses.replace(weights, **changed))
+        return dataclasses.replace(self, weights=self.weights.map(move))
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,4 @@ def read_adapter(source: Any, **options: Any) -> AdapterInfo:
         >>> info.format, info.ranks, info.components
         ('kohya', (2,), {'unet': 1})
     """
-    return read(resolve_source(source, **options), tensors_on_disk=True).info
+    return read(resolve_source(source, **options)).info

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BaseDevice, MergedEngine
+from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.memory import MemoryReport
-from lora_mixer.mixes import BlockLayout, Mix
+from lora_mixer.memory import MemoryReport, paused_gc
+from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
+    from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.writing import SaveReport
@@ -36,7 +38,6 @@ class PartialMatchWarning(UserWarning):
 @dataclass(frozen=True)
 class _Loaded:
     info: AdapterInfo
-    places: tuple[tuple[str, str], ...]  # component and path of each layer, in the engine's order
     report: MatchReport
 
 
@@ -80,9 +81,9 @@ class LoraMixer:
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
-        self._engine = MergedEngine(keep_base)
+        self._stage = Stage(pipe, keep_base)
         self._loaded: dict[str, _Loaded] = {}
-        self._mix = Mix.of({})
+        self._held = BASE
         self._enabled = True
         self._lock = threading.RLock()
 
@@ -160,17 +161,17 @@ class LoraMixer:
             )
             components = find_components(self.pipe)
             claim(self, components.values())
-            adapter = read(source, name=name)
-            binding = bind(adapter, components, name, component=component)
-            report = binding.report
-            if strict and not report.complete:
-                msg = f"strict=True, and not all of the file was matched:\n{report}"
-                raise MatchError(msg)
-            layers = settle(binding.layers)
-            if not allow_nonfinite:
-                check_finite(layers, report.source)
-            places = tuple((layer.live.component, layer.live.path) for layer in layers)
-            self._swap_in(name, _Loaded(adapter.info, places, report), layers, hotswap=hotswap)
+            with paused_gc():
+                adapter = read(source, name=name)
+                binding = bind(adapter, components, name, component=component)
+                report = binding.report
+                if strict and not report.complete:
+                    msg = f"strict=True, and not all of the file was matched:\n{report}"
+                    raise MatchError(msg)
+                layers = settle(binding.layers)
+                if not allow_nonfinite:
+                    check_finite(layers, report.source)
+                self._swap_in(name, _Loaded(adapter.info, report), layers, hotswap=hotswap)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -196,6 +197,9 @@ class LoraMixer:
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
         """
+        if isinstance(adapter_names, Mapping):
+            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+            raise MixError(msg)
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -203,55 +207,65 @@ class LoraMixer:
             raise AdapterNameError(msg)
         self.set_mix(Mix.from_weights(names, adapter_weights))
 
-    def set_mix(self, mix: Any) -> None:
+    def set_mix(self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None) -> None:
         """
         Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
+
+        Args:
+            mix: A mix; or a list of mixes, one for each prompt of a batch: each image then gets its own mix in one
+                pipeline call, guidance and ``num_images_per_prompt`` included.
+            engine: ``"merged"`` rewrites weights, ``"side"`` runs beside them, ``"auto"`` takes the cheaper that can.
+            guidance_copies: How often guidance repeats the batch in a denoiser call, for lists of mixes on pipelines
+                that do not tell (2 for classifier-free guidance in one call).
 
         Raises:
             AdapterNameError: When it names an unknown adapter.
             MixError: When it cannot be applied.
         """
-        wanted = Mix.of(mix)
+        wanted = Setting.of(mix, engine, guidance_copies)
         with self._lock:
             self._apply(wanted)
-            self._mix, self._enabled = wanted, True
+            self._held, self._enabled = wanted, True
 
     @contextmanager
-    def applied(self, mix: Any) -> Iterator[LoraMixer]:
+    def applied(
+        self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None
+    ) -> Iterator[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
         Other threads that set or apply mixes on this mixer wait until the block ends.
 
         Args:
-            mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``.
+            mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
+            engine: As in :meth:`set_mix`.
+            guidance_copies: As in :meth:`set_mix`.
 
         Example:
             >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
             ...     image = pipe("a castle").images[0]
         """
-        wanted = Mix.of(mix)
         with self._lock:
-            before, enabled = self._mix, self._enabled
-            self.set_mix(wanted)
+            before, enabled = self._held, self._enabled
+            self.set_mix(mix, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
                 # adapters that were deleted inside the block are gone from what was there, too
-                kept = _without(before, [name for name in before.names if name not in self._loaded])
-                self._apply(kept if enabled else Mix.of({}))
-                self._mix, self._enabled = kept, enabled
+                kept = before.without(name for name in before.names if name not in self._loaded)
+                self._apply(kept if enabled else BASE)
+                self._held, self._enabled = kept, enabled
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
         with self._lock:
-            self._apply(Mix.of({}))
+            self._apply(BASE)
             self._enabled = False
 
     def enable_lora(self) -> None:
         """Bring the mix back that was active before ``disable_lora``."""
         with self._lock:
-            self._apply(self._mix)
+            self._apply(self._held)
             self._enabled = True
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
@@ -266,21 +280,21 @@ class LoraMixer:
             unknown = [name for name in names if name not in self._loaded]
             if unknown:
                 raise self._unknown(unknown, "delete_adapters")
-            kept = _without(self._mix, names)
-            self._apply(kept if self._enabled else Mix.of({}))
-            self._mix = kept
+            kept = self._held.without(names)
+            self._apply(kept if self._enabled else BASE)
+            self._held = kept
             for name in dict.fromkeys(names):
                 del self._loaded[name]
-                self._engine.remove(name)
+                self._stage.remove(name)
 
     def unload_lora_weights(self) -> None:
         """Give the base back, bit for bit, and forget every adapter and kept copy."""
         with self._lock:
-            self._apply(Mix.of({}))
-            self._mix, self._enabled = Mix.of({}), True
+            self._apply(BASE)
+            self._held, self._enabled = BASE, True
             for name in list(self._loaded):
                 del self._loaded[name]
-                self._engine.remove(name)
+                self._stage.remove(name)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -320,7 +334,7 @@ class LoraMixer:
         """
         with self._lock:
             choice = saving.choose(
-                self.mix,
+                self.mixes,
                 save_directory_or_path,
                 adapter_names,
                 weights,
@@ -328,24 +342,20 @@ class LoraMixer:
                 rank=rank,
                 dtype=dtype,
             )
-            self._check_mix(choice.mix)
-            held = {
-                name: saving.hold(
-                    self._loaded[name].info,
-                    self._loaded[name].places,
-                    self._engine.held(name),
-                    self._gains(choice.mix, name),
-                )
-                for name in choice.mix.names
-            }
-            return saving.save(choice, held, find_components(self.pipe))
+            unknown = [name for name in choice.mix.names if name not in self._loaded]
+            if unknown:
+                raise self._unknown(unknown, "save_lora_weights")
+            components = find_components(self.pipe)
+            _check_components(choice.mix, components)
+            infos = {name: self._loaded[name].info for name in choice.mix.names}
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
 
     # --- looking -----------------------------------------------------------------------------------------------
 
     def get_active_adapters(self) -> list[str]:
         """List the names in effect, in the order given to ``set_adapters``; none while disabled."""
         with self._lock:
-            return list(self._mix.names) if self._enabled else []
+            return list(self._held.names) if self._enabled else []
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """List the loaded adapters of each component that has any."""
@@ -371,21 +381,30 @@ class LoraMixer:
 
     @property
     def mix(self) -> Mix:
-        """The mix in effect: empty while disabled or when nothing is active."""
+        """
+        The mix in effect: empty while disabled or when nothing is active.
+
+        Where each image of a batch has its own, this is the first; :attr:`mixes` has all.
+        """
+        return next(iter(self.mixes), Mix.of({}))
+
+    @property
+    def mixes(self) -> tuple[Mix, ...]:
+        """The mixes in effect: one for all images, or one for each prompt of a batch."""
         with self._lock:
-            return self._mix if self._enabled else Mix.of({})
+            return self._held.mixes if self._enabled else ()
 
     @property
     def is_in_parameters(self) -> bool:
         """Whether the whole mix is in the pipeline's parameters, so that ``save_pretrained`` saves it."""
         with self._lock:
-            return not self._engine.has_hooks
+            return self._stage.is_in_parameters
 
     def memory(self) -> MemoryReport:
         """Count the bytes of adapters and kept bases."""
         with self._lock:
             sizes = {name: loaded.info.bytes for name, loaded in self._loaded.items()}
-            return MemoryReport(sizes, self._engine.base_bytes(), self._keep_base)
+            return MemoryReport(sizes, self._stage.merged.base_bytes(), self._keep_base)
 
     # --- when others changed the weights -------------------------------------------------------------------------
 
@@ -396,76 +415,55 @@ class LoraMixer:
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
         """
         with self._lock:
-            self._engine.rebase()
+            self._stage.rebase()
             self._enabled = False
 
     def restore_base(self) -> None:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
         with self._lock:
-            self._engine.restore()
+            self._stage.restore()
             self._enabled = False
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _check_mix(self, mix: Mix) -> None:
-        unknown = [name for name in mix.names if name not in self._loaded]
+    def _apply(self, wanted: Setting) -> None:
+        unknown = [name for name in wanted.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
-        self._check_components(mix)
-
-    def _apply(self, mix: Mix) -> None:
-        self._check_mix(mix)
-        if not mix.is_constant:
-            msg = "this mix has schedules or masks, which need the side engine; only constant mixes can be merged"
-            raise MixError(msg)
-        self._engine.apply({name: self._gains(mix, name) for name in mix.names})
-
-    def _gains(self, mix: Mix, name: str) -> list[float]:
-        places = self._loaded[name].places
-        if mix[name].blocks is not None:
-            layouts = {part: self._layout(part) for part in {part for part, _ in places}}
-            return [mix.gain(name, part, path, layouts[part]) for part, path in places]
-        by_component = {part: mix.gain(name, part, "") for part in {part for part, _ in places}}
-        return [by_component[part] for part, _ in places]
-
-    def _layout(self, component: str) -> BlockLayout | None:
-        module = find_components(self.pipe).get(component)
-        if module is None:
-            return None
-        return BlockLayout.from_module_names(name for name, _ in module.named_modules())
-
-    def _check_components(self, mix: Mix) -> None:
-        known = set(find_components(self.pipe))
-        for name in mix.names:
-            odd = [part for part in mix[name].named_components if part not in known and part != "te"]
-            if odd:
-                msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
-                raise MixError(msg)
+        components = find_components(self.pipe)
+        for mix in wanted.mixes:
+            _check_components(mix, components)
+        try:
+            self._stage.apply(wanted, components)
+        except MixLostError:
+            self._enabled = False
+            raise
 
     def _swap_in(self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
         """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
         spare = f"{name}\n"  # no adapter can be called so: names are printable
         if before is not None:
-            self._engine.apply({})
-            self._engine.rename(name, spare)
+            self._apply(BASE)
+            self._stage.rename(name, spare)
         try:
-            self._engine.add(name, layers)
+            self._stage.add(name, layers)
             self._loaded[name] = loaded
-            wanted = self._mix if hotswap else Mix.of({name: 1.0})
-            self._apply(wanted if self._enabled or not hotswap else Mix.of({}))
+            wanted = self._held if hotswap else Setting.of({name: 1.0})
+            self._apply(wanted if self._enabled or not hotswap else BASE)
         except BaseException:
-            self._loaded.pop(name, None)
-            self._engine.discard(name)
-            if before is not None:
-                self._engine.rename(spare, name)
+            self._stage.remove(name)
+            if before is None:
+                self._loaded.pop(name, None)
+            else:
+                self._stage.rename(spare, name)
                 self._loaded[name] = before
-                self._apply(self._mix if self._enabled else Mix.of({}))
+                self._apply(self._held if self._enabled else BASE)
             raise
         if before is not None:
-            self._engine.remove(spare)
+            self._stage.remove(spare)
         if not hotswap:
-            self._mix, self._enabled = wanted, True
+            self._held, self._enabled = wanted, True
 
     def _free_name(self) -> str:
         number = len(self._loaded)
@@ -480,12 +478,16 @@ class LoraMixer:
         )
 
 
-def _checked_name(name: str) -> str:
-    if not str(name).strip() or not str(name).isprintable():
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name
 
 
-def _without(mix: Mix, names: Sequence[str]) -> Mix:
-    return Mix.of({name: mix[name] for name in mix.names if name not in names})
+def _check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
+    for name in mix.names:
+        odd = [part for part in mix[name].named_components if part not in known]
+        if odd:
+            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
+            raise MixError(msg)

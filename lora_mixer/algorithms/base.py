@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import torch
+    from collections.abc import Callable, Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class Parts:
         scale: A scale that overrides alpha / rank; None where there is none.
         rank_stabilised: Whether the scale is alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732).
         label: The module's spelling, for messages.
+        module: The module's spelling without its component, as configurations name it.
+        scalar: A factor on top of the scale (LyCORIS ``use_scalar`` before it was folded into the weights).
+        config: The file's PEFT configuration; empty where there is none.
+        rank: The rank that the configuration gives this module; None where there is none.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -30,6 +39,40 @@ class Parts:
     scale: float | None
     rank_stabilised: bool
     label: str
+    module: str = ""
+    scalar: float = 1.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
+
+    def need(self, *roles: str) -> tuple[torch.Tensor, ...]:
+        """
+        Take tensors that must be there.
+
+        Raises:
+            InvalidAdapterError: Naming those that are missing.
+        """
+        missing = [role for role in roles if role not in self.tensors]
+        if missing:
+            there = ", ".join(self.tensors) or "nothing else"
+            msg = f"{self.label}: {', '.join(missing)} is missing beside {there}; the file is incomplete"
+            raise InvalidAdapterError(msg)
+        return tuple(self.tensors[role] for role in roles)
+
+    def scale_for(self, rank: int) -> float:
+        """Give alpha / rank (or what overrides it) times the scalar; no alpha means alpha = rank, as in every tool."""
+        scale = self.scale
+        if scale is None:
+            scale = (
+                1.0
+                if self.alpha is None
+                else self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+            )
+        return scale * self.scalar
+
+    def broken(self, why: str) -> InvalidAdapterError:
+        """Give the error for tensors that do not belong together, with all shapes."""
+        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in self.tensors.items())
+        return InvalidAdapterError(f"{self.label}: {shapes}: {why}")
 
 
 @dataclass(frozen=True)
@@ -48,36 +91,79 @@ class Factors:
     scale: float
 
 
+@lru_cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))  # every algorithm is a dataclass
+
+
 class LayerWeights(abc.ABC):
     """
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.algorithms.ALGORITHMS` and needs nothing else.
+    :data:`lora_mixer.algorithms.ALGORITHMS` and needs nothing else. Its fields are tensors, other layer weights
+    (what it modifies) or plain values.
     """
 
     algorithm: ClassVar[str]
     """The name that reports show."""
 
-    alpha: float | None
-    """The alpha in force, or None where the file has none."""
+    alpha: float | None = None
+    """The alpha in force, or None where the file has none or it does not scale."""
 
     @property
-    @abc.abstractmethod
+    def algorithms(self) -> tuple[str, ...]:
+        """The names of all algorithms at work, the outer first."""
+        return (self.algorithm, *(name for part in self._inner() for name in part.algorithms))
+
+    @property
     def rank(self) -> int | None:
         """The rank, or None for an algorithm that has none."""
+        return None
 
-    @abc.abstractmethod
+    @property
+    def in_width(self) -> int | None:
+        """The input width of the module that this was made for, where the tensors tell; it names the base family."""
+        return None
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for name in _field_names(type(self)):
+            yield name, getattr(self, name)
+
+    def _inner(self) -> Iterator[LayerWeights]:
+        for _, value in self._values():
+            if isinstance(value, LayerWeights):
+                yield value
+            elif isinstance(value, tuple):
+                yield from (part for part in value if isinstance(part, LayerWeights))
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor held."""
+        yield from (value for _, value in self._values() if isinstance(value, torch.Tensor))
+        for part in self._inner():
+            yield from part.tensors()
+
+    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LayerWeights:
+        """Give the same with every tensor replaced by ``move`` of it."""
+        changed: dict[str, Any] = {}
+        for name, value in self._values():
+            if isinstance(value, torch.Tensor):
+                changed[name] = move(value)
+            elif isinstance(value, LayerWeights):
+                changed[name] = value.map(move)
+            elif isinstance(value, tuple) and any(isinstance(part, LayerWeights) for part in value):
+                changed[name] = tuple(part.map(move) for part in value)
+        same: Any = self
+        moved: LayerWeights = dataclasses.replace(same, **changed)
+        return moved
 
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
 
-    @abc.abstractmethod
-    def factors(self, shape: tuple[int, ...]) -> Factors | None:
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:  # noqa: ARG002 -- most algorithms have none
         """Give the exact low-rank form for a weight of ``shape``, or None if there is none worth using."""
+        return None
 
     @abc.abstractmethod
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
@@ -93,5 +179,48 @@ class LayerWeights(abc.ABC):
         """
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:  # noqa: ARG002
-        """Give the change of the bias (out,) at weight ``gain``, or None where the adapter has none."""
+        """
+        Give the change of the bias (out,) at weight ``gain``, or None where the adapter has none.
+
+        Args:
+            base: The clean bias in fp32 or fp64, or None for a module without one.
+            gain: The user's weight.
+        """
         return None
+
+
+class Factored(LayerWeights):
+    """An algorithm that is a low-rank pair in disguise: its change is ``gain * scale * up @ down``."""
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give gain * scale * up @ down in the base's dtype and shape."""
+        pair = self.factors(tuple(base.shape))
+        if pair is None:
+            msg = f"{type(self).__name__} must give factors for every weight it fits"
+            raise TypeError(msg)
+        return (pair.up.to(base) @ pair.down.to(base)).mul_(gain * pair.scale).reshape(base.shape)
+
+
+def rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Flatten a weight's shape to (out, in * kernel); a vector has one column."""
+    return shape[0], math.prod(shape[1:])
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop a 1x1 kernel: such convolutions and linears are one."""
+    return shape[:2] if math.prod(shape[2:]) == 1 else shape
+
+
+def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
+    """Compare (out, in * kernel) with a weight's shape; say what differs, or None."""
+    there = rows_and_columns(shape)
+    return (
+        None
+        if own == there
+        else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
+    )
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a tensor in fp32 at least: products of halves would round before they are summed."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

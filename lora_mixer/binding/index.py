@@ -30,8 +30,8 @@ class LiveModule:
     @property
     def weight(self) -> torch.Tensor:
         """The live weight; looked up anew each time, since ``.to`` may replace it."""
-        weight: torch.Tensor = self.module.weight  # type: ignore[assignment]
-        return weight
+        weight = self.module._parameters.get("weight")  # noqa: SLF001 -- ten times faster than getattr
+        return self.module.weight if weight is None else weight  # type: ignore[return-value]
 
     @property
     def transposed(self) -> bool:

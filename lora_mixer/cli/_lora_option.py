@@ -58,8 +58,9 @@ def split_weights(text: str) -> tuple[str, AdapterMix]:
         MixError: Weights follow, or are meant to, and make no sense.
 
     Example:
-        >>> split_weights("https://huggingface.co/u/r:0.5")
-        ('https://huggingface.co/u/r', AdapterMix(weight=0.5, components={}))
+        >>> source, weights = split_weights("https://huggingface.co/u/r:0.5")
+        >>> source, weights.weight
+        ('https://huggingface.co/u/r', 0.5)
     """
     from lora_mixer.mixes import AdapterMix, Mix
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lora_mixer.engines.merged import MergedEngine
+from lora_mixer.engines.merged import MixLostError
+from lora_mixer.engines.setting import BASE, Engine, Setting
 from lora_mixer.engines.slots import BaseDevice
+from lora_mixer.engines.stage import Stage
 
-__all__ = ["BaseDevice", "MergedEngine"]
+__all__ = ["BASE", "BaseDevice", "Engine", "MixLostError", "Setting", "Stage"]

@@ -106,7 +106,7 @@ def _stacked(
 
 def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tensor | None:
     """
-    Sum the changes of a bias in fp32.
+    Sum the changes of a bias, in the dtype that a weight's are summed in.
 
     Args:
         base: The module's clean bias (out,), or None for a module without one.
@@ -115,7 +115,8 @@ def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tenso
     Returns:
         The sum (out,), or None where no adapter changes the bias.
     """
-    parts = [part for term in terms if (part := term.weights.bias_delta(base, term.gain)) is not None]
+    exact = None if base is None else base.to(accumulator(base.dtype))
+    parts = [part for term in terms if (part := term.weights.bias_delta(exact, term.gain)) is not None]
     return torch.stack(parts).sum(0) if parts else None
 
 

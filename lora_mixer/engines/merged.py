@@ -7,13 +7,14 @@ written for a set of adapters is worked out once (:class:`_Plan`); a change of w
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.engines.bias_hook import AddBias
-from lora_mixer.engines.blend import Term, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.grouped import Groups
 from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, unsupported
 from lora_mixer.errors import PipelineStateError
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
     Gains = Mapping[str, Sequence[float]]
     """The gain of each layer of each adapter, by name and in the order given to ``add``."""
+
+
+class MixLostError(PipelineStateError):
+    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
 
 
 @dataclass(eq=False)
@@ -124,11 +129,6 @@ class MergedEngine:
             if not entry.users:
                 del self._touched[key]
 
-    def discard(self, name: str) -> None:
-        """Forget an adapter if it is known."""
-        if name in self._adapters:
-            self.remove(name)
-
     def rename(self, old: str, new: str) -> None:
         """Let an adapter that is out of the weights go on under a name that is free."""
         self._adapters[new] = self._adapters.pop(old)
@@ -160,6 +160,7 @@ class MergedEngine:
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
+            MixLostError: When writing failed twice.
         """
         if check(self._slots()):
             self._plan = _Plan(())
@@ -173,12 +174,16 @@ class MergedEngine:
             except BaseException as error:
                 self._write({})
                 msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
-                raise PipelineStateError(msg) from error
+                raise MixLostError(msg) from error
             raise
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        raise_problems(
+            [f"{slot.name}: {reason}" for slot in self._slots() if (reason := unsupported(slot.parameter))]
+        )
         for slot in self._slots():
+            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
             slot.stamp()
         self._plan = _Plan(())
         self._write({})
@@ -189,6 +194,11 @@ class MergedEngine:
         self._active, self._plan = {}, _Plan(())
         for slot in self._slots():
             slot.rebase()
+
+    @property
+    def active(self) -> Gains:
+        """The gains that the weights hold now."""
+        return self._active
 
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""
@@ -220,9 +230,7 @@ class MergedEngine:
             plan.groups.write(flat)
             for entry, parts in plan.singles:
                 live = entry.weight.live
-                with torch.inference_mode(
-                    live.is_inference()
-                ):  # such tensors may only be written in that mode
+                with _writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -269,12 +277,20 @@ class MergedEngine:
             if change is not None:
                 self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
             return
-        base, live = entry.bias.keep().to(entry.bias.live.device, torch.float32), entry.bias.live
+        live = entry.bias.live
+        base = entry.bias.keep().to(live.device, accumulator(live.dtype))
         change = bias_change(base, terms)
-        with torch.inference_mode(live.is_inference()):
+        with _writing(live):
             live.copy_(base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
+
+
+@contextmanager
+def _writing(live: torch.Tensor) -> Iterator[None]:
+    """Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients."""
+    with torch.inference_mode() if live.is_inference() else torch.no_grad():
+        yield

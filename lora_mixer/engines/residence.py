@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,39 +20,36 @@ _WASTE = 1.5
 
 def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     """
-    Give the layers with their tensors on the device of the weights that they change.
+    Give the layers with copies of their tensors on the device of the weights that they change.
 
-    The tensors of a file are views of one buffer: it is copied once, not once per tensor.
+    The tensors of a file are views of one mapped buffer: it is copied once, not once per tensor. Neither a file that
+    changes later nor training steps on a caller's tensors reach a loaded adapter.
     """
     needed: dict[int, int] = {}
     for layer in layers:
         for tensor in layer.weights.tensors():
             key = tensor.untyped_storage().data_ptr()
             needed[key] = needed.get(key, 0) + tensor.numel() * tensor.element_size()
-    moved: dict[tuple[int, torch.device], torch.Tensor] = {}
+    moved: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
 
     def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if tensor.device == device or device.type == "meta":
+        if device.type == "meta":
             return tensor
         storage = tensor.untyped_storage()
         if not tensor.is_contiguous() or storage.nbytes() > _WASTE * needed[storage.data_ptr()]:
-            return tensor.to(device)
-        key = (storage.data_ptr(), device)
+            return tensor.to(device, copy=True)
+        key, size = (storage.data_ptr(), device, tensor.dtype), tensor.element_size()
         if key not in moved:
-            moved[key] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage).to(device)
-        start = tensor.storage_offset() * tensor.element_size()
-        part = moved[key][start : start + tensor.numel() * tensor.element_size()]
-        return part.view(tensor.dtype).view(tensor.shape)
+            raw = (storage.data_ptr(), device, torch.uint8)
+            if raw not in moved:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                moved[raw] = whole.to(device, copy=True)
+            moved[key] = moved[raw][: storage.nbytes() // size * size].view(tensor.dtype)
+        return moved[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def settled(layer: BoundLayer) -> BoundLayer:
         device = layer.live.weight.device
-        weights: Any = layer.weights
-        changed = {
-            f.name: move(value, device)
-            for f in dataclasses.fields(weights)
-            if isinstance(value := getattr(weights, f.name), torch.Tensor)
-        }
-        return dataclasses.replace(layer, weights=dataclasses.replace(weights, **changed))
+        return dataclasses.replace(layer, weights=layer.weights.map(lambda tensor: move(tensor, device)))
 
     return tuple(settled(layer) for layer in layers)
 
@@ -65,16 +62,16 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
         InvalidAdapterError: Naming the modules.
     """
     bad: dict[str, None] = {}
-    by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
     for layer in layers:
+        name = f"{layer.live.component}.{layer.live.path}"
         for tensor in layer.weights.tensors():
-            by_device.setdefault(tensor.device, []).append(
-                (f"{layer.live.component}.{layer.live.path}", tensor)
-            )
-    for held in by_device.values():
-        wide = [t if t.dtype.itemsize > 1 else t.float() for _, t in held]
+            if tensor.is_floating_point():
+                wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+                alike.setdefault((wide.device, wide.dtype), []).append((name, wide))
+    for held in alike.values():
         # the largest magnitude of each tensor, all in a few kernels and one transfer; NaN comes through
-        peaks = torch.stack([n.float() for n in torch._foreach_norm(wide, float("inf"))])  # noqa: SLF001
+        peaks = torch.stack(torch._foreach_norm([t for _, t in held], float("inf")))  # noqa: SLF001
         for (name, _), good in zip(held, torch.isfinite(peaks).tolist(), strict=True):
             if not good:
                 bad.setdefault(name)

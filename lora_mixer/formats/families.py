@@ -9,34 +9,73 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 CROSS_ATTENTION = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
 """Width of the text embeddings that a UNet attends to, by family."""
 
-# (family, pattern over flattened module names); the first match counts, so the specific stand first.
+# (family, pattern over flattened module names with every number 0); the first match counts, so the specific stand first.
 _DIT = tuple(
     (family, re.compile(pattern))
     for family, pattern in (
         ("Stable Cascade", r"^lora_prior_"),
-        ("SD3", r"(?:^|_)joint_blocks_\d"),
+        ("SD3", r"(?:^|_)joint_blocks_0"),
         ("Chroma", r"distilled_guidance_layer"),
-        ("Flux.2", r"to_qkv_mlp_proj|double_stream_modulation|single_stream_modulation"),
-        ("Flux.1", r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_\d"),
-        ("Krea 2", r"text_fusion|img_attn_qkv_proj|(?:^|_)blocks_\d+_attn_wq"),
-        ("Anima", r"llm_adapter|(?:^|_)blocks_\d+_(?:self|cross)_attn_(?:q_proj|output_proj)"),
-        ("Wan", r"(?:^|_)blocks_\d+_(?:self|cross)_attn_(?:q|k|v|o)(?:_|$)"),
-        ("Z-Image or Lumina 2", r"(?:^|_)(?:context_refiner|noise_refiner)_\d|(?:^|_)layers_\d+_attention_"),
+        ("HiDream", r"(?:^|_)(?:double|single)_stream_blocks_0"),
         (
-            "Qwen-Image",
-            r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)|^transformer_blocks_\d+_attn_add_[qkv]_proj",
+            "HunyuanVideo",
+            r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)",
         ),
-        ("PixArt, SD3 or another DiT", r"^transformer_blocks_\d"),
+        ("Flux.2", r"to_qkv_mlp_proj|(?:double|single)_stream_modulation"),
+        ("Flux.1", r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_0"),
+        ("Flux.1 or Flux.2", r"^guidance_in_|^(?:img|txt)_in$"),
+        ("Krea 2", r"txtfusion|text_fusion|img_attn_qkv_proj|(?:^|_)blocks_0_attn_w[qkvo]$"),
+        ("Anima", r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$"),
+        (
+            "Wan",
+            r"(?:^|_)blocks_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
+        ),
+        ("Z-Image", r"(?:^|_)(?:context_refiner|noise_refiner)_0|^layers_0_attention_"),
+        ("Qwen-Image", r"^transformer_blocks_0_(?:img|txt)_(?:mlp|mod)"),
+        ("DiT", r"^transformer_blocks_0"),
     )
 )
+# Families whose modules are named alike, by the width that they attend with.
+_BY_WIDTH = {
+    "Z-Image": {2304: "Lumina 2"},
+    "DiT": {
+        3072: "Qwen-Image",
+        1536: "SD3",
+        2432: "SD3",
+        1152: "PixArt",
+        2048: "LTX-Video",
+        4096: "LTX-Video 2",
+    },
+}
+_UNNAMED_DIT = "a DiT (SD3, PixArt, LTX, ...)"
+DIT_FAMILIES = frozenset(
+    (
+        *(family for family, _ in _DIT),
+        *(name for table in _BY_WIDTH.values() for name in table.values()),
+        _UNNAMED_DIT,
+    )
+)
+"""Families whose denoiser is a transformer."""
+
+TEXT_HINTS = frozenset(("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5"))
+"""Component hints that mean a text encoder."""
+_NUMBER = re.compile(r"\d+")
+_UNET = (
+    *("down_blocks", "up_blocks", "mid_block", "conv_", "time_embed", "add_embedding_"),
+    *("input_blocks", "output_blocks", "middle_block", "label_emb_", "out_"),
+)
+_ONLY_SDXL = re.compile(r"transformer_blocks_[2-9]|^add_embedding_|^label_emb_")
 _CROSS_K = re.compile(r"attn2_to_k$")
 _TE_Q = re.compile(r"self_attn_q_proj$")
+_DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
 def base_family(
@@ -60,28 +99,40 @@ def base_family(
         ...             {("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"): 2048}, {})
         'SDXL'
     """
-    hints = set()
-    text_width: int | None = None
-    cross: int | None = None
+    hints: set[str | None] = set()
+    parts: dict[str, dict[str, int | None]] = {"unet": {}, "text_encoder": {}, "further": {}, "other": {}}
     for hint, module in modules:
         hints.add(hint)
         flat = module.replace(".", "_")
-        width = widths.get((hint, module))
-        if _CROSS_K.search(flat) and width is not None:
-            cross = width
-        if hint == "text_encoder" and _TE_Q.search(flat):
-            text_width = width
-        for family, pattern in _DIT:
-            if pattern.search(flat):
-                return family
-    if cross is not None:
+        part = "unet" if flat.startswith(_UNET) else "other"
+        if hint in TEXT_HINTS:
+            part = "text_encoder" if hint == "text_encoder" else "further"
+        parts[part][flat] = widths.get((hint, module))
+    family = _transformer(parts["other"])
+    if family:
+        return family
+    # counted, not named (safeloras): of a UNet's own widths none is that of a text
+    counted = [widths.get(key) for key in widths if key[0] != "text_encoder" and key[1].startswith(ORDINAL)]
+    cross = _width(parts["unet"], _CROSS_K) or next((w for w in counted if w in (768, 1024)), 0)
+    if cross:
         return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}")
-    if "text_encoder_2" in hints or "clip_g" in hints:
+    if hints & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
         return "SDXL"
-    declared = _declared(metadata)
-    if declared:
-        return declared
-    return {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(text_width or 0, "unknown")
+    text = {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
+    return _declared(metadata) or text
+
+
+def _width(modules: Mapping[str, int | None], pattern: re.Pattern[str]) -> int:
+    return next((width for name, width in modules.items() if width and pattern.search(name)), 0)
+
+
+def _transformer(modules: Mapping[str, int | None]) -> str | None:
+    kinds = {_NUMBER.sub("0", name) for name in modules}  # thousands of layers, a few dozen kinds
+    for family, pattern in _DIT:
+        if any(pattern.search(kind) for kind in kinds):
+            same = _BY_WIDTH.get(family, {}).get(_width(modules, _DIT_Q), family)
+            return _UNNAMED_DIT if same == "DiT" else same
+    return None
 
 
 def _declared(metadata: Mapping[str, str]) -> str | None:
@@ -95,8 +146,17 @@ def _declared(metadata: Mapping[str, str]) -> str | None:
         ("stable-diffusion-v1", "SD 1.x"),
         ("sd_v2", "SD 2.x"),
         ("stable-diffusion-v2", "SD 2.x"),
+        ("flux2", "Flux.2"),
+        ("flux-2", "Flux.2"),
         ("flux", "Flux.1"),
         ("sd3", "SD3"),
+        ("stable-diffusion-3", "SD3"),
+        ("krea2", "Krea 2"),
+        ("qwen", "Qwen-Image"),
+        ("anima", "Anima"),
+        ("lumina", "Lumina 2"),
+        ("hunyuan", "HunyuanVideo"),
+        ("wan", "Wan"),
     ):
         if mark in text:
             return family

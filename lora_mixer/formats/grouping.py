@@ -6,31 +6,27 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_mixer.adapter import AdapterLayer
-from lora_mixer.algorithms import ALGORITHMS, UPCOMING, Parts
-from lora_mixer.errors import FormatError, InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
+from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.leaves import Leaf, split_key
-from lora_mixer.formats.names import Target, modernise, split_component
+from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch
 
-    from lora_mixer.formats.peft_config import ScaleRule
-
-_SHOWN = 10  # problems listed in one message
 _EMBEDDING = re.compile(
     r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$"
 )
+_IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
 _OTHER_KINDS = (
     (
         "a full checkpoint",
         re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\."),
     ),
     ("a ControlNet", re.compile(r"controlnet_|input_hint_block|^zero_convs|^control_model|lora_controlnet")),
-    ("an IP-Adapter", re.compile(r"^image_proj|^ip_adapter")),
+    ("an IP-Adapter", _IP_ADAPTER),
     (
         "a full model (UNet, transformer, text encoder or VAE)",
         re.compile(
@@ -40,14 +36,24 @@ _OTHER_KINDS = (
 )
 
 
+SHARED = ("vera_A", "vera_B")
+"""Roles whose tensors serve all modules of a component."""
+
+
 @dataclass
 class ModuleKeys:
     """The tensors of one module, by role, and the keys that they came from."""
 
     target: Target
-    algorithms: set[str] = field(default_factory=set)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    """The algorithm of each role; roles that any algorithm may use, such as alpha, have none."""
     keys: list[str] = field(default_factory=list)
+
+    @property
+    def algorithms(self) -> set[str]:
+        """The algorithms that the roles name."""
+        return {name for name in self.roles.values() if name}
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,17 @@ class Groups:
     notes: list[str]
 
 
-def group_keys(  # noqa: C901 -- one branch for each kind of key
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], label: str
+def group_keys(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], label: str, *, has_config: bool = False
 ) -> Groups:
     """
     Sort the keys of a file.
+
+    Args:
+        tensors: The file.
+        metadata: Its header's metadata.
+        label: What to call it in messages.
+        has_config: Whether a PEFT configuration lies beside it: then bare weights are trained values.
 
     Raises:
         NotAnAdapterError: When no key belongs to an adapter; the message says what the file seems to be.
@@ -77,14 +89,13 @@ def group_keys(  # noqa: C901 -- one branch for each kind of key
     unused: dict[str, str] = {}
     inner_names: dict[str, None] = {}
     twice: list[str] = []
-    has_on_input = any(key.endswith(".on_input") for key in tensors)
     for key, tensor in tensors.items():
         token = _EMBEDDING.match(key)
         if token:
             embeddings.setdefault(next(g for g in token.groups() if g))
             unused[key] = "textual inversion, not applied by this loader"
             continue
-        target, leaf, layout = _locate(key, metadata, has_on_input=has_on_input)
+        target, leaf, layout = _locate(key, tensors, metadata)
         if target is None or leaf is None:
             unused[key] = "no known ending of an adapter key"
             continue
@@ -95,16 +106,18 @@ def group_keys(  # noqa: C901 -- one branch for each kind of key
         if leaf.role in group.tensors:
             twice.append(key)
         group.tensors[leaf.role] = tensor
+        group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
-        if leaf.algorithm:
-            group.algorithms.add(leaf.algorithm)
     if len(inner_names) > 1:
         msg = f"{label}: holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
         raise InvalidAdapterError(msg)
     if twice:
         msg = f"{label}: {len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
         raise InvalidAdapterError(msg)
-    if not any(group.algorithms for group in modules.values()):
+    nothing = not any(group.algorithms for group in modules.values())
+    # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
+    foreign = any(_IP_ADAPTER.search(key) for key in tensors)
+    if nothing or foreign or _only_values(modules.values(), has_config=has_config):
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
@@ -113,29 +126,51 @@ def group_keys(  # noqa: C901 -- one branch for each kind of key
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused, notes)
 
 
+def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
+    """Say whether a file holds nothing but plain weights: a model rather than an adapter, unless a configuration says so."""
+    return not has_config and all(group.algorithms <= {"set"} for group in groups)
+
+
 def _locate(
-    key: str, metadata: Mapping[str, str], *, has_on_input: bool
+    key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[Target | None, Leaf | None, str]:
     counted = safeloras.split_key(key, metadata)
     if counted:
         hint, module, role = counted
         return Target(hint, module, key.rpartition(":")[0]), Leaf(role, "lora"), "safeloras"
-    found = split_key(key)
+    found = split_key(key) or _bare_value(key, tensors)
     if found is None:
-        if has_on_input and key.endswith(".weight"):
-            target, layout = split_component(key.removesuffix(".weight"))
-            return target, Leaf("ia3_weight", "ia3"), layout
         return None, None, ""
     spelling, leaf = found
     if spelling.startswith(safeloras.PREFIX):
         return Target(None, spelling, spelling), leaf, "safeloras"
+    if (
+        leaf.role == "scale" and tensors[key].numel() > 1
+    ):  # a norm's own scale (BFL's control LoRAs), not a number
+        leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
+    if leaf.role in SHARED:
+        layout = "peft"
     if leaf.attn_processor or ".processor." in target.module:
-        layout = "diffusers-attn-procs"
+        layout = (
+            "xlabs"
+            if "_blocks." in target.module and ".attn" not in target.module
+            else "diffusers-attn-procs"
+        )
         target = Target(target.hint, modernise(target.module), target.written)
     elif "self_attn.to_" in target.module:  # the text encoders of the same age
         target = Target(target.hint, modernise(target.module), target.written)
     return target, leaf, layout
+
+
+def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Leaf] | None:
+    """Read keys that end like a model's own: IA3's vectors, PEFT's modules_to_save and trained biases."""
+    module, _, last = key.rpartition(".")
+    if last == "weight" and f"{module}.on_input" in tensors:
+        return module, Leaf("ia3_weight", "ia3")
+    if PEFT_ROOT in key and last in ("weight", "bias"):
+        return module, Leaf(f"set_{last}", "set")
+    return None
 
 
 def _not_an_adapter(
@@ -153,84 +188,3 @@ def _not_an_adapter(
     return NotAnAdapterError(
         f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}"
     )
-
-
-def build_layers(
-    modules: list[ModuleKeys], rules: Mapping[str | None, ScaleRule], label: str
-) -> tuple[AdapterLayer, ...]:
-    """
-    Give every module's tensors to its algorithm.
-
-    Args:
-        modules: The grouped keys.
-        rules: Scales from configurations, by component; those of None hold where no component is named.
-        label: What to call the file in messages.
-
-    Raises:
-        UnsupportedAdapterError: When an algorithm is not applied yet; all of them are named.
-        InvalidAdapterError: With every broken module, when parts are missing or do not fit together.
-    """
-    missing = {name for group in modules for name in group.algorithms if name not in ALGORITHMS}
-    if missing:
-        names = ", ".join(sorted(UPCOMING.get(name, name) for name in missing))
-        count = sum(1 for group in modules if group.algorithms & missing)
-        msg = (
-            f"{label}: {names} in {count} of {len(modules)} modules: this algorithm is not supported yet; "
-            "the file is left untouched"
-        )
-        raise UnsupportedAdapterError(msg)
-    layers, problems = [], []
-    for group in modules:
-        try:
-            layers.append(_layer(group, rules))
-        except FormatError as error:
-            problems.append(str(error))
-    if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        msg = (
-            f"{label}: {len(problems)} of {len(modules)} modules are broken:\n  "
-            + "\n  ".join(problems[:_SHOWN])
-            + more
-        )
-        raise InvalidAdapterError(msg)
-    return tuple(layers)
-
-
-def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterLayer:
-    tensors = dict(group.tensors)
-    label = group.target.written
-    alpha = _scalar(tensors.pop("alpha", None), "alpha", label)
-    scale = _scalar(tensors.pop("scale", None), "scale", label)
-    rule = _rule_for(group.target, rules)
-    if alpha is None and rule is not None:
-        alpha = rule.alpha_of(group.target.module)
-    for role, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
-            raise InvalidAdapterError(msg)
-        if tensor.numel() == 0:
-            msg = f"{label}: {role} is empty, shape {tuple(tensor.shape)}"
-            raise InvalidAdapterError(msg)
-    parts = Parts(
-        tensors, alpha, scale, rank_stabilised=rule is not None and rule.rank_stabilised, label=label
-    )
-    (algorithm,) = group.algorithms  # mixed ones of one module are of algorithms that are refused above
-    return AdapterLayer(group.target, ALGORITHMS[algorithm](parts), tuple(group.keys))
-
-
-def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
-    names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
-    return next((rules[name] for name in names if name in rules), rules.get(None))
-
-
-def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
-    if tensor is None:
-        return None
-    if tensor.numel() != 1:
-        msg = f"{label}: {role} has shape {tuple(tensor.shape)}, expected one number"
-        raise InvalidAdapterError(msg)
-    value = float(tensor.float().item())
-    if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
-        msg = f"{label}: {role} is {value}, expected a finite number"
-        raise InvalidAdapterError(msg)
-    return value

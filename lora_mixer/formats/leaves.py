@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NAME = r"(?:\.(?P<inner>[^.]+))?"  # PEFT leaves the adapter's name in: lora_A.default.weight
+# PEFT leaves the adapter's name in: lora_A.default.weight
+_NAME = r"(?:\.(?P<inner>(?!(?:weight|bias)$)[^.]+))?"
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,40 @@ _TABLE = (
     _row(r"\.lora(?:_linear_layer)?\.up\.weight", "up", "lora"),
     _row(r"_lora\.down\.weight", "down", "lora"),
     _row(r"_lora\.up\.weight", "up", "lora"),
-    _row(r"_lora\d\.down\.weight", "down", "lora"),
-    _row(r"_lora\d\.up\.weight", "up", "lora"),
+    _row(r"_lora(?P<stream>\d)\.down\.weight", "down", "lora"),  # xlabs: 1 the picture's stream, 2 the text's
+    _row(r"_lora(?P<stream>\d)\.up\.weight", "up", "lora"),
     _row(r"\.lora_A" + _NAME, "down", "lora"),
     _row(r"\.lora_B" + _NAME, "up", "lora"),
-    _row(r"\.base_layer\.bias", "set_bias", "lora"),
+    _row(r"\.base_layer\.bias", "set_bias", "set"),
+    _row(r"\.base_layer\.weight", "set_weight", "set"),
+    _row(r"\.modules_to_save" + _NAME + r"\.weight", "set_weight", "set"),
+    _row(r"\.modules_to_save" + _NAME + r"\.bias", "set_bias", "set"),
+    _row(r"\.set_weight", "set_weight", "set"),
+    _row(r"(?:\.token_adapter)?\.trainable_tokens_delta" + _NAME, "tokens", "tokens"),
     _row(r"\.alpha", "alpha", ""),
     _row(r"\.scale", "scale", ""),
-    _row(r"\.(?:dora_scale|magnitude|lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?)", "magnitude", "dora"),
-    _row(r"\.hada_(?P<part>w[12]_[ab]|t[12])", "hada", "loha"),
-    _row(r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])", "lokr", "lokr"),
+    _row(r"\.scalar", "scalar", ""),
+    _row(r"\.reshape_weight", "reshape_weight", ""),
+    _row(r"\.dora_scale", "dora_scale", "dora"),
+    _row(r"\.(?:magnitude|lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?)", "magnitude", "dora"),
+    _row(r"\.hada_(?P<part>w[12]_[ab]|t[12])" + _NAME, "hada", "loha"),
+    _row(r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])" + _NAME, "lokr", "lokr"),
     _row(r"\.(?P<part>[ab][12]|bm)\.weight", "glora", "glora"),
     _row(r"\.diff(?P<part>_b)?", "diff", "full"),
     _row(r"\.(?P<part>[wb])_norm", "norm", "norm"),
     _row(r"\.on_input", "on_input", "ia3"),
     _row(r"\.ia3_l" + _NAME, "ia3_l", "ia3"),
-    _row(r"\.oft_(?P<part>blocks|diag|R)" + _NAME + r"(?:\.weight)?", "oft", "oft"),
+    _row(r"\.oft_(?P<part>blocks|diag)", "oft", "oft"),
     _row(r"\.rescale", "rescale", "oft"),
-    _row(r"\.boft_(?P<part>R|s)" + _NAME, "boft", "boft"),
+    _row(r"\.oft_(?P<part>R|embedding_R)" + _NAME + r"(?:\.weight)?", "oft", "oft_peft"),
+    _row(r"\.oft_r" + _NAME, "oft_r", "oft_old"),
+    _row(r"\.boft_(?P<part>R|s)" + _NAME, "boft", "boft_peft"),
     _row(r"\.lora_E" + _NAME, "lora_E", "adalora"),
     _row(r"\.ranknum" + _NAME, "ranknum", "adalora"),
-    _row(r"\.vera_lambda_(?P<part>[bd])" + _NAME, "vera", "vera"),
+    _row(r"\.vera_lambda_(?P<part>[bd])" + _NAME, "vera_lambda", "vera"),
     _row(r"(?:^|\.)vera_(?P<part>[AB])" + _NAME, "vera", "vera"),
     _row(r"\.hra_(?P<part>u)" + _NAME, "hra", "hra"),
-    _row(r"\.bias_(?P<part>indices|values|size)", "sparse_bias", "sparse bias"),
-    _row(r"\.set_weight", "set_weight", "set weight"),
-    _row(r"\.reshape_weight", "reshape_weight", "reshape weight"),
+    _row(r"\.bias_(?P<part>indices|values|size)", "bias", "sparse"),
 )
 
 _FAST = (  # plain suffixes that make up nearly all real files; the table handles the rest
@@ -101,5 +110,7 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
             part = (groups.get("part") or "").lstrip("_")
             full_role = f"{role}_{part}" if part else role
             old = found.group().startswith("_lora.")
-            return key[: found.start()], Leaf(full_role, algorithm, groups.get("inner"), old)
+            stream = groups.get("stream")
+            spelling = key[: found.start()] + (f"_{stream}" if stream else "")
+            return spelling, Leaf(full_role, algorithm, groups.get("inner"), old)
     return None

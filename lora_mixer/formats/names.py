@@ -8,6 +8,7 @@ against the live model by :mod:`lora_mixer.binding`. Layout ids (K1, D3, ...) ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,14 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 }
 """The pipeline components that a hint may mean, the likelier first; other hints mean themselves."""
 
-_PEFT_ROOT = "base_model.model."
+ENCODER_HINTS = ("clip_g", "t5")
+"""Hints that name a kind of text encoder and not a component: which component it is, its widths tell."""
+
+PEFT_ROOT = "base_model.model."
 _OLD_TE = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
+@lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
 def split_component(spelling: str) -> tuple[Target, str]:
     """
     Take the component's prefix off a module spelling.
@@ -86,14 +91,14 @@ def split_component(spelling: str) -> tuple[Target, str]:
         >>> split_component("lora_te2_text_model_encoder_layers_0_mlp_fc1")[0].hint
         'text_encoder_2'
     """
-    if spelling.startswith(_PEFT_ROOT):
-        module = spelling[len(_PEFT_ROOT) :]
+    if spelling.startswith(PEFT_ROOT):
+        module = spelling[len(PEFT_ROOT) :]
         return Target(None, module, module), "peft"
     for prefix, hint, layout in _PREFIXES:
         if spelling.startswith(prefix):
             module = spelling[len(prefix) :]
-            if module.startswith(_PEFT_ROOT):
-                return Target(hint, module[len(_PEFT_ROOT) :], module[len(_PEFT_ROOT) :]), "peft"
+            if module.startswith(PEFT_ROOT):
+                return Target(hint, module[len(PEFT_ROOT) :], module[len(PEFT_ROOT) :]), "peft"
             return Target(hint, module.lstrip("_"), spelling), layout
     return Target(None, spelling, spelling), "plain"
 

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 HEADER_KEY = "lora_adapter_metadata"
 
-# Fields of LoraConfig that change what the tensors mean in ways that are not applied here.
+# Fields of LoraConfig that change what the tensors mean in ways that no change of a weight can give.
 _REFUSED = {
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA (aLoRA)",
-    "modules_to_save": "modules_to_save",
-    "trainable_token_indices": "trainable tokens",
     "megatron_config": "Megatron parallel layers",
+    "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
-_PLAIN_TYPES = ("LORA", None)
+_READ_TYPES = frozenset(
+    ("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,26 @@ class ScaleRule:
 
     alpha: float | None = None
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank: float | None = None
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
     transposed: bool = False
     """``fan_in_fan_out``: the modules store (in, out); only told, the live module decides."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The whole configuration, for algorithms with options of their own."""
 
     def alpha_of(self, module: str) -> float | None:
         """Look a module's alpha up: the first pattern that matches the end of its path, else the common one."""
-        for pattern, alpha in self.alpha_pattern.items():
-            if _matches(pattern, module):
-                return alpha
-        return self.alpha
+        return next(
+            (value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha
+        )
+
+    def rank_of(self, module: str) -> int | None:
+        """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
+        found = next(
+            (value for pattern, value in self.rank_pattern.items() if _matches(pattern, module)), self.rank
+        )
+        return None if found is None or found < 1 else int(found)
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -66,7 +77,7 @@ def _number(value: Any, name: str, label: str) -> float:
 
 def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
     """
-    Read the scale of a LoRA configuration.
+    Read the scale of a PEFT configuration.
 
     Args:
         config: The parsed ``adapter_config.json``, or one component's part of a header.
@@ -75,32 +86,43 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
     Raises:
         InvalidAdapterError: When a field has the wrong type.
     """
-    pattern = config.get("alpha_pattern") or {}
-    if not isinstance(pattern, dict):
-        msg = f"{label}: alpha_pattern is {type(pattern).__name__}, expected an object"
-        raise InvalidAdapterError(msg)
-    alpha = config.get("lora_alpha", config.get("alpha"))
+    alpha, rank = config.get("lora_alpha", config.get("alpha")), config.get("r")
+    # AdaLoRA keeps masks under this name, one boolean for each singular value
+    masks = config.get("peft_type") == "ADALORA"
     return ScaleRule(
         alpha=None if alpha is None else _number(alpha, "lora_alpha", label),
-        alpha_pattern={str(k): _number(v, f"alpha_pattern[{k!r}]", label) for k, v in pattern.items()},
+        alpha_pattern=_numbers(config, "alpha_pattern", label),
+        rank=None if rank is None else _number(rank, "r", label),
+        rank_pattern={} if masks else _numbers(config, "rank_pattern", label),
         rank_stabilised=bool(config.get("use_rslora")),
         transposed=bool(config.get("fan_in_fan_out")),
+        config=config,
     )
+
+
+def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
+    table = config.get(name) or {}
+    if not isinstance(table, dict):
+        msg = f"{label}: {name} is {type(table).__name__}, expected an object"
+        raise InvalidAdapterError(msg)
+    return {str(key): _number(value, f"{name}[{key!r}]", label) for key, value in table.items()}
 
 
 def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     """
-    Refuse, by name, a PEFT configuration whose tensors mean more than plain LoRA.
+    Refuse, by name, a PEFT configuration whose tensors cannot be applied.
 
     Raises:
         UnsupportedAdapterError: Naming each such field, or the PEFT method.
     """
     kind = config.get("peft_type")
     found = [name for key, name in _REFUSED.items() if config.get(key)]
-    if kind not in _PLAIN_TYPES:
+    if kind is not None and kind not in _READ_TYPES:
         found.insert(0, f"PEFT method {kind}")
     if found:
-        msg = f"{label}: {', '.join(found)}: not supported yet; the file is left untouched"
+        msg = (
+            f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
+        )
         raise UnsupportedAdapterError(msg)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,11 +18,12 @@ import torch
 
 from lora_mixer import hashes
 from lora_mixer.adapter import Adapter, AdapterInfo
-from lora_mixer.errors import NotAnAdapterError
+from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
-from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors
+from lora_mixer.formats.building import build_layers
+from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
 from lora_mixer.formats.families import base_family
-from lora_mixer.formats.grouping import build_layers, group_keys
+from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.metadata import trigger_words
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 from lora_mixer.formats.pickles import read_pickle
@@ -33,17 +36,17 @@ if TYPE_CHECKING:
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 
 
-def read(source: AdapterSource, *, name: str | None = None, tensors_on_disk: bool = False) -> Adapter:
+def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     Read an adapter from a resolved source.
 
     Args:
         source: Where it lies.
         name: The name to give it; None takes the source's own.
-        tensors_on_disk: Map the file instead of reading it: cheap when only the description is wanted.
 
     Returns:
-        The adapter, its tensors on the CPU.
+        The adapter. Its tensors are still in the file, or are the caller's own: their bytes are read when they are
+        looked at, so a description costs no more than a header. Whoever keeps them takes a copy.
 
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
@@ -59,13 +62,12 @@ def read(source: AdapterSource, *, name: str | None = None, tensors_on_disk: boo
             if isinstance(weights, Path) and weights.suffix.lower() in _PICKLES:
                 content = read_pickle(stream, label)
                 tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
-                compute = _hashes_of(weights, None, label)
+                compute = _FileHashes(weights, None, label, _stamp(stream))
             else:
                 header = read_header(stream, label)
                 metadata = header.metadata
-                load = _map_tensors if tensors_on_disk else read_tensors
-                tensors = load(stream, header, label)
-                compute = _hashes_of(weights, header.data_start, label)
+                tensors = _map_tensors(stream, header, label)
+                compute = _FileHashes(weights, header.data_start, label, _stamp(stream))
     return _assemble(tensors, metadata, source, name, hashes.Hashes(compute))
 
 
@@ -79,21 +81,32 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
         return read_tensors(stream, header, label)
     # A private mapping: nothing that is done to the tensors reaches the file. It lives as long as they do.
     mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    buffer = torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start)
-    tensors = {}
-    for key, spec in header.tensors.items():
-        part = buffer[spec.start : spec.end]
-        aligned = part.data_ptr() % spec.dtype.itemsize == 0
-        tensors[key] = (part if aligned else part.clone()).view(spec.dtype).view(spec.shape)
-    return tensors
+    return views(torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start), header)
 
 
-def _hashes_of(weights: Path | bytes, data_start: int | None, label: str) -> Callable[[], dict[str, str]]:
-    def compute() -> dict[str, str]:
-        with _stream(weights, label) as stream:
-            return hashes.compute(stream, data_start)
+def _stamp(stream: IO[bytes]) -> tuple[int, int] | None:
+    """Give a file's size and time of change, by which another file of its name is told apart."""
+    if isinstance(stream, io.BytesIO):
+        return None
+    facts = os.fstat(stream.fileno())
+    return facts.st_size, facts.st_mtime_ns
 
-    return compute
+
+@dataclass(frozen=True)
+class _FileHashes:
+    """Compute the hashes of a file as it was read; a value, so that descriptions can be pickled."""
+
+    weights: Path | bytes
+    data_start: int | None
+    label: str
+    stamp: tuple[int, int] | None
+
+    def __call__(self) -> dict[str, str]:
+        with _stream(self.weights, self.label) as stream:
+            if _stamp(stream) != self.stamp:
+                msg = f"{self.label}: the file has changed since it was read, so its hashes would be those of another"
+                raise SourceError(msg)
+            return hashes.compute(stream, self.data_start)
 
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:
@@ -105,8 +118,7 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
     if odd:
         msg = f"{label}: expected names and tensors, got {', '.join(odd[:5])}"
         raise NotAnAdapterError(msg)
-    # A snapshot: later training steps on these tensors must not change a loaded adapter.
-    return {key: value.detach().clone() for key, value in table.items()}
+    return {key: value.detach() for key, value in table.items()}
 
 
 def _assemble(
@@ -122,7 +134,7 @@ def _assemble(
     rules = header_rules(metadata, label)
     if source.config is not None:
         rules = {None: scale_rule(source.config, label), **rules}
-    groups = group_keys(tensors, metadata, label)
+    groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
         msg = f"{label}: holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
@@ -138,15 +150,15 @@ def _assemble(
         components[key] = components.get(key, 0) + 1
     widths = {}
     for layer in layers:
-        shape = getattr(layer.weights, "shape", None)
-        if shape is not None:
-            widths[layer.target.hint, layer.target.module] = shape[1]
+        width = layer.weights.in_width
+        if width is not None:
+            widths[layer.target.hint, layer.target.module] = width
     info = AdapterInfo(
         name=name or _own_name(source),
         source=label,
         format="+".join(sorted(groups.layouts)),
         base=base_family(((x.target.hint, x.target.module) for x in layers), widths, metadata),
-        algorithms=tuple(sorted({x.weights.algorithm for x in layers})),
+        algorithms=tuple(sorted({name for x in layers for name in x.weights.algorithms})),
         ranks=tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None})),
         alphas=tuple(sorted({x.weights.alpha for x in layers if x.weights.alpha is not None})),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})),

@@ -17,6 +17,7 @@ from lora_mixer.mixes.mask import Mask
 from lora_mixer.mixes.method import Composite, KLora, Method, Switch
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
+from lora_mixer.mixes.prompt import format_prompt, parse_prompt
 from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
 
 __all__ = [
@@ -45,5 +46,7 @@ __all__ = [
     "Switch",
     "Window",
     "draw_lbw",
+    "format_prompt",
+    "parse_prompt",
     "read_presets",
 ]

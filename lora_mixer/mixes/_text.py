@@ -63,7 +63,7 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
             adapters.append((_read_name(head, reading), [rest[0]]))
         elif adapters and adapters[-1][1] and _goes_on(adapters[-1][1][-1], segment):
             adapters[-1][1][-1] += f",{segment}"
-        elif adapters and adapters[-1][1] and "=" in _unquoted(segment):
+        elif adapters and adapters[-1][1] and not {"=", "@", "~"}.isdisjoint(_unquoted(segment)):
             adapters[-1][1].append(segment)
         elif not segment:
             reading.problem("", f"expected an adapter between the commas of {shown(text)}.")

@@ -62,10 +62,10 @@ class AdapterMix:
         if isinstance(schedule, Constant):
             # A text encoder with a weight of its own has no part in the adapter's schedule; see ``text_share``.
             kept = {*own, TE, *TEXT_ENCODERS}
-            components.update(
-                {name: value * schedule.value for name, value in components.items() if name not in kept}
-            )
-            weight *= schedule.value
+            for name in (name for name in components if name not in kept):
+                components[name] = reading.number(f"components.{name}", components[name] * schedule.value)
+            weight = reading.number("weight", weight * schedule.value)
+            reading.finish("adapter's mix")
             schedule = None
         for name, curve in own.items():
             simple = curve.simplest()
@@ -108,7 +108,7 @@ class AdapterMix:
         Returns:
             Its own weight, that of ``te``, or the adapter's.
         """
-        key = self._key(component)
+        key = self._key(component) if self.components else None
         return self.weight if key is None else self.components[key]
 
     def component_schedule(self, component: str) -> Schedule | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.mixes._frozen import FrozenMap
@@ -63,6 +62,24 @@ class Blocks(ABC):
         Returns:
             One sentence for each problem.
         """
+
+    def require_fit(self, layout: BlockLayout) -> None:
+        """
+        Check the weights against a live UNet; other models have no blocks to check.
+
+        Args:
+            layout: The blocks of the model.
+
+        Raises:
+            MixError: The weights do not fit; the message has all reasons.
+        """
+        # Asked for each layer, answered once for each layout.
+        if self.__dict__.get("_fits") is layout:
+            return
+        reading = Reading()
+        reading.problems.extend(self.misfits(layout) if layout.is_unet else ())
+        reading.finish("set of block weights")
+        object.__setattr__(self, "_fits", layout)
 
     @abstractmethod
     def to_spec(self) -> object:
@@ -120,8 +137,8 @@ class BlockTree(Blocks):
         """Give the weight of one layer; text encoders have 1."""
         if component in TEXT_ENCODERS:
             return 1.0
-        if layout is not None and layout.is_unet:
-            require_fit(self, layout)
+        if layout is not None:
+            self.require_fit(layout)
         place = place_of(module)
         return self.other if place is None else _pick(self._of_block(place), place)
 
@@ -145,23 +162,6 @@ class BlockTree(Blocks):
     def meaning(self) -> object:
         """Give the dict with lists of one as numbers and without ones."""
         return BlockTree(_single(self.down), _single(self.mid), _single(self.up), self.other).to_spec()  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=256)
-def require_fit(blocks: Blocks, layout: BlockLayout) -> None:
-    """
-    Check block weights against a live model, once for each pair.
-
-    Args:
-        blocks: The weights.
-        layout: The blocks of the model.
-
-    Raises:
-        MixError: The weights do not fit; the message has all reasons.
-    """
-    reading = Reading()
-    reading.problems.extend(blocks.misfits(layout))
-    reading.finish("set of block weights")
 
 
 def read_tree(spec: Mapping[object, object], where: str, reading: Reading) -> BlockTree | None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.mixes._frozen import FrozenMap
 from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, number_text, shown
 from lora_mixer.mixes._split import is_number
-from lora_mixer.mixes.blocks import Blocks, require_fit
+from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.components import TEXT_ENCODERS
 from lora_mixer.mixes.layout import Place, place_of
 
@@ -94,8 +94,8 @@ class LbwWeights(Blocks):
         """Give the number of the layer's id, 0 for an id that is not listed, 1 for a layer without id."""
         if component in TEXT_ENCODERS:
             return self.by_id["BASE"]
-        if layout is not None and layout.is_unet:
-            require_fit(self, layout)
+        if layout is not None:
+            self.require_fit(layout)
         block_id = id_of(module)
         return 1.0 if block_id is None else self.by_id.get(block_id, 0.0)
 
@@ -129,6 +129,7 @@ class LbwWeights(Blocks):
         return {"lbw": {key: value for key, value in self.by_id.items() if value}}
 
 
+@lru_cache(maxsize=8192)
 def id_of(module: str) -> str | None:
     """
     Name the LBW id of a layer.

@@ -168,7 +168,7 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask
     if digest is None:
         plain = read_mask(path, where, reading)
         return plain and Mask(plain.digest, feather, plain.path, plain.picture)
-    if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+    if not isinstance(digest, str) or not _is_digest(digest):
         reading.problem(f"{where}.digest", f"expected 64 hexadecimal digits, got {shown(digest)}.")
         return None
     return Mask(digest, feather, path)

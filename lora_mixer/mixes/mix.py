@@ -12,8 +12,8 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes import _text
 from lora_mixer.mixes._forms import is_full, is_name, read_parts
 from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._plain import dump_yaml, load_json, load_yaml, parsed
 from lora_mixer.mixes._reading import Reading, did_you_mean, fail, list_of, shown
+from lora_mixer.mixes._written import Written
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.components import TEXT_ENCODERS
 from lora_mixer.mixes.method import Method
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Mix:
+class Mix(Written):
     """
     A frozen, validated, serialisable value that says how adapters are mixed.
 
@@ -135,11 +135,12 @@ class Mix:
         Raises:
             MixError: The mix has no adapter of this name.
         """
-        if name not in self.adapters:
+        adapter = self.adapters.get(name)
+        if adapter is None:
             hint = did_you_mean(name, self.adapters)
             message = f'This mix has no adapter "{name}"; it has {list_of(self.adapters)}.{hint}'
             raise MixError(message)
-        return self.adapters[name]
+        return adapter
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.adapters)
@@ -257,23 +258,46 @@ class Mix:
             >>> [[mix.gain_at(name, "unet", "conv_in", step, 3) for name in mix] for step in range(3)]
             [[0.0, 0.0], [0.0, 1.0], [0.5, 0.0]]
         """
-        if component in TEXT_ENCODERS:
-            return self.text_gain(name, component, module, layout)
-        share = self.method.share(name, self.names, min(step, steps - 1))
-        adapter = self[name]
-        return (
-            adapter.gain(component, module, layout)
-            * adapter.share_at(component, step, steps, timestep)
-            * share
+        return self[name].gain(component, module, layout) * self.share_at(
+            name, component, step, steps, timestep
         )
+
+    def share_at(
+        self, name: str, component: str, step: int, steps: int, timestep: float | None = None
+    ) -> float:
+        """
+        Give what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
+
+        A text encoder runs once, before the first step, so it has one share at all steps: 1 where it has a weight of
+        its own, the value at step 0 where it has a schedule of its own, and else the value of the adapter's schedule
+        and the method's share at step 0. So an adapter that starts later leaves the text alone, unless ``te`` says
+        otherwise.
+
+        Args:
+            name: The adapter.
+            component: The attribute of the pipeline, as ``unet``.
+            step: The step, from 0; one past the end counts as the last.
+            steps: How many steps there are.
+            timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+
+        Returns:
+            The schedule's value times the method's share.
+
+        Example:
+            >>> mix = Mix.of("a:0.5,schedule=window(0.5, 1)")
+            >>> [mix.share_at("a", "unet", step, 4) for step in range(4)]
+            [0.0, 0.0, 1.0, 1.0]
+        """
+        adapter, turn = self[name], min(step, steps - 1)
+        if component in TEXT_ENCODERS:
+            turn = 0
+            if adapter.has_own(component):
+                return adapter.share_at(component, 0, steps)
+        return adapter.share_at(component, step, steps, timestep) * self.method.share(name, self.names, turn)
 
     def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
-        Give the gain on a layer of a text encoder, which runs once, before the first step.
-
-        A text encoder that has a weight of its own has that weight. One with a schedule of its own has the schedule's
-        value at step 0. Any other has the adapter's weight, times the schedule's value and the method's share at step
-        0; so an adapter that starts later leaves the text alone, unless ``te`` says otherwise.
+        Give the gain on a layer of a text encoder, which has one for the whole run; ``share_at`` says which.
 
         Args:
             name: The adapter.
@@ -284,18 +308,11 @@ class Mix:
         Returns:
             The gain.
 
-        Raises:
-            MixError: The mix has no such adapter.
-
         Example:
-            >>> Mix.of("a:1,schedule=window(5s)").text_gain("a", "text_encoder", "x")
-            0.0
-            >>> Mix.of("a:1,te=0.5,schedule=window(5s)").text_gain("a", "text_encoder", "x")
-            0.5
+            >>> [Mix.of(f"a:1,{te}start=5").text_gain("a", "text_encoder", "x") for te in ("", "te=0.5,")]
+            [0.0, 0.5]
         """
-        adapter = self[name]
-        share = 1.0 if adapter.has_own(component) else self.method.share(name, self.names, 0)
-        return adapter.gain(component, module, layout) * adapter.share_at(component, 0, 1) * share
+        return self.gain_at(name, component, module, 0, 1, layout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -317,72 +334,6 @@ class Mix:
         if type(self.method) is not Method:
             return {"adapters": adapters, "method": self.method.to_spec()}
         return {"adapters": adapters} if is_full(adapters) else adapters
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Mix:
-        """
-        Read what ``to_dict`` gave.
-
-        Args:
-            data: The dict.
-
-        Returns:
-            The mix.
-
-        Raises:
-            MixError: With everything that is wrong.
-        """
-        return cls.of(data)
-
-    def to_json(self) -> str:
-        """
-        Give the mix as one line of JSON.
-
-        Returns:
-            The text.
-        """
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Mix:
-        """
-        Read JSON.
-
-        Args:
-            text: The text.
-
-        Returns:
-            The mix.
-
-        Raises:
-            MixError: With everything that is wrong.
-        """
-        return cls.of(parsed(load_json, text))
-
-    def to_yaml(self) -> str:
-        """
-        Give the mix as YAML.
-
-        Returns:
-            The text, in the order of the names.
-        """
-        return dump_yaml(self.to_dict())
-
-    @classmethod
-    def from_yaml(cls, text: str) -> Mix:
-        """
-        Read YAML.
-
-        Args:
-            text: The text.
-
-        Returns:
-            The mix.
-
-        Raises:
-            MixError: With everything that is wrong.
-        """
-        return cls.of(parsed(load_yaml, text))
 
     def to_text(self) -> str:
         """

@@ -13,7 +13,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.mixes._frozen import FrozenMap
@@ -64,7 +64,21 @@ class LayerPatterns(Blocks):
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """Give the number of the last pattern that matches, else 1."""
         del layout
-        return _last_match(self, component, module)
+        if (found := self._found.get((component, module))) is None:
+            found = self._found[component, module] = self._last_match(component, module)
+        return found
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, str], float]:
+        """What was asked before."""
+        return {}
+
+    def _last_match(self, component: str, module: str) -> float:
+        names = _names(component, module)
+        for pattern, weight in reversed(list(self.weights.items())):
+            if any(_compiled(pattern).fullmatch(name) for name in names):
+                return weight
+        return 1.0
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
         """Patterns fit every model; whether they match anything is seen by ``matches``."""
@@ -168,15 +182,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _names(component: str, module: str) -> tuple[str, str]:
     return module, f"{component}.{module}"
-
-
-@lru_cache(maxsize=65536)
-def _last_match(patterns: LayerPatterns, component: str, module: str) -> float:
-    names = _names(component, module)
-    for pattern, weight in reversed(list(patterns.weights.items())):
-        if any(_compiled(pattern).fullmatch(name) for name in names):
-            return weight
-    return 1.0
 
 
 B_LORA: Mapping[str, LayerPatterns] = FrozenMap(

@@ -1,0 +1,113 @@
+"""Several parts in one module: what is added up, and the sparse remainder that LyCORIS' extraction leaves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.base import LayerWeights
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class Stack(LayerWeights):
+    """
+    Parts of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
+
+    Attributes:
+        parts: The parts, each computed from the clean base; their changes add up.
+    """
+
+    algorithm: ClassVar[str] = "stack"
+
+    parts: tuple[LayerWeights, ...]
+    alpha: float | None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The names of the parts; the stack has none of its own."""
+        return tuple(name for part in self.parts for name in part.algorithms)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the first part that has one."""
+        return next((part.rank for part in self.parts if part.rank is not None), None)
+
+    @property
+    def in_width(self) -> int | None:
+        """The input width of the first part that tells one."""
+        return next((part.in_width for part in self.parts if part.in_width is not None), None)
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Give the first part's reason, or None."""
+        return next((why for part in self.parts if (why := part.misfit(shape))), None)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give the sum of the parts' changes."""
+        total = self.parts[0].delta(base, gain)
+        for part in self.parts[1:]:
+            total = total + part.delta(base, gain)
+        return total
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give the sum of the parts' changes, or None where none has any."""
+        changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
+        return torch.stack(changes).sum(0) if changes else None
+
+
+@dataclass(frozen=True)
+class Sparse(LayerWeights):
+    """
+    A sparse change: W' = W + gain * scale * S, S given by coordinates.
+
+    LyCORIS' extraction writes what a low-rank pair leaves out as ``bias_indices``, ``bias_values``, ``bias_size`` (a
+    name from history, it is no bias); it is scaled with the pair.
+
+    Attributes:
+        indices: (axes, n) coordinates.
+        values: (n,).
+        size: The shape that the coordinates refer to: the weight's, or a flattening of it.
+        scale: That of the pair.
+    """
+
+    algorithm: ClassVar[str] = "sparse"
+
+    indices: torch.Tensor
+    values: torch.Tensor
+    size: tuple[int, ...]
+    scale: float
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Sparse:
+        """
+        Check the coordinates.
+
+        Raises:
+            InvalidAdapterError: When a part is missing or a coordinate lies outside.
+        """
+        indices, values, stored = parts.need("bias_indices", "bias_values", "bias_size")
+        size = tuple(int(n) for n in stored.flatten().tolist())
+        wide = indices.long()
+        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
+            raise parts.broken("expected indices (axes, n), values (n,) and one size for each axis")
+        limits = torch.tensor(size).unsqueeze(1)
+        if ((wide < 0) | (wide >= limits)).any():
+            raise parts.broken(f"coordinates outside of {size}")
+        rank = parts.tensors["down"].shape[0] if "down" in parts.tensors else 0
+        return cls(wide, values, size, parts.scale_for(rank) if rank else 1.0)
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        fits = self.size[0] == shape[0] and math.prod(self.size) == math.prod(shape)
+        return None if fits else f"made for a weight {self.size}, the module has {shape}"
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give gain * scale * S; coordinates that stand twice add up."""
+        change = base.new_zeros(self.size)
+        change.index_put_(tuple(self.indices.to(base.device)), self.values.to(base), accumulate=True)
+        return change.mul_(gain * self.scale).reshape(base.shape)

@@ -1,0 +1,113 @@
+"""
+DoRA: the change of a low-rank adapter turns the weight, and a trained magnitude says how long it is (arXiv:2402.09353).
+
+With V = W + scale * delta, n = |V| along one axis and d the trained magnitude, the full-strength weight is V * d / n.
+Between 0 and 1 the programs part ways, and each file follows the one that it was written for:
+
+* PEFT, diffusers, ai-toolkit (``lora_magnitude_vector``, ``magnitude``): V_g * d / |V_g| with V_g = W + gain * scale *
+  delta.
+* LyCORIS, Kohya, OneTrainer (``dora_scale``): V * (1 + gain * (d / n - 1)), as LyCORIS' forward.
+
+Neither is the base as gain goes to 0; weight 0 is, exactly, as for every adapter. The axis is told by the magnitude's
+shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, ...) one for each input. PEFT's
+(1, out, 1, 1) on convolutions is one for each output, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.base import LayerWeights
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class Dora(LayerWeights):
+    """
+    A magnitude over another adapter's change.
+
+    Attributes:
+        inner: The change that turns the weight.
+        magnitude: One length for each output or input.
+        by_output: Whether for each output; None where only the live module can tell (a vector without axes).
+        late: Whether the gain acts on the magnitude only (LyCORIS) rather than on the change (PEFT).
+    """
+
+    algorithm: ClassVar[str] = "dora"
+
+    inner: LayerWeights
+    magnitude: torch.Tensor
+    by_output: bool | None
+    late: bool
+    alpha: float | None
+
+    @classmethod
+    def wrap(cls, inner: LayerWeights, parts: Parts) -> Dora:
+        """
+        Put the magnitude of one module over its change.
+
+        Raises:
+            InvalidAdapterError: When the magnitude is no vector along one axis.
+        """
+        late = "dora_scale" in parts.tensors
+        (magnitude,) = parts.need("dora_scale" if late else "magnitude")
+        if magnitude.numel() != max(magnitude.shape, default=0):
+            raise parts.broken("expected a magnitude along one axis: (out, 1), (1, in) or (out,)")
+        by_output: bool | None = True
+        if late:
+            by_output = None if magnitude.ndim < 2 or magnitude.numel() == 1 else magnitude.shape[0] != 1
+        return cls(inner, magnitude, by_output, late, inner.alpha)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the change."""
+        return self.inner.rank
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width of the change."""
+        return self.inner.in_width
+
+    def _rows(self, shape: tuple[int, ...]) -> bool:
+        if self.by_output is not None:
+            return self.by_output
+        # Who writes a plain vector (PEFT's, through a converter) writes outputs; square layers count as that.
+        return self.magnitude.numel() == shape[0]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        inner = self.inner.misfit(shape)
+        if inner:
+            return inner
+        if len(shape) < 2:
+            return "a magnitude needs a matrix or a convolution, the module has a vector"
+        rows = self._rows(shape)
+        width = shape[0] if rows else shape[1]
+        if self.magnitude.numel() == width:
+            return None
+        return f"magnitude of {self.magnitude.numel()} values, the module has {width} {'outputs' if rows else 'inputs'}"
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give W'(gain) - W."""
+        if not gain:
+            return base.new_zeros(base.shape)
+        turned = base + self.inner.delta(base, 1.0 if self.late else gain)
+        axis = 0 if self._rows(tuple(base.shape)) else 1
+        others = [dim for dim in range(base.ndim) if dim != axis]
+        view = [-1 if dim == axis else 1 for dim in range(base.ndim)]
+        length = torch.linalg.vector_norm(turned, dim=others, keepdim=True)
+        info = torch.finfo(base.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
+        length = length + info.eps if self.late else length.clamp_min(info.tiny)
+        ratio = self.magnitude.flatten().to(base).view(view) / length
+        if self.late:
+            ratio = 1 + gain * (ratio - 1)
+        return turned.mul_(ratio).sub_(base)
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give the change's own; a magnitude has no part in biases."""
+        return self.inner.bias_delta(base, gain)

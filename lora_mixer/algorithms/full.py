@@ -1,0 +1,83 @@
+"""
+Full: W' = W + gain * diff, b' = b + gain * diff_b, the trained change itself; no alpha.
+
+LyCORIS ``full`` and ``norm`` (``w_norm``, ``b_norm`` of normalisation layers), extracted differences, Wan's ``diff_b``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_mixer.algorithms.base import LayerWeights, squeezed
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class Full(LayerWeights):
+    """
+    A dense change.
+
+    Attributes:
+        weight: Of the weight's shape, or None when only the bias changes.
+        bias: (out,), or None.
+        scale: 1 unless the file has a ``scale`` for the module.
+    """
+
+    algorithm: ClassVar[str] = "full"
+    _roles: ClassVar[tuple[str, str]] = ("diff", "diff_b")
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    scale: float
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Full:
+        """Take the tensors; what they fit is for the live module to say."""
+        weight, bias = (parts.tensors.get(role) for role in cls._roles)
+        return cls(weight, bias, (1.0 if parts.scale is None else parts.scale) * parts.scalar)
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width."""
+        return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        return value_misfit(self.weight, self.bias, shape)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give gain * diff, or zeros where only the bias changes."""
+        if self.weight is None:
+            return base.new_zeros(base.shape)
+        return self.weight.to(base).reshape(base.shape) * (gain * self.scale)
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give gain * diff_b; a bias that the base lacks counts as zeros."""
+        if self.bias is None:
+            return None
+        change = self.bias.flatten()
+        return (change.float() if base is None else change.to(base.dtype)) * (gain * self.scale)
+
+
+@dataclass(frozen=True)
+class Norm(Full):
+    """A dense change of a normalisation layer's weight and bias."""
+
+    algorithm: ClassVar[str] = "norm"
+    _roles: ClassVar[tuple[str, str]] = ("norm_w", "norm_b")
+
+
+def value_misfit(
+    weight: torch.Tensor | None, bias: torch.Tensor | None, shape: tuple[int, ...]
+) -> str | None:
+    """Say why a tensor of a weight's shape, or of its bias's, does not belong to a weight of ``shape``, or None."""
+    if weight is not None and squeezed(tuple(weight.shape)) != squeezed(shape):
+        return f"made for a weight {squeezed(tuple(weight.shape))}, the module has {squeezed(shape)}"
+    if bias is not None and bias.numel() != shape[0]:
+        return f"bias of {bias.numel()} values, the module has {shape[0]} outputs"
+    return None

@@ -1,0 +1,104 @@
+"""
+IA3: every input or every output of a module is multiplied by a learnt number (arXiv:2205.05638).
+
+LyCORIS stores the change w: W' = W * (1 + gain * w), over W's columns with ``on_input``, else over its rows, the bias
+untouched. PEFT stores the number l itself: W' = W * (1 + gain * (l - 1)), over columns in ``feedforward_modules``, else
+over rows, where the bias is multiplied, too. PEFT knows no weights but 1; between, this goes straight.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.errors import InvalidAdapterError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class IA3(LayerWeights):
+    """
+    One number for each input or output.
+
+    Attributes:
+        vector: (channels,), (channels, 1) or (1, channels, ...).
+        neutral: The value that changes nothing: 0 in LyCORIS, 1 in PEFT.
+        on_input: Whether inputs are multiplied; None where only the live module can tell (the file does not say).
+        with_bias: Whether the bias is multiplied with the outputs.
+    """
+
+    algorithm: ClassVar[str] = "ia3"
+
+    vector: torch.Tensor
+    neutral: float
+    on_input: bool | None
+    with_bias: bool
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> IA3:
+        """
+        Take the vector and the side that it works on.
+
+        Raises:
+            InvalidAdapterError: When the vector is missing or no vector.
+        """
+        if "ia3_l" in parts.tensors:
+            (vector,) = parts.need("ia3_l")
+            side = _peft_side(vector, parts)
+            found = cls(vector, 1.0, side, with_bias=True)
+        else:
+            vector, flag = parts.need("ia3_weight", "on_input")
+            if flag.numel() != 1:
+                msg = f"{parts.label}: on_input has shape {tuple(flag.shape)}, expected one number, 0 or 1"
+                raise InvalidAdapterError(msg)
+            found = cls(vector, 0.0, bool(flag.item()), with_bias=False)
+        if vector.numel() != max(vector.shape, default=0):
+            raise parts.broken("expected one number for each channel")
+        return found
+
+    def _columns(self, shape: tuple[int, ...]) -> bool:
+        if self.on_input is not None:
+            return self.on_input
+        return self.vector.numel() != shape[0]  # outputs are the rule, inputs the exception
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        columns = self._columns(shape)
+        width = shape[1] if columns and len(shape) > 1 else shape[0]
+        if self.vector.numel() == width:
+            return None
+        side = "inputs" if columns else "outputs"
+        return f"made for {self.vector.numel()} {side}, the module has {width}"
+
+    def _change(self, like: torch.Tensor, gain: float) -> torch.Tensor:
+        return (self.vector.flatten().to(like) - self.neutral) * gain
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give W * gain * w over columns or rows."""
+        change = self._change(base, gain)
+        if self._columns(tuple(base.shape)):
+            return base * change.view(-1, *[1] * (base.ndim - 2))
+        return base * change.view(-1, *[1] * (base.ndim - 1))
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give b * gain * (l - 1) for PEFT's outputs."""
+        if base is None or not self.with_bias or self.on_input or self.vector.numel() != base.numel():
+            return None
+        return base * self._change(base, gain)
+
+
+def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
+    if vector.ndim == 2 and vector.numel() > 1:  # linears: (out, 1) or (1, in)
+        return vector.shape[0] == 1
+    names: Any = parts.config.get("feedforward_modules")
+    if names is None:
+        return None if not parts.config else False
+    if isinstance(names, str):
+        return re.fullmatch(names, parts.module) is not None
+    return any(parts.module.endswith(str(name)) for name in names)

@@ -1,0 +1,167 @@
+"""
+LoKr: W' = W + gain * scale * kron(w1, w2), each factor full or a low-rank product.
+
+LyCORIS (arXiv:2309.14859), PEFT and ai-toolkit. w1 is (a, c), w2 is (b, d, *kernel), out = a * b, in = c * d. The
+earliest LyCORIS factorised in * kernel instead of in, so that w2 is a matrix for 3x3 convolutions and w1 may be the
+larger one; row-major reshaping makes both one formula.
+
+The scale is alpha / rank, the rank that of w2, else of w1. With both factors full LyCORIS does not scale and ai-toolkit
+writes a placeholder (9999220736.0), so alpha is ignored; PEFT scales by alpha / r of its configuration all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.base import Factors, LayerWeights, flat_misfit, wide
+from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class LoKr(LayerWeights):
+    """
+    A Kronecker product.
+
+    Attributes:
+        w1: (a, c), or None when it is ``w1_a @ w1_b``.
+        w1_a: (a, rank), or None.
+        w1_b: (rank, c), or None.
+        w2: (b, d) or (b, d, *kernel), or None when it is ``w2_a @ w2_b``.
+        w2_a: (b, rank); with a core (rank, b); or None.
+        w2_b: (rank, d * kernel); with a core (rank, d); or None.
+        t2: The core (rank, rank, *kernel), or None.
+        scale: What the product is multiplied by.
+        alpha: The alpha in force; None where there is none or it does not scale.
+    """
+
+    algorithm: ClassVar[str] = "lokr"
+
+    w1: torch.Tensor | None
+    w1_a: torch.Tensor | None
+    w1_b: torch.Tensor | None
+    w2: torch.Tensor | None
+    w2_a: torch.Tensor | None
+    w2_b: torch.Tensor | None
+    t2: torch.Tensor | None
+    scale: float
+    alpha: float | None
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> LoKr:
+        """
+        Check the tensors of one module and take its scale.
+
+        Raises:
+            InvalidAdapterError: When a part is missing or shapes cannot belong together.
+        """
+        get = parts.tensors.get
+        w1, w2, t2 = get("lokr_w1"), get("lokr_w2"), get("lokr_t2")
+        w1_a, w1_b = (None, None) if w1 is not None else parts.need("lokr_w1_a", "lokr_w1_b")
+        w2_a, w2_b = (None, None) if w2 is not None else parts.need("lokr_w2_a", "lokr_w2_b")
+        for pair, core in (((w1_a, w1_b), None), ((w2_a, w2_b), t2)):
+            if pair[0] is not None and pair[1] is not None and not _multiply(pair[0], pair[1], core):
+                raise parts.broken("do not multiply: expected w_a (n, rank) and w_b (rank, m)")
+        if (w1 is not None and w1.ndim != 2) or (w2 is not None and w2.ndim < 2):
+            raise parts.broken("expected w1 a matrix and w2 a matrix or a kernel")
+        inner = w2_b if w2_b is not None else w1_b
+        if inner is not None:
+            scale, alpha = parts.scale_for(inner.shape[0]), parts.alpha
+        elif parts.rank is not None:
+            scale, alpha = parts.scale_for(parts.rank), parts.alpha
+        else:
+            scale, alpha = (1.0 if parts.scale is None else parts.scale) * parts.scalar, None
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, scale, alpha)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of w2's product, else that of w1's; None with both factors full."""
+        inner = self.w2_b if self.w2_b is not None else self.w1_b
+        return None if inner is None else inner.shape[0]
+
+    def _outer(self) -> tuple[int, int]:
+        left, right = (self.w1, self.w1) if self.w1 is not None else (self.w1_a, self.w1_b)
+        assert left is not None and right is not None  # noqa: S101, PT018 -- from_parts has seen to it
+        return left.shape[0], right.shape[1]
+
+    def _inner_size(self) -> tuple[int, int]:
+        if self.w2 is not None:
+            return self.w2.shape[0], self.w2[0].numel()
+        assert self.w2_a is not None and self.w2_b is not None  # noqa: S101, PT018
+        if self.t2 is None:
+            return self.w2_a.shape[0], self.w2_b.shape[1]
+        return self.w2_a.shape[1], self.w2_b.shape[1] * self.t2[0, 0].numel()
+
+    @property
+    def in_width(self) -> int:
+        """Input width (times the kernel, for convolutions)."""
+        return self._outer()[1] * self._inner_size()[1]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        (a, c), (b, d) = self._outer(), self._inner_size()
+        return flat_misfit((a * b, c * d), shape)
+
+    def _left(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.w1 is not None:
+            return self.w1, None
+        assert self.w1_a is not None  # noqa: S101
+        return self.w1_a, self.w1_b
+
+    def _right(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Give w2 as a matrix (b, d * kernel), or as two whose product it is."""
+        if self.w2 is not None:
+            return self.w2.flatten(1), None
+        assert self.w2_a is not None and self.w2_b is not None  # noqa: S101, PT018
+        return (self.w2_a, self.w2_b) if self.t2 is None else tucker_pair(self.t2, self.w2_a, self.w2_b)
+
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:
+        """Give kron(u1, u2) @ kron(v1, v2), exact for w1 = u1 @ v1 and w2 = u2 @ v2, where that is cheaper."""
+        u1, v1 = self._left()
+        u2, v2 = self._right()
+        if not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
+            return None
+        return Factors(
+            torch.kron(*map(wide, (_up(u1, v1), _up(u2, v2)))),
+            torch.kron(*map(wide, (_down(u1, v1), _down(u2, v2)))),
+            self.scale,
+        )
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give gain * scale * kron(w1, w2) in the base's dtype and shape."""
+        left, right = (
+            u.to(base) if v is None else u.to(base) @ v.to(base) for u, v in (self._left(), self._right())
+        )
+        # the smaller factor takes the scale; it is a product or a copy by now
+        return torch.kron(left * (gain * self.scale), right).reshape(base.shape)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, core: torch.Tensor | None) -> bool:
+    if left.ndim != 2 or right.ndim != 2:
+        return False
+    if core is None:
+        return left.shape[1] == right.shape[0]
+    return core.ndim > 2 and core.shape[:2] == (left.shape[0], right.shape[0])
+
+
+def _up(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
+    """Give u of a factor u @ v; a full factor is itself times the identity, on its narrower side."""
+    if right is not None or left.shape[1] <= left.shape[0]:
+        return left
+    return torch.eye(left.shape[0], device=left.device, dtype=left.dtype)
+
+
+def _down(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
+    """Give v of a factor u @ v."""
+    if right is not None:
+        return right
+    return (
+        left
+        if left.shape[1] > left.shape[0]
+        else torch.eye(left.shape[1], device=left.device, dtype=left.dtype)
+    )

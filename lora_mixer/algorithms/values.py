@@ -1,0 +1,124 @@
+"""
+Values that take the place of what the base has, at any weight but 0: nothing to scale, nothing to average.
+
+PEFT's ``modules_to_save``, trained biases (``bias="lora_only"``, ``"all"``) and trainable tokens, ComfyUI's
+``set_weight``, the norm scales of BFL's control LoRAs. In a mix the differences from the clean base add up like all
+others, so two adapters that set the same weight give W + (V1 - W) + (V2 - W).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.full import value_misfit
+from lora_mixer.errors import InvalidAdapterError
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class Values(LayerWeights):
+    """
+    A weight, a bias or both.
+
+    Attributes:
+        weight: Of the weight's shape, or None.
+        bias: (out,), or None.
+    """
+
+    algorithm: ClassVar[str] = "set"
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Values:
+        """Take the tensors; what they fit is for the live module to say."""
+        return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width."""
+        return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot take the place of a weight of ``shape``, or None."""
+        return value_misfit(self.weight, self.bias, shape)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give V - W, or zeros."""
+        if self.weight is None or not gain:
+            return base.new_zeros(base.shape)
+        return self.weight.to(base).reshape(base.shape) - base
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give the way to the trained bias; one that the base lacks counts as zeros."""
+        if self.bias is None or not gain:
+            return None
+        return self.bias.flatten().float() if base is None else self.bias.flatten().to(base) - base
+
+
+@dataclass(frozen=True)
+class Tokens(LayerWeights):
+    """
+    Rows of an embedding (PEFT's trainable tokens; its "delta" tensors are the new rows themselves).
+
+    Attributes:
+        rows: (n, width).
+        indices: The n token ids that they belong to.
+    """
+
+    algorithm: ClassVar[str] = "tokens"
+
+    rows: torch.Tensor
+    indices: torch.Tensor
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Tokens:
+        """
+        Take the rows, and their token ids from the configuration.
+
+        Raises:
+            InvalidAdapterError: When the configuration does not name as many tokens as there are rows.
+        """
+        (rows,) = parts.need("tokens")
+        config = parts.config
+        table: Any = config.get("trainable_token_indices", config.get("token_indices"))
+        if isinstance(table, dict):
+            table = next((ids for name, ids in table.items() if _ends(parts.module, str(name))), None)
+        numbers = isinstance(table, list) and all(
+            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table
+        )
+        if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
+            msg = (
+                f"{parts.label}: trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
+                f"{table!r}; expected one id for each row"
+            )
+            raise InvalidAdapterError(msg)
+        return cls(rows, torch.tensor(table, dtype=torch.long))
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why these rows do not belong to a weight of ``shape``, or None."""
+        if len(shape) != 2 or shape[1] != self.rows.shape[1]:
+            return f"rows of {self.rows.shape[1]} values, the module has {shape}"
+        last = int(self.indices.max())
+        if last >= shape[0]:
+            return f"token {last}, the module has {shape[0]}: add the new tokens to the tokenizer and the text encoder first"
+        return None
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give the way from the base's rows to the trained ones."""
+        change = base.new_zeros(base.shape)
+        if gain:
+            indices = self.indices.to(base.device)
+            change[indices] = self.rows.to(base) - base[indices]
+        return change
+
+
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")

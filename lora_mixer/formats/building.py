@@ -1,0 +1,160 @@
+"""Grouped keys to layers: give every module's tensors to the algorithms that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_mixer.adapter import AdapterLayer
+from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, Parts, Stack
+from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
+from lora_mixer.formats.grouping import SHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from lora_mixer.formats.grouping import ModuleKeys
+    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.peft_config import ScaleRule
+
+_SHOWN = 10  # problems listed in one message
+_TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
+"""Algorithms whose change a DoRA magnitude is laid over."""
+_WHOLE_NUMBERS = frozenset(("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum"))
+
+
+def build_layers(
+    modules: Sequence[ModuleKeys], rules: Mapping[str | None, ScaleRule], label: str
+) -> tuple[AdapterLayer, ...]:
+    """
+    Give every module's tensors to its algorithms.
+
+    Args:
+        modules: The grouped keys.
+        rules: Scales from configurations, by component; those of None hold where no component is named.
+        label: What to call the file in messages.
+
+    Raises:
+        UnsupportedAdapterError: When an algorithm cannot be applied; all of them are named.
+        InvalidAdapterError: With every broken module, when parts are missing or do not fit together.
+    """
+    refused = {name for group in modules for name in group.algorithms & REFUSED.keys()}
+    if refused:
+        count = sum(1 for group in modules if group.algorithms & refused)
+        names = "; ".join(sorted(REFUSED[name] for name in refused))
+        msg = f"{label}: {names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched"
+        raise UnsupportedAdapterError(msg)
+    shared = {group.target.hint: group for group in modules if group.roles.keys() <= set(SHARED)}
+    layers, problems = [], []
+    unsupported = False
+    for group in modules:
+        if shared.get(group.target.hint) is group:
+            continue
+        try:
+            layers.append(_layer(_with_shared(group, shared), rules))
+        except FormatError as error:
+            unsupported = unsupported or isinstance(error, UnsupportedAdapterError)
+            problems.append(str(error))
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        state = "cannot be applied" if unsupported else "are broken"
+        msg = (
+            f"{label}: {len(problems)} of {len(modules)} modules {state}:\n  "
+            + "\n  ".join(problems[:_SHOWN])
+            + more
+        )
+        raise UnsupportedAdapterError(msg) if unsupported else InvalidAdapterError(msg)
+    return tuple(layers)
+
+
+def _with_shared(group: ModuleKeys, shared: Mapping[str | None, ModuleKeys]) -> ModuleKeys:
+    common = shared.get(group.target.hint)
+    if common is None or "vera" not in group.algorithms:
+        return group
+    return replace(group, tensors={**common.tensors, **group.tensors}, roles={**common.roles, **group.roles})
+
+
+def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterLayer:
+    tensors = dict(group.tensors)
+    label = group.target.written
+    alpha = _scalar(tensors.pop("alpha", None), "alpha", label)
+    scale = _scalar(tensors.pop("scale", None), "scale", label)
+    scalar = _scalar(tensors.pop("scalar", None), "scalar", label)
+    # ComfyUI pads the weight to this shape first; here the module must have it already, which its fit will show
+    tensors.pop("reshape_weight", None)
+    rule = _rule_for(group.target, rules)
+    if alpha is None and rule is not None:
+        alpha = rule.alpha_of(group.target.module)
+    for role, tensor in tensors.items():
+        if not tensor.is_floating_point() and role not in _WHOLE_NUMBERS:
+            msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
+            raise InvalidAdapterError(msg)
+        if tensor.numel() == 0 and not role.startswith("bias_"):
+            msg = f"{label}: {role} is empty, shape {tuple(tensor.shape)}"
+            raise InvalidAdapterError(msg)
+    parts = Parts(
+        tensors,
+        alpha,
+        scale,
+        rank_stabilised=rule is not None and rule.rank_stabilised,
+        label=label,
+        module=group.target.module,
+        scalar=1.0 if scalar is None else scalar,
+        config={} if rule is None else rule.config,
+        rank=None if rule is None else rule.rank_of(group.target.module),
+    )
+    return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
+
+
+def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
+    """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
+    if group.algorithms == {"lora"}:  # nearly all files, and some have thousands of modules
+        return ALGORITHMS["lora"](parts)
+    by_algorithm: dict[str, dict[str, torch.Tensor]] = {}
+    for role, tensor in parts.tensors.items():
+        by_algorithm.setdefault(group.roles[role], {})[role] = tensor
+    if "adalora" in by_algorithm:  # its A and B are spelled as LoRA's
+        by_algorithm["adalora"].update(by_algorithm.pop("lora", {}))
+    if "sparse" in by_algorithm:  # scaled with the pair
+        by_algorithm["sparse"].update(by_algorithm.get("lora", {}))
+    magnitude = by_algorithm.pop("dora", None)
+    built = {
+        name: ALGORITHMS[name](replace(parts, tensors=tensors))
+        for name, tensors in sorted(by_algorithm.items())
+        if name
+    }
+    if magnitude is None:
+        return _together(list(built.values()))
+    turned = [built.pop(name) for name in list(built) if name in _TURNS]
+    if not turned:
+        msg = f"{parts.label}: a DoRA magnitude without a change beside it; the file is incomplete"
+        raise InvalidAdapterError(msg)
+    return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
+
+
+def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
+    return (
+        weights[0]
+        if len(weights) == 1
+        else Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
+    )
+
+
+def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+    names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
+    return next((rules[name] for name in names if name in rules), rules.get(None))
+
+
+def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
+    if tensor is None:
+        return None
+    if tensor.numel() != 1 or tensor.is_complex():
+        msg = f"{label}: {role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
+        raise InvalidAdapterError(msg)
+    value = float(tensor.float().item())
+    if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
+        msg = f"{label}: {role} is {value}, expected a finite number"
+        raise InvalidAdapterError(msg)
+    return value

@@ -1,0 +1,185 @@
+"""``applied`` holds a mix for a block of code: nested, with errors, with deletions, and with other threads waiting."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lora_mixer import AdapterNameError, MixError
+from tests.small_pipe import Bench, assert_same, pairs_for, written
+from tests.weights import same_bits
+
+WAIT = 30.0  # seconds until a test that hangs fails; none waits for it
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.mark.parametrize("before", [{}, {"a": 1.0}, {"c": 0.3, "a": {"unet": 0.5}}])
+def test_applied_puts_back_what_was_there(bench: Bench, before: dict[str, Any]) -> None:
+    bench.mixer.set_mix(before)
+    held = bench.bits()
+
+    with bench.mixer.applied({"a": 0.7, "b": -0.3}) as inside:
+        assert inside is bench.mixer
+        bench.assert_mix(a=0.7, b=-0.3)
+
+    assert_same(bench.bits(), held)
+    bench.assert_mix(**before)
+
+
+def test_applied_puts_back_after_an_error_inside(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    held = bench.bits()
+
+    with pytest.raises(KeyboardInterrupt), bench.mixer.applied({"a": 0.7}):
+        raise KeyboardInterrupt
+
+    assert_same(bench.bits(), held)
+    bench.assert_mix(b=0.5)
+
+
+def test_applied_stays_disabled_where_it_was(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    bench.mixer.disable_lora()
+
+    with bench.mixer.applied({"a": 0.7}):
+        bench.assert_mix(a=0.7)
+
+    bench.assert_base()
+    bench.mixer.enable_lora()
+    bench.assert_mix(b=0.5)
+
+
+def test_applied_nests(bench: Bench) -> None:
+    with bench.mixer.applied({"a": 0.7}):
+        with bench.mixer.applied("b:0.5, a:-1"):
+            bench.assert_mix(b=0.5, a=-1.0)
+            with bench.mixer.applied({}):
+                bench.assert_base()
+            bench.assert_mix(b=0.5, a=-1.0)
+        bench.assert_mix(a=0.7)
+
+    bench.assert_mix(c=1.0)
+
+
+@pytest.mark.parametrize(
+    ("mix", "error"),
+    [({"x": 1.0}, AdapterNameError), ({"a": {"vea": 1}}, MixError), ({"a": "much"}, MixError)],
+)
+def test_applied_with_a_mix_that_cannot_be_changes_nothing(
+    bench: Bench, mix: Any, error: type[Exception]
+) -> None:
+    held = bench.bits()
+
+    with pytest.raises(error), bench.mixer.applied(mix):
+        pytest.fail("the block must not run")
+
+    assert_same(bench.bits(), held)
+    bench.assert_mix(c=1.0)
+
+
+def test_calls_inside_are_undone(bench: Bench) -> None:
+    bench.mixer.set_adapters(["a", "c"], [0.5, 2.0])
+
+    with bench.mixer.applied({"b": 0.7}):
+        bench.mixer.disable_lora()
+        bench.assert_base()
+        bench.mixer.set_adapters("c", -1)
+        bench.mixer.load_lora_weights(written(pairs_for(bench.pipe, 4)), "d")
+
+    bench.assert_mix(a=0.5, c=2.0)
+    assert list(bench.mixer.adapters) == ["a", "b", "c", "d"]
+
+
+def test_an_adapter_deleted_inside_is_missing_afterwards(bench: Bench) -> None:
+    bench.mixer.set_adapters(["a", "c"], [0.5, 2.0])
+
+    with bench.mixer.applied({"b": 0.7, "a": 1.0}):
+        bench.mixer.delete_adapters("a")
+        bench.assert_mix(b=0.7)
+
+    bench.assert_mix(c=2.0)
+
+
+def test_unloading_inside_leaves_the_base(bench: Bench) -> None:
+    with bench.mixer.applied({"b": 0.7}):
+        bench.mixer.unload_lora_weights()
+
+    bench.assert_base()
+    assert bench.mixer.memory().total == 0
+
+
+def test_another_thread_waits_until_the_block_ends(bench: Bench) -> None:
+    begun = threading.Event()
+    order: list[str] = []
+
+    def other() -> None:
+        begun.set()
+        bench.mixer.set_adapters("b", 0.5)
+        order.append("set")
+
+    with bench.mixer.applied({"a": 0.7}):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert begun.wait(WAIT)
+        # the other thread can do nothing but wait here, however long this takes
+        for _ in range(100):
+            assert bench.mixer.get_active_adapters() == ["a"]
+        bench.assert_mix(a=0.7)
+        order.append("block")
+    thread.join(WAIT)
+
+    assert order == ["block", "set"]
+    bench.assert_mix(b=0.5)
+
+
+def test_threads_never_see_the_mix_of_another(bench: Bench) -> None:
+    mixes = [{"a": 0.7}, {"b": -0.3, "a": 0.1}, {}]
+    weight = bench.pipe.components["unet"].linear.weight
+    expected = []
+    for mix in mixes:
+        bench.mixer.set_mix(mix)
+        expected.append(weight.detach().clone())
+    bench.mixer.set_adapters("c", 2.0)
+    start = threading.Barrier(len(mixes))
+
+    def work(number: int) -> int:
+        start.wait(WAIT)
+        wrong = 0
+        for _ in range(40):
+            with bench.mixer.applied(mixes[number]):
+                # as a picture does: look at the weights more than once, and let others run in between
+                wrong += sum(not same_bits(weight.detach().clone(), expected[number]) for _ in range(3))
+        return wrong
+
+    with ThreadPoolExecutor(len(mixes)) as pool:
+        assert list(pool.map(work, range(len(mixes)))) == [0, 0, 0]
+
+    bench.assert_mix(c=2.0)
+
+
+def test_threads_that_load_delete_and_mix_leave_the_base(bench: Bench) -> None:
+    file = written(bench.pairs["a"])
+    start = threading.Barrier(3)
+
+    def work(number: int) -> None:
+        start.wait(WAIT)
+        for _ in range(10):
+            name = f"own_{number}"
+            bench.mixer.load_lora_weights(file, name)
+            with bench.mixer.applied({name: 0.5, "b": 1.0}):
+                assert bench.mixer.get_active_adapters() == [name, "b"]
+            bench.mixer.delete_adapters(name)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+
+    assert list(bench.mixer.adapters) == ["a", "b", "c"]
+    bench.mixer.disable_lora()
+    bench.assert_base()
