@@ -82,7 +82,7 @@ class Looking:
     def is_in_parameters(self) -> bool:
         """Whether the whole mix is in the pipeline's parameters, so that ``save_pretrained`` saves it."""
         with self._lock:
-            return not self._stage.has_hooks
+            return self._stage.is_in_parameters
 
     def memory(self) -> MemoryReport:
         """Count the bytes of adapters and kept bases."""

@@ -330,7 +330,7 @@ class LoraMixer(Looking):
         """
         with self._lock:
             choice = saving.choose(
-                self.mix,
+                self.mixes,
                 save_directory_or_path,
                 adapter_names,
                 weights,
@@ -338,19 +338,13 @@ class LoraMixer(Looking):
                 rank=rank,
                 dtype=dtype,
             )
+            unknown = [name for name in choice.mix.names if name not in self._loaded]
+            if unknown:
+                raise self._unknown(unknown, "save_lora_weights")
             components = find_components(self.pipe)
-            self._check_mix(choice.mix, components)
-            gains = self._stage.gains(choice.mix, components)
-            held = {
-                name: saving.hold(
-                    self._loaded[name].info,
-                    self._stage.places(name),
-                    self._stage.merged.held(name),
-                    gains[name],
-                )
-                for name in choice.mix.names
-            }
-            return saving.save(choice, held, components)
+            _check_components(choice.mix, components)
+            infos = {name: self._loaded[name].info for name in choice.mix.names}
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
 
     # --- when others changed the weights -------------------------------------------------------------------------
 

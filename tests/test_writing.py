@@ -174,11 +174,9 @@ def test_an_adapter_read_again_is_the_same(tmp_path, kind, form, dtype):
 
 def _layers(mixer, names):
     return {
-        place: weights
+        (layer.live.component, layer.live.path): layer.weights
         for name in names
-        for place, (_, weights, _, _) in zip(
-            mixer._loaded[name].places, mixer._stage.merged.held(name), strict=True
-        )
+        for layer in mixer._stage.layers(name)
     }
 
 

@@ -49,6 +49,8 @@ def bake(
         raise SaveError(f"{out} is there already and is not an empty folder; name another")
     pipe = load_pipeline(model, "cpu", dtype)
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    if not mixer.mix.is_constant:
+        raise SaveError("the mix changes from step to step, which no model's weights can hold")
     if not mixer.is_in_parameters:
         raise SaveError(
             "the mix has biases for modules that have none, and so does not fit into the model's weights"

@@ -58,6 +58,15 @@ class Stage:
         self.merged.add(name, layers)
         self._layers[name] = layers
 
+    def layers(self, name: str) -> Sequence[BoundLayer]:
+        """Give the layers of an adapter, in the order of ``merged.held``."""
+        return self._layers[name]
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether all that is in effect is in parameters: no side path, no bias on a module without one."""
+        return not self._scenes and not self.merged.has_hooks
+
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:

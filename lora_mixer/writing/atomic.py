@@ -29,6 +29,7 @@ def write_files(writers: Mapping[Path, Callable[[IO[bytes]], None]]) -> tuple[Pa
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "a.txt"
         >>> write_files({path: lambda stream: stream.write(b"x") and None}) == (path,)
         True

@@ -106,7 +106,7 @@ def mixed(
 def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
     """Give a part as it is, or None if it is no pair and has no leaves to keep."""
     place, weights = part.place, part.weights
-    if len(place.shape) < 2 and not part.leaves:
+    if len(place.shape) < 2 and not (keep_leaves and part.leaves):
         return _vector_layer(place, [(part, 1.0)])
     plain = weights.algorithm == "lora"
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_mixer.errors import MixError, SaveError
-from lora_mixer.mixes import Mix
+from lora_mixer.mixes import BlockLayout, Mix
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import as_loaded, mixed
 from lora_mixer.writing.encode import as_dtype
@@ -19,12 +19,12 @@ from lora_mixer.writing.layers import Part, Place
 from lora_mixer.writing.names import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from lora_mixer.adapter import AdapterInfo
-    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.engines import Stage
     from lora_mixer.writing.report import SaveReport
 
 
@@ -67,7 +67,7 @@ class Choice:
 
 
 def choose(
-    present: Mix,
+    present: Sequence[Mix],
     path: Any,
     adapter_names: str | Sequence[str] | None,
     weights: Any,
@@ -80,7 +80,7 @@ def choose(
     Read the arguments of ``save_lora_weights``.
 
     Args:
-        present: The mix in effect.
+        present: The mixes in effect: one, or one for each image of a batch.
         path: Where to.
         adapter_names: One name or several; None is the mix in effect.
         weights: Weights as ``set_adapters`` takes them, or, without names, a mix in any form.
@@ -103,7 +103,9 @@ def choose(
     if names is not None:
         mix = Mix.from_weights(list(names), weights)
     else:
-        mix = present if weights is None else Mix.of(weights)
+        if weights is None and len(present) > 1:
+            raise MixError(f"{len(present)} mixes are in effect, one for each image; say which with weights=")
+        mix = next(iter(present), Mix.of({})) if weights is None else Mix.of(weights)
     if not mix.names:
         raise MixError("there is nothing to save: no adapter is active; name one with adapter_names")
     if not mix.is_constant:
@@ -117,28 +119,38 @@ def choose(
 
 
 def hold(
-    info: AdapterInfo,
-    places: Iterable[tuple[str, str]],
-    layers: Iterable[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]],
-    gains: Sequence[float],
-) -> Held:
+    mix: Mix, infos: Mapping[str, AdapterInfo], stage: Stage, components: Mapping[str, nn.Module]
+) -> dict[str, Held]:
     """
-    Gather an adapter's layers.
+    Gather the layers of a mix's adapters, with the gain of each.
 
     Args:
-        info: Its description.
-        places: Component and path of each layer.
-        layers: Module and tensors of each, with the clean weight and bias that they change.
-        gains: The gain of each.
+        mix: The mix to save.
+        infos: The adapters' descriptions by name.
+        stage: What holds their tensors, and the clean base.
+        components: The pipeline's modules by name.
 
     Returns:
-        The adapter, ready to be written.
+        The adapters by name, ready to be written.
+
+    Raises:
+        MixError: When block weights do not fit the pipeline.
     """
-    parts = [
-        Part(Place(component, path, tuple(base.shape), isinstance(module, nn.Embedding)), weights, base, bias)
-        for (component, path), (module, weights, base, bias) in zip(places, layers, strict=True)
-    ]
-    return Held(info, parts, gains)
+    layouts = {part: BlockLayout.from_module_names(paths) for part, paths in module_paths(components).items()}
+    table = {}
+    for name in mix.names:
+        parts, gains = [], []
+        for layer, (module, weights, base, bias) in zip(
+            stage.layers(name), stage.merged.held(name), strict=True
+        ):
+            live = layer.live
+            embedding = isinstance(module, nn.Embedding)
+            parts.append(
+                Part(Place(live.component, live.path, tuple(base.shape), embedding), weights, base, bias)
+            )
+            gains.append(mix.gain(name, live.component, live.path, layouts.get(live.component)))
+        table[name] = Held(infos[name], parts, gains)
+    return table
 
 
 def save(choice: Choice, held: Mapping[str, Held], components: Mapping[str, nn.Module]) -> SaveReport:
