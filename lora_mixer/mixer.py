@@ -419,8 +419,8 @@ class LoraMixer:
         )
 
 
-def _checked_name(name: str) -> str:
-    if not str(name).strip() or not str(name).isprintable():
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name

@@ -175,9 +175,7 @@ def test_several_named_adapters_in_one_file_are_refused_by_name(sd, sd_base):
     [
         ({"peft_type": "XLORA"}, "PEFT method XLORA"),
         ({"use_qalora": True}, "QA-LoRA"),
-        ({"modules_to_save": ["conv_out"]}, "modules_to_save"),
         ({"layer_replication": [[0, 4]]}, "replicated layers"),
-        ({"trainable_token_indices": [1]}, "trainable tokens"),
     ],
 )
 def test_a_config_that_means_more_than_lora_is_refused_by_name(config, message, sd, sd_base, tmp_path):

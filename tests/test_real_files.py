@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import lora_mixer.mixer
+import lora_mixer.ownership
 from lora_mixer import LoraMixer, read_adapter
 from tests.models import tiny_sd
 from tests.spellings import counted_text, counted_unet
@@ -76,7 +76,7 @@ def unet(width: int, **fields: Any) -> UNet2DConditionModel:
 def _free() -> Iterator[None]:
     """Let a test that failed before it unloaded not keep the others from these models."""
     yield
-    lora_mixer.mixer._owners.clear()
+    lora_mixer.ownership._owners.clear()
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ class Group:
         downs: (rank, in * kernel), likewise.
         places: For every pair, where its gain stands in the list of all gains.
         scales: For every pair, what its gain is multiplied by.
+        peaks: For every pair, the largest magnitude in ``up``; looked up at the first write.
     """
 
     ranks: tuple[int, ...]
@@ -48,6 +49,7 @@ class Group:
     downs: list[torch.Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
 
     def write(self, gains: Sequence[float]) -> None:
         """Write every layer's ``base + sum of gain * scale * up @ down`` into its weight."""
@@ -57,10 +59,10 @@ class Group:
         rows, columns = first.shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
         flat = [gains[place] * scale for place, scale in zip(self.places, self.scales, strict=True)]
-        # A power of two taken out of the gains keeps ``up`` in range; addmm multiplies it back in fp32.
-        power = 2.0 ** max(0, math.frexp(max(map(abs, flat)))[1])
+        power = self._power(flat)
         lossless = all(math.frexp(gain)[0] in (0.5, -0.5) for gain in set(flat))
-        factors = torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(self.ranks * count))
+        factors = torch.tensor([gain / power for gain in flat], dtype=torch.float32)
+        factors = factors.repeat_interleave(torch.tensor(self.ranks * count))
         factors = factors.to(first.device, non_blocking=True)
         size = max(1, _CHUNK // (rank * (rows + columns)))
         for start in range(0, count, size):
@@ -70,7 +72,7 @@ class Group:
             right = torch.cat(self.downs[part]).view(n, rank, columns)
             own = factors[start * rank : (start + n) * rank]
             if lossless:
-                left = (left * own.to(left.dtype)).view(rows, n, rank)
+                left = (left * own).to(left.dtype).view(rows, n, rank)
             else:
                 high, low = split_halves(left.float().mul_(own), left.dtype)
                 left = torch.cat([high.view(rows, n, rank), low.view(rows, n, rank)], dim=2)
@@ -79,6 +81,19 @@ class Group:
                 self.weights[start : start + n], left.unbind(1), right.unbind(0), strict=True
             ):
                 weight.addmm_(up, down, alpha=power)
+
+    def _power(self, flat: Sequence[float]) -> float:
+        """
+        Give the power of two that is taken out of ``up`` times the gains; addmm multiplies it back in fp32.
+
+        It puts the largest of them just below 2^14: fp16 has all its digits there, and a low half all of its own, while
+        the small factors that files have lie where fp16 runs out of digits.
+        """
+        if not self.peaks:
+            norms = torch._foreach_norm(self.ups, math.inf)  # noqa: SLF001
+            self.peaks = [peak if math.isfinite(peak) else 1.0 for peak in torch.stack(norms).tolist()]
+        largest = max(abs(gain) * peak for gain, peak in zip(flat, self.peaks, strict=True))
+        return 2.0 ** (max(math.frexp(largest)[1], -100) - 14)
 
 
 class Groups:

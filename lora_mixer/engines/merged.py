@@ -162,7 +162,11 @@ class MergedEngine:
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        raise_problems(
+            [f"{slot.name}: {reason}" for slot in self._slots() if (reason := unsupported(slot.parameter))]
+        )
         for slot in self._slots():
+            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
             slot.stamp()
         self._plan = _Plan(())
         self._write({})
