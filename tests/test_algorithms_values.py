@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import InvalidAdapterError
+from lora_mixer import InvalidAdapterError, UnsupportedAdapterError
 from tests.layers import close, delta, layer, randn
 
 BASE = randn(6, 4)
@@ -166,3 +166,18 @@ def test_parts_of_different_algorithms_in_one_module_add_up():
     moved = weights.map(lambda tensor: tensor * 0)
     assert delta(moved, BASE).abs().max() == 0
     assert {t.data_ptr() for t in weights.tensors()}.isdisjoint({t.data_ptr() for t in moved.tensors()})
+
+
+@pytest.mark.parametrize(
+    ("leaves", "name"),
+    [
+        (
+            {"lambda_layer": randn(1, 2), "q_layer.weight": randn(2, 4), "p_layer.weight": randn(6, 2)},
+            "T-LoRA",
+        ),
+        ({"oft_r": randn(2, 3, 3)}, "OFT of PEFT before 0.16"),
+    ],
+)
+def test_what_cannot_be_applied_is_refused_by_name(leaves, name):
+    with pytest.raises(UnsupportedAdapterError, match=name):
+        layer(leaves)

@@ -95,9 +95,12 @@ class Sparse(LayerWeights):
             InvalidAdapterError: When a part is missing or a coordinate lies outside.
         """
         indices, values, stored = parts.need("bias_indices", "bias_values", "bias_size")
-        size = tuple(int(n) for n in stored.flatten().tolist())
+        numbers = stored.flatten().tolist()
+        if not all(0 <= n < 2**31 for n in numbers):
+            raise parts.broken(f"a size of {numbers}")
+        size = tuple(int(n) for n in numbers)
         wide = indices.long()
-        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
+        if not size or wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
             raise parts.broken("expected indices (axes, n), values (n,) and one size for each axis")
         limits = torch.tensor(size).unsqueeze(1)
         if ((wide < 0) | (wide >= limits)).any():

@@ -142,4 +142,4 @@ class LowRank(Factored):
         """Give the scaled ``up_bias``."""
         if self.up_bias is None:
             return None
-        return self.up_bias.to(torch.float32 if base is None else base.dtype) * (gain * self.scale)
+        return self.up_bias.flatten().to(torch.float32 if base is None else base.dtype) * (gain * self.scale)
