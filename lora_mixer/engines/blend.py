@@ -2,7 +2,7 @@
 The weight update as pure functions on tensors: W' = W + sum of gain_i * scale_i * up_i @ down_i, rounded once.
 
 Everything is accumulated from a kept base, whatever was set before, so there is no drift and no order of calls: in fp64
-on a CPU, in fp32 on a GPU, where half-precision factors go through the tensor cores, whose accumulators are fp32.
+on a CPU, in fp32 on a GPU.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lora_mixer.algorithms import Factors, LayerWeights
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,3 @@ def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tenso
     exact = None if base is None else base.to(accumulator(base))
     parts = [part for term in terms if (part := term.weights.bias_delta(exact, term.gain)) is not None]
     return torch.stack(parts).sum(0) if parts else None
-
-
-def split_halves(exact: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Write an fp32 tensor as the sum of two half-precision ones.
-
-    The pair carries twice the digits, so a product of halves with fp32 accumulators is as good as one of fp32 factors.
-    """
-    high = exact.to(dtype)
-    return high, (exact - high.float()).to(dtype)

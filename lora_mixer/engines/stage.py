@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.slots import BaseDevice
-    from lora_mixer.mixes import Mix
 
 _START = Step(0, 1, 1000.0)
 _METHODS = ("sum", "switch")
@@ -101,20 +100,6 @@ class Stage:
         except BaseException:
             self._enter(before, components, self._choose(before))
             raise
-
-    def places(self, name: str) -> tuple[tuple[str, str], ...]:
-        """Give component and path of each layer of an adapter."""
-        return tuple((layer.live.component, layer.live.path) for layer in self._layers[name])
-
-    def gains(self, mix: Mix, components: Mapping[str, nn.Module]) -> dict[str, list[float]]:
-        """Give the gain of each layer of each adapter of a mix, at its first step."""
-        setting = Setting((mix,))
-        return self._merged_gains(setting, self._layouts(setting, components), _START, all_parts=True)
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether a part of what is in effect is in no parameter."""
-        return self.merged.has_hooks or self._side.active
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
@@ -355,6 +340,8 @@ class Stage:
                 sample = kwargs.get("sample", kwargs.get("hidden_states", args[0] if args else sample))
                 if not isinstance(sample, torch.Tensor):
                     return
+                if sample.is_cuda and torch.cuda.is_current_stream_capturing():
+                    return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
                 latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
                 look(clock.tick(timestep_of(args, kwargs)), int(sample.shape[0]), latents)
 
