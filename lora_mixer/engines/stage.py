@@ -274,7 +274,7 @@ class Stage:
     def _masks(self, setting: Setting) -> torch.Tensor | None:
         """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
         found = {
-            (i, name): torch.as_tensor(mask.load(), dtype=torch.float32)
+            (i, name): torch.tensor(mask.load(), dtype=torch.float32)
             for i, mix in enumerate(setting.mixes)
             for name in mix.names
             if (mask := mix[name].mask) is not None
