@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_mixer import __version__
+from lora_mixer.cli._demo import demo
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._terminal import print_error
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect)
 app.command("generate")(generate)
+app.command("demo")(demo)
 
 
 def _version(*, wanted: bool) -> None:
