@@ -47,9 +47,7 @@ def demo(
     *,
     out: Annotated[str, typer.Option(help="Where to write the sheet, a .png path.")] = "demo.png",
     seed: Annotated[int, typer.Option(min=0, help="Of the first row; the next have the next.")] = 0,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Of every picture; 20 look a little cleaner and take longer.")
-    ] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Of every picture; 20 look cleaner and take longer.")] = 8,
     subjects: Annotated[
         str, typer.Option(help="What to draw, with commas between: one row each.")
     ] = SUBJECTS,

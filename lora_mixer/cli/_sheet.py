@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 GAP = 4
-TEXT_SIZE = 20
+TEXT_SIZE = 18
 _LINE = 24
 _PAPER = (255, 255, 255)
 _INK = (34, 34, 34)
