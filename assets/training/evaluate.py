@@ -11,6 +11,7 @@ Writes assets/demo/figures.json, the adapters' previews, and FOLDER/sheet.png.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ from distance import mean_distance, nearest_distance
 from merge import Merged
 from PIL import Image
 from styles import STYLES
-import itertools
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 

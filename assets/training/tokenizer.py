@@ -5,6 +5,7 @@ python tokenizer.py sprites.npz OUT_FOLDER
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -14,7 +15,6 @@ import numpy as np
 from adapters import ADAPTERS
 from mascot import TRIGGER
 from subjects import BACKGROUNDS, COLOURS
-import itertools
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 24
