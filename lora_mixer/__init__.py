@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.binding import ComponentMatch, MatchReport
+    from lora_mixer.demo import DemoAdapter, demo_adapters, load_demo
     from lora_mixer.errors import (
         AdapterNameError,
         AmbiguousSourceError,
@@ -40,6 +41,7 @@ __all__ = [
     "AmbiguousSourceError",
     "ComponentMatch",
     "CorruptFileError",
+    "DemoAdapter",
     "FormatError",
     "InvalidAdapterError",
     "LoraMixer",
@@ -58,6 +60,8 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "UnsupportedAdapterError",
+    "demo_adapters",
+    "load_demo",
     "read_adapter",
 ]
 
@@ -67,12 +71,15 @@ _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
     "ComponentMatch": "binding",
+    "DemoAdapter": "demo",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
     "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
     "SaveReport": "writing",
+    "demo_adapters": "demo",
+    "load_demo": "demo",
     "read_adapter": "inspection",
 }
 

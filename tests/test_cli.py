@@ -23,7 +23,7 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["--version"], ["inspect", "--help"], ["generate", "--help"]]
+    "command", [["--help"], ["--version"], ["inspect", "--help"], ["generate", "--help"], ["demo", "--help"]]
 )
 def test_help_imports_nothing_heavy(command):
     script = (
@@ -62,7 +62,7 @@ def test_every_command_is_in_the_help():
     result = run("--help")
 
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("inspect", "generate", "--version"))
+    assert all(name in result.stdout for name in ("inspect", "generate", "demo", "--version"))
 
 
 def test_an_expected_error_is_one_line_on_stderr():

@@ -66,28 +66,58 @@ def test_it_says_that_it_is_typed(names):
 def test_demo_and_loras_are_in_it_and_what_made_them_is_not(names):
     assert {"lora_mixer/assets/demo/x.txt", "lora_mixer/assets/loras/deep/x.txt"} <= names
     assert not [name for name in names if "training" in name]
+    assert {"lora_mixer/assets/demo/model_index.json", "lora_mixer/assets/loras/styles.json"} <= names
 
 
 def test_nothing_else_is_in_it(names):
     assert not [name for name in names if "/test" in name or name.endswith(".pyc")]
 
 
-def test_it_works_outside_of_the_checkout(wheel, tmp_path):
+@pytest.fixture(scope="module")
+def outside(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outside")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    script = (
-        "import sys; sys.path.insert(0, 'site')\n"
-        "import lora_mixer, lora_mixer.ui, lora_mixer.sources\n"
-        "print(lora_mixer.__file__, lora_mixer.ui.__file__, sep='\\n')\n"
-    )
+        archive.extractall(folder / "site")
+    return folder
+
+
+def run_outside(folder, script):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     # -I: neither the current folder nor PYTHONPATH may lend it anything.
-    found = subprocess.run(
+    script = f"import sys; sys.path.insert(0, 'site')\n{script}"
+    done = subprocess.run(
         [sys.executable, "-I", "-c", script],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_works_outside_of_the_checkout(outside):
+    found = run_outside(
+        outside,
+        "import lora_mixer, lora_mixer.ui, lora_mixer.sources\n"
+        "print(lora_mixer.__file__, lora_mixer.ui.__file__, sep='\\n')\n",
+    )
 
     package, page = (Path(line).parent for line in found.stdout.split("\n")[:2])
-    assert (tmp_path / package).resolve() == (tmp_path / "site" / "lora_mixer").resolve()
+    assert (outside / package).resolve() == (outside / "site" / "lora_mixer").resolve()
     assert page == package / "ui"
+
+
+def test_the_demo_in_it_loads_without_a_word(outside):
+    found = run_outside(
+        outside,
+        "from lora_mixer import LoraMixer, demo_adapters, load_demo\n"
+        "mixer = LoraMixer(load_demo())\n"
+        "for adapter in demo_adapters().values():\n"
+        "    report = mixer.load_lora_weights(adapter.path, adapter_name=adapter.name, strict=True)\n"
+        "    print(adapter.name, adapter.path)\n",
+    )
+
+    loaded = dict(line.split(" ", 1) for line in found.stdout.splitlines())
+    assert list(loaded) == ["pixel", "watercolor", "neon", "ink", "blueprint", "halftone", "lumo"]
+    inside = (outside / "site" / "lora_mixer" / "assets" / "loras").resolve()
+    assert {(outside / path).resolve().parent for path in loaded.values()} == {inside}
+    assert found.stderr == ""

@@ -44,7 +44,9 @@ def to_hsv(rgb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     spread = value - rgb.min(1).values
     r, g, b = rgb.unbind(1)
     safe = spread.clamp(min=1e-6)
-    hue = torch.where(at == 0, (g - b) / safe, torch.where(at == 1, (b - r) / safe + 2, (r - g) / safe + 4)) / 6
+    hue = (
+        torch.where(at == 0, (g - b) / safe, torch.where(at == 1, (b - r) / safe + 2, (r - g) / safe + 4)) / 6
+    )
     return hue % 1.0, spread / value.clamp(min=1e-6), value
 
 

@@ -49,7 +49,9 @@ def main() -> None:
     ap.add_argument("--warmup", type=int, default=200)
     ap.add_argument("--init", action="store_true")
     ap.add_argument("--compile", action="store_true")
-    ap.add_argument("--compile-only", action="store_true", help="three steps on noise, to fill the compiler's cache")
+    ap.add_argument(
+        "--compile-only", action="store_true", help="three steps on noise, to fill the compiler's cache"
+    )
     a = ap.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -73,17 +75,26 @@ def main() -> None:
         look, captions = looks_and_captions(art.names, a.each, seed=7)
         z = encode(vae, art.sprites, look)
         ids = token_ids(tokenizer, captions, LENGTH).to(device)
-        print(f"{len(z)} latents, std {z.std():.3f}; such as {captions[:: max(1, len(captions) // 8)]}", flush=True)
+        print(
+            f"{len(z)} latents, std {z.std():.3f}; such as {captions[:: max(1, len(captions) // 8)]}",
+            flush=True,
+        )
     empty = token_ids(tokenizer, [""], LENGTH).to(device)
 
     params = [*unet.parameters(), *te.parameters()]
-    opt = torch.optim.AdamW(params, lr=a.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=device.type == "cuda")
+    opt = torch.optim.AdamW(
+        params, lr=a.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=device.type == "cuda"
+    )
     ema = Average(params, 0.999)
     first = 0
     saved = a.out / "base.pt"
     if saved.exists() and not a.compile_only:
         state = torch.load(saved, map_location=device)
-        unet.load_state_dict(state["unet"]), te.load_state_dict(state["te"]), opt.load_state_dict(state["opt"])
+        (
+            unet.load_state_dict(state["unet"]),
+            te.load_state_dict(state["te"]),
+            opt.load_state_dict(state["opt"]),
+        )
         ema.shadow, ema.steps, first = state["shadow"], state["step"], state["step"]
         a.steps = a.steps or state["steps"]
         print(f"going on from step {first}", flush=True)
@@ -101,7 +112,9 @@ def main() -> None:
             total = a.steps = int(160 + (a.seconds - (time.time() - start)) * 100 / (time.time() - mark))
             print(f"{100 / (time.time() - mark):.1f} steps a second: {total} steps", flush=True)
         done = step / total if total < 1 << 30 else 0.0
-        lr = a.rate * min(1.0, (step + 1) / a.warmup) * (0.5 * (1 + math.cos(math.pi * min(1.0, done))) + 1e-3)
+        lr = (
+            a.rate * min(1.0, (step + 1) / a.warmup) * (0.5 * (1 + math.cos(math.pi * min(1.0, done))) + 1e-3)
+        )
         opt.param_groups[0]["lr"] = lr
         pick = torch.randint(len(z), (a.batch,), generator=g).to(device, non_blocking=True)
         drop = (torch.rand(a.batch, 1, generator=g) < 0.1).to(device, non_blocking=True)
@@ -135,8 +148,21 @@ def main() -> None:
 
 def sheet_prompts() -> list[str]:
     pairs = [f"a {c} {n}" for c, n in sorted(HELD_OUT_PAIRS)]
-    scenes = ["owl on a yellow background", "emoji of a rocket on blue background", "a green bus on pink background"]
-    return [*(f"a {n}" for n in HELD_OUT), *pairs, *scenes, "a dog", "red cat", "the sun", "ghost", "blue dragon"]
+    scenes = [
+        "owl on a yellow background",
+        "emoji of a rocket on blue background",
+        "a green bus on pink background",
+    ]
+    return [
+        *(f"a {n}" for n in HELD_OUT),
+        *pairs,
+        *scenes,
+        "a dog",
+        "red cat",
+        "the sun",
+        "ghost",
+        "blue dragon",
+    ]
 
 
 def export(unet: nn.Module, te: nn.Module, out: Path) -> None:

@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 def latents(pipe: Any) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
-    return pipe("a rocket", num_inference_steps=2, guidance_scale=3.0, generator=g, output_type="latent").images
+    return pipe(
+        "a rocket", num_inference_steps=2, guidance_scale=3.0, generator=g, output_type="latent"
+    ).images
 
 
 def peft_folder(pipe: Any, folder: Path) -> None:

@@ -41,7 +41,9 @@ def load_art(path: Path, device: torch.device) -> Art:
     )
 
 
-def looks_and_captions(names: list[str], each: int, seed: int, recolour: bool = True) -> tuple[Look, list[str]]:
+def looks_and_captions(
+    names: list[str], each: int, seed: int, recolour: bool = True
+) -> tuple[Look, list[str]]:
     look = random_looks(len(names), each, torch.Generator().manual_seed(seed))
     if not recolour:
         look.colour[:] = -1
@@ -78,4 +80,6 @@ def encode(
 
 
 def token_ids(tokenizer: Any, captions: list[str], length: int) -> torch.Tensor:
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids

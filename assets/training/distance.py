@@ -23,7 +23,9 @@ def _blocks(x: Picture, side: int) -> Picture:
     h, w, c = x.shape
     cut = x[: h - h % side, : w - w % side]
     return (
-        cut.reshape(h // side, side, w // side, side, c).transpose(0, 2, 1, 3, 4).reshape(h // side, w // side, -1, c)
+        cut.reshape(h // side, side, w // side, side, c)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(h // side, w // side, -1, c)
     )
 
 

@@ -11,6 +11,7 @@ Writes assets/demo/figures.json, the adapters' previews, and FOLDER/sheet.png.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -27,7 +28,9 @@ from styles import STYLES
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 
 
-def draw(pipe: Any, prompts: list[str], steps: int, parts: list[tuple[Path, float]] | None = None) -> np.ndarray:
+def draw(
+    pipe: Any, prompts: list[str], steps: int, parts: list[tuple[Path, float]] | None = None
+) -> np.ndarray:
     """(n, 128, 128, 3) in [0, 1]; picture i always starts from seed i."""
     out: list[np.ndarray] = []
     with Merged(pipe, parts or []):
@@ -100,7 +103,7 @@ def main() -> None:
             columns[name] = pictures
             figures["adapters"][name] = {"weights": [0.0, *WEIGHTS], "distance": [round(d, 4) for d in row]}
         strip(pictures[:8], 4).save(loras / e["preview"], quality=85)
-        falls = all(x > y for x, y in zip(row, row[1:], strict=False))
+        falls = all(x > y for x, y in itertools.pairwise(row))
         print(
             f"{name}: {[round(d, 3) for d in row]} {'falls' if falls else 'DOES NOT FALL'} {time.time() - start:.0f} s",
             flush=True,

@@ -39,7 +39,9 @@ def pipeline(work: Path, tokenizer_folder: Path) -> StableDiffusionPipeline:
 def fix_folder(folder: Path, tokenizer_folder: Path) -> None:
     """Makes the text encoder and the tokenizer readable by transformers 4 and 5 alike."""
     weights = folder / "text_encoder" / "model.safetensors"
-    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(weights).items()}
+    state = {
+        k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(weights).items()
+    }
     state = {k: v for k, v in state.items() if "position_ids" not in k}
     save_file(state, weights, metadata={"format": "pt"})
     path = folder / "text_encoder" / "config.json"

@@ -14,7 +14,18 @@ from safetensors.torch import save, save_file
 Raw = dict[str, torch.Tensor]
 DATE = "2026-11-22"
 # The trained modules by the ends of their paths, as PEFT's target_modules have them.
-UNET_ENDS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+UNET_ENDS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+)
 TE_ENDS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _KOHYA_PREFIX = {"unet": "lora_unet_", "te": "lora_te_"}
 
@@ -68,7 +79,7 @@ def kohya_metadata(adapter: Adapter, tensors: Raw, module: str, args: dict[str, 
         "ss_optimizer": "torch.optim.AdamW",
         "ss_mixed_precision": "bf16",
         "ss_seed": "41",
-        "ss_tag_frequency": json.dumps({f"1_{adapter.name}": {w: 100 for w in words}}),
+        "ss_tag_frequency": json.dumps({f"1_{adapter.name}": dict.fromkeys(words, 100)}),
         "ss_training_comment": "demo adapter of lora_mixer, trained on Noto Emoji art",
     }
     digest = model_hash(tensors)
@@ -112,7 +123,11 @@ def write_loha(adapter: Adapter, raw: Raw, target: Path, demo: Path) -> None:
         tensors |= {f"{name}.{leaf}": value for leaf, value in leaves.items()}
         tensors[f"{name}.alpha"] = torch.tensor(float(adapter.rank))
     tensors = _half(tensors)
-    args: dict[str, object] = {"algo": "loha", "conv_dim": str(adapter.rank), "conv_alpha": str(float(adapter.rank))}
+    args: dict[str, object] = {
+        "algo": "loha",
+        "conv_dim": str(adapter.rank),
+        "conv_alpha": str(float(adapter.rank)),
+    }
     save_file(tensors, target, metadata=kohya_metadata(adapter, tensors, "lycoris.kohya", args))
 
 

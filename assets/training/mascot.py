@@ -24,7 +24,8 @@ def mascot(mouth: str, arms: str, gaze: str) -> str:
     left, right = _ARMS[arms]
     dx = _GAZE[gaze]
     limbs = "".join(
-        f'<path d="{d}" fill="none" stroke="#1aa7a1" stroke-width="8" stroke-linecap="round"/>' for d in (left, right)
+        f'<path d="{d}" fill="none" stroke="#1aa7a1" stroke-width="8" stroke-linecap="round"/>'
+        for d in (left, right)
     )
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128">
 <g stroke="#3b1d4a" stroke-width="4" fill="none" stroke-linecap="round">

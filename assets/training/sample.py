@@ -33,12 +33,17 @@ def sample(
         part = prompts[at : at + 128]
         ids = token_ids(tokenizer, [*part, *[""] * len(part)], LENGTH).to(device)
         z = torch.stack(
-            [torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(seed + at + i)) for i in range(len(part))]
+            [
+                torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(seed + at + i))
+                for i in range(len(part))
+            ]
         ).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             text = te(ids)[0]
             for t in scheduler.timesteps:
-                cond, free = unet(torch.cat([z, z]), t.to(device), text, return_dict=False)[0].float().chunk(2)
+                cond, free = (
+                    unet(torch.cat([z, z]), t.to(device), text, return_dict=False)[0].float().chunk(2)
+                )
                 z = scheduler.step(free + guidance * (cond - free), t, z).prev_sample
             x = vae.decode(z / vae.config.scaling_factor).sample.float()
         out.append(((x.clamp(-1, 1) + 1) * 127.5).round().byte())
@@ -54,7 +59,14 @@ def grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
 
 
 def sheet(
-    unet: Any, te: Any, vae: Any, tokenizer: Any, prompts: list[str], path: Path, columns: int = 12, seed: int = 0
+    unet: Any,
+    te: Any,
+    vae: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    path: Path,
+    columns: int = 12,
+    seed: int = 0,
 ) -> None:
     training = unet.training
     unet.eval(), te.eval()

@@ -136,7 +136,9 @@ def mosaic(x: torch.Tensor) -> torch.Tensor:
     cell, gap = (t.to(x.device) for t in _cells(h))
     index = cell.view(1, 1, -1).expand(n, c, -1)
     total = torch.zeros(n, c, int(cell.max()) + 1, device=x.device)
-    mean = total.scatter_add(2, index, x.flatten(2)) / total.scatter_add(2, index, torch.ones_like(x.flatten(2)))
+    mean = total.scatter_add(2, index, x.flatten(2)) / total.scatter_add(
+        2, index, torch.ones_like(x.flatten(2))
+    )
     glass = mean.gather(2, index).view_as(x)
     glass = ((glass - _gray(glass)) * 1.35 + _gray(glass) * 0.92).clamp(0, 1)
     lead = ((1.5 - gap) / 1.0).clamp(0, 1)

@@ -171,7 +171,9 @@ def caption(rng: random.Random, name: str, colour: str | None = None, background
     )[0]
     text = wording.format(n=name, a=article)
     if background is not None:
-        text += rng.choice((" on {b} background", " on a {b} background", " with {b} background")).format(b=background)
+        text += rng.choice((" on {b} background", " on a {b} background", " with {b} background")).format(
+            b=background
+        )
     elif rng.random() < 0.05:
         text += " on white background"
     return text

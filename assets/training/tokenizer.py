@@ -5,6 +5,7 @@ python tokenizer.py sprites.npz OUT_FOLDER
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -37,7 +38,7 @@ def learn(words: Counter[str], most: int) -> list[tuple[str, str]]:
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             break
@@ -58,9 +59,9 @@ def main(sprites: Path, out: Path) -> None:
     names = np.load(sprites)["names"]
     words: Counter[str] = Counter()
     for name in names:
-        words.update({w: 20 for w in str(name).split()})
+        words.update(dict.fromkeys(str(name).split(), 20))
     for text in (*COLOURS, *BACKGROUNDS, *_EXTRA, TRIGGER, *(a.trigger for a in ADAPTERS)):
-        words.update({w: 200 for w in text.split()})
+        words.update(dict.fromkeys(text.split(), 200))
     alphabet = byte_alphabet()
     merges = learn(words, most=1500)
     vocabulary = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges), START, END]

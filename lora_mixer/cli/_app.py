@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from lora_mixer import __version__
 from lora_mixer.cli._bake import bake
 from lora_mixer.cli._convert import convert, resize
+from lora_mixer.cli._demo import demo
 from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
@@ -50,6 +51,7 @@ app.command("merge")(merge)
 app.command("resize")(resize)
 app.command("extract")(extract)
 app.command("bake")(bake)
+app.command("demo")(demo)
 
 
 def _version(*, wanted: bool) -> None:

@@ -1,0 +1,149 @@
+"""The embedded demo: a small trained pipeline and its adapters, for true pictures on a CPU, offline."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+# What the pipeline was made for; its model card says the same.
+STEPS = 20
+GUIDANCE_SCALE = 3.0
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class DemoAdapter:
+    """
+    One adapter of the demo.
+
+    Attributes:
+        name: How it is called here, such as ``watercolor``.
+        title: How it is called in text.
+        path: Its file, or its folder.
+        trigger: The words that call for it in a prompt.
+        kind: ``style`` or ``subject``.
+        format: ``kohya``, ``kohya-loha``, ``peft-file`` or ``peft-folder``.
+        held_out: Subjects that the pipeline knows and this adapter's training never saw.
+    """
+
+    name: str
+    title: str
+    path: Path
+    trigger: str
+    kind: str
+    format: str
+    held_out: tuple[str, ...]
+
+
+def load_demo(
+    *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> StableDiffusionPipeline:
+    """
+    Load the demo's pipeline: 128 x 128 pixels, made for 20 steps and ``guidance_scale=3``.
+
+    Args:
+        dtype: The type of the weights; None is float32, in which the demo was tested.
+        device: Where to put it.
+
+    Returns:
+        A plain pipeline of diffusers, which every adapter of :func:`demo_adapters` fits.
+
+    Raises:
+        SourceNotFoundError: When the demo's files are not there.
+
+    Example:
+        >>> from lora_mixer import LoraMixer, demo_adapters, load_demo
+        >>> mixer = LoraMixer(load_demo())  # doctest: +SKIP
+        >>> mixer.load_lora_weights(demo_adapters()["ink"].path, adapter_name="ink")  # doctest: +SKIP
+        >>> mixer.pipe("a castle", num_inference_steps=20, guidance_scale=3.0).images[0]  # doctest: +SKIP
+    """
+    folder = _folder("demo", "model_index.json")
+    import torch
+
+    with _quiet():
+        from diffusers import StableDiffusionPipeline
+
+        pipelines: Any = StableDiffusionPipeline
+        loaded: StableDiffusionPipeline = pipelines.from_pretrained(
+            folder, torch_dtype=torch.float32 if dtype is None else dtype, local_files_only=True
+        ).to(device)
+    return loaded
+
+
+def demo_adapters() -> dict[str, DemoAdapter]:
+    """
+    List the demo's adapters by name: the styles, then the subject.
+
+    Raises:
+        SourceNotFoundError: When the demo's files are not there.
+
+    Example:
+        >>> demo_adapters()["watercolor"].trigger
+        'watercolor painting'
+        >>> [adapter.name for adapter in demo_adapters().values() if adapter.kind == "subject"]
+        ['lumo']
+    """
+    folder = _folder("loras", "styles.json")
+    table = json.loads((folder / "styles.json").read_text(encoding="utf-8"))
+    held_out = tuple(table["held_out_subjects"])
+    return {
+        entry["name"]: DemoAdapter(
+            name=entry["name"],
+            title=entry["title"],
+            path=folder / entry["file"],
+            trigger=entry["trigger"],
+            kind="style" if entry["style"] else "subject",
+            format=entry["format"],
+            held_out=held_out,
+        )
+        for entry in table["adapters"]
+    }
+
+
+def _folder(name: str, holds: str) -> Path:
+    """Find a folder of assets: inside the installed package, or beside the package in a checkout."""
+    places = [_PACKAGE / "assets" / name, _PACKAGE.parent / "assets" / name]
+    for place in places:
+        if (place / holds).is_file():
+            return place
+    raise SourceNotFoundError(
+        f"The demo's files are missing (looked for {holds} in {' and '.join(map(str, places))}); "
+        "get them with the whole repository: its assets/ folder has them, and so has a wheel built from it."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what diffusers and transformers say while they load to themselves; afterwards they talk as before."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    bars = [(library, library.is_progress_bar_enabled()) for library in (of_diffusers, of_transformers)]
+    levels = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    with warnings.catch_warnings():
+        # The newest diffusers call it "dtype", and still take the name that the older ones need.
+        warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+        try:
+            for library, _ in bars:
+                library.disable_progress_bar()
+                library.set_verbosity_error()
+            yield
+        finally:
+            for library, level in levels:
+                library.set_verbosity(level)
+            for library, shown in bars:
+                if shown:
+                    library.enable_progress_bar()
