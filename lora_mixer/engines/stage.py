@@ -124,10 +124,12 @@ class Stage:
             raise MixError(msg)
         by_place = len(mixes) > 1 or any(mix[name].mask is not None for mix in mixes for name in mix.names)
         moving = any(not mix.is_constant for mix in mixes)
-        dense = self._dense(setting.names)
+        if not by_place and not moving and setting.engine != "side":
+            return "merged"
         if by_place and setting.engine == "merged":
             msg = "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
             raise MixError(msg)
+        dense = self._dense(setting.names)
         if dense and (by_place or setting.engine == "side"):
             shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
             msg = (
@@ -137,8 +139,6 @@ class Stage:
             raise MixError(msg)
         if by_place or setting.engine == "side":
             return "side"
-        if not moving:
-            return "merged"
         return "steps" if setting.engine == "merged" or dense else "side"
 
     def _dense(self, names: Sequence[str]) -> dict[str, str]:
