@@ -144,6 +144,15 @@ def measure(  # noqa: PLR0915 -- one table, one process
                 out[f"ours step as the same graph, {count} adapters, x base"] = step_ratio(
                     clock, mixer, replay
                 )
+        mixer.set_mix(dict(zip(names[:4], weights[:4], strict=True)), engine="side")
+        out["ours side path, 4 adapters, x base"] = step_ratio(clock, mixer, step)
+        if device == "cuda":
+            mixer.enable_lora()
+            beside = captured(step)
+            out["ours side path as a graph, 4 adapters, x base graph"] = (
+                clock.median(beside) / out["base step as a CUDA graph s"]
+            )
+            del beside
         turn = iter(range(10**9))
         out["ours switch of one style s"] = clock.median(
             lambda: mixer.set_adapters(names[next(turn) % 8], 0.8)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         MixError,
         NotAnAdapterError,
         PipelineStateError,
+        SaveError,
         SourceError,
         SourceNotFoundError,
         UnsupportedAdapterError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,8 @@ __all__ = [
     "NotAnAdapterError",
     "PartialMatchWarning",
     "PipelineStateError",
+    "SaveError",
+    "SaveReport",
     "SourceError",
     "SourceNotFoundError",
     "UnsupportedAdapterError",
@@ -73,6 +77,7 @@ _MODULES = {
     "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
+    "SaveReport": "writing",
     "demo_adapters": "demo",
     "load_demo": "demo",
     "read_adapter": "inspection",

@@ -117,6 +117,21 @@ class Adapter:
         for layer in self.layers:
             yield from layer.weights.tensors()
 
+    def limited(self, rank: int) -> Adapter:
+        """
+        Give the adapter with at most ``rank`` ranks in each low-rank pair, the first ones.
+
+        That is what DyLoRA trains for (arXiv:2210.07558); of an ordinary LoRA it keeps an arbitrary part.
+
+        Raises:
+            ValueError: When ``rank`` is not positive.
+        """
+        if rank < 1:
+            raise ValueError(f"max_rank must be 1 or more, got {rank}")
+        layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
+        ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
+        return dataclasses.replace(self, layers=layers, info=dataclasses.replace(self.info, ranks=ranks))
+
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Adapter:
         """Give the adapter with every tensor replaced by ``move`` of it."""
         return dataclasses.replace(self, layers=tuple(layer.map(move) for layer in self.layers))

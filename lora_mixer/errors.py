@@ -12,6 +12,7 @@ Every error that the package raises on purpose.
     │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
     ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
+    ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
     └── MissingExtraError       an optional package is not installed (also an ImportError)
@@ -64,6 +65,10 @@ class InvalidAdapterError(FormatError):
 
 class MatchError(LoraMixerError, ValueError):
     """The adapter does not fit this pipeline, or ``strict=True`` asked for a full match."""
+
+
+class SaveError(LoraMixerError, ValueError):
+    """What was asked for cannot be written: the format has no place for it, or the disk refuses."""
 
 
 class AdapterNameError(LoraMixerError, ValueError):

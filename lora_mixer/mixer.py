@@ -6,8 +6,6 @@ import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
@@ -15,30 +13,27 @@ from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, 
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.memory import MemoryReport, paused_gc
+from lora_mixer.looking import Loaded, Looking
+from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
+from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from torch import nn
 
-    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.writing import SaveReport
 
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    info: AdapterInfo
-    report: MatchReport
-
-
-class LoraMixer:
+class LoraMixer(Looking):
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 
@@ -79,7 +74,7 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
         self._stage = Stage(pipe, keep_base)
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._held = BASE
         self._enabled = True
         self._lock = threading.RLock()
@@ -103,6 +98,7 @@ class LoraMixer:
         hotswap: bool = False,
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
+        max_rank: int | None = None,
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -122,6 +118,7 @@ class LoraMixer:
             hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
+            max_rank: Use the first ranks only, as DyLoRA files are made for.
 
         Returns:
             What was matched and what was not; print it.
@@ -160,6 +157,8 @@ class LoraMixer:
             claim(self, components.values())
             with paused_gc():
                 adapter = read(source, name=name)
+                if max_rank is not None:
+                    adapter = adapter.limited(max_rank)
                 binding = bind(adapter, components, name, component=component)
                 report = binding.report
                 if strict and not report.complete:
@@ -168,7 +167,7 @@ class LoraMixer:
                 layers = settle(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                self._swap_in(name, _Loaded(adapter.info, report), layers, hotswap=hotswap)
+                self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -293,55 +292,59 @@ class LoraMixer:
                 del self._loaded[name]
                 self._stage.remove(name)
 
-    # --- looking -----------------------------------------------------------------------------------------------
+    # --- writing -----------------------------------------------------------------------------------------------
 
-    def get_active_adapters(self) -> list[str]:
-        """List the names in effect, in the order given to ``set_adapters``; none while disabled."""
-        with self._lock:
-            return list(self._held.names) if self._enabled else []
-
-    def get_list_adapters(self) -> dict[str, list[str]]:
-        """List the loaded adapters of each component that has any."""
-        with self._lock:
-            table: dict[str, list[str]] = {}
-            for name, loaded in self._loaded.items():
-                for part in loaded.report.components:
-                    if part.matched:
-                        table.setdefault(part.component, []).append(name)
-            return table
-
-    @property
-    def adapters(self) -> Mapping[str, AdapterInfo]:
-        """What is loaded, by name: source, format, base family, ranks, sizes, hashes, trigger words, metadata."""
-        with self._lock:
-            return MappingProxyType({name: loaded.info for name, loaded in self._loaded.items()})
-
-    @property
-    def reports(self) -> Mapping[str, MatchReport]:
-        """The report of each load, by adapter name."""
-        with self._lock:
-            return MappingProxyType({name: loaded.report for name, loaded in self._loaded.items()})
-
-    @property
-    def mix(self) -> Mix:
+    def save_lora_weights(
+        self,
+        save_directory_or_path: Any,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        format: str = "diffusers",  # noqa: A002 -- the word for it
+        rank: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        weights: Any = None,
+    ) -> SaveReport:
         """
-        The mix in effect: empty while disabled or when nothing is active.
+        Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
 
-        Where each image of a batch has its own, this is the first; :attr:`mixes` has all.
+        Args:
+            save_directory_or_path: A ``.safetensors`` file, or a folder. PEFT's format is always a folder, with one
+                folder per component inside where there are several.
+            adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
+                become one adapter; the mix in effect when None.
+            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            rank: The rank to cut to; None is exact, at the sum of the ranks.
+            dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
+            weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
+
+        Returns:
+            The files, and what the rank left out of each layer.
+
+        Raises:
+            AdapterNameError: When a name is unknown.
+            MixError: When there is nothing to save, or the mix changes from step to step.
+            SaveError: When the format or the disk cannot take it; what was there before is still there.
+
+        Example:
+            >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
-        return next(iter(self.mixes), Mix.of({}))
-
-    @property
-    def mixes(self) -> tuple[Mix, ...]:
-        """The mixes in effect: one for all images, or one for each prompt of a batch."""
         with self._lock:
-            return self._held.mixes if self._enabled else ()
-
-    def memory(self) -> MemoryReport:
-        """Count the bytes of adapters and kept bases."""
-        with self._lock:
-            sizes = {name: loaded.info.bytes for name, loaded in self._loaded.items()}
-            return MemoryReport(sizes, self._stage.merged.base_bytes(), self._keep_base)
+            choice = saving.choose(
+                self.mixes,
+                save_directory_or_path,
+                adapter_names,
+                weights,
+                format=format,
+                rank=rank,
+                dtype=dtype,
+            )
+            unknown = [name for name in choice.mix.names if name not in self._loaded]
+            if unknown:
+                raise self._unknown(unknown, "save_lora_weights")
+            components = find_components(self.pipe)
+            _check_components(choice.mix, components)
+            infos = {name: self._loaded[name].info for name in choice.mix.names}
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
 
     # --- when others changed the weights -------------------------------------------------------------------------
 
@@ -363,20 +366,23 @@ class LoraMixer:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _apply(self, wanted: Setting) -> None:
-        unknown = [name for name in wanted.names if name not in self._loaded]
+    def _check_mix(self, mix: Mix, components: Mapping[str, nn.Module]) -> None:
+        unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
+        _check_components(mix, components)
+
+    def _apply(self, wanted: Setting) -> None:
         components = find_components(self.pipe)
         for mix in wanted.mixes:
-            _check_components(mix, components)
+            self._check_mix(mix, components)
         try:
             self._stage.apply(wanted, components)
         except MixLostError:
             self._enabled = False
             raise
 
-    def _swap_in(self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
+    def _swap_in(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
         """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
         spare = f"{name}\n"  # no adapter can be called so: names are printable
@@ -415,8 +421,8 @@ class LoraMixer:
         )
 
 
-def _checked_name(name: str) -> str:
-    if not str(name).strip() or not str(name).isprintable():
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name

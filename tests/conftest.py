@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,14 @@ import pytest
 import torch
 
 import lora_mixer
+from lora_mixer import ownership
+from tests.models import tiny_sd, tiny_sdxl
+from tests.weights import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -43,3 +52,33 @@ def shared_data() -> Path:
             pytest.fail(f"{reason}. CI must not skip it.")
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd_base() -> tuple[StableDiffusionPipeline, Snapshot]:
+    pipe = tiny_sd()
+    return pipe, Snapshot.of(pipe)
+
+
+@pytest.fixture(scope="session")
+def sdxl_base() -> tuple[StableDiffusionXLPipeline, Snapshot]:
+    pipe = tiny_sdxl()
+    return pipe, Snapshot.of(pipe)
+
+
+@pytest.fixture
+def sd(sd_base: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiffusionPipeline]:
+    """A small SD 1.x pipeline, shared by tests; put back after each, whatever it left behind."""
+    pipe, clean = sd_base
+    yield pipe
+    ownership._owners.clear()  # of a test that failed before it unloaded
+    clean.put_back(pipe)
+
+
+@pytest.fixture
+def sdxl(sdxl_base: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[StableDiffusionXLPipeline]:
+    """A small SDXL pipeline, shared by tests; put back after each, whatever it left behind."""
+    pipe, clean = sdxl_base
+    yield pipe
+    ownership._owners.clear()  # of a test that failed before it unloaded
+    clean.put_back(pipe)

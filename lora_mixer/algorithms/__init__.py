@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.base import Factors, LayerWeights, Parts
 from lora_mixer.algorithms.boft import BOFT, PeftBOFT
+from lora_mixer.algorithms.c3a import C3A
 from lora_mixer.algorithms.combined import Sparse, Stack
+from lora_mixer.algorithms.delora import DeLoRA
 from lora_mixer.algorithms.dora import Dora
 from lora_mixer.algorithms.full import Full, Norm
 from lora_mixer.algorithms.glora import GLoRA
+from lora_mixer.algorithms.hira import HiRA
 from lora_mixer.algorithms.hra import HRA
 from lora_mixer.algorithms.ia3 import IA3
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
 from lora_mixer.algorithms.lora import LowRank
+from lora_mixer.algorithms.miss import MiSS
 from lora_mixer.algorithms.oft import OFT
 from lora_mixer.algorithms.oft_peft import PeftOFT
 from lora_mixer.algorithms.values import Tokens, Values
@@ -43,6 +47,11 @@ ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
     "oft_peft": PeftOFT.from_parts,
     "boft_peft": PeftBOFT.from_parts,
     "hra": HRA.from_parts,
+    "hira": HiRA.from_parts,
+    "c3a": C3A.from_parts,
+    "delora": DeLoRA.from_parts,
+    "miss": MiSS.from_parts,
+    "shira": Sparse.of_shira,
     "ia3": IA3.from_parts,
     "full": Full.from_parts,
     "norm": Norm.from_parts,
@@ -52,6 +61,7 @@ ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
 """Algorithm name, as :mod:`lora_mixer.formats.leaves` gives it, to the function that builds its layers."""
 
 REFUSED = {
+    "tlora": "T-LoRA, whose change is the difference from an initialisation that the file does not hold",
     "oft_old": "OFT of PEFT before 0.16 (oft_r), which rotates differently from release to release",
 }
 """Algorithms that are recognised but cannot be applied: refused by these names."""

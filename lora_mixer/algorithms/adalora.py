@@ -57,8 +57,8 @@ class AdaLora(Factored):
         if kept is not None:
             up, values, down = up[:, kept], values.flatten()[kept], down[kept]
             rank = len(kept)
-        # PEFT takes its r for an alpha of 0
-        alpha = parts.alpha or float(rank)
+        # PEFT takes its r for an alpha that is not positive
+        alpha = parts.alpha if parts.alpha is not None and parts.alpha > 0 else float(rank)
         return cls(up, values.reshape(-1, 1), down, alpha / (rank + _EPSILON), parts.alpha)
 
     @property

@@ -69,6 +69,19 @@ class Parts:
             )
         return scale * self.scalar
 
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        """
+        Read an option of the configuration that must be a number in a range.
+
+        Raises:
+            InvalidAdapterError: When it is none.
+        """
+        value = self.config.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            msg = f"{self.label}: {name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}"
+            raise InvalidAdapterError(msg)
+        return value
+
     def broken(self, why: str) -> InvalidAdapterError:
         """Give the error for tensors that do not belong together, with all shapes."""
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in self.tensors.items())
@@ -156,6 +169,10 @@ class LayerWeights(abc.ABC):
         same: Any = self
         moved: LayerWeights = dataclasses.replace(same, **changed)
         return moved
+
+    def limited(self, rank: int) -> LayerWeights:  # noqa: ARG002 -- only ordered ranks can be cut off
+        """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
+        return self
 
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -43,6 +43,10 @@ class Stack(LayerWeights):
         """The input width of the first part that tells one."""
         return next((part.in_width for part in self.parts if part.in_width is not None), None)
 
+    def limited(self, rank: int) -> Stack:
+        """Limit every part."""
+        return replace(self, parts=tuple(part.limited(rank) for part in self.parts))
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Give the first part's reason, or None."""
         return next((why for part in self.parts if (why := part.misfit(shape))), None)
@@ -71,7 +75,7 @@ class Sparse(LayerWeights):
     Attributes:
         indices: (axes, n) coordinates.
         values: (n,).
-        size: The shape that the coordinates refer to: the weight's, or a flattening of it.
+        size: The shape that the coordinates refer to: the weight's, or a flattening of it; empty where it is not told.
         scale: That of the pair.
     """
 
@@ -91,9 +95,12 @@ class Sparse(LayerWeights):
             InvalidAdapterError: When a part is missing or a coordinate lies outside.
         """
         indices, values, stored = parts.need("bias_indices", "bias_values", "bias_size")
-        size = tuple(int(n) for n in stored.flatten().tolist())
+        numbers = stored.flatten().tolist()
+        if not all(0 <= n < 2**31 for n in numbers):
+            raise parts.broken(f"a size of {numbers}")
+        size = tuple(int(n) for n in numbers)
         wide = indices.long()
-        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
+        if not size or wide.ndim != 2 or values.ndim != 1 or wide.shape != (len(size), values.shape[0]):
             raise parts.broken("expected indices (axes, n), values (n,) and one size for each axis")
         limits = torch.tensor(size).unsqueeze(1)
         if ((wide < 0) | (wide >= limits)).any():
@@ -101,13 +108,31 @@ class Sparse(LayerWeights):
         rank = parts.tensors["down"].shape[0] if "down" in parts.tensors else 0
         return cls(wide, values, size, parts.scale_for(rank) if rank else 1.0)
 
+    @classmethod
+    def of_shira(cls, parts: Parts) -> Sparse:
+        """
+        Read PEFT's SHiRA (arXiv:2406.13175): trained values at coordinates chosen once, not scaled.
+
+        Raises:
+            InvalidAdapterError: When a part is missing or they do not belong together.
+        """
+        values, indices = parts.need("shira_weight", "shira_indices")
+        wide = indices.long()
+        if wide.ndim != 2 or values.ndim != 1 or wide.shape != (2, values.shape[0]) or (wide < 0).any():
+            raise parts.broken("expected shira_weight (n,) and shira_indices (2, n)")
+        return cls(wide, values, (), 1.0)
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
+        if not self.size:
+            last = [int(n) for n in self.indices.amax(dim=1)] if self.values.numel() else [0, 0]
+            fits = len(shape) == 2 and last[0] < shape[0] and last[1] < shape[1]
+            return None if fits else f"changes element {tuple(last)}, the module has {shape}"
         fits = self.size[0] == shape[0] and math.prod(self.size) == math.prod(shape)
         return None if fits else f"made for a weight {self.size}, the module has {shape}"
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give gain * scale * S; coordinates that stand twice add up."""
-        change = base.new_zeros(self.size)
+        change = base.new_zeros(self.size or base.shape)
         change.index_put_(tuple(self.indices.to(base.device)), self.values.to(base), accumulate=True)
         return change.mul_(gain * self.scale).reshape(base.shape)

@@ -10,7 +10,7 @@ Between 0 and 1 the programs part ways, and each file follows the one that it wa
 
 Neither is the base as gain goes to 0; weight 0 is, exactly, as for every adapter. The axis is told by the magnitude's
 shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, ...) one for each input. PEFT's
-(1, out, 1, 1) on convolutions is one for each output, too.
+(1, out, 1, 1) on convolutions is one for each output, too. A plain vector counts for outputs where both would fit.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Dora(LayerWeights):
         (magnitude,) = parts.need("dora_scale" if late else "magnitude")
         if magnitude.numel() != max(magnitude.shape, default=0):
             raise parts.broken("expected a magnitude along one axis: (out, 1), (1, in) or (out,)")
-        by_output: bool | None = True
-        if late:
-            by_output = None if magnitude.ndim < 2 or magnitude.numel() == 1 else magnitude.shape[0] != 1
+        by_output: bool | None = None
+        if magnitude.ndim > 1 and magnitude.numel() > 1:
+            by_output = not late or magnitude.shape[0] != 1  # PEFT's (1, out, 1, 1) looks like (1, in, 1, 1)
         return cls(inner, magnitude, by_output, late, inner.alpha)
 
     @property
@@ -76,7 +76,7 @@ class Dora(LayerWeights):
     def _rows(self, shape: tuple[int, ...]) -> bool:
         if self.by_output is not None:
             return self.by_output
-        # Who writes a plain vector (PEFT's, through a converter) writes outputs; square layers count as that.
+        # Who writes a plain vector writes outputs, but PEFT on embeddings, whose weight lies the other way round.
         return self.magnitude.numel() == shape[0]
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:

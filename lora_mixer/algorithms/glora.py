@@ -61,13 +61,15 @@ class GLoRA(LayerWeights):
             raise parts.broken("agree on no rank: expected a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in)")
         # Both can agree on a square layer only when one of the two ranks is the layer's own width.
         a1, a2, b1, b2 = min(orders, key=lambda order: order[1].shape[0])
-        rank = a2.shape[0]
+        rank, core = a2.shape[0], parts.tensors.get("glora_bm")
+        if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank) or b2[0, 0].numel() != 1):
+            raise parts.broken("expected a core (r, r, *kernel) over b2 (r, in, 1, 1)")
         return cls(
             a1.flatten(1),
             a2.flatten(1),
             b1.flatten(1),
             b2,
-            parts.tensors.get("glora_bm"),
+            core,
             parts.scale_for(rank),
             parts.alpha,
         )
@@ -84,8 +86,8 @@ class GLoRA(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
-        if len(shape) > 1 and self.a1.shape[0] != shape[1]:
-            return f"made for {self.a1.shape[0]} inputs, the module has {shape[1]}"
+        if len(shape) < 2 or self.a1.shape[0] != shape[1]:
+            return f"made for {self.a1.shape[0]} inputs, the module has {shape}"
         kernel = self.b2[0].numel() if self.core is None else self.b2.shape[1] * self.core[0, 0].numel()
         return flat_misfit((self.b1.shape[0], kernel), shape)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
 
 if TYPE_CHECKING:
-    import torch
-
     from lora_mixer.algorithms.base import Parts
 
 
@@ -72,7 +72,9 @@ class HRA(LayerWeights):
             unit = column
             for before in done if self.orthogonal else ():
                 unit = unit - (before @ unit) * before
-            unit = unit / unit.norm()
+            unit = unit / unit.norm().clamp_min(
+                torch.finfo(unit.dtype).tiny
+            )  # a column of zeros reflects nothing
             done.append(unit)
             turned = turned - 2 * (turned @ unit).outer(unit)
         return ((turned - start) * gain).reshape(base.shape)

@@ -100,5 +100,12 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
     if names is None:
         return None if not parts.config else False
     if isinstance(names, str):
-        return re.fullmatch(names, parts.module) is not None
+        try:
+            return re.fullmatch(names, parts.module) is not None
+        except re.error as error:
+            msg = f"{parts.label}: feedforward_modules is {names!r}, no regular expression ({error})"
+            raise InvalidAdapterError(msg) from None
+    if not isinstance(names, list):
+        msg = f"{parts.label}: feedforward_modules is {names!r}, expected a list of names or a regular expression"
+        raise InvalidAdapterError(msg)
     return any(parts.module.endswith(str(name)) for name in names)

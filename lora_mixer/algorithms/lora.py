@@ -8,7 +8,7 @@ CP/Tucker core ``mid``: delta = einsum('mnkl,im,nj->ijkl', mid, up, down), which
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -97,6 +97,12 @@ class LowRank(Factored):
         """The rank."""
         return self.up.shape[1]
 
+    def limited(self, rank: int) -> LowRank:
+        """Give the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""
+        if self.mid is not None or rank >= self.rank:
+            return self
+        return replace(self, up=self.up[:, :rank], down=self.down[:rank])
+
     @property
     def in_width(self) -> int:
         """Input width."""
@@ -136,4 +142,4 @@ class LowRank(Factored):
         """Give the scaled ``up_bias``."""
         if self.up_bias is None:
             return None
-        return self.up_bias.to(torch.float32 if base is None else base.dtype) * (gain * self.scale)
+        return self.up_bias.flatten().to(torch.float32 if base is None else base.dtype) * (gain * self.scale)

@@ -30,8 +30,6 @@ from lora_mixer.algorithms.rotation import (
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
 
-_TERMS = 5  # PEFT's default
-
 
 @dataclass(frozen=True)
 class PeftOFT(LayerWeights):
@@ -71,8 +69,8 @@ class PeftOFT(LayerWeights):
         return cls(
             triangles,
             bool(config.get("block_share")),
-            None if exact else int(config.get("num_cayley_neumann_terms", _TERMS)),
-            float(config.get("eps", 6e-5)) if config.get("coft") else None,
+            None if exact else int(parts.number("num_cayley_neumann_terms", 5, 1, 100)),
+            float(parts.number("eps", 6e-5, 0, 1e6)) if config.get("coft") else None,
             embedding,
         )
 

@@ -28,7 +28,8 @@ def triangle_side(elements: int) -> int:
 def cayley(q: torch.Tensor) -> torch.Tensor:
     """Give R = (I + Q)(I - Q)^-1 for skew-symmetric Q (..., b, b): orthogonal, and I for Q = 0."""
     eye = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype).expand_as(q)
-    rotation: torch.Tensor = torch.linalg.solve(eye - q, eye + q, left=False)
+    # I - Q has an inverse for every skew-symmetric Q; solve_ex does not stop at NaN that were let in on purpose
+    rotation: torch.Tensor = torch.linalg.solve_ex(eye - q, eye + q, left=False).result
     return rotation
 
 

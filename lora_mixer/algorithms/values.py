@@ -91,9 +91,7 @@ class Tokens(LayerWeights):
         table: Any = config.get("trainable_token_indices", config.get("token_indices"))
         if isinstance(table, dict):
             table = next((ids for name, ids in table.items() if _ends(parts.module, str(name))), None)
-        numbers = isinstance(table, list) and all(
-            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table
-        )
+        numbers = isinstance(table, list) and all(type(i) is int and 0 <= i < 2**31 for i in table)
         if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
             msg = (
                 f"{parts.label}: trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "

@@ -10,8 +10,8 @@ from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
-from lora_mixer.formats.families import DIT_FAMILIES, TEXT_HINTS
-from lora_mixer.formats.names import COMPONENTS_OF_HINT
+from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
+from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def _judge(
     twice: Sequence[str],
 ) -> None:
     info = adapter.info
-    made_for = f"the adapter is for {info.base}, this pipeline is {base_of(dict(components))}"
+    width = next((width for width, family in CROSS_ATTENTION.items() if family == info.base), None)
+    made_with = f"{info.base} (cross-attention {width})" if width else info.base
+    made_for = f"the adapter is for {made_with}, this pipeline is {base_of(dict(components))}"
     if misfits:
         more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
         msg = (
@@ -172,6 +174,9 @@ def _candidates(
         return (home,) if home is not None else ()
     named = COMPONENTS_OF_HINT.get(hint, (hint,))
     present = tuple(part for part in named if part in indexes)
+    if present[:1] != named[:1] and hint in ENCODER_HINTS:
+        # such as clip_g on a refiner, which has it as its only one; but SDXL without its second encoder has no clip_g
+        present = tuple(part for part in present if _fits(layer, indexes[part]))
     # A bare module of a class that says nothing takes what fits it.
     return present[:1] or (("model",) if "model" in indexes else named[:1])
 
@@ -184,6 +189,11 @@ def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Modul
         # The whole spelling serves models whose own paths start like a component's name.
         return index.find(_spelling(layer, index)) or index.find(layer.target.written)
     return None
+
+
+def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
+    live = index.find(_spelling(layer, index)) or index.find(layer.target.written)
+    return live is not None and layer.weights.misfit(live.shape) is None
 
 
 def _spelling(layer: AdapterLayer, index: ModuleIndex) -> str:
@@ -212,11 +222,7 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
     counts: dict[str, int] = {}
     for part, index in indexes.items():
         _choose_ordinal(layers, index)
-        fits = 0
-        for layer in layers:
-            live = index.find(_spelling(layer, index)) or index.find(layer.target.written)
-            fits += live is not None and layer.weights.misfit(live.shape) is None
-        counts[part] = fits
+        counts[part] = sum(_fits(layer, index) for layer in layers)
     best = max(counts.values())
     winners = [part for part, count in counts.items() if count == best]
     if best == 0:  # nothing fits: name the component whose names at least are known, for the message

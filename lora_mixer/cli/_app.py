@@ -8,9 +8,13 @@ import typer
 from typer.core import TyperGroup
 
 from lora_mixer import __version__
+from lora_mixer.cli._bake import bake
+from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
+from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
+from lora_mixer.cli._merge import merge
 from lora_mixer.cli._terminal import print_error
 from lora_mixer.errors import LoraMixerError
 
@@ -42,6 +46,11 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect)
 app.command("generate")(generate)
+app.command("convert")(convert)
+app.command("merge")(merge)
+app.command("resize")(resize)
+app.command("extract")(extract)
+app.command("bake")(bake)
 app.command("demo")(demo)
 
 

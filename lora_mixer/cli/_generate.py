@@ -79,9 +79,9 @@ def generate(
         "width": width,
         "height": height,
     }
-    pipe = _pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
-    mixer = _mixed(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
     settings = Settings(
         prompt, negative_prompt, steps, guidance_scale, model, mixer.mix.to_text(), __version__
     )
@@ -91,7 +91,8 @@ def generate(
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
 
 
-def _pipeline(model: str, device: str, dtype: DType) -> Any:
+def load_pipeline(model: str, device: str, dtype: DType) -> Any:
+    """Load a diffusers pipeline in the type asked for, with this package's errors."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -144,7 +145,7 @@ def _arguments(pipe: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def _mixed(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool) -> LoraMixer:
+def mix_into(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool) -> LoraMixer:
     """Load and mix the adapters, with each one's report on the terminal."""
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import Mix

@@ -1,8 +1,8 @@
 """
 The weight update as pure functions on tensors: W' = W + sum of gain_i * scale_i * up_i @ down_i, rounded once.
 
-Everything is accumulated in fp32 (fp64 for fp64 weights) from a kept base, whatever was set before, so there is no
-drift and no order of calls. On a GPU half-precision factors go through the tensor cores, whose accumulators are fp32.
+Everything is accumulated from a kept base, whatever was set before, so there is no drift and no order of calls: in fp64
+on a CPU, in fp32 on a GPU.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lora_mixer.algorithms import Factors, LayerWeights
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,14 @@ def exact_matmul() -> Iterator[None]:
         matmul.allow_bf16_reduced_precision_reduction = kept[2]
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype that sums for a weight of ``dtype`` are made in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def accumulator(weight: torch.Tensor) -> torch.dtype:
+    """
+    Give the dtype that sums for a weight are made in.
+
+    fp32 sums of many terms miss the last place of an fp32 weight, and where terms cancel that of any other. CPUs have
+    fp64 at half the speed, so there each weight is the true sum, rounded once; most GPUs have next to none.
+    """
+    return torch.float64 if weight.device.type == "cpu" or weight.dtype == torch.float64 else torch.float32
 
 
 def blend_weight(
@@ -74,7 +77,7 @@ def blend_weight(
         terms: What to add, in a fixed order (sums are not associative; the caller sorts).
         transposed: Whether the weight is stored (in, out).
     """
-    wide = accumulator(weight.dtype)
+    wide = accumulator(weight)
     source = base.to(weight.device)
     clean = source.T if transposed else source
     rows = clean.shape[0]
@@ -115,16 +118,6 @@ def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tenso
     Returns:
         The sum (out,), or None where no adapter changes the bias.
     """
-    exact = None if base is None else base.to(accumulator(base.dtype))
+    exact = None if base is None else base.to(accumulator(base))
     parts = [part for term in terms if (part := term.weights.bias_delta(exact, term.gain)) is not None]
     return torch.stack(parts).sum(0) if parts else None
-
-
-def split_halves(exact: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Write an fp32 tensor as the sum of two half-precision ones.
-
-    The pair carries twice the digits, so a product of halves with fp32 accumulators is as good as one of fp32 factors.
-    """
-    high = exact.to(dtype)
-    return high, (exact - high.float()).to(dtype)

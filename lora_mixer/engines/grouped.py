@@ -2,20 +2,16 @@
 The weight update for many layers of one shape on a GPU.
 
 A set of adapters touches hundreds of layers in a handful of shapes, and launching kernels costs more than running them.
-Copying bases, scaling and stacking is done once per shape; then one ``addmm_`` a layer adds all adapters to the fresh
-copy of its base. Gains are folded into ``up`` in fp32 and written as two half-precision parts, which tensor cores add
-up in fp32: as good as fp32 factors and still bound by memory, since the rank is small.
+So layers of one shape are written together: bases copied into an fp32 buffer, all adapters added by one batched
+product in fp32, the sums copied back: a handful of launches for a hundred layers, and one rounding.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-
-from lora_mixer.engines.blend import HALF, split_halves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import Factors
 
 _CHUNK = 1 << 25
-"""Largest number of stacked elements at a time, so that temporaries stay small (128 MiB in fp32)."""
+"""Largest number of elements of a temporary (128 MiB in fp32)."""
 
 
 @dataclass
@@ -51,34 +47,24 @@ class Group:
 
     def write(self, gains: Sequence[float]) -> None:
         """Write every layer's ``base + sum of gain * scale * up @ down`` into its weight."""
-        # One launch copies every base. addmm(base, ..., out=weight) would copy too, a launch for each layer.
-        torch._foreach_copy_(self.weights, self.bases)
         first = self.weights[0]
         rows, columns = first.shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
         flat = [gains[place] * scale for place, scale in zip(self.places, self.scales, strict=True)]
-        # A power of two taken out of the gains keeps ``up`` in range; addmm multiplies it back in fp32.
-        power = 2.0 ** max(0, math.frexp(max(map(abs, flat)))[1])
-        lossless = all(math.frexp(gain)[0] in (0.5, -0.5) for gain in set(flat))
-        factors = torch.tensor(flat).div_(power).repeat_interleave(torch.tensor(self.ranks * count))
+        factors = torch.tensor(flat, dtype=torch.float32).repeat_interleave(torch.tensor(self.ranks * count))
         factors = factors.to(first.device, non_blocking=True)
-        size = max(1, _CHUNK // (rank * (rows + columns)))
+        size = max(1, _CHUNK // max(rows * columns, rank * (rows + columns)))
         for start in range(0, count, size):
-            part = slice(start * pairs, (start + size) * pairs)
             n = min(size, count - start)
-            left = torch.cat(self.ups[part], dim=1)  # (out, n * rank)
-            right = torch.cat(self.downs[part]).view(n, rank, columns)
-            own = factors[start * rank : (start + n) * rank]
-            if lossless:
-                left = (left * own.to(left.dtype)).view(rows, n, rank)
-            else:
-                high, low = split_halves(left.float().mul_(own), left.dtype)
-                left = torch.cat([high.view(rows, n, rank), low.view(rows, n, rank)], dim=2)
-                right = torch.cat([right, right], dim=1)
-            for weight, up, down in zip(
-                self.weights[start : start + n], left.unbind(1), right.unbind(0), strict=True
-            ):
-                weight.addmm_(up, down, alpha=power)
+            part = slice(start * pairs, (start + n) * pairs)
+            sums = torch.empty(n, rows, columns, dtype=torch.float32, device=first.device)
+            layers = list(sums.unbind(0))
+            torch._foreach_copy_(layers, self.bases[start : start + n])
+            left = torch.cat(self.ups[part], dim=1).float()  # (out, n * rank)
+            left = left * factors[start * rank : (start + n) * rank]
+            right = torch.cat(self.downs[part]).float().view(n, rank, columns)
+            sums.baddbmm_(left.view(rows, n, rank).transpose(0, 1), right)
+            torch._foreach_copy_(self.weights[start : start + n], layers)
 
 
 class Groups:
@@ -101,27 +87,22 @@ class Groups:
             places: Where their gains stand in the list of all gains.
 
         Returns:
-            False unless all is half precision of one dtype on one GPU, and contiguous.
+            False unless all is on one GPU, contiguous, and at most fp32.
         """
         if not (
             weight.is_cuda
-            and weight.dtype in HALF
+            and weight.dtype.itemsize <= 4
             and base.device == weight.device
             and weight.is_contiguous()
             and base.is_contiguous()
             and not weight.is_inference()
-            and all(
-                p.up.dtype == weight.dtype == p.down.dtype and p.up.device == weight.device for p in pairs
-            )
+            and all(p.up.device == p.down.device == weight.device and p.up.dtype.itemsize > 1 for p in pairs)
         ):
             return False
         rows = weight.shape[0]
         flat = weight.view(rows, -1)
         ranks = tuple(pair.down.shape[0] for pair in pairs)
-        key = (tuple(flat.shape), weight.dtype, weight.device, ranks)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(ranks)
+        group = self._groups.setdefault((tuple(flat.shape), weight.dtype, weight.device, ranks), Group(ranks))
         group.weights.append(flat)
         group.bases.append(base.view(rows, -1))
         group.ups.extend(pair.up for pair in pairs)

@@ -7,6 +7,7 @@ written for a set of adapters is worked out once (:class:`_Plan`); a change of w
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, un
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -136,6 +137,23 @@ class MergedEngine:
             entry.users.add(new)
         self._plan = _Plan(())
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a part of the mix, a bias on a module without one, is in no parameter."""
+        return bool(self._hooks)
+
+    def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
+        """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        for entry, weights in self._adapters[name]:
+            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            bias = entry.bias
+            yield (
+                entry.module,
+                weights,
+                clean.T if entry.transposed else clean,
+                None if bias is None else bias.live if bias.base is None else bias.base,
+            )
+
     def apply(self, gains: Gains) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
@@ -161,7 +179,11 @@ class MergedEngine:
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        raise_problems(
+            [f"{slot.name}: {reason}" for slot in self._slots() if (reason := unsupported(slot.parameter))]
+        )
         for slot in self._slots():
+            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
             slot.stamp()
         self._plan = _Plan(())
         self._write({})
@@ -208,9 +230,7 @@ class MergedEngine:
             plan.groups.write(flat)
             for entry, parts in plan.singles:
                 live = entry.weight.live
-                with torch.inference_mode(
-                    live.is_inference()
-                ):  # such tensors may only be written in that mode
+                with _writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -258,12 +278,19 @@ class MergedEngine:
                 self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
             return
         live = entry.bias.live
-        base = entry.bias.keep().to(live.device, accumulator(live.dtype))
+        base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
-        with torch.inference_mode(live.is_inference()):
+        with _writing(live):
             live.copy_(base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
+
+
+@contextmanager
+def _writing(live: torch.Tensor) -> Iterator[None]:
+    """Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients."""
+    with torch.inference_mode() if live.is_inference() else torch.no_grad():
+        yield

@@ -184,6 +184,11 @@ class SideEngine:
         """Call ``look(module, args, kwargs)`` before each call of a component."""
         self._handles.append(root.register_forward_pre_hook(look, with_kwargs=True))
 
+    @property
+    def active(self) -> bool:
+        """Whether there are any."""
+        return bool(self._handles)
+
     def clear(self) -> None:
         """Take every hook away."""
         for handle in self._handles:

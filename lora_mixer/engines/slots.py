@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import nn
 
 from lora_mixer.errors import PipelineStateError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BaseDevice = Literal["device", "host"]
 """Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
@@ -84,8 +82,8 @@ class Slot:
         return parameter is not self._seen or _version(parameter) != self._version
 
     def follow(self) -> None:
-        """Take note of a parameter that has moved; a base that others changed while it was clean is kept anew."""
-        if self.base is not None and not self.blended and self._overwritten(self.parameter):
+        """Take note of a parameter that has moved or changed; while it is clean, what it holds now is the base."""
+        if not self.blended:
             self.base = None
         self.stamp()
 
@@ -134,6 +132,11 @@ def unsupported(parameter: torch.Tensor) -> str | None:
     ):
         kept = f"{type(parameter).__name__} of {parameter.dtype}"
         return f"its weights are quantised ({kept}); load the base unquantised (float16, bfloat16 or float32)"
+    if not isinstance(parameter, nn.Parameter):
+        return (
+            "its weights are computed from other parameters (weight norm or another parametrisation); remove the "
+            "parametrisation before loading adapters"
+        )
     if parameter.dtype.itemsize == 1:
         return f"its weights are stored as {parameter.dtype}; load the base as float16, bfloat16 or float32"
     return None

@@ -57,6 +57,15 @@ class Stage:
         self.merged.add(name, layers)
         self._layers[name] = layers
 
+    def layers(self, name: str) -> Sequence[BoundLayer]:
+        """Give the layers of an adapter, in the order of ``merged.held``."""
+        return self._layers[name]
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether all that is in effect is in parameters: no side path, no bias on a module without one."""
+        return not self._scenes and not self.merged.has_hooks
+
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:
@@ -149,11 +158,7 @@ class Stage:
         self._side.clear()
         self._scenes = {}
         self._names = tuple(sorted(setting.names))
-        layouts = {
-            part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
-            for part, root in components.items()
-            if any(mix[name].blocks is not None for mix in setting.mixes for name in mix.names)
-        }
+        layouts = self._layouts(setting, components)
         for mix in setting.mixes:
             if layouts:
                 mix.check(layouts)
@@ -169,6 +174,16 @@ class Stage:
             self.merged.apply(gains)
             self._build_side(setting, components, layouts, texts_merged=texts_merged)
         self._now = setting
+
+    @staticmethod
+    def _layouts(setting: Setting, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
+        """Give the blocks of each component, where a mix asks for any."""
+        if all(mix[name].blocks is None for mix in setting.mixes for name in mix.names):
+            return {}
+        return {
+            part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
+            for part, root in components.items()
+        }
 
     def _merged_gains(
         self, setting: Setting, layouts: Mapping[str, BlockLayout], step: Step, *, all_parts: bool
@@ -259,7 +274,7 @@ class Stage:
     def _masks(self, setting: Setting) -> torch.Tensor | None:
         """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
         found = {
-            (i, name): torch.as_tensor(mask.load(), dtype=torch.float32)
+            (i, name): torch.tensor(mask.load(), dtype=torch.float32)
             for i, mix in enumerate(setting.mixes)
             for name in mix.names
             if (mask := mix[name].mask) is not None
@@ -325,6 +340,8 @@ class Stage:
                 sample = kwargs.get("sample", kwargs.get("hidden_states", args[0] if args else sample))
                 if not isinstance(sample, torch.Tensor):
                     return
+                if sample.is_cuda and torch.cuda.is_current_stream_capturing():
+                    return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
                 latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
                 look(clock.tick(timestep_of(args, kwargs)), int(sample.shape[0]), latents)
 

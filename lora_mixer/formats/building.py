@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _SHOWN = 10  # problems listed in one message
 _TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
 """Algorithms whose change a DoRA magnitude is laid over."""
-_WHOLE_NUMBERS = frozenset(("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum"))
+_WHOLE_NUMBERS = frozenset(
+    ("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum", "shira_indices")
+)
 
 
 def build_layers(
@@ -150,8 +152,8 @@ def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRul
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
-    if tensor.numel() != 1:
-        msg = f"{label}: {role} has shape {tuple(tensor.shape)}, expected one number"
+    if tensor.numel() != 1 or tensor.is_complex():
+        msg = f"{label}: {role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
         raise InvalidAdapterError(msg)
     value = float(tensor.float().item())
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself

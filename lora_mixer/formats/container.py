@@ -37,8 +37,14 @@ _DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
 }
+_DIMENSIONS_AT_MOST = 64
+_ELEMENTS_AT_MOST = 1 << 60  # what a tensor's sizes and strides can count, also beside a size of 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ def _spec(key: str, entry: Any, label: str) -> TensorSpec:
         raise bad(f"has shape {shape!r}, not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
         raise bad(f"has data_offsets {offsets!r}, not two positions")
+    if len(shape) > _DIMENSIONS_AT_MOST or math.prod(n or 1 for n in shape) > _ELEMENTS_AT_MOST:
+        raise bad(f"has a shape of {len(shape)} sizes that no tensor can have, at most {max(shape)}")
     start, end = offsets
     expected = math.prod(shape) * dtype.itemsize
     if start < 0 or end - start != expected:
@@ -105,14 +113,17 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         CorruptFileError: On anything that the format does not allow.
     """
     try:
-        table = json.loads(raw, object_pairs_hook=_no_duplicates)
+        table = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
+        if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
+            json.dumps(table, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         msg = f"{label}: the header is no valid JSON ({error}); the file is damaged, download it again"
         raise CorruptFileError(msg) from None
     if not isinstance(table, dict):
         msg = f"{label}: the header is a JSON {type(table).__name__}, expected an object"
         raise CorruptFileError(msg)
-    metadata = table.pop("__metadata__", None) or {}
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
         msg = f"{label}: __metadata__ is a {type(metadata).__name__}, expected an object of strings"
         raise CorruptFileError(msg)
@@ -156,7 +167,7 @@ def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAda
     """Say what a stream is whose first 8 bytes are no possible header length."""
     if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80":
         what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
-    elif first[:1] == b"<":
+    elif first.lstrip()[:1] == b"<":
         what = "an HTML page, not safetensors; download the file itself"
     elif first.startswith(b"version "):
         what = "a Git LFS pointer, not safetensors; run `git lfs pull`, or download the file itself"
@@ -227,7 +238,7 @@ def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for key, spec in header.tensors.items():
         size = spec.dtype.itemsize
-        if spec.start % size or buffer.data_ptr() % size:
+        if spec.start % size:  # an odd header length alone does no harm: processors read unaligned values
             tensors[key] = buffer[spec.start : spec.end].clone().view(spec.dtype).view(spec.shape)
             continue
         whole = typed.get(spec.dtype)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -109,7 +111,9 @@ def base_family(
     family = _transformer(parts["other"])
     if family:
         return family
-    cross = _width(parts["unet"], _CROSS_K)
+    # counted, not named (safeloras): of a UNet's own widths none is that of a text
+    counted = [widths.get(key) for key in widths if key[0] != "text_encoder" and key[1].startswith(ORDINAL)]
+    cross = _width(parts["unet"], _CROSS_K) or next((w for w in counted if w in (768, 1024)), 0)
     if cross:
         return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}")
     if hints & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):

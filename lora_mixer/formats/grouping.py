@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 _EMBEDDING = re.compile(
     r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$"
 )
+_IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
 _OTHER_KINDS = (
     (
         "a full checkpoint",
         re.compile(r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\."),
     ),
     ("a ControlNet", re.compile(r"controlnet_|input_hint_block|^zero_convs|^control_model|lora_controlnet")),
-    ("an IP-Adapter", re.compile(r"^image_proj|^ip_adapter")),
+    ("an IP-Adapter", _IP_ADAPTER),
     (
         "a full model (UNet, transformer, text encoder or VAE)",
         re.compile(
@@ -113,9 +114,10 @@ def group_keys(
     if twice:
         msg = f"{label}: {len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
         raise InvalidAdapterError(msg)
-    if not any(group.algorithms for group in modules.values()) or _only_values(
-        modules.values(), has_config=has_config
-    ):
+    nothing = not any(group.algorithms for group in modules.values())
+    # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
+    foreign = any(_IP_ADAPTER.search(key) for key in tensors)
+    if nothing or foreign or _only_values(modules.values(), has_config=has_config):
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone

@@ -41,7 +41,7 @@ def trigger_words(metadata: Mapping[str, str], config: Mapping[str, Any] | None 
         if isinstance(raw, str) and raw.lstrip().startswith("["):
             try:
                 raw = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raw = str(raw)
         parts = raw if isinstance(raw, list) else str(raw).split(",")
         for part in parts:

@@ -71,6 +71,9 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 }
 """The pipeline components that a hint may mean, the likelier first; other hints mean themselves."""
 
+ENCODER_HINTS = ("clip_g", "t5")
+"""Hints that name a kind of text encoder and not a component: which component it is, its widths tell."""
+
 PEFT_ROOT = "base_model.model."
 _OLD_TE = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 

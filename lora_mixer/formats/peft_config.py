@@ -29,7 +29,22 @@ _REFUSED = {
     "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
 _READ_TYPES = frozenset(
-    ("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
+    (
+        *(
+            "LORA",
+            "LOHA",
+            "LOKR",
+            "ADALORA",
+            "IA3",
+            "OFT",
+            "BOFT",
+            "HRA",
+            "VERA",
+            "LN_TUNING",
+            "TRAINABLE_TOKENS",
+        ),
+        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA"),
+    )
 )
 
 
@@ -69,8 +84,8 @@ def _matches(pattern: str, module: str) -> bool:
 
 
 def _number(value: Any, name: str, label: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{label}: {name} is {value!r} in the adapter's configuration, expected a number"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        msg = f"{label}: {name} is {value!r} in the adapter's configuration, expected a finite number"
         raise InvalidAdapterError(msg)
     return float(value)
 
@@ -117,12 +132,10 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     """
     kind = config.get("peft_type")
     found = [name for key, name in _REFUSED.items() if config.get(key)]
-    if kind is not None and kind not in _READ_TYPES:
+    if kind is not None and (not isinstance(kind, str) or kind not in _READ_TYPES):
         found.insert(0, f"PEFT method {kind}")
     if found:
-        msg = (
-            f"{label}: {', '.join(found)}: cannot be applied by changing weights; the file is left untouched"
-        )
+        msg = f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
         raise UnsupportedAdapterError(msg)
 
 

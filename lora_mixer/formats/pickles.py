@@ -33,8 +33,9 @@ def read_pickle(stream: IO[bytes], label: str) -> dict[str, torch.Tensor] | list
         inner = content.get("state_dict")
         content = inner if isinstance(inner, Mapping) else content
         if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-            return dict(content)
+            return {key: value.detach() for key, value in content.items()}
     if isinstance(content, list) and content and all(isinstance(v, torch.Tensor) for v in content):
-        return content
+        # files of 2022 hold parameters, which want gradients
+        return [value.detach() for value in content]
     msg = f"{label}: the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
     raise NotAnAdapterError(msg)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import torch
 
 from lora_mixer import hashes
 from lora_mixer.adapter import Adapter, AdapterInfo
-from lora_mixer.errors import NotAnAdapterError
+from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
@@ -60,12 +62,12 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
             if isinstance(weights, Path) and weights.suffix.lower() in _PICKLES:
                 content = read_pickle(stream, label)
                 tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
-                compute = _hashes_of(weights, None, label)
+                compute = _FileHashes(weights, None, label, _stamp(stream))
             else:
                 header = read_header(stream, label)
                 metadata = header.metadata
                 tensors = _map_tensors(stream, header, label)
-                compute = _hashes_of(weights, header.data_start, label)
+                compute = _FileHashes(weights, header.data_start, label, _stamp(stream))
     return _assemble(tensors, metadata, source, name, hashes.Hashes(compute))
 
 
@@ -82,12 +84,29 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     return views(torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start), header)
 
 
-def _hashes_of(weights: Path | bytes, data_start: int | None, label: str) -> Callable[[], dict[str, str]]:
-    def compute() -> dict[str, str]:
-        with _stream(weights, label) as stream:
-            return hashes.compute(stream, data_start)
+def _stamp(stream: IO[bytes]) -> tuple[int, int] | None:
+    """Give a file's size and time of change, by which another file of its name is told apart."""
+    if isinstance(stream, io.BytesIO):
+        return None
+    facts = os.fstat(stream.fileno())
+    return facts.st_size, facts.st_mtime_ns
 
-    return compute
+
+@dataclass(frozen=True)
+class _FileHashes:
+    """Compute the hashes of a file as it was read; a value, so that descriptions can be pickled."""
+
+    weights: Path | bytes
+    data_start: int | None
+    label: str
+    stamp: tuple[int, int] | None
+
+    def __call__(self) -> dict[str, str]:
+        with _stream(self.weights, self.label) as stream:
+            if _stamp(stream) != self.stamp:
+                msg = f"{self.label}: the file has changed since it was read, so its hashes would be those of another"
+                raise SourceError(msg)
+            return hashes.compute(stream, self.data_start)
 
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def split_key(key: str, metadata: Mapping[str, str]) -> tuple[str, str, str] | N
     component, number, role = found.groups()
     try:
         classes = json.loads(metadata.get(component, "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         classes = None
     named = [str(c) for c in classes] if isinstance(classes, list) else None
     return _HINT[component], module_name(named, int(number)), role

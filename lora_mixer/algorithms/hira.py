@@ -1,0 +1,69 @@
+"""
+HiRA: W' = W + gain * W * (B @ A), element by element: a low-rank change relative to the weight.
+
+High-rank adaptation by a Hadamard product (ICLR 2025), as PEFT writes it; no alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_mixer.algorithms.base import LayerWeights, flat_misfit
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_mixer.algorithms.base import Parts
+
+
+@dataclass(frozen=True)
+class HiRA(LayerWeights):
+    """
+    A low-rank matrix of relative changes.
+
+    Attributes:
+        up: (out, rank), or (out, rank, 1, 1).
+        down: (rank, in), or (rank, in, k, k).
+    """
+
+    algorithm: ClassVar[str] = "hira"
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> HiRA:
+        """
+        Check the tensors of one module.
+
+        Raises:
+            InvalidAdapterError: When a half is missing or shapes cannot belong together.
+        """
+        flipped = "hira_embedding_A" in parts.tensors
+        down, up = (
+            parts.need("hira_embedding_A", "hira_embedding_B") if flipped else parts.need("hira_A", "hira_B")
+        )
+        if up.ndim < 2 or down.ndim < 2 or up[0].numel() != down.shape[0]:
+            raise parts.broken("do not multiply: expected hira_B (out, rank), hira_A (rank, in)")
+        # on an embedding the change is (B @ A)^T
+        return cls(down.T, up.T) if flipped else cls(up, down)
+
+    @property
+    def rank(self) -> int:
+        """The rank."""
+        return self.down.shape[0]
+
+    @property
+    def in_width(self) -> int:
+        """Input width."""
+        return self.down.shape[1]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give gain * W * (B @ A)."""
+        relative = self.up.flatten(1).to(base) @ self.down.flatten(1).to(base)
+        return relative.mul_(gain).reshape(base.shape) * base

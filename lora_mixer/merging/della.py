@@ -1,0 +1,102 @@
+"""
+DELLA (arXiv:2406.11617): drop entries at random, small ones rather than large ones, then merge by signs.
+
+In each row of a change the entry of rank k by magnitude (0 the smallest, n - 1 the largest) stays with probability
+p = density - epsilon + 2 epsilon k / (n - 1), and is divided by p. With epsilon 0 it is DARE.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.merging.ties import agreeing_mean
+from lora_mixer.merging.weighted_sum import weighted_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def keep_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """
+    Give each entry's probability to stay, by its rank in its row.
+
+    Args:
+        delta: A weight change (out, ...); each row is ranked by itself.
+        density: The mean probability.
+        epsilon: How far the smallest and the largest entry are from it.
+
+    Returns:
+        Probabilities of the change's shape, fp64.
+
+    Raises:
+        ValueError: When they would leave 0 to 1.
+
+    Example:
+        >>> keep_probabilities(torch.tensor([[3.0, -1.0, 2.0]]), 0.5, 0.2).tolist()
+        [[0.7, 0.3, 0.5]]
+    """
+    if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon <= 1):
+        raise ValueError(
+            f"density - epsilon must be above 0 and density + epsilon at most 1, got {density}, {epsilon}"
+        )
+    rows = delta.flatten(1) if delta.ndim > 1 else delta[None]
+    ranks = rows.abs().argsort(dim=1).argsort(dim=1).double()
+    last = max(rows.shape[1] - 1, 1)
+    return (density - epsilon + 2 * epsilon * ranks / last).view(delta.shape)
+
+
+def drop_small_rather(
+    delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
+) -> torch.Tensor:
+    """
+    Sample a change by DELLA's probabilities and rescale what stays.
+
+    Args:
+        delta: A weight change.
+        density: The mean probability to stay.
+        epsilon: The reach of the probabilities.
+        generator: The source of the draw, on the CPU.
+
+    Returns:
+        The sparse change.
+
+    Example:
+        >>> drop_small_rather(torch.ones(1, 2), 1.0, 0.0, torch.Generator()).tolist()
+        [[1.0, 1.0]]
+    """
+    probabilities = keep_probabilities(delta, density, epsilon)
+    mask = torch.rand(delta.shape, generator=generator, dtype=torch.float64).to(delta.device) < probabilities
+    return delta * mask / probabilities.to(delta)
+
+
+def della(
+    deltas: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    density: float = 0.5,
+    epsilon: float = 0.1,
+    *,
+    generator: torch.Generator,
+    elect: bool = True,
+) -> torch.Tensor:
+    """
+    Merge by DELLA.
+
+    Args:
+        deltas: Weight changes of one shape.
+        weights: One for each.
+        density: The mean probability to stay.
+        epsilon: The reach of the probabilities.
+        generator: The source of the draws, seeded.
+        elect: Merge by elected signs (the paper); otherwise add.
+
+    Returns:
+        The merged change.
+
+    Example:
+        >>> della([torch.ones(1, 2)], [0.5], 1.0, 0.0, generator=torch.Generator()).tolist()
+        [[0.5, 0.5]]
+    """
+    sparse = [drop_small_rather(delta, density, epsilon, generator) for delta in deltas]
+    return agreeing_mean(sparse, weights) if elect else weighted_sum(sparse, weights)

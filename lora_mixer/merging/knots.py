@@ -1,0 +1,67 @@
+"""
+KnOTS (arXiv:2410.19735): bring the adapters into one basis first, then merge there.
+
+[Delta_1 ... Delta_n] = U S [V_1 ... V_n]; the S V_i, all in the basis U, are merged by TIES; the result is U times that.
+With a plain sum in place of TIES it is the weighted sum. Since every Delta_i is B_i A_i, the basis comes from a core
+as small as the sum of the ranks, and the result has at most that rank: no full matrix is built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.merging.ties import ties
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_mixer.merging.ties import Majority
+    from lora_mixer.merging.weighted_sum import Pair
+
+NEGLIGIBLE = 1e-5
+"""Singular values up to this are dropped, as in the authors' code."""
+
+
+def knots(
+    pairs: Sequence[Pair], weights: Sequence[float], density: float = 0.5, majority: Majority = "total"
+) -> Pair:
+    """
+    Merge by KnOTS with TIES.
+
+    Args:
+        pairs: (up, down) of each adapter, alpha / rank multiplied in.
+        weights: One for each.
+        density: Share of the entries that TIES keeps.
+        majority: How TIES elects signs.
+
+    Returns:
+        The merged pair, fp64; its rank is at most the sum of the ranks.
+
+    Example:
+        >>> up, down = knots([(torch.ones(2, 1), torch.ones(1, 3))], [0.5], density=1)
+        >>> (up @ down).round(decimals=6)[0].tolist()
+        [0.5, 0.5, 0.5]
+    """
+    widths = [down.shape[1] for _, down in pairs]
+    ups = torch.cat([up.double() for up, _ in pairs], dim=1)  # (out, R)
+    downs = _block_diagonal([down.double() for _, down in pairs])  # (R, n * in)
+    q_up, r_up = torch.linalg.qr(ups)
+    q_down, r_down = torch.linalg.qr(downs.T)
+    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    kept = max(int((values > NEGLIGIBLE).sum()), 1)
+    basis = q_up @ left[:, :kept]  # (out, k)
+    parts = (values[:kept, None] * right[:kept]) @ q_down.T  # (k, n * in)
+    return basis, ties(list(parts.split(widths, dim=1)), weights, density, majority)
+
+
+def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    whole = blocks[0].new_zeros(
+        sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)
+    )
+    row = column = 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole

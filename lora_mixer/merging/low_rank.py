@@ -1,0 +1,125 @@
+"""
+Low-rank forms by singular values: the best pair of a given rank, with the error that is made.
+
+By Eckart and Young (1936) no matrix of rank r is nearer in the Frobenius norm than the first r singular triplets. For
+a sum of adapters B* A* (out x R times R x in) they come from a core of R x R: with B* = Q_B R_B and A*^T = Q_A R_A,
+the singular values of R_B R_A^T are those of B* A*. The full matrix is never built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LowRankForm:
+    """
+    A matrix as ``up @ down``.
+
+    Attributes:
+        up: (out, rank).
+        down: (rank, in).
+        error: What was left out, as a share of the Frobenius norm of the whole; 0 where nothing was.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    error: float
+
+    @property
+    def rank(self) -> int:
+        """The rank."""
+        return self.up.shape[1]
+
+
+def truncate_pair(
+    up: torch.Tensor, down: torch.Tensor, rank: int | None = None, energy: float | None = None
+) -> LowRankForm:
+    """
+    Give the best form of ``up @ down`` at a lower rank, worked out in the core of R x R in fp64.
+
+    Args:
+        up: (out, R).
+        down: (R, in).
+        rank: The rank wanted; one that the matrix does not reach gives the whole.
+        energy: Instead of a rank, the share of the squared norm to keep: the lowest rank that keeps it is taken.
+
+    Returns:
+        The pair, in fp64 for fp64 input and in fp32 otherwise.
+
+    Raises:
+        ValueError: When neither or both of rank and energy are given, or one is impossible.
+
+    Example:
+        >>> form = truncate_pair(torch.eye(3), torch.diag(torch.tensor([3.0, 4.0, 0.0])), rank=1)
+        >>> form.rank, round(form.error, 3)
+        (1, 0.6)
+    """
+    _check(rank, energy)
+    q_up, r_up = torch.linalg.qr(up.double())  # (out, R), (R, R)
+    q_down, r_down = torch.linalg.qr(down.double().T)  # (in, R), (R, R)
+    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    kept = _kept(values, rank, energy)
+    root = values[:kept].sqrt()
+    wide = torch.float64 if up.dtype == torch.float64 else torch.float32
+    return LowRankForm(
+        up=(q_up @ (left[:, :kept] * root)).to(wide),
+        down=((root[:, None] * right[:kept]) @ q_down.T).to(wide),
+        error=_tail(values, kept),
+    )
+
+
+def truncate(matrix: torch.Tensor, rank: int | None = None, energy: float | None = None) -> LowRankForm:
+    """
+    Give the best form of a full matrix at a lower rank.
+
+    Args:
+        matrix: (out, in).
+        rank: The rank wanted.
+        energy: Instead of a rank, the share of the squared norm to keep.
+
+    Returns:
+        The pair, in fp64 for fp64 input and in fp32 otherwise.
+
+    Raises:
+        ValueError: When neither or both of rank and energy are given, or one is impossible.
+
+    Example:
+        >>> truncate(torch.ones(4, 6), energy=0.99).rank
+        1
+    """
+    _check(rank, energy)
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = _kept(values, rank, energy)
+    root = values[:kept].sqrt()
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    return LowRankForm(
+        up=(left[:, :kept] * root).to(wide),
+        down=(root[:, None] * right[:kept]).to(wide),
+        error=_tail(values, kept),
+    )
+
+
+def _check(rank: int | None, energy: float | None) -> None:
+    if (rank is None) == (energy is None):
+        raise ValueError(f"expected either a rank or an energy, got rank={rank}, energy={energy}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+
+
+def _kept(values: torch.Tensor, rank: int | None, energy: float | None) -> int:
+    if rank is not None:
+        return min(rank, len(values))
+    shares = values.square().cumsum(0)
+    # rounding must not ask for one more value than there are
+    wanted = shares[-1] * (energy or 1.0) * (1 - 1e-15)
+    return min(int((shares < wanted).sum()) + 1, len(values))
+
+
+def _tail(values: torch.Tensor, kept: int) -> float:
+    whole = float(torch.linalg.vector_norm(values))
+    return float(torch.linalg.vector_norm(values[kept:])) / whole if whole else 0.0

@@ -1,0 +1,55 @@
+"""
+Orthogonal sum: adapters answer to input directions of their own.
+
+Orthogonal Adaptation (arXiv:2312.02432) trains adapters whose down projections are orthogonal to each other, so that
+their plain sum keeps each one intact. For adapters that were not trained so, this takes from each the input directions
+that those before it use, A_i' = A_i (I - Q Q^T) with Q an orthonormal basis of their rows, and then adds. The first is
+kept whole; the order counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.merging.weighted_sum import concatenate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_mixer.merging.weighted_sum import Pair
+
+_TINY = 1e-10
+
+
+def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
+    """
+    Give the sum of adapters of which each is made blind to the inputs of those before it.
+
+    Args:
+        pairs: (up, down) of each adapter, alpha / rank multiplied in; the order counts.
+        weights: One for each.
+
+    Returns:
+        The merged pair, fp64.
+
+    Example:
+        >>> a = (torch.ones(2, 1), torch.tensor([[1.0, 0.0]]))
+        >>> b = (torch.ones(2, 1), torch.tensor([[1.0, 1.0]]))
+        >>> up, down = orthogonal_sum([a, b], [1, 1])
+        >>> (up @ down)[0].tolist()
+        [1.0, 1.0]
+    """
+    basis: torch.Tensor | None = None  # (in, k), orthonormal columns
+    freed = []
+    for up, down in pairs:
+        own = down.double()
+        if basis is not None:
+            own = own - (own @ basis) @ basis.T
+        freed.append((up.double(), own))
+        columns = down.double().T if basis is None else torch.cat([basis, own.T], dim=1)
+        left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+        largest = float(values.max()) if len(values) else 0.0
+        basis = left[:, values > _TINY * largest] if largest else None
+    return concatenate(freed, weights)

@@ -1,0 +1,65 @@
+"""Files that are whole or not there: written beside their place under another name, then moved over."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING
+
+from lora_mixer.errors import SaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+
+def write_files(writers: Mapping[Path, Callable[[IO[bytes]], None]]) -> tuple[Path, ...]:
+    """
+    Write several files; until all are complete, none of the old ones is touched.
+
+    Args:
+        writers: For each path the function that writes its content to a stream. Folders are made.
+
+    Returns:
+        The paths.
+
+    Raises:
+        SaveError: When the disk, a folder or a permission is in the way; what was there before is still there.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> write_files({path: lambda stream: stream.write(b"x") and None}) == (path,)
+        True
+    """
+    with _staging() as staged:
+        try:
+            for path, write in writers.items():
+                place = path.resolve()  # a link is followed, not replaced
+                place.parent.mkdir(parents=True, exist_ok=True)
+                spare = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+                staged[spare] = place
+                with spare.open("xb") as stream:
+                    write(stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            for spare, place in staged.items():
+                spare.replace(place)
+        except OSError as error:
+            where = error.filename or ", ".join(map(str, writers))
+            msg = f"cannot write {where}: {error.strerror or error}"
+            raise SaveError(msg) from error
+    return tuple(writers)
+
+
+@contextmanager
+def _staging() -> Iterator[dict[Path, Path]]:
+    staged: dict[Path, Path] = {}
+    try:
+        yield staged
+    finally:
+        for spare in staged:
+            with suppress(OSError):
+                spare.unlink(missing_ok=True)

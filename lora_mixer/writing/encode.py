@@ -1,0 +1,62 @@
+"""Values to stored tensors: the dtype that was asked for, shapes as the module has them, nothing that overflows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.errors import SaveError
+
+if TYPE_CHECKING:
+    from lora_mixer.writing.layers import NewLayer, Place
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """
+    Read a dtype as users name it.
+
+    Raises:
+        SaveError: When it is none that adapters are stored in.
+
+    Example:
+        >>> as_dtype("bf16")
+        torch.bfloat16
+    """
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in DTYPES.values():
+        raise SaveError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    return found
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: Place) -> torch.Tensor:
+    """
+    Give a tensor in the dtype to store; None keeps its own.
+
+    Raises:
+        SaveError: When finite values do not fit the dtype.
+    """
+    stored = tensor.detach().to(dtype or tensor.dtype)
+    if stored.dtype != tensor.dtype and not stored.isfinite().all() and tensor.isfinite().all():
+        raise SaveError(
+            f"{place}: values up to {float(tensor.abs().max()):.3g} do not fit {dtype}; use bfloat16"
+        )
+    return stored.contiguous()
+
+
+def shaped_pair(layer: NewLayer, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give up and down in the shapes that the module's kind has: kernels for convolutions, else matrices."""
+    up, down = (cast(half, dtype, layer.place) for half in layer.pair)
+    shape, rank = layer.place.shape, layer.rank
+    if len(shape) > 2:
+        return up.reshape(shape[0], rank, *[1] * (len(shape) - 2)), down.reshape(rank, *shape[1:])
+    return up, down

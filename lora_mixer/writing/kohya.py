@@ -1,0 +1,149 @@
+"""Layers to Kohya's layout: underscored names, an alpha tensor for each module, ``ss_*`` and ModelSpec metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.writing.container import model_hashes
+from lora_mixer.writing.encode import cast, shaped_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_mixer.writing.layers import NewLayer
+    from lora_mixer.writing.names import Names
+
+# family: ss_base_model_version, ss_v2, modelspec.architecture, modelspec.implementation
+_FAMILIES = {
+    "SD 1.x": ("sd_v1", "False", "stable-diffusion-v1/lora"),
+    "SD 2.x": ("sd_v2", "True", "stable-diffusion-v2-512/lora"),
+    "SDXL": ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora"),
+}
+
+
+def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """
+    Spell layers as Kohya's trainer does.
+
+    Args:
+        layers: What to write.
+        names: The spelling of modules.
+        dtype: To store in; None keeps each tensor's own. Alphas are always fp32, so that scales survive.
+
+    Returns:
+        Tensors by key.
+
+    Raises:
+        SaveError: When a module has no name in this layout.
+    """
+    table: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        name = names.kohya(layer.place)
+        if layer.leaves:
+            table |= {
+                f"{name}{leaf}": tensor.contiguous()
+                if leaf == ".alpha" or not tensor.is_floating_point()
+                else cast(tensor, dtype, layer.place)
+                for leaf, tensor in layer.leaves.items()
+            }
+            continue
+        scale = 1.0
+        if layer.vector is not None:
+            table[f"{name}.w_norm"] = cast(layer.vector, dtype, layer.place)
+        elif layer.up is not None:
+            up, down = shaped_pair(layer, dtype)
+            table[f"{name}.lora_up.weight"], table[f"{name}.lora_down.weight"] = up, down
+            table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
+            scale = layer.alpha / layer.rank
+        if layer.bias is not None:
+            leaf = "b_norm" if layer.vector is not None else "diff_b"
+            table[f"{name}.{leaf}"] = cast(layer.bias * scale, dtype, layer.place)
+    return table
+
+
+def with_one_alpha(layers: Sequence[NewLayer]) -> list[NewLayer]:
+    """
+    Give all pairs one alpha, the commonest rank, with what that changes put into the ups.
+
+    Diffusers 0.42.1 looks alphas of attention layers up under names that they do not have, and so misreads Kohya files
+    whose alphas differ from module to module; with one alpha it reads them right, as all others do.
+
+    Args:
+        layers: Layers whose tensors are new, so that they may change.
+
+    Returns:
+        The same layers, of one alpha.
+    """
+    ranks = Counter(layer.rank for layer in layers if layer.rank)
+    if not ranks:
+        return list(layers)
+    alpha = float(ranks.most_common(1)[0][0])
+    return [
+        dataclasses.replace(
+            layer,
+            up=layer.up.float() * (layer.alpha / alpha),
+            bias=_times(layer.bias, layer, alpha),
+            alpha=alpha,
+        )
+        if layer.up is not None and layer.alpha != alpha
+        else layer
+        for layer in layers
+    ]
+
+
+def _times(bias: torch.Tensor | None, layer: NewLayer, alpha: float) -> torch.Tensor | None:
+    return None if bias is None else bias.float() * (layer.alpha / alpha)
+
+
+def kohya_metadata(
+    layers: Sequence[NewLayer],
+    tensors: Mapping[str, torch.Tensor],
+    kept: Mapping[str, str],
+    family: str,
+    title: str,
+) -> dict[str, str]:
+    """
+    Give the header that Kohya's trainer would write, as far as it is known.
+
+    Args:
+        layers: What is written.
+        tensors: The same under its keys, for the hashes.
+        kept: Texts of the source that still hold, and the provenance.
+        family: The base family, as reports name it.
+        title: The adapter's name.
+
+    Returns:
+        The header's texts: ``ss_*``, ``modelspec.*``, ``sshs_*`` and those kept.
+    """
+    ranks = Counter(layer.rank for layer in layers if layer.rank)
+    alphas = Counter(layer.alpha for layer in layers if layer.rank)
+    own = {"ss_output_name": title}
+    if ranks:
+        own["ss_network_dim"] = str(ranks.most_common(1)[0][0]) if len(ranks) == 1 else "Dynamic"
+        own["ss_network_alpha"] = f"{alphas.most_common(1)[0][0]:g}" if len(alphas) == 1 else "Dynamic"
+    others = any(layer.leaves or layer.vector is not None for layer in layers)
+    own["ss_network_module"] = "lycoris.kohya" if others else "networks.lora"
+    own["ss_network_args"] = json.dumps({"conv_dim": "Dynamic"}) if _has_kernels(layers) else "{}"
+    spec = {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}
+    if family in _FAMILIES:
+        version, v2, architecture = _FAMILIES[family]
+        own |= {"ss_base_model_version": version, "ss_v2": v2}
+        spec["modelspec.architecture"] = architecture
+        sdxl = family == "SDXL"
+        spec["modelspec.implementation"] = (
+            "https://github.com/Stability-AI/generative-models" if sdxl else "diffusers"
+        )
+    stays = ("ss_network_module", "ss_network_args", "ss_base_model_version", "ss_v2", "ss_output_name")
+    table = spec | own | {k: v for k, v in kept.items() if k not in own or k in stays}
+    hashes = model_hashes(tensors, table)
+    table["modelspec.hash_sha256"] = "0x" + hashes["sshs_model_hash"]
+    return table | hashes
+
+
+def _has_kernels(layers: Sequence[NewLayer]) -> bool:
+    return any(max(layer.place.shape[2:], default=1) > 1 for layer in layers)

@@ -1,0 +1,96 @@
+"""What is to be written, before any format: layers at their places, as pairs with an alpha."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from lora_mixer.algorithms import LayerWeights
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    A module that an adapter changes, whether or not a model is at hand.
+
+    Attributes:
+        component: Its component's name, such as ``unet``.
+        path: Its path in the component; the file's own spelling where no model is known.
+        shape: Shape of its weight, (out, in, *kernel).
+        embedding: Whether it is a table of embeddings, (tokens, width).
+    """
+
+    component: str
+    path: str
+    shape: tuple[int, ...]
+    embedding: bool = False
+
+    def __str__(self) -> str:
+        """Give component and path, for messages."""
+        return f"{self.component}.{self.path}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    One adapter's part in one module, and what its change is computed from.
+
+    Attributes:
+        place: The module.
+        weights: The adapter's tensors and algorithm.
+        base: The clean base weight, (out, in, *kernel), or None where there is none at hand.
+        bias: The clean bias, or None.
+        leaves: The tensors under the file's own leaf names, such as ``.hada_w1_a``; empty where unknown.
+    """
+
+    place: Place
+    weights: LayerWeights
+    base: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NewLayer:
+    """
+    One module of the adapter to write; its change is ``alpha / rank * up @ down``.
+
+    Attributes:
+        place: The module.
+        up: (out, rank).
+        down: (rank, in * kernel).
+        alpha: Alpha; the rank itself where the pair needs no scale.
+        bias: Change of the bias (out,), scaled like the pair; or None.
+        vector: Instead of a pair, the change of a weight of one axis, such as a norm's; or None.
+        leaves: Instead of a pair, tensors under leaf names that only Kohya's layout has; empty otherwise.
+        error: What a lower rank left out, as a share of the norm of the layer's change.
+        note: A remark for the report, or nothing.
+    """
+
+    place: Place
+    up: torch.Tensor | None = None
+    down: torch.Tensor | None = None
+    alpha: float = 0.0
+    bias: torch.Tensor | None = None
+    vector: torch.Tensor | None = None
+    leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    error: float = 0.0
+    note: str = ""
+
+    @property
+    def rank(self) -> int:
+        """The rank of the pair; 0 where there is none."""
+        return 0 if self.up is None else self.up.shape[1]
+
+    @property
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pair, for layers that have one."""
+        if self.up is None or self.down is None:
+            msg = f"{self.place} has no pair"
+            raise TypeError(msg)
+        return self.up, self.down

@@ -1,0 +1,135 @@
+"""
+Layers to PEFT's names: ``lora_A`` and ``lora_B``, with ranks and alphas in a configuration.
+
+The same configuration stands in a folder's ``adapter_config.json`` and, by component, in a diffusers file's header.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import SaveError
+from lora_mixer.writing.encode import cast, shaped_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from lora_mixer.writing.layers import NewLayer
+
+_SHOWN = 8
+
+
+def to_peft(
+    layers: Sequence[NewLayer], spell: Callable[[NewLayer], str], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """
+    Spell layers as PEFT does.
+
+    Args:
+        layers: What to write.
+        spell: Gives each module's name, prefix included.
+        dtype: To store in; None keeps each tensor's own.
+
+    Returns:
+        Tensors by key.
+    """
+    table: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        name = spell(layer)
+        up, down = shaped_pair(layer, dtype)
+        if layer.place.embedding:  # PEFT's embeddings change by (B @ A).T
+            table[f"{name}.lora_embedding_A"] = up.T.contiguous()
+            table[f"{name}.lora_embedding_B"] = down.T.contiguous()
+        else:
+            table[f"{name}.lora_A.weight"], table[f"{name}.lora_B.weight"] = down, up
+        if layer.bias is not None:
+            table[f"{name}.lora_B.bias"] = cast(layer.bias, dtype, layer.place)
+    return table
+
+
+def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings: bool) -> None:
+    """
+    Refuse, by name, layers that ``lora_A`` and ``lora_B`` cannot hold.
+
+    Args:
+        layers: What to write.
+        where: The format, for the message.
+        embeddings: Whether tables of embeddings have a place.
+
+    Raises:
+        SaveError: Naming them all.
+    """
+    bad = {
+        str(layer.place): "the change of a norm or another weight of one axis"
+        for layer in layers
+        if layer.vector is not None
+    }
+    bad |= {
+        str(layer.place): "a table of embeddings"
+        for layer in layers
+        if layer.place.embedding and not embeddings
+    }
+    bad |= {
+        str(layer.place): "the change of a bias alone"
+        for layer in layers
+        if layer.up is None and layer.vector is None
+    }
+    if bad:
+        names = ", ".join(f"{name} ({why})" for name, why in list(bad.items())[:_SHOWN])
+        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise SaveError(f"{where} has no place for {len(bad)} modules: {names}{more}; format='kohya' has")
+
+
+def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, Any]:
+    """
+    Give the fields of PEFT's ``LoraConfig`` that say what the tensors mean.
+
+    Args:
+        layers: The layers of one component.
+        paths: Their paths as the configuration shall name them.
+
+    Returns:
+        The commonest rank and alpha, and patterns for the others.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer.writing.layers import NewLayer, Place
+        >>> layer = NewLayer(Place("unet", "a", (2, 2)), torch.ones(2, 1), torch.ones(1, 2), alpha=0.5)
+        >>> lora_config([layer], ["a"])["lora_alpha"]
+        0.5
+    """
+    ranks = Counter(layer.rank for layer in layers)
+    rank = ranks.most_common(1)[0][0]
+    alphas = Counter(layer.alpha for layer in layers)
+    alpha = alphas.most_common(1)[0][0]
+    config: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {
+            _pattern(path, paths): layer.rank
+            for layer, path in zip(layers, paths, strict=True)
+            if layer.rank != rank
+        },
+        "alpha_pattern": {
+            _pattern(path, paths): _plain(layer.alpha)
+            for layer, path in zip(layers, paths, strict=True)
+            if layer.alpha != alpha
+        },
+        "target_modules": sorted(paths),
+    }
+    if any(layer.bias is not None for layer in layers):
+        config["lora_bias"] = True
+    return config
+
+
+def _plain(number: float) -> float:
+    """Write whole numbers as such: some readers want them so."""
+    return int(number) if number == int(number) else number
+
+
+def _pattern(path: str, paths: Sequence[str]) -> str:
+    """Name one path so that it matches no other that ends alike; patterns match the ends of paths."""
+    return f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path

@@ -1,0 +1,183 @@
+"""
+Models without weights: the modules of SD 1.x, SD 2.x and SDXL, or of a diffusers folder, by name and shape alone.
+
+They are built on the meta device, so they cost no memory; a folder's weights are read one tensor at a time, and only
+for adapters that need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.errors import SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+_LINEAR = {"use_linear_projection": True}
+_UNETS: dict[str, dict[str, Any]] = {
+    "SD 1.x": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD 2.x": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], **_LINEAR},
+    "SDXL": {
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 2, 10],
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        **_LINEAR,
+    },
+}
+# hidden size, inner size, layers, heads
+_CLIP_L, _OPENCLIP_H, _OPENCLIP_BIG_G = (
+    (768, 3072, 12, 12),
+    (1024, 4096, 23, 16),
+    (1280, 5120, 32, 20),
+)
+_TEXT = {
+    "SD 1.x": {"text_encoder": ("CLIPTextModel", _CLIP_L)},
+    "SD 2.x": {"text_encoder": ("CLIPTextModel", _OPENCLIP_H)},
+    "SDXL": {
+        "text_encoder": ("CLIPTextModel", _CLIP_L),
+        "text_encoder_2": ("CLIPTextModelWithProjection", _OPENCLIP_BIG_G),
+    },
+}
+FAMILIES = tuple(_UNETS)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """
+    The components of a pipeline on the meta device.
+
+    Attributes:
+        name: What it is, for messages.
+        components: Modules by component name.
+        folder: The diffusers folder that has the weights, or None.
+    """
+
+    name: str
+    components: Mapping[str, nn.Module]
+    folder: Path | None = None
+    _open: dict[str, dict[str, Callable[[], torch.Tensor]]] = field(default_factory=dict, repr=False)
+
+    def tensor(self, component: str, name: str) -> torch.Tensor | None:
+        """Read one parameter from the folder, or None where there is no folder or no such parameter."""
+        if self.folder is None:
+            return None
+        if component not in self._open:
+            self._open[component] = _lazy_tensors(self.folder / component)
+        table = self._open[component]
+        for spelling in (name, f"text_model.{name}", name.removeprefix("text_model.")):
+            if spelling in table:
+                return table[spelling]()
+        return None
+
+    @cached_property
+    def paths(self) -> dict[str, list[str]]:
+        """The paths of all modules by component."""
+        return {
+            part: [path for path, _ in module.named_modules()] for part, module in self.components.items()
+        }
+
+
+def of_family(family: str) -> Skeleton:
+    """
+    Build the modules of a base family.
+
+    Args:
+        family: One of ``FAMILIES``.
+
+    Returns:
+        The components, without weights.
+    """
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet: Any = UNet2DConditionModel
+    with torch.device("meta"):
+        components: dict[str, nn.Module] = {"unet": unet(**_UNETS[family])}
+        for part, (kind, sizes) in _TEXT[family].items():
+            components[part] = _clip(kind, *sizes)
+    return Skeleton(family, components)
+
+
+def _clip(kind: str, hidden: int, inner: int, layers: int, heads: int) -> nn.Module:
+    transformers = importlib.import_module("transformers")
+    config = transformers.CLIPTextConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=hidden,
+    )
+    module: nn.Module = getattr(transformers, kind)(config)
+    return module
+
+
+def of_folder(folder: str | Path) -> Skeleton:
+    """
+    Build the modules of a diffusers folder from its configurations.
+
+    Args:
+        folder: The folder with ``model_index.json``.
+
+    Returns:
+        The denoiser and the text encoders, without weights, which are read when asked for.
+
+    Raises:
+        SourceNotFoundError: When there is no such folder, or a configuration cannot be understood.
+    """
+    root = Path(folder).expanduser()
+    index = root / "model_index.json"
+    if not index.is_file():
+        msg = f"{folder}: expected a diffusers folder with model_index.json; a Hub model has to be downloaded first"
+        raise SourceNotFoundError(msg)
+    components: dict[str, nn.Module] = {}
+    try:
+        for part, entry in json.loads(index.read_text(encoding="utf-8")).items():
+            wanted = part in ("unet", "transformer") or part.startswith("text_encoder")
+            if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
+                components[part] = _from_config(entry[0], entry[1], root / part)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        msg = f"{folder}: its configurations cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
+        raise SourceNotFoundError(msg) from error
+    if not components:
+        msg = f"{folder}: model_index.json names no UNet, transformer or text encoder"
+        raise SourceNotFoundError(msg)
+    return Skeleton(str(folder), components, root)
+
+
+def _from_config(library: str, kind: str, folder: Path) -> nn.Module:
+    cls: Any = getattr(importlib.import_module(library), kind)
+    with torch.device("meta"):
+        if library == "diffusers":
+            module: nn.Module = cls.from_config(cls.load_config(str(folder)))
+            return module
+        made: nn.Module = cls(cls.config_class.from_pretrained(str(folder)))
+        return made
+
+
+def _lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """List the tensors of a component's safetensors files, each with a function that reads it."""
+    from safetensors import safe_open
+
+    table: dict[str, Callable[[], torch.Tensor]] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))]
+    for file in plain or files:
+        opened: Any = safe_open(str(file), framework="pt")
+        for key in opened.keys():  # noqa: SIM118 -- it is no dict
+            table[key] = partial(opened.get_tensor, key)
+    return table

@@ -1,0 +1,112 @@
+"""Mutated leaves of every algorithm: only the package's own errors come out, and the model is as it was."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from lora_mixer import LoraMixer, LoraMixerError
+from lora_mixer.sources import AdapterSource
+from tests.layers import randn
+from tests.test_algorithms_mixing import LEAVES, copy, model, same
+
+CONFIGS = {
+    "adalora": {"peft_type": "ADALORA", "lora_alpha": 8},
+    "hra": {"peft_type": "HRA"},
+    "ia3 peft": {"peft_type": "IA3", "feedforward_modules": []},
+    "oft peft": {"peft_type": "OFT", "use_cayley_neumann": True},
+}
+MORE = {
+    **LEAVES,
+    "loha cores": {f"hada_{n}": randn(2, 8) for n in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    | {"hada_t1": randn(2, 2, 1, 1), "hada_t2": randn(2, 2, 1, 1)},
+    "lokr core": {
+        "lokr_w1": randn(2, 4),
+        "lokr_w2_a": randn(2, 4),
+        "lokr_w2_b": randn(2, 2),
+        "lokr_t2": randn(2, 2, 1),
+    },
+    "sparse": {
+        "bias_indices": torch.tensor([[0, 1], [2, 3]]),
+        "bias_values": randn(2),
+        "bias_size": torch.tensor([8, 8]),
+    },
+    "norm": {"w_norm": randn(8), "b_norm": randn(8)},
+    "hira": {"hira_A": randn(2, 8), "hira_B": randn(8, 2)},
+    "c3a": {"c3a_kernel": randn(2, 2, 4)},
+    "miss": {"miss_block": randn(2, 8)},
+    "delora": {
+        "delora_A": randn(2, 8),
+        "delora_B": randn(8, 2),
+        "delora_lambda": randn(1),
+        "delora_w_norm": randn(8),
+    },
+}
+ROUNDS = 60
+OPTIONS = [None, -1, 0, 1e308, float("nan"), "x", "(", [], {}, {"net": "x"}, [True, False], 10**30]
+NAMES = [
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "feedforward_modules",
+    "num_cayley_neumann_terms",
+    "peft_type",
+    "eps",
+    "coft",
+]
+
+
+def mutated(leaves, dice):
+    """Change one to three things: a shape, a value, a dtype, a missing or an added leaf."""
+    table = {name: torch.as_tensor(value).clone() for name, value in leaves.items()}
+    for _ in range(dice.randint(1, 3)):
+        name = dice.choice(list(table) or ["lora_E"])
+        tensor = table.get(name, torch.ones(1))
+        kind = dice.randrange(8)
+        if kind == 0:
+            table.pop(name, None)
+        elif kind == 1:
+            table[name] = torch.randn([dice.choice((1, 2, 3, 4, 8)) for _ in range(dice.randint(0, 4))])
+        elif kind == 2:
+            table[name] = tensor.to(dice.choice((torch.float16, torch.bfloat16, torch.int64, torch.bool)))
+        elif kind == 3:
+            table[name] = tensor * dice.choice((0.0, 1e30, -1e30, float("inf"), float("nan")))
+        elif kind == 4:
+            table[name] = tensor.unsqueeze(-1)
+        elif kind == 5:
+            table[name] = tensor.flatten()[: dice.randint(0, 3)]
+        elif kind == 6:
+            other = MORE[dice.choice(list(MORE))]
+            table.update({key: torch.as_tensor(value).clone() for key, value in other.items()})
+        else:
+            table["alpha"] = torch.tensor(dice.choice((0.0, -1.0, 1e30, float("nan"))))
+    return table
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_mutations_end_in_an_adapter_or_in_an_error_of_the_package(name):
+    dice = random.Random(name)
+    module = model()
+    base = copy(module)
+    for _ in range(ROUNDS):
+        config = CONFIGS.get(name)
+        if config is not None and dice.random() < 0.5:
+            config = {**config, dice.choice(NAMES): dice.choice(OPTIONS)}
+        prefix = "base_model.model.net" if config is not None else "net"
+        table = {f"{prefix}.{leaf}": tensor for leaf, tensor in mutated(MORE[name], dice).items()}
+        mixer = LoraMixer(module)
+        try:
+            load(mixer, AdapterSource(weights=table, label="mutated", config=config))
+            mixer.set_adapters("a", -0.5)
+        except LoraMixerError:
+            pass
+        mixer.unload_lora_weights()
+        assert same(module, base)
+
+
+def load(mixer, source):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_mixer.mixer.resolve_source", lambda *_, **__: source)
+        mixer.load_lora_weights("x", "a")

@@ -1,0 +1,140 @@
+"""Folders that PEFT writes of all its methods that change weights: loaded here, they give PEFT's own outputs."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from lora_mixer import LoraMixer, UnsupportedAdapterError
+
+
+class Small(nn.Module):
+    """One module of every kind that PEFT can adapt."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.lin1, self.norm = nn.Embedding(20, 8), nn.Linear(8, 16), nn.LayerNorm(16)
+        self.conv2, self.conv3 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.lin2, self.head = nn.Linear(16, 8, bias=False), nn.Linear(8, 8)
+
+    def forward(self, ids):
+        x = self.lin2(torch.relu(self.norm(self.lin1(self.emb(ids)))))
+        return self.head(x + self.conv3(torch.relu(self.conv2(x[:, None]))).mean(1))
+
+
+LINEAR, RANDOM = ["lin1", "head"], {"init_weights": False}
+CONFIGS = {
+    "modules to save": lambda: peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["lin1", "conv2"], modules_to_save=["head", "norm"]
+    ),
+    "all biases": lambda: peft.LoraConfig(r=2, target_modules=["lin1", "conv2"], bias="all"),
+    "embedding": lambda: peft.LoraConfig(r=2, lora_alpha=3, target_modules=["emb", "lin2"]),
+    "tokens beside": lambda: peft.LoraConfig(
+        r=2, target_modules=["lin1"], trainable_token_indices={"emb": [1, 5, 7]}
+    ),
+    "dora everywhere": lambda: peft.LoraConfig(
+        r=2, lora_alpha=5, target_modules=["emb", "lin1", "conv2", "conv3"], use_dora=True
+    ),
+    "lora bias": lambda: peft.LoraConfig(r=2, target_modules=["lin1", "lin2"], lora_bias=True),
+    "rank patterns": lambda: peft.LoraConfig(
+        r=2,
+        lora_alpha=3,
+        target_modules=LINEAR,
+        rank_pattern={"head": 4},
+        alpha_pattern={"head": 9},
+        use_rslora=True,
+    ),
+    "tokens": lambda: peft.TrainableTokensConfig(token_indices=[0, 3], target_modules=["emb"]),
+    "layer norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["lin1", "lin2", "conv2", "conv3", "head"],
+        feedforward_modules=["lin2", "conv3"],
+        init_ia3_weights=False,
+    ),
+    "ia3 square": lambda: peft.IA3Config(
+        target_modules=["head", "conv3"], feedforward_modules=["head"], init_ia3_weights=False
+    ),
+    "adalora": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=8, target_modules=["lin1", "conv2"], total_step=10
+    ),
+    "boft": lambda: peft.BOFTConfig(
+        boft_block_size=4, target_modules=["lin1", "conv3"], bias="boft_only", **RANDOM
+    ),
+    "hra": lambda: peft.HRAConfig(r=4, target_modules=["lin1", "conv3"], apply_GS=True, **RANDOM),
+    "vera": lambda: peft.VeraConfig(r=4, target_modules=LINEAR, **RANDOM),
+    "lokr": lambda: peft.LoKrConfig(
+        r=2,
+        alpha=3,
+        target_modules=["lin1", "conv3"],
+        use_effective_conv2d=True,
+        decompose_both=True,
+        **RANDOM,
+    ),
+    "lokr full": lambda: peft.LoKrConfig(
+        r=8, alpha=3, target_modules=LINEAR, rank_pattern={"head": 16}, **RANDOM
+    ),
+    "loha": lambda: peft.LoHaConfig(
+        r=2, alpha=3, target_modules=["lin1", "conv3"], use_effective_conv2d=True, **RANDOM
+    ),
+    "hira": lambda: peft.HiraConfig(r=4, target_modules=LINEAR, **RANDOM),
+    "c3a": lambda: peft.C3AConfig(block_size=4, target_modules=LINEAR, **RANDOM),
+    "delora": lambda: peft.DeloraConfig(r=4, target_modules=LINEAR, **RANDOM),
+    "miss": lambda: peft.MissConfig(r=3, target_modules=LINEAR, **RANDOM),
+    "miss mini": lambda: peft.MissConfig(r=4, mini_r=4, target_modules=["lin1"], init_weights="mini"),
+    "miss bat": lambda: peft.MissConfig(r=4, target_modules=["head"], init_weights="bat"),
+    "shira": lambda: peft.ShiraConfig(r=2, target_modules=LINEAR, **RANDOM),
+    "oft shared": lambda: peft.OFTConfig(
+        r=4, oft_block_size=0, target_modules=LINEAR, block_share=True, bias="oft_only", **RANDOM
+    ),
+    "oft limited": lambda: peft.OFTConfig(
+        oft_block_size=4,
+        target_modules=["lin1", "emb"],
+        coft=True,
+        eps=1e-2,
+        use_cayley_neumann=True,
+        **RANDOM,
+    ),
+}
+
+
+def written(folder, config):
+    """Let PEFT adapt, train a little at random, and save; give its outputs and the plain model."""
+    torch.manual_seed(0)
+    base = Small().eval()
+    ids = torch.randint(0, 20, (2, 8))
+    adapted = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    adapted.save_pretrained(folder)
+    with torch.no_grad():
+        return base, ids, adapted(ids)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_folder_gives_what_peft_gives(tmp_path, name):
+    base, ids, expected = written(tmp_path, CONFIGS[name]())
+    clean = {key: value.clone() for key, value in base.state_dict().items()}
+    mixer = LoraMixer(base)
+
+    mixer.load_lora_weights(tmp_path, "a", strict=True)
+
+    with torch.no_grad():
+        got = base(ids)
+    assert (got - expected).norm() / expected.norm() < 1e-6
+    mixer.set_adapters("a", 0.0)
+    assert all(torch.equal(value, clean[key]) for key, value in base.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_method_that_holds_less_than_its_change_is_refused_by_name(tmp_path):
+    base, _, _ = written(tmp_path, peft.FourierFTConfig(n_frequency=10, target_modules=LINEAR, **RANDOM))
+
+    with pytest.raises(UnsupportedAdapterError, match="PEFT method FOURIERFT"):
+        LoraMixer(base).load_lora_weights(tmp_path)
