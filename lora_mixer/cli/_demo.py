@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Pictures = NDArray[np.float32]  # (n, 128, 128, 3) in [0, 1]
 
 EXIT_NOT_EQUAL = 1
-SUBJECTS = "castle,cat face,rocket,owl"
+SUBJECTS = "castle,pizza,rocket,owl"
 # Two styles that leave each other room, and one that grows evenly with its weight.
 MIXED = {"watercolor": 0.6, "ink": 0.6}
 GROWING = "ink"
