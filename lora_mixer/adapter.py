@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.hashes import Hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -31,10 +31,6 @@ class AdapterLayer:
     target: Target
     weights: LayerWeights
     keys: tuple[str, ...]
-
-    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> AdapterLayer:
-        """Give the layer with every tensor replaced by ``move`` of it."""
-        return dataclasses.replace(self, weights=self.weights.map(move))
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,3 @@ class Adapter:
         layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
         ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
         return dataclasses.replace(self, layers=layers, info=dataclasses.replace(self.info, ranks=ranks))
-
-    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Adapter:
-        """Give the adapter with every tensor replaced by ``move`` of it."""
-        return dataclasses.replace(self, layers=tuple(layer.map(move) for layer in self.layers))

@@ -192,17 +192,14 @@ def open_weights(path: Path, label: str) -> IO[bytes]:
         raise SourceNotFoundError(msg) from error
 
 
-def read_tensors(
-    stream: IO[bytes], header: Header, label: str, device: torch.device | str | None = None
-) -> dict[str, torch.Tensor]:
+def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
     """
-    Read the whole data section with one read and, for another device, one copy.
+    Read the whole data section with one read.
 
     Args:
         stream: The stream that ``header`` came from.
         header: Its checked header.
         label: What to call the file in messages.
-        device: Where the tensors shall live; None is the CPU.
 
     Returns:
         Tensors by name, views of one buffer (of a copy where a view would be misaligned).
@@ -218,8 +215,6 @@ def read_tensors(
             msg = f"{label}: truncated while reading: {got} of {header.data_bytes} bytes came"
             raise CorruptFileError(msg)
         got += n
-    if device is not None:
-        buffer = buffer.to(device)
     return views(buffer, header)
 
 
