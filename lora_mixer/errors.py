@@ -14,6 +14,7 @@ Every error that the package raises on purpose.
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
+    ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
@@ -84,6 +85,10 @@ class MixError(LoraMixerError, ValueError):
     """
 
     problems: tuple[str, ...] = ()
+
+
+class PictureMetadataError(LoraMixerError, ValueError):
+    """A picture holds no settings that can be read, or settings cannot be those of a picture."""
 
 
 class PipelineStateError(LoraMixerError, RuntimeError):
