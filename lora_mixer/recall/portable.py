@@ -25,7 +25,7 @@ _MASKS_AT_MOST = 32
 _PATTERN_AT_MOST = 200
 # Repeats of groups, and many open repeats in a row, are what makes a search take for ever.
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{?]")
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
+_REPEAT = re.compile(r"(?<!\\)[*+{]|(?<![\\(])\?")
 _REPEATS_AT_MOST = 3
 
 
@@ -135,7 +135,7 @@ def _decoded(encoded: str) -> Mask | None:
 
 def _fileless(spec: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """Leave out the files that a stranger wants to be opened; only the forms that ``Mix.to_dict`` writes are let in."""
-    full = "adapters" in spec and set(spec) <= {"adapters", "method"}
+    full = isinstance(spec.get("adapters"), dict | list) and set(spec) <= {"adapters", "method"}
     table = spec["adapters"] if full else spec
     if not isinstance(table, dict):
         raise MixError("expected weights by name")
