@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         MissingExtraError,
         MixError,
         NotAnAdapterError,
+        PictureCancelled,
+        PictureError,
         PipelineStateError,
         SaveError,
         SourceError,
@@ -30,6 +32,16 @@ if TYPE_CHECKING:
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.pictures import (
+        Axis,
+        Picture,
+        PictureMaker,
+        PictureRequest,
+        StepReport,
+        grid_requests,
+        grid_sheet,
+        load_pipeline,
+    )
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -39,6 +51,7 @@ __all__ = [
     "AdapterMix",
     "AdapterNameError",
     "AmbiguousSourceError",
+    "Axis",
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
@@ -54,14 +67,23 @@ __all__ = [
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
+    "Picture",
+    "PictureCancelled",
+    "PictureError",
+    "PictureMaker",
+    "PictureRequest",
     "PipelineStateError",
     "SaveError",
     "SaveReport",
     "SourceError",
     "SourceNotFoundError",
+    "StepReport",
     "UnsupportedAdapterError",
     "demo_adapters",
+    "grid_requests",
+    "grid_sheet",
     "load_demo",
+    "load_pipeline",
     "read_adapter",
 ]
 
@@ -70,6 +92,7 @@ __all__ = [
 _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
+    "Axis": "pictures",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
     "LoraMixer": "mixer",
@@ -77,9 +100,16 @@ _MODULES = {
     "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
+    "Picture": "pictures",
+    "PictureMaker": "pictures",
+    "PictureRequest": "pictures",
     "SaveReport": "writing",
+    "StepReport": "pictures",
     "demo_adapters": "demo",
+    "grid_requests": "pictures",
+    "grid_sheet": "pictures",
     "load_demo": "demo",
+    "load_pipeline": "pictures",
     "read_adapter": "inspection",
 }
 

@@ -71,7 +71,7 @@ def demo(
         ([subject.trigger], [subject.name], _subject_columns(subject, styles)),
     ]
     drawn = _draw(mixer, bands, seed, steps, terminal)
-    from lora_mixer.cli._sheet import Band, contact_sheet
+    from lora_mixer.pictures import Band, contact_sheet
 
     sheet = contact_sheet(
         [
