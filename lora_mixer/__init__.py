@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         MissingExtraError,
         MixError,
         NotAnAdapterError,
+        PictureCancelled,
+        PictureError,
+        PictureMetadataError,
         PipelineStateError,
         SaveError,
         SourceError,
@@ -30,6 +33,25 @@ if TYPE_CHECKING:
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.pictures import (
+        Axis,
+        Picture,
+        PictureMaker,
+        PictureRequest,
+        StepReport,
+        grid_requests,
+        grid_sheet,
+        load_pipeline,
+    )
+    from lora_mixer.recall import (
+        PictureSettings,
+        Recall,
+        RecalledAdapter,
+        match_adapters,
+        picture_text,
+        read_picture,
+        save_picture,
+    )
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -39,6 +61,7 @@ __all__ = [
     "AdapterMix",
     "AdapterNameError",
     "AmbiguousSourceError",
+    "Axis",
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
@@ -54,15 +77,32 @@ __all__ = [
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
+    "Picture",
+    "PictureCancelled",
+    "PictureError",
+    "PictureMaker",
+    "PictureMetadataError",
+    "PictureRequest",
+    "PictureSettings",
     "PipelineStateError",
+    "Recall",
+    "RecalledAdapter",
     "SaveError",
     "SaveReport",
     "SourceError",
     "SourceNotFoundError",
+    "StepReport",
     "UnsupportedAdapterError",
     "demo_adapters",
+    "grid_requests",
+    "grid_sheet",
     "load_demo",
+    "load_pipeline",
+    "match_adapters",
+    "picture_text",
     "read_adapter",
+    "read_picture",
+    "save_picture",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -70,6 +110,7 @@ __all__ = [
 _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
+    "Axis": "pictures",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
     "LoraMixer": "mixer",
@@ -77,10 +118,24 @@ _MODULES = {
     "MemoryReport": "memory",
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
+    "Picture": "pictures",
+    "PictureMaker": "pictures",
+    "PictureRequest": "pictures",
+    "PictureSettings": "recall",
+    "Recall": "recall",
+    "RecalledAdapter": "recall",
     "SaveReport": "writing",
+    "StepReport": "pictures",
     "demo_adapters": "demo",
+    "grid_requests": "pictures",
+    "grid_sheet": "pictures",
     "load_demo": "demo",
+    "load_pipeline": "pictures",
+    "match_adapters": "recall",
+    "picture_text": "recall",
     "read_adapter": "inspection",
+    "read_picture": "recall",
+    "save_picture": "recall",
 }
 
 

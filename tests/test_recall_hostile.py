@@ -23,8 +23,7 @@ def read_or_refuse(data):
     """Only the package's own error may come out."""
     try:
         return read_picture(data)
-    except PictureMetadataError as error:
-        assert str(error)
+    except PictureMetadataError:
         return None
 
 
@@ -40,7 +39,13 @@ def chunk(kind, data):
 
 def huge_png(width, height, *chunks):
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(chunks)
+        + chunk(b"IDAT", b"")
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_a_text_that_unpacks_to_far_too_much_is_refused():
@@ -57,7 +62,9 @@ def test_a_picture_that_claims_to_be_huge_is_refused():
         read_picture(huge_png(2**31 - 1, 2**31 - 1))
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"%!PS-Adobe", b"\xff\xd8\xff\xe1\xff\xff", b"x" * 999])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"%!PS-Adobe", b"\xff\xd8\xff\xe1\xff\xff", b"x" * 999]
+)
 def test_what_is_no_picture_is_refused(data):
     with pytest.raises(PictureMetadataError, match="expected a PNG, JPEG or WebP"):
         read_picture(data)
@@ -66,7 +73,17 @@ def test_what_is_no_picture_is_refused(data):
 @pytest.mark.parametrize("key", ["lora_mixer", "invokeai_metadata", "prompt"])
 @pytest.mark.parametrize(
     "text",
-    ["[" * 200_000, '{"a":' * 200_000, "{", "null", "[]", "NaN", "1" * 10_000, '{"format": 1e999}', '{"\\ud800": 1}'],
+    [
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        "{",
+        "null",
+        "[]",
+        "NaN",
+        "1" * 10_000,
+        '{"format": 1e999}',
+        '{"\\ud800": 1}',
+    ],
     ids=["lists", "objects", "open", "null", "list", "nan", "long number", "infinite", "half a pair"],
 )
 def test_json_that_is_deep_broken_or_of_another_kind(key, text):
@@ -93,7 +110,12 @@ def test_values_of_wrong_types_are_left_out():
 def test_a_picture_names_no_file_to_be_opened(tmp_path):
     target = tmp_path / "private.png"
     Image.new("L", (4, 4), 255).save(target)
-    for mask in (str(target), {"path": str(target)}, {"path": str(target), "digest": "0" * 64}, [str(target)]):
+    for mask in (
+        str(target),
+        {"path": str(target)},
+        {"path": str(target), "digest": "0" * 64},
+        [str(target)],
+    ):
         for mix in (
             {"a": {"weight": 1, "mask": mask}},
             {"adapters": {"a": {"weight": 1, "mask": mask}}},
@@ -101,18 +123,30 @@ def test_a_picture_names_no_file_to_be_opened(tmp_path):
             {"adapters": [["a", {"weight": 1, "mask": mask}]]},
             {"adapters": json.dumps({"a": {"mask": mask}})},
         ):
-            block = {"format": 1, "mix": mix, "adapters": [{"name": "a", "spec": {"weight": 1, "mask": mask}}]}
+            block = {
+                "format": 1,
+                "mix": mix,
+                "adapters": [{"name": "a", "spec": {"weight": 1, "mask": mask}}],
+            }
             found = read_picture(with_texts(lora_mixer=json.dumps(block)))
 
-            specs = [each.spec for each in found.adapters] + list(found.mix.adapters.values() if found.mix else [])
+            specs = [each.spec for each in found.adapters] + list(
+                found.mix.adapters.values() if found.mix else []
+            )
             for spec in specs:
                 if spec is not None and spec.mask is not None:
                     assert (spec.mask.path, spec.mask.picture) == (None, None)
 
 
-@pytest.mark.parametrize("pattern", ["re:(.+)+x", "re:(?:a|a)*b", "re:.*.*.*.*.*.*x", "re:" + "a?" * 50, "*" * 300])
+@pytest.mark.parametrize(
+    "pattern", ["re:(.+)+x", "re:(?:a|a)*b", "re:.*.*.*.*.*.*x", "re:" + "a?" * 50, "*" * 300]
+)
 def test_patterns_that_could_take_for_ever_are_left_out(pattern):
-    for blocks in ({"blocks": {"patterns": {pattern: 0.5}}}, {"unet": {pattern: 0.5}}, {"components": {"unet": {pattern: 0.5}}}):
+    for blocks in (
+        {"blocks": {"patterns": {pattern: 0.5}}},
+        {"unet": {pattern: 0.5}},
+        {"components": {"unet": {pattern: 0.5}}},
+    ):
         block = {"format": 1, "mix": {"a": {"weight": 1, **blocks} if "unet" not in blocks else blocks}}
         found = read_picture(with_texts(lora_mixer=json.dumps(block)))
 
@@ -153,7 +187,9 @@ def test_html_in_metadata_is_text_like_any_other():
 
 
 def test_mutated_pictures_never_get_past_the_packages_error(tmp_path):
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "x.png", PictureSettings("x", mix="a:0.5, b:lbw=OUTALL"))
+    save_picture(
+        Image.new("RGB", (8, 8)), tmp_path / "x.png", PictureSettings("x", mix="a:0.5, b:lbw=OUTALL")
+    )
     save_picture(Image.new("RGB", (8, 8)), tmp_path / "x.jpg", PictureSettings("x", mix="a:0.5"))
     save_picture(Image.new("RGB", (8, 8)), tmp_path / "x.webp", PictureSettings("x", mix="a:0.5"))
     originals = [path.read_bytes() for path in tmp_path.iterdir()]
@@ -194,8 +230,18 @@ def test_any_json_in_the_place_of_any_value(data):
                 ("invokeai_metadata", json.loads(pictures.INVOKEAI)),
                 ("prompt", pictures.COMFYUI),
                 ("parameters", json.loads(pictures.FOOOCUS_JSON)),
-                ("parameters", {"sui_image_params": {"loras": ["a"], "loraweights": [1]}, "sui_models": [{"name": "a"}]}),
-                ("lora_mixer", {"format": 1, "mix": {"a": {"weight": 1, "blocks": {"down": 1}}}, "adapters": [{"name": "a"}]}),
+                (
+                    "parameters",
+                    {"sui_image_params": {"loras": ["a"], "loraweights": [1]}, "sui_models": [{"name": "a"}]},
+                ),
+                (
+                    "lora_mixer",
+                    {
+                        "format": 1,
+                        "mix": {"a": {"weight": 1, "blocks": {"down": 1}}},
+                        "adapters": [{"name": "a"}],
+                    },
+                ),
             ]
         )
     )
@@ -209,7 +255,9 @@ def test_any_json_in_the_place_of_any_value(data):
             continue
         node[place] = data.draw(values)
         break
-    texts = {key: json.dumps(document)} | ({"fooocus_scheme": "fooocus"} if "lora_combined_1" in document else {})
+    texts = {key: json.dumps(document)} | (
+        {"fooocus_scheme": "fooocus"} if "lora_combined_1" in document else {}
+    )
 
     read_or_refuse(with_texts(**texts))
 

@@ -31,7 +31,9 @@ def info(name, source="", metadata=None, hashes=None):
      "0xfedcba9876543210"],
 )  # fmt: skip
 def test_a_hash_of_any_kind_and_length_finds_a_file_of_another_name(digits):
-    found = match_adapters(picture(RecalledAdapter("old name", 0.5, None, {"autov2": digits})), {"oil": OIL, "ink": INK})
+    found = match_adapters(
+        picture(RecalledAdapter("old name", 0.5, None, {"autov2": digits})), {"oil": OIL, "ink": INK}
+    )
 
     (slot,) = found.slots
     assert (slot.match, slot.found_by) == ("ink", "hash")
@@ -68,14 +70,26 @@ def test_hashes_are_not_computed_where_the_picture_has_none():
         raise AssertionError("the whole file would be read")
 
     entry = AdapterInfo(
-        "ink", "ink.safetensors", "kohya", "SDXL", ("lora",), (4,), (), ("float16",), 8, {"unet": 1}, hashes=Hashes(read)
+        "ink",
+        "ink.safetensors",
+        "kohya",
+        "SDXL",
+        ("lora",),
+        (4,),
+        (),
+        ("float16",),
+        8,
+        {"unet": 1},
+        hashes=Hashes(read),
     )
 
     assert match_adapters(picture(RecalledAdapter("ink")), {"ink": entry}).slots[0].match == "ink"
 
 
 def test_blake3_is_nobodys_hash():
-    found = match_adapters(picture(RecalledAdapter("ink", 1, None, {"blake3": "1" * 64})), {"oil": OIL, "ink": INK})
+    found = match_adapters(
+        picture(RecalledAdapter("ink", 1, None, {"blake3": "1" * 64})), {"oil": OIL, "ink": INK}
+    )
 
     assert (found.slots[0].match, found.slots[0].note) == ("ink", "")
 
@@ -124,7 +138,8 @@ def test_what_the_picture_does_not_have_is_cleared():
 
 def test_one_file_here_is_not_two_adapters_of_the_picture():
     found = match_adapters(
-        picture(RecalledAdapter("ink", 0.3), RecalledAdapter("copy", 0.4, None, {"autov2": "0123456789"})), {"ink": INK}
+        picture(RecalledAdapter("ink", 0.3), RecalledAdapter("copy", 0.4, None, {"autov2": "0123456789"})),
+        {"ink": INK},
     )
 
     assert [slot.match for slot in found.slots] == ["ink", None]
@@ -133,13 +148,21 @@ def test_one_file_here_is_not_two_adapters_of_the_picture():
 
 
 def test_the_whole_mix_comes_back_under_the_names_here():
-    mix = Mix.of({"adapters": {"a": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1}, "method": "switch(3, [\"b\", \"a\"])"})
+    mix = Mix.of(
+        {
+            "adapters": {"a": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1},
+            "method": 'switch(3, ["b", "a"])',
+        }
+    )
     settings = PictureSettings("x", mix=mix).with_hashes({"a": {"autov3": "2" * 12}})
 
     found = match_adapters(settings, {"oil": OIL, "b": {}})
 
     assert found.mix == Mix.of(
-        {"adapters": {"oil": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1}, "method": "switch(3, [\"b\", \"oil\"])"}
+        {
+            "adapters": {"oil": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1},
+            "method": 'switch(3, ["b", "oil"])',
+        }
     )
 
 
@@ -154,7 +177,9 @@ def test_a_method_whose_adapter_is_missing_gives_way_to_the_sum_with_a_note():
 
 
 def test_a_method_without_names_stays():
-    found = match_adapters(PictureSettings("x", mix=Mix(Mix.of("a, b").adapters, Switch(2))), {"A": {}, "b": {}})
+    found = match_adapters(
+        PictureSettings("x", mix=Mix(Mix.of("a, b").adapters, Switch(2))), {"A": {}, "b": {}}
+    )
 
     assert found.mix.method == Switch(2)
     assert found.mix.names == ("A", "b")
