@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import AdapterMix, LayerPatterns, Mask, Mix
+from lora_mixer.mixes._forms import entries_of
+from lora_mixer.mixes._reading import Reading
 from lora_mixer.recall.values import as_table
 
 if TYPE_CHECKING:
@@ -79,6 +81,31 @@ def read_mix(spec: object, masks: object, notes: list[str]) -> Mix | None:
             kept = replace(kept, mask=_found(name, adapter.mask, pictures, notes))
         adapters[name] = kept
     return Mix(adapters, mix.method)
+
+
+def read_mix_text(text: str, masks: object, notes: list[str]) -> Mix | None:
+    """
+    Read a mix that a stranger wrote as text, in any form that ``Mix.of`` reads.
+
+    Args:
+        text: One line, JSON or YAML.
+        masks: As for ``read_mix``.
+        notes: Where remarks go.
+
+    Example:
+        >>> notes = []
+        >>> read_mix_text("a:0.5,mask=/home/x/private.png", {}, notes)["a"].mask is None, len(notes)
+        (True, 1)
+    """
+    reading = Reading()
+    entries = entries_of(text, reading)
+    names = [name for name, _ in entries.adapters]
+    if reading.problems or len(set(map(str, names))) < len(names):
+        notes.append(f"the mix cannot be read: {(reading.problems or ['a name stands twice'])[0][:300]}")
+        return None
+    return read_mix(
+        {"adapters": {str(k): v for k, v in entries.adapters}, "method": entries.method}, masks, notes
+    )
 
 
 def read_spec(spec: object, notes: list[str]) -> AdapterMix | None:
