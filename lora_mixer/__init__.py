@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedAdapterError,
     )
     from lora_mixer.inspection import read_adapter
+    from lora_mixer.library import Library, MixBook, base_family, strengths
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
@@ -67,6 +68,7 @@ __all__ = [
     "DemoAdapter",
     "FormatError",
     "InvalidAdapterError",
+    "Library",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -74,6 +76,7 @@ __all__ = [
     "MemoryReport",
     "MissingExtraError",
     "Mix",
+    "MixBook",
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
@@ -93,6 +96,7 @@ __all__ = [
     "SourceNotFoundError",
     "StepReport",
     "UnsupportedAdapterError",
+    "base_family",
     "demo_adapters",
     "grid_requests",
     "grid_sheet",
@@ -103,6 +107,7 @@ __all__ = [
     "read_adapter",
     "read_picture",
     "save_picture",
+    "strengths",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -113,10 +118,12 @@ _MODULES = {
     "Axis": "pictures",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
+    "Library": "library",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
     "MemoryReport": "memory",
     "Mix": "mixes",
+    "MixBook": "library",
     "PartialMatchWarning": "mixer",
     "Picture": "pictures",
     "PictureMaker": "pictures",
@@ -126,6 +133,7 @@ _MODULES = {
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
+    "base_family": "library",
     "demo_adapters": "demo",
     "grid_requests": "pictures",
     "grid_sheet": "pictures",
@@ -136,6 +144,7 @@ _MODULES = {
     "read_adapter": "inspection",
     "read_picture": "recall",
     "save_picture": "recall",
+    "strengths": "library",
 }
 
 
