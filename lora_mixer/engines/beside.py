@@ -182,9 +182,7 @@ class Beside:
         for part, scene in self.scenes.items():
             if part in TEXT_ENCODERS and turn is not None:
                 continue
-            shares = [
-                [mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes
-            ]
+            shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
             scene.show(Moment(shares, chosen, rows, latents))
 
     def show_text(self, part: str, rows: torch.Tensor) -> None:

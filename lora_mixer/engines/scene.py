@@ -58,7 +58,9 @@ class Scene:
         self._values = torch.zeros(1, 0)  # (count, ranks)
         self._gains = torch.zeros(1, 0)  # (images, parts)
         self._adapters = torch.zeros(0, dtype=torch.long)  # (parts,)
-        self._owners = torch.zeros(0, dtype=torch.long)  # (ranks,): part of each rank; the one past the end is none
+        self._owners = torch.zeros(
+            0, dtype=torch.long
+        )  # (ranks,): part of each rank; the one past the end is none
         self._parts: list[SidePart] = []
         self._cache: dict[object, torch.Tensor] = {}
         self._shown: torch.Tensor | None = None

@@ -201,7 +201,9 @@ class SideLayer:
         gain = self.gain[:batch]
         spread = [1] * (hidden.ndim - 2)
         return (
-            gain.view(len(gain), -1, *spread) if channels_first else gain.view(len(gain), *spread, gain.shape[1])
+            gain.view(len(gain), -1, *spread)
+            if channels_first
+            else gain.view(len(gain), *spread, gain.shape[1])
         )
 
     def _follow(self, x: torch.Tensor) -> None:

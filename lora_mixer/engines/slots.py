@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.errors import PipelineStateError
 
@@ -37,6 +38,7 @@ class Slot:
         self.blended = False
         self.locked = False
         self._seen: torch.Tensor | None = None
+        self._storage: StorageWeakRef | None = None
         self._address = 0
         self._version = 0
 
@@ -59,6 +61,9 @@ class Slot:
             return parameter is self._seen
         return (
             parameter is self._seen
+            # an address alone says little: .to() and back may get the freed memory again
+            and self._storage is not None
+            and not self._storage.expired()
             and parameter.data_ptr() == self._address
             and _version(parameter) == self._version
             and (self.base is None or self.base.dtype == parameter.dtype)
@@ -69,6 +74,7 @@ class Slot:
         self._seen = self.parameter
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
+            self._storage = StorageWeakRef(self._seen.untyped_storage())
             self._address = self._seen.data_ptr()
             self._version = _version(self._seen)
 

@@ -280,7 +280,7 @@ class Stage:
         remerge: bool,
     ) -> None:
         """Read the step of each call of each denoiser that an active adapter changes, and put its gains into effect."""
-        outer = _callers(self._pipe)
+        outer = callers(self._pipe)
         images = len(setting.mixes)
         passes = [mix.passes for mix in mixes]
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
@@ -355,8 +355,13 @@ class Stage:
         self._calls.watch(root, before)
 
 
-def _callers(pipe: Any) -> dict[str, nn.Module]:
-    """Give the components as the pipeline calls them, ``torch.compile``'s wrappers included."""
+def callers(pipe: Any) -> dict[str, nn.Module]:
+    """
+    Give the components as the pipeline calls them, ``torch.compile``'s wrappers included.
+
+    Args:
+        pipe: A pipeline, or a bare module.
+    """
     if isinstance(pipe, torch.nn.Module):
         return {component_name(pipe): pipe}
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
