@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors
-    from lora_mixer.binding import LiveModule
+    from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.steps import Step
 

@@ -49,7 +49,7 @@ class Calls:
                 output = compiled(*args, **kwargs)
                 return output if after is None else after(args, kwargs, output, compiled)
 
-            outer._compiled_call_impl = call  # type: ignore[assignment]  # noqa: SLF001 -- nn.Module calls no hooks around it
+            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
             self._wrapped.append((outer, compiled, call))
             return
 

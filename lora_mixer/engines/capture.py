@@ -38,7 +38,7 @@ class Graph:
         """Warm up on a stream of its own, then capture."""
         self._inputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(self._inputs, spec)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
@@ -137,7 +137,7 @@ def captured(outer: Mapping[str, nn.Module], generation: Callable[[], int]) -> I
     held = {name: Captured(module, generation) for name, module in outer.items()}
     before = {name: module.__dict__.get("forward") for name, module in outer.items()}
     for name, module in outer.items():
-        module.forward = held[name]  # type: ignore[method-assign]
+        module.forward = held[name]
     try:
         yield held
     finally:
@@ -148,7 +148,7 @@ def captured(outer: Mapping[str, nn.Module], generation: Callable[[], int]) -> I
             if before[name] is None:
                 del module.forward
             else:
-                module.forward = before[name]  # type: ignore[method-assign]
+                module.__dict__["forward"] = before[name]
 
 
 def _problem(module: nn.Module) -> str | None:

@@ -63,9 +63,9 @@ class MixGains:
         """
         if name not in self.mix:
             return 0.0
-        if turn is not None and component not in TEXT_ENCODERS and self.passes > 1:
-            if self.mix.names[turn % self.passes] != name:
-                return 0.0
+        one_alone = turn is not None and component not in TEXT_ENCODERS and self.passes > 1
+        if one_alone and self.mix.names[(turn or 0) % self.passes] != name:
+            return 0.0
         return self.mix.share_at(name, component, step.index, step.total, step.timestep)
 
     def choice(self, name: str, step: Step) -> list[float] | None:

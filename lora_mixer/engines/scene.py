@@ -130,20 +130,10 @@ class Scene:
                 f"{self._room}; reserve it with rows={count}"
             )
             raise MixError(msg)
-        parts = self._gains * torch.tensor(moment.shares, dtype=torch.float32)[:, self._adapters]
-        if moment.choice is not None:
-            picked = [[image[p.adapter][p.place] for p in self._parts] for image in moment.choice]
-            parts = parts * torch.tensor(picked, dtype=torch.float32)
-        if rows is not None:
-            parts = parts[rows]
-        parts = torch.nn.functional.pad(parts, (0, 1))
+        parts = self._at(moment, rows)
         shown = self._shown
-        same = (
-            shown is not None
-            and parts.shape == shown.shape
-            and torch.equal(parts, shown)
-            and moment.latents == self._moment.latents
-        )
+        same = shown is not None and parts.shape == shown.shape and torch.equal(parts, shown)
+        same = same and moment.latents == self._moment.latents
         self._moment, self.count = moment, count
         if same:
             return
@@ -151,16 +141,27 @@ class Scene:
         self._cache.clear()
         with torch.inference_mode(mode=False), torch.no_grad():
             self._values = parts[:, self._owners]
-            if count > self._room:
-                self._room, self._flats = count, {}
-                for layer in self._layers:
-                    layer.gain = self.gain_of(layer)
-            else:
-                for flat in self._flats.values():
-                    self._fill(flat)
-            if self.folds:
-                for layer in self._layers:
-                    layer.fold()
+            self._write(count)
+
+    def _at(self, moment: Moment, rows: torch.Tensor | None) -> torch.Tensor:
+        """Give the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
+        parts = self._gains * torch.tensor(moment.shares, dtype=torch.float32)[:, self._adapters]
+        if moment.choice is not None:
+            picked = [[image[p.adapter][p.place] for p in self._parts] for image in moment.choice]
+            parts = parts * torch.tensor(picked, dtype=torch.float32)
+        return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))
+
+    def _write(self, count: int) -> None:
+        if count > self._room:
+            self._room, self._flats = count, {}
+            for layer in self._layers:
+                layer.gain = self.gain_of(layer)
+        else:
+            for flat in self._flats.values():
+                self._fill(flat)
+        if self.folds:
+            for layer in self._layers:
+                layer.fold()
 
     def forget(self) -> None:
         """Write all gains anew at the next moment, whatever they are."""

@@ -149,7 +149,7 @@ class SideLayer:
             torch.mul(self.raw, self.gain[0], out=self.up)
 
     def __call__(
-        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+        self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         """Add what the adapters add; differentiable, and in place where no gradient is asked for."""
         x = args[0]

@@ -63,7 +63,7 @@ class Slot:
             parameter is self._seen
             # an address alone says little: .to() and back may get the freed memory again
             and self._storage is not None
-            and not self._storage.expired()
+            and not self._storage.expired()  # type: ignore[no-untyped-call]
             and parameter.data_ptr() == self._address
             and _version(parameter) == self._version
             and (self.base is None or self.base.dtype == parameter.dtype)
@@ -74,7 +74,7 @@ class Slot:
         self._seen = self.parameter
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
-            self._storage = StorageWeakRef(self._seen.untyped_storage())
+            self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
             self._address = self._seen.data_ptr()
             self._version = _version(self._seen)
 

@@ -10,6 +10,7 @@ Puts mixes into effect: chooses between rewriting weights and the side path, and
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +20,12 @@ from lora_mixer.binding.components import component_name
 from lora_mixer.engines.beside import Beside
 from lora_mixer.engines.calls import Calls
 from lora_mixer.engines.choice import Choice, choose
+from lora_mixer.engines.following import START, Follower, prompt_rows
 from lora_mixer.engines.forms import side_form, side_pair
 from lora_mixer.engines.gains import MixGains
-from lora_mixer.engines.images import image_rows
 from lora_mixer.engines.k_lora import Contest, contest
 from lora_mixer.engines.merged import MergedEngine, MixLostError
-from lora_mixer.engines.passes import all_passes
 from lora_mixer.engines.setting import BASE, Setting
-from lora_mixer.engines.steps import Step, StepClock, scheduler_timesteps, timestep_of
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
 
@@ -38,9 +37,8 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import Factors
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.slots import BaseDevice
+    from lora_mixer.engines.steps import Step
     from lora_mixer.mixes import Mix
-
-_START = Step(0, 1, 1000.0)
 
 
 class Stage:
@@ -210,7 +208,7 @@ class Stage:
                 for name, gains in table.items()
             }
 
-        self.merged.apply(merged_gains(_START, None))
+        self.merged.apply(merged_gains(START, None))
         if any(any(flags) for flags in beside.values()):
             pairs = {
                 name: [
@@ -219,12 +217,14 @@ class Stage:
                 ]
                 for name in names
             }
-            self.beside.build(mixes, names, pairs, components, self._masks(setting, names), _START)
+            self.beside.build(mixes, names, pairs, components, self._masks(setting, names), START)
         else:
             self.beside.empty()
         self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in names}
         if chosen.follows:
-            self._follow(setting, mixes, merged_gains, remerge=chosen.engine == "steps")
+            self._follow(
+                setting, [mix.passes for mix in mixes], merged_gains, remerge=chosen.engine == "steps"
+            )
         self._now = setting
 
     def _contest(self, mix: Mix) -> Contest | None:
@@ -274,85 +274,35 @@ class Stage:
     def _follow(
         self,
         setting: Setting,
-        mixes: Sequence[MixGains],
+        passes: Sequence[int],
         merged_gains: Callable[[Step, int | None], dict[str, list[float]]],
         *,
         remerge: bool,
     ) -> None:
-        """Read the step of each call of each denoiser that an active adapter changes, and put its gains into effect."""
+        """Watch each denoiser that an active adapter changes, and text encoders where each prompt has its own mix."""
         outer = callers(self._pipe)
-        images = len(setting.mixes)
-        passes = [mix.passes for mix in mixes]
+        start = merged_gains(START, None)
+
+        def put(step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
+            if remerge:
+                gains = merged_gains(step, turn)
+                for name, own in gains.items():  # text encoders keep what they had before the first step
+                    for place, layer in enumerate(self._layers[name]):
+                        if layer.live.component in TEXT_ENCODERS:
+                            own[place] = start[name][place]
+                if gains != self.merged.active:
+                    self.merged.apply(gains)
+            self.beside.show(step, turn, rows, latents)
+
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
-            clock = StepClock(scheduler_timesteps(self._pipe))
-            now: list[Any] = [_START, None, (0, 0)]
-
-            def put(turn: int, now: list[Any] = now) -> None:
-                step, rows, latents = now
-                if remerge:
-                    gains = merged_gains(step, turn)
-                    start = merged_gains(_START, None)
-                    for name in gains:  # text encoders keep what they had before the first step
-                        for i, layer in enumerate(self._layers[name]):
-                            if layer.live.component in TEXT_ENCODERS:
-                                gains[name][i] = start[name][i]
-                    if gains != self.merged.active:
-                        self.merged.apply(gains)
-                self.beside.show(step, turn, rows, latents)
-
-            def before(
-                args: tuple[Any, ...],
-                kwargs: dict[str, Any],
-                clock: StepClock = clock,
-                now: list[Any] = now,
-                put: Callable[[int], None] = put,
-            ) -> None:
-                sample = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-                sample = kwargs.get("sample", kwargs.get("hidden_states", args[0] if args else sample))
-                if not isinstance(sample, torch.Tensor):
-                    return
-                if sample.is_cuda and torch.cuda.is_current_stream_capturing():
-                    return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
-                latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
-                rows = image_rows(self._pipe, int(sample.shape[0]), images, setting.copies)
-                now[:] = [clock.tick(timestep_of(args, kwargs)), rows, latents]
-                put(0)
-
-            def after(
-                args: tuple[Any, ...],
-                kwargs: dict[str, Any],
-                output: Any,
-                again: Callable[..., Any],
-                now: list[Any] = now,
-                put: Callable[[int], None] = put,
-            ) -> Any:
-                def run(turn: int) -> Any:
-                    put(turn)
-                    return again(*args, **kwargs)
-
-                return all_passes(output, passes, now[1], run)
-
-            self._calls.watch(outer[part], before, after if max(passes) > 1 else None)
+            follower = Follower(self._pipe, passes, setting.copies, put)
+            self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
+        images = len(setting.mixes)
         for part in self.beside.scenes:
             if part in TEXT_ENCODERS and images > 1:
-                self._follow_text(part, outer[part], images)
-
-    def _follow_text(self, part: str, root: nn.Module, images: int) -> None:
-        """Give each prompt of a text encoder's batch its own mix."""
-
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            batch = len(ids) if isinstance(ids, torch.Tensor) else images
-            if batch % images:
-                msg = (
-                    f"{images} mixes, but {part} was called with {batch} prompts: pass a list of {images} prompts, "
-                    "one for each mix"
-                )
-                raise MixError(msg)
-            self.beside.show_text(part, torch.arange(batch) % images)
-
-        self._calls.watch(root, before)
+                show = functools.partial(self.beside.show_text, part)
+                self._calls.watch(outer[part], prompt_rows(part, images, show))
 
 
 def callers(pipe: Any) -> dict[str, nn.Module]:
