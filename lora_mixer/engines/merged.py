@@ -95,19 +95,7 @@ class MergedEngine:
         self._hooks: list[RemovableHandle] = []
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
-        """
-        Take an adapter's layers; nothing is written yet.
-
-        Raises:
-            PipelineStateError: When a weight cannot be rewritten (meta, quantised); nothing is taken then.
-        """
-        raise_problems(
-            [
-                f"{layer.live.component}.{layer.live.path}: {reason}"
-                for layer in layers
-                if (reason := unsupported(layer.live.weight))
-            ]
-        )
+        """Take an adapter's layers; nothing is written yet."""
         tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
         taken: list[tuple[_Touched, LayerWeights]] = []
         for layer in layers:
@@ -161,6 +149,20 @@ class MergedEngine:
                 None if bias is None else bias.live if bias.base is None else bias.base,
             )
 
+    def look(self) -> None:
+        """
+        Look at what others did to the weights since, before anything is planned.
+
+        Raises:
+            PipelineStateError: When a mix in the weights cannot be changed any more.
+        """
+        if check(self._all_slots()):
+            self._plans.clear()
+
+    def locks(self, name: str) -> list[bool]:
+        """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
+        return [entry.weight.locked for entry, _ in self._adapters[name]]
+
     def apply(self, gains: Gains) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
@@ -169,8 +171,7 @@ class MergedEngine:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
             MixLostError: When writing failed twice.
         """
-        if check(self._slots()):
-            self._plans.clear()
+        self.look()
         before = self._active
         try:
             self._write(gains)
@@ -187,7 +188,11 @@ class MergedEngine:
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
         raise_problems(
-            [f"{slot.name}: {reason}" for slot in self._slots() if (reason := unsupported(slot.parameter))]
+            [
+                f"{slot.name}: {reason}"
+                for slot in self._all_slots()
+                if slot.base is not None and (reason := unsupported(slot.parameter))
+            ]
         )
         for slot in self._slots():
             slot.blended = slot.base is not None  # others may have written where no adapter is active, too
@@ -217,8 +222,11 @@ class MergedEngine:
                 table[place] = table.get(place, 0) + slot.base.numel() * slot.base.element_size()
         return table
 
-    def _slots(self) -> list[Slot]:
+    def _all_slots(self) -> list[Slot]:
         return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
+
+    def _slots(self) -> list[Slot]:
+        return [slot for slot in self._all_slots() if not slot.locked]
 
     @torch.no_grad()
     def _write(self, gains: Gains) -> None:
