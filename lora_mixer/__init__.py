@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.textual_inversion import TokenInfo
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "SaveReport",
     "SourceError",
     "SourceNotFoundError",
+    "TokenInfo",
     "UnsupportedAdapterError",
     "demo_adapters",
     "load_demo",
@@ -78,6 +80,7 @@ _MODULES = {
     "Mix": "mixes",
     "PartialMatchWarning": "mixer",
     "SaveReport": "writing",
+    "TokenInfo": "textual_inversion",
     "demo_adapters": "demo",
     "load_demo": "demo",
     "read_adapter": "inspection",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.formats.names import Target
 
 
@@ -49,7 +50,7 @@ class AdapterInfo:
         dtypes: The dtypes of its tensors, such as ``float16``.
         bytes: Size of its tensors in bytes.
         components: Number of modules by the component that the keys name; ``unnamed`` where they name none.
-        embeddings: Tokens of textual inversions found in the file; they are reported, not applied.
+        embeddings: Words of textual inversions in the file, which ``load_embeddings=True`` loads as well.
         trigger_words: Words that call it up, where the file has them.
         metadata: The header's free-form metadata: training facts, as the trainer wrote them.
         hashes: ``sha256``, ``autov1``, ``autov2``, ``autov3``, ``sshs_model_hash``; computed at the first look.
@@ -101,12 +102,14 @@ class Adapter:
         layers: One entry for each module that the file changes.
         unused: Keys that no layer uses, with the reason.
         notes: Remarks on the file as a whole, for the report.
+        embeddings: Textual inversions that the file holds beside its layers.
     """
 
     info: AdapterInfo
     layers: tuple[AdapterLayer, ...]
     unused: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of every layer."""

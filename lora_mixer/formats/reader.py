@@ -22,15 +22,17 @@ from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
+from lora_mixer.formats.embeddings import alone, bundled, token_of
 from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.metadata import trigger_words
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
-from lora_mixer.formats.pickles import read_pickle
+from lora_mixer.formats.pickles import load_pickle, read_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.sources import AdapterSource
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
@@ -69,6 +71,29 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
                 tensors = _map_tensors(stream, header, label)
                 compute = _FileHashes(weights, header.data_start, label, _stamp(stream))
     return _assemble(tensors, metadata, source, name, hashes.Hashes(compute))
+
+
+def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[Embedding, ...]:
+    """
+    Read a file that holds textual inversions only.
+
+    Args:
+        source: Where it lies.
+        name: The word for vectors that name none; None takes the file's name.
+
+    Returns:
+        The words.
+
+    Raises:
+        FormatError: When the content is damaged or something else.
+    """
+    label, own_name, weights = source.label, name or _own_name(source), source.weights
+    if isinstance(weights, Mapping):
+        return alone(_state_dict(weights, label), own_name, label)
+    with _stream(weights, label) as stream:
+        if isinstance(weights, Path) and weights.suffix.lower() in _PICKLES:
+            return alone(load_pickle(stream, label), own_name, label)
+        return alone(read_tensors(stream, read_header(stream, label), label), own_name, label)
 
 
 def _stream(weights: Path | bytes, label: str) -> IO[bytes]:
@@ -139,7 +164,14 @@ def _assemble(
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
         msg = f"{label}: holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
         raise NotAnAdapterError(msg)
-    notes = list(groups.notes)
+    embeddings, odd = bundled(
+        {key: tensors[key] for key in groups.unused if token_of(key)}, _own_name(source)
+    )
+    notes = []
+    if groups.embeddings:
+        notes.append(
+            f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
+        )
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
         notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
@@ -169,7 +201,7 @@ def _assemble(
         metadata=dict(metadata),
         hashes=file_hashes,
     )
-    return Adapter(info, layers, groups.unused, tuple(notes))
+    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings)
 
 
 def _own_name(source: AdapterSource) -> str:
