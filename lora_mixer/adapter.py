@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.about import About
 from lora_mixer.hashes import Hashes
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ class AdapterInfo:
         bytes: Size of its tensors in bytes.
         components: Number of modules by the component that the keys name; ``unnamed`` where they name none.
         embeddings: Words of textual inversions in the file, which ``load_embeddings=True`` loads as well.
-        trigger_words: Words that call it up, where the file has them.
+        trigger_words: Words that call it up: the header's, else those of the files beside it.
         metadata: The header's free-form metadata: training facts, as the trainer wrote them.
+        about: What people and programs say about it: preferred weight, notes, preview, training tags, and where each
+            of these is from.
         hashes: ``sha256``, ``autov1``, ``autov2``, ``autov3``, ``sshs_model_hash``; computed at the first look.
     """
 
@@ -69,6 +72,7 @@ class AdapterInfo:
     embeddings: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    about: About = field(default_factory=About)
     hashes: Mapping[str, str] = field(default_factory=lambda: Hashes(None), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +91,8 @@ class AdapterInfo:
                 table[f.name] = list(value)
             elif isinstance(value, str | int):
                 table[f.name] = value
+            elif isinstance(value, About):
+                table[f.name] = value.to_dict()
             else:
                 table[f.name] = dict(value)
         return table

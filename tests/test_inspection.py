@@ -104,7 +104,7 @@ def test_the_base_is_told_by_names_and_widths_before_metadata(key, width, metada
         ({"trigger_words": '["x, y", "z"]'}, ("x, y", "z")),
         ({"trigger_words": "[broken"}, ("[broken",)),
         ({"modelspec.trigger_phrase": "", "trigger_word": "ohwx"}, ("ohwx",)),
-        ({"trigger_words": "[" * 50_000}, ("[" * 50_000,)),
+        ({"trigger_words": "[" * 50_000}, ("[" * 10_000,)),  # cut
         ({}, ()),
     ],
 )

@@ -91,7 +91,7 @@ def group_keys(
             embeddings.setdefault(token)
             unused[key] = "textual inversion, loaded with load_embeddings=True only"
             continue
-        target, leaf, layout = _locate(key, tensors, metadata)
+        target, leaf, layout = locate(key, tensors, metadata)
         if target is None or leaf is None:
             unused[key] = "no known ending of an adapter key"
             continue
@@ -126,9 +126,25 @@ def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
     return not has_config and all(group.algorithms <= {"set"} for group in groups)
 
 
-def _locate(
+def is_foreign(key: str) -> bool:
+    """Say whether a key is of a kind that decides about its whole file: a word's vectors, an IP-Adapter's part."""
+    return token_of(key) is not None or _IP_ADAPTER.search(key) is not None
+
+
+def locate(
     key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[Target | None, Leaf | None, str]:
+    """
+    Find the module and the part that a key names.
+
+    Args:
+        key: The key.
+        tensors: The file, for endings that mean one thing or another by what stands beside them.
+        metadata: Its header's metadata.
+
+    Returns:
+        Target, leaf and layout; None where the key is no part of an adapter.
+    """
     counted = safeloras.split_key(key, metadata)
     if counted:
         hint, module, role = counted
