@@ -90,7 +90,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(group.target.module)
     for role, tensor in tensors.items():
-        if not tensor.is_floating_point() and role not in _WHOLE_NUMBERS:
+        if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
             msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
             raise InvalidAdapterError(msg)
         if tensor.numel() == 0 and not role.startswith("bias_"):
