@@ -38,6 +38,12 @@ MORE = {
     "norm": {"w_norm": randn(8), "b_norm": randn(8)},
     "hira": {"hira_A": randn(2, 8), "hira_B": randn(8, 2)},
     "c3a": {"c3a_kernel": randn(2, 2, 4)},
+    "gralora": {
+        "gralora_A": randn(2, 4, 4),
+        "gralora_B": randn(2, 4, 4),
+        "gralora_A_general.weight": randn(2, 8),
+        "gralora_B_general.weight": randn(8, 2),
+    },
     "miss": {"miss_block": randn(2, 8)},
     "delora": {
         "delora_A": randn(2, 8),
