@@ -13,10 +13,11 @@ from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, 
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.looking import Loaded, Looking
+from lora_mixer.looking import Loaded
 from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
+from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Wording, choose, with_words
 from lora_mixer.writing import live as saving
@@ -34,7 +35,7 @@ class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-class LoraMixer(Looking, Wording):
+class LoraMixer(Running, Wording):
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 
@@ -213,6 +214,17 @@ class LoraMixer(Looking, Wording):
             msg = f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
             raise AdapterNameError(msg)
         self.set_mix(Mix.from_weights(names, adapter_weights))
+
+    def check_mix(self, mix: Any) -> None:
+        """
+        Check that a mix names loaded adapters and components that are there; nothing changes.
+
+        Raises:
+            AdapterNameError: When it names an unknown adapter.
+            MixError: When it makes no sense.
+        """
+        with self._lock:
+            self._check_mix(Mix.of(mix), find_components(self.pipe))
 
     def set_mix(self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None) -> None:
         """

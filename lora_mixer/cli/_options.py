@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")]
+Model = Annotated[
+    str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")]
 AllowPickle = Annotated[
     bool,
