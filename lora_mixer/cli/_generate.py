@@ -14,12 +14,16 @@ from lora_mixer import __version__
 from lora_mixer.cli._lora_option import LoraOption, read_options
 from lora_mixer.cli._output import Settings, picture_paths, save
 from lora_mixer.cli._terminal import console, plain, print_warning
-from lora_mixer.errors import LoraMixerError, SourceNotFoundError
+from lora_mixer.errors import LoraMixerError, MissingExtraError, SourceNotFoundError
 
 if TYPE_CHECKING:
     import torch
 
     from lora_mixer.mixer import LoraMixer
+
+
+QUANTISERS = ("bitsandbytes", "torchao", "quanto")
+"""What diffusers' messages call the libraries of the extra ``quant``."""
 
 
 class DType(str, Enum):
@@ -36,7 +40,13 @@ def generate(
     model: Annotated[
         str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")
     ],
-    prompt: Annotated[str, typer.Option(help="What the picture shall show.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="What the picture shall show. <lora:NAME:0.7> in it sets the weight of an adapter given with --lora; "
+            "NAME is its file's name without the ending."
+        ),
+    ],
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,7 +55,12 @@ def generate(
             "(te: all text encoders). May be given several times.",
         ),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What it shall not show.")] = "",
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            help="What it shall not show. <lora:NAME:0.7> in it changes the weight in the half without the prompt only."
+        ),
+    ] = "",
     seed: Annotated[
         int | None, typer.Option(help="Of the first picture; the next have the next. Default: any.")
     ] = None,
@@ -82,13 +97,37 @@ def generate(
     pipe = load_pipeline(model, device, dtype)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    arguments["prompt"], unwanted, less = _read_tags(mixer, prompt, negative_prompt)
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = unwanted
     settings = Settings(
-        prompt, negative_prompt, steps, guidance_scale, model, mixer.mix.to_text(), __version__
+        arguments["prompt"], unwanted, steps, guidance_scale, model, mixer.mix.to_text(), __version__, less
     )
     for number, path in zip(seeds, paths, strict=True):
         image = pipe(**arguments, generator=_generator(number)).images[0]
         save(image, path, settings.text(number, image.size))
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
+
+
+def _read_tags(mixer: LoraMixer, prompt: str, negative_prompt: str) -> tuple[str, str, str]:
+    """
+    Put the weights of tags into effect.
+
+    Returns:
+        Both prompts without tags, and the mix of the half without the prompt, where it has one of its own.
+    """
+    from lora_mixer.mixes import Mix
+
+    clean, more = mixer.parse_prompt(prompt)
+    unwanted, less = mixer.parse_prompt(negative_prompt)
+    if not more.names and not less.names:
+        return clean, unwanted, ""
+    named = {*more.names, *less.names}
+    given = {name: own for name, own in mixer.mix.adapters.items() if name not in named}
+    mix = Mix({**given, **more.adapters})
+    negative = Mix({**mix.adapters, **less.adapters})
+    mixer.set_mix(mix, negative=negative)
+    return clean, unwanted, "" if negative == mix else negative.to_text()
 
 
 def load_pipeline(model: str, device: str, dtype: DType) -> Any:
@@ -105,12 +144,22 @@ def load_pipeline(model: str, device: str, dtype: DType) -> Any:
             # Named "dtype" in the newest releases only, which still take this one.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
+    except ImportError as error:
+        if any(library in str(error).lower() for library in QUANTISERS):
+            raise MissingExtraError(
+                f"--model {model!r} is quantised, and the library for it is missing: {_first_line(error)} "
+                "Install it with: pip install 'lora-mixer[quant]'"
+            ) from error
+        raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
         raise SourceNotFoundError(
             f"--model {model!r} must be a folder or a Hub repository with a diffusers pipeline (model_index.json), "
-            f"and could not be loaded: {first_line}"
+            f"and could not be loaded: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _device(name: str) -> torch.device:

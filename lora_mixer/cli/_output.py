@@ -31,6 +31,7 @@ class Settings:
     model: str
     mix: str
     version: str
+    negative_mix: str = ""
 
     def text(self, seed: int, size: tuple[int, int]) -> str:
         """
@@ -48,6 +49,7 @@ class Settings:
             "Size": f"{size[0]}x{size[1]}",
             "Model": self.model,
             "LoRA mix": self.mix or None,
+            "Negative LoRA mix": self.negative_mix or None,
             "Version": f"lora-mixer {self.version}",
         }
         lines = [self.prompt]

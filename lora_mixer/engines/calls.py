@@ -52,19 +52,18 @@ class Calls:
             self._wrapped.append((outer, compiled, call))
             return
 
-        @torch.compiler.disable
         def pre_hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before(args, kwargs)
 
-        self._handles.append(outer.register_forward_pre_hook(pre_hook, with_kwargs=True))
+        outside: Any = torch.compiler.disable
+        self._handles.append(outer.register_forward_pre_hook(outside(pre_hook), with_kwargs=True))
         if after is not None:
             then = after
 
-            @torch.compiler.disable
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
                 return then(args, kwargs, output, module.forward)
 
-            self._handles.append(outer.register_forward_hook(hook, with_kwargs=True))
+            self._handles.append(outer.register_forward_hook(outside(hook), with_kwargs=True))
 
     def clear(self) -> None:
         """Take everything away."""
