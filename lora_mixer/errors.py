@@ -14,6 +14,9 @@ Every error that the package raises on purpose.
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
+    ├── PictureError            a picture cannot be asked for like that, or not of this pipeline (also a ValueError)
+    ├── PictureCancelled        raised by those who stop a picture that is being made
+    ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
@@ -84,6 +87,18 @@ class MixError(LoraMixerError, ValueError):
     """
 
     problems: tuple[str, ...] = ()
+
+
+class PictureError(LoraMixerError, ValueError):
+    """A picture cannot be asked for like that, or not of this pipeline."""
+
+
+class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one
+    """Raise it in a maker's ``on_step`` to stop the work; it comes out of the iterator."""
+
+
+class PictureMetadataError(LoraMixerError, ValueError):
+    """A picture holds no settings that can be read, or settings cannot be those of a picture."""
 
 
 class PipelineStateError(LoraMixerError, RuntimeError):

@@ -201,6 +201,17 @@ class LoraMixer(Running):
             raise AdapterNameError(msg)
         self.set_mix(Mix.from_weights(names, adapter_weights))
 
+    def check_mix(self, mix: Any) -> None:
+        """
+        Check that a mix names loaded adapters and components that are there; nothing changes.
+
+        Raises:
+            AdapterNameError: When it names an unknown adapter.
+            MixError: When it makes no sense.
+        """
+        with self._lock:
+            self._check_mix(Mix.of(mix), find_components(self.pipe))
+
     def set_mix(
         self,
         mix: Any,

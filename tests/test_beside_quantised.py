@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer import LoraMixer, MissingExtraError, PipelineStateError
+from lora_mixer.pictures import load_pipeline
 from tests.small_pipe import SmallPipe
 from tests.weights import Pair, random_pairs
 
@@ -215,6 +216,22 @@ def test_an_algorithm_without_a_low_rank_form_is_refused_by_name_on_a_quantised_
     assert torch.equal(bench(), before)
     bench.mixer.load_lora_weights(plain, "plain")  # on a layer that is not quantised it is no trouble
     assert torch.equal(bench.block.conv.weight, conv + 1)
+
+
+def test_a_quantised_pipeline_whose_library_is_missing_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError(
+            "Using `bitsandbytes` 4-bit quantization requires bitsandbytes: pip install bitsandbytes"
+        )
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", missing)
+
+    with pytest.raises(
+        MissingExtraError, match=r"'some/model' is quantised.*pip install 'lora-mixer\[quant\]'"
+    ):
+        load_pipeline("some/model", device="cpu")
 
 
 # --- offloaded -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lora_mixer import __version__
-from lora_mixer.cli._generate import DType, load_pipeline, mix_into
+from lora_mixer.cli._generate import DType, mix_into
 from lora_mixer.cli._lora_option import read_options
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import SaveError
@@ -47,7 +47,9 @@ def bake(
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SaveError(f"{out} is there already and is not an empty folder; name another")
-    pipe = load_pipeline(model, "cpu", dtype)
+    from lora_mixer.pictures import load_pipeline
+
+    pipe = load_pipeline(model, device="cpu", dtype=dtype.value)
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
     if not mixer.mix.is_constant:
         raise SaveError("the mix changes from step to step, which no model's weights can hold")

@@ -5,25 +5,23 @@ from __future__ import annotations
 import inspect
 import secrets
 import warnings
+from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_mixer import __version__
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._output import Settings, picture_paths, save
+from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._terminal import console, plain, print_warning
-from lora_mixer.errors import LoraMixerError, MissingExtraError, SourceNotFoundError
+from lora_mixer.errors import LoraMixerError
+from lora_mixer.recall import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     import torch
 
     from lora_mixer.mixer import LoraMixer
-
-
-QUANTISERS = ("bitsandbytes", "torchao", "quanto")
-"""What diffusers' messages call the libraries of the extra ``quant``."""
 
 
 class DType(str, Enum):
@@ -38,7 +36,7 @@ class DType(str, Enum):
 def generate(
     *,
     model: Annotated[
-        str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")
+        str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
     ],
     prompt: Annotated[
         str,
@@ -70,7 +68,8 @@ def generate(
     height: Annotated[int | None, typer.Option(min=8, help="Default: the model's own.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
     out: Annotated[
-        str, typer.Option(help="A .png path, with {seed} and {index} where wanted, or a folder.")
+        str,
+        typer.Option(help="A .png, .jpg or .webp path, with {seed} and {index} where wanted, or a folder."),
     ] = ("lora-mixer-{seed}.png"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
@@ -82,7 +81,7 @@ def generate(
         typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted."),
     ] = False,
 ) -> None:
-    """Make pictures with adapters mixed into a pipeline; each PNG says inside how it was made."""
+    """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
     options = read_options(lora or ())
     first = secrets.randbelow(2**32) if seed is None else seed
     seeds = [first + number for number in range(count)]
@@ -94,88 +93,47 @@ def generate(
         "width": width,
         "height": height,
     }
-    pipe = load_pipeline(model, device, dtype)
+    from lora_mixer.pictures import load_pipeline
+
+    pipe = load_pipeline(model, device=device, dtype=dtype.value)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
-    arguments["prompt"], unwanted, less = _read_tags(mixer, prompt, negative_prompt)
+    arguments["prompt"], unwanted = _read_tags(mixer, prompt, negative_prompt)
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = unwanted
-    settings = Settings(
-        arguments["prompt"], unwanted, steps, guidance_scale, model, mixer.mix.to_text(), __version__, less
-    )
+    settings = PictureSettings(
+        prompt=arguments["prompt"],
+        negative_prompt=negative_prompt,  # as typed: its tags are said nowhere else
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
+        model=Path(model).name or model if Path(model).is_dir() else model,
+        mix=mixer.mix,
+    ).with_hashes({name: info.hashes for name, info in mixer.adapters.items()})
     for number, path in zip(seeds, paths, strict=True):
         image = pipe(**arguments, generator=_generator(number)).images[0]
-        save(image, path, settings.text(number, image.size))
+        save_picture(image, path, replace(settings, seed=number))
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
 
 
-def _read_tags(mixer: LoraMixer, prompt: str, negative_prompt: str) -> tuple[str, str, str]:
+def _read_tags(mixer: LoraMixer, prompt: str, negative_prompt: str) -> tuple[str, str]:
     """
     Put the weights of tags into effect.
 
     Returns:
-        Both prompts without tags, and the mix of the half without the prompt, where it has one of its own.
+        Both prompts without tags.
     """
     from lora_mixer.mixes import Mix
 
     clean, more = mixer.parse_prompt(prompt)
     unwanted, less = mixer.parse_prompt(negative_prompt)
     if not more.names and not less.names:
-        return clean, unwanted, ""
+        return clean, unwanted
     named = {*more.names, *less.names}
     given = {name: own for name, own in mixer.mix.adapters.items() if name not in named}
     mix = Mix({**given, **more.adapters})
-    negative = Mix({**mix.adapters, **less.adapters})
-    mixer.set_mix(mix, negative=negative)
-    return clean, unwanted, "" if negative == mix else negative.to_text()
-
-
-def load_pipeline(model: str, device: str, dtype: DType) -> Any:
-    """Load a diffusers pipeline in the type asked for, with this package's errors."""
-    import torch
-    from diffusers import DiffusionPipeline
-
-    pipelines: Any = DiffusionPipeline
-    chosen = _device(device)
-    half = torch.float32 if chosen.type == "cpu" else torch.float16
-    loaded_as = half if dtype is DType.AUTO else getattr(torch, dtype.value)
-    try:
-        with warnings.catch_warnings():
-            # Named "dtype" in the newest releases only, which still take this one.
-            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
-    except ImportError as error:
-        if any(library in str(error).lower() for library in QUANTISERS):
-            raise MissingExtraError(
-                f"--model {model!r} is quantised, and the library for it is missing: {_first_line(error)} "
-                "Install it with: pip install 'lora-mixer[quant]'"
-            ) from error
-        raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SourceNotFoundError(
-            f"--model {model!r} must be a folder or a Hub repository with a diffusers pipeline (model_index.json), "
-            f"and could not be loaded: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        accelerator = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else accelerator)
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise LoraMixerError(
-            f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    return found
+    mixer.set_mix(mix, negative=Mix({**mix.adapters, **less.adapters}))
+    return clean, unwanted
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.errors import PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BaseDevice = Literal["device", "host"]
 """Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
@@ -121,17 +124,29 @@ class Slot:
         host = torch.empty_like(live, device="cpu", pin_memory=True)
         return host.copy_(live)
 
-    def restore(self) -> None:
-        """Write the base back, bit for bit."""
-        if self.base is not None and self.blended:
-            self.live.copy_(self.keep())
-        self.blended = False
-
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
         self.base = None
         self.blended = False
         self.stamp()
+
+
+def restore(slots: Iterable[Slot]) -> None:
+    """Write the bases of all blended parameters back, bit for bit, in a few large copies."""
+    pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for slot in slots:
+        if slot.base is not None and slot.blended:
+            live, base = slot.live, slot.keep()
+            if live.is_inference():
+                with torch.inference_mode():
+                    live.copy_(base)
+            else:
+                own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+                own[0].append(live)
+                own[1].append(base)
+        slot.blended = False
+    for lives, bases in pairs.values():
+        torch._foreach_copy_(lives, bases)
 
 
 def unsupported(parameter: torch.Tensor) -> str | None:

@@ -1,0 +1,25 @@
+"""Making pictures: what is asked for, who makes it, grids and sheets of them; the UI, the batches and the CLI stand on it."""
+
+from __future__ import annotations
+
+from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapter
+from lora_mixer.pictures.loading import DEMO, load_pipeline, own_defaults
+from lora_mixer.pictures.maker import PictureMaker, StepReport
+from lora_mixer.pictures.request import Picture, PictureRequest
+from lora_mixer.pictures.sheet import Band, contact_sheet
+
+__all__ = [
+    "DEMO",
+    "Axis",
+    "Band",
+    "Picture",
+    "PictureMaker",
+    "PictureRequest",
+    "StepReport",
+    "contact_sheet",
+    "grid_requests",
+    "grid_sheet",
+    "load_pipeline",
+    "own_defaults",
+    "with_adapter",
+]

@@ -1,0 +1,243 @@
+"""
+Requests in, pictures out: batches, each picture's own noise, steps that can be watched and stopped.
+
+A picture depends on its request alone: noise is drawn on the CPU from its own seed, and with ``batch_size=1`` it is the same
+to the byte whatever else is made before, after or beside it. In larger batches kernels may sum in another order, and
+pictures can differ in the last bit of a pixel.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from lora_mixer.errors import MixError, PictureError
+from lora_mixer.pictures.batching import batches
+from lora_mixer.pictures.preview import Progress
+from lora_mixer.pictures.request import Picture, PictureRequest, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from lora_mixer.mixer import LoraMixer
+
+_ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "width": "width",
+    "height": "height",
+}
+"""Fields of a request, and how diffusers calls them."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """
+    Where a batch is.
+
+    Attributes:
+        indices: The requests that the batch is made of, by their place among those given.
+        step: Steps done, from 1.
+        steps: Steps in all.
+        previews: Decodes small looks at the forming pictures, one per index; costs time only when called.
+    """
+
+    indices: tuple[int, ...]
+    step: int
+    steps: int
+    previews: Callable[[], list[Image]]
+
+
+class PictureMaker:
+    """
+    Makes the pictures of requests with one mixer's pipeline.
+
+    Args:
+        mixer: The mixer; its adapters are what requests' mixes may name.
+        batch_size: The most pictures in one pipeline call. 1 gives the same bytes whatever is made together.
+        defaults: Values for what requests leave open: ``steps``, ``guidance_scale``, ``width``, ``height``.
+
+    Raises:
+        PictureError: When ``batch_size`` or a default makes no sense.
+
+    Example:
+        >>> maker = PictureMaker(mixer)  # doctest: +SKIP
+        >>> for picture in maker.make([PictureRequest("a castle", mix={"ink": 0.8})]):  # doctest: +SKIP
+        ...     picture.image.save("castle.png")
+    """
+
+    def __init__(
+        self, mixer: LoraMixer, *, batch_size: int = 1, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        """Look at what the pipeline takes."""
+        given: object = batch_size
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise PictureError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+        unknown = set(defaults or ()) - set(_ARGUMENTS)
+        if unknown:
+            raise PictureError(
+                f"defaults are known for {', '.join(_ARGUMENTS)}; got {', '.join(sorted(unknown))}"
+            )
+        self.mixer = mixer
+        self.batch_size = batch_size
+        self._takes = inspect.signature(mixer.pipe.__call__).parameters
+        self._defaults = {**self._of_pipeline(), **(defaults or {})}
+        filled(PictureRequest(""), self._defaults)  # a clear error now rather than at the first picture
+
+    def _of_pipeline(self) -> dict[str, Any]:
+        found = {}
+        for name in ("steps", "guidance_scale"):
+            parameter = self._takes.get(_ARGUMENTS[name])
+            if parameter is not None and isinstance(parameter.default, int | float):
+                found[name] = parameter.default
+        return found
+
+    def resolve(self, request: PictureRequest) -> PictureRequest:
+        """
+        Give a request with the defaults filled in and ``<lora:...>`` tags moved into its mix.
+
+        Raises:
+            PictureError: When the pipeline does not take something that the request asks for.
+            MixError: When a tag makes no sense.
+            AdapterNameError: When the mix names an adapter that is not loaded.
+        """
+        full = filled(request.with_tags(self.mixer.adapters), self._defaults)
+        self.mixer.check_mix(full.mix)
+        asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
+        asked |= {"negative_prompt"} if request.negative_prompt else set()
+        missing = sorted(asked - set(self._takes))
+        if missing:
+            kind = type(self.mixer.pipe).__name__
+            raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
+        return full
+
+    def make(
+        self,
+        requests: Sequence[PictureRequest],
+        *,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> Iterator[Picture]:
+        """
+        Make the pictures, those that can share a batch together; everything is checked before the first is begun.
+
+        Args:
+            requests: What to make.
+            on_step: Called after each denoising step. Whatever it raises ends the work within that step and comes out
+                of this iterator; :class:`~lora_mixer.errors.PictureCancelled` is made for it.
+
+        Returns:
+            The pictures as they are finished. Their order is that of the batches: sort by ``index`` where it matters.
+
+        Raises:
+            PictureError: When a request cannot be made with this pipeline.
+            MixError: When a mix cannot be applied.
+        """
+        full = [self.resolve(request) for request in requests]
+        return self._run(full, on_step)
+
+    def _run(
+        self, requests: Sequence[PictureRequest], on_step: Callable[[StepReport], None] | None
+    ) -> Iterator[Picture]:
+        waiting = batches(requests, self.batch_size)
+        while waiting:
+            batch = waiting.pop(0)
+            start = time.perf_counter()
+            try:
+                images = self._call([requests[i] for i in batch], tuple(batch), on_step)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self.batch_size = max(1, len(batch) // 2)
+                torch.cuda.empty_cache()
+                waiting = [
+                    part[i : i + self.batch_size]
+                    for part in (batch, *waiting)
+                    for i in range(0, len(part), self.batch_size)
+                ]
+                continue
+            except MixError:
+                # a method, or an adapter without a low-rank form, that cannot have one mix per image
+                parts = _by_mix(requests, batch)
+                if len(parts) == 1:
+                    raise
+                waiting = parts + waiting
+                continue
+            seconds = (time.perf_counter() - start) / len(batch)
+            for i, image in zip(batch, images, strict=True):
+                yield Picture(i, _sized(requests[i], image), image, seconds, len(batch))
+
+    def _call(
+        self,
+        batch: Sequence[PictureRequest],
+        indices: tuple[int, ...],
+        on_step: Callable[[StepReport], None] | None,
+    ) -> list[Image]:
+        pipe, first = self.mixer.pipe, batch[0]
+        arguments: dict[str, Any] = {
+            argument: value
+            for name, argument in _ARGUMENTS.items()
+            if (value := getattr(first, name)) is not None and argument in self._takes
+        }
+        if first.negative_prompt:
+            arguments["negative_prompt"] = [request.negative_prompt for request in batch]
+        if on_step is not None and "callback_on_step_end" in self._takes:
+            arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
+        mixes = [request.mix for request in batch]
+        same = all(mix == mixes[0] for mix in mixes)
+        with self.mixer.applied(mixes[0] if same else mixes), _quiet_bar(pipe):
+            try:
+                images: list[Image] = pipe(
+                    [request.prompt for request in batch],
+                    generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+                    **arguments,
+                ).images
+            except BaseException:
+                pipe.maybe_free_model_hooks()
+                raise
+        return images
+
+
+def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for i in batch:
+        groups.setdefault(requests[i].mix.fingerprint, []).append(i)
+    return list(groups.values())
+
+
+def _sized(request: PictureRequest, image: Image) -> PictureRequest:
+    return filled(request, {"width": image.width, "height": image.height})
+
+
+def _watcher(
+    pipe: Any, indices: tuple[int, ...], on_step: Callable[[StepReport], None]
+) -> Callable[..., dict[str, Any]]:
+    progress = Progress(pipe)
+
+    def after(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        progress.moved(step, values.get("latents"))
+        on_step(StepReport(indices, step + 1, len(pipe.scheduler.timesteps), progress.previews))
+        return {}
+
+    return after
+
+
+class _quiet_bar:  # noqa: N801 -- used as a statement, like suppress
+    """Keep the pipeline's own progress bar away, and put its settings back."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._kept: Any = None
+
+    def __enter__(self) -> None:
+        self._kept = dict(getattr(self._pipe, "_progress_bar_config", {}))
+        self._pipe.set_progress_bar_config(**{**self._kept, "disable": True})
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        self._pipe.set_progress_bar_config(**self._kept)
+        return False
