@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lora_mixer import LoraMixer, Mix, demo_adapters, load_demo
-from lora_mixer.cli._sheet import Band, contact_sheet
+from lora_mixer.pictures import Band, contact_sheet
 from lora_mixer.mixes import Mask
 
 SIZE = 128
