@@ -101,7 +101,8 @@ class Database:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        with suppress(sqlite3.OperationalError):  # another process is about it: this one statement does not wait
+        # This one statement does not wait for another process that is about it.
+        with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         try:
