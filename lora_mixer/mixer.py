@@ -13,6 +13,7 @@ from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, 
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
+from lora_mixer.keeping import check_components
 from lora_mixer.looking import Loaded
 from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
@@ -20,15 +21,11 @@ from lora_mixer.ownership import claim
 from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Wording, choose, with_words
-from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import nn
-
-    from lora_mixer.writing import SaveReport
 
 
 class PartialMatchWarning(UserWarning):
@@ -226,13 +223,22 @@ class LoraMixer(Running, Wording):
         with self._lock:
             self._check_mix(Mix.of(mix), find_components(self.pipe))
 
-    def set_mix(self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None) -> None:
+    def set_mix(
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
+    ) -> None:
         """
         Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
 
         Args:
             mix: A mix; or a list of mixes, one for each prompt of a batch: each image then gets its own mix in one
                 pipeline call, guidance and ``num_images_per_prompt`` included.
+            negative: The mix of the half of the batch that guidance makes without the prompt, and of the negative prompt;
+                the same as ``mix`` when None. With a list of mixes, a list of as many.
             engine: ``"merged"`` rewrites weights, ``"side"`` runs beside them, ``"auto"`` takes the cheaper that can.
             guidance_copies: How often guidance repeats the batch in a denoiser call, for lists of mixes on pipelines
                 that do not tell (2 for classifier-free guidance in one call).
@@ -241,14 +247,19 @@ class LoraMixer(Running, Wording):
             AdapterNameError: When it names an unknown adapter.
             MixError: When it cannot be applied.
         """
-        wanted = Setting.of(mix, engine, guidance_copies)
+        wanted = Setting.of(mix, engine, guidance_copies, negative)
         with self._lock, self._words.changed(shown=True):
             self._apply(wanted)
             self._held, self._enabled = wanted, True
 
     @contextmanager
     def applied(
-        self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
     ) -> Iterator[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
@@ -257,6 +268,7 @@ class LoraMixer(Running, Wording):
 
         Args:
             mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
+            negative: As in :meth:`set_mix`.
             engine: As in :meth:`set_mix`.
             guidance_copies: As in :meth:`set_mix`.
 
@@ -266,7 +278,7 @@ class LoraMixer(Running, Wording):
         """
         with self._lock:
             before, enabled = self._held, self._enabled
-            self.set_mix(mix, engine=engine, guidance_copies=guidance_copies)
+            self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
@@ -317,89 +329,17 @@ class LoraMixer(Running, Wording):
                 del self._loaded[name]
                 self._stage.remove(name)
 
-    # --- writing -----------------------------------------------------------------------------------------------
-
-    def save_lora_weights(
-        self,
-        save_directory_or_path: Any,
-        adapter_names: str | Sequence[str] | None = None,
-        *,
-        format: str = "diffusers",  # noqa: A002 -- the word for it
-        rank: int | None = None,
-        dtype: torch.dtype | str | None = None,
-        weights: Any = None,
-    ) -> SaveReport:
-        """
-        Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
-
-        Args:
-            save_directory_or_path: A ``.safetensors`` file, or a folder. PEFT's format is always a folder, with one
-                folder per component inside where there are several.
-            adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
-                become one adapter; the mix in effect when None.
-            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
-            rank: The rank to cut to; None is exact, at the sum of the ranks.
-            dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
-            weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
-
-        Returns:
-            The files, and what the rank left out of each layer.
-
-        Raises:
-            AdapterNameError: When a name is unknown.
-            MixError: When there is nothing to save, or the mix changes from step to step.
-            SaveError: When the format or the disk cannot take it; what was there before is still there.
-
-        Example:
-            >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
-        """
-        with self._lock:
-            choice = saving.choose(
-                self.mixes,
-                save_directory_or_path,
-                adapter_names,
-                weights,
-                format=format,
-                rank=rank,
-                dtype=dtype,
-            )
-            unknown = [name for name in choice.mix.names if name not in self._loaded]
-            if unknown:
-                raise self._unknown(unknown, "save_lora_weights")
-            components = find_components(self.pipe)
-            _check_components(choice.mix, components)
-            infos = {name: self._loaded[name].info for name in choice.mix.names}
-            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
-
-    # --- when others changed the weights -------------------------------------------------------------------------
-
-    def rebase(self) -> None:
-        """
-        Take what the weights hold now as the new base, after something else has changed them on purpose.
-
-        No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
-        """
-        with self._lock, self._words.changed(shown=False):
-            self._stage.rebase()
-            self._enabled = False
-
-    def restore_base(self) -> None:
-        """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
-        with self._lock, self._words.changed(shown=False):
-            self._stage.restore()
-            self._enabled = False
-
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _check_mix(self, mix: Mix, components: Mapping[str, nn.Module]) -> None:
         unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
-        _check_components(mix, components)
+        check_components(mix, components)
 
     def _apply(self, wanted: Setting) -> None:
         components = find_components(self.pipe)
-        for mix in wanted.mixes:
+        for mix in wanted.every:
             self._check_mix(mix, components)
         try:
             self._stage.apply(wanted, components)
@@ -439,23 +379,9 @@ class LoraMixer(Running, Wording):
             number += 1
         return f"default_{number}"
 
-    def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
-        loaded = ", ".join(self._loaded) or "none"
-        return AdapterNameError(
-            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
-        )
-
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name
-
-
-def _check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
-    for name in mix.names:
-        odd = [part for part in mix[name].named_components if part not in known]
-        if odd:
-            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
-            raise MixError(msg)

@@ -37,7 +37,13 @@ class DType(str, Enum):
 def generate(
     *,
     model: Model,
-    prompt: Annotated[str, typer.Option(help="What the picture shall show.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="What the picture shall show. <lora:NAME:0.7> in it sets the weight of an adapter given with --lora; "
+            "NAME is its file's name without the ending."
+        ),
+    ],
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,7 +52,12 @@ def generate(
             "(te: all text encoders). May be given several times.",
         ),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What it shall not show.")] = "",
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            help="What it shall not show. <lora:NAME:0.7> in it changes the weight in the half without the prompt only."
+        ),
+    ] = "",
     seed: Annotated[
         int | None, typer.Option(help="Of the first picture; the next have the next. Default: any.")
     ] = None,
@@ -82,9 +93,12 @@ def generate(
     pipe = load_pipeline(model, device=device, dtype=dtype.value)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle, load_embeddings=load_embeddings)
+    arguments["prompt"], unwanted = _read_tags(mixer, prompt, negative_prompt)
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = unwanted
     settings = PictureSettings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
+        prompt=arguments["prompt"],
+        negative_prompt=negative_prompt,  # as typed: its tags are said nowhere else
         steps=steps,
         guidance_scale=guidance_scale,
         sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
@@ -95,6 +109,26 @@ def generate(
         image = pipe(**arguments, generator=_generator(number)).images[0]
         save_picture(image, path, replace(settings, seed=number))
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
+
+
+def _read_tags(mixer: LoraMixer, prompt: str, negative_prompt: str) -> tuple[str, str]:
+    """
+    Put the weights of tags into effect.
+
+    Returns:
+        Both prompts without tags.
+    """
+    from lora_mixer.mixes import Mix
+
+    clean, more = mixer.parse_prompt(prompt)
+    unwanted, less = mixer.parse_prompt(negative_prompt)
+    if not more.names and not less.names:
+        return clean, unwanted
+    named = {*more.names, *less.names}
+    given = {name: own for name, own in mixer.mix.adapters.items() if name not in named}
+    mix = Mix({**given, **more.adapters})
+    mixer.set_mix(mix, negative=Mix({**mix.adapters, **less.adapters}))
+    return clean, unwanted
 
 
 def _generator(seed: int) -> torch.Generator:
