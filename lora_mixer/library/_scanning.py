@@ -66,13 +66,7 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
             done += 1
             if progress is not None:
                 progress(done, total, rows[-1]["name"])
-        said = user.read(lambda connection, rows=rows: [_said(connection, row) for row in rows])  # type: ignore[misc]
-        kinds = index.write(
-            lambda connection, rows=rows, said=said: [  # type: ignore[misc]
-                _put(connection, row, own, plan.known) for row, own in zip(rows, said, strict=True)
-            ]
-        )
-        counts.update(kinds)
+        counts.update(index.write(lambda connection, rows=rows: _put_all(connection, user, rows, plan.known)))  # type: ignore[misc]
         counts["unreadable"] += sum(bool(row["problem"]) for row in rows)
     offline = index.write(lambda connection: _mark(connection, plan, roots))
     return Refreshed(
@@ -119,6 +113,14 @@ def _is_text(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _put_all(
+    connection: sqlite3.Connection, user: Database, rows: list[dict[str, Any]], known: set[str]
+) -> list[str]:
+    """Write rows with what the user said; read while nobody else writes the index, so that nothing old replaces newer."""
+    said = user.read(lambda other: [_said(other, row) for row in rows])
+    return [_put(connection, row, own, known) for row, own in zip(rows, said, strict=True)]
 
 
 def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:

@@ -9,23 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX, candidates
+from lora_mixer.sources._sidecars import PICTURES, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PREVIEWS = tuple(
-    f"{middle}{kind}" for middle in (".preview", "") for kind in (".png", ".jpg", ".jpeg", ".webp", ".gif")
-)
-"""Endings of pictures beside a file, the first that is there counts."""
-_SIDECARS = (
-    ".json",
-    ".civitai.info",
-    ".metadata.json",
-    ".cm-info.json",
-    ".description.txt",
-    ".txt",
-    *PREVIEWS,
-)
+_SIDECARS = (*TEXTS, *PICTURES)
 _DEPTH_AT_MOST = 32
 
 
@@ -102,7 +91,7 @@ def _found(path: str, folder: str, name: str, facts: dict[str, os.stat_result]) 
     stem = name[: -len(SAFETENSORS_SUFFIX)]
     belonging = [f"{stem}{ending}" for ending in _SIDECARS] + [CONFIG_NAME]
     told = [(each, facts[each].st_size, facts[each].st_mtime_ns) for each in belonging if each in facts]
-    preview = next((f"{stem}{ending}" for ending in PREVIEWS if f"{stem}{ending}" in facts), "")
+    preview = next((f"{stem}{ending}" for ending in PICTURES if f"{stem}{ending}" in facts), "")
     return Found(
         path=str(Path(path) / name),
         folder=folder,

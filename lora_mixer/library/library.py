@@ -17,7 +17,7 @@ from lora_mixer.recall.values import as_float, clean_text
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lora_mixer.library._scanning import Progress
     from lora_mixer.library.entry import Entry, Refreshed
@@ -221,7 +221,7 @@ class Library(Looking):
         )
         key = row["content"] or row["path"]
 
-        def work(connection: sqlite3.Connection) -> dict[str, Any]:
+        def work(connection: sqlite3.Connection) -> None:
             there = connection.execute(
                 "SELECT weight, notes, words, uses FROM said WHERE content = ?", (key,)
             ).fetchone()
@@ -230,10 +230,9 @@ class Library(Looking):
                 "INSERT OR REPLACE INTO said (content, path, weight, notes, words, uses) VALUES (?, ?, ?, ?, ?, ?)",
                 (key, row["path"], new["weight"], new["notes"], new["words"], new["uses"]),
             )
-            return new
 
-        new = self._user.write(work)
-        self._index.write(lambda connection: _repeat(connection, entry.id, row["content"], new))
+        self._user.write(work)
+        self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key))
         return self.get(id)
 
     def _root(self, folder: str | os.PathLike[str] | None) -> Path:
@@ -252,13 +251,17 @@ class Library(Looking):
         return found[0]
 
 
-def _repeat(connection: sqlite3.Connection, id: str, content: str, said: Mapping[str, Any]) -> None:  # noqa: A002
-    """Let searches see what the user said, in all entries of the same content."""
-    sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
-    values = [said[column] for column in _schema.SAID.values()]
-    connection.execute(
-        f"UPDATE files SET {sets} WHERE id = ? OR (content = ? AND content != '')", (*values, id, content)
-    )
+def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str) -> None:  # noqa: A002
+    """
+    Let searches see what the user said, in all entries of the same content.
+
+    It is read while nobody else writes the index, so that of two who speak at once the later one is repeated.
+    """
+    said = user.read(lambda other: other.execute("SELECT * FROM said WHERE content = ?", (key,)).fetchone())
+    if said is not None:
+        sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
+        values = [said[column] for column in _schema.SAID.values()]
+        connection.execute(f"UPDATE files SET {sets} WHERE id = ? OR content = ?", (*values, id, key))
 
 
 def _outermost(folders: Iterable[Path]) -> tuple[Path, ...]:
