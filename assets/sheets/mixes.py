@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from lora_mixer import LoraMixer, Mix, demo_adapters, load_demo
-from lora_mixer.pictures import Band, contact_sheet
 from lora_mixer.mixes import Mask
+from lora_mixer.pictures import Band, contact_sheet
 
 SIZE = 128
 ONE, OTHER = "ink", "neon"

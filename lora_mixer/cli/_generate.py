@@ -52,6 +52,13 @@ def generate(
             "(te: all text encoders). May be given several times.",
         ),
     ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            help="What the adapters given with --lora do, by their files' names, in any form of a mix (docs/mixes.md): "
+            "'ink:1,schedule=linear(0, 1), neon:0.5', 'ink:1, neon:1 | switch(tau=2)', JSON, YAML."
+        ),
+    ] = None,
     negative_prompt: Annotated[
         str,
         typer.Option(
@@ -93,6 +100,8 @@ def generate(
     pipe = load_pipeline(model, device=device, dtype=dtype.value)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle, load_embeddings=load_embeddings)
+    if mix is not None:
+        mixer.set_mix(mix)
     arguments["prompt"], unwanted = _read_tags(mixer, prompt, negative_prompt)
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = unwanted
