@@ -99,6 +99,7 @@ class LoraMixer(Looking):
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
         max_rank: int | None = None,
+        activate: bool = True,
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -119,6 +120,7 @@ class LoraMixer(Looking):
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
+            activate: False leaves the mix in effect as it is.
 
         Returns:
             What was matched and what was not; print it.
@@ -167,7 +169,7 @@ class LoraMixer(Looking):
                 layers = settle(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap)
+                self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -393,7 +395,9 @@ class LoraMixer(Looking):
             self._enabled = False
             raise
 
-    def _swap_in(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
+    def _swap_in(
+        self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool, activate: bool
+    ) -> None:
         """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
         spare = f"{name}\n"  # no adapter can be called so: names are printable
@@ -404,7 +408,8 @@ class LoraMixer(Looking):
             self._stage.add(name, layers)
             self._loaded[name] = loaded
             wanted = self._held if hotswap else Setting.of({name: 1.0})
-            self._apply(wanted if self._enabled or not hotswap else BASE)
+            if activate or hotswap:
+                self._apply(wanted if self._enabled or not hotswap else BASE)
         except BaseException:
             self._stage.remove(name)
             if before is None:
@@ -416,7 +421,7 @@ class LoraMixer(Looking):
             raise
         if before is not None:
             self._stage.remove(spare)
-        if not hotswap:
+        if activate and not hotswap:
             self._held, self._enabled = wanted, True
 
     def _free_name(self) -> str:
