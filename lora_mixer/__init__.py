@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         SourceNotFoundError,
         UnsupportedAdapterError,
     )
-    from lora_mixer.inspection import read_adapter
+    from lora_mixer.inspection import match_adapter, read_adapter
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
@@ -133,6 +133,7 @@ _MODULES = {
     "load_pipeline": "pictures",
     "match_adapters": "recall",
     "picture_text": "recall",
+    "match_adapter": "inspection",
     "read_adapter": "inspection",
     "read_picture": "recall",
     "save_picture": "recall",
