@@ -256,13 +256,16 @@ class LoraMixer(Looking):
         """
         with self._lock:
             before, enabled = self._held, self._enabled
-            self.set_mix(mix, engine=engine, guidance_copies=guidance_copies)
+            wanted = Setting.of(mix, engine, guidance_copies)
+            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
+                self.set_mix(mix, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
                 # adapters that were deleted inside the block are gone from what was there, too
                 kept = before.without(name for name in before.names if name not in self._loaded)
-                self._apply(kept if enabled else BASE)
+                if (self._held, self._enabled) != (kept, enabled):
+                    self._apply(kept if enabled else BASE)
                 self._held, self._enabled = kept, enabled
 
     def disable_lora(self) -> None:
