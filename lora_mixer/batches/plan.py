@@ -101,7 +101,6 @@ class Output(_Strict):
     manifest: Annotated[
         str | None, Field(description="A .jsonl or .sqlite file; in the folder unless said otherwise.")
     ] = None
-    sync: Annotated[bool, Field(description="Wait until each picture is on the disk itself.")] = True
 
 
 class RunOptions(_Strict):
