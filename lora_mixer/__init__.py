@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.batches import BatchResult, Plan, check_plan, run_plan
     from lora_mixer.binding import ComponentMatch, MatchReport
     from lora_mixer.demo import DemoAdapter, demo_adapters, load_demo
     from lora_mixer.errors import (
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
         PictureError,
         PictureMetadataError,
         PipelineStateError,
+        PlanError,
         SaveError,
         SourceError,
         SourceNotFoundError,
         UnsupportedAdapterError,
+        WorkersError,
     )
     from lora_mixer.inspection import match_adapter, read_adapter
     from lora_mixer.memory import MemoryReport
@@ -62,6 +65,7 @@ __all__ = [
     "AdapterNameError",
     "AmbiguousSourceError",
     "Axis",
+    "BatchResult",
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
@@ -85,6 +89,8 @@ __all__ = [
     "PictureRequest",
     "PictureSettings",
     "PipelineStateError",
+    "Plan",
+    "PlanError",
     "Recall",
     "RecalledAdapter",
     "SaveError",
@@ -93,15 +99,19 @@ __all__ = [
     "SourceNotFoundError",
     "StepReport",
     "UnsupportedAdapterError",
+    "WorkersError",
+    "check_plan",
     "demo_adapters",
     "grid_requests",
     "grid_sheet",
     "load_demo",
     "load_pipeline",
+    "match_adapter",
     "match_adapters",
     "picture_text",
     "read_adapter",
     "read_picture",
+    "run_plan",
     "save_picture",
 ]
 
@@ -111,6 +121,7 @@ _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
     "Axis": "pictures",
+    "BatchResult": "batches",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
     "LoraMixer": "mixer",
@@ -122,20 +133,23 @@ _MODULES = {
     "PictureMaker": "pictures",
     "PictureRequest": "pictures",
     "PictureSettings": "recall",
+    "Plan": "batches",
     "Recall": "recall",
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
+    "check_plan": "batches",
     "demo_adapters": "demo",
     "grid_requests": "pictures",
     "grid_sheet": "pictures",
     "load_demo": "demo",
     "load_pipeline": "pictures",
+    "match_adapter": "inspection",
     "match_adapters": "recall",
     "picture_text": "recall",
-    "match_adapter": "inspection",
     "read_adapter": "inspection",
     "read_picture": "recall",
+    "run_plan": "batches",
     "save_picture": "recall",
 }
 

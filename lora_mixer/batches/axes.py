@@ -48,7 +48,11 @@ class JobAxis:
         """Give what stands at a row or column of a contact sheet."""
         if self.axis is not None:
             return Axis(self.axis.kind, (value,), self.axis.adapter).labels[0]
-        text = value if isinstance(value, str) else (Mix.of(value).to_text() if self.key == "mix" else f"{value}")
+        text = (
+            value
+            if isinstance(value, str)
+            else (Mix.of(value).to_text() if self.key == "mix" else f"{value}")
+        )
         return (
             f"{self.key} {text}" if self.key in ("seed", "steps", "guidance_scale") else text[:40] or self.key
         )
@@ -90,7 +94,9 @@ def read_axes(
     return found
 
 
-def _values(key: str, given: list[Any] | str, wildcards: Mapping[str, Sequence[str]]) -> tuple[Any, ...] | str:
+def _values(
+    key: str, given: list[Any] | str, wildcards: Mapping[str, Sequence[str]]
+) -> tuple[Any, ...] | str:
     if isinstance(given, list):
         return tuple(given) if given else "has no values; give at least one"
     if (wild := _WILDCARD.fullmatch(key)) and given == "all":
@@ -122,14 +128,7 @@ def _misfit(axis: JobAxis, value: Any) -> str:
     if axis.kind == "wildcard":
         return "" if isinstance(value, str) else f"expected text, got {shown(value)}"
     if axis.axis is not None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if axis.axis.kind != "blocks" and not number:
-            return f"expected a number, got {shown(value)}"
-        try:
-            axis.axis.at(PictureRequest(""), value)
-        except (MixError, PictureError) as error:
-            return str(error)
-        return ""
+        return _misfit_of_picture(axis.axis, value)
     try:
         Picture.model_validate({axis.key: value})
         if axis.key == "mix" and value is not None:
@@ -138,5 +137,16 @@ def _misfit(axis: JobAxis, value: Any) -> str:
         message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
         return f"{message}, got {shown(value)}"
     except MixError as error:
+        return str(error)
+    return ""
+
+
+def _misfit_of_picture(axis: Axis, value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if axis.kind != "blocks" and not number:
+        return f"expected a number, got {shown(value)}"
+    try:
+        axis.at(PictureRequest(""), value)
+    except (MixError, PictureError) as error:
         return str(error)
     return ""

@@ -126,8 +126,12 @@ class AdapterCache:
             self._make_room(ready.size, names)
             place = self._places[name]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # partial matches were told when the plan was checked
-                self._mixer.load_lora_weights(ready.source, adapter_name=name, activate=False, **place.options)
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # partial matches were told when the plan was checked
+                self._mixer.load_lora_weights(
+                    ready.source, adapter_name=name, activate=False, **place.options
+                )
             self._sizes[name] = ready.size
             self._hashes[name] = ready.hashes
             self.loads += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,9 @@ def check_plan(source: Any) -> CheckedPlan:
     problems.finish()
     identities = {name: _identity(places[name].source) for name in infos}
     folder = plan.place(plan.output.folder)
-    return CheckedPlan(plan, tuple(pictures), places, infos, identities, folder, _manifest(plan, folder, problems))
+    return CheckedPlan(
+        plan, tuple(pictures), places, infos, identities, folder, _manifest(plan, folder, problems)
+    )
 
 
 def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
@@ -133,15 +136,15 @@ def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
     for name, given in plan.adapters.items():
         spec = AdapterSpec(source=given) if isinstance(given, str) and given else given
         if not isinstance(spec, AdapterSpec) or not name.strip() or not name.isprintable():
-            problems.add(plan.line("adapters", name), f"adapters: expected a printable name and a source, got {name!r}")
+            problems.add(
+                plan.line("adapters", name), f"adapters: expected a printable name and a source, got {name!r}"
+            )
             continue
         source = spec.source
         if "\0" not in source and "://" not in source and not source.startswith("demo:"):
             here = Path(plan.place(source))
-            try:
+            with contextlib.suppress(OSError):
                 source = str(here) if here.exists() else source
-            except OSError:
-                pass
         found[name] = spec.model_copy(update={"source": source})
     return found
 

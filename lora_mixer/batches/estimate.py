@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.batches.checking import CheckedPlan, check_plan
 from lora_mixer.batches.order import make_tasks
 from lora_mixer.batches.worker import memory_in_use
+from lora_mixer.mixes import Mix
 from lora_mixer.pictures import PictureMaker, load_pipeline
 
 if TYPE_CHECKING:
@@ -70,7 +71,14 @@ def dry_run(source: Any, *, trial: bool = True) -> DryRun:
         jobs[picture.name] = jobs.get(picture.name, 0) + 1
     seconds, memory = _trial(checked) if trial else (None, None)
     return DryRun(
-        len(pictures), jobs, _adapters(checked), runs, len(mixes) - empty, _loads(checked, runs), seconds, memory
+        len(pictures),
+        jobs,
+        _adapters(checked),
+        runs,
+        len(mixes) - empty,
+        _loads(checked, runs),
+        seconds,
+        memory,
     )
 
 
@@ -137,14 +145,14 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
             shapes.setdefault((request.width, request.height, request.guidance_scale), []).append(picture)
         total = 0.0
         for pictures in shapes.values():
-            base = replace(pictures[0].request, mix={})
+            base = replace(pictures[0].request, mix=Mix())
             list(maker.make([replace(base, steps=1)]))  # warm
             one, three = (
                 median(_timed(maker, replace(base, steps=steps)) for _ in range(2)) for steps in (1, 3)
             )
             step = max(three - one, 0.0) / 2
             for picture in pictures:
-                steps = maker.resolve(replace(picture.request, mix={}, prompt="x")).steps or 1
+                steps = maker.resolve(replace(picture.request, mix=Mix(), prompt="x")).steps or 1
                 total += max(one - step, 0.0) + step * steps
         on_gpu = pipe.device.type == "cuda"
         used = torch.cuda.max_memory_allocated() if on_gpu else memory_in_use() - before

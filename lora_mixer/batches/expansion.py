@@ -109,9 +109,7 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
     return builder.found
 
 
-def _parts(
-    plan: Plan, job: int, wildcards: Mapping[str, Sequence[str]], problems: Problems
-) -> _JobParts:
+def _parts(plan: Plan, job: int, wildcards: Mapping[str, Sequence[str]], problems: Problems) -> _JobParts:
     grid = read_axes(plan, job, "grid", wildcards, problems)
     side = read_axes(plan, job, "zip", wildcards, problems)
     twice = {axis.key for axis in grid} & {axis.key for axis in side}
@@ -190,13 +188,12 @@ class _Builder:
         seed += turn
         if seed > MAX_SEED:
             raise PictureError(f"seed: repeats would go beyond {MAX_SEED}")
-        width, height = fields.get("width"), fields.get("height")
-        if fields.get("size") is not None:
-            wide, high = (int(part) for part in fields["size"].split("x"))
-            width, height = width or wide, height or high
+        width, height = _size(fields)
         request = PictureRequest(
             prompt=fill(fields["prompt"], seed, self.wildcards, fixed),
-            negative_prompt=fill(fields.get("negative_prompt") or "", seed, self.wildcards, fixed, "negative"),
+            negative_prompt=fill(
+                fields.get("negative_prompt") or "", seed, self.wildcards, fixed, "negative"
+            ),
             seed=seed,
             steps=fields.get("steps"),
             guidance_scale=fields.get("guidance_scale"),
@@ -207,7 +204,9 @@ class _Builder:
         for axis, value in values:
             if axis.axis is not None:
                 request = axis.axis.at(request, value)
-        request = filled(request.with_tags(self.adapters), self.own)
+        return self._checked(filled(request.with_tags(self.adapters), self.own))
+
+    def _checked(self, request: PictureRequest) -> PictureRequest:
         unknown = [name for name in request.mix.names if name not in self.adapters]
         if unknown:
             raise MixError(
@@ -253,6 +252,14 @@ class _Builder:
         self.found.append(PlannedPicture(index, job, name, cell, request, file))
 
 
+def _size(fields: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    width, height = fields.get("width"), fields.get("height")
+    if fields.get("size") is not None:
+        wide, high = (int(part) for part in fields["size"].split("x"))
+        width, height = width or wide, height or high
+    return width, height
+
+
 def request_digest(request: PictureRequest) -> str:
     """
     Give 64 hexadecimal digits that are equal for equal requests.
@@ -276,5 +283,3 @@ def request_digest(request: PictureRequest) -> str:
 def sheet_name(picture: PlannedPicture) -> str:
     """Give the file name of a job's contact sheet."""
     return f"sheets/{picture.job:03}-{slug(picture.name)}.png"
-
-

@@ -56,7 +56,9 @@ def open_manifest(path: Path) -> Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise SaveError(f"{path} is in use by another run; wait for it, or give this plan another folder") from error
+        raise SaveError(
+            f"{path} is in use by another run; wait for it, or give this plan another folder"
+        ) from error
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     try:

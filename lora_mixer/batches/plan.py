@@ -85,9 +85,9 @@ class Job(Picture):
 class Output(_Strict):
     """Where the pictures go."""
 
-    folder: Annotated[
-        str, Field(min_length=1, description="A folder, or a URL that fsspec writes to.")
-    ] = "pictures"
+    folder: Annotated[str, Field(min_length=1, description="A folder, or a URL that fsspec writes to.")] = (
+        "pictures"
+    )
     name: Annotated[
         str,
         Field(
@@ -125,9 +125,7 @@ class RunOptions(_Strict):
         bool, Field(description="Deterministic kernels and one picture at a time, or an error.")
     ] = False
     retries: Annotated[int, Field(ge=0, le=100)] = 1
-    cache_adapters: Annotated[
-        int, Field(ge=1, le=100_000, description="The most adapters in memory.")
-    ] = 64
+    cache_adapters: Annotated[int, Field(ge=1, le=100_000, description="The most adapters in memory.")] = 64
     cache_gb: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
@@ -162,7 +160,7 @@ class Plan(_Strict):
 
     _located: Located | None = PrivateAttr(None)
     _label: str = PrivateAttr("plan")
-    _folder: Path = PrivateAttr(Path())
+    _folder: Path = PrivateAttr(default_factory=Path)
 
     @property
     def label(self) -> str:

@@ -97,13 +97,13 @@ class Processes:
             old.shutdown(wait=False, cancel_futures=True)
         context = multiprocessing.get_context("spawn")  # a fork would share the state of torch's threads
         pool = self._pools[worker] = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
-        return self._submit(worker, pool, _begin, replace(self._spec, device=self._devices[worker]), self._requests)
+        return self._submit(pool, _begin, replace(self._spec, device=self._devices[worker]), self._requests)
 
     def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Future[Any]:
         """Hand a task over."""
-        return self._submit(worker, self._pools[worker], _work, task, tuple(ahead))
+        return self._submit(self._pools[worker], _work, task, tuple(ahead))
 
-    def _submit(self, worker: int, pool: ProcessPoolExecutor, call: Any, *arguments: Any) -> Future[Any]:
+    def _submit(self, pool: ProcessPoolExecutor, call: Any, *arguments: Any) -> Future[Any]:
         try:
             return pool.submit(call, *arguments)
         except BrokenProcessPool as error:  # it died while it was idle

@@ -23,10 +23,14 @@ Path = tuple[str | int, ...]
 PLAN_BYTES_AT_MOST = 256 * 1024 * 1024
 _VALUES_AT_MOST = 5_000_000  # aliases of aliases can make a short text endless
 _INT = re.compile(r"[-+]?[0-9]{1,300}")
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
 _WORDS = {"null": None, "Null": None, "NULL": None, "~": None, "": None}
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)  # type: ignore[arg-type]
-_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp"))
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")
+)
 _TEXT_COLUMNS = frozenset(("name", "prompt", "negative_prompt", "mix", "size"))
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -165,14 +169,17 @@ class _Tree:
                 self.problems.add(line, f"{shown(key)} is named twice; give it one entry")
                 continue
             # the line of the key: where a value is missing, that is where one looks
-            self.found.lines[*path, key] = line
-            table[key] = self.build(child, (*path, key))
+            below = (*path, key)
+            self.found.lines[below] = line
+            table[key] = self.build(child, below)
         return {**merged, **table}
 
     def _scalar(self, node: yaml.Node) -> Any:
         text = str(node.value)
         if node.tag not in _PLAIN_TAGS and node.tag != "!":
-            self.problems.add(node.start_mark.line + 1, f"expected a plain value, got the tag {shown(node.tag)}")
+            self.problems.add(
+                node.start_mark.line + 1, f"expected a plain value, got the tag {shown(node.tag)}"
+            )
             return None
         if getattr(node, "style", None):  # quoted, or a block of text
             return text
@@ -192,8 +199,14 @@ def plain_value(text: str) -> Any:
     if _INT.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text):
-        return float(text.replace(".inf", "inf").replace(".nan", "nan").replace(".Inf", "inf").replace(".NaN", "nan")
-                     .replace(".INF", "inf").replace(".NAN", "nan"))
+        return float(
+            text.replace(".inf", "inf")
+            .replace(".nan", "nan")
+            .replace(".Inf", "inf")
+            .replace(".NaN", "nan")
+            .replace(".INF", "inf")
+            .replace(".NAN", "nan")
+        )
     return text
 
 
@@ -228,7 +241,9 @@ def _json(text: str, problems: Problems) -> Located:
     except json.JSONDecodeError as error:
         problems.add(error.lineno, f"expected JSON: {error.msg}")
     except _RepeatedKeyError as error:
-        problems.add(_line_of_repeat(text, str(error)), f"{shown(str(error))} is named twice; give it one entry")
+        problems.add(
+            _line_of_repeat(text, str(error)), f"{shown(str(error))} is named twice; give it one entry"
+        )
     except ValueError as error:
         problems.add(1, f"expected JSON: {error}")
     except RecursionError:
@@ -305,7 +320,9 @@ def _csv(text: str, problems: Problems) -> Located:
         if columns is None:
             columns = [name.strip() for name in row]
             for name in {name for name in columns if columns.count(name) > 1 or not name}:
-                problems.add(line, f"the column {shown(name)} stands twice" if name else "a column has no name")
+                problems.add(
+                    line, f"the column {shown(name)} stands twice" if name else "a column has no name"
+                )
             continue
         if not any(cell.strip() for cell in row):
             continue

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lora_mixer import __version__
 from lora_mixer.batches.checking import CheckedPlan, check_plan
-from lora_mixer.batches.crew import Crew, InProcess, Ready, WorkerGoneError
+from lora_mixer.batches.crew import Crew, Event, InProcess, Ready, WorkerGoneError
 from lora_mixer.batches.manifest import open_manifest
 from lora_mixer.batches.order import Task, TaskQueue, make_tasks
 from lora_mixer.batches.sheets import make_sheets
 from lora_mixer.batches.storage import Storage
-from lora_mixer.batches.worker import Outcome, WorkSpec
+from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.errors import PlanError, SaveError
 
 if TYPE_CHECKING:
@@ -142,9 +142,7 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.versions = _versions()
 
-    def results(
-        self, engine: EngineName, workers: int | None, address: str | None
-    ) -> Iterator[BatchResult]:
+    def results(self, engine: EngineName, workers: int | None, address: str | None) -> Iterator[BatchResult]:
         start = time.perf_counter()
         self.storage.check()
         manifest = open_manifest(self.checked.manifest)
@@ -209,36 +207,47 @@ class _Run:
                 stopping = self.stop()
                 if stopping and not crew.working:
                     return
-                for worker in crew.idle if queue is not None and not stopping else ():
-                    task = queue.take(worker, residents.get(worker, ())) if queue is not None else None
-                    if task is None or queue is None:
-                        break
-                    crew.submit(worker, task, queue.peek(worker, residents.get(worker, ())))
+                if queue is not None and not stopping:
+                    _hand_out(queue, crew, residents)
                 for event in crew.wait(_LOOK_SECONDS):
-                    if isinstance(event.result, Ready):
-                        self._tell("worker", worker=event.worker, state="ready", pid=event.result.pid)
-                        if queue is None:
-                            queue = self._queue(todo, event.result)
-                    elif isinstance(event.result, WorkerGoneError):
-                        self._tell("worker", worker=event.worker, state="lost", reason=str(event.result))
-                        residents.pop(event.worker, None)
-                        if queue is not None:
-                            queue.leave(event.worker)
-                            yield from self._after_loss(event.task, str(event.result), queue, manifest)
-                    elif queue is not None and event.task is not None:
-                        residents[event.worker] = event.result.resident
-                        extra = {"worker": event.worker, "memory": event.result.memory}
-                        for outcome in event.result.outcomes:
-                            yield from self._after(outcome, event.task, queue, manifest, extra)
+                    if queue is None and isinstance(event.result, Ready):
+                        queue = self._queue(todo, event.result)
+                    self._tell_of_worker(event)
+                    if queue is not None:
+                        yield from self._take(event, queue, residents, manifest)
         finally:
             backend.close()
+
+    def _tell_of_worker(self, event: Event) -> None:
+        if isinstance(event.result, Ready):
+            self._tell("worker", worker=event.worker, state="ready", pid=event.result.pid)
+        elif isinstance(event.result, WorkerGoneError):
+            self._tell("worker", worker=event.worker, state="lost", reason=str(event.result))
+
+    def _take(
+        self, event: Event, queue: TaskQueue, residents: dict[int, tuple[str, ...]], manifest: Manifest
+    ) -> Iterator[BatchResult]:
+        if isinstance(event.result, WorkerGoneError):
+            residents.pop(event.worker, None)
+            queue.leave(event.worker)
+            yield from self._after_loss(event.task, str(event.result), queue, manifest)
+        elif isinstance(event.result, Reply) and event.task is not None:
+            residents[event.worker] = event.result.resident
+            extra = {"worker": event.worker, "memory": event.result.memory}
+            for outcome in event.result.outcomes:
+                yield from self._after(outcome, event.task, queue, manifest, extra)
 
     def _backend(
         self, engine: EngineName, workers: int | None, address: str | None, shapes: Sequence[PictureRequest]
     ) -> Backend:
         plan = self.plan
         spec = WorkSpec(
-            plan.model, self.checked.adapters, plan.run, self.checked.folder, plan.output.quality, plan.run.device
+            plan.model,
+            self.checked.adapters,
+            plan.run,
+            self.checked.folder,
+            plan.output.quality,
+            plan.run.device,
         )
         if engine == "processes":
             from lora_mixer.batches.processes import Processes
@@ -331,6 +340,15 @@ class _Run:
         return BatchResult(
             picture.index, picture.job, self.storage.where(picture.file), status, picture.request, **facts
         )
+
+
+def _hand_out(queue: TaskQueue, crew: Crew, residents: Mapping[int, tuple[str, ...]]) -> None:
+    for worker in crew.idle:
+        resident = residents.get(worker, ())
+        task = queue.take(worker, resident)
+        if task is None:
+            return
+        crew.submit(worker, task, queue.peek(worker, resident))
 
 
 def _one_of_each_shape(pictures: Sequence[PlannedPicture]) -> tuple[PictureRequest, ...]:

@@ -77,7 +77,9 @@ class Storage:
             place = save_picture(image, self._path / name, settings, hashes=hashes, quality=quality)
             return hashlib.sha256(place.read_bytes()).hexdigest()
         with tempfile.TemporaryDirectory() as folder:
-            here = save_picture(image, Path(folder) / Path(name).name, settings, hashes=hashes, quality=quality)
+            here = save_picture(
+                image, Path(folder) / Path(name).name, settings, hashes=hashes, quality=quality
+            )
             raw = here.read_bytes()
         self._upload(name, raw)
         return hashlib.sha256(raw).hexdigest()

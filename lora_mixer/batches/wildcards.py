@@ -49,9 +49,7 @@ def _of_file(path: str, name: str, line: int | None, problems: Problems) -> list
     try:
         file = Path(path)
         if file.stat().st_size > _FILE_BYTES_AT_MOST:
-            problems.add(
-                line, f"wildcards.{name}: {path} is larger than {_FILE_BYTES_AT_MOST >> 20} MiB"
-            )
+            problems.add(line, f"wildcards.{name}: {path} is larger than {_FILE_BYTES_AT_MOST >> 20} MiB")
             return None
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -102,6 +100,8 @@ def fill(
         if filled == text:
             return text
         if len(filled) > _TEXT_AT_MOST:
-            raise PlanError(f"with its wildcards filled in a prompt is longer than {_TEXT_AT_MOST} characters")
+            raise PlanError(
+                f"with its wildcards filled in a prompt is longer than {_TEXT_AT_MOST} characters"
+            )
         text = filled
     raise PlanError(f"wildcards name each other more than {_DEPTH_AT_MOST} times over in {text[:60]!r}")

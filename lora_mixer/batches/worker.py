@@ -121,15 +121,13 @@ class Worker:
         self._before = _Process(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
         torch.set_num_threads(spec.run.threads)
         if spec.run.strict:
-            torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own
+            torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         pipe = load_pipeline(spec.model, device=spec.device, dtype=spec.run.dtype)
         self.mixer = LoraMixer(pipe, keep_base=spec.run.keep_base)
-        self.cache = AdapterCache(
-            self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9
-        )
+        self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
         self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
         self.storage = Storage(spec.folder)
 
@@ -161,10 +159,12 @@ class Worker:
             return 1
         from dataclasses import replace
 
+        from lora_mixer.mixes import Mix
+
         peaks = []
         for count in (1, 2):
             torch.cuda.reset_peak_memory_stats()
-            trial = replace(request, steps=1, mix={})
+            trial = replace(request, steps=1, mix=Mix())
             list(self.maker.make([trial] * count))
             peaks.append(torch.cuda.max_memory_allocated())
         torch.cuda.empty_cache()
@@ -196,10 +196,7 @@ class Worker:
             self.mixer.set_mix(mix)  # stays in effect, so that the next picture of this mix rewrites nothing
         elif len(mixes) > 1:
             self.mixer.set_mix({})
-        outcomes: list[Outcome] = []
-        for made in self.maker.make(requests):
-            outcomes.append(self._saved(task.pictures[made.index], made))
-        return outcomes
+        return [self._saved(task.pictures[made.index], made) for made in self.maker.make(requests)]
 
     def _saved(self, planned: PlannedPicture, made: Picture) -> Outcome:
         from lora_mixer.recall import PictureSettings
@@ -251,5 +248,3 @@ def memory_in_use() -> int:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return 0
-
-
