@@ -67,12 +67,13 @@ class CheckedPlan:
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def check_plan(source: Any) -> CheckedPlan:
+def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     """
     Read a plan, write it out, and check it against its model and its adapters; no weights are loaded.
 
     Args:
         source: A file, the values, or a plan.
+        outline: What :func:`~lora_mixer.pictures.load_outline` gave for the plan's model, where many plans are checked.
 
     Raises:
         PlanError: With everything that is wrong.
@@ -92,7 +93,7 @@ def check_plan(source: Any) -> CheckedPlan:
         name: AdapterPlace(spec.source, spec.model_dump(exclude={"source"}, exclude_none=True))
         for name, spec in specs.items()
     }
-    infos = _check_files(plan, places, pictures, problems)
+    infos = _check_files(plan, places, pictures, problems, outline)
     _check_sizes(plan, pictures, problems)
     problems.finish()
     identities = {name: _identity(places[name].source) for name in infos}
@@ -150,13 +151,16 @@ def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
 
 
 def _check_files(
-    plan: Plan, places: Mapping[str, AdapterPlace], pictures: list[PlannedPicture], problems: Problems
+    plan: Plan,
+    places: Mapping[str, AdapterPlace],
+    pictures: list[PlannedPicture],
+    problems: Problems,
+    outline: Any,
 ) -> dict[str, AdapterInfo]:
     try:
-        outline = load_outline(plan.model)
+        outline = load_outline(plan.model) if outline is None else outline
     except LoraMixerError as error:
         problems.add(plan.line("model"), f"model: {error}")
-        outline = None
     infos: dict[str, AdapterInfo] = {}
     for name, place in places.items():
         line = plan.line("adapters", name)

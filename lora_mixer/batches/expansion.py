@@ -103,6 +103,11 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
     except PlanError as error:
         problems.add(plan.line("output", "name"), f"output.name: {error}")
         return []
+    if plan.defaults.mix is not None:  # also where every job has its own
+        try:
+            Mix.of(plan.defaults.mix)
+        except MixError as error:
+            problems.add(plan.line("defaults", "mix"), f"defaults.mix: {error}")
     builder = _Builder(plan, adapters, wildcards, template, problems)
     for i, part in enumerate(parts):
         builder.add_job(i, part)

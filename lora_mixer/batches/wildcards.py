@@ -96,8 +96,8 @@ def fill(
         return values[name][int.from_bytes(digest[:8], "big") % len(values[name])]
 
     for _ in range(_DEPTH_AT_MOST):
-        filled = _MARK.sub(draw, text)
-        if filled == text:
+        filled, drawn = _MARK.subn(draw, text)
+        if not drawn:
             return text
         if len(filled) > _TEXT_AT_MOST:
             raise PlanError(
