@@ -30,9 +30,36 @@ if TYPE_CHECKING:
 
 Plan = dict[str, Any]
 BAD_MIXES: tuple[Any, ...] = (
-    *("a:", "a:nan", "a:1,a:2", "a:0.5,lbw=1,2", "a:1 | magic(3)", "a:1,schedule=window(0.8,0.2)", "[1", "{", ":", "nobody:1"),
-    *({"a": None}, {"a": True}, {"a": {"unet": "x"}}, {"a": []}, {"": 1}, {"a": float("inf")}, {"nobody": 1}, 7, True, [["a"]]),
-    *({"a": {"weight": "x"}}, {"a": {"nowhere": 1}}, {"a": {"blocks": "NOPE"}}, {"a": {"blocks": {"down": [1, 2, 3, 4, 5, 6]}}}),
+    *(
+        "a:",
+        "a:nan",
+        "a:1,a:2",
+        "a:0.5,lbw=1,2",
+        "a:1 | magic(3)",
+        "a:1,schedule=window(0.8,0.2)",
+        "[1",
+        "{",
+        ":",
+        "nobody:1",
+    ),
+    *(
+        {"a": None},
+        {"a": True},
+        {"a": {"unet": "x"}},
+        {"a": []},
+        {"": 1},
+        {"a": float("inf")},
+        {"nobody": 1},
+        7,
+        True,
+        [["a"]],
+    ),
+    *(
+        {"a": {"weight": "x"}},
+        {"a": {"nowhere": 1}},
+        {"a": {"blocks": "NOPE"}},
+        {"a": {"blocks": {"down": [1, 2, 3, 4, 5, 6]}}},
+    ),
 )
 BAD_FIELDS: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 2**63, 1.5, "one", True, [], {}),
@@ -47,9 +74,31 @@ BAD_FIELDS: dict[str, tuple[Any, ...]] = {
     "name": ("", 5, "x" * 200),
     "sheet": ("maybe", 2, []),
     "grid": (
-        *({"seed": []}, {"seed": "5..1"}, {"seed": "a..b"}, {"seed": ["x"]}, {"nothing": [1]}, {"weight nobody": [1]}),
-        *({"weight a": ["x"]}, {"weight": [1]}, {"mix": ["a:nan"]}, {"mix": [{"b": {"x": {}}}]}, {"__none__": "all"}, {"prompt": [1]}),
-        *({"steps": [0]}, {"size": ["1"]}, [], "x", {"seed": 3}, {"blocks a": [{}, 5]}, {"seed": "0..99999999"}),
+        *(
+            {"seed": []},
+            {"seed": "5..1"},
+            {"seed": "a..b"},
+            {"seed": ["x"]},
+            {"nothing": [1]},
+            {"weight nobody": [1]},
+        ),
+        *(
+            {"weight a": ["x"]},
+            {"weight": [1]},
+            {"mix": ["a:nan"]},
+            {"mix": [{"b": {"x": {}}}]},
+            {"__none__": "all"},
+            {"prompt": [1]},
+        ),
+        *(
+            {"steps": [0]},
+            {"size": ["1"]},
+            [],
+            "x",
+            {"seed": 3},
+            {"blocks a": [{}, 5]},
+            {"seed": "0..99999999"},
+        ),
     ),
     "zip": ({"seed": [1, 2], "steps": [1]}, {"seed": "1..3", "steps": "1..2"}, {"seed": None}, 3),
     "typo": (1, "x"),
@@ -74,7 +123,10 @@ BAD_TOPS: dict[str, tuple[Any, ...]] = {
 
 def make_files(folder: Path) -> None:
     """Write the files that plans name: two that fit the demo, one that does not, one that is none."""
-    pair = {"unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(64, 1, 1, 1)}
+    pair = {
+        "unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(64, 1, 1, 1),
+    }
     for name in "ab":
         save_file(pair, folder / f"{name}.safetensors")
     save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 9), "unet.conv_in.lora_B.weight": torch.ones(3, 1)},
@@ -104,7 +156,11 @@ def good_plan(rng: random.Random) -> Plan:
 
 def _text(plan: Plan, kind: str, rng: random.Random) -> str:
     if kind == "yaml":
-        return str(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True, default_flow_style=rng.choice((None, False))))
+        return str(
+            yaml.safe_dump(
+                plan, sort_keys=False, allow_unicode=True, default_flow_style=rng.choice((None, False))
+            )
+        )
     if kind == "json":
         return json.dumps(plan, indent=rng.choice((None, 1, "\t")))
     head = {key: value for key, value in plan.items() if key != "jobs"}
@@ -116,7 +172,9 @@ def _text(plan: Plan, kind: str, rng: random.Random) -> str:
     rows = csv.DictWriter(out, columns)
     rows.writeheader()
     rows.writerows(jobs)
-    comment = "".join(f"# {line}\n" for line in yaml.safe_dump(head, sort_keys=False, allow_unicode=True).splitlines())
+    comment = "".join(
+        f"# {line}\n" for line in yaml.safe_dump(head, sort_keys=False, allow_unicode=True).splitlines()
+    )
     return comment + out.getvalue()
 
 
@@ -162,7 +220,12 @@ def _bad_text(text: str, kind: str, rng: random.Random) -> bytes:
             lambda: b'{"jobs": 1, ' + raw[1:], lambda: raw + b"}", lambda: b'{"jobs": [{"prompt": "a", "guidance_scale": NaN}]}',
         ]  # fmt: skip
     elif kind == "jsonl":
-        choices += [lambda: raw + b"{\n", lambda: raw + b"[]\n", lambda: raw + b'{"plan": {}}\n', lambda: raw + b'{"prompt": "a", "prompt": "b"}\n']
+        choices += [
+            lambda: raw + b"{\n",
+            lambda: raw + b"[]\n",
+            lambda: raw + b'{"plan": {}}\n',
+            lambda: raw + b'{"prompt": "a", "prompt": "b"}\n',
+        ]
     else:
         choices += [lambda: raw + b"a,b,c,d,e,f,g,h,i,j,k,l\n", lambda: raw + b'"open\n', lambda: b"# [\n" + raw, lambda: b"prompt,prompt\na,b\n",
                     lambda: raw + b'"a"b,c\n', lambda: b"prompt,\na,b\n"]  # fmt: skip
@@ -191,7 +254,9 @@ def bad_plan(seed: int) -> tuple[bytes, str, str]:
     if way < 0.25:
         return _bad_text(_text(plan, kind, rng), kind, rng), kind, "text"
     if kind == "csv":
-        rng.choice(plan["jobs"])[rng.choice(("seed", "steps", "repeat"))] = rng.choice(("x", -4, "1.5", "[1]"))
+        rng.choice(plan["jobs"])[rng.choice(("seed", "steps", "repeat"))] = rng.choice(
+            ("x", -4, "1.5", "[1]")
+        )
         return _text(plan, kind, rng).encode(), kind, "cell"
     wrong = _bad_field(plan, rng) if way < 0.65 else _bad_top(plan, rng)
     if kind == "jsonl" and not isinstance(plan["jobs"], list):

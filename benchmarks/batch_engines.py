@@ -178,7 +178,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
     options = parser.parse_args()
-    right = same(options.steps) if options.what == "same" else kills(options.count, options.seed, options.only)
+    right = (
+        same(options.steps) if options.what == "same" else kills(options.count, options.seed, options.only)
+    )
     sys.exit(not right)
 
 

@@ -4,6 +4,7 @@ Pictures a second of the runner against a plain loop on diffusers + PEFT, what t
 ``python -m benchmarks.batch_speed speed --pictures 12``: the demo, three adapters at weights that change at every picture.
 ``python -m benchmarks.batch_speed memory``: 2,000 pictures and 500 adapters through a cache of 10, on a tiny random
 pipeline at one step (what could leak is the same, and it takes minutes).
+``python -m benchmarks.batch_speed costs``: what the runner itself does for each picture.
 ``--model FOLDER --device cuda`` times another pipeline, with adapters named by ``--lora`` (three or more).
 """
 
@@ -11,17 +12,22 @@ from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 import shutil
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_mixer import demo_adapters
-from lora_mixer.batches import run_plan
+from lora_mixer.batches import check_plan, run_plan
+from lora_mixer.batches.manifest import open_manifest
+from lora_mixer.batches.order import Task, make_tasks
+from lora_mixer.batches.worker import Outcome, Reply
 from lora_mixer.pictures import load_pipeline
 from tests.batch_plans import make_model, plan_for
 
@@ -35,7 +41,9 @@ def jobs_for(names: list[str], pictures: int) -> list[dict[str, Any]]:
         {
             "prompt": "a castle on a hill",
             "seed": i,
-            "mix": {names[(i + j) % len(names)]: round(0.2 + 0.05 * ((i + j) % 7), 3) for j in range(AT_ONCE)},
+            "mix": {
+                names[(i + j) % len(names)]: round(0.2 + 0.05 * ((i + j) % 7), 3) for j in range(AT_ONCE)
+            },
         }
         for i in range(pictures)
     ]
@@ -103,7 +111,11 @@ def speed(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rates: dict[str, float] = {}
-        kinds = [("local", 1, 1)] if options.device == "cuda" else [("local", 1, 1), ("local", 1, all_threads), ("processes", all_threads, 1)]
+        kinds = (
+            [("local", 1, 1)]
+            if options.device == "cuda"
+            else [("local", 1, 1), ("local", 1, all_threads), ("processes", all_threads, 1)]
+        )
         for batch in (1, *options.batches):
             for engine, workers, threads in kinds if batch == 1 else kinds[:1]:
                 run = {"device": options.device, "threads": threads, "batch_size": batch}
@@ -114,7 +126,11 @@ def speed(options: argparse.Namespace) -> None:
                 }  # fmt: skip
                 seconds, inside = runner(plan, engine, workers)
                 rates[label] = len(jobs) / seconds
-                told = f", {100 * (1 - inside / seconds):.2f} % outside of the pipeline" if engine == "local" else ""
+                told = (
+                    f", {100 * (1 - inside / seconds):.2f} % outside of the pipeline"
+                    if engine == "local"
+                    else ""
+                )
                 print(f"{label}: {rates[label]:.3f} pictures/s{told}", flush=True)
         pipe = load_pipeline(options.model, device=options.device)
         pipe.set_progress_bar_config(disable=True)
@@ -141,23 +157,69 @@ def memory(pictures: int, adapters: int, cache: int) -> None:
             shutil.copy(folder / f"{'abc'[i % 3]}.safetensors", folder / "loras" / f"s{i:03}.safetensors")
         each = pictures // adapters
         jobs = [{"mix": f"s{i:03}:0.7", "repeat": each} for i in range(adapters)]
-        plan = plan_for(folder, folder / "out", jobs, run={"cache_adapters": cache}, adapter_folders=[str(folder / "loras")])
+        plan = plan_for(
+            folder,
+            folder / "out",
+            jobs,
+            run={"cache_adapters": cache},
+            adapter_folders=[str(folder / "loras")],
+        )
         plan["defaults"]["steps"] = 1
         seen: list[int] = []
         start = time.perf_counter()
-        for _ in run_plan(plan, on_event=lambda e: seen.append(e["memory"]) if e["event"] == "picture" else None):
+        for _ in run_plan(
+            plan, on_event=lambda e: seen.append(e["memory"]) if e["event"] == "picture" else None
+        ):
             if len(seen) % (pictures // 10) == 0:
-                print(f"{len(seen)} pictures, {seen[-1] / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s", flush=True)
+                print(
+                    f"{len(seen)} pictures, {seen[-1] / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s",
+                    flush=True,
+                )
         tenth = len(seen) // 10
         early, late = sum(seen[tenth : 2 * tenth]) / tenth, sum(seen[-tenth:]) / tenth
         print(f"{len(seen)} pictures, {adapters} adapters through a cache of {cache}: second tenth {early / 1e6:.1f} MB, "
               f"last tenth {late / 1e6:.1f} MB, {(late - early) / (8 * tenth):.0f} bytes a picture")  # fmt: skip
 
 
+def _echo(task: Task, ahead: tuple[str, ...]) -> Reply:
+    return Reply(tuple(Outcome(picture, sha256="0" * 64) for picture in task.pictures), ahead)
+
+
+def costs(count: int = 2000) -> None:
+    """Time what the runner itself does for each picture: writing the plan out, dispatch, the record."""
+    with tempfile.TemporaryDirectory() as name:
+        start = time.perf_counter()
+        checked = check_plan(
+            {"adapters": {"ink": "demo:ink"}, "jobs": [{"prompt": "x", "mix": "ink:1", "repeat": count}]}
+        )
+        print(f"checking and writing out {count} pictures: {(time.perf_counter() - start) * 1e3:.0f} ms")
+        tasks = make_tasks(checked.pictures, 1, mixed=False)
+        for suffix in ("jsonl", "sqlite"):
+            manifest = open_manifest(Path(name) / f"m.{suffix}")
+            start = time.perf_counter()
+            for picture in checked.pictures:
+                manifest.add(
+                    {
+                        "file": picture.file,
+                        "index": picture.index,
+                        "key": checked.key(picture),
+                        "x": "x" * 400,
+                    }
+                )
+            print(f"record, {suffix}: {(time.perf_counter() - start) / count * 1e3:.3f} ms")
+            manifest.close()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_echo, tasks[0], ()).result()
+            start = time.perf_counter()
+            for task in tasks:
+                pool.submit(_echo, task, ("ink",)).result()
+            print(f"task to a process and back: {(time.perf_counter() - start) / count * 1e3:.3f} ms")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("what", choices=("speed", "memory"))
+    parser.add_argument("what", choices=("speed", "memory", "costs"))
     parser.add_argument("--pictures", type=int, default=None)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--model", default="demo")
@@ -169,6 +231,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "memory":
         memory(options.pictures or 2000, options.adapters, options.cache)
+    elif options.what == "costs":
+        costs()
     else:
         options.pictures = options.pictures or 12
         speed(options)

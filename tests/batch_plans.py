@@ -54,9 +54,12 @@ def main():
     from lora_mixer.batches import run_plan
 
     plan = json.loads(Path(sys.argv[1]).read_text())
-    for _ in run_plan(
-        plan, engine=sys.argv[2], workers=int(sys.argv[3]), on_event=lambda event: print(json.dumps(event), flush=True)
-    ):
+
+    def told(event):
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+    for _ in run_plan(plan, engine=sys.argv[2], workers=int(sys.argv[3]), on_event=told):
         pass
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -28,7 +30,10 @@ def folder(tmp_path_factory):
 
 
 def checked(jobs, folder, outline, **more):
-    plan = {"adapters": {"a": str(folder / "a.safetensors"), "b": str(folder / "b.safetensors")}, "jobs": jobs}
+    plan = {
+        "adapters": {"a": str(folder / "a.safetensors"), "b": str(folder / "b.safetensors")},
+        "jobs": jobs,
+    }
     return check_plan({**plan, **more}, outline=outline)
 
 
@@ -133,7 +138,10 @@ def test_every_file_of_an_adapter_folder_is_an_adapter(folder, outline, tmp_path
     for name in ("one", "two"):
         (tmp_path / f"{name}.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
 
-    plan = check_plan({"adapter_folders": [str(tmp_path)], "jobs": [{"prompt": "x", "mix": "one:1, two:1"}]}, outline=outline)
+    plan = check_plan(
+        {"adapter_folders": [str(tmp_path)], "jobs": [{"prompt": "x", "mix": "one:1, two:1"}]},
+        outline=outline,
+    )
 
     assert sorted(plan.infos) == ["one", "two"]
 
@@ -151,6 +159,15 @@ def test_the_key_of_a_picture_follows_what_its_adapter_file_holds(folder, outlin
 
     assert after.key(after.pictures[0]) != before.key(before.pictures[0])
     assert after.key(after.pictures[1]) == before.key(before.pictures[1])
+
+
+def test_the_plan_of_the_page_on_batches_is_one():
+    page = (Path(__file__).parents[1] / "docs" / "batches.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    plan = parse_plan(text.encode(), "yaml")
+
+    assert plan.jobs[0].grid == {"weight ink": [0, 0.5, 1], "seed": "1..4"}
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------
@@ -177,11 +194,21 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
     [
         ("jobs:\n- prompt: x\n  sede: 1\n", "yaml", 3, "no such setting"),
         ("jobs:\n- prompt: x\n  seed: 1\n  seed: 2\n", "yaml", 4, "named twice"),
-        ('{"jobs": [\n{"prompt": "x"},\n{"prompt": "y", "steps": 0}]}', "json", 3, "greater than or equal to 1"),
+        (
+            '{"jobs": [\n{"prompt": "x"},\n{"prompt": "y", "steps": 0}]}',
+            "json",
+            3,
+            "greater than or equal to 1",
+        ),
         ('{"jobs": [\n{"prompt": "x",}]}', "json", 2, "JSON"),
         ('{"prompt": "x"}\n{"prompt": 5}\n', "jsonl", 2, "valid string"),
         ('prompt,seed\n"two\nlines",1\nx,minus\n', "csv", 4, "valid integer"),
-        ("jobs:\n- prompt: x\n  grid:\n    seed: [1]\n    steps:\n    - 1\n    - 0\n", "yaml", 7, "greater than"),
+        (
+            "jobs:\n- prompt: x\n  grid:\n    seed: [1]\n    steps:\n    - 1\n    - 0\n",
+            "yaml",
+            7,
+            "greater than",
+        ),
         ("jobs:\n- prompt: x\n  grid: {seed: '9..1'}\n", "yaml", 3, "upwards"),
         ("output:\n  name: same\njobs:\n- {prompt: x, repeat: 2}\n", "yaml", 2, "{index}"),
         ("wildcards: {w: [__w__]}\njobs:\n- prompt: __w__\n", "yaml", 3, "name each other"),
@@ -208,7 +235,7 @@ def test_aliases_of_aliases_end_in_an_error_not_in_all_memory():
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
     )
 
-    with pytest.raises(PlanError, match="more than .* values"):
+    with pytest.raises(PlanError, match=r"more than .* values"):
         parse_plan(raw.encode(), "yaml")
 
 

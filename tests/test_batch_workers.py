@@ -97,9 +97,12 @@ class Dying:
 def test_workers_that_never_begin_end_the_run():
     crew = Crew(Dying())
 
-    with pytest.raises(WorkersError, match=f"{STARTS_AT_MOST} times in a row.*killed"):
+    def work():
         for _ in range(99):
             crew.wait(0)
+
+    with pytest.raises(WorkersError, match=rf"{STARTS_AT_MOST} times in a row.*killed"):
+        work()
 
 
 def test_an_unknown_engine_or_no_worker_is_refused(folder, tmp_path):

@@ -121,7 +121,13 @@ def test_names_formats_and_a_sheet(folder, tmp_path):
     output = {"name": "{job}/{prompt}-{seed}", "format": "webp", "quality": 80}
     job = {"grid": {"seed": [1, 2], "steps": [1, 2]}, "sheet": True, "name": "Look!"}
 
-    list(run_plan(plan_for(folder, tmp_path, [{**job, "prompt": "x"}], output={**output, "name": "{name}/{index}-{seed}"})))
+    list(
+        run_plan(
+            plan_for(
+                folder, tmp_path, [{**job, "prompt": "x"}], output={**output, "name": "{name}/{index}-{seed}"}
+            )
+        )
+    )
 
     assert sorted(hashes(tmp_path)) == [
         "look/0-1.webp", "look/1-1.webp", "look/2-2.webp", "look/3-2.webp", "sheets/000-look.png",
@@ -274,7 +280,7 @@ def test_a_full_disk_ends_the_run_clearly_and_the_next_one_goes_on(folder, whole
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "os", SimpleNamespace(fsync=fsync))  # of the pictures alone
-        with pytest.raises(SaveError, match="No space left on device.*goes on from here"):
+        with pytest.raises(SaveError, match=r"No space left on device.*goes on from here"):
             list(run_plan(plan))
 
     assert len(hashes(tmp_path)) < 8
