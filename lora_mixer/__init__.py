@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         WorkersError,
     )
     from lora_mixer.inspection import match_adapter, read_adapter
+    from lora_mixer.library import Library, MixBook, base_family, strengths
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         read_picture,
         save_picture,
     )
+    from lora_mixer.textual_inversion import TokenInfo
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -71,6 +73,7 @@ __all__ = [
     "DemoAdapter",
     "FormatError",
     "InvalidAdapterError",
+    "Library",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -78,6 +81,7 @@ __all__ = [
     "MemoryReport",
     "MissingExtraError",
     "Mix",
+    "MixBook",
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
@@ -98,8 +102,10 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "StepReport",
+    "TokenInfo",
     "UnsupportedAdapterError",
     "WorkersError",
+    "base_family",
     "check_plan",
     "demo_adapters",
     "grid_requests",
@@ -113,6 +119,7 @@ __all__ = [
     "read_picture",
     "run_plan",
     "save_picture",
+    "strengths",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -124,10 +131,12 @@ _MODULES = {
     "BatchResult": "batches",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
+    "Library": "library",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
     "MemoryReport": "memory",
     "Mix": "mixes",
+    "MixBook": "library",
     "PartialMatchWarning": "mixer",
     "Picture": "pictures",
     "PictureMaker": "pictures",
@@ -138,6 +147,8 @@ _MODULES = {
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
+    "TokenInfo": "textual_inversion",
+    "base_family": "library",
     "check_plan": "batches",
     "demo_adapters": "demo",
     "grid_requests": "pictures",
@@ -151,6 +162,7 @@ _MODULES = {
     "read_picture": "recall",
     "run_plan": "batches",
     "save_picture": "recall",
+    "strengths": "library",
 }
 
 

@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage
+from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage, Word, Words
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.looking import Loaded, Looking
+from lora_mixer.looking import Loaded
 from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
+from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
+from lora_mixer.textual_inversion import Wording, choose, with_words
 from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-class LoraMixer(Looking):
+class LoraMixer(Running, Wording):
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 
@@ -74,6 +76,7 @@ class LoraMixer(Looking):
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
         self._stage = Stage(pipe, keep_base)
+        self._words = Words(pipe)
         self._loaded: dict[str, Loaded] = {}
         self._held = BASE
         self._enabled = True
@@ -100,6 +103,7 @@ class LoraMixer(Looking):
         allow_nonfinite: bool = False,
         max_rank: int | None = None,
         activate: bool = True,
+        load_embeddings: bool | Mapping[str, str] = False,
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -121,6 +125,8 @@ class LoraMixer(Looking):
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
             activate: False leaves the mix in effect as it is.
+            load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
+                deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
 
         Returns:
             What was matched and what was not; print it.
@@ -161,6 +167,11 @@ class LoraMixer(Looking):
                 adapter = read(source, name=name)
                 if max_rank is not None:
                     adapter = adapter.limited(max_rank)
+                words: tuple[Word, ...] = ()
+                if load_embeddings:
+                    embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
+                    words = self._words.fit(embeddings, name, adapter.info.source)
+                    adapter = with_words(adapter, words)
                 binding = bind(adapter, components, name, component=component)
                 report = binding.report
                 if strict and not report.complete:
@@ -169,7 +180,10 @@ class LoraMixer(Looking):
                 layers = settle(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate)
+                with self._words.changed({name: words}, shown=True if activate and not hotswap else None):
+                    self._swap_in(
+                        name, Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
+                    )
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -232,7 +246,7 @@ class LoraMixer(Looking):
             MixError: When it cannot be applied.
         """
         wanted = Setting.of(mix, engine, guidance_copies)
-        with self._lock:
+        with self._lock, self._words.changed(shown=True):
             self._apply(wanted)
             self._held, self._enabled = wanted, True
 
@@ -265,18 +279,19 @@ class LoraMixer(Looking):
                 # adapters that were deleted inside the block are gone from what was there, too
                 kept = before.without(name for name in before.names if name not in self._loaded)
                 if (self._held, self._enabled) != (kept, enabled):
-                    self._apply(kept if enabled else BASE)
+                    with self._words.changed(shown=enabled):
+                        self._apply(kept if enabled else BASE)
                 self._held, self._enabled = kept, enabled
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
-        with self._lock:
+        with self._lock, self._words.changed(shown=False):
             self._apply(BASE)
             self._enabled = False
 
     def enable_lora(self) -> None:
         """Bring the mix back that was active before ``disable_lora``."""
-        with self._lock:
+        with self._lock, self._words.changed(shown=True):
             self._apply(self._held)
             self._enabled = True
 
@@ -293,15 +308,16 @@ class LoraMixer(Looking):
             if unknown:
                 raise self._unknown(unknown, "delete_adapters")
             kept = self._held.without(names)
-            self._apply(kept if self._enabled else BASE)
+            with self._words.changed(drop=names):
+                self._apply(kept if self._enabled else BASE)
             self._held = kept
             for name in dict.fromkeys(names):
                 del self._loaded[name]
                 self._stage.remove(name)
 
     def unload_lora_weights(self) -> None:
-        """Give the base back, bit for bit, and forget every adapter and kept copy."""
-        with self._lock:
+        """Give the base back, bit for bit, and forget every adapter, kept copy and textual inversion."""
+        with self._lock, self._words.changed(drop=self._words.held, shown=True):
             self._apply(BASE)
             self._held, self._enabled = BASE, True
             for name in list(self._loaded):
@@ -370,13 +386,13 @@ class LoraMixer(Looking):
 
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
         """
-        with self._lock:
+        with self._lock, self._words.changed(shown=False):
             self._stage.rebase()
             self._enabled = False
 
     def restore_base(self) -> None:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
-        with self._lock:
+        with self._lock, self._words.changed(shown=False):
             self._stage.restore()
             self._enabled = False
 
