@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.batches import BatchResult, Plan, check_plan, run_plan
     from lora_mixer.binding import ComponentMatch, MatchReport
     from lora_mixer.demo import DemoAdapter, demo_adapters, load_demo
     from lora_mixer.errors import (
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
         PictureError,
         PictureMetadataError,
         PipelineStateError,
+        PlanError,
         SaveError,
         SourceError,
         SourceNotFoundError,
         UnsupportedAdapterError,
+        WorkersError,
     )
-    from lora_mixer.inspection import read_adapter
+    from lora_mixer.inspection import match_adapter, read_adapter
     from lora_mixer.library import Library, MixBook, base_family, strengths
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
@@ -64,6 +67,7 @@ __all__ = [
     "AdapterNameError",
     "AmbiguousSourceError",
     "Axis",
+    "BatchResult",
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
@@ -89,6 +93,8 @@ __all__ = [
     "PictureRequest",
     "PictureSettings",
     "PipelineStateError",
+    "Plan",
+    "PlanError",
     "Recall",
     "RecalledAdapter",
     "SaveError",
@@ -98,16 +104,20 @@ __all__ = [
     "StepReport",
     "TokenInfo",
     "UnsupportedAdapterError",
+    "WorkersError",
     "base_family",
+    "check_plan",
     "demo_adapters",
     "grid_requests",
     "grid_sheet",
     "load_demo",
     "load_pipeline",
+    "match_adapter",
     "match_adapters",
     "picture_text",
     "read_adapter",
     "read_picture",
+    "run_plan",
     "save_picture",
     "strengths",
 ]
@@ -118,6 +128,7 @@ _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
     "Axis": "pictures",
+    "BatchResult": "batches",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
     "Library": "library",
@@ -131,21 +142,25 @@ _MODULES = {
     "PictureMaker": "pictures",
     "PictureRequest": "pictures",
     "PictureSettings": "recall",
+    "Plan": "batches",
     "Recall": "recall",
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
     "TokenInfo": "textual_inversion",
     "base_family": "library",
+    "check_plan": "batches",
     "demo_adapters": "demo",
     "grid_requests": "pictures",
     "grid_sheet": "pictures",
     "load_demo": "demo",
     "load_pipeline": "pictures",
+    "match_adapter": "inspection",
     "match_adapters": "recall",
     "picture_text": "recall",
     "read_adapter": "inspection",
     "read_picture": "recall",
+    "run_plan": "batches",
     "save_picture": "recall",
     "strengths": "library",
 }

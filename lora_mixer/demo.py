@@ -70,7 +70,7 @@ def load_demo(
         >>> mixer.load_lora_weights(demo_adapters()["ink"].path, adapter_name="ink")  # doctest: +SKIP
         >>> mixer.pipe("a castle", num_inference_steps=20, guidance_scale=3.0).images[0]  # doctest: +SKIP
     """
-    folder = _folder("demo", "model_index.json")
+    folder = demo_folder()
     import torch
 
     with _quiet():
@@ -81,6 +81,16 @@ def load_demo(
             folder, torch_dtype=torch.float32 if dtype is None else dtype, local_files_only=True
         ).to(device)
     return loaded
+
+
+def demo_folder() -> Path:
+    """
+    Give the folder of the demo's pipeline.
+
+    Raises:
+        SourceNotFoundError: When the demo's files are not there.
+    """
+    return _folder("demo", "model_index.json")
 
 
 def demo_adapters() -> dict[str, DemoAdapter]:

@@ -14,6 +14,8 @@ Every error that the package raises on purpose.
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
+    ├── PlanError               a plan of pictures cannot be made as it stands (also a ValueError)
+    ├── WorkersError            the processes or machines of a batch cannot be had (also a RuntimeError)
     ├── PictureError            a picture cannot be asked for like that, or not of this pipeline (also a ValueError)
     ├── PictureCancelled        raised by those who stop a picture that is being made
     ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
@@ -87,6 +89,21 @@ class MixError(LoraMixerError, ValueError):
     """
 
     problems: tuple[str, ...] = ()
+
+
+class PlanError(LoraMixerError, ValueError):
+    """
+    A plan of pictures cannot be made as it stands.
+
+    Attributes:
+        problems: One entry for each thing that is wrong: the line of the file, or None where there is no file, and why.
+    """
+
+    problems: tuple[tuple[int | None, str], ...] = ()
+
+
+class WorkersError(LoraMixerError, RuntimeError):
+    """The workers of a batch cannot be started, or all of them are gone for good."""
 
 
 class PictureError(LoraMixerError, ValueError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.formats import read_info
+from lora_mixer.binding import bind, find_components
+from lora_mixer.errors import MatchError
+from lora_mixer.formats import read, read_info
 from lora_mixer.memory import paused_gc
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.binding import MatchReport
 
 
 def read_adapter(source: Any, **options: Any) -> AdapterInfo:
@@ -38,3 +41,37 @@ def read_adapter(source: Any, **options: Any) -> AdapterInfo:
     """
     with paused_gc():
         return read_info(resolve_source(source, **options))
+
+
+def match_adapter(
+    source: Any, pipe: Any, *, component: str | None = None, strict: bool = False, **options: Any
+) -> MatchReport:
+    """
+    Say what loading an adapter would match, from its header and the names and shapes of the modules alone.
+
+    Args:
+        source: As for :func:`read_adapter`.
+        pipe: A pipeline, a module, or what :func:`lora_mixer.pictures.load_outline` gives, which has no weights.
+        component: The component to look in, whatever the keys say.
+        strict: Refuse a file that is not matched in full.
+        options: As for :func:`read_adapter`.
+
+    Returns:
+        The report; nothing was loaded.
+
+    Raises:
+        SourceError: When there is no such file, or several.
+        FormatError: When it holds no adapter that can be used.
+        MatchError: When it does not fit.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> match_adapter({"0.lora_A.weight": torch.ones(1, 4), "0.lora_B.weight": torch.ones(4, 1)}, model).matched
+        1
+    """
+    adapter = read(resolve_source(source, **options))
+    report = bind(adapter, find_components(pipe), adapter.info.name, component=component).report
+    if strict and not report.complete:
+        raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
+    return report

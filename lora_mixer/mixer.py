@@ -99,6 +99,7 @@ class LoraMixer(Running, Wording):
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
         max_rank: int | None = None,
+        activate: bool = True,
         load_embeddings: bool | Mapping[str, str] = False,
     ) -> MatchReport:
         """
@@ -120,6 +121,7 @@ class LoraMixer(Running, Wording):
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
+            activate: False leaves the mix in effect as it is.
             load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
                 deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
 
@@ -175,8 +177,10 @@ class LoraMixer(Running, Wording):
                 layers = settle(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                with self._words.changed({name: words}, shown=None if hotswap else True):
-                    self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap)
+                with self._words.changed({name: words}, shown=True if activate and not hotswap else None):
+                    self._swap_in(
+                        name, Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
+                    )
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -278,15 +282,18 @@ class LoraMixer(Running, Wording):
         """
         with self._lock:
             before, enabled = self._held, self._enabled
-            self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+            wanted = Setting.of(mix, engine, guidance_copies, negative)
+            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
+                self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
                 # adapters that were deleted inside the block are gone from what was there, too
                 kept = before.without(name for name in before.names if name not in self._loaded)
-                with self._words.changed(shown=enabled):
-                    self._apply(kept if enabled else BASE)
-                    self._held, self._enabled = kept, enabled
+                if (self._held, self._enabled) != (kept, enabled):
+                    with self._words.changed(shown=enabled):
+                        self._apply(kept if enabled else BASE)
+                self._held, self._enabled = kept, enabled
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -347,7 +354,9 @@ class LoraMixer(Running, Wording):
             self._enabled = False
             raise
 
-    def _swap_in(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool) -> None:
+    def _swap_in(
+        self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool, activate: bool
+    ) -> None:
         """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
         spare = f"{name}\n"  # no adapter can be called so: names are printable
@@ -358,7 +367,8 @@ class LoraMixer(Running, Wording):
             self._stage.add(name, layers)
             self._loaded[name] = loaded
             wanted = self._held if hotswap else Setting.of({name: 1.0})
-            self._apply(wanted if self._enabled or not hotswap else BASE)
+            if activate or hotswap:
+                self._apply(wanted if self._enabled or not hotswap else BASE)
         except BaseException:
             self._stage.remove(name)
             if before is None:
@@ -370,7 +380,7 @@ class LoraMixer(Running, Wording):
             raise
         if before is not None:
             self._stage.remove(spare)
-        if not hotswap:
+        if activate and not hotswap:
             self._held, self._enabled = wanted, True
 
     def _free_name(self) -> str:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from lora_mixer import __version__
 from lora_mixer.cli._bake import bake
+from lora_mixer.cli._batch import batch
 from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
 from lora_mixer.cli._extract import extract
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect)
 app.command("generate")(generate)
+app.command("batch")(batch)
 app.command("convert")(convert)
 app.command("merge")(merge)
 app.command("resize")(resize)

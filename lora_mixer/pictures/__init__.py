@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapter
-from lora_mixer.pictures.loading import DEMO, load_pipeline, own_defaults
+from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
 from lora_mixer.pictures.maker import PictureMaker, StepReport
 from lora_mixer.pictures.request import Picture, PictureRequest
 from lora_mixer.pictures.sheet import Band, contact_sheet
@@ -19,6 +19,7 @@ __all__ = [
     "contact_sheet",
     "grid_requests",
     "grid_sheet",
+    "load_outline",
     "load_pipeline",
     "own_defaults",
     "with_adapter",

@@ -99,3 +99,41 @@ def own_defaults(model: str) -> dict[str, Any]:
     from lora_mixer.demo import GUIDANCE_SCALE, STEPS
 
     return {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+
+
+def load_outline(model: str = DEMO) -> Any:
+    """
+    Build the modules of a pipeline without their weights, to check adapters and mixes against.
+
+    Args:
+        model: ``demo``, a diffusers folder, or the name of a Hub repository, of which only configurations are read.
+
+    Returns:
+        Something with ``components``, as a pipeline has, on the meta device.
+
+    Raises:
+        SourceNotFoundError: When there is no such model, or its configurations cannot be understood.
+
+    Example:
+        >>> sorted(load_outline("demo").components)
+        ['text_encoder', 'unet']
+    """
+    from pathlib import Path
+
+    from lora_mixer.writing.skeleton import of_folder
+
+    if model == DEMO:
+        from lora_mixer.demo import demo_folder
+
+        return of_folder(demo_folder())
+    if not Path(model).expanduser().exists() and model.count("/") == 1:
+        from huggingface_hub import snapshot_download
+
+        try:
+            return of_folder(snapshot_download(model, allow_patterns=["*.json"]))
+        except (OSError, ValueError) as error:
+            raise SourceNotFoundError(
+                f"the model {model!r} is no folder here, and its configurations cannot be had from the Hub: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+    return of_folder(model)

@@ -1,0 +1,152 @@
+"""What a grid of a job can change, and the values it does so by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lora_mixer.batches.plan import Picture
+from lora_mixer.batches.problems import shown
+from lora_mixer.errors import MixError, PictureError
+from lora_mixer.mixes import Mix
+from lora_mixer.pictures import Axis, PictureRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_mixer.batches.plan import Plan
+    from lora_mixer.batches.problems import Problems
+
+_FIELDS = frozenset(Picture.model_fields)
+_WILDCARD = re.compile(r"__(.+)__")
+_RANGE = re.compile(r"(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})")
+_KINDS = ("weight", "unet", "te", "blocks")
+VALUES_AT_MOST = 1_000_000
+
+
+@dataclass(frozen=True)
+class JobAxis:
+    """
+    One axis of a job.
+
+    Attributes:
+        key: As the plan writes it.
+        values: The values.
+        kind: ``field``, ``wildcard`` or ``picture`` (an axis of :mod:`lora_mixer.pictures`).
+        axis: The axis, of the last kind.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    kind: str
+    axis: Axis | None = None
+
+    def label(self, value: Any) -> str:
+        """Give what stands at a row or column of a contact sheet."""
+        if self.axis is not None:
+            return Axis(self.axis.kind, (value,), self.axis.adapter).labels[0]
+        text = (
+            value
+            if isinstance(value, str)
+            else (Mix.of(value).to_text() if self.key == "mix" else f"{value}")
+        )
+        return (
+            f"{self.key} {text}" if self.key in ("seed", "steps", "guidance_scale") else text[:40] or self.key
+        )
+
+
+def read_axes(
+    plan: Plan, job: int, which: str, wildcards: Mapping[str, Sequence[str]], problems: Problems
+) -> list[JobAxis]:
+    """
+    Read the grid of a job, or what stands side by side.
+
+    Args:
+        plan: The plan.
+        job: The job's number.
+        which: ``grid`` or ``zip``.
+        wildcards: The wildcards' values.
+        problems: Where problems are noted.
+
+    Returns:
+        The axes that make sense.
+    """
+    found = []
+    for key, given in getattr(plan.jobs[job], which).items():
+        line = plan.line("jobs", job, which, key)
+        where = f"jobs[{job}].{which}.{key[:60]}"
+        values = _values(key, given, wildcards)
+        if isinstance(values, str):
+            problems.add(line, f"{where}: {values}")
+            continue
+        axis = _axis(key, values, wildcards)
+        if isinstance(axis, str):
+            problems.add(line, f"{where}: {axis}")
+            continue
+        bad = {i: why for i, value in enumerate(values) if (why := _misfit(axis, value))}
+        for i, why in bad.items():
+            problems.add(plan.line("jobs", job, which, key, i), f"{where}[{i}]: {why}")
+        if not bad:
+            found.append(axis)
+    return found
+
+
+def _values(
+    key: str, given: list[Any] | str, wildcards: Mapping[str, Sequence[str]]
+) -> tuple[Any, ...] | str:
+    if isinstance(given, list):
+        return tuple(given) if given else "has no values; give at least one"
+    if (wild := _WILDCARD.fullmatch(key)) and given == "all":
+        return tuple(wildcards.get(wild[1], ())) or f"the wildcard {key} is unknown"
+    if span := _RANGE.fullmatch(given):
+        first, last = int(span[1]), int(span[2])
+        if not 0 <= last - first < VALUES_AT_MOST:
+            return f"a range goes upwards and has at most {VALUES_AT_MOST} values, got {given}"
+        return tuple(range(first, last + 1))
+    return f"expected a list, a range such as 1..10{', or all' if wild else ''}, got {shown(given)}"
+
+
+def _axis(key: str, values: tuple[Any, ...], wildcards: Mapping[str, Sequence[str]]) -> JobAxis | str:
+    if key in _FIELDS:
+        return JobAxis(key, values, "field")
+    if wild := _WILDCARD.fullmatch(key):
+        if wild[1] not in wildcards:
+            return f"the wildcard {key} is unknown; known are: {', '.join(wildcards) or 'none'}"
+        return JobAxis(key, values, "wildcard")
+    kind, _, name = key.partition(" ")
+    if kind in _KINDS and name.strip():
+        return JobAxis(key, values, "picture", Axis(kind, values, name.strip()))
+    known = ", ".join((*sorted(_FIELDS), *(f"'{kind} NAME'" for kind in _KINDS), "__WILDCARD__"))
+    return f"no such axis; known are {known}"
+
+
+def _misfit(axis: JobAxis, value: Any) -> str:
+    """Say why a value cannot be, or nothing."""
+    if axis.kind == "wildcard":
+        return "" if isinstance(value, str) else f"expected text, got {shown(value)}"
+    if axis.axis is not None:
+        return _misfit_of_picture(axis.axis, value)
+    try:
+        Picture.model_validate({axis.key: value})
+        if axis.key == "mix" and value is not None:
+            Mix.of(value)
+    except ValidationError as error:
+        message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
+        return f"{message}, got {shown(value)}"
+    except MixError as error:
+        return str(error)
+    return ""
+
+
+def _misfit_of_picture(axis: Axis, value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if axis.kind != "blocks" and not number:
+        return f"expected a number, got {shown(value)}"
+    try:
+        axis.at(PictureRequest(""), value)
+    except (MixError, PictureError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,243 @@
+"""Everything that can be wrong with a plan, found before anything is made: files, names, bases, weights, sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.batches.cache import AdapterPlace, local_source
+from lora_mixer.batches.expansion import PlannedPicture, expand
+from lora_mixer.batches.plan import AdapterSpec, load_plan
+from lora_mixer.batches.problems import Problems
+from lora_mixer.errors import LoraMixerError, MixError
+from lora_mixer.inspection import match_adapter, read_adapter
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
+from lora_mixer.pictures import load_outline
+from lora_mixer.sources import adapter_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.batches.plan import Plan
+    from lora_mixer.mixes import Mix
+
+_SAMPLES, _SAMPLE_BYTES = 16, 16384
+
+
+@dataclass(frozen=True)
+class CheckedPlan:
+    """
+    A plan that can be made.
+
+    Attributes:
+        plan: The plan.
+        pictures: All of its pictures.
+        adapters: Where its adapters are, by name.
+        infos: What they are.
+        identities: A short digest of what each file holds.
+        folder: Where the pictures go.
+        manifest: Where the manifest is.
+    """
+
+    plan: Plan
+    pictures: tuple[PlannedPicture, ...]
+    adapters: Mapping[str, AdapterPlace]
+    infos: Mapping[str, AdapterInfo]
+    identities: Mapping[str, str]
+    folder: str
+    manifest: Path
+
+    def key(self, picture: PlannedPicture) -> str:
+        """Give 32 digits that tell whether a picture that is there is the one that the plan wants."""
+        from lora_mixer.batches.expansion import request_digest
+
+        plan = self.plan
+        parts = [
+            request_digest(picture.request),
+            plan.model,
+            plan.run.dtype,
+            plan.output.format,
+            str(plan.output.quality),
+            *(f"{name}={self.identities[name]}" for name in sorted(picture.request.mix.names)),
+        ]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
+    """
+    Read a plan, write it out, and check it against its model and its adapters; no weights are loaded.
+
+    Args:
+        source: A file, the values, or a plan.
+        outline: What :func:`~lora_mixer.pictures.load_outline` gave for the plan's model, where many plans are checked.
+
+    Raises:
+        PlanError: With everything that is wrong.
+
+    Example:
+        >>> plan = {"adapters": {"ink": "demo:ink"}, "jobs": [{"prompt": "a cat", "mix": "ink:0.5, neon:1"}]}
+        >>> check_plan(plan)
+        Traceback (most recent call last):
+        lora_mixer.errors.PlanError: plan cannot be made:
+          jobs[0]: names the adapter 'neon', which the plan does not have; it has: ink
+    """
+    plan = load_plan(source)
+    problems = Problems(plan.label)
+    specs = _specs(plan, problems)
+    pictures = expand(plan, specs, problems)
+    places = {
+        name: AdapterPlace(spec.source, spec.model_dump(exclude={"source"}, exclude_none=True))
+        for name, spec in specs.items()
+    }
+    infos = _check_files(plan, places, pictures, problems, outline)
+    _check_sizes(plan, pictures, problems)
+    problems.finish()
+    identities = {name: _identity(places[name].source) for name in infos}
+    folder = plan.place(plan.output.folder)
+    return CheckedPlan(
+        plan, tuple(pictures), places, infos, identities, folder, _manifest(plan, folder, problems)
+    )
+
+
+def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
+    given = plan.output.manifest
+    if given is not None:
+        path = Path(plan.place(given))
+        if path.suffix not in (".jsonl", ".sqlite") or "://" in given:
+            problems.add(
+                plan.line("output", "manifest"),
+                f"output.manifest: expected a local .jsonl or .sqlite file, got {given!r}",
+            )
+            problems.finish()
+        return path
+    if "://" in folder:  # a URL has no room for a file that grows
+        return plan.folder / f"{Path(plan.label).stem}.manifest.jsonl"
+    return Path(folder) / "manifest.jsonl"
+
+
+def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
+    found: dict[str, AdapterSpec] = {}
+    for number, folder in enumerate(plan.adapter_folders):
+        line = plan.line("adapter_folders", number)
+        root = Path(plan.place(folder))
+        if not root.is_dir():
+            problems.add(line, f"adapter_folders[{number}]: {root} is no folder")
+            continue
+        for file in adapter_files(root):
+            if file.stem in found:
+                problems.add(
+                    line,
+                    f"adapter_folders[{number}]: two files are called {file.stem!r}: {found[file.stem].source} and {file}",
+                )
+            found[file.stem] = AdapterSpec(source=str(file))
+    for name, given in plan.adapters.items():
+        spec = AdapterSpec(source=given) if isinstance(given, str) and given else given
+        if not isinstance(spec, AdapterSpec) or not name.strip() or not name.isprintable():
+            problems.add(
+                plan.line("adapters", name), f"adapters: expected a printable name and a source, got {name!r}"
+            )
+            continue
+        source = spec.source
+        if "\0" not in source and "://" not in source and not source.startswith("demo:"):
+            here = Path(plan.place(source))
+            with contextlib.suppress(OSError):
+                source = str(here) if here.exists() else source
+        found[name] = spec.model_copy(update={"source": source})
+    return found
+
+
+def _check_files(
+    plan: Plan,
+    places: Mapping[str, AdapterPlace],
+    pictures: list[PlannedPicture],
+    problems: Problems,
+    outline: Any,
+) -> dict[str, AdapterInfo]:
+    try:
+        outline = load_outline(plan.model) if outline is None else outline
+    except LoraMixerError as error:
+        problems.add(plan.line("model"), f"model: {error}")
+    infos: dict[str, AdapterInfo] = {}
+    for name, place in places.items():
+        line = plan.line("adapters", name)
+        try:
+            source = _readable(place.source)
+            infos[name] = read_adapter(source, **place.reading)
+            if outline is not None:
+                options = {key: place.options[key] for key in ("component", "strict") if key in place.options}
+                match_adapter(_readable(place.source), outline, **options, **place.reading)
+        except (LoraMixerError, OSError, ValueError) as error:
+            problems.add(line, f"adapters.{name}: {error}")
+    if outline is not None:
+        _check_mixes(plan, outline.components, pictures, problems)
+    return infos
+
+
+def _readable(source: str) -> Any:
+    """Give what ``read_adapter`` reads: of a URL only the header is fetched."""
+    if "://" not in source or source.startswith(("https://huggingface.co/", "https://hf.co/")):
+        return local_source(source)
+    import fsspec
+
+    try:
+        return fsspec.open(source, "rb").open()
+    except (OSError, ValueError, ImportError) as error:
+        raise OSError(f"{source} cannot be read: {error}") from error
+
+
+def _check_mixes(
+    plan: Plan, components: Mapping[str, Any], pictures: list[PlannedPicture], problems: Problems
+) -> None:
+    layouts: dict[str, BlockLayout] = {}
+    seen: dict[str, str] = {}
+    known = {*components, *TEXT_ENCODERS}
+    for picture in pictures:
+        mix: Mix = picture.request.mix
+        if mix.fingerprint not in seen:
+            odd = [part for part in mix.named_components if part not in known]
+            seen[mix.fingerprint] = f"the model has no component {', '.join(odd)}" if odd else ""
+            if not odd and any(mix[name].blocks is not None for name in mix.names):
+                layouts = layouts or {
+                    part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
+                    for part, root in components.items()
+                }
+                try:
+                    mix.check(layouts)
+                except MixError as error:
+                    seen[mix.fingerprint] = str(error)
+        if seen[mix.fingerprint]:
+            path = ("jobs", picture.job, "mix")
+            problems.add(plan.line(*path), f"jobs[{picture.job}].mix: {seen[mix.fingerprint]}")
+
+
+def _check_sizes(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:
+    for picture in pictures:
+        for name in ("width", "height"):
+            value = getattr(picture.request, name)
+            if value is not None and value % 8:
+                problems.add(
+                    plan.line("jobs", picture.job, name),
+                    f"jobs[{picture.job}].{name}: expected a multiple of 8, got {value}",
+                )
+
+
+def _identity(source: str) -> str:
+    """Digest a file's size and parts of it all over: another training of the same adapter differs everywhere."""
+    path = Path(local_source(source)) if "://" not in source else None
+    if path is not None and path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256("".join(_identity(str(file)) for file in files).encode()).hexdigest()[:16]
+    if path is None or not path.is_file():
+        return hashlib.sha256(source.encode()).hexdigest()[:16]  # a Hub name or a URL says which one it is
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as stream:
+        for i in range(_SAMPLES):
+            stream.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

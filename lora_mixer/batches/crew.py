@@ -1,0 +1,197 @@
+"""Workers as one: who is idle, who is at what, who was lost and comes back; where they run is for a backend to know."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lora_mixer.batches.worker import Reply, Worker, memory_in_use
+from lora_mixer.errors import WorkersError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lora_mixer.batches.order import Task
+    from lora_mixer.batches.worker import WorkSpec
+    from lora_mixer.pictures import PictureRequest
+
+STARTS_AT_MOST = 5
+"""How often in a row a worker may be lost before it has done anything."""
+
+
+class WorkerGoneError(Exception):
+    """A worker ended without an answer; the message says what is known."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """
+    A worker that can begin.
+
+    Attributes:
+        pid: Its process.
+        batch_size: How many pictures it makes at once.
+        is_on_gpu: Whether its pipeline is on an accelerator.
+        memory: Bytes that its process has in memory.
+    """
+
+    pid: int
+    batch_size: int
+    is_on_gpu: bool
+    memory: int
+
+
+def ready(worker: Worker, requests: Sequence[PictureRequest]) -> Ready:
+    """Say what a worker can do; called where the worker is."""
+    return Ready(os.getpid(), worker.batch_size(requests), worker.is_on_gpu, memory_in_use())
+
+
+class Backend(Protocol):
+    """Where workers run."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def launch(self, worker: int) -> Any:
+        """Start a worker, anew where it was lost; the handle's result is :class:`Ready`."""
+
+    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Any:
+        """Give a worker a task; the handle's result is :class:`~lora_mixer.batches.worker.Reply`."""
+
+    def poll(self, handles: Sequence[Any], seconds: float) -> Iterable[Any]:
+        """Wait until at least one handle is done, or the time is over, and give those that are."""
+
+    def result(self, handle: Any) -> Any:
+        """Give a handle's result, or raise WorkerGoneError."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """
+    Something happened to a worker.
+
+    Attributes:
+        worker: Its number.
+        task: What it was at; None while it started.
+        result: What it gave, or why it is gone.
+    """
+
+    worker: int
+    task: Task | None
+    result: Ready | Reply | WorkerGoneError
+
+
+class Crew:
+    """
+    The workers of a run.
+
+    Args:
+        backend: Where they run.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Launch all."""
+        self.backend = backend
+        self._busy: dict[Any, tuple[int, Task | None]] = {}
+        self._idle: set[int] = set()
+        self._failed_starts = dict.fromkeys(range(backend.count), 0)
+        for worker in range(backend.count):
+            self._busy[backend.launch(worker)] = (worker, None)
+
+    @property
+    def idle(self) -> list[int]:
+        """Those that wait for work."""
+        return sorted(self._idle)
+
+    @property
+    def working(self) -> int:
+        """How many are at a task."""
+        return sum(task is not None for _, task in self._busy.values())
+
+    def submit(self, worker: int, task: Task, ahead: Sequence[str]) -> None:
+        """Give an idle worker a task."""
+        self._idle.discard(worker)
+        self._busy[self.backend.send(worker, task, ahead)] = (worker, task)
+
+    def wait(self, seconds: float) -> list[Event]:
+        """
+        Wait for something to happen, for so long at most; a worker that is gone is launched again.
+
+        Raises:
+            WorkersError: When workers are lost again and again before they have done anything.
+            LoraMixerError: What a worker met when it loaded the pipeline.
+        """
+        events = []
+        for handle in list(self.backend.poll(list(self._busy), seconds)) if self._busy else ():
+            worker, task = self._busy.pop(handle)
+            try:
+                result: Any = self.backend.result(handle)
+                self._idle.add(worker)
+                if task is not None:
+                    self._failed_starts[worker] = 0
+            except WorkerGoneError as error:
+                result = error
+                if task is None:
+                    self._failed_starts[worker] += 1
+                if self._failed_starts[worker] < STARTS_AT_MOST:
+                    self._busy[self.backend.launch(worker)] = (worker, None)
+                elif not self._busy and not self._idle:
+                    raise WorkersError(
+                        f"all workers were lost {STARTS_AT_MOST} times in a row before they did anything; the last one: {error}"
+                    ) from error
+            events.append(Event(worker, task, result))
+        return events
+
+    def close(self) -> None:
+        """End all workers."""
+        self.backend.close()
+
+
+class InProcess:
+    """
+    One worker in this process.
+
+    Args:
+        spec: What it has to know.
+        requests: One of each shape.
+    """
+
+    count = 1
+
+    def __init__(self, spec: WorkSpec, requests: Sequence[PictureRequest]) -> None:
+        """Load nothing yet."""
+        self._spec, self._requests = spec, requests
+        self._worker: Worker | None = None
+
+    def launch(self, worker: int) -> Any:
+        """Load the pipeline."""
+        del worker
+        self._worker = Worker(self._spec)
+        made = ready(self._worker, self._requests)
+        return lambda: made
+
+    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Any:
+        """Keep the task for when somebody waits for it."""
+        del worker
+        assert self._worker is not None  # noqa: S101 -- the crew launches before it sends
+        made = self._worker
+        return lambda: made.work(task, ahead)
+
+    def poll(self, handles: Sequence[Any], seconds: float) -> Iterable[Any]:
+        """Everything is done when its result is asked for."""
+        del seconds
+        return handles
+
+    def result(self, handle: Any) -> Any:
+        """Do it."""
+        return handle()
+
+    def close(self) -> None:
+        """Give the base back."""
+        if self._worker is not None:
+            self._worker.close()

@@ -1,0 +1,290 @@
+"""A plan written out: every picture with its request and the name of its file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.batches.axes import JobAxis, read_axes
+from lora_mixer.batches.naming import SUFFIXES, NameTemplate, slug
+from lora_mixer.batches.wildcards import fill, read_wildcards
+from lora_mixer.errors import LoraMixerError, MixError, PictureError, PlanError
+from lora_mixer.mixes import Mix
+from lora_mixer.pictures import PictureRequest, own_defaults
+from lora_mixer.pictures.request import MAX_SEED, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from lora_mixer.batches.plan import Plan
+    from lora_mixer.batches.problems import Problems
+
+PICTURES_AT_MOST = 10_000_000
+
+
+@dataclass(frozen=True)
+class PlannedPicture:
+    """
+    One picture of a plan.
+
+    Attributes:
+        index: Its place in the plan, from 0.
+        job: Its job's number.
+        name: Its job's name, or its number.
+        cell: Its place in its job.
+        request: What it shall be.
+        file: The file's name below the plan's folder.
+    """
+
+    index: int
+    job: int
+    name: str
+    cell: int
+    request: PictureRequest
+    file: str
+
+
+@dataclass(frozen=True)
+class _JobParts:
+    grid: list[JobAxis]
+    side: list[JobAxis]
+    repeat: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(len(axis.values) for axis in self.grid) * self.together * self.repeat
+
+    @property
+    def together(self) -> int:
+        return len(self.side[0].values) if self.side else 1
+
+    def cells(self) -> Iterator[tuple[tuple[tuple[JobAxis, Any], ...], int]]:
+        """Give the values of each cell and which repeat it is."""
+        for values in itertools.product(*(axis.values for axis in self.grid)):
+            for i in range(self.together):
+                cell = (*zip(self.grid, values, strict=True), *((axis, axis.values[i]) for axis in self.side))
+                for turn in range(self.repeat):
+                    yield cell, turn
+
+
+def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[PlannedPicture]:
+    """
+    Write a plan out.
+
+    Args:
+        plan: The plan.
+        adapters: The names that there are.
+        problems: Where problems are noted, with their lines.
+
+    Returns:
+        The pictures that make sense, in the order of the plan.
+
+    Example:
+        >>> from lora_mixer.batches.plan import load_plan
+        >>> from lora_mixer.batches.problems import Problems
+        >>> plan = load_plan({"jobs": [{"prompt": "a cat", "grid": {"seed": "5..6", "weight ink": [0, 1]}}]})
+        >>> [(x.file, x.request.mix.to_text()) for x in expand(plan, ["ink"], Problems("plan"))][1:3]
+        [('00001-5.png', 'ink:1'), ('00002-6.png', 'ink:0')]
+    """
+    wildcards = read_wildcards(plan, problems)
+    parts = [_parts(plan, i, wildcards, problems) for i in range(len(plan.jobs))]
+    total = sum(part.size for part in parts)
+    if total > PICTURES_AT_MOST:
+        largest = max(range(len(parts)), key=lambda i: parts[i].size)
+        problems.add(
+            plan.line("jobs", largest), f"a plan has at most {PICTURES_AT_MOST} pictures, got {total}"
+        )
+        return []
+    try:
+        template = NameTemplate(plan.output.name, SUFFIXES[plan.output.format])
+    except PlanError as error:
+        problems.add(plan.line("output", "name"), f"output.name: {error}")
+        return []
+    if plan.defaults.mix is not None:  # also where every job has its own
+        try:
+            Mix.of(plan.defaults.mix)
+        except MixError as error:
+            problems.add(plan.line("defaults", "mix"), f"defaults.mix: {error}")
+    builder = _Builder(plan, adapters, wildcards, template, problems)
+    for i, part in enumerate(parts):
+        builder.add_job(i, part)
+    return builder.found
+
+
+def _parts(plan: Plan, job: int, wildcards: Mapping[str, Sequence[str]], problems: Problems) -> _JobParts:
+    grid = read_axes(plan, job, "grid", wildcards, problems)
+    side = read_axes(plan, job, "zip", wildcards, problems)
+    twice = {axis.key for axis in grid} & {axis.key for axis in side}
+    if twice:
+        problems.add(
+            plan.line("jobs", job, "zip"), f"jobs[{job}]: {', '.join(sorted(twice))} is in grid and in zip"
+        )
+    lengths = {axis.key: len(axis.values) for axis in side}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} {count}" for key, count in lengths.items())
+        problems.add(
+            plan.line("jobs", job, "zip"), f"jobs[{job}].zip: lists must have one length, got {told}"
+        )
+        side = []
+    return _JobParts(grid, side, plan.jobs[job].repeat)
+
+
+class _Builder:
+    def __init__(
+        self,
+        plan: Plan,
+        adapters: Collection[str],
+        wildcards: Mapping[str, Sequence[str]],
+        template: NameTemplate,
+        problems: Problems,
+    ) -> None:
+        self.plan, self.adapters, self.wildcards = plan, adapters, wildcards
+        self.template, self.problems = template, problems
+        self.found: list[PlannedPicture] = []
+        self.defaults = plan.defaults.model_dump(exclude_none=True)
+        self.own = own_defaults(plan.model)
+        self.names: dict[str, int] = {}
+        self.mixes: dict[str, Mix] = {}
+
+    def add_job(self, number: int, parts: _JobParts) -> None:
+        job = self.plan.jobs[number]
+        said = {key: getattr(job, key) for key in type(self.plan.defaults).model_fields}
+        base = {**self.defaults, **{key: value for key, value in said.items() if value is not None}}
+        name = job.name or f"{number}"
+        count = 0
+        for cell, (values, turn) in enumerate(parts.cells()):
+            try:
+                request = self._request(base, values, turn)
+                self._add(number, name, cell, request)
+            except LoraMixerError as error:
+                self.problems.add(self._line(number, error), f"jobs[{number}]: {error}")
+                count += 1
+                if count >= 5:
+                    return  # the others have the same reasons
+
+    def _line(self, job: int, error: Exception) -> int | None:
+        """Point at the field that is most likely meant."""
+        text = str(error)
+        for key in ("mix", "prompt"):
+            wanted = isinstance(error, MixError) if key == "mix" else "wildcard" in text or "prompt" in text
+            if wanted and getattr(self.plan.jobs[job], key) is not None:
+                return self.plan.line("jobs", job, key)
+        return self.plan.line("jobs", job)
+
+    def _request(
+        self, base: Mapping[str, Any], values: Sequence[tuple[JobAxis, Any]], turn: int
+    ) -> PictureRequest:
+        fields: dict[str, Any] = dict(base)
+        fixed: dict[str, str] = {}
+        for axis, value in values:
+            if axis.kind == "field":
+                fields[axis.key] = value
+                if axis.key == "size":
+                    fields.pop("width", None)
+                    fields.pop("height", None)
+            elif axis.kind == "wildcard":
+                fixed[axis.key.strip("_")] = value
+        if fields.get("prompt") is None:
+            raise PictureError("has no prompt; give it one, or one to defaults")
+        seed = fields.get("seed") or 0
+        seed += turn
+        if seed > MAX_SEED:
+            raise PictureError(f"seed: repeats would go beyond {MAX_SEED}")
+        width, height = _size(fields)
+        request = PictureRequest(
+            prompt=fill(fields["prompt"], seed, self.wildcards, fixed),
+            negative_prompt=fill(
+                fields.get("negative_prompt") or "", seed, self.wildcards, fixed, "negative"
+            ),
+            seed=seed,
+            steps=fields.get("steps"),
+            guidance_scale=fields.get("guidance_scale"),
+            width=width,
+            height=height,
+            mix=self._mix(fields.get("mix")),
+        )
+        for axis, value in values:
+            if axis.axis is not None:
+                request = axis.axis.at(request, value)
+        return self._checked(filled(request.with_tags(self.adapters), self.own))
+
+    def _checked(self, request: PictureRequest) -> PictureRequest:
+        unknown = [name for name in request.mix.names if name not in self.adapters]
+        if unknown:
+            raise MixError(
+                f"names the adapter {', '.join(map(repr, unknown))}, which the plan does not have; it has: "
+                f"{', '.join(self.adapters) or 'none'}"
+            )
+        return request
+
+    def _mix(self, given: Any) -> Mix:
+        if given is None:
+            return Mix()
+        try:
+            key = json.dumps(given)
+        except TypeError:  # values from Python: mixes, masks as arrays
+            return Mix.of(given)
+        if key not in self.mixes:
+            self.mixes[key] = Mix.of(given)
+        return self.mixes[key]
+
+    def _add(self, job: int, name: str, cell: int, request: PictureRequest) -> None:
+        index = len(self.found)
+        file = self.template.name(
+            {
+                "index": index,
+                "seed": request.seed,
+                "job": job,
+                "name": name,
+                "cell": cell,
+                "prompt": request.prompt,
+                "mix": request.mix.to_text() or "base",
+                "steps": request.steps or 0,
+                "width": request.width or 0,
+                "height": request.height or 0,
+                "key": request_digest(request)[:12],
+            }
+        )
+        other = self.names.setdefault(file.casefold(), index)
+        if other != index:
+            self.problems.add(
+                self.plan.line("output", "name"),
+                f"output.name: pictures {other} and {index} would both be {file!r}; put {{index}} into it",
+            )
+        self.found.append(PlannedPicture(index, job, name, cell, request, file))
+
+
+def _size(fields: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    width, height = fields.get("width"), fields.get("height")
+    if fields.get("size") is not None:
+        wide, high = (int(part) for part in fields["size"].split("x"))
+        width, height = width or wide, height or high
+    return width, height
+
+
+def request_digest(request: PictureRequest) -> str:
+    """
+    Give 64 hexadecimal digits that are equal for equal requests.
+
+    Example:
+        >>> request_digest(PictureRequest("a", mix="x:1")) == request_digest(PictureRequest("a", mix={"x": 1.0}))
+        True
+    """
+    import hashlib
+
+    said = {
+        name: getattr(request, name)
+        for name in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height")
+    }
+    if said["guidance_scale"] is not None:
+        said["guidance_scale"] = float(said["guidance_scale"])
+    text = json.dumps({**said, "mix": request.mix.fingerprint}, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sheet_name(picture: PlannedPicture) -> str:
+    """Give the file name of a job's contact sheet."""
+    return f"sheets/{picture.job:03}-{slug(picture.name)}.png"

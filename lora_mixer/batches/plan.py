@@ -1,0 +1,295 @@
+"""The plan as a value: which model, which adapters, which pictures, where they go and how they are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from lora_mixer.batches.problems import Problems, shown
+from lora_mixer.batches.reading import Located, decode, read_text
+from lora_mixer.errors import SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
+"""Forms of a plan by the ending of its file."""
+
+_Steps = Annotated[int, Field(ge=1, le=10_000)]
+_Side = Annotated[int, Field(ge=8, le=16_384)]
+_Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Scale = Annotated[float, Field(allow_inf_nan=False)]
+_Size = Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")]
+_Text = Annotated[str, Field(max_length=100_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class AdapterSpec(_Strict):
+    """Where an adapter is, as ``load_lora_weights`` takes it."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=1, description="A file, folder, Hub repository, URL that fsspec reads, or demo:NAME."
+        ),
+    ]
+    weight_name: str | None = None
+    subfolder: str | None = None
+    revision: str | None = None
+    component: str | None = None
+    strict: bool = False
+    allow_pickle: bool = False
+    max_rank: Annotated[int, Field(ge=1)] | None = None
+
+
+class Picture(_Strict):
+    """What a picture can be told; ``defaults`` of a plan, and part of each job."""
+
+    prompt: _Text | None = None
+    negative_prompt: _Text | None = None
+    seed: _Seed | None = None
+    steps: _Steps | None = None
+    guidance_scale: _Scale | None = None
+    width: _Side | None = None
+    height: _Side | None = None
+    size: Annotated[_Size | None, Field(description="WIDTHxHEIGHT")] = None
+    mix: Annotated[Any, Field(description="A mix in any form of docs/mixes.md.")] = None
+
+
+class Job(Picture):
+    """One picture, or a grid of them."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    grid: Annotated[
+        dict[str, list[Any] | str],
+        Field(
+            description="Values by axis; every combination is made, the last axis fastest. Axes: the fields above, "
+            "'weight NAME', 'unet NAME', 'te NAME', 'blocks NAME', '__WILDCARD__'. A list, '1..10', or 'all' for wildcards."
+        ),
+    ] = {}
+    zip: Annotated[
+        dict[str, list[Any] | str], Field(description="As grid, but the lists go side by side.")
+    ] = {}
+    repeat: Annotated[
+        int, Field(ge=1, le=1_000_000, description="Each with the next seed, the fastest of all.")
+    ] = 1
+    sheet: Annotated[bool, Field(description="A contact sheet of the job's pictures at the end.")] = False
+
+
+class Output(_Strict):
+    """Where the pictures go."""
+
+    folder: Annotated[str, Field(min_length=1, description="A folder, or a URL that fsspec writes to.")] = (
+        "pictures"
+    )
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="Fields in braces: index, seed, job, name, cell, prompt, mix, steps, width, height, key.",
+        ),
+    ] = "{index:05}-{seed}"
+    format: Literal["png", "jpeg", "webp"] = "png"
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    manifest: Annotated[
+        str | None, Field(description="A .jsonl or .sqlite file; in the folder unless said otherwise.")
+    ] = None
+
+
+class RunOptions(_Strict):
+    """How the pictures are made."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
+    mixed_batches: Annotated[
+        Literal["auto", "always", "never"],
+        Field(description="Whether pictures with different mixes share batches; auto: on a GPU."),
+    ] = "auto"
+    threads: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="CPU threads of each worker. Sums differ with their number, so it is fixed.",
+        ),
+    ] = 1
+    strict: Annotated[
+        bool, Field(description="Deterministic kernels and one picture at a time, or an error.")
+    ] = False
+    retries: Annotated[int, Field(ge=0, le=100)] = 1
+    cache_adapters: Annotated[int, Field(ge=1, le=100_000, description="The most adapters in memory.")] = 64
+    cache_gb: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
+    ] = 4.0
+    keep_base: Literal["device", "host"] = "device"
+
+
+class Plan(_Strict):
+    """
+    A whole plan.
+
+    Example:
+        >>> plan = Plan.model_validate({"model": "demo", "jobs": [{"prompt": "a castle", "grid": {"seed": "1..3"}}]})
+        >>> plan.jobs[0].grid
+        {'seed': '1..3'}
+    """
+
+    model: Annotated[
+        str, Field(min_length=1, description="demo, a diffusers folder, or a Hub repository.")
+    ] = "demo"
+    adapters: dict[str, AdapterSpec | str] = {}
+    adapter_folders: Annotated[
+        list[str], Field(description="Every .safetensors file in these is an adapter named after its file.")
+    ] = []
+    wildcards: Annotated[
+        dict[str, list[str] | str],
+        Field(description="What __NAME__ in a prompt stands for: a list, or a file with one per line."),
+    ] = {}
+    defaults: Picture = Picture()
+    output: Output = Output()
+    run: RunOptions = RunOptions()
+    jobs: Annotated[list[Job], Field(min_length=1)]
+
+    _located: Located | None = PrivateAttr(None)
+    _label: str = PrivateAttr("plan")
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self._label
+
+    @property
+    def folder(self) -> Path:
+        """What its paths are relative to: the folder of its file."""
+        return self._folder
+
+    def line(self, *path: str | int) -> int | None:
+        """Give the line of the plan's file at which something stands; None where it is from no file."""
+        return None if self._located is None else self._located.line(path)
+
+    def place(self, path: str) -> str:
+        """Give a path as seen from the plan's folder; addresses stay as they are."""
+        return path if "://" in path else str(self._folder / Path(path).expanduser())
+
+
+def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
+    """
+    Read a plan.
+
+    Args:
+        source: A .yaml, .json, .jsonl or .csv file; or the values themselves, with paths relative to the current folder.
+
+    Returns:
+        The plan; whether its adapters and mixes make sense is for :func:`check_plan` to say.
+
+    Raises:
+        SourceNotFoundError: When there is no such file.
+        PlanError: With everything that is wrong, and its line.
+
+    Example:
+        >>> load_plan({"jobs": [{"prompt": "a castle", "steps": 0}]})
+        Traceback (most recent call last):
+        lora_mixer.errors.PlanError: plan cannot be made:
+          jobs[0].steps: expected greater than or equal to 1, got 0
+    """
+    if isinstance(source, Plan):
+        return source
+    if not isinstance(source, str | Path):
+        return _validated(Located(source), "plan", Path(), with_lines=False)
+    path = Path(source)
+    try:
+        raw = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise SourceNotFoundError(
+            f"the plan {source} cannot be read: {getattr(error, 'strerror', error)}"
+        ) from error
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        problems = Problems(str(path))
+        problems.add(None, f"expected a name that ends with {', '.join(KINDS)}, got {path.suffix!r}")
+        problems.finish()
+    return parse_plan(raw, kind or "", label=path.name, folder=path.parent)
+
+
+def parse_plan(raw: bytes, kind: str, *, label: str = "plan", folder: Path | None = None) -> Plan:
+    r"""
+    Read a plan from bytes.
+
+    Args:
+        raw: The text, in UTF-8.
+        kind: ``yaml``, ``json``, ``jsonl`` or ``csv``.
+        label: What to call it in messages.
+        folder: What its paths are relative to.
+
+    Raises:
+        PlanError: With everything that is wrong, and its line.
+
+    Example:
+        >>> parse_plan(b"prompt,seed\na cat,one\n", "csv")
+        Traceback (most recent call last):
+        lora_mixer.errors.PlanError: plan cannot be made:
+          line 2: jobs[0].seed: expected a valid integer, got 'one'
+    """
+    problems = Problems(label)
+    text = decode(raw, problems)
+    problems.finish()
+    located = read_text(text, kind, problems)
+    problems.finish()
+    return _validated(located, label, folder or Path(), with_lines=True)
+
+
+def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) -> Plan:
+    problems = Problems(label)
+    if not isinstance(located.value, dict):
+        problems.add(
+            1 if with_lines else None, f"expected a mapping with model and jobs, got {shown(located.value)}"
+        )
+        problems.finish()
+    try:
+        plan = Plan.model_validate(located.value)
+    except ValidationError as error:
+        for each in error.errors(include_url=False):
+            path = each["loc"]
+            problems.add(located.line(path) if with_lines else None, _sentence(path, each))
+        problems.finish()
+        raise AssertionError from error  # a validation error has at least one problem
+    except RecursionError:
+        problems.add(1 if with_lines else None, "the plan is nested too deeply")
+        problems.finish()
+        raise
+    plan._label, plan._folder = label, folder  # noqa: SLF001 -- pydantic's private attributes of our own class
+    plan._located = located if with_lines else None  # noqa: SLF001
+    return plan
+
+
+def _sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such setting"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    message = str(error["msg"]).replace("Input should be ", "expected ")
+    return f"{where}: {message}, got {shown(error['input'])}"
+
+
+def plan_schema() -> dict[str, Any]:
+    """
+    Give the JSON Schema of plans, for editors.
+
+    Example:
+        >>> sorted(plan_schema()["properties"])[:3]
+        ['adapter_folders', 'adapters', 'defaults']
+    """
+    schema = Plan.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "A plan of lora-mixer batch"
+    return json.loads(json.dumps(schema))  # type: ignore[no-any-return]

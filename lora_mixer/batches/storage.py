@@ -1,0 +1,141 @@
+"""Where pictures go: a folder, or a URL that fsspec writes to; a picture is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import SaveError
+from lora_mixer.recall import save_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from PIL.Image import Image
+
+    from lora_mixer.recall import PictureSettings
+
+_STALE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as lora_mixer.writing.atomic names them
+_PART = ".part"
+
+
+class Storage:
+    """
+    A place for pictures.
+
+    Args:
+        folder: A folder, or a URL.
+
+    Raises:
+        SaveError: When the URL is of a kind that cannot be written to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Find out which of the two it is."""
+        self.folder = folder
+        self._remote: Any = None
+        if "://" in folder and not folder.startswith("file://"):
+            import fsspec
+
+            try:
+                self._remote, self._root = fsspec.core.url_to_fs(folder)
+            except (OSError, ValueError, ImportError) as error:
+                raise SaveError(f"cannot write to {folder}: {error}") from error
+        else:
+            self._path = Path(folder.removeprefix("file://"))
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, where it is one."""
+        return None if self._remote is not None else self._path
+
+    def where(self, name: str) -> str:
+        """Give the full place of a file."""
+        return f"{self.folder.rstrip('/')}/{name}" if self.path is None else str(self._path / name)
+
+    def save(
+        self,
+        name: str,
+        image: Image,
+        settings: PictureSettings,
+        hashes: Mapping[str, Mapping[str, str]],
+        quality: int | None,
+    ) -> str:
+        """
+        Write a picture.
+
+        Returns:
+            SHA-256 of the file.
+
+        Raises:
+            SaveError: When it cannot be written there.
+        """
+        if self.path is not None:
+            place = save_picture(image, self._path / name, settings, hashes=hashes, quality=quality)
+            return hashlib.sha256(place.read_bytes()).hexdigest()
+        with tempfile.TemporaryDirectory() as folder:
+            here = save_picture(
+                image, Path(folder) / Path(name).name, settings, hashes=hashes, quality=quality
+            )
+            raw = here.read_bytes()
+        self._upload(name, raw)
+        return hashlib.sha256(raw).hexdigest()
+
+    def read(self, name: str) -> bytes | None:
+        """Give the bytes of a file; None where there is none."""
+        try:
+            if self.path is not None:
+                return (self._path / name).read_bytes()
+            raw = self._remote.cat_file(f"{self._root}/{name}")
+            return raw if isinstance(raw, bytes) else None
+        except OSError:
+            return None
+
+    def digest(self, name: str) -> str | None:
+        """Give SHA-256 of a file; None where there is none."""
+        raw = self.read(name)
+        return None if raw is None else hashlib.sha256(raw).hexdigest()
+
+    def remove_stale(self) -> int:
+        """Remove what interrupted writes of pictures left behind; nobody else may be writing."""
+        if self.path is None or not self._path.is_dir():
+            return 0
+        count = 0
+        for file in self._path.rglob(".*.tmp"):
+            if _STALE.fullmatch(file.name) and file.is_file():
+                file.unlink(missing_ok=True)
+                count += 1
+        return count
+
+    def check(self) -> None:
+        """
+        Make the folder, and see that it can be written to.
+
+        Raises:
+            SaveError: When it cannot.
+        """
+        try:
+            if self.path is not None:
+                self._path.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self._path) as file:
+                    file.write(b"\0" * 4096)
+            else:
+                self._remote.makedirs(self._root, exist_ok=True)
+        except (OSError, NotImplementedError) as error:
+            raise SaveError(
+                f"cannot write to {self.folder}: {getattr(error, 'strerror', None) or error}; choose another place "
+                "with output.folder or --out"
+            ) from error
+
+    def _upload(self, name: str, raw: bytes) -> None:
+        place = f"{self._root}/{name}"
+        try:
+            self._remote.makedirs(place.rpartition("/")[0], exist_ok=True)
+            # Object stores show an object when it is whole; on others a move makes it so.
+            self._remote.pipe_file(place + _PART, raw)
+            self._remote.mv(place + _PART, place)
+        except (OSError, NotImplementedError) as error:
+            raise SaveError(f"cannot write {self.where(name)}: {error}") from error

@@ -1,0 +1,250 @@
+"""One worker: a warm pipeline, its adapters, and pictures on disk; the same code in every engine."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.batches.storage import Storage
+from lora_mixer.errors import LoraMixerError, SaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_mixer.batches.cache import AdapterPlace
+    from lora_mixer.batches.expansion import PlannedPicture
+    from lora_mixer.batches.order import Task
+    from lora_mixer.batches.plan import RunOptions
+    from lora_mixer.pictures import Picture, PictureRequest
+
+_SHARE_OF_FREE = 0.8
+_BATCH_AT_MOST = 64
+
+
+@dataclass(frozen=True)
+class WorkSpec:
+    """
+    What a worker has to know, all of it plain values.
+
+    Attributes:
+        model: The pipeline's name.
+        adapters: Where adapters are.
+        run: How pictures are made.
+        folder: Where they go.
+        quality: Of JPEG and WebP.
+        device: The worker's own device.
+    """
+
+    model: str
+    adapters: Mapping[str, AdapterPlace]
+    run: RunOptions
+    folder: str
+    quality: int | None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    What came of one picture.
+
+    Attributes:
+        picture: What was asked for.
+        sha256: Of its file; empty where it could not be made.
+        width: As made.
+        height: As made.
+        seconds: Its share of the pipeline call.
+        error: Why it could not be made, in a sentence.
+        fatal: Whether nothing else can be made either: the disk is full, say.
+    """
+
+    picture: PlannedPicture
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    What a worker gives back.
+
+    Attributes:
+        outcomes: One for each picture.
+        resident: The adapters that it has in memory now.
+        seconds: The time that all of it took.
+        memory: Bytes that the process has in memory.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    resident: tuple[str, ...] = ()
+    seconds: float = 0.0
+    memory: int = 0
+
+
+@dataclass
+class _Process:
+    """What a worker changes in its process, to put it back where the process is the caller's own."""
+
+    threads: int = 0
+    deterministic: bool = False
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """
+    Makes pictures.
+
+    Args:
+        spec: What it has to know.
+
+    Raises:
+        LoraMixerError: When the pipeline cannot be loaded here.
+    """
+
+    def __init__(self, spec: WorkSpec) -> None:
+        """Load the pipeline."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts; strict needs it
+        import torch
+
+        from lora_mixer.batches.cache import AdapterCache
+        from lora_mixer.mixer import LoraMixer
+        from lora_mixer.pictures import PictureMaker, load_pipeline
+
+        self.spec = spec
+        self._before = _Process(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+        torch.set_num_threads(spec.run.threads)
+        if spec.run.strict:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        pipe = load_pipeline(spec.model, device=spec.device, dtype=spec.run.dtype)
+        self.mixer = LoraMixer(pipe, keep_base=spec.run.keep_base)
+        self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
+        self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
+        self.storage = Storage(spec.folder)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether its pipeline is on an accelerator."""
+        return str(self.mixer.pipe.device.type) != "cpu"
+
+    def batch_size(self, requests: Sequence[PictureRequest]) -> int:
+        """
+        Find how many pictures of these kinds fit into memory at once.
+
+        Args:
+            requests: One of each shape.
+        """
+        if self.spec.run.strict:
+            return 1
+        wanted = self.spec.run.batch_size
+        if wanted != "auto":
+            return wanted
+        # On a CPU a batch takes as long as its pictures one by one (docs/batches.md).
+        return min((self._fits(request) for request in requests), default=1) if self.is_on_gpu else 1
+
+    def _fits(self, request: PictureRequest) -> int:
+        """Measure what one picture more takes, and divide the free memory by it."""
+        import torch
+
+        if self.mixer.pipe.device.type != "cuda":
+            return 1
+        from dataclasses import replace
+
+        from lora_mixer.mixes import Mix
+
+        peaks = []
+        for count in (1, 2):
+            torch.cuda.reset_peak_memory_stats()
+            trial = replace(request, steps=1, mix=Mix())
+            list(self.maker.make([trial] * count))
+            peaks.append(torch.cuda.max_memory_allocated())
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] * _SHARE_OF_FREE
+        each = max(peaks[1] - peaks[0], 1)
+        return max(1, min(_BATCH_AT_MOST, int(free // each)))
+
+    def work(self, task: Task, ahead: Sequence[str] = ()) -> Reply:
+        """
+        Make the pictures of a task; what goes wrong with one is told, not raised.
+
+        Args:
+            task: What to make.
+            ahead: The adapters that will be needed next.
+        """
+        start = time.perf_counter()
+        try:
+            self.cache.want(task.adapters)
+            self.cache.expect(ahead)
+            outcomes = self._make(task)
+        except Exception as error:  # noqa: BLE001 -- one picture's failure costs that picture
+            outcomes = [_failed(picture, error) for picture in task.pictures]
+        return Reply(tuple(outcomes), self.cache.resident, time.perf_counter() - start, memory_in_use())
+
+    def _make(self, task: Task) -> list[Outcome]:
+        requests = [picture.request for picture in task.pictures]
+        mixes = {request.mix.fingerprint: request.mix for request in requests}
+        if len(mixes) == 1 and (mix := requests[0].mix) != self.mixer.mix:
+            self.mixer.set_mix(mix)  # stays in effect, so that the next picture of this mix rewrites nothing
+        elif len(mixes) > 1:
+            self.mixer.set_mix({})
+        return [self._saved(task.pictures[made.index], made) for made in self.maker.make(requests)]
+
+    def _saved(self, planned: PlannedPicture, made: Picture) -> Outcome:
+        from lora_mixer.recall import PictureSettings
+
+        request = made.request
+        settings = PictureSettings(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            model=self.spec.model,
+            mix=request.mix,
+        )
+        try:
+            digest = self.storage.save(
+                planned.file, made.image, settings, self.cache.hashes(request.mix.names), self.spec.quality
+            )
+        except SaveError as error:
+            return _failed(planned, error, fatal=isinstance(error.__cause__, OSError))
+        return Outcome(planned, digest, made.image.width, made.image.height, made.seconds)
+
+    def close(self) -> None:
+        """Give the base back, and leave the process as it was found."""
+        import torch
+
+        self.cache.close()
+        self.mixer.unload_lora_weights()
+        torch.set_num_threads(self._before.threads)
+        torch.use_deterministic_algorithms(self._before.deterministic)
+
+
+def _failed(picture: PlannedPicture, error: BaseException, *, fatal: bool = False) -> Outcome:
+    if isinstance(error, LoraMixerError):
+        reason = str(error)
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f" ({os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""  # noqa: PTH119
+        reason = f"{type(error).__name__}: {error}{place}"
+    return Outcome(picture, error=" ".join(reason.split())[:2000], fatal=fatal)
+
+
+def memory_in_use() -> int:
+    """Give the bytes of memory that this process has now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:  # noqa: PTH123 -- at each picture
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0

@@ -1,0 +1,216 @@
+"""``lora-mixer batch``: the pictures of a plan, or what they would take."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_mixer.cli._terminal import console, plain, print_error, print_warning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lora_mixer.batches import CheckedPlan, DryRun
+
+EXIT_FAILED, EXIT_STOPPED = 1, 130
+_SHOWN = 12
+
+
+class EngineChoice(str, Enum):
+    """Where workers run."""
+
+    LOCAL = "local"
+    PROCESSES = "processes"
+    RAY = "ray"
+
+
+def batch(
+    *,
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="PLAN", help="A .yaml, .json, .jsonl or .csv file.")
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, and say what it would take.")
+    ] = False,
+    trial: Annotated[
+        bool, typer.Option(help="With --dry-run: time a few steps, for the expected time and memory.")
+    ] = True,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="This process, processes of this machine, or a Ray cluster.")
+    ] = EngineChoice.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Default: one per GPU, or as many as the cores allow.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster: auto, HOST:6379 or ray://HOST:10001.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="In place of the plan's output.folder.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line: what happens, or the dry run.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of plans, for editors.")
+    ] = False,
+) -> None:
+    """Make the pictures of a plan; run again, it keeps what is finished and makes the rest."""
+    from lora_mixer.batches import check_plan, dry_run, load_plan, plan_schema
+
+    if schema:
+        typer.echo(json.dumps(plan_schema(), indent=1))
+        return
+    if plan is None:
+        print_error("name a PLAN; see lora-mixer batch --help")
+        raise typer.Exit(2)
+    read = load_plan(plan)
+    if out is not None:
+        changed = read.model_copy(
+            update={
+                "output": read.output.model_copy(
+                    update={"folder": str(Path(out).absolute()) if "://" not in out else out}
+                )
+            }
+        )
+        read = changed
+    checked = check_plan(read)
+    if dry:
+        _show(dry_run(checked, trial=trial), as_json=as_json)
+        return
+    _run(checked, engine.value, workers, address, as_json=as_json)
+
+
+def _run(
+    checked: CheckedPlan, engine: Any, workers: int | None, address: str | None, *, as_json: bool
+) -> None:
+    from lora_mixer.batches import run_plan
+
+    end: dict[str, Any] = {}
+    failed: list[str] = []
+    with _stoppable() as stop, _shown(as_json=as_json, total=len(checked.pictures)) as show:
+
+        def on_event(event: dict[str, Any]) -> None:
+            show(event)
+            if event["event"] == "end":
+                end.update(event)
+
+        results = run_plan(
+            checked, engine=engine, workers=workers, address=address, on_event=on_event, stop=stop.is_set
+        )
+        failed += [f"{result.file}: {result.error}" for result in results if result.status == "failed"]
+    if not as_json:
+        for line in failed[:_SHOWN]:
+            print_warning(line)
+        console().print(
+            f"{end['done']} made, {end['kept']} kept, {end['failed']} failed, {end['left']} left: "
+            f"{plain(checked.folder)} ({plain(checked.manifest)})",
+            soft_wrap=True,
+        )
+    if stop.is_set() and end.get("left"):
+        raise typer.Exit(EXIT_STOPPED)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C finish what is in hand, and the second end at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            signal.default_int_handler(number, frame)
+        stop.set()
+        print_warning(
+            "stopping after the pictures in hand; once more ends at once. The same command goes on."
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _shown(*, as_json: bool, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    if as_json:
+        yield lambda event: typer.echo(json.dumps(event))
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    err = console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        bar = progress.add_task("loading", total=total, rate="")
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] == "start":
+                progress.update(bar, completed=event["kept"])
+            elif event["event"] == "worker":
+                progress.update(bar, description="making" if event["state"] == "ready" else "worker lost")
+            elif event["event"] == "picture":
+                speed = progress.tasks[0].speed
+                progress.update(bar, advance=1, rate=f"{speed:.2f}/s" if speed else "")
+
+        yield show
+
+
+def _show(found: DryRun, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    out = console()
+    jobs = ", ".join(f"{name}: {count}" for name, count in list(found.jobs.items())[:_SHOWN])
+    more = f", and {len(found.jobs) - _SHOWN} jobs more" if len(found.jobs) > _SHOWN else ""
+    out.print(f"{found.pictures} pictures ({plain(jobs)}{more})", soft_wrap=True)
+    out.print(
+        f"{len(found.adapters)} adapters, read {found.loads} times, weights rewritten {found.rewrites} times"
+    )
+    for name, adapter in list(found.adapters.items())[:_SHOWN]:
+        out.print(
+            f"  {plain(name)}: {plain(adapter['base'])}, {', '.join(adapter['algorithms'])}, "
+            f"{adapter['bytes'] / 1e6:.1f} MB, in {adapter['pictures']} pictures ({plain(adapter['source'])})",
+            soft_wrap=True,
+        )
+    out.print("order:")
+    for names, count in found.order[:_SHOWN]:
+        out.print(f"  {plain(', '.join(names) or 'no adapter')}: {count}", soft_wrap=True)
+    if len(found.order) > _SHOWN:
+        out.print(f"  and {len(found.order) - _SHOWN} groups more")
+    if found.seconds is not None and found.memory is not None:
+        each = found.seconds / max(found.pictures, 1)
+        out.print(
+            f"expected: {_time(found.seconds)} with one worker ({each:.2f} s per picture), {found.memory / 1e9:.2f} GB"
+        )
+
+
+def _time(seconds: float) -> str:
+    """
+    Give a time for people.
+
+    Example:
+        >>> _time(75), _time(7322)
+        ('1 min 15 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
