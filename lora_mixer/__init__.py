@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lora_mixer.mixes import AdapterMix, Mix
     from lora_mixer.pictures import (
         Axis,
+        FairQueue,
         Picture,
         PictureMaker,
         PictureRequest,
@@ -55,6 +56,7 @@ __all__ = [
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
+    "FairQueue",
     "FormatError",
     "InvalidAdapterError",
     "LoraMixer",
@@ -95,6 +97,7 @@ _MODULES = {
     "Axis": "pictures",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
+    "FairQueue": "pictures",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
     "MemoryReport": "memory",
