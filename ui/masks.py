@@ -1,0 +1,100 @@
+"""Painted masks, kept by their content's digest, so that a mix that names one finds it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import PictureError
+from lora_mixer.mixes import Mask
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+MAX_SIDE = 4096
+
+
+class Masks(Mapping[str, object]):
+    """
+    A folder of masks as a mapping of digests to pictures, which ``Mix.of(..., masks=)`` takes.
+
+    Args:
+        folder: Where they are; made when the first is put in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Look at nothing yet."""
+        self._folder = folder
+
+    def put(self, picture: Image) -> str:
+        """
+        Keep a mask.
+
+        Args:
+            picture: Grey values; white is where an adapter works.
+
+        Returns:
+            Its digest.
+
+        Raises:
+            PictureError: When it is too large or empty.
+        """
+        grey = picture.convert("L")
+        if max(grey.size) > MAX_SIDE:
+            raise PictureError(f"a mask has at most {MAX_SIDE} pixels a side, got {grey.width}x{grey.height}")
+        if not grey.getbbox():
+            raise PictureError("nothing is painted: paint where the adapter shall work, then use the mask")
+        digest = Mask.of(grey).digest
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{digest}.png"
+        if not path.is_file():
+            spare = path.with_suffix(".tmp")
+            grey.save(spare, format="png")
+            spare.replace(path)
+        return digest
+
+    def __getitem__(self, digest: str) -> object:
+        """Give a mask's picture."""
+        from PIL import Image
+
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise KeyError(digest)
+        path = self._folder / f"{digest}.png"
+        if not path.is_file() or path.is_symlink():
+            raise KeyError(digest)
+        with Image.open(path) as picture:
+            return picture.convert("L")
+
+    def __iter__(self) -> Iterator[str]:
+        """List the digests."""
+        if self._folder.is_dir():
+            yield from (path.stem for path in self._folder.glob("*.png") if _DIGEST.fullmatch(path.stem))
+
+    def __len__(self) -> int:
+        """Count the masks."""
+        return sum(1 for _ in self)
+
+
+def painted(editor: Any) -> Image:
+    """
+    Read what was painted in an image editor: the alpha of its layers.
+
+    Args:
+        editor: The editor's value: ``background``, ``layers``, ``composite``.
+
+    Raises:
+        PictureError: When there is nothing in it.
+    """
+    from PIL import Image, ImageChops
+
+    layers = [layer for layer in (editor or {}).get("layers") or () if layer is not None]
+    if not layers:
+        raise PictureError("nothing is painted: paint where the adapter shall work, then use the mask")
+    found = Image.new("L", layers[0].size)
+    for layer in layers:
+        found = ImageChops.lighter(found, layer.convert("RGBA").getchannel("A"))
+    return found

@@ -1,0 +1,190 @@
+"""What all sessions share: one pipeline behind one queue, the library, the saved mixes and the pictures on disk."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer import FairQueue, LoraMixer, Mix, PartialMatchWarning, PictureMaker, demo_adapters, load_pipeline
+from lora_mixer.errors import AdapterNameError
+from lora_mixer.ui._library import Library, MixBook, base_family
+from lora_mixer.mixes import BlockLayout
+from lora_mixer.pictures import DEMO, own_defaults
+from lora_mixer.ui.masks import Masks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_mixer import PictureRequest
+    from lora_mixer.ui._library import Entry
+
+KEPT_LOADED = 24
+"""Adapters that stay in memory; beyond that, those that were not used for longest go."""
+GRID_BATCH = 4
+MAX_UPLOAD = 4 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How the page is started.
+
+    Attributes:
+        model: ``demo``, a folder or a Hub repository.
+        loras: Folders of adapters; the demo's own where there are none and the model is the demo.
+        out: Where pictures, uploads, masks, exports and saved mixes go.
+        device: As for ``load_pipeline``.
+        dtype: Likewise.
+        max_upload: The largest file taken, in bytes.
+    """
+
+    model: str = DEMO
+    loras: tuple[Path, ...] = ()
+    out: Path = Path("lora-mixer-ui")
+    device: str = "auto"
+    dtype: str = "auto"
+    max_upload: int = MAX_UPLOAD
+
+
+class Studio:
+    """
+    The shared half of the page; no session's mix is ever in it.
+
+    Args:
+        settings: How it was started.
+
+    Raises:
+        LoraMixerError: When the model cannot be loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the pipeline and open the folders."""
+        self.settings = settings
+        out = settings.out.expanduser().resolve()
+        self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
+        self.exports = out / "exports"
+        for folder in (self.pictures, self.uploads):
+            folder.mkdir(parents=True, exist_ok=True)
+        folders = [Path(folder).expanduser().resolve() for folder in settings.loras]
+        if not folders and settings.model == DEMO:
+            folders = [next(iter(demo_adapters().values())).path.parent]
+        self.mixer = LoraMixer(load_pipeline(settings.model, device=settings.device, dtype=settings.dtype))
+        defaults = own_defaults(settings.model)
+        self.maker = PictureMaker(self.mixer, defaults=defaults)
+        self.grid_maker = PictureMaker(self.mixer, batch_size=GRID_BATCH, defaults=defaults)
+        self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
+        self.queue = FairQueue()
+        self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
+        self.mixes = MixBook(out / "mixes.json")
+        self.masks = Masks(out / "masks")
+        self.base = base_family(self.mixer.pipe)
+        self.size = _own_size(self.mixer.pipe)
+        self.block_counts = _block_counts(self.mixer.pipe)
+        self.loads = 0
+        self._loaded: OrderedDict[str, tuple[str, int, int]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def name_of(self, entry: Entry) -> str:
+        """Give the name that an entry has in mixes: its own, or with its id where another has that too."""
+        first = self.library.find(entry.name)
+        return entry.name if first is None or first.id == entry.id else f"{entry.name}-{entry.id[:8]}"
+
+    def entry_named(self, name: str) -> Entry | None:
+        """Find the entry that a mix calls by this name."""
+        found = self.library.find(name)
+        if found is not None:
+            return found
+        stem, _, start = name.rpartition("-")
+        alike = self.library.search(stem, page_size=200).entries if stem and len(start) == 8 else ()
+        return next((entry for entry in alike if entry.name == stem and entry.id.startswith(start)), None)
+
+    def names(self) -> list[str]:
+        """List the names that mixes may use."""
+        return [self.name_of(entry) for entry in self.every_entry()]
+
+    def every_entry(self) -> list[Entry]:
+        """List the whole library."""
+        first = self.library.search(page_size=1000)
+        pages = range(1, -(-first.total // 1000))
+        rest = [self.library.search(page=page, page_size=1000).entries for page in pages]
+        return [*first.entries, *(entry for entries in rest for entry in entries)]
+
+    def refusal(self, entry: Entry) -> str:
+        """Say why an entry cannot be used with this pipeline; empty where it can."""
+        if entry.problem:
+            return entry.problem
+        if entry.offline:
+            return "its folder is not there at the moment"
+        fits, reason = self.library.compatible(entry, self.base)
+        return "" if fits else reason
+
+    # --- adapters ------------------------------------------------------------------------------------------------
+
+    def ready(self, names: Iterable[str]) -> None:
+        """
+        Load what a mix needs and is not loaded yet; called within a turn of the queue.
+
+        Args:
+            names: The mix's names.
+
+        Raises:
+            AdapterNameError: When the library has no such adapter, or it is for another base.
+            LoraMixerError: When a file cannot be read or does not fit.
+        """
+        wanted = list(names)
+        with self._lock, self.mixer.applied(Mix()):  # a load must not leave its adapter active
+            for name in wanted:
+                entry = self.entry_named(name)
+                if entry is None:
+                    raise AdapterNameError(f"the library has no adapter {name!r}; add its file, or take it out")
+                reason = self.refusal(entry)
+                if reason:
+                    raise AdapterNameError(f"{name}: {reason}")
+                state = (entry.id, entry.bytes, entry.mtime_ns)
+                if self._loaded.get(name) != state:
+                    self._load(name, entry, state)
+                self._loaded.move_to_end(name)
+            spare = [name for name in self._loaded if name not in wanted]
+            for name in spare[: max(0, len(self._loaded) - max(KEPT_LOADED, len(wanted)))]:
+                self.mixer.delete_adapters(name)
+                del self._loaded[name]
+
+    def _load(self, name: str, entry: Entry, state: tuple[str, int, int]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
+            self.mixer.load_lora_weights(entry.path, adapter_name=name, hotswap=name in self.mixer.adapters)
+        self.loads += 1
+        self._loaded[name] = state
+
+    def tagged(self, request: PictureRequest) -> PictureRequest:
+        """Move ``<lora:...>`` tags from the prompt into the mix; the library's names are known."""
+        return request.with_tags(self.names()) if "<l" in request.prompt else request
+
+    def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Give adapters' hashes by name, for a picture's metadata."""
+        found = {name: self.entry_named(name) for name in names}
+        return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
+
+
+def _own_size(pipe: Any) -> tuple[int, int]:
+    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", None)
+    side = getattr(config, "sample_size", None)
+    scale = getattr(pipe, "vae_scale_factor", 8)
+    return (side * scale, side * scale) if isinstance(side, int) else (512, 512)
+
+
+def _block_counts(pipe: Any) -> tuple[int, ...]:
+    """Give the lengths of block weight lists that fit the model."""
+    from lora_mixer.mixes import LBW_IDS, LbwWeights
+
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        return ()
+    layout = BlockLayout.from_module_names([name for name, _ in unet.named_modules()])
+    return tuple(n for n in LBW_IDS if not LbwWeights((1.0,) * n).misfits(layout))
