@@ -16,6 +16,7 @@ Every error that the package raises on purpose.
     ├── MixError                weights that make no sense (also a ValueError)
     ├── PictureError            a picture cannot be asked for like that, or not of this pipeline (also a ValueError)
     ├── PictureCancelled        raised by those who stop a picture that is being made
+    ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
@@ -94,6 +95,8 @@ class PictureError(LoraMixerError, ValueError):
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one
     """Raise it in a maker's ``on_step`` to stop the work; it comes out of the iterator."""
+class PictureMetadataError(LoraMixerError, ValueError):
+    """A picture holds no settings that can be read, or settings cannot be those of a picture."""
 
 
 class PipelineStateError(LoraMixerError, RuntimeError):
