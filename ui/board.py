@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 32
 MAX_WEIGHT = 100.0
+MAX_STARS = 6
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,44 @@ def _blocks(value: Any, name: str) -> Any:
     if isinstance(value, list) and len(value) <= 32:
         return [checks.number(x, f"{name}: block weight", -MAX_WEIGHT, MAX_WEIGHT) for x in value]
     if isinstance(value, dict) and len(str(value)) <= 4000:
+        _tame(value, name)
         return value
     raise PictureError(f"{name}: blocks: expected a preset, a list of numbers or an object")
+
+
+def _tame(blocks: dict[str, Any], name: str) -> None:
+    for key in (*blocks, *(blocks["patterns"] if isinstance(blocks.get("patterns"), dict) else ())):
+        if str(key).startswith("re:") or str(key).count("*") > MAX_STARS:  # either can take for ever to match
+            raise PictureError(
+                f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions"
+            )
+
+
+def read_mix(text: Any, studio: Studio) -> Mix:
+    """
+    Read a mix that somebody wrote: one line or JSON, without files and without patterns that never end.
+
+    Args:
+        text: The text.
+        studio: Whose masks may be named.
+
+    Raises:
+        PictureError: When it is something else.
+        MixError: When it makes no sense.
+    """
+    given = checks.text(text, "mix").strip()
+    if not given:
+        return Mix()
+    if "\n" in given and not given.startswith(("{", "[")):
+        raise PictureError("the mix: expected one line such as ink:0.8, neon:0.3, or JSON")
+    mix = Mix.of(given, masks=studio.masks)
+    if len(mix) > MAX_ROWS:
+        raise PictureError(f"the mix: expected at most {MAX_ROWS} adapters, got {len(mix)}")
+    for name in mix:
+        blocks: Any = mix[name].blocks and mix[name].to_spec()
+        if isinstance(blocks, dict) and isinstance(blocks.get("blocks"), dict):
+            _tame(blocks["blocks"], name)
+    return mix
 
 
 def _more(value: Any, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from urllib.parse import quote
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
@@ -89,7 +90,7 @@ def path_of(studio: Studio, value: Any) -> Path:
 
 def url_of(path: Path) -> str:
     """Give the address under which the page finds a picture; only the folder of pictures is served."""
-    return f"gradio_api/file={path}"
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def card(studio: Studio, name: str, image: Image | None = None) -> dict[str, Any]:

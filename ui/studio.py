@@ -137,30 +137,40 @@ class Studio:
             AdapterNameError: When the library has no such adapter, or it is for another base.
             LoraMixerError: When a file cannot be read or does not fit.
         """
-        wanted = list(names)
-        with self._lock, self.mixer.applied(Mix()):  # a load must not leave its adapter active
-            for name in wanted:
-                entry = self.entry_named(name)
-                if entry is None:
-                    raise AdapterNameError(f"the library has no adapter {name!r}; add its file, or take it out")
-                reason = self.refusal(entry)
-                if reason:
-                    raise AdapterNameError(f"{name}: {reason}")
-                state = (entry.id, entry.bytes, entry.mtime_ns)
-                if self._loaded.get(name) != state:
-                    self._load(name, entry, state)
-                self._loaded.move_to_end(name)
+        wanted = {name: self._usable(name) for name in names}
+        with self._lock:
+            fresh = {
+                name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)
+            }
             spare = [name for name in self._loaded if name not in wanted]
-            for name in spare[: max(0, len(self._loaded) - max(KEPT_LOADED, len(wanted)))]:
-                self.mixer.delete_adapters(name)
-                del self._loaded[name]
+            spare = spare[: max(0, len(self._loaded) + len(fresh) - max(KEPT_LOADED, len(wanted)))]
+            if fresh or spare:
+                with self.mixer.applied(Mix()):  # a load must not leave its adapter active
+                    self._exchange(fresh, spare)
+            for name in wanted:
+                self._loaded.move_to_end(name)
 
-    def _load(self, name: str, entry: Entry, state: tuple[str, int, int]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
-            self.mixer.load_lora_weights(entry.path, adapter_name=name, hotswap=name in self.mixer.adapters)
-        self.loads += 1
-        self._loaded[name] = state
+    def _usable(self, name: str) -> Entry:
+        entry = self.entry_named(name)
+        if entry is None:
+            raise AdapterNameError(f"the library has no adapter {name!r}; add its file, or take it out")
+        reason = self.refusal(entry)
+        if reason:
+            raise AdapterNameError(f"{name}: {reason}")
+        return entry
+
+    def _exchange(self, fresh: dict[str, Entry], spare: list[str]) -> None:
+        for name in spare:
+            self.mixer.delete_adapters(name)
+            del self._loaded[name]
+        for name, entry in fresh.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
+                self.mixer.load_lora_weights(
+                    entry.path, adapter_name=name, hotswap=name in self.mixer.adapters
+                )
+            self.loads += 1
+            self._loaded[name] = _state(entry)
 
     def tagged(self, request: PictureRequest) -> PictureRequest:
         """Move ``<lora:...>`` tags from the prompt into the mix; the library's names are known."""
@@ -170,6 +180,10 @@ class Studio:
         """Give adapters' hashes by name, for a picture's metadata."""
         found = {name: self.entry_named(name) for name in names}
         return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
+
+
+def _state(entry: Entry) -> tuple[str, int, int]:
+    return entry.id, entry.bytes, entry.mtime_ns
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:

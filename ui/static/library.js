@@ -15,7 +15,7 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
             h("div", { class: "lm-sub" }, bytes(each.bytes), each.triggers.length > 0 && ` · ${each.triggers.slice(0, 2).join(", ")}`),
             each.problem && h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem)),
           h("div", { class: "lm-cardfoot" },
-            h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => trigger("add", { id: each.id }) }, "Add to mix"),
+            h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => trigger("pick", { id: each.id }) }, "Add to mix"),
             h("button", { class: "lm-button lm-quiet", "aria-label": `Show details of ${each.title}`, onclick: () => trigger("details", { id: each.id }) }, "Details")))))
         : empty(v.searched ? "Nothing found" : "No adapters here yet",
             v.searched ? "No adapter has these words or this base. Clear the search to see all." : "Drop .safetensors files above, name a Hub repository, or start with --loras FOLDER."));
@@ -35,7 +35,7 @@ lm.parts.details = (root, { props, trigger, watch }) => {
     const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", value: v.notes || "" });
     root.replaceChildren(h("section", { class: "lm-details", "aria-label": `Details of ${v.title}` },
       h("div", { class: "lm-panel-head" }, h("h2", {}, v.title), h("span", { class: "lm-space" }),
-        h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => trigger("add", { id: v.id }) }, "Add to mix"),
+        h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => trigger("pick", { id: v.id }) }, "Add to mix"),
         h("button", { class: "lm-icon", "aria-label": "Close details", onclick: () => trigger("close", {}) }, "✕")),
       v.problem && h("p", { class: "lm-problem", role: "note" }, v.problem),
       h("div", { class: "lm-detailgrid" },

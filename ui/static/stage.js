@@ -56,7 +56,7 @@ lm.parts.grid = (root, { props, trigger, watch }) => {
         h("thead", {}, h("tr", {}, h("th", {}), columns.map((label) => h("th", { scope: "col" }, label)))),
         h("tbody", {}, rows.map((label, down) => h("tr", {}, h("th", { scope: "row" }, label), columns.map((column, across) => {
           const index = down * columns.length + across, cell = cells[index];
-          return h("td", {}, cell ? h("button", { class: "lm-cell", "aria-label": `Take the mix of ${label} ${column}`.trim(), title: cell.mix || "base",
+          return h("td", {}, cell && !cell.id ? picture(cell.thumb, column, "lm-cellpic lm-dim") : cell ? h("button", { class: "lm-cell", "aria-label": `Take the mix of ${label} ${column}`.trim(), title: cell.mix || "base",
             onclick: () => trigger("take", { id: cell.id }) }, picture(cell.thumb, column, "lm-cellpic")) : h("div", { class: "lm-cellpic lm-blank" }));
         }))))))
         : v.state === "error" ? null : empty("No grid yet", "Choose what changes from left to right and from top to bottom, then make the grid.")));
