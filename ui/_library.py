@@ -129,7 +129,9 @@ class Library:
 
 
 def base_family(pipe: Any) -> str:
-    return base_of(find_components(pipe))
+    found = base_of(find_components(pipe))
+    name, _, rest = found.partition(" (")
+    return f"UNet with {rest.rstrip(')')}" if name == "a UNet" else name
 
 
 def strengths(source: Any) -> dict[str, float]:

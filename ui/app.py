@@ -76,7 +76,7 @@ def _top(studio: Studio) -> str:
         '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
         f'<span class="lm-tag">model <b>{model}</b></span>'
         f'<span class="lm-tag" id="queue-length">device <b>{queue}</b></span><span class="lm-space"></span>'
-        '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Dark or light">◐ Theme</button></div>'
+        '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Dark or light">◐<span>Theme</span></button></div>'
     )
 
 

@@ -10,7 +10,6 @@ from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.ui import checks, gallery
 from lora_mixer.ui.desk_make import Stage
 from lora_mixer.ui.making import Jobs, make_all, stream
-from lora_mixer.ui.studio import GRID_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -121,7 +120,7 @@ class CompareDesk:
 
         def work(tell: Any) -> str:
             made = make_all(
-                self.studio, job, requests, tell, maker=self.studio.grid_maker, batch=GRID_BATCH
+                self.studio, job, requests, tell, maker=self.studio.grid_maker, batch=self.studio.grid_batch
             )
             return gallery.keep_sheet(
                 self.studio, grid_sheet([picture.image for picture, _ in made], columns, rows)

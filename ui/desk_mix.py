@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, Mix
+from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
 from lora_mixer.ui import checks
 from lora_mixer.ui.board import Row, board_of, read_board, read_mix, shown, with_row
 from lora_mixer.ui.masks import painted
@@ -29,9 +29,16 @@ METHODS = ("sum", "switch(tau=5)", "composite", "k_lora()")
 
 def kit(studio: Studio) -> dict[str, Any]:
     """Give what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
-    counts = studio.block_counts
+    layout = studio.layout
+    counts = [n for n in LBW_IDS if layout is not None and not LbwWeights((1.0,) * n).misfits(layout)]
+    tree: list[Any] = []
+    if layout is not None and layout.is_unet:
+        tree += [[f"D{n}", ["down", f"block_{n}"]] for n in range(len(layout.down))]
+        tree += [["M", ["mid"]]]
+        tree += [[f"U{n}", ["up", f"block_{n}"]] for n in range(len(layout.up))]
     return {
-        "counts": list(counts),
+        "counts": counts,
+        "tree": tree,
         "ids": {str(n): list(ids) for n, ids in LBW_IDS.items()},
         "presets": {
             name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts

@@ -28,8 +28,8 @@ def compare_page(shared: Shared, fields: Fields) -> None:
         with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
             gr.Markdown("**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note")
             with gr.Row():
-                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=120)
-                alone = gr.Button("Each adapter alone", elem_id="alone-button", min_width=120)
+                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=110)
+                alone = gr.Button("Each alone", elem_id="alone-button", min_width=110)
                 stop = gr.Button("Stop", elem_id="compare-stop", min_width=80)
             slider = gr.ImageSlider(
                 label="Base and mix",
@@ -124,10 +124,11 @@ def compare_page(shared: Shared, fields: Fields) -> None:
 def _axis(label: str, name: str, kind: str, text: str) -> list[Any]:
     with gr.Row():
         chosen = gr.Dropdown(
-            label=label, choices=list(desk_compare.AXES), value=kind, elem_id=f"{name}-kind", min_width=150
-        )
+            label=label, choices=list(desk_compare.AXES), value=kind, elem_id=f"{name}-kind", min_width=190,
+            scale=3,
+        )  # fmt: skip
         values = gr.Textbox(
-            label="Values", value=text, placeholder=_VALUES, elem_id=f"{name}-values", min_width=130
+            label="Values", value=text, placeholder=_VALUES, elem_id=f"{name}-values", min_width=110, scale=2
         )
-        adapter = gr.Dropdown(label="Adapter", choices=[], elem_id=f"{name}-adapter", min_width=120)
+        adapter = gr.Dropdown(label="Adapter", choices=[], elem_id=f"{name}-adapter", min_width=110, scale=2)
     return [chosen, values, adapter]

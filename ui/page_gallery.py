@@ -21,9 +21,14 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
+                gr.Markdown(
+                    "**Get settings back** from a picture made here or by AUTOMATIC1111, Forge, SD.Next, Fooocus, "
+                    "InvokeAI, ComfyUI or SwarmUI.",
+                    elem_classes="lm-note",
+                )
                 drop = gr.File(
-                    label="Drop a picture to get its settings back (from here, AUTOMATIC1111, Forge, SD.Next, "
-                    "Fooocus, InvokeAI, ComfyUI, SwarmUI)",
+                    label="Picture",
+                    show_label=False,
                     file_types=[".png", ".jpg", ".jpeg", ".webp"],
                     type="filepath",
                     height=110,

@@ -33,7 +33,8 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
             )  # fmt: skip
         with gr.Accordion("Add adapters", open=False, elem_id="library-add"):
             files = gr.File(
-                label="Drop .safetensors files here",
+                label="Adapter files",
+                show_label=False,
                 file_count="multiple",
                 file_types=[".safetensors"],
                 type="filepath",
@@ -46,10 +47,10 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
             again = gr.Button("Look through the folders again", elem_id="library-refresh")
         refused = gr.Markdown("", elem_id="library-refused", visible=False)
+    details = part("details", "pick", "close", "word", "keep", value=None, elem_id="details")
     cards = part(
         "cards", "pick", "details", "turn", value=desk_library.search(studio, "", "", "Name"), elem_id="cards"
     )
-    details = part("details", "pick", "close", "word", "keep", value=None, elem_id="details")
     query = [words, base, sort]
 
     @guarded

@@ -25,7 +25,7 @@ def make_page(shared: Shared) -> Fields:
                 placeholder="a castle, watercolor painting    ·    <lora:name:0.8> works here too",
             )
             negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=5, elem_id="negative")
-            with gr.Row():
+            with gr.Row(elem_classes="lm-bottom"):
                 seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
                 dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)
             locked = gr.Checkbox(label="Keep this seed", value=True, elem_id="seed-lock")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer import FairQueue, LoraMixer, Mix, PartialMatchWarning, PictureMaker, demo_adapters, load_pipeline
 from lora_mixer.errors import AdapterNameError
 from lora_mixer.ui._library import Library, MixBook, base_family
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 KEPT_LOADED = 24
 """Adapters that stay in memory; beyond that, those that were not used for longest go."""
 GRID_BATCH = 4
+"""Cells of a grid in one call on an accelerator. On a CPU one after the other is faster, and the same to the byte."""
 MAX_UPLOAD = 4 << 30
 
 
@@ -40,6 +43,7 @@ class Settings:
         device: As for ``load_pipeline``.
         dtype: Likewise.
         max_upload: The largest file taken, in bytes.
+        grid_batch: Cells of a grid in one call; None is 1 on a CPU and 4 elsewhere.
     """
 
     model: str = DEMO
@@ -48,6 +52,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     max_upload: int = MAX_UPLOAD
+    grid_batch: int | None = None
 
 
 class Studio:
@@ -75,7 +80,9 @@ class Studio:
         self.mixer = LoraMixer(load_pipeline(settings.model, device=settings.device, dtype=settings.dtype))
         defaults = own_defaults(settings.model)
         self.maker = PictureMaker(self.mixer, defaults=defaults)
-        self.grid_maker = PictureMaker(self.mixer, batch_size=GRID_BATCH, defaults=defaults)
+        on_cpu = torch.device(self.mixer.pipe.device).type == "cpu"
+        self.grid_batch = settings.grid_batch or (1 if on_cpu else GRID_BATCH)
+        self.grid_maker = PictureMaker(self.mixer, batch_size=self.grid_batch, defaults=defaults)
         self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
         self.queue = FairQueue()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -83,7 +90,7 @@ class Studio:
         self.masks = Masks(out / "masks")
         self.base = base_family(self.mixer.pipe)
         self.size = _own_size(self.mixer.pipe)
-        self.block_counts = _block_counts(self.mixer.pipe)
+        self.layout = _layout(self.mixer.pipe)
         self.loads = 0
         self._loaded: OrderedDict[str, tuple[str, int, int]] = OrderedDict()
         self._lock = threading.RLock()
@@ -193,12 +200,6 @@ def _own_size(pipe: Any) -> tuple[int, int]:
     return (side * scale, side * scale) if isinstance(side, int) else (512, 512)
 
 
-def _block_counts(pipe: Any) -> tuple[int, ...]:
-    """Give the lengths of block weight lists that fit the model."""
-    from lora_mixer.mixes import LBW_IDS, LbwWeights
-
+def _layout(pipe: Any) -> BlockLayout | None:
     unet = getattr(pipe, "unet", None)
-    if unet is None:
-        return ()
-    layout = BlockLayout.from_module_names([name for name, _ in unet.named_modules()])
-    return tuple(n for n in LBW_IDS if not LbwWeights((1.0,) * n).misfits(layout))
+    return None if unet is None else BlockLayout.from_module_names([name for name, _ in unet.named_modules()])

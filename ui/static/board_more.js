@@ -2,42 +2,50 @@
 lm.blocksEditor = (row, kit, change) => {
   const { h } = lm;
   const body = h("div", {});
-  const name = () => (Array.isArray(row.blocks) ? `sliders ${row.blocks.length}` : row.blocks && typeof row.blocks === "object" ? "custom" : row.blocks || "");
+  const tree = kit.tree; // [["down 0", ["down", "block_0"]], ["mid", ["mid"]], ...]
+  const isTree = (blocks) => blocks && typeof blocks === "object" && !Array.isArray(blocks) && Object.keys(blocks).every((key) => ["down", "mid", "up"].includes(key));
+  const get = (blocks, path) => path.reduce((at, key) => (typeof at === "number" ? at : at?.[key]), blocks);
+  const grown = (value) => { const found = {}; tree.forEach(([, path], at) => { const [side, block] = path; if (block) (found[side] ||= {})[block] = value(path, at); else found[side] = value(path, at); }); return found; };
+  const flat = (blocks) => tree.map(([, path]) => { const value = get(blocks, path); return typeof value === "number" ? value : 1; });
+  const name = () => Array.isArray(row.blocks) ? `sliders ${row.blocks.length}` : isTree(row.blocks) ? "tree" : row.blocks && typeof row.blocks === "object" ? "custom" : row.blocks || "";
   const pick = h("select", { class: "lm-input", "aria-label": `${row.title}: blocks`, onchange: (e) => {
-    const chosen = e.target.value;
-    const from = row.blocks;
+    const chosen = e.target.value, from = row.blocks;
     change("blocks", () => {
       if (chosen.startsWith("sliders ")) {
-        const length = Number(chosen.slice(8));
-        const known = typeof from === "string" ? kit.presets[from] : from;
+        const length = Number(chosen.slice(8)), known = typeof from === "string" ? kit.presets[from] : from;
         row.blocks = Array.isArray(known) && known.length === length ? [...known] : Array(length).fill(1);
-      } else if (chosen !== "custom") row.blocks = chosen || null;
+      } else if (chosen === "tree") row.blocks = grown(() => 1);
+      else if (chosen.startsWith("only ")) row.blocks = grown(([side]) => (side === chosen.slice(5) ? 1 : 0));
+      else if (chosen !== "custom") row.blocks = chosen || null;
     });
     draw();
   } },
     h("option", { value: "" }, "all layers alike"),
-    kit.counts.map((count) => h("option", { value: `sliders ${count}` }, `${count} sliders`)),
+    tree.length > 0 && [h("option", { value: "tree" }, `${tree.length} sliders by block`), ["down", "mid", "up"].map((side) => h("option", { value: `only ${side}` }, `${side} blocks only`))],
+    kit.counts.map((count) => h("option", { value: `sliders ${count}` }, `${count} LBW sliders`)),
     Object.keys(kit.presets).map((preset) => h("option", { value: preset }, preset)),
     kit.forms.map((form) => h("option", { value: form }, form)),
-    row.blocks && typeof row.blocks === "object" && !Array.isArray(row.blocks) && h("option", { value: "custom" }, "custom"));
+    row.blocks && typeof row.blocks === "object" && !Array.isArray(row.blocks) && !isTree(row.blocks) && h("option", { value: "custom" }, "custom"));
 
+  function sliders(values, ids, set) {
+    body.replaceChildren(h("div", { class: "lm-blocks" }, values.map((value, at) => {
+      const shown = h("output", {}, lm.number(value));
+      return h("label", { class: "lm-block" }, shown, h("input", { type: "range", class: "lm-tall", min: -1, max: 2, step: 0.05, value, "aria-label": `${row.title}: ${ids[at]}`,
+        oninput: (e) => {
+          const next = Number(e.target.value);
+          change(`${row.name} blocks`, () => set(at, next));
+          pick.value = name();
+          shown.textContent = lm.number(next);
+        } }), h("span", {}, ids[at]));
+    })));
+  }
   function draw() {
     pick.value = name();
     const values = Array.isArray(row.blocks) ? row.blocks : kit.presets[row.blocks];
-    if (!values) return body.replaceChildren();
-    const ids = kit.ids[values.length];
-    body.replaceChildren(h("div", { class: "lm-blocks" }, values.map((value, at) => {
-      const shown = h("output", {}, lm.number(value));
-      return h("label", { class: "lm-block" }, shown, h("input", { type: "range", min: -1, max: 2, step: 0.05, value, "aria-label": `${row.title}: ${ids[at]}`,
-        oninput: (e) => {
-          change(`${row.name} blocks`, () => {
-            if (!Array.isArray(row.blocks)) row.blocks = [...values];
-            row.blocks[at] = Number(e.target.value);
-          });
-          pick.value = name();
-          shown.textContent = lm.number(row.blocks[at]);
-        } }), h("span", {}, ids[at]));
-    })));
+    if (values) return sliders(values, kit.ids[values.length], (at, next) => { if (!Array.isArray(row.blocks)) row.blocks = [...values]; row.blocks[at] = next; });
+    if (!isTree(row.blocks) || !tree.length) return body.replaceChildren();
+    const now = flat(row.blocks);
+    sliders(now, tree.map(([label]) => label), (at, next) => { now[at] = next; row.blocks = grown((_, index) => now[index]); });
   }
   draw();
   return h("fieldset", {}, h("legend", {}, "Blocks"), pick, body);
