@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         NotAnAdapterError,
         PictureCancelled,
         PictureError,
+        PictureMetadataError,
         PipelineStateError,
         SaveError,
         SourceError,
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
         grid_requests,
         grid_sheet,
         load_pipeline,
+    )
+    from lora_mixer.recall import (
+        PictureSettings,
+        Recall,
+        RecalledAdapter,
+        match_adapters,
+        picture_text,
+        read_picture,
+        save_picture,
     )
     from lora_mixer.writing import SaveReport
 
@@ -73,8 +83,12 @@ __all__ = [
     "PictureCancelled",
     "PictureError",
     "PictureMaker",
+    "PictureMetadataError",
     "PictureRequest",
+    "PictureSettings",
     "PipelineStateError",
+    "Recall",
+    "RecalledAdapter",
     "SaveError",
     "SaveReport",
     "SourceError",
@@ -86,7 +100,11 @@ __all__ = [
     "grid_sheet",
     "load_demo",
     "load_pipeline",
+    "match_adapters",
+    "picture_text",
     "read_adapter",
+    "read_picture",
+    "save_picture",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -106,6 +124,9 @@ _MODULES = {
     "Picture": "pictures",
     "PictureMaker": "pictures",
     "PictureRequest": "pictures",
+    "PictureSettings": "recall",
+    "Recall": "recall",
+    "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
     "demo_adapters": "demo",
@@ -113,7 +134,11 @@ _MODULES = {
     "grid_sheet": "pictures",
     "load_demo": "demo",
     "load_pipeline": "pictures",
+    "match_adapters": "recall",
+    "picture_text": "recall",
     "read_adapter": "inspection",
+    "read_picture": "recall",
+    "save_picture": "recall",
 }
 
 

@@ -95,6 +95,8 @@ class PictureError(LoraMixerError, ValueError):
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one
     """Raise it in a maker's ``on_step`` to stop the work; it comes out of the iterator."""
+
+
 class PictureMetadataError(LoraMixerError, ValueError):
     """A picture holds no settings that can be read, or settings cannot be those of a picture."""
 

@@ -23,7 +23,11 @@ def png(**texts: str) -> bytes:
 
 def exif(comment: bytes, note: bytes = b"", software: bytes = b"") -> bytes:
     """EXIF, byte by byte: a main directory that points to an inner one with UserComment and MakerNote."""
-    main = [(0x8769, 4, 1, None)] if not software else [(0x0131, 2, len(software), software), (0x8769, 4, 1, None)]
+    main = (
+        [(0x8769, 4, 1, None)]
+        if not software
+        else [(0x0131, 2, len(software), software), (0x8769, 4, 1, None)]
+    )
     inner = [(tag, 7, len(data), data) for tag, data in ((0x927C, note), (0x9286, comment)) if data]
     inner_at = 8 + 2 + 12 * len(main) + 4
     data_at = inner_at + 2 + 12 * len(inner) + 4
@@ -121,9 +125,18 @@ INVOKEAI = json.dumps(
         "cfg_scale": 7.5,
         "steps": 30,
         "scheduler": "euler",
-        "model": {"key": "k", "hash": "blake3:" + "1" * 64, "name": "juggernaut", "base": "sdxl", "type": "main"},
+        "model": {
+            "key": "k",
+            "hash": "blake3:" + "1" * 64,
+            "name": "juggernaut",
+            "base": "sdxl",
+            "type": "main",
+        },
         "loras": [
-            {"model": {"key": "x", "hash": "blake3:" + "2" * 64, "name": "ink", "base": "sdxl"}, "weight": 0.75},
+            {
+                "model": {"key": "x", "hash": "blake3:" + "2" * 64, "name": "ink", "base": "sdxl"},
+                "weight": 0.75,
+            },
             {"model": {"key": "y", "hash": "blake3:" + "3" * 64, "name": "oil", "base": "sdxl"}, "weight": 0},
         ],
         "app_version": "5.4.0",

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_mixer import LoraMixer
+from lora_mixer import LoraMixer, Mix, read_adapter
 from lora_mixer.cli import app
 from lora_mixer.cli._output import OutputError, picture_paths
+from lora_mixer.recall import read_picture
 
 SIZE = 32
 
@@ -72,9 +73,16 @@ def test_the_png_says_how_it_was_made(files, tmp_path):
 
     with Image.open(tmp_path / "x.png") as image:
         lines = image.text["parameters"].splitlines()
-    assert lines[:2] == ["a castle", "Negative prompt: rain"]
-    assert lines[2].startswith("Steps: 2, CFG scale: 4.5, Seed: 7, Size: 32x32, Model: ")
-    assert 'LoRA mix: "sd_lora_r4_unet_te:0.5, sd_lora_r4_unet_te_2:-0.25"' in lines[2]
+    assert lines[:2] == [
+        "a castle <lora:sd_lora_r4_unet_te:0.5> <lora:sd_lora_r4_unet_te_2:-0.25>", "Negative prompt: rain",
+    ]  # fmt: skip
+    assert lines[2].startswith("Steps: 2, Sampler: ")
+    assert "CFG scale: 4.5, Seed: 7, Size: 32x32, Model: tiny-sd, Lora hashes: " in lines[2]
+    hashes = read_adapter(lora).hashes
+    assert f"sd_lora_r4_unet_te: {hashes['autov3']}, sd_lora_r4_unet_te_2: {hashes['autov3']}" in lines[2]
+    settings = read_picture(tmp_path / "x.png")
+    assert settings.mix == Mix.of("sd_lora_r4_unet_te:0.5, sd_lora_r4_unet_te_2:-0.25")
+    assert settings.adapters[0].hashes["sha256"] == hashes["sha256"]
 
 
 def test_each_adapter_gets_its_report(files, tmp_path):
@@ -132,7 +140,10 @@ def test_a_partial_match_warns_and_strict_refuses(files, tmp_path):
     ("arguments", "message"),
     [
         (["--lora", "nope.safetensors"], "error: 'nope.safetensors' is neither"),
-        (["--out", "x.jpg"], "error: --out must be a .png path"),
+        (
+            ["--out", "x.gif"],
+            "error: --out must be a folder or a path that ends with .png, .jpg, .jpeg, .webp",
+        ),
         (["--out", "{name}.png"], "error: --out knows the fields"),
         (["--out", "{seed.png"], "error: --out '{seed.png' is no path or template"),
         (["--device", "nowhere"], "error: --device 'nowhere' cannot be used here"),
@@ -158,6 +169,7 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     [
         ("a.png", [7], ["a.png"]),
         ("a.png", [7, 8], ["a-0.png", "a-1.png"]),
+        ("a.b.JPG", [7, 8], ["a.b-0.JPG", "a.b-1.JPG"]),
         ("a-{seed}.png", [7, 8], ["a-7.png", "a-8.png"]),
         ("{index:03}.png", [7], ["000.png"]),
         ("{{a}}.png", [7], ["{a}.png"]),

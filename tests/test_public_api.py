@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 
 import pytest
 
 import lora_mixer
 import lora_mixer.errors
+import lora_mixer.recall
 import lora_mixer.sources
 
 
 def public_names():
-    for module in (lora_mixer, lora_mixer.sources):
+    for module in (lora_mixer, lora_mixer.recall, lora_mixer.sources):
         yield from ((module, name) for name in getattr(module, "__all__", ()))
     for name, value in vars(lora_mixer.errors).items():
         if isinstance(value, type):
@@ -36,6 +38,8 @@ def test_every_public_name_exists_with_a_docstring(module, name):
         assert (value.__doc__ or "").strip()
         # A dataclass without one gets its signature as a docstring.
         assert not value.__doc__.startswith(f"{name}(")
+    elif isinstance(value, Mapping):
+        assert value
     elif name != "__version__":
         assert inspect.ismodule(value)
 

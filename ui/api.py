@@ -10,14 +10,12 @@ import gradio as gr
 from lora_mixer.ui import desk_library, gallery
 from lora_mixer.ui.board import read_mix
 from lora_mixer.ui.desk_gallery import of_gallery
-from lora_mixer.ui.desk_make import IDLE, MAX_COUNT, read_request, several
+from lora_mixer.ui.desk_make import MAX_COUNT, read_request, several
 from lora_mixer.ui.making import Job, make_all
 from lora_mixer.ui.page import guarded, owner_of
 
 if TYPE_CHECKING:
     from lora_mixer.ui.page import Shared
-
-_ = IDLE
 
 
 def add_api(shared: Shared) -> None:
@@ -62,14 +60,10 @@ def add_api(shared: Shared) -> None:
     def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
         """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
         found = desk_library.search(studio, text, base, sort, page)
-        names = {
-            entry["id"]: studio.name_of(known)
-            for entry in found["entries"]
-            if (known := studio.library.get(entry["id"])) is not None
-        }
+        names = {each["id"]: studio.name_of(studio.entry(each["id"])) for each in found["entries"]}
         kept = ("title", "about", "bytes", "triggers", "problem")
         found["entries"] = [
-            {"name": names.get(entry["id"], entry["title"]), **{key: entry[key] for key in kept}}
+            {"name": names[entry["id"]], **{key: entry[key] for key in kept}}
             for entry in found["entries"]
         ]
         return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import PictureError
+from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.recall import PictureSettings, Recall, match_adapters, read_picture
 from lora_mixer.ui import gallery
 from lora_mixer.ui.board import recalled_board, shown
@@ -28,7 +29,7 @@ class _LazyHashes(Mapping[str, str]):
         if self._table is None:
             try:
                 self._table = dict(self._studio.library.hashes(self._id))
-            except OSError:
+            except (LoraMixerError, OSError):
                 self._table = {}
         return self._table
 
@@ -45,25 +46,17 @@ class _LazyHashes(Mapping[str, str]):
 def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any], Recall]:
     """Give the board of a picture's mix: by hash first, then by name; what is missing keeps its place."""
     known = {
-        studio.name_of(entry): _LazyHashes(studio, entry.id)
-        for entry in studio.every_entry()
-        if not entry.problem
+        name: _LazyHashes(studio, entry.id)
+        for name, entry in zip(studio.names(), studio.every_entry(), strict=True)
+        if not entry.problem and not entry.offline
     }
     found = match_adapters(settings, known)
     for slot in found.slots:
         mask = slot.adapter.spec.mask if slot.adapter.spec is not None else None
         if mask is not None and mask.picture is not None:
-            _keep_mask(studio, mask.picture)
+            with suppress(PictureError):  # the row says that its mask is not here
+                studio.masks.put_values(mask.picture)
     return shown(recalled_board(found), studio), found
-
-
-def _keep_mask(studio: Studio, values: Any) -> None:
-    from PIL import Image
-
-    try:
-        studio.masks.put(Image.fromarray((values * 255).round().astype("uint8")))
-    except PictureError:
-        return  # the row says that its mask is not here
 
 
 def dropped(studio: Studio, path: Any, cache: str) -> PictureSettings:

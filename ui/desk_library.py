@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.ui._library import strengths
+from lora_mixer.library import strengths
 from lora_mixer.ui import checks
 from lora_mixer.ui.board import facts_line, trigger_list
 from lora_mixer.ui.thumbs import thumbnail_uri
@@ -14,7 +14,7 @@ from lora_mixer.ui.thumbs import thumbnail_uri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_mixer.ui._library import Entry
+    from lora_mixer.library import Entry
     from lora_mixer.ui.studio import Studio
 
 PAGE = 24
@@ -40,10 +40,10 @@ def search(studio: Studio, text: Any, base: Any, sort: Any, page: Any = 0, statu
     return {
         "entries": [_card(studio, entry) for entry in found.entries],
         "total": found.total,
-        "page": number,
-        "pages": max(1, -(-found.total // PAGE)),
+        "page": found.page,
+        "pages": found.pages,
         "searched": bool(words or wanted),
-        "status": status,
+        "status": studio.scanning or status,
     }
 
 
@@ -66,24 +66,25 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
     Raises:
         PictureError: When there is none.
     """
-    entry = studio.library.get(checks.opaque(entry_id, "adapter"))
-    if entry is None:
-        raise PictureError("the library has no such adapter any more; search again")
+    entry = studio.entry(checks.opaque(entry_id, "adapter"))
     found: dict[str, Any] = {"strengths": [], "hashes": [], "metadata": []}
     try:
         found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
-        found["strengths"] = [[block, size] for block, size in strengths(entry.path).items()]
+        metadata = studio.library.info(entry.id).metadata
+        found["metadata"] = [[str(k)[:80], str(v)[:400]] for k, v in list(metadata.items())[:_SHOWN_METADATA]]
+        known = strengths(studio.library.source(entry.id))
+        found["strengths"] = [[block, size] for block, size in known.blocks.items()]
+        if known.unknown:
+            found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:
         found["strengthNote"] = str(error)
-    metadata = getattr(entry, "metadata", {})
-    found["metadata"] = [[str(k)[:80], str(v)[:400]] for k, v in list(metadata.items())[:_SHOWN_METADATA]]
     facts = {
         "Name in mixes": studio.name_of(entry),
         "Base": entry.base,
         "Algorithm": ", ".join(entry.algorithms),
         "Rank": ", ".join(map(str, entry.ranks)),
         "Size": f"{entry.bytes / 1e6:.2f} MB",
-        "Folder": entry.folder.name,
+        "Folder": f"{entry.root.name}/{entry.folder}".rstrip("/"),
     }
     return {
         **_card(studio, entry),
@@ -104,8 +105,6 @@ def keep(studio: Studio, entry_id: Any, weight: Any, notes: Any) -> None:
         PictureError: When they make no sense.
     """
     wanted = checks.opaque(entry_id, "adapter")
-    if studio.library.get(wanted) is None:
-        raise PictureError("the library has no such adapter any more; search again")
     number = None if weight in (None, "") else checks.number(weight, "weight", -100, 100)
     studio.library.set_default(wanted, weight=number, notes=checks.text(notes, "notes", 4000))
 
@@ -131,9 +130,10 @@ def upload(studio: Studio, files: Any, cache: str) -> tuple[str, str]:
             real = path.resolve(strict=True)
             if not real.is_relative_to(root) or path.is_symlink() or not real.is_file():
                 raise PictureError("it is not an upload")
-            if real.stat().st_size > studio.settings.max_upload:
-                raise PictureError(f"it is larger than {studio.settings.max_upload / 1e9:g} GB")
-            added.append(studio.library.add(real, path.name).name)
+            entry = studio.library.add(
+                real, path.name, folder=studio.uploads, limit=studio.settings.max_upload
+            )
+            added.append(entry.name)
         except (LoraMixerError, OSError) as error:
             refused.append(f"{path.name}: {error}")
     return ", ".join(added), "\n".join(refused)
@@ -153,4 +153,4 @@ def from_hub(studio: Studio, repo: Any, weight_name: Any) -> str:
     if repo_id.count("/") != 1 or not all(part and not part.startswith(".") for part in repo_id.split("/")):
         raise PictureError("a Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl")
     name = checks.text(weight_name, "file in it", 200).strip()
-    return studio.library.add_from_hub(repo_id, weight_name=name or None).name
+    return studio.library.add_from_hub(repo_id, weight_name=name or None, folder=studio.uploads).name

@@ -76,9 +76,7 @@ def added(studio: Studio, board: Any, entry_id: Any) -> dict[str, Any]:
     Raises:
         PictureError: When there is no such adapter, or it cannot be used here.
     """
-    entry = studio.library.get(checks.opaque(entry_id, "adapter"))
-    if entry is None:
-        raise PictureError("the library has no such adapter any more; search again")
+    entry = studio.entry(checks.opaque(entry_id, "adapter"))
     reason = studio.refusal(entry)
     if reason:
         raise PictureError(f"{entry.name} cannot be added: {reason}")
@@ -164,15 +162,16 @@ def save(studio: Studio, name: Any, board: Any) -> str:
 
 def load(studio: Studio, name: Any) -> dict[str, Any]:
     """
-    Load a saved mix.
+    Load a saved mix, its masks included.
 
     Raises:
         LoraMixerError: When there is none of that name.
     """
-    wanted = checks.text(name, "name", checks.MAX_NAME)
-    if wanted not in studio.mixes.names():
-        raise PictureError(f"there is no saved mix {wanted!r}; choose one from the list")
-    return shown(board_of(read_mix(studio.mixes.load(wanted).to_text(), studio)), studio)
+    mix = studio.mixes.load(_saved(name))
+    for adapter in mix.adapters.values():
+        if adapter.mask is not None and adapter.mask.picture is not None:
+            studio.masks.put_values(adapter.mask.picture)
+    return shown(board_of(mix), studio)
 
 
 def delete(studio: Studio, name: Any) -> None:
@@ -182,17 +181,24 @@ def delete(studio: Studio, name: Any) -> None:
     Raises:
         LoraMixerError: When there is none of that name.
     """
+    studio.mixes.delete(_saved(name))
+
+
+def _saved(name: Any) -> str:
     wanted = checks.text(name, "name", checks.MAX_NAME)
-    if wanted not in studio.mixes.names():
-        raise PictureError(f"there is no saved mix {wanted!r}; choose one from the list")
-    studio.mixes.delete(wanted)
+    if not wanted:
+        raise PictureError("choose a saved mix from the list first")
+    return wanted
 
 
-def undo(studio: Studio) -> None:
+def undo(studio: Studio) -> str:
     """
     Take the last change of the saved mixes back.
+
+    Returns:
+        What was taken back.
 
     Raises:
         LoraMixerError: When there is none.
     """
-    studio.mixes.undo()
+    return studio.mixes.undo()

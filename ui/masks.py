@@ -57,6 +57,12 @@ class Masks(Mapping[str, object]):
             spare.replace(path)
         return digest
 
+    def put_values(self, values: Any) -> str:
+        """Keep a mask that is given as values from 0 to 1; its digest is the same only where 8 bits say it all."""
+        from PIL import Image
+
+        return self.put(Image.fromarray((values * 255).round().astype("uint8")))
+
     def __getitem__(self, digest: str) -> object:
         """Give a mask's picture."""
         from PIL import Image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -12,6 +13,9 @@ from lora_mixer.ui.theme import part
 
 if TYPE_CHECKING:
     from lora_mixer.ui.page import Fields, Shared
+
+
+TICK = 2.0
 
 
 def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
@@ -109,15 +113,22 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     fetch.click(hub, [repo, weight_name, *query], cards, **{**QUIET, "show_progress": "minimal"})
 
     def rescan(words: Any, base: Any, sort: Any) -> Any:
-        studio.library.refresh()
+        studio.scan(wait=20)
         return desk_library.search(studio, words, base, sort), gr.Dropdown(choices=_bases(shared))
 
     again.click(rescan, query, [cards, base], **{**QUIET, "show_progress": "minimal"})
     blocks.load(look, query, cards, **FAST)
 
+    def tick(words: Any, base: Any, sort: Any) -> Any:
+        if not studio.scanning and time.monotonic() - studio.scanned_at > 3 * TICK:
+            return gr.skip()
+        return desk_library.search(studio, words, base, sort)
+
+    gr.Timer(TICK).tick(tick, query, cards, **FAST)
+
 
 def _bases(shared: Shared) -> list[str]:
-    return [desk_library.ANY_BASE, *shared.studio.library.bases()]
+    return [desk_library.ANY_BASE, *shared.studio.library.facets()["base"]]
 
 
 def _refusals(problems: str) -> Any:

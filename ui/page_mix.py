@@ -66,7 +66,7 @@ def make_side(studio: Studio) -> dict[str, Any]:
         with gr.Row():
             name = gr.Textbox(label="Name", elem_id="mix-name", min_width=100, max_length=120)
             save = gr.Button("Save", elem_id="mix-save", min_width=70, scale=0)
-        saved = gr.Dropdown(label="Saved mixes", choices=studio.mixes.names(), value=None, elem_id="mix-saved")
+        saved = gr.Dropdown(label="Saved mixes", choices=list(studio.mixes.list()), value=None, elem_id="mix-saved")
         with gr.Row():
             load = gr.Button("Load", elem_id="mix-load", min_width=70)
             delete = gr.Button("Delete", elem_id="mix-delete", min_width=70)
@@ -118,7 +118,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
     @guarded
     def save(name: Any, value: Any) -> Any:
         found = desk_mix.save(studio, name, value)
-        return gr.Dropdown(choices=studio.mixes.names(), value=found)
+        return gr.Dropdown(choices=list(studio.mixes.list()), value=found)
 
     parts["save"].click(save, [parts["name"], board], saved, **FAST)
 
@@ -131,13 +131,13 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
     @guarded
     def delete(name: Any) -> Any:
         desk_mix.delete(studio, name)
-        return gr.Dropdown(choices=studio.mixes.names(), value=None)
+        return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
 
     parts["delete"].click(delete, saved, saved, **FAST)
 
     @guarded
     def undelete() -> Any:
-        desk_mix.undo(studio)
-        return gr.Dropdown(choices=studio.mixes.names(), value=None)
+        gr.Info(f"Taken back: {desk_mix.undo(studio)}")
+        return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
 
     parts["undelete"].click(undelete, None, saved, **FAST)

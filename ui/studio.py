@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer import FairQueue, LoraMixer, Mix, PartialMatchWarning, PictureMaker, demo_adapters, load_pipeline
-from lora_mixer.errors import AdapterNameError
-from lora_mixer.ui._library import Library, MixBook, base_family
+from lora_mixer.errors import AdapterNameError, LoraMixerError
+from lora_mixer.library import Library, MixBook, base_family
 from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, own_defaults
 from lora_mixer.ui.masks import Masks
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_mixer import PictureRequest
-    from lora_mixer.ui._library import Entry
+    from lora_mixer.library import Entry
 
+_log = logging.getLogger(__name__)
+ID_DIGITS = 8
+SCAN_WAIT = 2.0
+"""Seconds that the start waits for the library; the rest of a first scan goes on behind the open page."""
 KEPT_LOADED = 24
 """Adapters that stay in memory; beyond that, those that were not used for longest go."""
 GRID_BATCH = 4
@@ -86,48 +92,85 @@ class Studio:
         self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
         self.queue = FairQueue()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
+        self.scanning, self.scanned_at = "", 0.0
+        self.scan(wait=SCAN_WAIT)
         self.mixes = MixBook(out / "mixes.json")
         self.masks = Masks(out / "masks")
         self.base = base_family(self.mixer.pipe)
         self.size = _own_size(self.mixer.pipe)
         self.layout = _layout(self.mixer.pipe)
         self.loads = 0
-        self._loaded: OrderedDict[str, tuple[str, int, int]] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
 
     # --- names ---------------------------------------------------------------------------------------------------
 
     def name_of(self, entry: Entry) -> str:
         """Give the name that an entry has in mixes: its own, or with its id where another has that too."""
-        first = self.library.find(entry.name)
-        return entry.name if first is None or first.id == entry.id else f"{entry.name}-{entry.id[:8]}"
+        first = next(iter(self.library.find(entry.name)), None)
+        alone = first is None or first.id == entry.id
+        return entry.name if alone else f"{entry.name}-{entry.id[:ID_DIGITS]}"
 
     def entry_named(self, name: str) -> Entry | None:
         """Find the entry that a mix calls by this name."""
         found = self.library.find(name)
-        if found is not None:
-            return found
+        if found:
+            return next((entry for entry in found if entry.name == name), found[0])
         stem, _, start = name.rpartition("-")
-        alike = self.library.search(stem, page_size=200).entries if stem and len(start) == 8 else ()
-        return next((entry for entry in alike if entry.name == stem and entry.id.startswith(start)), None)
+        alike = self.library.find(stem) if stem and len(start) == ID_DIGITS else ()
+        return next((entry for entry in alike if entry.id.startswith(start)), None)
 
     def names(self) -> list[str]:
         """List the names that mixes may use."""
-        return [self.name_of(entry) for entry in self.every_entry()]
+        entries = self.every_entry()
+        firsts = {entry.name: entry.id for entry in reversed(entries)}
+        return [e.name if firsts[e.name] == e.id else f"{e.name}-{e.id[:ID_DIGITS]}" for e in entries]
 
     def every_entry(self) -> list[Entry]:
         """List the whole library."""
-        first = self.library.search(page_size=1000)
-        pages = range(1, -(-first.total // 1000))
-        rest = [self.library.search(page=page, page_size=1000).entries for page in pages]
-        return [*first.entries, *(entry for entries in rest for entry in entries)]
+        found: list[Entry] = []
+        page, pages = 0, 1
+        while page < pages:
+            part = self.library.search(page=page, page_size=1000)
+            found += part.entries
+            page, pages = page + 1, part.pages
+        return found
+
+    def entry(self, entry_id: str) -> Entry:
+        """
+        Give an entry by its id.
+
+        Raises:
+            SourceNotFoundError: When there is none.
+        """
+        return self.library.get(entry_id)
+
+    def scan(self, *, wait: float | None = None) -> None:
+        """
+        Look through the folders in a thread of its own; ``scanning`` says how far it is.
+
+        Args:
+            wait: Seconds to wait for it; None waits until it is done.
+        """
+
+        def look() -> None:
+            try:
+                self.library.refresh(lambda done, total, _: self._scanned(done, total))
+            except (LoraMixerError, OSError) as error:
+                _log.warning("the folders could not be looked through: %s", error)
+            finally:
+                self.scanning, self.scanned_at = "", time.monotonic()
+
+        self.scanning = "Looking through the folders"
+        thread = threading.Thread(target=look, name="library", daemon=True)
+        thread.start()
+        thread.join(wait)
+
+    def _scanned(self, done: int, total: int) -> None:
+        self.scanning = f"Looking through the folders: {done} of {total}"
 
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
-        if entry.problem:
-            return entry.problem
-        if entry.offline:
-            return "its folder is not there at the moment"
         fits, reason = self.library.compatible(entry, self.base)
         return "" if fits else reason
 
@@ -174,7 +217,7 @@ class Studio:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
                 self.mixer.load_lora_weights(
-                    entry.path, adapter_name=name, hotswap=name in self.mixer.adapters
+                    self.library.source(entry.id), adapter_name=name, hotswap=name in self.mixer.adapters
                 )
             self.loads += 1
             self._loaded[name] = _state(entry)
@@ -183,14 +226,21 @@ class Studio:
         """Move ``<lora:...>`` tags from the prompt into the mix; the library's names are known."""
         return request.with_tags(self.names()) if "<l" in request.prompt else request
 
+    def count_uses(self, requests: Iterable[PictureRequest]) -> None:
+        """Count one use of each adapter of a job, for the library's order by use."""
+        for name in dict.fromkeys(name for request in requests for name in request.mix.names):
+            entry = self.entry_named(name)
+            if entry is not None:
+                self.library.used(entry.id)
+
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Give adapters' hashes by name, for a picture's metadata."""
         found = {name: self.entry_named(name) for name in names}
         return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
 
 
-def _state(entry: Entry) -> tuple[str, int, int]:
-    return entry.id, entry.bytes, entry.mtime_ns
+def _state(entry: Entry) -> tuple[str, int, float]:
+    return entry.id, entry.bytes, entry.mtime
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:

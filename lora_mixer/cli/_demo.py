@@ -12,6 +12,7 @@ import typer
 from lora_mixer.cli._output import OutputError
 from lora_mixer.cli._terminal import console, plain, print_error
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.recall import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,7 @@ def demo(
         ([subject.trigger], [subject.name], _subject_columns(subject, styles)),
     ]
     drawn = _draw(mixer, bands, seed, steps, terminal)
+    from lora_mixer.demo import GUIDANCE_SCALE
     from lora_mixer.pictures import Band, contact_sheet
 
     sheet = contact_sheet(
@@ -79,7 +81,17 @@ def demo(
             for (_, labels, columns), pictures in zip(bands, drawn, strict=True)
         ]
     )
-    _save(sheet, path)
+    save_picture(
+        sheet,
+        path,
+        PictureSettings(
+            seed=seed,
+            steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            model="lora_mixer demo",
+            extra={"subjects": ", ".join(names)},
+        ),
+    )
     equal = all(pictures[0].tobytes() == pictures[-1].tobytes() for pictures in drawn)
     if equal:
         terminal.print("The last column equals the first to the byte: disable_lora gave the base back.")
@@ -201,10 +213,3 @@ def _rows(labels: list[str], columns: list[Pictures]) -> list[tuple[str, list[Im
         (label, [Image.fromarray((column[row] * 255).round().astype("uint8")) for column in columns])
         for row, label in enumerate(labels)
     ]
-
-
-def _save(sheet: Image, path: Path) -> None:
-    try:
-        sheet.save(path, optimize=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}. Choose another place with --out.") from error

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import secrets
 import warnings
+from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_mixer import __version__
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._output import Settings, picture_paths, save
+from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._terminal import console, plain, print_warning
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.recall import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +57,8 @@ def generate(
     height: Annotated[int | None, typer.Option(min=8, help="Default: the model's own.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1,
     out: Annotated[
-        str, typer.Option(help="A .png path, with {seed} and {index} where wanted, or a folder.")
+        str,
+        typer.Option(help="A .png, .jpg or .webp path, with {seed} and {index} where wanted, or a folder."),
     ] = ("lora-mixer-{seed}.png"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
@@ -67,7 +70,7 @@ def generate(
         typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted."),
     ] = False,
 ) -> None:
-    """Make pictures with adapters mixed into a pipeline; each PNG says inside how it was made."""
+    """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
     options = read_options(lora or ())
     first = secrets.randbelow(2**32) if seed is None else seed
     seeds = [first + number for number in range(count)]
@@ -84,12 +87,18 @@ def generate(
     pipe = load_pipeline(model, device=device, dtype=dtype.value)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
     mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
-    settings = Settings(
-        prompt, negative_prompt, steps, guidance_scale, model, mixer.mix.to_text(), __version__
-    )
+    settings = PictureSettings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
+        model=Path(model).name or model if Path(model).is_dir() else model,
+        mix=mixer.mix,
+    ).with_hashes({name: info.hashes for name, info in mixer.adapters.items()})
     for number, path in zip(seeds, paths, strict=True):
         image = pipe(**arguments, generator=_generator(number)).images[0]
-        save(image, path, settings.text(number, image.size))
+        save_picture(image, path, replace(settings, seed=number))
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ NEGATIVE = "Negative prompt:"
 LONGEST = 500_000
 """Characters of a text that are read at all."""
 _PAIRS_AT_LEAST, _PAIRS_AT_MOST = 3, 300
-_PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s{0,20}("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'\b(\w[\w \-/]{1,60}):\s{0,20}("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _BARE_JSON = re.compile(r"(Hashes|Civitai resources|Civitai metadata|Recipe metadata): (?=[{\[])")
 
 

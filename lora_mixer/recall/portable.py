@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import AdapterMix, LayerPatterns, Mask, Mix
+from lora_mixer.mixes._forms import entries_of
+from lora_mixer.mixes._reading import Reading
 from lora_mixer.recall.values import as_table
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _MASKS_AT_MOST = 32
 _PATTERN_AT_MOST = 200
 # Repeats of groups, and many open repeats in a row, are what makes a search take for ever.
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{?]")
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
+_REPEAT = re.compile(r"(?<!\\)[*+{]|(?<![\\(])\?")
 _REPEATS_AT_MOST = 3
 
 
@@ -79,6 +81,31 @@ def read_mix(spec: object, masks: object, notes: list[str]) -> Mix | None:
             kept = replace(kept, mask=_found(name, adapter.mask, pictures, notes))
         adapters[name] = kept
     return Mix(adapters, mix.method)
+
+
+def read_mix_text(text: str, masks: object, notes: list[str]) -> Mix | None:
+    """
+    Read a mix that a stranger wrote as text, in any form that ``Mix.of`` reads.
+
+    Args:
+        text: One line, JSON or YAML.
+        masks: As for ``read_mix``.
+        notes: Where remarks go.
+
+    Example:
+        >>> notes = []
+        >>> read_mix_text("a:0.5,mask=/home/x/private.png", {}, notes)["a"].mask is None, len(notes)
+        (True, 1)
+    """
+    reading = Reading()
+    entries = entries_of(text, reading)
+    names = [name for name, _ in entries.adapters]
+    if reading.problems or len(set(map(str, names))) < len(names):
+        notes.append(f"the mix cannot be read: {(reading.problems or ['a name stands twice'])[0][:300]}")
+        return None
+    return read_mix(
+        {"adapters": {str(k): v for k, v in entries.adapters}, "method": entries.method}, masks, notes
+    )
 
 
 def read_spec(spec: object, notes: list[str]) -> AdapterMix | None:
@@ -135,7 +162,7 @@ def _decoded(encoded: str) -> Mask | None:
 
 def _fileless(spec: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """Leave out the files that a stranger wants to be opened; only the forms that ``Mix.to_dict`` writes are let in."""
-    full = "adapters" in spec and set(spec) <= {"adapters", "method"}
+    full = isinstance(spec.get("adapters"), dict | list) and set(spec) <= {"adapters", "method"}
     table = spec["adapters"] if full else spec
     if not isinstance(table, dict):
         raise MixError("expected weights by name")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lora_mixer import __version__
 from lora_mixer.errors import SaveError
 from lora_mixer.mixes.method import Method
 from lora_mixer.recall import infotext
@@ -48,9 +49,9 @@ def picture_text(settings: PictureSettings, hashes: Mapping[str, Mapping[str, st
         >>> settings = PictureSettings("a castle", steps=20, seed=7, width=64, height=64, mix="ink:0.8,te=0.2")
         >>> print(picture_text(settings, {"ink": {"autov3": "0123456789ab"}}))
         a castle <lora:ink:0.2:0.8>
-        Steps: 20, Seed: 7, Size: 64x64, Lora hashes: "ink: 0123456789ab"
+        Steps: 20, Seed: 7, Size: 64x64, Lora hashes: "ink: 0123456789ab", Version: lora-mixer ...
     """
-    settings = settings.with_hashes(hashes or {})
+    settings = _ours(settings, hashes)
     prompt, complete = with_tags(settings.prompt, settings.adapters)
     mix = None
     if (
@@ -78,7 +79,7 @@ def picture_text(settings: PictureSettings, hashes: Mapping[str, Mapping[str, st
             "Model": settings.model,
             "Lora hashes": ", ".join(listed) or None,
             "LoRA mix": mix,
-            "Version": f"lora-mixer {settings.version}" if settings.version else None,
+            "Version": f"lora-mixer {settings.version}",
         },
     )
 
@@ -130,7 +131,7 @@ def save_picture(
         raise SaveError(f"{place}: quality must be a whole number from 1 to 100, got {quality!r}")
     if settings.width is None or settings.height is None:
         settings = replace(settings, width=image.width, height=image.height)
-    settings = settings.with_hashes(hashes or {})
+    settings = _ours(settings, hashes)
     options = _texts_for(kind, settings, place) | _quality(kind, quality)
     shown = image if image.mode in _MODES[kind] else image.convert("RGB")
     shown = shown.copy()
@@ -144,6 +145,11 @@ def save_picture(
 
     write_files({place: write})
     return place
+
+
+def _ours(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] | None) -> PictureSettings:
+    """Whoever wrote them before, now it is this version."""
+    return replace(settings.with_hashes(hashes or {}), version=__version__)
 
 
 def _texts_for(kind: str, settings: PictureSettings, place: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from lora_mixer.pictures import PictureRequest
+
 HASH_KINDS = {8: "autov1", 10: "autov2", 12: "autov3", 64: "sha256"}
 """What a hash of so many digits most likely is; how it is matched does not depend on it."""
 _SEED_LIMIT = 1 << 64
@@ -180,6 +182,23 @@ class PictureSettings:
         self._set("adapters", adapters)
         self._set("extra", FrozenMap({clean_text(key): clean_text(text) for key, text in self.extra.items()}))
         self._set("notes", tuple(self.notes))
+
+    @classmethod
+    def of_request(cls, request: PictureRequest, **more: Any) -> PictureSettings:
+        """
+        Take what a request says.
+
+        Args:
+            request: The request of a finished picture, with the defaults that were used filled in.
+            more: ``sampler``, ``model``, ``extra`` and the like.
+
+        Example:
+            >>> from lora_mixer import PictureRequest
+            >>> PictureSettings.of_request(PictureRequest("a castle", seed=7), model="demo").seed
+            7
+        """
+        same = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "mix")
+        return cls(**{name: getattr(request, name) for name in same}, **more)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

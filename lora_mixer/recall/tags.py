@@ -44,6 +44,8 @@ def take_tags(
     names: list[str] = []
 
     def numbered(_: re.Match[str]) -> str:
+        if len(names) == _TAGS_AT_MOST:
+            return ""
         names.append(f"tag {len(names)}")
         return f"<lora:{names[-1]}>"
 

@@ -65,7 +65,7 @@ def write(settings: PictureSettings, *, with_masks: bool = True) -> str:
         table |= {"mix": mix.to_dict(), "fingerprint": mix.fingerprint}
         if with_masks and (masks := masks_of(settings.mix)):
             table["masks"] = masks
-    kept = {key: value for key, value in table.items() if value not in (None, {}, [])}
+    kept = {key: value for key, value in table.items() if value is not None}
     return json.dumps(kept, separators=(",", ":"), allow_nan=False)
 
 

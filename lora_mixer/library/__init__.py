@@ -1,0 +1,26 @@
+"""
+Adapters and mixes that people keep: folders as an indexed library, and a book of saved mixes.
+
+Everything here is plain Python for whoever has many adapters: the web page, batches and scripts.
+"""
+
+from __future__ import annotations
+
+from lora_mixer.library.compatibility import Compatibility, base_family, compatible
+from lora_mixer.library.entry import Entry, Page, Refreshed
+from lora_mixer.library.library import Library
+from lora_mixer.library.mixbook import MixBook
+from lora_mixer.library.strengths import Strengths, strengths
+
+__all__ = [
+    "Compatibility",
+    "Entry",
+    "Library",
+    "MixBook",
+    "Page",
+    "Refreshed",
+    "Strengths",
+    "base_family",
+    "compatible",
+    "strengths",
+]

@@ -1,0 +1,178 @@
+"""
+Folders into the index: what is as it was costs a look at the folder, what is new or changed is read, nothing is deleted.
+
+A file that is gone may be on a disk that is away, so its entry stays, marked offline. One that shows up elsewhere with
+the same content is the same entry in another place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.library._describing import describe
+from lora_mixer.library._schema import SAID, SCANNED
+from lora_mixer.library._walking import Found, walk
+from lora_mixer.library.entry import Refreshed
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from lora_mixer.library._database import Database
+
+    Progress = Callable[[int, int, str], object]
+
+_SAME = "id, path, content, size, mtime_ns"
+_BATCH = 50  # so much is lost at most when the process is killed, and others can write in between
+
+
+@dataclass
+class _Plan:
+    """What a look at the folders says is to be done."""
+
+    todo: list[tuple[str, Found]] = field(default_factory=list)
+    back: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    known: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Progress | None) -> Refreshed:
+    """
+    Bring the index up to date.
+
+    Args:
+        index: What scans find.
+        user: What the user said.
+        roots: The folders.
+        progress: Called with how many files are done, how many there are, and the name of the one in hand.
+    """
+    plan = _plan(index, roots)
+    total = len(plan.todo) + plan.unchanged
+    done, counts = plan.unchanged, Counter[str]()
+    if progress is not None:
+        progress(done, total, "")
+    for start in range(0, len(plan.todo), _BATCH):
+        rows = []
+        for root, found in plan.todo[start : start + _BATCH]:
+            rows.append({"root": root, **describe(found)})
+            done += 1
+            if progress is not None:
+                progress(done, total, rows[-1]["name"])
+        said = user.read(lambda connection, rows=rows: [_said(connection, row) for row in rows])  # type: ignore[misc]
+        kinds = index.write(
+            lambda connection, rows=rows, said=said: [  # type: ignore[misc]
+                _put(connection, row, own, plan.known) for row, own in zip(rows, said, strict=True)
+            ]
+        )
+        counts.update(kinds)
+        counts["unreadable"] += sum(bool(row["problem"]) for row in rows)
+    offline = index.write(lambda connection: _mark(connection, plan, roots))
+    return Refreshed(
+        added=counts["added"],
+        changed=counts["changed"],
+        moved=counts["moved"],
+        unchanged=plan.unchanged,
+        offline=offline,
+        unreadable=counts["unreadable"],
+        notes=tuple(plan.problems),
+    )
+
+
+def _plan(index: Database, roots: Sequence[Path]) -> _Plan:
+    plan = _Plan()
+    for root in roots:
+        rows = index.read(
+            lambda connection, root=root: {  # type: ignore[misc]
+                row["path"]: row
+                for row in connection.execute(
+                    "SELECT path, size, mtime_ns, beside, preview, offline FROM files WHERE root = ?",
+                    (str(root),),
+                )
+            }
+        )
+        plan.known |= set(rows)
+        for found in walk(root, plan.problems):
+            row = rows.pop(found.path, None)
+            if not _is_text(found.path):
+                plan.problems.append(f"{found.path!r}: the name is in no known encoding; rename the file")
+            elif row is None or tuple(row)[1:5] != (found.size, found.mtime_ns, found.beside, found.preview):
+                plan.todo.append((str(root), found))
+            else:
+                plan.unchanged += 1
+                if row["offline"]:
+                    plan.back.append(found.path)
+        plan.gone += rows
+    return plan
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:
+    """Give what the user said of a file: of this content, or else of what lay in this place before."""
+    for column in ("content", "path"):
+        found = connection.execute(f"SELECT * FROM said WHERE {column} = ?", (row[column],)).fetchone()
+        if found is not None:
+            return {own: found[column] for own, column in SAID.items()}
+    return {}
+
+
+def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, Any], known: set[str]) -> str:
+    """Write one row, and say whether the file was added, changed or moved."""
+    values = {column: row[column] for column in SCANNED} | {"offline": 0} | said
+    old = connection.execute(f"SELECT {_SAME} FROM files WHERE path = ?", (row["path"],)).fetchone()
+    kind = "changed" if row["path"] in known else "added"
+    if old is None and (moved := _moved(connection, row)):
+        old, kind = moved, "moved"
+    if old is not None:
+        if any(old[column] != row[column] for column in ("content", "size", "mtime_ns")):
+            connection.execute("DELETE FROM hashes WHERE id = ?", (old["id"],))
+        sets = ", ".join(f"{column} = :{column}" for column in values)
+        connection.execute(f"UPDATE files SET {sets} WHERE id = :id", {**values, "id": old["id"]})
+        return kind
+    values["id"] = _new_id(connection, row["path"])
+    columns = ", ".join(values)
+    places = ", ".join(f":{column}" for column in values)
+    connection.execute(f"INSERT INTO files ({columns}) VALUES ({places})", values)
+    return kind
+
+
+def _moved(connection: sqlite3.Connection, row: dict[str, Any]) -> sqlite3.Row | None:
+    """Find the entry that this file had in another place, where it is no more."""
+    if not row["content"]:
+        return None
+    rows = connection.execute(f"SELECT {_SAME} FROM files WHERE content = ?", (row["content"],)).fetchall()
+    found: sqlite3.Row | None = next((each for each in rows if not os.path.lexists(each["path"])), None)
+    return found
+
+
+def _new_id(connection: sqlite3.Connection, path: str) -> str:
+    """Give letters that are the same when the index is made anew, unless a moved file has them."""
+    wanted = hashlib.sha256(path.encode()).hexdigest()[:16]
+    taken = connection.execute("SELECT 1 FROM files WHERE id = ?", (wanted,)).fetchone()
+    return wanted if taken is None else secrets.token_hex(8)
+
+
+def _mark(connection: sqlite3.Connection, plan: _Plan, roots: Sequence[Path]) -> int:
+    """Say which files are there, and count those that are not."""
+    connection.executemany("UPDATE files SET offline = 0 WHERE path = ?", [(path,) for path in plan.back])
+    connection.executemany("UPDATE files SET offline = 1 WHERE path = ?", [(path,) for path in plan.gone])
+    places = ", ".join("?" * len(roots))
+    counted = connection.execute(
+        f"SELECT COUNT(*) FROM files WHERE offline = 1 AND root IN ({places})",
+        [str(root) for root in roots],
+    ).fetchone()
+    return int(counted[0])

@@ -1,0 +1,100 @@
+"""The tables: what scans find, which can be found again; and what the user said, which cannot and lies in a file of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.library.entry import Entry
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping
+
+INDEX_VERSION = 1
+INDEX = """
+CREATE TABLE files (
+    id TEXT PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL UNIQUE, folder TEXT NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, beside TEXT NOT NULL, preview TEXT NOT NULL,
+    name TEXT NOT NULL, base TEXT NOT NULL, format TEXT NOT NULL, algorithms TEXT NOT NULL, ranks TEXT NOT NULL,
+    rank INTEGER NOT NULL, title TEXT NOT NULL, words TEXT NOT NULL, tags TEXT NOT NULL, notes TEXT NOT NULL,
+    weight REAL, negative_text TEXT NOT NULL, declared TEXT, content TEXT NOT NULL, problem TEXT NOT NULL,
+    haystack TEXT NOT NULL, offline INTEGER NOT NULL DEFAULT 0,
+    own_weight REAL, own_notes TEXT, own_words TEXT, uses INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX files_by_root ON files (root);
+CREATE INDEX files_by_content ON files (content);
+CREATE TABLE hashes (id TEXT NOT NULL, kind TEXT NOT NULL, digits TEXT NOT NULL, PRIMARY KEY (id, kind));
+CREATE INDEX hashes_by_digits ON hashes (digits)
+"""
+
+USER_VERSION = 1
+USER = """
+CREATE TABLE said (
+    content TEXT PRIMARY KEY, path TEXT NOT NULL, weight REAL, notes TEXT, words TEXT, uses INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX said_by_path ON said (path)
+"""
+
+SCANNED = (
+    *(
+        "root",
+        "path",
+        "folder",
+        "size",
+        "mtime_ns",
+        "beside",
+        "preview",
+        "name",
+        "base",
+        "format",
+        "algorithms",
+    ),
+    *("ranks", "rank", "title", "words", "tags", "notes", "weight", "negative_text", "declared", "content"),
+    *("problem", "haystack"),
+)
+"""Columns that a scan fills."""
+SAID = {"own_weight": "weight", "own_notes": "notes", "own_words": "words", "uses": "uses"}
+"""Columns that repeat what the user said, so that searches see it."""
+
+
+def entry_of(row: sqlite3.Row, hashes: Mapping[str, str]) -> Entry:
+    """Make an entry of a row of ``files`` and the hashes that belong to it."""
+    own_words = row["own_words"]
+    return Entry(
+        id=row["id"],
+        name=row["name"],
+        path=Path(row["path"]),
+        root=Path(row["root"]),
+        folder=row["folder"],
+        base=row["base"],
+        format=row["format"],
+        algorithms=tuple(json.loads(row["algorithms"])),
+        ranks=tuple(json.loads(row["ranks"])),
+        bytes=row["size"],
+        mtime=row["mtime_ns"] / 1e9,
+        title=row["title"],
+        trigger_words=tuple(json.loads(row["words"] if own_words is None else own_words)),
+        tags=tuple(json.loads(row["tags"])),
+        notes=row["notes"] if row["own_notes"] is None else row["own_notes"],
+        weight=row["weight"] if row["own_weight"] is None else row["own_weight"],
+        negative_text=row["negative_text"],
+        preview=Path(row["path"]).with_name(row["preview"]) if row["preview"] else None,
+        hashes={**({"declared": row["declared"]} if row["declared"] else {}), **hashes},
+        uses=row["uses"],
+        offline=bool(row["offline"]),
+        problem=row["problem"],
+    )
+
+
+def hashes_of(connection: sqlite3.Connection, ids: list[str]) -> dict[str, dict[str, str]]:
+    """Give the known hashes of some entries, by kind, by id."""
+    found: dict[str, dict[str, str]] = {each: {} for each in ids}
+    for start in range(0, len(ids), 500):  # SQLite counts the places for values
+        part = ids[start : start + 500]
+        places = ", ".join("?" * len(part))
+        rows: Any = connection.execute(f"SELECT id, kind, digits FROM hashes WHERE id IN ({places})", part)
+        for row in rows:
+            found[row["id"]][row["kind"]] = row["digits"]
+    return found

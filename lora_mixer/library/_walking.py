@@ -1,0 +1,113 @@
+"""Which files lie in a folder, and what tells that one of them has changed: names, sizes and times, no content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX, candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREVIEWS = tuple(
+    f"{middle}{kind}" for middle in (".preview", "") for kind in (".png", ".jpg", ".jpeg", ".webp", ".gif")
+)
+"""Endings of pictures beside a file, the first that is there counts."""
+_SIDECARS = (
+    ".json",
+    ".civitai.info",
+    ".metadata.json",
+    ".cm-info.json",
+    ".description.txt",
+    ".txt",
+    *PREVIEWS,
+)
+_DEPTH_AT_MOST = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    One file that may be an adapter.
+
+    Attributes:
+        path: Where it lies.
+        folder: Its folder below the root, with ``/``.
+        size: In bytes.
+        mtime_ns: When it was last changed.
+        beside: A digest of the names, sizes and times of the files that belong to it.
+        preview: The name of its picture, or an empty text.
+    """
+
+    path: str
+    folder: str
+    size: int
+    mtime_ns: int
+    beside: str
+    preview: str
+
+
+def walk(root: Path, problems: list[str]) -> Iterator[Found]:
+    """
+    Yield the files below a folder that may be adapters.
+
+    Hidden files and folders are left out, and so are links to folders and links to files outside of the root.
+
+    Args:
+        root: The folder.
+        problems: Where it is noted that a folder could not be listed.
+    """
+    waiting = [("", os.fspath(root))]
+    real = os.path.realpath(root)
+    while waiting:
+        folder, path = waiting.pop()
+        facts: dict[str, os.stat_result] = {}
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        if folder.count("/") < _DEPTH_AT_MOST:
+                            waiting.append((f"{folder}/{entry.name}".lstrip("/"), entry.path))
+                    elif stat := _facts(entry, real):
+                        facts[entry.name] = stat
+        except OSError as error:
+            problems.append(f"{path}: cannot be listed ({error.strerror or error})")
+            continue
+        for name in candidates(facts, (SAFETENSORS_SUFFIX,)):
+            yield _found(path, folder, name, facts)
+
+
+def _facts(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:
+    try:
+        if entry.is_symlink() and not within(entry.path, real_root):
+            return None
+        return entry.stat() if entry.is_file() else None
+    except OSError:  # a link to nowhere, or gone in between
+        return None
+
+
+def within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Tell whether a path, with all links followed, lies in a folder."""
+    real, top = os.path.realpath(path), os.path.realpath(root)
+    return real == top or real.startswith(top.rstrip(os.sep) + os.sep)
+
+
+def _found(path: str, folder: str, name: str, facts: dict[str, os.stat_result]) -> Found:
+    stem = name[: -len(SAFETENSORS_SUFFIX)]
+    belonging = [f"{stem}{ending}" for ending in _SIDECARS] + [CONFIG_NAME]
+    told = [(each, facts[each].st_size, facts[each].st_mtime_ns) for each in belonging if each in facts]
+    preview = next((f"{stem}{ending}" for ending in PREVIEWS if f"{stem}{ending}" in facts), "")
+    return Found(
+        path=str(Path(path) / name),
+        folder=folder,
+        size=facts[name].st_size,
+        mtime_ns=facts[name].st_mtime_ns,
+        beside=hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()[:16] if told else "",
+        preview=preview,
+    )

@@ -1,0 +1,104 @@
+"""Whether an adapter is made for a pipeline's base, told from names alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_mixer.binding import find_components
+from lora_mixer.formats.families import CROSS_ATTENTION
+
+if TYPE_CHECKING:
+    from lora_mixer.library.entry import Entry
+
+UNKNOWN = "unknown"
+# Names of diffusers' transformer classes begin with these; the longer of two that fit stands first.
+_TRANSFORMERS = {
+    "Flux2": "Flux.2",
+    "Flux": "Flux.1",
+    "Chroma": "Chroma",
+    "SD3": "SD3",
+    "PixArt": "PixArt",
+    "QwenImage": "Qwen-Image",
+    "Wan": "Wan",
+    "HunyuanVideo": "HunyuanVideo",
+    "HiDream": "HiDream",
+    "Lumina2": "Lumina 2",
+    "ZImage": "Z-Image",
+    "LTX2": "LTX-Video 2",
+    "LTX": "LTX-Video",
+}
+# A file may be for either: its text encoder alone, or its few layers, do not tell.
+_EITHER = {
+    "SD 1.x or SDXL": ("SD 1.x", "SDXL"),
+    "Flux.1 or Flux.2": ("Flux.1", "Flux.2"),
+}
+
+
+class Compatibility(NamedTuple):
+    """Whether an adapter fits, and why not or why that is not sure; the reason is empty where it is."""
+
+    fits: bool
+    reason: str
+
+
+def base_family(pipe: Any) -> str:
+    """
+    Name the base family of a pipeline, as adapters' descriptions name theirs.
+
+    Args:
+        pipe: A diffusers pipeline, or one of its modules.
+
+    Returns:
+        A name such as ``SD 1.x``, ``SDXL``, ``Flux.1``; ``unknown`` where nothing tells.
+
+    Raises:
+        PipelineStateError: When there is no module in it.
+
+    Example:
+        >>> import torch
+        >>> base_family(torch.nn.Linear(2, 2))
+        'unknown'
+    """
+    components = find_components(pipe)
+    unet = components.get("unet")
+    if unet is not None:
+        width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
+        width = width[0] if isinstance(width, list | tuple) and width else width
+        if isinstance(width, int):
+            return CROSS_ATTENTION.get(width, f"UNet with cross-attention {width}")
+        return UNKNOWN
+    transformer = components.get("transformer") or components.get("prior")
+    kind = type(transformer).__name__
+    return next((family for start, family in _TRANSFORMERS.items() if kind.startswith(start)), UNKNOWN)
+
+
+def compatible(entry: Entry, base: str) -> Compatibility:
+    """
+    Tell whether an adapter is for a base.
+
+    Args:
+        entry: The adapter.
+        base: The base's family, as :func:`base_family` names it.
+
+    Returns:
+        Whether it fits, and the reason in words; what is not known fits, with a remark.
+
+    Example:
+        >>> from pathlib import Path
+        >>> compatible(Entry("1", "ink", Path("ink.safetensors"), Path(), base="SDXL"), "SD 1.x")
+        Compatibility(fits=False, reason='made for SDXL, this pipeline is SD 1.x')
+    """
+    if entry.problem:
+        return Compatibility(fits=False, reason=entry.problem)
+    if entry.offline:
+        return Compatibility(fits=False, reason="the file is not there now: its disk or folder is away")
+    if entry.base == base or base in _EITHER.get(entry.base, ()):
+        return Compatibility(fits=True, reason="")
+    if UNKNOWN in (entry.base, base):
+        what = (
+            "the file does not say which base it is for"
+            if entry.base == UNKNOWN
+            else "this pipeline is of no known family"
+        )
+        return Compatibility(fits=True, reason=what)
+    return Compatibility(fits=False, reason=f"made for {entry.base}, this pipeline is {base}")

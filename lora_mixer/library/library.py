@@ -1,0 +1,273 @@
+"""Folders of adapters as an indexed library: opened at once, searched by page, and kept while a disk is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lora_mixer.errors import SourceError, SourceNotFoundError
+from lora_mixer.library import _schema, adding
+from lora_mixer.library._database import Database
+from lora_mixer.library._scanning import refresh
+from lora_mixer.library.looking import Looking
+from lora_mixer.recall.values import as_float, clean_text
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from lora_mixer.library._scanning import Progress
+    from lora_mixer.library.entry import Entry, Refreshed
+
+_KEEP: Any = object()
+_NOTES_AT_MOST = 20_000
+_WORDS_AT_MOST = 200
+
+
+class Library(Looking):
+    """
+    Adapters in folders, found by a scan of headers and remembered in an index.
+
+    Several libraries, threads and processes may share an index. Nothing is deleted from it because a file is not
+    there: the entry is marked offline and comes back with the file. What the user says of a file (weight, notes,
+    trigger words) lies in a file of its own beside the index, and follows the file's content.
+
+    Args:
+        folders: Where adapters lie. They need not be there now.
+        index: The index's file; by default in the user's cache folder, with what the user says in the data folder.
+
+    Example:
+        >>> import tempfile
+        >>> from lora_mixer import demo_adapters
+        >>> folder = demo_adapters()["ink"].path.parent
+        >>> library = Library([folder], index=Path(tempfile.mkdtemp()) / "index.sqlite")
+        >>> library.refresh().unreadable
+        0
+        >>> library.search("ink").entries[0].algorithms
+        ('lora',)
+    """
+
+    def __init__(
+        self,
+        folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        index: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """
+        Open the index; nothing is scanned yet.
+
+        Raises:
+            SourceError: No folder is given, or the index cannot be written.
+        """
+        given = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+        if not given:
+            raise SourceError("a library needs at least one folder")
+        self._notes: list[str] = []
+        self._roots = _outermost(Path(folder).expanduser().absolute() for folder in given)
+        place = (
+            Path(index).expanduser().absolute() if index is not None else _default("XDG_CACHE_HOME", ".cache")
+        )
+        said = (
+            place.with_name(f"{place.stem}.user.sqlite")
+            if index is not None
+            else _default("XDG_DATA_HOME", ".local/share")
+        )
+        self._index = Database(place, _schema.INDEX, _schema.INDEX_VERSION, self._notes)
+        self._user = Database(said, _schema.USER, _schema.USER_VERSION, self._notes)
+        self._thumbnails = place.with_name(f"{place.stem}.thumbnails")
+        self._lock = threading.Lock()
+
+    def refresh(self, progress: Progress | None = None) -> Refreshed:
+        """
+        Bring the index up to date; files that are as they were are not opened.
+
+        Args:
+            progress: Called with how many files are done, how many there are, and the name of the one in hand. What it
+                raises ends the scan; what was read by then is kept.
+
+        Returns:
+            What was found.
+        """
+        with self._lock:
+            before = self._index.renewals
+            found = refresh(self._index, self._user, self._roots, progress)
+            # Made anew in the middle, the index has only a part.
+            return (
+                found
+                if self._index.renewals == before
+                else refresh(self._index, self._user, self._roots, progress)
+            )
+
+    def set_default(
+        self,
+        id: str,  # noqa: A002
+        *,
+        weight: float | None = _KEEP,
+        notes: str | None = _KEEP,
+        triggers: Iterable[str] | None = _KEEP,
+    ) -> Entry:
+        """
+        Keep what the user says of an adapter; it stays with the content, wherever the file goes.
+
+        Args:
+            id: The entry.
+            weight: The preferred weight; None takes what came with the file again, as for the next two.
+            notes: Notes.
+            triggers: Trigger words.
+
+        Raises:
+            SourceNotFoundError: There is no such entry.
+            SourceError: A value is none that can be kept.
+        """
+        changes: dict[str, Any] = {}
+        if weight is not _KEEP:
+            changes["weight"] = None if weight is None else as_float(weight)
+            if weight is not None and changes["weight"] is None:
+                raise SourceError(f"weight must be a finite number, got {weight!r}")
+        if notes is not _KEEP:
+            changes["notes"] = None if notes is None else clean_text(notes)[:_NOTES_AT_MOST]
+        if triggers is not _KEEP:
+            words = (
+                None
+                if triggers is None
+                else [clean_text(word).strip()[:500] for word in triggers][:_WORDS_AT_MOST]
+            )
+            changes["words"] = None if words is None else json.dumps([word for word in words if word])
+        return self._say(id, lambda old: {**old, **changes})
+
+    def used(self, id: str) -> Entry:  # noqa: A002
+        """Count one use of an adapter, for ``sort="uses"``."""
+        return self._say(id, lambda old: {**old, "uses": old["uses"] + 1})
+
+    def add(
+        self,
+        source: str | os.PathLike[str] | bytes | IO[bytes],
+        name: str,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        limit: int = adding.SIZE_AT_MOST,
+    ) -> Entry:
+        """
+        Copy an adapter into the library: checked before it gets its name, and over nothing that is there.
+
+        Args:
+            source: A file, its bytes, or a stream.
+            name: What to call it; made safe, and numbered where that is taken.
+            folder: One of the library's folders; the first unless said.
+            limit: How many bytes it may have.
+
+        Raises:
+            SourceError: It is larger than allowed, cannot be read, or the folder is none of the library's.
+            FormatError: It is no safetensors file with an adapter that can be used.
+            SaveError: The disk refuses.
+        """
+        return self._added(adding.put(source, self._root(folder), name, limit=limit))
+
+    def add_from_hub(
+        self,
+        repo_id: str,
+        *,
+        weight_name: str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Entry:
+        """
+        Download an adapter from the Hub and copy it into the library, with its PEFT configuration where it has one.
+
+        Args:
+            repo_id: ``user/name``, or the address of a file at the Hub; never a path.
+            weight_name: Which file of the repository.
+            folder: As for :meth:`add`.
+            options: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            SourceError: There is no such repository or file, several could be meant, or nobody answers.
+            FormatError: As :meth:`add`.
+        """
+        root = self._root(folder)
+        found = adding.from_hub(repo_id, weight_name, options)
+        return self._added(adding.put(found.weights, root, found.name, config=found.config))
+
+    def forget(self, id: str) -> None:  # noqa: A002
+        """
+        Take an entry out of the index that is away for good; what the user said of it is kept.
+
+        Raises:
+            SourceError: The file is there, so the next scan would find it again.
+        """
+        entry = self.get(id)
+        if entry.path.exists():
+            raise SourceError(f"{entry.name}: {entry.path} is there; delete or move the file to take it out")
+        self._index.write(
+            lambda connection: [
+                connection.execute(f"DELETE FROM {t} WHERE id = ?", (id,)) for t in ("files", "hashes")
+            ]
+        )
+
+    def _say(self, id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Entry:  # noqa: A002
+        entry = self.get(id)
+        columns = _schema.SAID
+        own = ", ".join(columns)
+        row = self._index.read(
+            lambda connection: dict(
+                connection.execute(
+                    f"SELECT content, path, {own} FROM files WHERE id = ?", (entry.id,)
+                ).fetchone()
+            )
+        )
+        key = row["content"] or row["path"]
+
+        def work(connection: sqlite3.Connection) -> dict[str, Any]:
+            there = connection.execute(
+                "SELECT weight, notes, words, uses FROM said WHERE content = ?", (key,)
+            ).fetchone()
+            new = change(dict(there) if there else {column: row[mine] for mine, column in columns.items()})
+            connection.execute(
+                "INSERT OR REPLACE INTO said (content, path, weight, notes, words, uses) VALUES (?, ?, ?, ?, ?, ?)",
+                (key, row["path"], new["weight"], new["notes"], new["words"], new["uses"]),
+            )
+            return new
+
+        new = self._user.write(work)
+        self._index.write(lambda connection: _repeat(connection, entry.id, row["content"], new))
+        return self.get(id)
+
+    def _root(self, folder: str | os.PathLike[str] | None) -> Path:
+        root = self._roots[0] if folder is None else Path(folder).expanduser().absolute()
+        if root not in self._roots:
+            raise SourceError(f"{root} is none of the library's folders: {', '.join(map(str, self._roots))}")
+        if not root.is_dir():
+            raise SourceNotFoundError(f"the library's folder {root} is not there now")
+        return root
+
+    def _added(self, path: Path) -> Entry:
+        self.refresh()
+        found = self._where("path = ?", str(path))
+        if not found:
+            raise SourceNotFoundError(f"{path} was written and is not there any more")
+        return found[0]
+
+
+def _repeat(connection: sqlite3.Connection, id: str, content: str, said: Mapping[str, Any]) -> None:  # noqa: A002
+    """Let searches see what the user said, in all entries of the same content."""
+    sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
+    values = [said[column] for column in _schema.SAID.values()]
+    connection.execute(
+        f"UPDATE files SET {sets} WHERE id = ? OR (content = ? AND content != '')", (*values, id, content)
+    )
+
+
+def _outermost(folders: Iterable[Path]) -> tuple[Path, ...]:
+    unique = list(dict.fromkeys(folders))
+    return tuple(
+        folder
+        for folder in unique
+        if not any(other != folder and folder.is_relative_to(other) for other in unique)
+    )
+
+
+def _default(variable: str, fallback: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "lora_mixer" / "library.sqlite"

@@ -1,0 +1,86 @@
+"""Small pictures for cards: decoded with limits and written anew, so that nothing of a stranger's file is ever served."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from lora_mixer.library._walking import within
+from lora_mixer.writing.atomic import write_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_mixer.library.entry import Entry
+
+SIZES = (64, 1024)
+"""The smallest and the largest side."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_FILE_AT_MOST = 64 << 20
+_PIXELS_AT_MOST = 50_000_000
+
+
+class PreviewError(ValueError):
+    """Why a preview cannot be shown."""
+
+
+def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
+    """
+    Give a small picture of an entry.
+
+    Args:
+        entry: The entry.
+        folder: Where small pictures are kept.
+        size: The longer side in pixels, brought within :data:`SIZES`.
+
+    Returns:
+        A WebP file in that folder; None where the entry has no picture, or that is away.
+
+    Raises:
+        PreviewError: The picture is there and cannot be shown.
+    """
+    source = entry.preview
+    if source is None or entry.offline:
+        return None
+    if not within(source, entry.root):
+        raise PreviewError("leads out of the library's folder")
+    try:
+        facts = os.stat(source)  # noqa: PTH116 -- one call for both
+    except OSError:
+        return None
+    side = min(max(int(size), SIZES[0]), SIZES[1])
+    stamp = hashlib.sha256(
+        f"{source}\n{facts.st_size}\n{facts.st_mtime_ns}".encode("utf-8", "replace")
+    ).hexdigest()[:16]
+    path = folder / f"{entry.id}-{stamp}-{side}.webp"
+    if not path.is_file():
+        if facts.st_size > _FILE_AT_MOST:
+            raise PreviewError(f"has {facts.st_size} bytes, at most {_FILE_AT_MOST} are read")
+        _write(source, path, side)
+    return path
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    if width * height > _PIXELS_AT_MOST:
+        raise PreviewError(f"has {width} x {height} pixels, at most {_PIXELS_AT_MOST} are read")
+
+
+def _write(source: Path, path: Path, side: int) -> None:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
+            _refuse_huge(image.width, image.height)
+            image.draft("RGB", (side, side))
+            turned = ImageOps.exif_transpose(image)
+            small = turned.convert(
+                "RGBA" if "A" in turned.getbands() or "transparency" in turned.info else "RGB"
+            )
+            small.thumbnail((side, side))
+    except PreviewError:
+        raise
+    except Exception as error:  # whatever a decoder meets in a hostile file
+        raise PreviewError(f"is no picture that can be read ({type(error).__name__})") from error
+    small.info = {}
+    write_files({path: lambda stream: small.save(stream, "WEBP", quality=80)})

@@ -1,0 +1,582 @@
+"""A library of adapters opens at once, finds by words, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_mixer import read_adapter
+from lora_mixer.errors import FormatError, LoraMixerError, SourceError, SourceNotFoundError
+from lora_mixer.library import Library
+from lora_mixer.recall import PictureSettings, RecalledAdapter, match_adapters
+from tests.loras import tag_frequency, write_lora
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five adapters in two folders, one of them broken."""
+    place = tmp_path / "loras"
+    write_lora(place / "ink.safetensors", rank=4, **{"modelspec.title": "Ink wash", "ss_tag_frequency": tag_frequency(brush=5, cat=9)})
+    write_lora(place / "ink drawing.safetensors", rank=16, **{"modelspec.trigger_phrase": "inkdrw, lines"})
+    write_lora(place / "styles" / "watercolor.safetensors", base="SDXL", rank=8)
+    write_lora(place / "styles" / "old" / "drinking.safetensors", base="SD 2.x", rank=2)
+    (place / "broken.safetensors").write_bytes(b"\xff" * 64)
+    return place
+
+
+@pytest.fixture
+def library(folder, tmp_path):
+    found = Library(folder, index=tmp_path / "index.sqlite")
+    found.refresh()
+    return found
+
+
+def names(page):
+    return [entry.name for entry in page.entries]
+
+
+def one(library, name):
+    (entry,) = library.find(name)
+    return entry
+
+
+def never(*_):
+    raise AssertionError("a file was read")
+
+
+class TestScanning:
+    def test_an_entry_says_what_the_file_is(self, library, folder):
+        entry = one(library, "ink")
+        info = read_adapter(folder / "ink.safetensors")
+
+        assert (entry.base, entry.format, entry.algorithms, entry.ranks) == ("SD 1.x", "kohya", ("lora",), (4,))
+        assert (entry.title, entry.tags[:2]) == ("Ink wash", ("cat", "brush"))
+        assert entry.path == folder / "ink.safetensors"
+        assert entry.bytes == entry.path.stat().st_size
+        assert entry.mtime == pytest.approx(entry.path.stat().st_mtime)
+        assert not entry.offline
+        assert info.trigger_words == entry.trigger_words
+        assert one(library, "ink drawing").trigger_words == ("inkdrw", "lines")
+        assert one(library, "watercolor").folder == "styles"
+
+    def test_a_file_that_cannot_be_read_is_an_entry_with_the_reason(self, library):
+        entry = one(library, "broken")
+
+        assert "not a safetensors file" in entry.problem
+        assert entry.base == "unknown"
+
+    def test_a_refresh_counts_what_it_did(self, folder, tmp_path):
+        library = Library(folder, index=tmp_path / "index.sqlite")
+
+        first = library.refresh()
+        second = library.refresh()
+
+        assert (first.added, first.unreadable, first.total) == (5, 1, 5)
+        assert (second.added, second.changed, second.unchanged) == (0, 0, 5)
+
+    def test_the_next_time_no_file_is_opened(self, folder, library, monkeypatch, tmp_path):
+        monkeypatch.setattr("lora_mixer.library._scanning.describe", never)
+
+        again = Library(folder, index=tmp_path / "index.sqlite")
+        again.refresh()
+
+        assert again.search().total == 5
+
+    def test_a_changed_file_is_read_again_and_the_others_are_not(self, folder, library, monkeypatch):
+        write_lora(folder / "ink.safetensors", base="SDXL", rank=32)
+        os.utime(folder / "ink.safetensors", ns=(1, 1))
+
+        found = library.refresh()
+
+        assert (found.changed, found.unchanged) == (1, 4)
+        assert (one(library, "ink").base, one(library, "ink").ranks) == ("SDXL", (32,))
+
+    def test_a_new_preview_or_user_file_is_noticed(self, folder, library):
+        Image.new("RGB", (8, 8)).save(folder / "ink.preview.png")
+        (folder / "ink.json").write_text(
+            json.dumps({"activation text": "inky, wash", "preferred weight": 0.7, "notes": "soft", "negative text": "photo"})
+        )
+
+        assert library.refresh().changed == 1
+        entry = one(library, "ink")
+        assert entry.preview == folder / "ink.preview.png"
+        assert (entry.trigger_words, entry.weight, entry.notes, entry.negative_text) == (
+            ("inky", "wash"), 0.7, "soft", "photo",
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"[]", b'{"preferred weight": "x", "notes": [1]}'])
+    def test_odd_user_files_are_no_harm(self, folder, library, content):
+        (folder / "ink.json").write_bytes(content)
+
+        library.refresh()
+
+        assert (one(library, "ink").problem, one(library, "ink").weight) == ("", None)
+
+    def test_progress_goes_from_the_known_to_all_and_may_stop_the_scan(self, folder, tmp_path):
+        library = Library(folder, index=tmp_path / "index.sqlite")
+        seen = []
+
+        library.refresh(lambda done, total, name: seen.append((done, total, name)))
+
+        assert [(done, total) for done, total, _ in seen] == [(number, 5) for number in range(6)]
+        assert {name for _, _, name in seen} == {"", "ink", "ink drawing", "watercolor", "drinking", "broken"}
+        for number in range(100):
+            write_lora(folder / f"more {number}.safetensors")
+
+        def stop(done, _total, _name):
+            if done == 80:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            library.refresh(stop)
+        assert library.search().total == 55  # whole batches stay
+        assert library.refresh().added == 50
+
+    def test_hidden_files_model_files_and_others_are_left_out(self, folder, library):
+        write_lora(folder / ".hidden.safetensors")
+        write_lora(folder / ".cache" / "x.safetensors")
+        write_lora(folder / "model-00001-of-00002.safetensors")
+        (folder / "x.pt").write_bytes(b"x")
+
+        assert library.refresh().added == 0
+
+    def test_a_peft_folder_is_one_adapter_under_its_own_name(self, shared_data, tmp_path):
+        library = Library(shared_data / "generated" / "peft_dirs", index=tmp_path / "index.sqlite")
+        library.refresh()
+
+        entries = [e for e in library.search(page_size=100).entries if e.path.name == "adapter_model.safetensors"]
+        assert len(entries) > 10
+        assert {entry.name for entry in entries} == {entry.path.parent.name for entry in entries}
+        assert not any(entry.problem for entry in entries)
+
+
+class TestNothingIsLost:
+    def test_while_a_folder_is_away_its_entries_stay_and_come_back_unread(self, folder, library, tmp_path, monkeypatch):
+        ids = {entry.name: entry.id for entry in library.search().entries}
+        library.set_default(ids["ink"], weight=0.6)
+        folder.rename(tmp_path / "away")
+
+        gone = library.refresh()
+
+        assert (gone.offline, gone.total) == (5, 0)
+        assert "cannot be listed" in gone.notes[0]
+        assert all(entry.offline for entry in library.search().entries)
+        assert one(library, "ink").weight == 0.6
+        with pytest.raises(SourceNotFoundError, match="is its disk away"):
+            library.source(ids["ink"])
+        (tmp_path / "away").rename(folder)
+        monkeypatch.setattr("lora_mixer.library._scanning.describe", never)
+        back = library.refresh()
+        assert (back.offline, back.unchanged) == (0, 5)
+        assert {entry.name: entry.id for entry in library.search(offline=False).entries} == ids
+
+    def test_an_empty_mount_point_is_a_disk_that_is_away(self, folder, library, tmp_path):
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+
+        assert library.refresh().offline == 5
+        assert library.search().total == 5
+
+    def test_a_moved_file_is_the_same_entry_with_what_the_user_said(self, folder, library):
+        entry = one(library, "ink")
+        library.set_default(entry.id, weight=0.4, notes="mine", triggers=["inky"])
+        library.hashes(entry.id)
+        (folder / "new").mkdir()
+        (folder / "ink.safetensors").rename(folder / "new" / "inky.safetensors")
+
+        found = library.refresh()
+
+        assert (found.moved, found.added, found.offline) == (1, 0, 0)
+        moved = library.get(entry.id)
+        assert (moved.name, moved.folder, moved.weight, moved.notes) == ("inky", "new", 0.4, "mine")
+        assert "sha256" in moved.hashes
+        assert library.search().total == 5
+
+    def test_a_copy_is_an_entry_of_its_own_and_shares_what_the_user_said(self, folder, library):
+        entry = one(library, "ink")
+        library.set_default(entry.id, weight=0.4)
+        shutil.copy(folder / "ink.safetensors", folder / "copy.safetensors")
+
+        assert library.refresh().added == 1
+        copy = one(library, "copy")
+        assert copy.id != entry.id
+        assert copy.weight == 0.4
+        library.set_default(copy.id, weight=0.9)
+        assert library.get(entry.id).weight == 0.9
+
+    def test_another_file_in_the_same_place_keeps_the_users_words_and_loses_the_hashes(self, folder, library):
+        entry = one(library, "ink")
+        library.set_default(entry.id, triggers=["inky"])
+        before = library.hashes(entry.id)
+        write_lora(folder / "ink.safetensors", rank=12)
+        library.refresh()
+
+        again = library.get(entry.id)
+        assert again.trigger_words == ("inky",)
+        assert again.hashes == {}
+        assert library.hashes(entry.id)["sha256"] != before["sha256"]
+
+    def test_a_deleted_file_can_be_forgotten_and_one_that_is_there_cannot(self, folder, library):
+        entry = one(library, "ink")
+        with pytest.raises(SourceError, match="is there"):
+            library.forget(entry.id)
+        entry.path.unlink()
+        library.refresh()
+
+        library.forget(entry.id)
+
+        with pytest.raises(SourceNotFoundError):
+            library.get(entry.id)
+
+    @pytest.mark.parametrize("damage", [b"this is no database", None], ids=["overwritten", "torn"])
+    def test_a_damaged_index_is_made_anew_with_a_note_and_the_users_words_stay(self, folder, library, tmp_path, damage):
+        entry = one(library, "ink")
+        library.set_default(entry.id, weight=0.6)
+        index = tmp_path / "index.sqlite"
+        whole = index.read_bytes()
+        for ending in ("-wal", "-shm"):
+            index.with_name(index.name + ending).unlink(missing_ok=True)
+        index.write_bytes(damage if damage is not None else whole[:4096] + b"\xaa" * (len(whole) - 4096))
+
+        again = Library(folder, index=index)
+        again.refresh()
+
+        assert any("was damaged" in note for note in again.notes)
+        assert again.search().total == 5
+        assert one(again, "ink").weight == 0.6
+        assert one(again, "ink").id == entry.id
+        assert list(tmp_path.glob("index.sqlite.damaged-*"))
+
+    def test_an_index_damaged_while_it_is_open_is_made_anew(self, library, tmp_path):
+        index = tmp_path / "index.sqlite"
+        for ending in ("-wal", "-shm"):
+            index.with_name(index.name + ending).unlink(missing_ok=True)
+        index.write_bytes(b"no database" * 100)
+
+        assert library.search().total == 0
+        assert library.refresh().added == 5
+        assert library.search().total == 5
+
+    def test_an_index_of_another_version_is_made_anew(self, folder, library, tmp_path):
+        with closing(sqlite3.connect(tmp_path / "index.sqlite")) as connection:
+            connection.execute("PRAGMA user_version = 99")
+
+        again = Library(folder, index=tmp_path / "index.sqlite")
+
+        assert again.refresh().added == 5
+        assert "version 99" in again.notes[0]
+
+    def test_a_place_where_nothing_can_be_written_is_told(self, folder, tmp_path):
+        (tmp_path / "file").write_text("x")
+
+        with pytest.raises(SourceError, match="cannot be opened there"):
+            Library(folder, index=tmp_path / "file" / "index.sqlite")
+
+
+class TestManyAtOnce:
+    def test_threads_scan_and_search_at_once(self, folder, tmp_path):
+        for number in range(60):
+            write_lora(folder / f"more {number}.safetensors", seed=number)
+        libraries = [Library(folder, index=tmp_path / "index.sqlite") for _ in range(3)]
+        problems = []
+
+        def work(library, number):
+            try:
+                library.refresh()
+                library.used(one(library, "ink").id)
+                library.set_default(one(library, f"more {number}").id, weight=number)
+            except BaseException as error:  # noqa: BLE001
+                problems.append(error)
+
+        threads = [threading.Thread(target=work, args=(libraries[n % 3], n)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert problems == []
+        library = libraries[0]
+        assert library.search().total == 65
+        assert len({entry.id for entry in library.search(page_size=100).entries}) == 65
+        assert one(library, "ink").uses == 6
+        assert [one(library, f"more {n}").weight for n in range(6)] == [0, 1, 2, 3, 4, 5]
+
+    def test_processes_scan_at_once(self, folder, tmp_path):
+        for number in range(40):
+            write_lora(folder / f"more {number}.safetensors", seed=number)
+        script = (
+            "import sys\nfrom lora_mixer.library import Library\n"
+            "library = Library(sys.argv[1], index=sys.argv[2])\nlibrary.refresh()\n"
+            "library.used(library.find('ink')[0].id)\nprint(library.search().total)"
+        )
+        command = [sys.executable, "-c", script, str(folder), str(tmp_path / "index.sqlite")]
+
+        running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        results = [process.communicate() for process in running]
+
+        assert results == [("45\n", ""), ("45\n", "")]
+        assert one(Library(folder, index=tmp_path / "index.sqlite"), "ink").uses == 2
+
+    def test_libraries_of_other_folders_share_an_index(self, folder, tmp_path):
+        write_lora(tmp_path / "others" / "x.safetensors")
+        index = tmp_path / "index.sqlite"
+        one_library, other = Library(folder, index=index), Library(tmp_path / "others", index=index)
+        one_library.refresh()
+        other.refresh()
+
+        assert (one_library.search().total, other.search().total) == (5, 1)
+        with pytest.raises(SourceNotFoundError):
+            one_library.get(other.search().entries[0].id)
+
+
+class TestSearching:
+    def test_exact_names_first_then_beginnings_then_the_rest(self, library):
+        assert names(library.search("ink")) == ["ink", "ink drawing", "drinking"]
+        assert names(library.search("INK")) == ["ink", "ink drawing", "drinking"]
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("wash", ["ink"]), ("inkdrw", ["ink drawing"]), ("brush", ["ink"]), ("styles", ["drinking", "watercolor"]),
+            ("lines ink", ["ink drawing"]), ("color water", ["watercolor"]), ("nothing", []), ("%", []), ("' OR 1=1 --", []),
+        ],
+    )  # fmt: skip
+    def test_all_words_count_in_titles_triggers_tags_and_folders(self, library, text, found):
+        assert names(library.search(text)) == found
+
+    def test_the_users_own_words_are_found(self, library):
+        library.set_default(one(library, "watercolor").id, triggers=["Aquarell"])
+
+        assert names(library.search("aquarell")) == ["watercolor"]
+
+    def test_filters(self, library):
+        assert names(library.search(base="SDXL")) == ["watercolor"]
+        assert names(library.search(algorithm="lora", base="SD 1.x")) == ["ink", "ink drawing"]
+        assert names(library.search(algorithm="lor")) == []
+        assert names(library.search(folder="styles")) == ["drinking", "watercolor"]
+        assert names(library.search(folder="styles/old")) == ["drinking"]
+        assert names(library.search(folder="style")) == []
+
+    def test_sorts(self, library):
+        library.used(one(library, "watercolor").id)
+        os.utime(one(library, "drinking").path, (2e9, 2e9))
+        library.refresh()
+
+        assert names(library.search())[:2] == ["broken", "drinking"]
+        assert names(library.search(sort="rank", descending=True))[:3] == ["ink drawing", "watercolor", "ink"]
+        assert names(library.search(sort="uses", descending=True))[0] == "watercolor"
+        assert names(library.search(sort="date", descending=True))[0] == "drinking"
+        assert names(library.search(sort="size"))[0] == "broken"
+        with pytest.raises(SourceError, match="sort must be one of"):
+            library.search(sort="id; DROP TABLE files")
+
+    def test_pages(self, library):
+        pages = [library.search(page=number, page_size=2) for number in range(4)]
+
+        assert [len(page.entries) for page in pages] == [2, 2, 1, 1]
+        assert (pages[0].total, pages[0].pages, pages[3].page) == (5, 3, 2)
+        assert sorted(name for page in pages[:3] for name in names(page)) == names(library.search())
+        with pytest.raises(SourceError):
+            library.search(page_size=0)
+
+    def test_facets_count_for_filters(self, library):
+        facets = library.facets()
+
+        assert facets["base"] == {"SD 1.x": 2, "SD 2.x": 1, "SDXL": 1, "unknown": 1}
+        assert facets["algorithm"] == {"lora": 4}
+        assert facets["folder"] == {"": 3, "styles": 1, "styles/old": 1}
+
+
+class TestHashes:
+    def test_they_are_those_of_the_file_and_computed_once(self, library, monkeypatch):
+        entry = one(library, "ink")
+        assert entry.hashes == {}
+
+        found = library.hashes(entry.id)
+
+        assert found == dict(read_adapter(entry.path).hashes)
+        monkeypatch.setattr("lora_mixer.library.looking.read_adapter", never)
+        assert library.hashes(entry.id) == found
+        assert library.get(entry.id).hashes == found
+
+    @pytest.mark.parametrize(("kind", "length"), [("sha256", 64), ("sha256", 10), ("sha256", 8), ("autov3", 12), ("autov1", 8)])
+    def test_entries_are_found_by_any_of_them(self, library, kind, length):
+        entry = one(library, "ink")
+        digits = library.hashes(entry.id)[kind][:length]
+
+        assert library.by_hash(digits.upper()) == (library.get(entry.id),)
+        assert library.by_hash("0" * 12) == library.by_hash("x") == library.by_hash("") == ()
+
+    def test_what_the_header_says_of_itself_is_found_without_reading_the_file(self, folder, library):
+        write_lora(folder / "declared.safetensors", sshs_model_hash="ab" * 32)
+        library.refresh()
+
+        assert library.by_hash("ab" * 6)[0].name == "declared"
+        assert one(library, "declared").hashes == {"declared": "ab" * 32}
+
+    def test_a_pictures_adapters_are_matched_in_the_library(self, library):
+        digits = library.hashes(one(library, "ink").id)["autov3"]
+        settings = PictureSettings("x", adapters=(
+            RecalledAdapter("other name", 0.3, None, {"autov3": digits}), RecalledAdapter("Watercolor"), RecalledAdapter("gone"),
+        ))  # fmt: skip
+
+        found = match_adapters(settings, library.known())
+
+        assert [slot.match for slot in found.slots] == ["ink", "watercolor", None]
+
+
+class TestSafety:
+    def test_links_that_lead_out_are_not_followed(self, folder, library, tmp_path):
+        secret = write_lora(tmp_path / "secret" / "private.safetensors")
+        (folder / "link.safetensors").symlink_to(secret)
+        (folder / "linked folder").symlink_to(tmp_path / "secret")
+        (folder / "inside.safetensors").symlink_to(folder / "ink.safetensors")
+
+        library.refresh()
+
+        assert library.find("private") == library.find("link") == ()
+        assert library.find("inside")[0].base == "SD 1.x"
+
+    def test_a_file_that_became_a_link_outwards_is_not_given(self, library, tmp_path):
+        secret = write_lora(tmp_path / "secret" / "private.safetensors")
+        entry = one(library, "ink")
+        entry.path.unlink()
+        entry.path.symlink_to(secret)
+
+        with pytest.raises(SourceError, match="leads out"):
+            library.source(entry.id)
+
+    def test_an_id_is_no_path(self, library):
+        for odd in ("../ink", "/etc/passwd", "", "' OR 1=1 --", "\ud800"[:0] + "x" * 10_000):
+            with pytest.raises(SourceNotFoundError):
+                library.get(odd)
+        assert all(entry.id.isalnum() and str(entry.path) not in entry.id for entry in library.search().entries)
+
+    def test_names_in_no_encoding_are_told_and_the_rest_is_found(self, folder, library):
+        odd = os.fsencode(folder) + b"/\xff\xfe.safetensors"
+        shutil.copy(folder / "ink.safetensors", odd)
+
+        found = library.refresh()
+
+        assert "no known encoding" in found.notes[0]
+        assert library.search().total == 5
+
+    @pytest.mark.parametrize("value", [float("nan"), "x", True, 10**400])
+    def test_values_that_are_none_are_refused(self, library, value):
+        with pytest.raises(SourceError, match="finite number"):
+            library.set_default(one(library, "ink").id, weight=value)
+
+    def test_none_takes_back_what_the_user_said(self, folder, library):
+        entry = one(library, "ink drawing")
+        library.set_default(entry.id, weight=0, notes="x", triggers=[])
+        said = library.get(entry.id)
+        assert (said.weight, said.notes, said.trigger_words) == (0.0, "x", ())
+
+        back = library.set_default(entry.id, weight=None, notes=None, triggers=None)
+
+        assert (back.weight, back.notes, back.trigger_words) == (None, "", ("inkdrw", "lines"))
+
+
+class TestThumbnails:
+    def test_they_are_small_written_anew_and_kept(self, folder, library):
+        picture = Image.new("RGB", (600, 300), "red")
+        picture.save(folder / "ink.png", pnginfo=None)
+        (folder / "ink.png").write_bytes((folder / "ink.png").read_bytes() + b"<script>alert(1)</script>")
+        library.refresh()
+        entry = one(library, "ink")
+
+        path = library.thumbnail(entry.id, 100)
+
+        assert path.parent == library.thumbnails_folder
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("WEBP", (100, 50))
+        assert b"script" not in path.read_bytes()
+        assert library.thumbnail(entry.id, 100) == path
+        assert library.thumbnail(one(library, "watercolor").id) is None
+
+    def test_a_new_picture_gives_a_new_one(self, folder, library):
+        Image.new("RGB", (9, 9), "red").save(folder / "ink.png")
+        library.refresh()
+        first = library.thumbnail(one(library, "ink").id)
+        Image.new("RGB", (99, 9), "blue").save(folder / "ink.png")
+        library.refresh()
+
+        assert library.thumbnail(one(library, "ink").id) != first
+
+    def test_a_picture_that_is_none_or_a_link_outwards_gives_none_and_a_note(self, folder, library, tmp_path):
+        (folder / "ink.png").write_bytes(b"<svg onload=alert(1)>")
+        Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+        (folder / "watercolor.png").write_bytes(b"x")
+        shutil.copy(tmp_path / "private.png", folder / "styles" / "watercolor.png")
+        library.refresh()
+        (folder / "styles" / "watercolor.png").unlink()
+        (folder / "styles" / "watercolor.png").symlink_to(tmp_path / "private.png")
+
+        assert library.thumbnail(one(library, "ink").id) is None
+        assert library.thumbnail(one(library, "watercolor").id) is None
+        assert "the preview of ink is no picture" in library.notes[0]
+        assert "leads out" in library.notes[1]
+
+    def test_sizes_are_kept_within_limits(self, folder, library):
+        Image.new("RGB", (3000, 3000)).save(folder / "ink.jpg")
+        library.refresh()
+
+        with Image.open(library.thumbnail(one(library, "ink").id, 10**9)) as image:
+            assert image.size == (1024, 1024)
+
+
+def test_two_hundred_files_are_read_and_found(tmp_path):
+    for number in range(200):
+        write_lora(tmp_path / "loras" / f"style {number:03}.safetensors", rank=1 + number % 8, seed=number)
+    library = Library(tmp_path / "loras", index=tmp_path / "index.sqlite")
+
+    assert library.refresh().added == 200
+    assert library.refresh().unchanged == 200
+    assert names(library.search(page=3)) == [f"style {number:03}" for number in range(180, 200)]
+
+
+def test_folders_inside_others_count_once(folder, tmp_path):
+    library = Library([folder / "styles", folder, folder], index=tmp_path / "index.sqlite")
+
+    assert library.folders == (folder,)
+    assert library.refresh().added == 5
+
+
+def test_no_folder_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="at least one folder"):
+        Library([], index=tmp_path / "index.sqlite")
+
+
+def test_by_default_the_index_is_a_cache_and_the_users_words_are_data(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    library = Library(folder)
+    library.refresh()
+    library.set_default(one(library, "ink").id, weight=0.5)
+    shutil.rmtree(tmp_path / "cache")
+
+    again = Library(folder)
+    again.refresh()
+
+    assert one(again, "ink").weight == 0.5
+    assert (tmp_path / "data" / "lora_mixer" / "library.sqlite").is_file()
+
+
+def test_all_errors_are_the_packages_own(library):
+    for call in (lambda: library.search(page=-1), lambda: library.info("x"), lambda: library.info(one(library, "broken").id)):
+        with pytest.raises(LoraMixerError):
+            call()
+    with pytest.raises(FormatError):
+        library.info(one(library, "broken").id)
