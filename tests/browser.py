@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 STEPS = 2
-CHROMIUM = os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = (
+    os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 
 
 def browser():

@@ -28,7 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def folder(tmp_path):
     """Five adapters in two folders, one of them broken."""
     place = tmp_path / "loras"
-    write_lora(place / "ink.safetensors", rank=4, **{"modelspec.title": "Ink wash", "ss_tag_frequency": tag_frequency(brush=5, cat=9)})
+    write_lora(
+        place / "ink.safetensors",
+        rank=4,
+        **{"modelspec.title": "Ink wash", "ss_tag_frequency": tag_frequency(brush=5, cat=9)},
+    )
     write_lora(place / "ink drawing.safetensors", rank=16, **{"modelspec.trigger_phrase": "inkdrw, lines"})
     write_lora(place / "styles" / "watercolor.safetensors", base="SDXL", rank=8)
     write_lora(place / "styles" / "old" / "drinking.safetensors", base="SD 2.x", rank=2)
@@ -61,7 +65,12 @@ class TestScanning:
         entry = one(library, "ink")
         info = read_adapter(folder / "ink.safetensors")
 
-        assert (entry.base, entry.format, entry.algorithms, entry.ranks) == ("SD 1.x", "kohya", ("lora",), (4,))
+        assert (entry.base, entry.format, entry.algorithms, entry.ranks) == (
+            "SD 1.x",
+            "kohya",
+            ("lora",),
+            (4,),
+        )
         assert (entry.title, entry.tags[:2]) == ("Ink wash", ("cat", "brush"))
         assert entry.path == folder / "ink.safetensors"
         assert entry.bytes == entry.path.stat().st_size
@@ -106,7 +115,14 @@ class TestScanning:
     def test_a_new_preview_or_user_file_is_noticed(self, folder, library):
         Image.new("RGB", (8, 8)).save(folder / "ink.preview.png")
         (folder / "ink.json").write_text(
-            json.dumps({"activation text": "inky, wash", "preferred weight": 0.7, "notes": "soft", "negative text": "photo"})
+            json.dumps(
+                {
+                    "activation text": "inky, wash",
+                    "preferred weight": 0.7,
+                    "notes": "soft",
+                    "negative text": "photo",
+                }
+            )
         )
 
         assert library.refresh().changed == 1
@@ -116,7 +132,9 @@ class TestScanning:
             ("inky", "wash"), 0.7, "soft", "photo",
         )  # fmt: skip
 
-    @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"[]", b'{"preferred weight": "x", "notes": [1]}'])
+    @pytest.mark.parametrize(
+        "content", [b"[" * 100_000, b"\xff\xfe", b"[]", b'{"preferred weight": "x", "notes": [1]}']
+    )
     def test_odd_user_files_are_no_harm(self, folder, library, content):
         (folder / "ink.json").write_bytes(content)
 
@@ -156,14 +174,18 @@ class TestScanning:
         library = Library(shared_data / "generated" / "peft_dirs", index=tmp_path / "index.sqlite")
         library.refresh()
 
-        entries = [e for e in library.search(page_size=100).entries if e.path.name == "adapter_model.safetensors"]
+        entries = [
+            e for e in library.search(page_size=100).entries if e.path.name == "adapter_model.safetensors"
+        ]
         assert len(entries) > 10
         assert {entry.name for entry in entries} == {entry.path.parent.name for entry in entries}
         assert not any(entry.problem for entry in entries)
 
 
 class TestNothingIsLost:
-    def test_while_a_folder_is_away_its_entries_stay_and_come_back_unread(self, folder, library, tmp_path, monkeypatch):
+    def test_while_a_folder_is_away_its_entries_stay_and_come_back_unread(
+        self, folder, library, tmp_path, monkeypatch
+    ):
         ids = {entry.name: entry.id for entry in library.search().entries}
         library.set_default(ids["ink"], weight=0.6)
         folder.rename(tmp_path / "away")
@@ -241,7 +263,9 @@ class TestNothingIsLost:
             library.get(entry.id)
 
     @pytest.mark.parametrize("damage", [b"this is no database", None], ids=["overwritten", "torn"])
-    def test_a_damaged_index_is_made_anew_with_a_note_and_the_users_words_stay(self, folder, library, tmp_path, damage):
+    def test_a_damaged_index_is_made_anew_with_a_note_and_the_users_words_stay(
+        self, folder, library, tmp_path, damage
+    ):
         entry = one(library, "ink")
         library.set_default(entry.id, weight=0.6)
         index = tmp_path / "index.sqlite"
@@ -323,7 +347,10 @@ class TestManyAtOnce:
         )
         command = [sys.executable, "-c", script, str(folder), str(tmp_path / "index.sqlite")]
 
-        running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        running = [
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
         results = [process.communicate() for process in running]
 
         assert results == [("45\n", ""), ("45\n", "")]
@@ -411,7 +438,9 @@ class TestHashes:
         assert library.hashes(entry.id) == found
         assert library.get(entry.id).hashes == found
 
-    @pytest.mark.parametrize(("kind", "length"), [("sha256", 64), ("sha256", 10), ("sha256", 8), ("autov3", 12), ("autov1", 8)])
+    @pytest.mark.parametrize(
+        ("kind", "length"), [("sha256", 64), ("sha256", 10), ("sha256", 8), ("autov3", 12), ("autov1", 8)]
+    )
     def test_entries_are_found_by_any_of_them(self, library, kind, length):
         entry = one(library, "ink")
         digits = library.hashes(entry.id)[kind][:length]
@@ -462,7 +491,9 @@ class TestSafety:
         for odd in ("../ink", "/etc/passwd", "", "' OR 1=1 --", "\ud800"[:0] + "x" * 10_000):
             with pytest.raises(SourceNotFoundError):
                 library.get(odd)
-        assert all(entry.id.isalnum() and str(entry.path) not in entry.id for entry in library.search().entries)
+        assert all(
+            entry.id.isalnum() and str(entry.path) not in entry.id for entry in library.search().entries
+        )
 
     def test_names_in_no_encoding_are_told_and_the_rest_is_found(self, folder, library):
         odd = os.fsencode(folder) + b"/\xff\xfe.safetensors"
@@ -575,7 +606,11 @@ def test_by_default_the_index_is_a_cache_and_the_users_words_are_data(folder, tm
 
 
 def test_all_errors_are_the_packages_own(library):
-    for call in (lambda: library.search(page=-1), lambda: library.info("x"), lambda: library.info(one(library, "broken").id)):
+    for call in (
+        lambda: library.search(page=-1),
+        lambda: library.info("x"),
+        lambda: library.info(one(library, "broken").id),
+    ):
         with pytest.raises(LoraMixerError):
             call()
     with pytest.raises(FormatError):

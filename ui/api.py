@@ -60,11 +60,9 @@ def add_api(shared: Shared) -> None:
     def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
         """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
         found = desk_library.search(studio, text, base, sort, page)
-        names = {each["id"]: studio.name_of(studio.entry(each["id"])) for each in found["entries"]}
-        kept = ("title", "about", "bytes", "triggers", "problem")
+        kept = ("called", "about", "bytes", "triggers", "problem")
         found["entries"] = [
-            {"name": names[entry["id"]], **{key: entry[key] for key in kept}}
-            for entry in found["entries"]
+            {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in found["entries"]
         ]
         return found
 

@@ -160,6 +160,8 @@ def launch(
         inbrowser=False,
     )
     if block:
-        print(f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})", flush=True)  # noqa: T201
+        print(
+            f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})", flush=True
+        )
         blocks.block_thread()
     return blocks

@@ -224,9 +224,7 @@ def recalled_board(recall: Recall) -> Board:
     kept = board_of(recall.mix)
     rows = {row.name: row for row in kept.rows}
     found = [
-        rows[slot.match]
-        if slot.match is not None
-        else row_of(slot.adapter.name, slot.adapter.adapter_mix())
+        rows[slot.match] if slot.match is not None else row_of(slot.adapter.name, slot.adapter.adapter_mix())
         for slot in recall.slots
     ]
     return Board(tuple(found), kept.method)
@@ -263,7 +261,7 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
     else:
         about = {
             "id": entry.id,
-            "title": entry.title or entry.name,
+            "title": row.name,
             "about": facts_line(entry),
             "triggers": trigger_list(entry.trigger_words),
             "problem": studio.refusal(entry),

@@ -23,7 +23,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,80}")
 def _place(studio: Studio, name: Any, suffix: str) -> Path:
     wanted = checks.text(name, "name", 81).strip()
     if not _NAME.fullmatch(wanted) or wanted.endswith((".", " ")):
-        raise PictureError("name: use letters, digits, space, '-', '_' and '.', and begin with a letter or digit")
+        raise PictureError(
+            "name: use letters, digits, space, '-', '_' and '.', and begin with a letter or digit"
+        )
     place = studio.exports / f"{wanted.removesuffix('.safetensors')}{suffix}"
     if place.exists():
         raise PictureError(f"there is an export {place.name!r} already; choose another name")

@@ -59,12 +59,11 @@ def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any],
     return shown(recalled_board(found), studio), found
 
 
-def dropped(studio: Studio, path: Any, cache: str) -> PictureSettings:
+def dropped(path: Any, cache: str) -> PictureSettings:
     """
     Read a picture that was dropped on the page.
 
     Args:
-        studio: Where.
         path: What the browser uploaded.
         cache: The folder that uploads lie in; nothing outside of it is read.
 

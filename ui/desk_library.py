@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from lora_mixer.ui.studio import Studio
 
 PAGE = 24
-SORTS = {"Name": ("name", False), "Newest": ("date", True), "Largest": ("size", True), "Rank": ("rank", True), "Most used": ("uses", True)}
+SORTS = {
+    "Name": ("name", False),
+    "Newest": ("date", True),
+    "Largest": ("size", True),
+    "Rank": ("rank", True),
+    "Most used": ("uses", True),
+}
 ANY_BASE = "Any base"
 _SHOWN_METADATA = 60
 
 
-def search(studio: Studio, text: Any, base: Any, sort: Any, page: Any = 0, status: str = "") -> dict[str, Any]:
+def search(
+    studio: Studio, text: Any, base: Any, sort: Any, page: Any = 0, status: str = ""
+) -> dict[str, Any]:
     """
     Give a page of cards.
 
@@ -50,7 +58,8 @@ def search(studio: Studio, text: Any, base: Any, sort: Any, page: Any = 0, statu
 def _card(studio: Studio, entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id,
-        "title": entry.title or entry.name,
+        "title": studio.name_of(entry),
+        "called": "" if entry.title == entry.name else entry.title[:200],
         "about": facts_line(entry),
         "bytes": entry.bytes,
         "triggers": trigger_list(entry.trigger_words),
@@ -79,7 +88,7 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
     except (LoraMixerError, OSError) as error:
         found["strengthNote"] = str(error)
     facts = {
-        "Name in mixes": studio.name_of(entry),
+        "Title": entry.title,
         "Base": entry.base,
         "Algorithm": ", ".join(entry.algorithms),
         "Rank": ", ".join(map(str, entry.ranks)),
@@ -151,6 +160,8 @@ def from_hub(studio: Studio, repo: Any, weight_name: Any) -> str:
     """
     repo_id = checks.text(repo, "Hub repository", 200).strip()
     if repo_id.count("/") != 1 or not all(part and not part.startswith(".") for part in repo_id.split("/")):
-        raise PictureError("a Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl")
+        raise PictureError(
+            "a Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl"
+        )
     name = checks.text(weight_name, "file in it", 200).strip()
     return studio.library.add_from_hub(repo_id, weight_name=name or None, folder=studio.uploads).name

@@ -70,7 +70,13 @@ class Stage:
 
     def __init__(self, count: int) -> None:
         """Start with nothing shown."""
-        self.value: dict[str, Any] = {"state": "queued", "pictures": [], "count": count, "message": "", "ahead": 0}
+        self.value: dict[str, Any] = {
+            "state": "queued",
+            "pictures": [],
+            "count": count,
+            "message": "",
+            "ahead": 0,
+        }
 
     def heard(self, event: dict[str, Any]) -> dict[str, Any]:
         """Take in one event and give the whole to show."""
@@ -123,9 +129,7 @@ class MakeDesk:
         used = str(seed) if locked and seed not in (None, "") else random_seed()
         try:
             number = checks.whole(count, "count", 1, MAX_COUNT)
-            request = read_request(
-                self.studio, prompt, negative, used, steps, guidance, width, height, board
-            )
+            request = read_request(self.studio, prompt, negative, used, steps, guidance, width, height, board)
             job = self.jobs.start(owner)
         except LoraMixerError as error:
             yield {**IDLE, "state": "error", "message": str(error)}, str(seed or "")
@@ -133,7 +137,9 @@ class MakeDesk:
         stage = Stage(number)
         yield stage.value, used
         requests = several(request, number)
-        async for event in stream(lambda tell: len(make_all(self.studio, job, requests, tell)), self.jobs, job):
+        async for event in stream(
+            lambda tell: len(make_all(self.studio, job, requests, tell)), self.jobs, job
+        ):
             yield stage.heard(event), used
 
     def stop(self, owner: str) -> bool:

@@ -40,9 +40,7 @@ def kit(studio: Studio) -> dict[str, Any]:
         "counts": counts,
         "tree": tree,
         "ids": {str(n): list(ids) for n, ids in LBW_IDS.items()},
-        "presets": {
-            name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts
-        },
+        "presets": {name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts},
         "forms": ["b-lora:content", "b-lora:style"] if 12 in counts else [],
         "shapes": [list(shape) for shape in SHAPES],
         "methods": list(METHODS),
@@ -63,7 +61,9 @@ def curve(text: Any) -> dict[str, Any]:
         written = checks.text(text, "schedule", 500).strip()
         mix = Mix.of({"a": {"schedule": written}} if written else {"a": 1})
         return {
-            "points": [round(mix.gain_at("a", "unet", "conv_in", n, CURVE_STEPS), 4) for n in range(CURVE_STEPS)]
+            "points": [
+                round(mix.gain_at("a", "unet", "conv_in", n, CURVE_STEPS), 4) for n in range(CURVE_STEPS)
+            ]
         }
     except LoraMixerError as error:
         return {"problem": str(error).removeprefix("This mix cannot be used: ")}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from urllib.parse import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError

@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 _END = object()
 
 
-
-
 @dataclass
 class Job:
     """Work that a session waits for."""
@@ -144,12 +142,14 @@ def make_all(
             for picture in maker.make(part, on_step=watch):
                 name = gallery.keep(studio, picture)
                 made[start + picture.index] = (picture, name)
-                tell({
-                    "state": "picture",
-                    "index": start + picture.index,
-                    "card": gallery.card(studio, name, picture.image)
-                    | {"seed": str(picture.request.seed), "mix": picture.request.mix.to_text()},
-                })
+                tell(
+                    {
+                        "state": "picture",
+                        "index": start + picture.index,
+                        "card": gallery.card(studio, name, picture.image)
+                        | {"seed": str(picture.request.seed), "mix": picture.request.mix.to_text()},
+                    }
+                )
     return [made[index] for index in sorted(made)]
 
 
@@ -213,7 +213,7 @@ async def stream(
             tell({"state": "stopped"})
         except LoraMixerError as error:
             tell({"state": "error", "message": str(error)})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- said on the page and in the log, whatever it is
             _log.exception("a picture could not be made")
             text = f"{type(error).__name__}: {error}"
             tell({"state": "error", "message": f"This should not have happened. {text[:500]}"})

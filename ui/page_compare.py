@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer import Axis
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.ui import desk_compare
 from lora_mixer.ui.desk_gallery import of_gallery, recalled
@@ -26,7 +25,9 @@ def compare_page(shared: Shared, fields: Fields) -> None:
     given = [*fields.request, shared.board]
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
-            gr.Markdown("**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note")
+            gr.Markdown(
+                "**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note"
+            )
             with gr.Row():
                 both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=110)
                 alone = gr.Button("Each alone", elem_id="alone-button", min_width=110)
@@ -87,8 +88,8 @@ def compare_page(shared: Shared, fields: Fields) -> None:
     ) -> Any:  # fmt: skip
         try:
             wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, board)
-            columns: Axis = desk_compare.read_axis(studio, kind, text, adapter)
-            rows: Axis = desk_compare.read_axis(studio, kind_2, text_2, adapter_2)
+            columns = desk_compare.read_axis(studio, kind, text, adapter)
+            rows = desk_compare.read_axis(studio, kind_2, text_2, adapter_2)
         except LoraMixerError as error:
             yield {"state": "error", "message": str(error)}
             return

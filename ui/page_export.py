@@ -18,7 +18,9 @@ def export_page(shared: Shared) -> None:
     studio = shared.studio
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
-            gr.Markdown("### One LoRA file\nThe mix as it is now, for other programs.", elem_classes="lm-note")
+            gr.Markdown(
+                "### One LoRA file\nThe mix as it is now, for other programs.", elem_classes="lm-note"
+            )
             name = gr.Textbox(label="Name", value="my-mix", elem_id="export-name", max_length=80)
             with gr.Row():
                 form = gr.Dropdown(
@@ -26,7 +28,12 @@ def export_page(shared: Shared) -> None:
                     min_width=110,
                 )  # fmt: skip
                 rank = gr.Number(
-                    label="Rank (0: exact)", value=0, precision=0, minimum=0, elem_id="export-rank", min_width=100
+                    label="Rank (0: exact)",
+                    value=0,
+                    precision=0,
+                    minimum=0,
+                    elem_id="export-rank",
+                    min_width=100,
                 )
                 dtype = gr.Dropdown(
                     label="Type", choices=list(desk_export.DTYPES), value=desk_export.DTYPES[0],

@@ -89,7 +89,7 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     def dropped(path: Any) -> list[Any]:
         if path is None:
             return [gr.skip()] * (len(outputs) + 1)
-        return [*taken(desk_gallery.dropped(studio, path, shared.cache)), None]
+        return [*taken(desk_gallery.dropped(path, shared.cache)), None]
 
     drop.upload(dropped, drop, [*outputs, drop], **QUIET)
 
@@ -98,6 +98,10 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
         found = taken(desk_gallery.of_gallery(studio, event.id))
         opened = gallery.details(studio, event.id)
         gr.Info("Prompt, settings and mix are those of the picture now.")
-        return [*found[:-1], {**found[-1], "id": opened["id"], "url": opened["url"]}, gr.Tabs(selected="make")]
+        return [
+            *found[:-1],
+            {**found[-1], "id": opened["id"], "url": opened["url"]},
+            gr.Tabs(selected="make"),
+        ]
 
     shot.use(use, None, [*outputs, tabs], **FAST)

@@ -47,7 +47,9 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
             )
             with gr.Row():
                 repo = gr.Textbox(label="From the Hub", placeholder="owner/name", elem_id="hub-repo", scale=3)
-                weight_name = gr.Textbox(label="File in it, where it has several", elem_id="hub-file", scale=3)
+                weight_name = gr.Textbox(
+                    label="File in it, where it has several", elem_id="hub-file", scale=3
+                )
                 fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
             again = gr.Button("Look through the folders again", elem_id="library-refresh")
         refused = gr.Markdown("", elem_id="library-refused", visible=False)

@@ -43,7 +43,9 @@ def make_page(shared: Shared) -> Fields:
                     elem_id="count", min_width=80,
                 )  # fmt: skip
             with gr.Row():
-                wide = gr.Number(label="Width", value=width, precision=0, step=8, elem_id="width", min_width=80)
+                wide = gr.Number(
+                    label="Width", value=width, precision=0, step=8, elem_id="width", min_width=80
+                )
                 high = gr.Number(
                     label="Height", value=height, precision=0, step=8, elem_id="height", min_width=80
                 )

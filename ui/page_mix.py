@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.ui import desk_mix
-from lora_mixer.ui.page import FAST, guarded
+from lora_mixer.ui.page import FAST, QUIET, guarded
 from lora_mixer.ui.theme import part
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def make_side(studio: Studio) -> dict[str, Any]:
         with gr.Row():
             name = gr.Textbox(label="Name", elem_id="mix-name", min_width=100, max_length=120)
             save = gr.Button("Save", elem_id="mix-save", min_width=70, scale=0)
-        saved = gr.Dropdown(label="Saved mixes", choices=list(studio.mixes.list()), value=None, elem_id="mix-saved")
+        saved = gr.Dropdown(
+            label="Saved mixes", choices=list(studio.mixes.list()), value=None, elem_id="mix-saved"
+        )
         with gr.Row():
             load = gr.Button("Load", elem_id="mix-load", min_width=70)
             delete = gr.Button("Delete", elem_id="mix-delete", min_width=70)
@@ -107,7 +109,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
     def masked(value: Any, name: Any, editor: Any) -> tuple[Any, Any]:
         return desk_mix.with_mask(studio, value, name, editor), gr.Accordion(open=False)
 
-    parts["use"].click(masked, [board, parts["target"], parts["editor"]], [board, parts["panel"]], **FAST)
+    parts["use"].click(masked, [board, parts["target"], parts["editor"]], [board, parts["panel"]], **QUIET)
 
     @guarded
     def take(written: Any) -> Any:

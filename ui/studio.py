@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer import FairQueue, LoraMixer, Mix, PartialMatchWarning, PictureMaker, demo_adapters, load_pipeline
+from lora_mixer import (
+    FairQueue,
+    LoraMixer,
+    Mix,
+    PartialMatchWarning,
+    PictureMaker,
+    demo_adapters,
+    load_pipeline,
+)
 from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Library, MixBook, base_family
 from lora_mixer.mixes import BlockLayout
@@ -189,9 +197,7 @@ class Studio:
         """
         wanted = {name: self._usable(name) for name in names}
         with self._lock:
-            fresh = {
-                name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)
-            }
+            fresh = {name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)}
             spare = [name for name in self._loaded if name not in wanted]
             spare = spare[: max(0, len(self._loaded) + len(fresh) - max(KEPT_LOADED, len(wanted)))]
             if fresh or spare:

@@ -13,8 +13,22 @@ STYLES = ("base.css", "parts.css")
 
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
-_LIGHT = {"page": "#f4f2ee", "card": "#ffffff", "field": "#faf9f6", "ink": "#1d1b19", "quiet": "#6b665e", "line": "#e0dbd2"}
-_DARK = {"page": "#131211", "card": "#1c1b19", "field": "#252320", "ink": "#efebe5", "quiet": "#a39d93", "line": "#34312d"}
+_LIGHT = {
+    "page": "#f4f2ee",
+    "card": "#ffffff",
+    "field": "#faf9f6",
+    "ink": "#1d1b19",
+    "quiet": "#6b665e",
+    "line": "#e0dbd2",
+}
+_DARK = {
+    "page": "#131211",
+    "card": "#1c1b19",
+    "field": "#252320",
+    "ink": "#efebe5",
+    "quiet": "#a39d93",
+    "line": "#34312d",
+}
 _ACCENT, _ACCENT_DARK = "#b4430f", "#f08a4b"
 
 

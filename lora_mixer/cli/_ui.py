@@ -13,8 +13,12 @@ from lora_mixer.errors import LoraMixerError
 
 def ui(
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need --auth.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: a free one from 7860 up.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need --auth.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Default: a free one from 7860 up.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
     ] = "demo",

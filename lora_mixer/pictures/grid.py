@@ -81,13 +81,17 @@ class Axis:
             if kind in _NUMBERS:
                 values += _numbers(part, kind, whole=kind in ("seed", "steps"))
             elif kind == "blocks" and part.startswith("["):
-                values.append([x for piece in part.strip("[]").split(",") for x in _numbers(piece, kind, whole=False)])
+                values.append(
+                    [x for piece in part.strip("[]").split(",") for x in _numbers(piece, kind, whole=False)]
+                )
             elif kind in ("adapter", "mix"):
                 values.append("" if part == "base" else part)
             else:
                 values.append(part)
         if len(values) > MAX_CELLS:
-            raise PictureError(f"the axis {kind} has {len(values)} values; a grid has at most {MAX_CELLS} cells")
+            raise PictureError(
+                f"the axis {kind} has {len(values)} values; a grid has at most {MAX_CELLS} cells"
+            )
         return cls(kind, tuple(values), adapter)
 
     @property
@@ -205,7 +209,9 @@ def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
         else:
             count = int((last - first) / step + 1e-9) + 1
         if count > MAX_CELLS:
-            raise PictureError(f"the axis {kind}: {piece!r} has {count} values; a grid has at most {MAX_CELLS} cells")
+            raise PictureError(
+                f"the axis {kind}: {piece!r} has {count} values; a grid has at most {MAX_CELLS} cells"
+            )
         values = [round(first + number * step, 10) for number in range(count)]
         return [int(value) for value in values] if whole else values
     except (ValueError, OverflowError) as error:

@@ -11,7 +11,7 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
       v.entries.length ? h("div", { class: "lm-cards" }, v.entries.map((each) =>
         h("article", { class: `lm-card${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
           h("button", { class: "lm-cardpic", "aria-label": `Details of ${each.title}`, onclick: () => trigger("details", { id: each.id }) }, picture(each.thumb, each.title, "lm-cover")),
-          h("div", { class: "lm-cardtext" }, h("div", { class: "lm-title", title: each.title }, each.title), h("div", { class: "lm-sub" }, each.about),
+          h("div", { class: "lm-cardtext" }, h("div", { class: "lm-title", title: each.title }, each.title), each.called && h("div", { class: "lm-sub", title: each.called }, each.called), h("div", { class: "lm-sub", title: each.about }, each.about),
             h("div", { class: "lm-sub" }, bytes(each.bytes), each.triggers.length > 0 && ` · ${each.triggers.slice(0, 2).join(", ")}`),
             each.problem && h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem)),
           h("div", { class: "lm-cardfoot" },
