@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import ipaddress
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,8 +161,9 @@ def launch(
         inbrowser=False,
     )
     if block:
-        print(
-            f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})", flush=True
+        sys.stdout.write(
+            f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})\n"
         )
+        sys.stdout.flush()
         blocks.block_thread()
     return blocks

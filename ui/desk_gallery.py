@@ -74,7 +74,7 @@ def dropped(path: Any, cache: str) -> PictureSettings:
     given = Path(str(path))
     try:
         real = given.resolve(strict=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise PictureError("the upload is gone; drop the picture again") from error
     if given.is_symlink() or not real.is_relative_to(Path(cache).resolve()) or not real.is_file():
         raise PictureError("this is not an upload")

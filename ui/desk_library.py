@@ -143,7 +143,7 @@ def upload(studio: Studio, files: Any, cache: str) -> tuple[str, str]:
                 real, path.name, folder=studio.uploads, limit=studio.settings.max_upload
             )
             added.append(entry.name)
-        except (LoraMixerError, OSError) as error:
+        except (LoraMixerError, OSError, ValueError) as error:
             refused.append(f"{path.name}: {error}")
     return ", ".join(added), "\n".join(refused)
 

@@ -37,6 +37,7 @@ def kit(studio: Studio) -> dict[str, Any]:
         tree += [["M", ["mid"]]]
         tree += [[f"U{n}", ["up", f"block_{n}"]] for n in range(len(layout.up))]
     return {
+        "size": list(studio.size),
         "counts": counts,
         "tree": tree,
         "ids": {str(n): list(ids) for n, ids in LBW_IDS.items()},
@@ -103,18 +104,24 @@ def from_text(studio: Studio, text: Any) -> dict[str, Any]:
     return shown(board_of(read_mix(text, studio)), studio)
 
 
-def with_mask(studio: Studio, board: Any, name: Any, editor: Any) -> dict[str, Any]:
+def with_mask(studio: Studio, board: Any, name: Any, png: Any) -> dict[str, Any]:
     """
     Give a row the mask that was painted.
 
+    Args:
+        studio: Where masks are kept.
+        board: The mix.
+        name: The row's adapter.
+        png: The mask as a ``data:image/png`` address.
+
     Raises:
-        PictureError: When nothing is painted, or there is no such row.
+        PictureError: When it is none, nothing is painted, or there is no such row.
     """
     found = read_board(board)
     wanted = checks.text(name, "adapter", 256)
     if wanted not in [row.name for row in found.rows]:
-        raise PictureError("choose the adapter that the mask is for: press Paint a mask in its row")
-    digest = studio.masks.put(painted(editor))
+        raise PictureError(f"the mix has no adapter {wanted[:40]!r}")
+    digest = studio.masks.put(painted(png))
     rows = tuple(replace(row, mask=digest) if row.name == wanted else row for row in found.rows)
     return shown(replace(found, rows=rows), studio)
 

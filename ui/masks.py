@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mask
+from lora_mixer.ui import checks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 MAX_SIDE = 4096
+MAX_BYTES = 8 << 20
 
 
 class Masks(Mapping[str, object]):
@@ -85,22 +89,27 @@ class Masks(Mapping[str, object]):
         return sum(1 for _ in self)
 
 
-def painted(editor: Any) -> Image:
+def painted(address: Any) -> Image:
     """
-    Read what was painted in an image editor: the alpha of its layers.
+    Read a mask that the page painted.
 
     Args:
-        editor: The editor's value: ``background``, ``layers``, ``composite``.
+        address: A ``data:image/png;base64,`` address.
 
     Raises:
-        PictureError: When there is nothing in it.
+        PictureError: When it is no PNG of a mask's size.
     """
-    from PIL import Image, ImageChops
+    from PIL import Image
 
-    layers = [layer for layer in (editor or {}).get("layers") or () if layer is not None]
-    if not layers:
-        raise PictureError("nothing is painted: paint where the adapter shall work, then use the mask")
-    found = Image.new("L", layers[0].size)
-    for layer in layers:
-        found = ImageChops.lighter(found, layer.convert("RGBA").getchannel("A"))
-    return found
+    start = "data:image/png;base64,"
+    given = checks.text(address, "mask", MAX_BYTES)
+    try:
+        if not given.startswith(start):
+            raise ValueError("no PNG")  # noqa: TRY301 -- one message for all that is none
+        data = base64.b64decode(given[len(start) :], validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            if max(picture.size) > MAX_SIDE:
+                raise ValueError("too large")  # noqa: TRY301
+            return picture.convert("L")
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"the mask is no PNG of at most {MAX_SIDE} pixels a side") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.ui import desk_mix
-from lora_mixer.ui.page import FAST, QUIET, guarded
+from lora_mixer.ui.page import FAST, guarded
 from lora_mixer.ui.theme import part
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def make_board(studio: Studio) -> Any:
         "board",
         "edited",
         "word",
-        "paint",
+        "mask",
         "standard",
         value={"rows": [], "method": ""},
         kit=desk_mix.kit(studio),
@@ -36,22 +36,6 @@ def make_board(studio: Studio) -> Any:
 
 def make_side(studio: Studio) -> dict[str, Any]:
     """Lay out what is below the rows."""
-    with gr.Accordion("Paint a mask", open=False, elem_id="mask-panel", elem_classes="lm-fold") as panel:
-        target = gr.Textbox(label="For", interactive=False, elem_id="mask-target")
-        editor = gr.ImageEditor(
-            label="White is where the adapter works",
-            type="pil",
-            image_mode="RGBA",
-            canvas_size=studio.size if max(studio.size) > 255 else (studio.size[0] * 2, studio.size[1] * 2),
-            fixed_canvas=True,
-            brush=gr.Brush(default_size=24, colors=["#ffffff"], default_color="#ffffff", color_mode="fixed"),
-            layers=False,
-            transforms=(),
-            sources=("upload",),
-            elem_id="mask-editor",
-            height=340,
-        )
-        use = gr.Button("Use this mask", elem_id="mask-use")
     with gr.Accordion("Save and share", open=False, elem_id="share-panel", elem_classes="lm-fold"):
         text = gr.Textbox(
             label="The mix as text",
@@ -100,16 +84,11 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     board.standard(standard, board, None, **FAST)
 
-    def paint(event: gr.EventData) -> tuple[Any, Any]:
-        return gr.Accordion(open=True), str(event.name)[:256]
-
-    board.paint(paint, None, [parts["panel"], parts["target"]], **FAST)
-
     @guarded
-    def masked(value: Any, name: Any, editor: Any) -> tuple[Any, Any]:
-        return desk_mix.with_mask(studio, value, name, editor), gr.Accordion(open=False)
+    def masked(value: Any, event: gr.EventData) -> Any:
+        return desk_mix.with_mask(studio, value, event.name, event.png)
 
-    parts["use"].click(masked, [board, parts["target"], parts["editor"]], [board, parts["panel"]], **QUIET)
+    board.mask(masked, board, board, **FAST)
 
     @guarded
     def take(written: Any) -> Any:

@@ -124,14 +124,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
 
   function more(row, index) {
     return h("div", { class: "lm-more" }, lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server),
-      h("fieldset", {}, h("legend", {}, "Mask"),
-        row.mask
-          ? h("div", { class: "lm-line" }, h("span", { class: "lm-mark" }, `painted ${row.mask.slice(0, 6)}`),
-              h("label", { class: "lm-field" }, h("span", {}, "feather"), h("input", { type: "number", class: "lm-number", min: 0, step: 1, value: row.feather || 0,
-                "aria-label": `${row.title}: feather`, oninput: (e) => change(`${row.name} feather`, () => { row.feather = Number(e.target.value) || 0; }) })),
-              h("button", { class: "lm-button lm-quiet", onclick: () => change("mask", () => { row.mask = ""; }, true) }, "Remove mask"))
-          : h("p", { class: "lm-hint" }, "Works everywhere. "),
-        h("button", { class: "lm-button", onclick: () => trigger("paint", { name: row.name }) }, row.mask ? "Paint again" : "Paint a mask")),
+      lm.maskEditor(row, kit, change, trigger),
       h("div", { class: "lm-line" },
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "↑ Up"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "↓ Down"),
