@@ -67,12 +67,33 @@ def compare(desks: list[Any], studio: Any, mixes: Any, pictures: int, steps: int
     return equal, sum(map(len, found))
 
 
+def first_preview(desk: Any) -> float:
+    """Give the seconds from the click on Make to the first preview, as the page sees them; the picture is stopped then."""
+    desk.fill(PROMPT, steps=20)
+    seconds: float = desk.page.evaluate(
+        """() => new Promise(done => {
+            const start = performance.now();
+            const look = new MutationObserver(() => {
+                if (!document.querySelector("#stage .lm-preview")) return;
+                look.disconnect();
+                done((performance.now() - start) / 1000);
+            });
+            look.observe(document.querySelector("#stage"), { childList: true, subtree: true });
+            document.querySelector("#make-button").click();
+        })"""
+    )
+    desk.page.locator("#stop-button").click()
+    desk.state("stopped").wait_for()
+    return seconds
+
+
 def main() -> None:
     """Serve the demo, open the sessions, compare, print."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--sessions", type=int, default=8)
     options.add_argument("--pictures", type=int, default=5)
     options.add_argument("--steps", type=int, default=6)
+    options.add_argument("--preview", action="store_true", help="time the first preview, too")
     given = options.parse_args()
     from tests.browser import Desk, browser, serving
 
@@ -81,6 +102,14 @@ def main() -> None:
         serving(f"{folder}/out", f"{folder}/cache") as (url, studio),
     ):
         playwright, chromium = browser()
+        if given.preview:
+            desk = Desk(chromium.new_context(), url)
+            desk.add("ink", "neon")
+            seconds = [first_preview(desk) for _ in range(5)]
+            print(
+                f"click to first preview: {seconds[0]:.2f} s the first time, two adapters loaded; then "
+                + ", ".join(f"{each:.2f}" for each in seconds[1:])
+            )
         start = time.perf_counter()
         desks = [Desk(chromium.new_context(), url) for _ in range(given.sessions)]
         mixes = [MIXES[number % len(MIXES)] for number in range(given.sessions)]

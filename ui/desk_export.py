@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import secrets
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
@@ -11,8 +14,6 @@ from lora_mixer.ui.board import read_board
 from lora_mixer.writing import bake
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lora_mixer.ui.studio import Studio
 
 FORMATS = ("diffusers", "kohya")
@@ -34,7 +35,7 @@ def _place(studio: Studio, name: Any, suffix: str) -> Path:
 
 def one_file(
     studio: Studio, owner: str, board: Any, name: Any, form: Any, rank: Any, dtype: Any
-) -> tuple[str, str]:
+) -> tuple[Path, str]:
     """
     Write the mix as one adapter file.
 
@@ -57,7 +58,20 @@ def one_file(
         report = studio.mixer.save_lora_weights(
             place, weights=mix, format=form, rank=number, dtype=None if kind == DTYPES[0] else kind
         )
-    return str(place), str(report).replace(str(place), place.name)
+    return place, str(report).replace(str(place), place.name)
+
+
+def offered(place: Path, cache: str) -> str:
+    """
+    Put a copy where this one download is served from: the folder of exports itself is not.
+
+    Args:
+        place: The file.
+        cache: The folder that uploads and downloads lie in.
+    """
+    folder = Path(cache) / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    return str(shutil.copyfile(place, folder / place.name))
 
 
 def baked(studio: Studio, owner: str, board: Any, name: Any) -> str:

@@ -56,7 +56,8 @@ def export_page(shared: Shared) -> None:
     def export(
         board: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
     ) -> tuple[str, str]:
-        return desk_export.one_file(studio, owner_of(request), board, name, form, rank, dtype)
+        place, words = desk_export.one_file(studio, owner_of(request), board, name, form, rank, dtype)
+        return desk_export.offered(place, shared.cache), words
 
     busy = {**QUIET, "show_progress": "minimal"}
     write.click(export, [shared.board, name, form, rank, dtype], [file, said], **busy)
