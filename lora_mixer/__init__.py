@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedAdapterError,
     )
     from lora_mixer.inspection import read_adapter
+    from lora_mixer.library import Library, MixBook, base_family, strengths
     from lora_mixer.memory import MemoryReport
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import AdapterMix, Mix
@@ -69,6 +70,7 @@ __all__ = [
     "FairQueue",
     "FormatError",
     "InvalidAdapterError",
+    "Library",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -76,6 +78,7 @@ __all__ = [
     "MemoryReport",
     "MissingExtraError",
     "Mix",
+    "MixBook",
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
@@ -95,6 +98,7 @@ __all__ = [
     "SourceNotFoundError",
     "StepReport",
     "UnsupportedAdapterError",
+    "base_family",
     "demo_adapters",
     "grid_requests",
     "grid_sheet",
@@ -105,6 +109,7 @@ __all__ = [
     "read_adapter",
     "read_picture",
     "save_picture",
+    "strengths",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -116,10 +121,12 @@ _MODULES = {
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
     "FairQueue": "pictures",
+    "Library": "library",
     "LoraMixer": "mixer",
     "MatchReport": "binding",
     "MemoryReport": "memory",
     "Mix": "mixes",
+    "MixBook": "library",
     "PartialMatchWarning": "mixer",
     "Picture": "pictures",
     "PictureMaker": "pictures",
@@ -129,6 +136,7 @@ _MODULES = {
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
+    "base_family": "library",
     "demo_adapters": "demo",
     "grid_requests": "pictures",
     "grid_sheet": "pictures",
@@ -139,6 +147,7 @@ _MODULES = {
     "read_adapter": "inspection",
     "read_picture": "recall",
     "save_picture": "recall",
+    "strengths": "library",
 }
 
 

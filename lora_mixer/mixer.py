@@ -13,10 +13,11 @@ from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, 
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
-from lora_mixer.looking import Loaded, Looking
+from lora_mixer.looking import Loaded
 from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
+from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing import live as saving
 
@@ -33,7 +34,7 @@ class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-class LoraMixer(Looking):
+class LoraMixer(Running):
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 

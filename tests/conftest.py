@@ -13,9 +13,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+from huggingface_hub import constants
 
 import lora_mixer
 from lora_mixer import ownership
+from tests.hub_standin import HubStandIn
 from tests.models import tiny_sd, tiny_sdxl
 from tests.weights import Snapshot
 
@@ -52,6 +54,17 @@ def shared_data() -> Path:
             pytest.fail(f"{reason}. CI must not skip it.")
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandIn]:
+    """A Hub on loopback, empty at first, and an empty cache for it."""
+    with HubStandIn() as standin:
+        monkeypatch.setenv("HF_ENDPOINT", standin.endpoint)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment once, at import
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield standin
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_a_partial_match_warns_and_strict_refuses(files, tmp_path):
         ),
         (["--out", "{name}.png"], "error: --out knows the fields"),
         (["--out", "{seed.png"], "error: --out '{seed.png' is no path or template"),
-        (["--device", "nowhere"], "error: --device 'nowhere' cannot be used here"),
+        (["--device", "nowhere"], "error: the device 'nowhere' cannot be used here"),
     ],
 )
 def test_what_cannot_work_is_told_in_one_line(files, arguments, message):
@@ -160,7 +160,7 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     result = generate(tmp_path, "--seed", 1)
 
     assert result.exit_code == 2
-    assert "--model" in result.stderr
+    assert f"the model {str(tmp_path)!r} must be" in result.stderr
     assert "model_index.json" in result.stderr
 
 

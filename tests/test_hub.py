@@ -12,16 +12,6 @@ from tests.hub_standin import COMMIT, TOKEN, HubStandIn, Repo
 CONFIG = b'{"peft_type": "LORA", "r": 4}'
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with HubStandIn() as standin:
-        monkeypatch.setenv("HF_ENDPOINT", standin.endpoint)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment once, at import
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield standin
-
-
 def test_the_only_adapter_of_a_repository_is_downloaded_with_its_commit(hub):
     hub.repos["user/repo"] = Repo({"README.md": b"# x", "style.safetensors": b"weights"})
 

@@ -302,6 +302,14 @@ class TestNothingIsLost:
         assert again.refresh().added == 5
         assert "version 99" in again.notes[0]
 
+    def test_a_locked_index_is_told(self, library, tmp_path, monkeypatch):
+        monkeypatch.setattr("lora_mixer.library._database._WAIT_S", 0.01)
+        with closing(sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(SourceError, match="database is locked"):
+                library.hashes(one(library, "ink").id)
+        assert library.search().total == 5
+
     def test_a_place_where_nothing_can_be_written_is_told(self, folder, tmp_path):
         (tmp_path / "file").write_text("x")
 
@@ -384,9 +392,9 @@ class TestSearching:
         assert names(library.search(text)) == found
 
     def test_the_users_own_words_are_found(self, library):
-        library.set_default(one(library, "watercolor").id, triggers=["Aquarell"])
+        library.set_default(one(library, "watercolor").id, triggers=["Aquarell", "grün"])
 
-        assert names(library.search("aquarell")) == ["watercolor"]
+        assert names(library.search("aquarell")) == names(library.search("grün")) == ["watercolor"]
 
     def test_filters(self, library):
         assert names(library.search(base="SDXL")) == ["watercolor"]

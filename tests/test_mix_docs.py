@@ -1,4 +1,4 @@
-"""The examples in docs/mixes.md do what they show."""
+"""The examples on the docs' pages do what they show."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import doctest
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs" / "mixes.md"
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_examples_of_the_page_on_mixes_run_as_shown() -> None:
+@pytest.mark.parametrize(("page", "at_least"), [("mixes.md", 10), ("recall.md", 8), ("library.md", 8)])
+def test_examples_run_as_shown(page: str, at_least: int) -> None:
     """One session from top to bottom."""
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "mixes.md", str(DOCS), 0)
-    runner = doctest.DocTestRunner(verbose=False)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, str(DOCS / page), 0)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     runner.run(test)
 
-    assert len(test.examples) >= 10
+    assert len(test.examples) >= at_least
     assert runner.summarize(verbose=False).failed == 0

@@ -104,6 +104,10 @@ class Factors:
     scale: float
 
 
+_PLAIN = frozenset((type(None), bool, int, float, str))
+"""Types of fields that hold no tensor."""
+
+
 @lru_cache
 def _field_names(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind))  # every algorithm is a dataclass
@@ -139,27 +143,36 @@ class LayerWeights(abc.ABC):
         """The input width of the module that this was made for, where the tensors tell; it names the base family."""
         return None
 
-    def _values(self) -> Iterator[tuple[str, Any]]:
+    def _held(self) -> Iterator[tuple[str, Any]]:
+        """Give the fields that are or may hold tensors or other parts; files have thousands of modules."""
         for name in _field_names(type(self)):
-            yield name, getattr(self, name)
+            value = getattr(self, name)
+            if type(value) not in _PLAIN:
+                yield name, value
 
     def _inner(self) -> Iterator[LayerWeights]:
-        for _, value in self._values():
-            if isinstance(value, LayerWeights):
-                yield value
-            elif isinstance(value, tuple):
+        for _, value in self._held():
+            if isinstance(value, tuple):
                 yield from (part for part in value if isinstance(part, LayerWeights))
+            elif type(value) is not torch.Tensor and isinstance(value, LayerWeights):
+                yield value
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor held."""
-        yield from (value for _, value in self._values() if isinstance(value, torch.Tensor))
-        for part in self._inner():
-            yield from part.tensors()
+        for _, value in self._held():
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, tuple):
+                for part in value:
+                    if isinstance(part, LayerWeights):
+                        yield from part.tensors()
+            elif isinstance(value, LayerWeights):
+                yield from value.tensors()
 
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LayerWeights:
         """Give the same with every tensor replaced by ``move`` of it."""
         changed: dict[str, Any] = {}
-        for name, value in self._values():
+        for name, value in self._held():
             if isinstance(value, torch.Tensor):
                 changed[name] = move(value)
             elif isinstance(value, LayerWeights):

@@ -40,7 +40,10 @@ class LiveModule:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight as (out, in, *kernel)."""
+        """Shape of the weight as (out, in, *kernel): the layer's own sizes where its weight is packed."""
+        wide, narrow = (getattr(self.module, key, None) for key in ("out_features", "in_features"))
+        if isinstance(wide, int) and isinstance(narrow, int):
+            return (wide, narrow)
         shape = tuple(self.weight.shape)
         return shape[::-1] if self.transposed else shape
 

@@ -2,14 +2,18 @@
 The weight update for many layers of one shape on a GPU.
 
 A set of adapters touches hundreds of layers in a handful of shapes, and launching kernels costs more than running them.
-So layers of one shape are written together: bases copied into an fp32 buffer, all adapters added by one batched
-product in fp32, the sums copied back: a handful of launches for a hundred layers, and one rounding.
+So layers of one shape are written together, summed in fp32 and rounded once:
+
+* by one kernel (``kernel.py``) that reads each base once and writes each weight once;
+* without Triton, and for factors of two dtypes: bases copied into an fp32 buffer, all adapters added by one batched
+  product in fp32, the sums copied back. That moves five times the bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +24,22 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 25
 """Largest number of elements of a temporary (128 MiB in fp32)."""
+
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@cache
+def _launches() -> Any:
+    """Give the class that launches the kernel, or None where Triton is missing or cannot compile."""
+    try:
+        from lora_mixer.engines.kernel import Launch
+
+        a = torch.eye(16, device="cuda", dtype=torch.float16)
+        out = torch.empty_like(a)
+        Launch([out], [a], [a], [a], [16]).write(torch.ones(1, device="cuda"))
+        return Launch if torch.equal(out, 2 * a) else None
+    except Exception:  # noqa: BLE001 -- no compiler, an old driver, another vendor: there is the other way
+        return None
 
 
 @dataclass
@@ -44,20 +64,44 @@ class Group:
     downs: list[torch.Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
+    _ready: tuple[torch.Tensor, torch.Tensor, Any] | None = None
 
-    def write(self, gains: Sequence[float]) -> None:
-        """Write every layer's ``base + sum of gain * scale * up @ down`` into its weight."""
-        first = self.weights[0]
-        rows, columns = first.shape
+    def write(self, gains: torch.Tensor) -> None:
+        """
+        Write every layer's ``base + sum of gain * scale * up @ down`` into its weight.
+
+        Args:
+            gains: All gains, fp64, on the device.
+        """
+        if self._ready is None:
+            self._ready = self._prepared(gains.device)
+        places, scales, launch = self._ready
+        factors = (gains[places] * scales).float()
+        if launch is not None:
+            launch.write(factors)
+        else:
+            self._write_batched(
+                factors.repeat_interleave(torch.tensor(self.ranks * len(self.weights)).to(factors.device))
+            )
+
+    def _prepared(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        places = torch.tensor(self.places, device=device)
+        scales = torch.tensor(self.scales, dtype=torch.float64, device=device)
+        factors = [*self.ups, *self.downs]
+        alike = len({x.dtype for x in factors}) == 1 and factors[0].dtype in _KERNEL_DTYPES
+        fits = alike and self.weights[0].dtype in _KERNEL_DTYPES and all(x.is_contiguous() for x in factors)
+        launches = _launches() if fits else None
+        launch = launches and launches(self.weights, self.bases, self.ups, self.downs, self.ranks)
+        return places, scales, launch
+
+    def _write_batched(self, factors: torch.Tensor) -> None:
+        rows, columns = self.weights[0].shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
-        flat = [gains[place] * scale for place, scale in zip(self.places, self.scales, strict=True)]
-        factors = torch.tensor(flat, dtype=torch.float32).repeat_interleave(torch.tensor(self.ranks * count))
-        factors = factors.to(first.device, non_blocking=True)
         size = max(1, _CHUNK // max(rows * columns, rank * (rows + columns)))
         for start in range(0, count, size):
             n = min(size, count - start)
             part = slice(start * pairs, (start + n) * pairs)
-            sums = torch.empty(n, rows, columns, dtype=torch.float32, device=first.device)
+            sums = torch.empty(n, rows, columns, dtype=torch.float32, device=factors.device)
             layers = list(sums.unbind(0))
             torch._foreach_copy_(layers, self.bases[start : start + n])
             left = torch.cat(self.ups[part], dim=1).float()  # (out, n * rank)
@@ -102,7 +146,7 @@ class Groups:
         rows = weight.shape[0]
         flat = weight.view(rows, -1)
         ranks = tuple(pair.down.shape[0] for pair in pairs)
-        group = self._groups.setdefault((tuple(flat.shape), weight.dtype, weight.device, ranks), Group(ranks))
+        group = self._groups.setdefault((flat.shape, weight.dtype, weight.device, ranks), Group(ranks))
         group.weights.append(flat)
         group.bases.append(base.view(rows, -1))
         group.ups.extend(pair.up for pair in pairs)
@@ -113,5 +157,9 @@ class Groups:
 
     def write(self, gains: Sequence[float]) -> None:
         """Write all layers of all groups."""
+        moved: dict[torch.device, torch.Tensor] = {}
         for group in self._groups.values():
-            group.write(gains)
+            device = group.weights[0].device
+            if device not in moved:
+                moved[device] = torch.tensor(gains, dtype=torch.float64).to(device, non_blocking=True)
+            group.write(moved[device])

@@ -2,7 +2,8 @@
 The merged engine: a mix is written into the weights themselves, so a step costs what the base costs.
 
 All or nothing: if a write fails half-way, the mix from before is written again from the kept bases. What has to be
-written for a set of adapters is worked out once (:class:`_Plan`); a change of weights alone reuses it.
+written for a set of adapters is worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from lora_mixer.engines.bias_hook import AddBias
 from lora_mixer.engines.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.grouped import Groups
-from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, unsupported
+from lora_mixer.engines.slots import BaseDevice, Slot, check, raise_problems, restore, unsupported
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
     Gains = Mapping[str, Sequence[float]]
     """The gain of each layer of each adapter, by name and in the order given to ``add``."""
+
+
+_PLANS = 16
+"""How many plans are kept: lists and addresses, no weights."""
+
+_Key = tuple[tuple[str, bytes], ...]
+"""Adapters, and which of their layers have a gain."""
 
 
 class MixLostError(PipelineStateError):
@@ -63,7 +71,6 @@ class _Part:
 class _Plan:
     """What to write for one set of adapters, whatever their weights."""
 
-    key: tuple[tuple[str, bytes], ...]
     groups: Groups = field(default_factory=Groups)
     singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
     biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
@@ -83,24 +90,12 @@ class MergedEngine:
         self._keep_on: BaseDevice = keep_on
         self._adapters: dict[str, list[tuple[_Touched, LayerWeights]]] = {}
         self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
-        self._plan = _Plan(())
+        self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._hooks: list[RemovableHandle] = []
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
-        """
-        Take an adapter's layers; nothing is written yet.
-
-        Raises:
-            PipelineStateError: When a weight cannot be rewritten (meta, quantised); nothing is taken then.
-        """
-        raise_problems(
-            [
-                f"{layer.live.component}.{layer.live.path}: {reason}"
-                for layer in layers
-                if (reason := unsupported(layer.live.weight))
-            ]
-        )
+        """Take an adapter's layers; nothing is written yet."""
         tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
         taken: list[tuple[_Touched, LayerWeights]] = []
         for layer in layers:
@@ -123,7 +118,7 @@ class MergedEngine:
     def remove(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
-        self._plan = _Plan(())
+        self._plans.clear()
         for key, entry in list(self._touched.items()):
             entry.users.discard(name)
             if not entry.users:
@@ -135,7 +130,7 @@ class MergedEngine:
         for entry, _ in self._adapters[new]:
             entry.users.discard(old)
             entry.users.add(new)
-        self._plan = _Plan(())
+        self._plans.clear()
 
     @property
     def has_hooks(self) -> bool:
@@ -154,6 +149,20 @@ class MergedEngine:
                 None if bias is None else bias.live if bias.base is None else bias.base,
             )
 
+    def look(self) -> None:
+        """
+        Look at what others did to the weights since, before anything is planned.
+
+        Raises:
+            PipelineStateError: When a mix in the weights cannot be changed any more.
+        """
+        if check(self._all_slots()):
+            self._plans.clear()
+
+    def locks(self, name: str) -> list[bool]:
+        """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
+        return [entry.weight.locked for entry, _ in self._adapters[name]]
+
     def apply(self, gains: Gains) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
@@ -162,14 +171,13 @@ class MergedEngine:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
             MixLostError: When writing failed twice.
         """
-        if check(self._slots()):
-            self._plan = _Plan(())
+        self.look()
         before = self._active
         try:
             self._write(gains)
         except BaseException:
             try:
-                self._plan = _Plan(())
+                self._plans.clear()
                 self._write(before)
             except BaseException as error:
                 self._write({})
@@ -180,18 +188,23 @@ class MergedEngine:
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
         raise_problems(
-            [f"{slot.name}: {reason}" for slot in self._slots() if (reason := unsupported(slot.parameter))]
+            [
+                f"{slot.name}: {reason}"
+                for slot in self._all_slots()
+                if slot.base is not None and (reason := unsupported(slot.parameter))
+            ]
         )
         for slot in self._slots():
             slot.blended = slot.base is not None  # others may have written where no adapter is active, too
             slot.stamp()
-        self._plan = _Plan(())
+        self._plans.clear()
         self._write({})
 
     def rebase(self) -> None:
         """Take what the weights hold now as the new base; no mix is active afterwards."""
         self._drop_hooks()
-        self._active, self._plan = {}, _Plan(())
+        self._active = {}
+        self._plans.clear()
         for slot in self._slots():
             slot.rebase()
 
@@ -209,21 +222,26 @@ class MergedEngine:
                 table[place] = table.get(place, 0) + slot.base.numel() * slot.base.element_size()
         return table
 
-    def _slots(self) -> list[Slot]:
+    def _all_slots(self) -> list[Slot]:
         return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
+
+    def _slots(self) -> list[Slot]:
+        return [slot for slot in self._all_slots() if not slot.locked]
 
     @torch.no_grad()
     def _write(self, gains: Gains) -> None:
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
-        if self._plan.key != key:
-            self._plan = self._make_plan(names, gains, key)
-        plan, flat = self._plan, [gain for name in names for gain in gains[name]]
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make_plan(names, gains)
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = plan
+        flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        for slot in self._slots():
-            if slot.blended and slot not in plan.written:
-                slot.restore()
+        restore([slot for slot in self._slots() if slot not in plan.written])
         for slot in plan.written:
             slot.blended = True
         with exact_matmul():
@@ -238,8 +256,8 @@ class MergedEngine:
                 self._write_bias(entry, [p.term(flat) for p in parts])
         self._active = gains
 
-    def _make_plan(self, names: Sequence[str], gains: Gains, key: tuple[tuple[str, bytes], ...]) -> _Plan:
-        plan = _Plan(key)
+    def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
+        plan = _Plan()
         parts: dict[_Touched, list[_Part]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.forms import home_of
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     moved: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
 
     def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if device.type == "meta":
-            return tensor
         storage = tensor.untyped_storage()
         if not tensor.is_contiguous() or storage.nbytes() > _WASTE * needed[storage.data_ptr()]:
             return tensor.to(device, copy=True)
@@ -48,7 +47,7 @@ def settle(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
         return moved[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def settled(layer: BoundLayer) -> BoundLayer:
-        device = layer.live.weight.device
+        device = home_of(layer.live.module)
         return dataclasses.replace(layer, weights=layer.weights.map(lambda tensor: move(tensor, device)))
 
     return tuple(settled(layer) for layer in layers)

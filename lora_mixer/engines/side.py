@@ -1,54 +1,29 @@
 """
-The side engine: beside each layer, y = W x + B (g * (A x)), with all active adapters stacked and gains g between.
+The side path of one layer: y = W x + B (g * (A x)), with all active adapters stacked and gains g between.
 
-The gains may differ by layer, step, image and place, which weights cannot. The base is never touched, and no B A is
-ever made. Hooks carry it; they go without trace. After Punica (arXiv:2310.18547) for batches, methods.md section 3.
+The base is never touched, and no B A is ever made. Where all rows have the same gains they are folded into B, so that
+a step costs two products beside the layer and no further pass over its activations. After Punica (arXiv:2310.18547)
+for batches, methods.md section 3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
-from lora_mixer.engines.place import coverage, scale_mask, token_grid
+from lora_mixer.engines.forms import side_form
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors
-
-
-@dataclass
-class Scene:
-    """
-    What all layers of one component share during one call of it.
-
-    Attributes:
-        rows: The image of each row of the batch, (batch,); None when all images have one mix.
-        shares: What gains are multiplied by now, (images, adapters).
-        masks: The adapters' masks, (images * adapters, height, width); None when none has one.
-        latents: Height and width of the latents of this call.
-        stamp: Changes whenever one of these does.
-    """
-
-    rows: torch.Tensor | None = None
-    shares: torch.Tensor = field(default_factory=lambda: torch.ones(1, 1))
-    masks: torch.Tensor | None = None
-    latents: tuple[int, int] = (0, 0)
-    stamp: int = 0
-    cache: dict[object, torch.Tensor] = field(default_factory=dict)
-
-    def changed(self) -> None:
-        """Drop what was worked out from the old state."""
-        self.stamp += 1
-        self.cache.clear()
+    from lora_mixer.engines.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -60,137 +35,211 @@ class SidePart:
         adapter: Its place among the adapters of the scene.
         pair: Its factors.
         gains: Its constant gain for each image.
+        place: Where the adapter has this layer, for gains that differ by layer.
     """
 
     adapter: int
     pair: Factors
     gains: Sequence[float]
+    place: int
+
+    @property
+    def rank(self) -> int:
+        """The rank of the pair."""
+        return self.pair.up.shape[1]
+
+
+def add_rows(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """
+    Add ``hidden @ up.T`` to an output whose last dimension is the layer's, in place where that can be.
+
+    Example:
+        >>> add_rows(torch.zeros(1, 2), torch.ones(1, 1), torch.tensor([[2.0], [3.0]]))
+        tensor([[2., 3.]])
+    """
+    if torch.is_grad_enabled() or not output.is_contiguous() or output.dtype != hidden.dtype:
+        return output + functional.linear(hidden, up.to(hidden.dtype)).to(output.dtype)
+    output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.T)
+    return output
+
+
+def add_planes(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Add a 1x1 convolution of ``hidden`` (b, R, *places) to an output (b, out, *places), in place where that can be."""
+    free = not torch.is_grad_enabled() and output.dtype == hidden.dtype
+    if free and output.is_contiguous():
+        flat = hidden.flatten(2)
+        output.view(*output.shape[:2], -1).baddbmm_(up.expand(len(flat), -1, -1), flat)
+        return output
+    last = output.movedim(1, -1)
+    if free and last.is_contiguous():  # channels_last
+        add_rows(last, hidden.movedim(1, -1), up)
+        return output
+    added = torch.einsum("or,br...->bo...", up.to(hidden.dtype), hidden)
+    return output + added.to(output.dtype)
 
 
 class SideLayer:
     """
-    The forward hook of one layer.
+    The forward hook of one layer; it holds tensors that stay where they are while a mix changes.
 
     Args:
         name: Component and path, for messages.
         module: The layer: linear or convolution.
-        parts: What the active adapters add.
+        rank: How many ranks there is room for.
+        down: (rank, in, *kernel), where the stacked A are written; a part of a larger tensor, maybe.
+        shape: The logical shape of the layer's weight, (out, in, *kernel).
         scene: The state that the layer shares with its component.
+        span: Its place among the ranks of all layers of the scene.
     """
 
-    def __init__(self, name: str, module: nn.Module, parts: Sequence[SidePart], scene: Scene) -> None:
-        """Stack the factors once, in fp32; they take the inputs' dtype and device at the first call."""
-        self._name = name
-        self._kernel: tuple[int, ...] = tuple(getattr(module, "kernel_size", ()))
-        if self._kernel and getattr(module, "padding_mode", "zeros") != "zeros":
-            msg = f"{name}: a convolution with {module.padding_mode} padding has no side path; merge the mix instead"
-            raise MixError(msg)
-        self._down = torch.cat([part.pair.down.float() * part.pair.scale for part in parts])  # (R, in * k)
-        self._up = torch.cat([part.pair.up.float() for part in parts], dim=1)  # (out, R)
-        if self._kernel:
-            self._down = self._down.view(len(self._down), -1, *self._kernel)
-        ranks = [part.pair.up.shape[1] for part in parts]
-        owner = [part.adapter for part in parts]
-        self._owner = torch.tensor(owner).repeat_interleave(torch.tensor(ranks))  # (R,)
-        gains = torch.tensor([part.gains for part in parts], dtype=torch.float32)  # (parts, images)
-        self._gains = gains.repeat_interleave(torch.tensor(ranks), dim=0).T.contiguous()  # (images, R)
-        self._scene = scene
-        self._seen: tuple[int, tuple[int, ...], int] = (-1, (), 0)
-        self._now = torch.empty(0)
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        rank: int,
+        down: torch.Tensor,
+        shape: tuple[int, ...],
+        scene: Scene,
+        span: slice,
+    ) -> None:
+        """Make the tensors; all zeros: nothing is added yet."""
+        self.name = name
+        self.rank = rank
+        self.shape = shape
+        self.scene = scene
+        self.span = span
+        self.down = down
+        self.raw = torch.zeros(shape[0], rank, dtype=down.dtype, device=down.device)
+        # with gains folded in; otherwise the same tensor
+        self.up = torch.zeros_like(self.raw) if scene.folds else self.raw
+        self.shared: SharedDown | None = None
+        self.start = 0
+        self._key: tuple[object, ...] = ()
+        is_conv = side_form(module) == "conv"
+        conv: Any = module
+        self._conv = (
+            {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation} if is_conv else None
+        )
+        self._dimensions = len(shape) - 2 if is_conv else 0
+        once = is_conv and all(n == 1 for n in (*shape[2:], *conv.stride))
+        self._pointwise = once and all(n == 0 for n in conv.padding) if is_conv else False
+        self.gain = scene.gain_of(self)
+
+    def load(self, parts: Sequence[SidePart]) -> None:
+        """Write the parts' factors; nothing to do where they are in place already."""
+        key = tuple((id(part.pair.up), id(part.pair.down), part.pair.scale) for part in parts)
+        if key == self._key:
+            return
+        wide = torch.promote_types(torch.float32, self.down.dtype)
+        used = 0
+        for part in parts:
+            rows = slice(used, used + part.rank)
+            down = part.pair.down.to(self.down.device, wide) * part.pair.scale
+            self.down[rows].copy_(down.reshape(part.rank, *self.shape[1:]))
+            self.raw[:, rows].copy_(part.pair.up)
+            used = rows.stop
+        self.down[used:].zero_()
+        self.raw[:, used:].zero_()
+        self._key = key
+        self._kept = tuple(part.pair for part in parts)  # ids stay theirs while these live
+
+    def fold(self) -> None:
+        """Multiply the gains into B."""
+        if self.up is not self.raw:
+            torch.mul(self.raw, self.gain[0], out=self.up)
 
     def __call__(
-        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+        self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         """Add what the adapters add; differentiable, and in place where no gradient is asked for."""
         x = args[0]
-        if self._down.dtype != x.dtype or self._down.device != x.device:
-            self._down, self._up = self._down.to(x), self._up.to(x)
-            self._owner, self._gains = self._owner.to(x.device), self._gains.to(x.device)
-        if self._kernel:
-            conv: Any = module
-            convolve = getattr(functional, f"conv{len(self._kernel)}d")
-            hidden = convolve(x, self._down, None, conv.stride, conv.padding, conv.dilation)  # (B, R, h, w)
-            hidden = hidden * self._gain(hidden, channels_first=True)
-            up = self._up.view(*self._up.shape, *[1] * len(self._kernel))
-            added: torch.Tensor = convolve(hidden, up)
-            return output + added.to(output.dtype)
-        hidden = functional.linear(x, self._down)  # (B, T, R) or (B, R)
-        hidden = hidden * self._gain(hidden, channels_first=False)
-        if torch.is_grad_enabled() or not output.is_contiguous() or output.dtype != hidden.dtype:
-            return output + functional.linear(hidden, self._up).to(output.dtype)
-        output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), self._up.T)
-        return output
-
-    def _gain(self, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
-        """Give the gains in a shape that multiplies ``hidden``; kept until the scene changes."""
-        scene = self._scene
-        shape = tuple(hidden.shape[2:]) if channels_first else tuple(hidden.shape[1:-1])
-        seen = (scene.stamp, shape, hidden.shape[0])
-        if self._seen == seen:
-            return self._now
-        shares = scene.shares.to(hidden.device)
-        gains = self._gains * shares[:, self._owner]  # (images, R)
-        spread = [1] * len(shape)
-        if scene.masks is None:
-            full = gains.view(*gains.shape, *spread)
-        else:
-            full = gains.view(*gains.shape, *spread) * self._places(
-                scene, hidden, shape, channels_first=channels_first
-            )
-        if not channels_first:
-            full = full.movedim(1, -1)  # (images, tokens, R)
-        if scene.rows is not None and len(full) > 1:
-            rows = scene.rows.to(hidden.device)
-            if len(rows) != len(hidden):
-                msg = f"{self._name}: got a batch of {len(hidden)} inside a call with {len(rows)} rows; images cannot be told apart"
-                raise MixError(msg)
-            full = full[rows]
-        self._seen, self._now = seen, full.to(hidden.dtype)
-        return self._now
-
-    def _places(
-        self, scene: Scene, hidden: torch.Tensor, shape: tuple[int, ...], *, channels_first: bool
-    ) -> torch.Tensor:
-        """Give each rank's mask on the places of this layer: (images, R, *places)."""
-        masks = scene.masks
-        assert masks is not None  # noqa: S101 -- asked for only then
-        images = len(scene.shares)
-        grid = (shape[0], shape[1]) if channels_first and len(shape) == 2 else None
-        if not channels_first and len(shape) == 1:
-            grid = token_grid(shape[0], *scene.latents)
-        key = (grid, len(shape))
-        if key not in scene.cache:
-            if grid is None:  # text, time: no places; the share of the picture that the mask covers
-                spread = coverage(masks).view(images, -1, *[1] * len(shape))
+        if x.device != output.device:  # offloading moves inputs behind the hooks' back
+            x = x.to(output.device)
+        if self.down.dtype != x.dtype or self.down.device != x.device:
+            self._follow(x)
+        if self._conv is None:
+            hidden = self._hidden(x)
+            gain = self._gain(hidden, channels_first=False)
+            if gain is not None:
+                hidden = hidden * gain
+            return add_rows(output, hidden, self.up)
+        if self._pointwise and output.ndim == self._dimensions + 2:
+            last = x.movedim(1, -1)
+            if last.is_contiguous():
+                hidden = functional.linear(last, self.down.flatten(1)).movedim(-1, 1)
             else:
-                scaled = scale_mask(masks, grid).view(images, -1, *grid)
-                spread = scaled if channels_first else scaled.flatten(2)
-            scene.cache[key] = spread
-        return scene.cache[key].to(hidden.device)[:, self._owner]
+                flat = torch.bmm(self.down.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+                hidden = flat.view(len(x), -1, *x.shape[2:])
+        else:
+            convolve = getattr(functional, f"conv{self._dimensions}d")
+            hidden = convolve(x, self.down, None, **self._conv)
+        gain = self._gain(hidden, channels_first=True)
+        if gain is not None:
+            hidden = hidden * gain
+        return add_planes(output, hidden, self.up)
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+        shared = self.shared
+        if shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return functional.linear(x, self.down)
+        return shared.hidden(x)[..., self.start : self.start + self.rank]
+
+    def _gain(self, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor | None:
+        """Give the gains in a shape that multiplies ``hidden``; None where they are folded in."""
+        scene = self.scene
+        if scene.masks is not None:
+            return scene.placed(self, hidden, channels_first=channels_first)
+        if scene.folds:
+            return None
+        batch = hidden.shape[0]
+        if not torch.compiler.is_compiling() and scene.count not in (1, batch):
+            msg = (
+                f"{self.name}: got a batch of {batch} inside a call with {scene.count} rows; images cannot be told "
+                "apart"
+            )
+            raise MixError(msg)
+        gain = self.gain[:batch]
+        spread = [1] * (hidden.ndim - 2)
+        return (
+            gain.view(len(gain), -1, *spread)
+            if channels_first
+            else gain.view(len(gain), *spread, gain.shape[1])
+        )
+
+    def _follow(self, x: torch.Tensor) -> None:
+        """Go where the inputs are."""
+        with torch.inference_mode(mode=False), torch.no_grad():
+            folded = self.up is not self.raw
+            self.down, self.raw = self.down.to(x), self.raw.to(x)
+            self.shared = None  # its tensor has not moved
+            self.up = torch.zeros_like(self.raw) if folded else self.raw
+            self.gain = self.scene.gain_of(self)
+            self.fold()
 
 
-class SideEngine:
-    """Holds the hooks of one mix."""
+class SharedDown:
+    """
+    The A of layers that have one input, such as queries, keys and values: one product for all of them.
 
-    def __init__(self) -> None:
-        """Start with none."""
-        self._handles: list[RemovableHandle] = []
+    Args:
+        down: The stacked A, (ranks of all, in).
+        members: How many layers share it.
+    """
 
-    def attach(self, module: nn.Module, layer: SideLayer) -> None:
-        """Put a layer's side path beside it."""
-        self._handles.append(module.register_forward_hook(layer))
+    def __init__(self, down: torch.Tensor, members: int) -> None:
+        """Hold the tensor; no input is held between calls."""
+        self.down = down
+        self._members = members
+        self._x: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
+        self._left = 0
 
-    def before(self, root: nn.Module, look: Callable[..., None]) -> None:
-        """Call ``look(module, args, kwargs)`` before each call of a component."""
-        self._handles.append(root.register_forward_pre_hook(look, with_kwargs=True))
-
-    @property
-    def active(self) -> bool:
-        """Whether there are any."""
-        return bool(self._handles)
-
-    def clear(self) -> None:
-        """Take every hook away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """Give A x for all members, computed for the first of them that asks."""
+        if self._x is not x or self._hidden is None:
+            self._x, self._hidden, self._left = x, functional.linear(x, self.down), self._members
+        found = self._hidden
+        self._left -= 1
+        if self._left == 0:
+            self._x = self._hidden = None
+        return found

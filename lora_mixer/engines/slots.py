@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.errors import PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BaseDevice = Literal["device", "host"]
 """Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
@@ -22,6 +26,9 @@ class Slot:
         module: The module that owns it.
         attribute: ``weight`` or ``bias``.
         keep_on: Where the base is kept.
+
+    Attributes:
+        locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
     """
 
     def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice) -> None:
@@ -32,7 +39,9 @@ class Slot:
         self.keep_on = keep_on
         self.base: torch.Tensor | None = None
         self.blended = False
+        self.locked = False
         self._seen: torch.Tensor | None = None
+        self._storage: StorageWeakRef | None = None
         self._address = 0
         self._version = 0
 
@@ -51,8 +60,13 @@ class Slot:
     def unchanged(self) -> bool:
         """Whether the parameter is where and what it was at the last :meth:`stamp`, but for our own writes."""
         parameter = self.parameter
+        if self.locked:
+            return parameter is self._seen
         return (
             parameter is self._seen
+            # an address alone says little: .to() and back may get the freed memory again
+            and self._storage is not None
+            and not self._storage.expired()  # type: ignore[no-untyped-call]
             and parameter.data_ptr() == self._address
             and _version(parameter) == self._version
             and (self.base is None or self.base.dtype == parameter.dtype)
@@ -61,16 +75,21 @@ class Slot:
     def stamp(self) -> None:
         """Remember the parameter as it is now, to notice when others move or change it."""
         self._seen = self.parameter
-        self._address = self._seen.data_ptr()
-        self._version = _version(self._seen)
+        self.locked = unsupported(self._seen) is not None
+        if not self.locked:
+            self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
+            self._address = self._seen.data_ptr()
+            self._version = _version(self._seen)
 
     def problem(self) -> str | None:
-        """Say why the parameter cannot be worked on now, or None."""
+        """Say why a mix in the parameter cannot be changed now, or None; without a mix in it there is no problem."""
         parameter = self.parameter
+        if not self.blended:
+            return None
         reason = unsupported(parameter)
         if reason:
-            return f"{self.name}: {reason}"
-        if self.base is not None and self.blended and self._overwritten(parameter):
+            return f"{self.name}: an adapter is merged into it, and {reason}"
+        if self.base is not None and self._overwritten(parameter):
             return (
                 f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
                 "is there now as the new base, or mixer.restore_base() to put the kept one back"
@@ -105,12 +124,6 @@ class Slot:
         host = torch.empty_like(live, device="cpu", pin_memory=True)
         return host.copy_(live)
 
-    def restore(self) -> None:
-        """Write the base back, bit for bit."""
-        if self.base is not None and self.blended:
-            self.live.copy_(self.keep())
-        self.blended = False
-
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
         self.base = None
@@ -118,12 +131,30 @@ class Slot:
         self.stamp()
 
 
+def restore(slots: Iterable[Slot]) -> None:
+    """Write the bases of all blended parameters back, bit for bit, in a few large copies."""
+    pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for slot in slots:
+        if slot.base is not None and slot.blended:
+            live, base = slot.live, slot.keep()
+            if live.is_inference():
+                with torch.inference_mode():
+                    live.copy_(base)
+            else:
+                own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+                own[0].append(live)
+                own[1].append(base)
+        slot.blended = False
+    for lives, bases in pairs.values():
+        torch._foreach_copy_(lives, bases)
+
+
 def unsupported(parameter: torch.Tensor) -> str | None:
     """Say why a parameter's values cannot be rewritten in place, or None if they can."""
     if parameter.device.type == "meta":
         return (
-            "its weights are on the meta device (sequential CPU offload, device_map or low_cpu_mem_usage); load adapters "
-            "before offloading, or use enable_model_cpu_offload(), which keeps weights in memory"
+            "its weights are on the meta device (sequential CPU offload, device_map or low_cpu_mem_usage); use "
+            "enable_model_cpu_offload(), which keeps weights in memory, or offload while no adapter is merged"
         )
     if (
         type(parameter.data) is not torch.Tensor

@@ -1,36 +1,44 @@
 """
 Puts mixes into effect: chooses between rewriting weights and the side path, and keeps schedules in step.
 
-* One constant mix: merged.
-* One mix with a schedule: the side path, or merged anew at each step where an adapter has no low-rank form.
+* One constant mix: merged, but for layers whose weights cannot be rewritten (quantised, offloaded): those have the side
+  path.
+* One mix with a schedule or a method: the side path, or merged anew at each step where an adapter has no low-rank form.
 * Masks, and several mixes for the images of one batch: the side path.
+* While the side path is reserved: whatever it can hold.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
-from lora_mixer.engines.images import image_rows
+from lora_mixer.binding.components import component_name
+from lora_mixer.engines.beside import Beside
+from lora_mixer.engines.calls import Calls
+from lora_mixer.engines.choice import Choice, choose
+from lora_mixer.engines.following import START, Follower, prompt_rows
+from lora_mixer.engines.forms import side_form, side_pair
+from lora_mixer.engines.gains import MixGains
+from lora_mixer.engines.k_lora import Contest, contest
 from lora_mixer.engines.merged import MergedEngine, MixLostError
 from lora_mixer.engines.setting import BASE, Setting
-from lora_mixer.engines.side import Scene, SideEngine, SideLayer, SidePart
-from lora_mixer.engines.steps import Step, StepClock, scheduler_timesteps, timestep_of
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
+    from lora_mixer.algorithms import Factors
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.slots import BaseDevice
-
-_START = Step(0, 1, 1000.0)
-_METHODS = ("sum", "switch")
+    from lora_mixer.engines.steps import Step
+    from lora_mixer.mixes import Mix
 
 
 class Stage:
@@ -46,11 +54,12 @@ class Stage:
         """Start with the base."""
         self._pipe = pipe
         self.merged = MergedEngine(keep_on)
-        self._side = SideEngine()
+        self.beside = Beside()
+        self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
-        self._names: tuple[str, ...] = ()
-        self._scenes: dict[str, Scene] = {}
+        self._pairs: dict[str, list[Factors | None]] = {}
+        self._contests: dict[tuple[str, str], Contest] = {}
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers under a name; nothing takes effect yet."""
@@ -64,18 +73,24 @@ class Stage:
     @property
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: no side path, no bias on a module without one."""
-        return not self._scenes and not self.merged.has_hooks
+        return not self.beside.active and not self.merged.has_hooks
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:
             del self._layers[name]
+            self._forget(name)
             self.merged.remove(name)
 
     def rename(self, old: str, new: str) -> None:
         """Let an adapter that is in no mix go on under another name."""
         self._layers[new] = self._layers.pop(old)
+        self._forget(old)
         self.merged.rename(old, new)
+
+    def _forget(self, name: str) -> None:
+        self._pairs.pop(name, None)
+        self._contests = {names: kept for names, kept in self._contests.items() if name not in names}
 
     def apply(self, setting: Setting, components: Mapping[str, nn.Module]) -> None:
         """
@@ -89,12 +104,13 @@ class Stage:
             MixError: When no engine, or not the one asked for, can serve the mixes.
             PipelineStateError: When weights cannot be worked on.
         """
+        self.merged.look()
         chosen = self._choose(setting)
         before = self._now
         try:
             self._enter(setting, components, chosen)
         except MixLostError:
-            self._side.clear()
+            self._clear()
             self._now = BASE
             raise
         except BaseException:
@@ -103,77 +119,125 @@ class Stage:
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
-        self._side.clear()
+        self._clear()
         self._now = BASE
         self.merged.restore()
 
     def rebase(self) -> None:
         """Take what the weights hold now as the new base."""
-        self._side.clear()
+        self._clear()
         self._now = BASE
         self.merged.rebase()
 
-    # --- choosing ----------------------------------------------------------------------------------------------
+    def _clear(self) -> None:
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.empty()
 
-    def _choose(self, setting: Setting) -> Literal["merged", "side", "steps"]:
-        """Give ``merged`` for constant mixes, ``steps`` for merging anew at each step, or ``side``."""
-        mixes = setting.mixes
-        odd = sorted({mix.method.name for mix in mixes} - set(_METHODS))
-        if odd:
-            msg = f"the method {', '.join(odd)} is not available yet; available are {', '.join(_METHODS)}"
-            raise MixError(msg)
-        by_place = len(mixes) > 1 or any(mix[name].mask is not None for mix in mixes for name in mix.names)
-        moving = any(not mix.is_constant for mix in mixes)
-        if not by_place and not moving and setting.engine != "side":
-            return "merged"
-        if by_place and setting.engine == "merged":
-            msg = "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
-            raise MixError(msg)
-        dense = self._dense(setting.names)
-        if dense and (by_place or setting.engine == "side"):
-            shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
-            msg = (
-                f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
-                "constant mixes and schedules of it can be merged (engine='merged')"
+    # --- reserving -------------------------------------------------------------------------------------------------
+
+    def reserve(self, rank: int, rows: int, components: Mapping[str, nn.Module]) -> None:
+        """
+        Reserve the side path beside all layers of denoisers that loaded adapters change.
+
+        Raises:
+            MixError: When there are none, or the mix in effect does not fit; nothing has changed then.
+        """
+        found = {
+            id(layer.live.module): layer.live
+            for layers in self._layers.values()
+            for layer in layers
+            if layer.live.component not in TEXT_ENCODERS and side_form(layer.live.module) is not None
+        }
+        if not found:
+            raise MixError(
+                "no loaded adapter changes a denoiser's layers that a side path can stand beside; load the adapters "
+                "first, or one that changes the same layers"
             )
-            raise MixError(msg)
-        if by_place or setting.engine == "side":
-            return "side"
-        return "steps" if setting.engine == "merged" or dense else "side"
+        held = self.beside.reserved
+        before = None if held is None else (held.rank, held.rows)
+        self._clear()
+        self.beside.reserve(list(found.values()), rank, rows, components)
+        try:
+            self.apply(self._now, components)
+        except BaseException:
+            self.beside.release()
+            if before is not None:
+                self.beside.reserve(list(found.values()), *before, components)
+            self.apply(self._now, components)
+            raise
 
-    def _dense(self, names: Sequence[str]) -> dict[str, str]:
-        table = {}
-        for name in names:
-            for layer in self._layers.get(name, ()):
-                low_rank = not layer.live.transposed and layer.weights.factors(layer.live.shape) is not None
-                if low_rank and layer.weights.bias_delta(None, 1.0) is None:
-                    continue
-                table[name] = layer.weights.algorithm
-                break
-        return table
+    def release(self, components: Mapping[str, nn.Module]) -> None:
+        """Give the reserved side path back; the mix in effect goes on by other means."""
+        self._clear()
+        self.beside.release()
+        self.apply(self._now, components)
 
     # --- taking effect -------------------------------------------------------------------------------------------
 
-    def _enter(self, setting: Setting, components: Mapping[str, nn.Module], chosen: str) -> None:
-        self._side.clear()
-        self._scenes = {}
-        self._names = tuple(sorted(setting.names))
+    def _choose(self, setting: Setting) -> Choice:
+        return choose(
+            setting,
+            {name: self._layers[name] for name in setting.names},
+            {name: self.merged.locks(name) for name in setting.names},
+            self._pairs_of,
+            reserved=self.beside.reserved is not None,
+        )
+
+    def _pairs_of(self, name: str) -> list[Factors | None]:
+        """Give the factors of an adapter's layers, worked out once for as long as it takes part."""
+        if name not in self._pairs:
+            self._pairs[name] = [side_pair(layer) for layer in self._layers[name]]
+        return self._pairs[name]
+
+    def _enter(self, setting: Setting, components: Mapping[str, nn.Module], chosen: Choice) -> None:
+        self._calls.clear()
+        self.beside.clear()
+        names = tuple(sorted(setting.names))
         layouts = self._layouts(setting, components)
         for mix in setting.mixes:
             if layouts:
                 mix.check(layouts)
-        if chosen == "merged":
-            self.merged.apply(self._merged_gains(setting, layouts, _START, all_parts=True))
-        elif chosen == "steps":
-            self.merged.apply(self._merged_gains(setting, layouts, _START, all_parts=True))
-            self._follow_steps(setting, components, layouts)
+        mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.mixes]
+        beside = chosen.beside
+
+        def merged_gains(step: Step, turn: int | None) -> dict[str, list[float]]:
+            table = mixes[0].at(step, turn) if len(mixes) == 1 else {}
+            return {
+                name: [0.0 if out else gain for gain, out in zip(gains, beside[name], strict=True)]
+                for name, gains in table.items()
+            }
+
+        self.merged.apply(merged_gains(START, None))
+        if any(any(flags) for flags in beside.values()):
+            pairs = {
+                name: [
+                    pair if out else None
+                    for pair, out in zip(self._pairs_of(name), beside[name], strict=True)
+                ]
+                for name in names
+            }
+            self.beside.build(mixes, names, pairs, components, self._masks(setting, names), START)
         else:
-            # text encoders run once, before the first step: with one mix for all they are merged
-            texts_merged = len(setting.mixes) == 1
-            gains = self._merged_gains(setting, layouts, _START, all_parts=False) if texts_merged else {}
-            self.merged.apply(gains)
-            self._build_side(setting, components, layouts, texts_merged=texts_merged)
+            self.beside.empty()
+        self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in names}
+        if chosen.follows:
+            self._follow(
+                setting, [mix.passes for mix in mixes], merged_gains, remerge=chosen.engine == "steps"
+            )
         self._now = setting
+
+    def _contest(self, mix: Mix) -> Contest | None:
+        if not isinstance(mix.method, KLora):
+            return None
+        roles = mix.method.roles(mix.names)
+        if roles not in self._contests:
+            content, style = (
+                [layer for layer in self._layers[name] if layer.live.component not in TEXT_ENCODERS]
+                for name in roles
+            )
+            self._contests[roles] = contest(content, style)
+        return self._contests[roles]
 
     @staticmethod
     def _layouts(setting: Setting, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
@@ -185,93 +249,8 @@ class Stage:
             for part, root in components.items()
         }
 
-    def _merged_gains(
-        self, setting: Setting, layouts: Mapping[str, BlockLayout], step: Step, *, all_parts: bool
-    ) -> dict[str, list[float]]:
-        """Give the gain of every layer at a step; only text encoders have one unless ``all_parts``."""
-        if not setting.mixes:
-            return {}
-        mix = setting.mixes[0]
-        table: dict[str, list[float]] = {}
-        for name in mix.names:
-            parts = {layer.live.component for layer in self._layers[name]}
-            shares = {
-                part: mix.share_at(name, part, step.index, step.total, step.timestep)
-                if all_parts or part in TEXT_ENCODERS
-                else 0.0
-                for part in parts
-            }
-            if mix[name].blocks is None:
-                shares = {part: share and share * mix.gain(name, part, "") for part, share in shares.items()}
-                table[name] = [shares[layer.live.component] for layer in self._layers[name]]
-            else:
-                table[name] = [
-                    shares[layer.live.component]
-                    * mix.gain(name, layer.live.component, layer.live.path, layouts[layer.live.component])
-                    for layer in self._layers[name]
-                ]
-        return table
-
-    def _follow_steps(
-        self, setting: Setting, components: Mapping[str, nn.Module], layouts: Mapping[str, BlockLayout]
-    ) -> None:
-        """Merge anew before each denoiser call whose step has other gains."""
-
-        def look(step: Step, _: int, __: tuple[int, int]) -> None:
-            gains = self._merged_gains(setting, layouts, step, all_parts=True)
-            start = self._merged_gains(setting, layouts, _START, all_parts=True)
-            for name in gains:  # text encoders keep what they had before the first step
-                for i, layer in enumerate(self._layers[name]):
-                    if layer.live.component in TEXT_ENCODERS:
-                        gains[name][i] = start[name][i]
-            if gains != self.merged.active:
-                self.merged.apply(gains)
-
-        self._watch(components, look)
-
-    def _build_side(
-        self,
-        setting: Setting,
-        components: Mapping[str, nn.Module],
-        layouts: Mapping[str, BlockLayout],
-        *,
-        texts_merged: bool,
-    ) -> None:
-        by_module: dict[int, tuple[BoundLayer, list[SidePart]]] = {}
-        for place, name in enumerate(self._names):
-            for layer in self._layers[name]:
-                live = layer.live
-                if texts_merged and live.component in TEXT_ENCODERS:
-                    continue
-                gains = [
-                    mix.gain(name, live.component, live.path, layouts.get(live.component))
-                    if name in mix
-                    else 0.0
-                    for mix in setting.mixes
-                ]
-                pair = layer.weights.factors(live.shape) if any(gains) else None
-                if pair is not None:
-                    own = by_module.setdefault(id(live.module), (layer, []))
-                    own[1].append(SidePart(place, pair, gains))
-        masks = self._masks(setting)
-        for layer, parts in by_module.values():
-            live = layer.live
-            scene = self._scenes.setdefault(live.component, Scene(masks=masks))
-            self._side.attach(
-                live.module, SideLayer(f"{live.component}.{live.path}", live.module, parts, scene)
-            )
-        self._fill(setting, _START)
-
-        def look(step: Step, batch: int, latents: tuple[int, int]) -> None:
-            rows = image_rows(self._pipe, batch, len(setting.mixes), setting.copies)
-            self._fill(setting, step, rows, latents)
-
-        self._watch(components, look)
-        for part in self._scenes:
-            if part in TEXT_ENCODERS:
-                self._watch_text(part, components[part], len(setting.mixes))
-
-    def _masks(self, setting: Setting) -> torch.Tensor | None:
+    @staticmethod
+    def _masks(setting: Setting, names: Sequence[str]) -> torch.Tensor | None:
         """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
         found = {
             (i, name): torch.tensor(mask.load(), dtype=torch.float32)
@@ -285,82 +264,54 @@ class Stage:
         width = max(mask.shape[1] for mask in found.values())
         rows = []
         for i in range(len(setting.mixes)):
-            for name in self._names:
+            for name in names:
                 own = found.get((i, name), torch.ones(1, 1))[None, None]
                 rows.append(functional.interpolate(own, size=(height, width), mode="bilinear")[0, 0])
         return torch.stack(rows).clamp_(0, 1)
 
-    def _fill(
+    # --- following the denoiser --------------------------------------------------------------------------------------
+
+    def _follow(
         self,
         setting: Setting,
-        step: Step,
-        rows: torch.Tensor | None = None,
-        latents: tuple[int, int] | None = None,
+        passes: Sequence[int],
+        merged_gains: Callable[[Step, int | None], dict[str, list[float]]],
+        *,
+        remerge: bool,
     ) -> None:
-        """Write the state of a step into the scenes, where it is another."""
-        for part, scene in self._scenes.items():
-            if part in TEXT_ENCODERS and rows is not None:
-                continue
-            shares = torch.tensor(
-                [
-                    [
-                        mix.share_at(name, part, step.index, step.total, step.timestep)
-                        if name in mix
-                        else 0.0
-                        for name in self._names
-                    ]
-                    for mix in setting.mixes
-                ]
-            )
-            same_rows = (rows is None) == (scene.rows is None) and (
-                rows is None or scene.rows is None or torch.equal(rows, scene.rows)
-            )
-            if (
-                not torch.equal(shares, scene.shares)
-                or not same_rows
-                or (latents and latents != scene.latents)
-            ):
-                scene.shares, scene.rows, scene.latents = shares, rows, latents or scene.latents
-                scene.changed()
+        """Watch each denoiser that an active adapter changes, and text encoders where each prompt has its own mix."""
+        outer = callers(self._pipe)
+        start = merged_gains(START, None)
 
-    def _watch(
-        self,
-        components: Mapping[str, nn.Module],
-        look: Callable[[Step, int, tuple[int, int]], None],
-    ) -> None:
-        """Call ``look`` before each call of each denoiser that an active adapter changes."""
-        parts = {layer.live.component for name in self._names for layer in self._layers[name]}
-        for part in parts - set(TEXT_ENCODERS):
-            clock = StepClock(scheduler_timesteps(self._pipe))
+        def put(step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
+            if remerge:
+                gains = merged_gains(step, turn)
+                for name, own in gains.items():  # text encoders keep what they had before the first step
+                    for place, layer in enumerate(self._layers[name]):
+                        if layer.live.component in TEXT_ENCODERS:
+                            own[place] = start[name][place]
+                if gains != self.merged.active:
+                    self.merged.apply(gains)
+            self.beside.show(step, turn, rows, latents)
 
-            def before(
-                _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clock: StepClock = clock
-            ) -> None:
-                sample = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-                sample = kwargs.get("sample", kwargs.get("hidden_states", args[0] if args else sample))
-                if not isinstance(sample, torch.Tensor):
-                    return
-                if sample.is_cuda and torch.cuda.is_current_stream_capturing():
-                    return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
-                latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
-                look(clock.tick(timestep_of(args, kwargs)), int(sample.shape[0]), latents)
+        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        for part in sorted(parts - set(TEXT_ENCODERS)):
+            follower = Follower(self._pipe, passes, setting.copies, put)
+            self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
+        images = len(setting.mixes)
+        for part in self.beside.scenes:
+            if part in TEXT_ENCODERS and images > 1:
+                show = functools.partial(self.beside.show_text, part)
+                self._calls.watch(outer[part], prompt_rows(part, images, show))
 
-            self._side.before(components[part], before)
 
-    def _watch_text(self, part: str, root: nn.Module, images: int) -> None:
-        """Give each prompt of a text encoder's batch its own mix."""
-        scene = self._scenes[part]
+def callers(pipe: Any) -> dict[str, nn.Module]:
+    """
+    Give the components as the pipeline calls them, ``torch.compile``'s wrappers included.
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            batch = len(ids) if isinstance(ids, torch.Tensor) else images
-            if batch % images:
-                msg = (
-                    f"{images} mixes, but {part} was called with {batch} prompts: pass a list of {images} prompts, "
-                    "one for each mix"
-                )
-                raise MixError(msg)
-            scene.rows = torch.arange(batch) % images
-            scene.changed()
-
-        self._side.before(root, before)
+    Args:
+        pipe: A pipeline, or a bare module.
+    """
+    if isinstance(pipe, torch.nn.Module):
+        return {component_name(pipe): pipe}
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}

@@ -78,26 +78,44 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _spec(key: str, entry: Any, label: str) -> TensorSpec:
+    try:
+        dtype = _DTYPES[entry["dtype"]]
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        numbers = [start, end, *shape]
+    except (KeyError, TypeError, ValueError):
+        raise _bad_entry(key, entry, label) from None
+    if (
+        type(shape) is not list
+        or {*map(type, numbers)} != {int}
+        or min(numbers) < 0
+        or len(shape) > _DIMENSIONS_AT_MOST
+        or math.prod(n or 1 for n in shape) > _ELEMENTS_AT_MOST
+        or end - start != math.prod(shape) * dtype.itemsize
+    ):
+        raise _bad_entry(key, entry, label)
+    return TensorSpec(dtype, tuple(shape), start, end)
+
+
+def _bad_entry(key: str, entry: Any, label: str) -> CorruptFileError:
+    """Say what is wrong with a header's entry."""
+
     def bad(what: str) -> CorruptFileError:
         return CorruptFileError(f"{label}: the header entry of {key!r} {what}; download the file again")
 
     if not isinstance(entry, dict):
-        raise bad(f"is {type(entry).__name__}, not an object")
+        return bad(f"is {type(entry).__name__}, not an object")
     dtype = _DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
-        raise bad(f"has dtype {entry.get('dtype')!r}; known are {', '.join(_DTYPES)}")
+        return bad(f"has dtype {entry.get('dtype')!r}; known are {', '.join(_DTYPES)}")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise bad(f"has shape {shape!r}, not a list of sizes")
+        return bad(f"has shape {shape!r}, not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
-        raise bad(f"has data_offsets {offsets!r}, not two positions")
+        return bad(f"has data_offsets {offsets!r}, not two positions")
     if len(shape) > _DIMENSIONS_AT_MOST or math.prod(n or 1 for n in shape) > _ELEMENTS_AT_MOST:
-        raise bad(f"has a shape of {len(shape)} sizes that no tensor can have, at most {max(shape)}")
-    start, end = offsets
+        return bad(f"has a shape of {len(shape)} sizes that no tensor can have, at most {max(shape)}")
     expected = math.prod(shape) * dtype.itemsize
-    if start < 0 or end - start != expected:
-        raise bad(f"has shape {shape} of {entry['dtype']}, {expected} bytes, but offsets {offsets}")
-    return TensorSpec(dtype, tuple(shape), start, end)
+    return bad(f"has shape {shape} of {entry['dtype']}, {expected} bytes, but offsets {offsets}")
 
 
 def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:

@@ -10,7 +10,7 @@ from lora_mixer.library.compatibility import Compatibility, base_family, compati
 from lora_mixer.library.entry import Entry, Page, Refreshed
 from lora_mixer.library.library import Library
 from lora_mixer.library.mixbook import MixBook
-from lora_mixer.library.strengths import Strengths, strengths
+from lora_mixer.library.norms import Strengths, strengths
 
 __all__ = [
     "Compatibility",

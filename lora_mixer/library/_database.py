@@ -50,7 +50,7 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.read(lambda _: None)
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
             raise SourceError(f"{path}: the library's index cannot be opened there ({error})") from error
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -59,6 +59,9 @@ class Database:
 
         Args:
             work: What to do; it may run twice.
+
+        Raises:
+            SourceError: The file is locked, the disk is full, or the like.
         """
         for _ in range(3):
             try:
@@ -66,7 +69,7 @@ class Database:
                     return work(connection)
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
-                    raise
+                    raise SourceError(f"{self.path}: the library's index cannot be used ({error})") from error
                 self._renew(error)
         raise SourceError(f"{self.path} is damaged again and again; is the disk all right?")
 
@@ -124,10 +127,15 @@ class Database:
             if self._is_sound():
                 return
             aside = f"{self.path}.damaged-{time.time_ns():x}"
-            for ending in ("", "-wal", "-shm"):
-                part = Path(f"{self.path}{ending}")
-                if part.exists():
-                    part.replace(f"{aside}{ending}")
+            try:
+                for ending in ("", "-wal", "-shm"):
+                    part = Path(f"{self.path}{ending}")
+                    if part.exists():
+                        part.replace(f"{aside}{ending}")
+            except OSError as refusal:
+                raise SourceError(
+                    f"{self.path} is damaged ({error}) and cannot be set aside ({refusal})"
+                ) from refusal
             self.renewals += 1
             self._notes.append(
                 f"{self.path} was damaged ({error}); it was set aside as {Path(aside).name} and made anew"

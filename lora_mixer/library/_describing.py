@@ -21,6 +21,7 @@ _HEAD_AT_MOST = 4 << 20
 _SIDECAR_AT_MOST = 4 << 20
 _TAGS, _TAGS_TEXT_AT_MOST = 30, 4_000_000
 _TEXT_AT_MOST = 20_000
+_WORD_AT_MOST = 500
 
 
 def describe(found: Found) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _of_info(info: AdapterInfo, path: Path) -> dict[str, Any]:
         "title": clean_text(
             info.metadata.get("modelspec.title") or info.metadata.get("ss_output_name") or ""
         )[:500],
-        "words": [clean_text(word) for word in info.trigger_words],
+        "words": [clean_text(word)[:_WORD_AT_MOST] for word in info.trigger_words],
         "tags": _tags(info.metadata),
         "declared": as_hash(info.metadata.get("sshs_model_hash")),
         **{key: value for key, value in said.items() if value},
@@ -129,7 +130,7 @@ def _of_json(path: Path) -> dict[str, Any]:
         return {}
     words = (as_text(table.get("activation text")) or "").split(",")
     return {
-        "words": [word.strip() for word in words if word.strip()][:100],
+        "words": [word.strip()[:_WORD_AT_MOST] for word in words if word.strip()][:100],
         "notes": (as_text(table.get("notes")) or "")[:_TEXT_AT_MOST],
         "weight": as_float(table.get("preferred weight")),
         "negative_text": (as_text(table.get("negative text")) or "")[:_TEXT_AT_MOST],

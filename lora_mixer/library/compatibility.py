@@ -85,6 +85,7 @@ def compatible(entry: Entry, base: str) -> Compatibility:
 
     Example:
         >>> from pathlib import Path
+        >>> from lora_mixer.library import Entry
         >>> compatible(Entry("1", "ink", Path("ink.safetensors"), Path(), base="SDXL"), "SD 1.x")
         Compatibility(fits=False, reason='made for SDXL, this pipeline is SD 1.x')
     """

@@ -134,7 +134,9 @@ class Library(Looking):
                 if triggers is None
                 else [clean_text(word).strip()[:500] for word in triggers][:_WORDS_AT_MOST]
             )
-            changes["words"] = None if words is None else json.dumps([word for word in words if word])
+            changes["words"] = (
+                None if words is None else json.dumps([word for word in words if word], ensure_ascii=False)
+            )
         return self._say(id, lambda old: {**old, **changes})
 
     def used(self, id: str) -> Entry:  # noqa: A002

@@ -58,6 +58,9 @@ def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
         if facts.st_size > _FILE_AT_MOST:
             raise PreviewError(f"has {facts.st_size} bytes, at most {_FILE_AT_MOST} are read")
         _write(source, path, side)
+        for stale in folder.glob(f"{entry.id}-*-{side}.webp"):
+            if stale != path:
+                stale.unlink(missing_ok=True)
     return path
 
 

@@ -58,7 +58,7 @@ def heading_for(before: torch.Tensor, after: torch.Tensor, start: Level, end: Le
     Example:
         >>> x0, eps = torch.tensor([2.0]), torch.tensor([-1.0])
         >>> heading_for(0.6 * x0 + 0.8 * eps, 0.8 * x0 + 0.6 * eps, (0.6, 0.8), (0.8, 0.6))
-        tensor([2.0000])
+        tensor([2.])
     """
     share = start[1] * end[0] - end[1] * start[0]
     return after if abs(share) < 1e-6 else (start[1] * after - end[1] * before) / share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import PictureMetadataError
@@ -49,6 +50,6 @@ def read_picture(source: Source) -> PictureSettings:
             return replace(settings, width=width, height=height, notes=tuple(dict.fromkeys(notes)))
     why = "; ".join(notes) if notes else f"no known settings among its texts (it has {shown_keys(texts)})"
     raise PictureMetadataError(
-        f"{'the picture' if not isinstance(source, str) else source}: {why}. Pictures lose their settings where "
+        f"{source if isinstance(source, str | PathLike) else 'the picture'}: {why}. Pictures lose their settings where "
         f"a site or an editor saved them again: take the original file."
     )

@@ -145,9 +145,7 @@ def hold(
         ):
             live = layer.live
             embedding = isinstance(module, nn.Embedding)
-            parts.append(
-                Part(Place(live.component, live.path, tuple(base.shape), embedding), weights, base, bias)
-            )
+            parts.append(Part(Place(live.component, live.path, live.shape, embedding), weights, base, bias))
             gains.append(mix.gain(name, live.component, live.path, layouts.get(live.component)))
         table[name] = Held(infos[name], parts, gains)
     return table

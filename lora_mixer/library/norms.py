@@ -66,6 +66,7 @@ def strengths(source: Any, **options: Any) -> Strengths:
         FormatError: When it holds no adapter that can be used.
 
     Example:
+        >>> import torch
         >>> pair = {"lora_unet_mid_block_x.lora_down.weight": torch.eye(2), "lora_unet_mid_block_x.lora_up.weight": torch.eye(2)}
         >>> {block: round(norm, 4) for block, norm in strengths(pair).blocks.items()}
         {'unet mid': 1.4142}
@@ -113,6 +114,7 @@ def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
         scale: The factor.
 
     Example:
+        >>> import torch
         >>> up, down = torch.randn(9, 2).double(), torch.randn(2, 7).double()
         >>> math.isclose(pair_norm(up, down, 0.5), (0.5 * up @ down).norm())
         True

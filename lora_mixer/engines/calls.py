@@ -1,0 +1,81 @@
+"""
+Looking in on the calls of a component, from outside of what ``torch.compile`` made of it, and going without trace.
+
+A plain module is watched by hooks, and so is the wrapper of ``torch.compile(module)``; ``module.compile()`` runs hooks
+inside of the compiled code, so there the compiled call itself is wrapped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.errors import PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
+    After = Callable[[tuple[Any, ...], dict[str, Any], Any, Callable[..., Any]], Any]
+
+
+class Calls:
+    """Holds what watches the calls of components."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._handles: list[RemovableHandle] = []
+        self._wrapped: list[tuple[nn.Module, Any, Any]] = []
+
+    def watch(self, outer: nn.Module, before: Before, after: After | None = None) -> None:
+        """
+        Watch the calls of a component.
+
+        Args:
+            outer: The component as the pipeline calls it.
+            before: Called with the arguments before each call.
+            after: Called with the arguments, the output and a function that calls the component again unwatched;
+                what it returns is the output.
+        """
+        compiled: Any = getattr(outer, "_compiled_call_impl", None)
+        if compiled is not None:
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                before(args, kwargs)
+                output = compiled(*args, **kwargs)
+                return output if after is None else after(args, kwargs, output, compiled)
+
+            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
+            self._wrapped.append((outer, compiled, call))
+            return
+
+        def pre_hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                raise PipelineStateError(
+                    "the component was compiled after this mix was set; set the mix again, so that its steps are read "
+                    "outside of the compiled code"
+                )
+            before(args, kwargs)
+
+        self._handles.append(outer.register_forward_pre_hook(pre_hook, with_kwargs=True))
+        if after is not None:
+            then = after
+
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+                return then(args, kwargs, output, module.forward)
+
+            self._handles.append(outer.register_forward_hook(hook, with_kwargs=True))
+
+    def clear(self) -> None:
+        """Take everything away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for outer, compiled, call in reversed(self._wrapped):
+            if outer._compiled_call_impl is call:  # noqa: SLF001
+                outer._compiled_call_impl = compiled  # noqa: SLF001
+        self._wrapped.clear()
