@@ -73,12 +73,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=Path("docs/images"))
     options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--widths", type=int, nargs="*", default=[1440, 390])
     given = options.parse_args()
     from tests.browser import Desk, browser, serving
 
     with tempfile.TemporaryDirectory() as folder, serving(f"{folder}/out", f"{folder}/cache") as (url, _):
         playwright, chromium = browser()
         for size, colours, name in ((WIDE, "light", "1440"), (NARROW, "dark", "390")):
+            if size["width"] not in given.widths:
+                continue
             context = chromium.new_context(viewport=size, color_scheme=colours)
             views(Desk(context, url), given.out, name, given.steps)
             context.close()

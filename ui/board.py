@@ -284,7 +284,15 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
 def facts_line(entry: Any) -> str:
     """Say in a few words what an adapter is."""
     ranks = f"rank {'/'.join(map(str, entry.ranks[:3]))}" if entry.ranks else ""
-    return " · ".join(part for part in (entry.base, "+".join(entry.algorithms), ranks) if part)
+    return " · ".join(
+        part
+        for part in (
+            entry.base.replace("UNet with cross-attention", "UNet"),
+            "+".join(entry.algorithms),
+            ranks,
+        )
+        if part
+    )
 
 
 def trigger_list(words: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ SORTS = {
 }
 ANY_BASE = "Any base"
 _SHOWN_METADATA = 60
+_LONGEST_METADATA = 300
 
 
 def search(
@@ -80,9 +81,13 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
     try:
         found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
         metadata = studio.library.info(entry.id).metadata
-        found["metadata"] = [[str(k)[:80], str(v)[:400]] for k, v in list(metadata.items())[:_SHOWN_METADATA]]
+        found["metadata"] = [
+            [str(k)[:80], _short(str(v))] for k, v in list(metadata.items())[:_SHOWN_METADATA]
+        ]
         known = strengths(studio.library.source(entry.id))
-        found["strengths"] = [[block, size] for block, size in known.blocks.items()]
+        found["strengths"] = [
+            [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
+        ]
         if known.unknown:
             found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:
@@ -104,6 +109,10 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         "weight": entry.weight,
         "notes": entry.notes,
     }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_METADATA else f"{text[:_LONGEST_METADATA]} …"
 
 
 def keep(studio: Studio, entry_id: Any, weight: Any, notes: Any) -> None:

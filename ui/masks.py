@@ -71,7 +71,7 @@ class Masks(Mapping[str, object]):
         """Give a mask's picture."""
         from PIL import Image
 
-        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        if not _DIGEST.fullmatch(str(digest)):
             raise KeyError(digest)
         path = self._folder / f"{digest}.png"
         if not path.is_file() or path.is_symlink():

@@ -31,7 +31,7 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
                     show_label=False,
                     file_types=[".png", ".jpg", ".jpeg", ".webp"],
                     type="filepath",
-                    height=110,
+                    height=150,
                     elem_id="picture-drop",
                 )
             pictures = part("gallery", "open", "turn", value=None, elem_id="gallery")

@@ -42,7 +42,7 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 file_count="multiple",
                 file_types=[".safetensors"],
                 type="filepath",
-                height=120,
+                height=150,
                 elem_id="library-upload",
             )
             with gr.Row():

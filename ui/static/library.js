@@ -32,7 +32,7 @@ lm.parts.details = (root, { props, trigger, watch }) => {
     if (!v || !v.id) return root.replaceChildren();
     const high = Math.max(1e-12, ...(v.strengths || []).map(([, size]) => size));
     const weight = h("input", { type: "number", class: "lm-number", step: 0.05, value: v.weight ?? "", placeholder: "1", "aria-label": "Default weight" });
-    const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", value: v.notes || "" });
+    const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes", value: v.notes || "" });
     root.replaceChildren(h("section", { class: "lm-details", "aria-label": `Details of ${v.title}` },
       h("div", { class: "lm-panel-head" }, h("h2", {}, v.title), h("span", { class: "lm-space" }),
         h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => trigger("pick", { id: v.id }) }, "Add to mix"),
