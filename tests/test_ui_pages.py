@@ -282,7 +282,7 @@ def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, studio):
     assert desk.page.locator("#board .lm-row").count() == 1
     assert desk.page.get_by_label("neon: Text", exact=True).input_value() == "0.1"
     desk.page.locator("#mix-load").click()
-    desk.row("pixel").wait_for()
+    desk.page.wait_for_function("document.querySelector('#mix-text textarea').value === 'ink:0.25, pixel:1'")
 
     text.fill("ink:1,mask=/etc/hostname")
     desk.page.locator("#mix-apply").click()

@@ -75,8 +75,8 @@ def _top(studio: Studio) -> str:
     model = html.escape(Path(str(studio.settings.model)).name)
     return (
         '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
-        f'<span class="lm-tag">model <b>{model}</b></span>'
-        f'<span class="lm-tag" id="queue-length">device <b>{queue}</b></span><span class="lm-space"></span>'
+        f'<span class="lm-tag"><span>model </span><b>{model}</b></span>'
+        f'<span class="lm-tag" id="queue-length"><span>device </span><b>{queue}</b></span><span class="lm-space"></span>'
         '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Dark or light">◐<span>Theme</span></button></div>'
     )
 

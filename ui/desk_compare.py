@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 MAX_CELLS = 144
 AXES = {
     "nothing": "none",
-    "weight of an adapter": "weight",
-    "UNet weight of an adapter": "unet",
-    "text weight of an adapter": "te",
+    "adapter's weight": "weight",
+    "adapter's UNet weight": "unet",
+    "adapter's text weight": "te",
     "adapter alone": "adapter",
     "seed": "seed",
     "steps": "steps",
     "guidance": "guidance",
-    "blocks of an adapter": "blocks",
+    "adapter's blocks": "blocks",
     "words in the prompt": "prompt",
     "whole mix": "mix",
 }

@@ -45,7 +45,7 @@ def compare_page(shared: Shared, fields: Fields) -> None:
             state = part("stage", value=IDLE, elem_id="compare-state", elem_classes="lm-onlystate")
         with gr.Column(scale=7, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
-                axes = [_axis("Left to right", "columns", "weight of an adapter", "0-1 (+0.5)"),
+                axes = [_axis("Left to right", "columns", "adapter's weight", "0-1 (+0.5)"),
                         _axis("Top to bottom", "rows", "seed", "1-2")]  # fmt: skip
                 grid_button = gr.Button("Make the grid", variant="primary", elem_id="grid-button")
             grid = part("grid", "take", value=None, elem_id="grid")
