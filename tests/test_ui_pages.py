@@ -282,9 +282,12 @@ def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, studio):
     assert desk.page.locator("#board .lm-row").count() == 1
     assert desk.page.get_by_label("neon: Text", exact=True).input_value() == "0.1"
     desk.page.locator("#mix-load").click()
-    desk.page.wait_for_function("document.querySelector('#mix-text textarea').value === 'ink:0.25, pixel:1'")
+    desk.row("pixel").wait_for()
 
-    text.fill("ink:1,mask=/etc/hostname")
+
+def test_a_mix_as_text_opens_no_file(desk):
+    desk.page.get_by_text("Save and share").click()
+    desk.page.locator("#mix-text textarea").fill("ink:1,mask=/etc/hostname")
     desk.page.locator("#mix-apply").click()
     assert "not opened by path" in desk.toast()
 

@@ -72,7 +72,7 @@ def add_api(shared: Shared) -> None:
         return gallery.about(of_gallery(studio, picture_id))
 
     for function in (make, adapters, picture):
-        gr.api(function, api_name=function.__name__, concurrency_limit=None)
+        gr.api(function, api_name=function.__name__, concurrency_limit=None)  # type: ignore[attr-defined]
 
 
 def _with_mix(request: Any, mix: Any) -> Any:
