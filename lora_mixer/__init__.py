@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         read_picture,
         save_picture,
     )
+    from lora_mixer.textual_inversion import TokenInfo
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -97,6 +98,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "StepReport",
+    "TokenInfo",
     "UnsupportedAdapterError",
     "base_family",
     "demo_adapters",
@@ -136,6 +138,7 @@ _MODULES = {
     "RecalledAdapter": "recall",
     "SaveReport": "writing",
     "StepReport": "pictures",
+    "TokenInfo": "textual_inversion",
     "base_family": "library",
     "demo_adapters": "demo",
     "grid_requests": "pictures",

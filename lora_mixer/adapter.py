@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.about import About
 from lora_mixer.hashes import Hashes
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.formats.names import Target
 
 
@@ -49,9 +51,11 @@ class AdapterInfo:
         dtypes: The dtypes of its tensors, such as ``float16``.
         bytes: Size of its tensors in bytes.
         components: Number of modules by the component that the keys name; ``unnamed`` where they name none.
-        embeddings: Tokens of textual inversions found in the file; they are reported, not applied.
-        trigger_words: Words that call it up, where the file has them.
+        embeddings: Words of textual inversions in the file, which ``load_embeddings=True`` loads as well.
+        trigger_words: Words that call it up: the header's, else those of the files beside it.
         metadata: The header's free-form metadata: training facts, as the trainer wrote them.
+        about: What people and programs say about it: preferred weight, notes, preview, training tags, and where each
+            of these is from.
         hashes: ``sha256``, ``autov1``, ``autov2``, ``autov3``, ``sshs_model_hash``; computed at the first look.
     """
 
@@ -68,6 +72,7 @@ class AdapterInfo:
     embeddings: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    about: About = field(default_factory=About)
     hashes: Mapping[str, str] = field(default_factory=lambda: Hashes(None), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +91,8 @@ class AdapterInfo:
                 table[f.name] = list(value)
             elif isinstance(value, str | int):
                 table[f.name] = value
+            elif isinstance(value, About):
+                table[f.name] = value.to_dict()
             else:
                 table[f.name] = dict(value)
         return table
@@ -101,12 +108,14 @@ class Adapter:
         layers: One entry for each module that the file changes.
         unused: Keys that no layer uses, with the reason.
         notes: Remarks on the file as a whole, for the report.
+        embeddings: Textual inversions that the file holds beside its layers.
     """
 
     info: AdapterInfo
     layers: tuple[AdapterLayer, ...]
     unused: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of every layer."""

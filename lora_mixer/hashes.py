@@ -7,6 +7,7 @@ Computed from the file when first asked for, since a hash reads every byte.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING
 
@@ -37,7 +38,8 @@ def compute(stream: IO[bytes], data_start: int | None) -> dict[str, str]:
 
     Returns:
         ``sha256`` of the file; ``autov2``, its first 10 digits; ``autov1`` (A1111's old 8 digits of the bytes at
-        1 MiB); ``sshs_model_hash`` over the tensors alone, and ``autov3``, its first 12 digits.
+        1 MiB); ``sshs_model_hash`` over the tensors alone, and ``autov3``, its first 12 digits;
+        ``sshs_legacy_hash``, AutoV1 of the file as Kohya's scripts hash it: with their own metadata only.
     """
     full = _digest(stream, 0)
     stream.seek(_LEGACY_START)
@@ -46,7 +48,29 @@ def compute(stream: IO[bytes], data_start: int | None) -> dict[str, str]:
     if data_start is not None:
         tensors = _digest(stream, data_start)
         table |= {"sshs_model_hash": tensors, "autov3": tensors[:12]}
+        own = _sshs_legacy(stream, data_start)
+        if own is not None:
+            table["sshs_legacy_hash"] = own
     return table
+
+
+def _sshs_legacy(stream: IO[bytes], data_start: int) -> str | None:
+    """
+    Hash the bytes at 1 MiB of the file as it would be with ``ss_`` metadata alone.
+
+    Only the length of that header matters, and whether it is filled up to 8 bytes, which the safetensors library does
+    since 0.3. None where the header itself would reach that far: the order of its entries is nobody's to know.
+    """
+    stream.seek(8)
+    header = json.loads(stream.read(data_start - 8))
+    kept = {k: v for k, v in (header.pop("__metadata__", None) or {}).items() if k.startswith("ss_")}
+    text = json.dumps({"__metadata__": kept, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    filled = 0 if data_start % 8 else -len(text) % 8
+    skipped = _LEGACY_START - 8 - len(text) - filled
+    if skipped < 0:
+        return None
+    stream.seek(data_start + skipped)
+    return hashlib.sha256(stream.read(_LEGACY_SIZE)).hexdigest()[:8]
 
 
 class Hashes(Mapping[str, str]):

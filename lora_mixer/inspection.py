@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.formats import read
+from lora_mixer.formats import read_info
+from lora_mixer.memory import paused_gc
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def read_adapter(source: Any, **options: Any) -> AdapterInfo:
     """
-    Describe an adapter: format, base family, algorithm, ranks, sizes, hashes, trigger words, metadata.
+    Describe an adapter: format, base family, algorithm, ranks, sizes, hashes, trigger words, metadata, what lies beside it.
 
     Args:
         source: A file, a folder, a Hub repo id, an open binary file or a state dict.
@@ -35,4 +36,5 @@ def read_adapter(source: Any, **options: Any) -> AdapterInfo:
         >>> info.format, info.ranks, info.components
         ('kohya', (2,), {'unet': 1})
     """
-    return read(resolve_source(source, **options)).info
+    with paused_gc():
+        return read_info(resolve_source(source, **options))

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lora_mixer.errors import AdapterNameError
 from lora_mixer.memory import MemoryReport
-from lora_mixer.mixes import Mix
+from lora_mixer.mixes import Mix, parse_prompt
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.binding import MatchReport
@@ -89,3 +90,34 @@ class Looking:
         with self._lock:
             sizes = {name: loaded.info.bytes for name, loaded in self._loaded.items()}
             return MemoryReport(sizes, self._stage.merged.base_bytes(), self._keep_base)
+
+    def parse_prompt(
+        self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
+    ) -> tuple[str, Mix]:
+        """
+        Take ``<lora:name:weight>`` tags out of a prompt; the names are those of loaded adapters.
+
+        Args:
+            prompt: The prompt, or a negative prompt, as it was typed.
+            presets: LBW lists that may be named, beside the built-in ones.
+
+        Returns:
+            The prompt without the tags, and the mix that they say, for ``applied`` and ``set_mix``.
+
+        Raises:
+            MixError: With everything that is wrong: names that are not loaded, names given twice, odd weights.
+
+        Example:
+            >>> prompt, mix = mixer.parse_prompt("a castle <lora:watercolor:0.7>")  # doctest: +SKIP
+            >>> unwanted, less = mixer.parse_prompt("blurry <lora:3d:0.4>")  # doctest: +SKIP
+            >>> with mixer.applied(mix, negative=less):  # doctest: +SKIP
+            ...     pipe(prompt, negative_prompt=unwanted)
+        """
+        with self._lock:
+            return parse_prompt(prompt, list(self._loaded), presets)
+
+    def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
+        loaded = ", ".join(self._loaded) or "none"
+        return AdapterNameError(
+            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        )

@@ -9,32 +9,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage
+from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage, Word, Words
 from lora_mixer.engines.residence import check_finite, settle
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import read
+from lora_mixer.keeping import check_components
 from lora_mixer.looking import Loaded
 from lora_mixer.memory import paused_gc
 from lora_mixer.mixes import Mix
 from lora_mixer.ownership import claim
 from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
-from lora_mixer.writing import live as saving
+from lora_mixer.textual_inversion import Wording, choose, with_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import nn
-
-    from lora_mixer.writing import SaveReport
 
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-class LoraMixer(Running):
+class LoraMixer(Running, Wording):
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 
@@ -75,6 +73,7 @@ class LoraMixer(Running):
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
         self._stage = Stage(pipe, keep_base)
+        self._words = Words(pipe)
         self._loaded: dict[str, Loaded] = {}
         self._held = BASE
         self._enabled = True
@@ -100,6 +99,7 @@ class LoraMixer(Running):
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
         max_rank: int | None = None,
+        load_embeddings: bool | Mapping[str, str] = False,
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -120,6 +120,8 @@ class LoraMixer(Running):
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
+            load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
+                deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
 
         Returns:
             What was matched and what was not; print it.
@@ -160,6 +162,11 @@ class LoraMixer(Running):
                 adapter = read(source, name=name)
                 if max_rank is not None:
                     adapter = adapter.limited(max_rank)
+                words: tuple[Word, ...] = ()
+                if load_embeddings:
+                    embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
+                    words = self._words.fit(embeddings, name, adapter.info.source)
+                    adapter = with_words(adapter, words)
                 binding = bind(adapter, components, name, component=component)
                 report = binding.report
                 if strict and not report.complete:
@@ -168,7 +175,8 @@ class LoraMixer(Running):
                 layers = settle(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap)
+                with self._words.changed({name: words}, shown=None if hotswap else True):
+                    self._swap_in(name, Loaded(adapter.info, report), layers, hotswap=hotswap)
         if report.unmatched:
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -215,13 +223,22 @@ class LoraMixer(Running):
         with self._lock:
             self._check_mix(Mix.of(mix), find_components(self.pipe))
 
-    def set_mix(self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None) -> None:
+    def set_mix(
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
+    ) -> None:
         """
         Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
 
         Args:
             mix: A mix; or a list of mixes, one for each prompt of a batch: each image then gets its own mix in one
                 pipeline call, guidance and ``num_images_per_prompt`` included.
+            negative: The mix of the half of the batch that guidance makes without the prompt, and of the negative prompt;
+                the same as ``mix`` when None. With a list of mixes, a list of as many.
             engine: ``"merged"`` rewrites weights, ``"side"`` runs beside them, ``"auto"`` takes the cheaper that can.
             guidance_copies: How often guidance repeats the batch in a denoiser call, for lists of mixes on pipelines
                 that do not tell (2 for classifier-free guidance in one call).
@@ -230,14 +247,19 @@ class LoraMixer(Running):
             AdapterNameError: When it names an unknown adapter.
             MixError: When it cannot be applied.
         """
-        wanted = Setting.of(mix, engine, guidance_copies)
-        with self._lock:
+        wanted = Setting.of(mix, engine, guidance_copies, negative)
+        with self._lock, self._words.changed(shown=True):
             self._apply(wanted)
             self._held, self._enabled = wanted, True
 
     @contextmanager
     def applied(
-        self, mix: Any, *, engine: Engine = "auto", guidance_copies: int | None = None
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
     ) -> Iterator[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
@@ -246,6 +268,7 @@ class LoraMixer(Running):
 
         Args:
             mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
+            negative: As in :meth:`set_mix`.
             engine: As in :meth:`set_mix`.
             guidance_copies: As in :meth:`set_mix`.
 
@@ -255,24 +278,25 @@ class LoraMixer(Running):
         """
         with self._lock:
             before, enabled = self._held, self._enabled
-            self.set_mix(mix, engine=engine, guidance_copies=guidance_copies)
+            self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
                 # adapters that were deleted inside the block are gone from what was there, too
                 kept = before.without(name for name in before.names if name not in self._loaded)
-                self._apply(kept if enabled else BASE)
-                self._held, self._enabled = kept, enabled
+                with self._words.changed(shown=enabled):
+                    self._apply(kept if enabled else BASE)
+                    self._held, self._enabled = kept, enabled
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
-        with self._lock:
+        with self._lock, self._words.changed(shown=False):
             self._apply(BASE)
             self._enabled = False
 
     def enable_lora(self) -> None:
         """Bring the mix back that was active before ``disable_lora``."""
-        with self._lock:
+        with self._lock, self._words.changed(shown=True):
             self._apply(self._held)
             self._enabled = True
 
@@ -289,92 +313,21 @@ class LoraMixer(Running):
             if unknown:
                 raise self._unknown(unknown, "delete_adapters")
             kept = self._held.without(names)
-            self._apply(kept if self._enabled else BASE)
+            with self._words.changed(drop=names):
+                self._apply(kept if self._enabled else BASE)
             self._held = kept
             for name in dict.fromkeys(names):
                 del self._loaded[name]
                 self._stage.remove(name)
 
     def unload_lora_weights(self) -> None:
-        """Give the base back, bit for bit, and forget every adapter and kept copy."""
-        with self._lock:
+        """Give the base back, bit for bit, and forget every adapter, kept copy and textual inversion."""
+        with self._lock, self._words.changed(drop=self._words.held, shown=True):
             self._apply(BASE)
             self._held, self._enabled = BASE, True
             for name in list(self._loaded):
                 del self._loaded[name]
                 self._stage.remove(name)
-
-    # --- writing -----------------------------------------------------------------------------------------------
-
-    def save_lora_weights(
-        self,
-        save_directory_or_path: Any,
-        adapter_names: str | Sequence[str] | None = None,
-        *,
-        format: str = "diffusers",  # noqa: A002 -- the word for it
-        rank: int | None = None,
-        dtype: torch.dtype | str | None = None,
-        weights: Any = None,
-    ) -> SaveReport:
-        """
-        Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
-
-        Args:
-            save_directory_or_path: A ``.safetensors`` file, or a folder. PEFT's format is always a folder, with one
-                folder per component inside where there are several.
-            adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
-                become one adapter; the mix in effect when None.
-            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
-            rank: The rank to cut to; None is exact, at the sum of the ranks.
-            dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
-            weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
-
-        Returns:
-            The files, and what the rank left out of each layer.
-
-        Raises:
-            AdapterNameError: When a name is unknown.
-            MixError: When there is nothing to save, or the mix changes from step to step.
-            SaveError: When the format or the disk cannot take it; what was there before is still there.
-
-        Example:
-            >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
-        """
-        with self._lock:
-            choice = saving.choose(
-                self.mixes,
-                save_directory_or_path,
-                adapter_names,
-                weights,
-                format=format,
-                rank=rank,
-                dtype=dtype,
-            )
-            unknown = [name for name in choice.mix.names if name not in self._loaded]
-            if unknown:
-                raise self._unknown(unknown, "save_lora_weights")
-            components = find_components(self.pipe)
-            _check_components(choice.mix, components)
-            infos = {name: self._loaded[name].info for name in choice.mix.names}
-            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
-
-    # --- when others changed the weights -------------------------------------------------------------------------
-
-    def rebase(self) -> None:
-        """
-        Take what the weights hold now as the new base, after something else has changed them on purpose.
-
-        No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
-        """
-        with self._lock:
-            self._stage.rebase()
-            self._enabled = False
-
-    def restore_base(self) -> None:
-        """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
-        with self._lock:
-            self._stage.restore()
-            self._enabled = False
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -382,11 +335,11 @@ class LoraMixer(Running):
         unknown = [name for name in mix.names if name not in self._loaded]
         if unknown:
             raise self._unknown(unknown, "the mix")
-        _check_components(mix, components)
+        check_components(mix, components)
 
     def _apply(self, wanted: Setting) -> None:
         components = find_components(self.pipe)
-        for mix in wanted.mixes:
+        for mix in wanted.every:
             self._check_mix(mix, components)
         try:
             self._stage.apply(wanted, components)
@@ -426,23 +379,9 @@ class LoraMixer(Running):
             number += 1
         return f"default_{number}"
 
-    def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
-        loaded = ", ".join(self._loaded) or "none"
-        return AdapterNameError(
-            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
-        )
-
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         msg = f"an adapter name must be printable text, got {name!r}"
         raise AdapterNameError(msg)
     return name
-
-
-def _check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
-    for name in mix.names:
-        odd = [part for part in mix[name].named_components if part not in known]
-        if odd:
-            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
-            raise MixError(msg)

@@ -22,13 +22,13 @@ def claim(mixer: LoraMixer, roots: Iterable[nn.Module]) -> None:
     Note that a mixer works on these modules from now on.
 
     Raises:
-        PipelineStateError: When another living mixer has adapters loaded on one of them.
+        PipelineStateError: When another living mixer has adapters or words loaded on one of them.
     """
     held = list(roots)
     for root in held:
         reference = _owners.get(root)
         other = reference() if reference is not None else None
-        if other is not None and other is not mixer and other.adapters:
+        if other is not None and other is not mixer and (other.adapters or other.tokens):
             msg = (
                 f"another LoraMixer has adapters loaded on this {type(root).__name__}; use that one, or call its "
                 "unload_lora_weights() first"

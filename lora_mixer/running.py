@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_mixer.binding import find_components
 from lora_mixer.engines.capture import captured
 from lora_mixer.engines.stage import callers
 from lora_mixer.errors import MixError
-from lora_mixer.looking import Looking
+from lora_mixer.keeping import Keeping
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 
-class Running(Looking):
+class Running(Keeping):
     """Room for mixes that come later, and CUDA graphs; see :class:`~lora_mixer.LoraMixer`."""
-
-    pipe: Any
 
     def reserve(self, rank: int = 64, *, rows: int = 1) -> None:
         """

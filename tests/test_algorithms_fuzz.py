@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+import tracemalloc
 
 import pytest
 import torch
 
-from lora_mixer import LoraMixer, LoraMixerError
+from lora_mixer import CorruptFileError, LoraMixer, LoraMixerError
 from lora_mixer.sources import AdapterSource
 from tests.layers import randn
 from tests.test_algorithms_mixing import LEAVES, copy, model, same
@@ -36,6 +38,12 @@ MORE = {
     "norm": {"w_norm": randn(8), "b_norm": randn(8)},
     "hira": {"hira_A": randn(2, 8), "hira_B": randn(8, 2)},
     "c3a": {"c3a_kernel": randn(2, 2, 4)},
+    "gralora": {
+        "gralora_A": randn(2, 4, 4),
+        "gralora_B": randn(2, 4, 4),
+        "gralora_A_general.weight": randn(2, 8),
+        "gralora_B_general.weight": randn(8, 2),
+    },
     "miss": {"miss_block": randn(2, 8)},
     "delora": {
         "delora_A": randn(2, 8),
@@ -110,3 +118,34 @@ def load(mixer, source):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_mixer.mixer.resolve_source", lambda *_, **__: source)
         mixer.load_lora_weights("x", "a")
+
+
+def test_mutated_files_end_in_an_adapter_or_in_an_error_of_the_package(tmp_path):
+    """As ``python -m tests.fuzz`` does, on some files; the first terabyte that is claimed costs nothing."""
+    from tests.fuzz import run  # it takes this file's mutations
+
+    outcomes = run(range(400), tmp_path)
+
+    assert outcomes.total() == 400
+    assert outcomes["loaded"] > 20
+    assert outcomes["CorruptFileError"] > 100
+    assert outcomes["InvalidAdapterError"] > 20
+
+
+def test_a_header_that_claims_a_terabyte_allocates_nothing(tmp_path):
+    size = 1 << 40
+    header = json.dumps(
+        {"net.lora_down.weight": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, size]}}
+    )
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 64)
+    mixer = LoraMixer(model())
+    tracemalloc.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *_, **__: pytest.fail("memory was asked for"))
+        with pytest.raises(CorruptFileError, match="truncated"):
+            mixer.load_lora_weights(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 1 << 20

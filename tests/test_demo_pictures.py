@@ -200,6 +200,42 @@ def test_peft_alone_draws_its_folder_the_same(mixer, plain_pipe):
     assert np.abs(draw(plain_pipe, ["a castle"], steps=2) - ours(mixer, "neon")).max() < 1e-3
 
 
+def test_diffusers_loads_nothing_of_a_peft_folder(mixer, plain_pipe):
+    """Its names lack ``unet.``: a warning to a log, and the base's pictures."""
+    before = draw(plain_pipe, ["a castle"], steps=2)
+
+    plain_pipe.load_lora_weights(ADAPTERS["neon"].path, weight_name="adapter_model.safetensors")
+
+    assert plain_pipe.get_list_adapters() == {}
+    assert draw(plain_pipe, ["a castle"], steps=2).tobytes() == before.tobytes()
+    assert mixer.reports["neon"].complete
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "peft"])
+def test_the_mix_written_draws_the_pictures_of_the_live_mix(mixer, tmp_path, form):
+    """Every format, read again by this package; a LoHa in it goes out as a pair by singular values."""
+    mix = {"watercolor": 0.6, "neon": 0.5, "blueprint": 0.2}
+    with mixer.applied(mix):
+        live = draw(mixer.pipe, ["a castle"], steps=3)
+        mixer.save_lora_weights(tmp_path / "mix", weights=mix, format=form, rank=256)
+    pipe = load_demo()
+    pipe.set_progress_bar_config(disable=True)
+    again = LoraMixer(pipe)
+    for folder in written_parts(tmp_path / "mix"):
+        component = folder.name if form == "peft" else None
+        again.load_lora_weights(folder, adapter_name=folder.name, component=component, strict=True)
+    again.set_adapters(list(again.adapters))
+
+    assert np.abs(draw(pipe, ["a castle"], steps=3) - live).max() < 1e-4
+    again.unload_lora_weights()
+
+
+def written_parts(folder):
+    """PEFT's format has one folder for each component."""
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    return inner or [folder]
+
+
 def test_a_loha_is_ours_alone_diffusers_refuses_it(mixer, plain_pipe):
     with pytest.raises(ValueError, match="hada_w1_a"):
         plain_pipe.load_lora_weights(ADAPTERS["blueprint"].path)

@@ -104,7 +104,7 @@ def test_the_base_is_told_by_names_and_widths_before_metadata(key, width, metada
         ({"trigger_words": '["x, y", "z"]'}, ("x, y", "z")),
         ({"trigger_words": "[broken"}, ("[broken",)),
         ({"modelspec.trigger_phrase": "", "trigger_word": "ohwx"}, ("ohwx",)),
-        ({"trigger_words": "[" * 50_000}, ("[" * 50_000,)),
+        ({"trigger_words": "[" * 50_000}, ("[" * 10_000,)),  # cut
         ({}, ()),
     ],
 )
@@ -178,6 +178,7 @@ class TestHashes:
             "autov2": hashlib.sha256(raw).hexdigest()[:10],
             "autov3": tensors[:12],
             "sshs_model_hash": tensors,
+            "sshs_legacy_hash": hashlib.sha256(raw[0x100000:0x110000]).hexdigest()[:8],  # all metadata is ss_
         }
 
     def test_the_tensors_hash_equals_what_kohya_wrote(self, shared_data):
@@ -191,6 +192,28 @@ class TestHashes:
             assert read_adapter(path).hashes["sshs_model_hash"] == said, path.name
             seen += 1
         assert seen > 0
+
+    @pytest.mark.parametrize("more", [{}, {"sshs_model_hash": "0" * 64, "other": "\u00e9"}])
+    def test_the_legacy_hash_is_that_of_the_file_with_kohyas_metadata_alone(self, more, tmp_path):
+        table = pair("lora_unet_conv_in", 300_000)
+        alone = save(table, {"ss_x": "\u00fc"})
+        save_file(table, tmp_path / "a.safetensors", {"ss_x": "\u00fc", **more})
+
+        found = read_adapter(tmp_path / "a.safetensors").hashes["sshs_legacy_hash"]
+
+        assert found == hashlib.sha256(alone[0x100000:0x110000]).hexdigest()[:8]
+
+    def test_known_values_of_a_real_file(self, shared_data):
+        """What its trainer wrote into the header, and the file's SHA-256 as its provenance has it."""
+        path = shared_data / "files/lycoris_smart_falcon_8_lokr.safetensors"
+        known = json.loads(path.with_name(f"{path.name}.provenance.json").read_text())["sha256"]
+
+        info = read_adapter(path)
+
+        assert info.hashes["sshs_legacy_hash"] == info.metadata["sshs_legacy_hash"] == "bb83ed73"
+        assert info.hashes["sshs_model_hash"] == info.metadata["sshs_model_hash"]
+        assert info.hashes["autov3"] == info.metadata["sshs_model_hash"][:12]
+        assert (info.hashes["sha256"], info.hashes["autov2"]) == (known, known[:10])
 
     def test_they_are_computed_at_the_first_look_and_kept(self, file):
         info = read_adapter(file)

@@ -87,6 +87,11 @@ CONFIGS = {
     "miss mini": lambda: peft.MissConfig(r=4, mini_r=4, target_modules=["lin1"], init_weights="mini"),
     "miss bat": lambda: peft.MissConfig(r=4, target_modules=["head"], init_weights="bat"),
     "shira": lambda: peft.ShiraConfig(r=2, target_modules=LINEAR, **RANDOM),
+    "gralora": lambda: peft.GraloraConfig(r=4, alpha=6, gralora_k=2, target_modules=LINEAR, **RANDOM),
+    "gralora hybrid": lambda: peft.GraloraConfig(
+        r=4, alpha=6, gralora_k=4, hybrid_r=2, target_modules=LINEAR, **RANDOM
+    ),
+    "beft": lambda: peft.BeftConfig(target_modules=["lin1", "lin2", "head"], **RANDOM),
     "oft shared": lambda: peft.OFTConfig(
         r=4, oft_block_size=0, target_modules=LINEAR, block_share=True, bias="oft_only", **RANDOM
     ),

@@ -231,22 +231,11 @@ def test_model_offload_hooks_do_not_stand_in_the_way(bench: Bench) -> None:
         assert same_bits(value, bench.clean.state[name])
 
 
-def test_sequential_offload_is_refused_with_advice() -> None:
-    pipe = small_pipe()
-    pairs = pairs_for(pipe, 1)
-    accelerate.cpu_offload(pipe.components["unet"], execution_device="cpu")
-    mixer = LoraMixer(pipe)
-
-    with pytest.raises(PipelineStateError, match=r"meta device.*enable_model_cpu_offload"):
-        mixer.load_lora_weights(written(pairs), "a")
-
-    assert not mixer.adapters
-
-
-def test_sequential_offload_after_loading_is_refused_with_advice(bench: Bench) -> None:
+def test_sequential_offload_of_merged_weights_is_refused_with_advice(bench: Bench) -> None:
+    """The mix that is merged went into the offloaded copy, from which no base can be had."""
     accelerate.cpu_offload(bench.pipe.components["unet"], execution_device="cpu")
 
-    with pytest.raises(PipelineStateError, match="meta device"):
+    with pytest.raises(PipelineStateError, match=r"merged into it.*meta device.*enable_model_cpu_offload"):
         bench.mixer.set_adapters("a", 0.5)
 
     assert bench.mixer.get_active_adapters() == ["c"]
@@ -284,17 +273,21 @@ def computed(layer: nn.Linear) -> None:
         (computed, "computed from other parameters"),
     ],
 )
-def test_weights_that_cannot_be_rewritten_are_refused_and_nothing_changes(change: Any, said: str) -> None:
+def test_merging_into_weights_that_cannot_be_rewritten_is_refused_and_nothing_changes(
+    change: Any, said: str
+) -> None:
     pipe = small_pipe()
     pairs = pairs_for(pipe, 1)
     change(pipe.components["unet"].linear)
     rest = values(pipe)
     mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.disable_lora()
 
     with pytest.raises(PipelineStateError, match=f"unet.linear: its weights are {said}"):
-        mixer.load_lora_weights(written(pairs), "a")
+        mixer.set_mix({"a": 1.0}, engine="merged")
 
-    assert not mixer.adapters
+    assert mixer.get_active_adapters() == []
     now = values(pipe)
     assert all(torch.equal(now[name].float(), value.float()) for name, value in rest.items())
 

@@ -278,3 +278,12 @@ def test_no_pixel_is_needed(tmp_path):
     found = read_picture(io.BytesIO(whole[: whole.index(b"IDAT") + 4]).getvalue())
 
     assert found.seed == 1234567890123
+
+
+def test_a_mix_of_too_many_adapters_is_left_out_with_a_note():
+    block = {"format": 1, "mix": {f"a{number}": 1 for number in range(100_000)}}
+
+    found = read_picture(with_texts(lora_mixer=json.dumps(block)))
+
+    assert found.mix is None
+    assert "at most 1000 adapters" in found.notes[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from lora_mixer.adapter import AdapterInfo
@@ -183,3 +185,31 @@ def test_a_method_without_names_stays():
 
     assert found.mix.method == Switch(2)
     assert found.mix.names == ("A", "b")
+
+
+def sha(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_of_hashes_that_begin_alike_the_longest_decides():
+    known = {"short": {"autov1": "01234567"}, "long": {"sha256": "01234567" + "8" * 56}}
+
+    found = match_adapters(picture(RecalledAdapter("x", 1, None, {"sha256": "01234567" + "8" * 56})), known)
+
+    assert found.slots[0].match == "long"
+
+
+def test_hundreds_of_adapters_among_thousands_are_found():
+    known = {f"style {number}": {"sha256": sha(number), "autov2": sha(number)[:10]} for number in range(3000)}
+    adapters = [RecalledAdapter(f"Style {number}.safetensors", 0.5) for number in range(250)]
+    adapters += [
+        RecalledAdapter(f"x {number}", 0.5, None, {"sha256": sha(number)}) for number in range(250, 500)
+    ]
+    adapters += [
+        RecalledAdapter(f"lost {number}", 0.5, None, {"sha256": sha(-1 - number)}) for number in range(300)
+    ]
+
+    found = match_adapters(picture(*adapters), known)
+
+    assert [slot.match for slot in found.slots[:500]] == [f"style {number}" for number in range(500)]
+    assert len(found.missing) == 300

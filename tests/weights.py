@@ -113,6 +113,13 @@ class Snapshot:
         assert now.modules == self.modules
         assert now.hooks == self.hooks
 
+    def assert_values(self, pipe: Any) -> None:
+        """Every value bit for bit and the same parameters, whatever hooks there are."""
+        state = _state(pipe)
+        assert list(state) == list(self.state)
+        assert [name for name, value in state.items() if not same_bits(value, self.state[name])] == []
+        assert Snapshot.of(pipe).parameters == self.parameters
+
     def assert_holds(self, pipe: Any, deltas: Mapping[Place, torch.Tensor], weight: float = 1.0) -> None:
         """
         Touched weights are base + weight * delta, computed here in fp64; all else is the base, bit for bit.

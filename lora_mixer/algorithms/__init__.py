@@ -13,6 +13,7 @@ from lora_mixer.algorithms.delora import DeLoRA
 from lora_mixer.algorithms.dora import Dora
 from lora_mixer.algorithms.full import Full, Norm
 from lora_mixer.algorithms.glora import GLoRA
+from lora_mixer.algorithms.gralora import GraLoRA
 from lora_mixer.algorithms.hira import HiRA
 from lora_mixer.algorithms.hra import HRA
 from lora_mixer.algorithms.ia3 import IA3
@@ -49,6 +50,7 @@ ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
     "hra": HRA.from_parts,
     "hira": HiRA.from_parts,
     "c3a": C3A.from_parts,
+    "gralora": GraLoRA.from_parts,
     "delora": DeLoRA.from_parts,
     "miss": MiSS.from_parts,
     "shira": Sparse.of_shira,

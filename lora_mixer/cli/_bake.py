@@ -8,14 +8,13 @@ import typer
 
 from lora_mixer.cli._generate import DType, mix_into
 from lora_mixer.cli._lora_option import read_options
+from lora_mixer.cli._options import AllowPickle, Model, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._terminal import console, plain
 
 
 def bake(
     *,
-    model: Annotated[
-        str, typer.Option(help="A diffusers pipeline: a folder, or the name of a Hub repository.")
-    ],
+    model: Model,
     lora: Annotated[
         list[str],
         typer.Option(
@@ -28,13 +27,8 @@ def bake(
     dtype: Annotated[
         DType, typer.Option(help="Type to load and store the weights in. auto: float32.")
     ] = DType.AUTO,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted."),
-    ] = False,
+    strict: Strict = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a diffusers folder with the mix in its weights; lora_mixer.json in it says what is in there."""
     options = read_options(lora)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_mixer.cli._lora_option import LoraOption, read_options
+from lora_mixer.cli._options import AllowPickle, LoadEmbeddings, Model, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._terminal import console, plain, print_warning
 from lora_mixer.errors import LoraMixerError
@@ -35,10 +36,14 @@ class DType(str, Enum):
 
 def generate(
     *,
-    model: Annotated[
-        str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
+    model: Model,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="What the picture shall show. <lora:NAME:0.7> in it sets the weight of an adapter given with --lora; "
+            "NAME is its file's name without the ending."
+        ),
     ],
-    prompt: Annotated[str, typer.Option(help="What the picture shall show.")],
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,7 +52,12 @@ def generate(
             "(te: all text encoders). May be given several times.",
         ),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What it shall not show.")] = "",
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            help="What it shall not show. <lora:NAME:0.7> in it changes the weight in the half without the prompt only."
+        ),
+    ] = "",
     seed: Annotated[
         int | None, typer.Option(help="Of the first picture; the next have the next. Default: any.")
     ] = None,
@@ -62,13 +72,9 @@ def generate(
     ] = ("lora-mixer-{seed}.png"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Open .pt and .bin files, which can run code. Only if trusted."),
-    ] = False,
+    strict: Strict = False,
+    allow_pickle: AllowPickle = False,
+    load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
     options = read_options(lora or ())
@@ -86,10 +92,13 @@ def generate(
 
     pipe = load_pipeline(model, device=device, dtype=dtype.value)
     arguments = _arguments(pipe, {"prompt": prompt, **{k: v for k, v in wanted.items() if v is not None}})
-    mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle, load_embeddings=load_embeddings)
+    arguments["prompt"], unwanted = _read_tags(mixer, prompt, negative_prompt)
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = unwanted
     settings = PictureSettings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
+        prompt=arguments["prompt"],
+        negative_prompt=negative_prompt,  # as typed: its tags are said nowhere else
         steps=steps,
         guidance_scale=guidance_scale,
         sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
@@ -100,6 +109,26 @@ def generate(
         image = pipe(**arguments, generator=_generator(number)).images[0]
         save_picture(image, path, replace(settings, seed=number))
         console().print(f"{plain(path)}  (seed {number})", soft_wrap=True)
+
+
+def _read_tags(mixer: LoraMixer, prompt: str, negative_prompt: str) -> tuple[str, str]:
+    """
+    Put the weights of tags into effect.
+
+    Returns:
+        Both prompts without tags.
+    """
+    from lora_mixer.mixes import Mix
+
+    clean, more = mixer.parse_prompt(prompt)
+    unwanted, less = mixer.parse_prompt(negative_prompt)
+    if not more.names and not less.names:
+        return clean, unwanted
+    named = {*more.names, *less.names}
+    given = {name: own for name, own in mixer.mix.adapters.items() if name not in named}
+    mix = Mix({**given, **more.adapters})
+    mixer.set_mix(mix, negative=Mix({**mix.adapters, **less.adapters}))
+    return clean, unwanted
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -118,7 +147,9 @@ def _arguments(pipe: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def mix_into(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool) -> LoraMixer:
+def mix_into(
+    pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool, load_embeddings: bool = False
+) -> LoraMixer:
     """Load and mix the adapters, with each one's report on the terminal."""
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
     from lora_mixer.mixes import Mix
@@ -128,7 +159,11 @@ def mix_into(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PartialMatchWarning)  # the report says it better
             report = mixer.load_lora_weights(
-                option.source, adapter_name=option.name, strict=strict, allow_pickle=allow_pickle
+                option.source,
+                adapter_name=option.name,
+                strict=strict,
+                allow_pickle=allow_pickle,
+                load_embeddings=load_embeddings,
             )
         console().print(plain(report), soft_wrap=True)
         if report.unmatched:

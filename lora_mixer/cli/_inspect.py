@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
 
@@ -34,7 +35,10 @@ def inspect(
     ],
     *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON list of objects, with hashes and metadata.")
+        bool,
+        typer.Option(
+            "--json", help="A JSON list of objects, with hashes, metadata and what lies beside each file."
+        ),
     ] = False,
     allow_pickle: Annotated[bool, typer.Option(help="Open .pt, .pth, .ckpt and .bin files as well.")] = False,
 ) -> None:
@@ -51,17 +55,20 @@ def inspect(
 def _read_all(sources: Iterable[str], *, allow_pickle: bool) -> Iterator[Row]:
     from lora_mixer.inspection import read_adapter
 
+    found: list[tuple[str, Exception | None]] = []
     for source in sources:
         try:
-            names = _expand(source, allow_pickle=allow_pickle)
+            found += [(name, None) for name in _expand(source, allow_pickle=allow_pickle)]
         except (LoraMixerError, OSError) as error:
-            yield source, error
+            found.append((source, error))
+    for name, problem in bar(found, "reading headers"):
+        if problem is not None:
+            yield name, problem
             continue
-        for name in names:
-            try:
-                yield name, read_adapter(name, allow_pickle=allow_pickle)
-            except (LoraMixerError, OSError) as error:
-                yield name, error
+        try:
+            yield name, read_adapter(name, allow_pickle=allow_pickle)
+        except (LoraMixerError, OSError) as error:
+            yield name, error
 
 
 def _expand(source: str, *, allow_pickle: bool) -> list[str]:
@@ -92,7 +99,7 @@ def _table(rows: Iterable[Row]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("File", overflow="fold")
-    for heading in ("Format", "Base", "Algorithm", "Rank", "Alpha", "Modules", "Type", "Size"):
+    for heading in ("Format", "Base", "Algorithm", "Rank", "Alpha", "Modules", "Type", "Size", "Best at"):
         table.add_column(heading)
     table.add_column("Words", overflow="fold")
     for name, found in rows:
@@ -114,6 +121,7 @@ def _cells(info: AdapterInfo) -> Iterator[str]:
     yield ", ".join(f"{component} {count}" for component, count in info.components.items())
     yield ", ".join(info.dtypes)
     yield _size(info.bytes)
+    yield "" if info.about.preferred_weight is None else f"{info.about.preferred_weight:g}"
     yield ", ".join(info.trigger_words)
 
 

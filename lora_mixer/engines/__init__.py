@@ -6,5 +6,6 @@ from lora_mixer.engines.merged import MixLostError
 from lora_mixer.engines.setting import BASE, Engine, Setting
 from lora_mixer.engines.slots import BaseDevice
 from lora_mixer.engines.stage import Stage
+from lora_mixer.engines.words import Word, Words
 
-__all__ = ["BASE", "BaseDevice", "Engine", "MixLostError", "Setting", "Stage"]
+__all__ = ["BASE", "BaseDevice", "Engine", "MixLostError", "Setting", "Stage", "Word", "Words"]

@@ -2,7 +2,8 @@
 Looking in on the calls of a component, from outside of what ``torch.compile`` made of it, and going without trace.
 
 A plain module is watched by hooks, and so is the wrapper of ``torch.compile(module)``; ``module.compile()`` runs hooks
-inside of the compiled code, so there the compiled call itself is wrapped.
+inside of the compiled code, so there the compiled call itself is wrapped. A module that is compiled while it is watched
+has the hooks inside: they break its graph, and still run.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,21 +53,17 @@ class Calls:
             return
 
         def pre_hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling():
-                raise PipelineStateError(
-                    "the component was compiled after this mix was set; set the mix again, so that its steps are read "
-                    "outside of the compiled code"
-                )
             before(args, kwargs)
 
-        self._handles.append(outer.register_forward_pre_hook(pre_hook, with_kwargs=True))
+        outside: Any = torch.compiler.disable
+        self._handles.append(outer.register_forward_pre_hook(outside(pre_hook), with_kwargs=True))
         if after is not None:
             then = after
 
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
                 return then(args, kwargs, output, module.forward)
 
-            self._handles.append(outer.register_forward_hook(hook, with_kwargs=True))
+            self._handles.append(outer.register_forward_hook(outside(hook), with_kwargs=True))
 
     def clear(self) -> None:
         """Take everything away."""

@@ -55,7 +55,7 @@ def choose(
         MixError: When no engine, or not the one asked for, can serve the mixes.
         PipelineStateError: When weights that cannot be rewritten would have to be.
     """
-    mixes = setting.mixes
+    mixes = setting.every
     images = len(mixes)
     by_place = images > 1 or any(mix[name].mask is not None for mix in mixes for name in mix.names)
     moving = any(not mix.is_constant for mix in mixes)

@@ -24,21 +24,27 @@ class Follower:
 
     Args:
         pipe: The pipeline, for its scheduler and guidance.
-        passes: How many forwards the mix of each image takes.
+        passes: How many forwards each mix takes: those of the prompts, then those of the halves without.
+        negatives: How many of the latter there are.
         copies: How often guidance repeats the batch; None asks the pipeline.
-        put: Puts the gains of a step, a pass, the images of the rows and the size of the latents into effect.
+        put: Puts the gains of a step, a pass, the mixes of the rows and the size of the latents into effect.
+        prompts: Told that the prompts are read.
     """
 
     def __init__(
         self,
         pipe: Any,
         passes: Sequence[int],
+        negatives: int,
         copies: int | None,
         put: Callable[[Step, int, torch.Tensor | None, tuple[int, int]], None],
+        prompts: Prompts,
     ) -> None:
         """Start before the first call."""
         self._pipe = pipe
         self._passes = passes
+        self._negatives = negatives
+        self._prompts = prompts
         self._copies = copies
         self._put = put
         self._clock = StepClock(scheduler_timesteps(pipe))
@@ -58,7 +64,11 @@ class Follower:
         if sample.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
         latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
-        rows = image_rows(self._pipe, int(sample.shape[0]), len(self._passes), self._copies)
+        images = len(self._passes) - self._negatives
+        rows = image_rows(
+            self._pipe, int(sample.shape[0]), images, self._copies, negatives=self._negatives > 0
+        )
+        self._prompts.restart()
         self._now = (self._clock.tick(timestep_of(args, kwargs)), rows, latents)
         self._run(0)
 
@@ -78,27 +88,51 @@ class Follower:
         self._put(step, turn, rows, latents)
 
 
-def prompt_rows(
-    part: str, images: int, show: Callable[[torch.Tensor], None]
-) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+class Prompts:
     """
-    Make what is called before a text encoder: it gives each prompt of the batch its own mix.
+    Which mix each prompt of a text encoder's batch has.
+
+    Pipelines read the prompts in one call and the negative prompts in the next; after a denoiser call all begins anew.
 
     Args:
-        part: The text encoder's name, for messages.
         images: How many mixes there are.
-        show: Takes the mix of each prompt.
+        negatives: How many of the halves without the prompt.
     """
 
-    def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        batch = len(ids) if isinstance(ids, torch.Tensor) else images
-        if batch % images:
-            msg = (
-                f"{images} mixes, but {part} was called with {batch} prompts: pass a list of {images} prompts, "
-                "one for each mix"
-            )
-            raise MixError(msg)
-        show(torch.arange(batch) % images)
+    def __init__(self, images: int, negatives: int) -> None:
+        """Begin before the first call."""
+        self._images = images
+        self._negatives = negatives
+        self._calls: dict[str, int] = {}
 
-    return before
+    def restart(self) -> None:
+        """Take the next call for prompts again."""
+        self._calls.clear()
+
+    def before(
+        self, part: str, show: Callable[[torch.Tensor], None]
+    ) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+        """
+        Make what is called before a text encoder.
+
+        Args:
+            part: The text encoder's name.
+            show: Takes the mix of each prompt.
+        """
+
+        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            images = self._images
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            batch = len(ids) if isinstance(ids, torch.Tensor) else images
+            if batch % images:
+                msg = (
+                    f"{images} mixes, but {part} was called with {batch} prompts: pass a list of {images} prompts, "
+                    "one for each mix"
+                )
+                raise MixError(msg)
+            number = self._calls.get(part, 0)
+            self._calls[part] = number + 1
+            rows = torch.arange(batch) % images
+            show(rows + images if self._negatives and number % 2 else rows)
+
+        return call

@@ -24,9 +24,11 @@ def _flag(pipe: Any, name: str) -> bool:
         return False
 
 
-def image_rows(pipe: Any, batch: int, images: int, copies: int | None) -> torch.Tensor | None:
+def image_rows(
+    pipe: Any, batch: int, images: int, copies: int | None, *, negatives: bool = False
+) -> torch.Tensor | None:
     """
-    Give the prompt of each row.
+    Give the mix of each row.
 
     diffusers repeats a batch for guidance as a whole, ``[all without, all with]``, and the images of one prompt side by
     side.
@@ -36,9 +38,10 @@ def image_rows(pipe: Any, batch: int, images: int, copies: int | None) -> torch.
         batch: Rows of the call.
         images: How many mixes there are, one for each prompt.
         copies: How often guidance repeats the batch; None asks the pipeline.
+        negatives: Whether rows without the prompt have mixes of their own, which follow those of the prompts.
 
     Returns:
-        (batch,) numbers of prompts; None for a single mix.
+        (batch,) numbers of mixes; None for a single one.
 
     Raises:
         MixError: When the batch is no multiple of what mixes and guidance need.
@@ -46,8 +49,10 @@ def image_rows(pipe: Any, batch: int, images: int, copies: int | None) -> torch.
     Example:
         >>> image_rows(None, 8, 2, copies=2).tolist()
         [0, 0, 1, 1, 0, 0, 1, 1]
+        >>> image_rows(None, 4, 2, copies=2, negatives=True).tolist()
+        [2, 3, 0, 1]
     """
-    if images == 1:
+    if images == 1 and not negatives:
         return None
     repeats = guidance_copies(pipe) if copies is None else copies
     if batch % (images * repeats):
@@ -55,6 +60,15 @@ def image_rows(pipe: Any, batch: int, images: int, copies: int | None) -> torch.
         if batch % images:
             msg = f"{images} mixes do not fit a batch of {batch} rows: pass one prompt for each mix"
             raise MixError(msg)
+        if negatives:
+            msg = (
+                f"a batch of {batch} rows does not hold {repeats} copies for guidance: this pipeline calls its denoiser "
+                "for each of them, so that the half without the prompt cannot have a mix of its own"
+            )
+            raise MixError(msg)
         repeats = 1
     each = batch // (images * repeats)
-    return torch.arange(images).repeat_interleave(each).repeat(repeats)
+    rows = torch.arange(images).repeat_interleave(each).repeat(repeats)
+    if negatives and repeats > 1:
+        rows[: images * each] += images
+    return rows

@@ -24,14 +24,18 @@ class Setting:
         mixes: One mix for all images, or one for each prompt of a batch; none is the base.
         engine: Which engine to use.
         copies: How often guidance repeats the batch in a denoiser call; None asks the pipeline.
+        negatives: The mixes of the halves without the prompt, one for each of ``mixes``; none where they are the same.
     """
 
     mixes: tuple[Mix, ...] = ()
     engine: Engine = "auto"
     copies: int | None = None
+    negatives: tuple[Mix, ...] = ()
 
     @classmethod
-    def of(cls, mix: Any, engine: Engine = "auto", copies: int | None = None) -> Setting:
+    def of(
+        cls, mix: Any, engine: Engine = "auto", copies: int | None = None, negative: Any = None
+    ) -> Setting:
         """
         Read one mix, or a list of mixes for the images of a batch.
 
@@ -39,9 +43,10 @@ class Setting:
             mix: Anything that ``Mix.of`` reads; or a list of mixes and dicts, one for each prompt.
             engine: Which engine to use.
             copies: As above.
+            negative: The same for the halves of the batch that guidance makes without the prompt; None is ``mix``.
 
         Raises:
-            MixError: When a mix or the engine makes no sense.
+            MixError: When a mix or the engine makes no sense, or there are not as many negative ones.
 
         Example:
             >>> Setting.of([{"a": 1.0}, {"b": 0.5}]).names
@@ -50,19 +55,35 @@ class Setting:
         if engine not in get_args(Engine):
             msg = f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}"
             raise MixError(msg)
-        if isinstance(mix, list | tuple) and mix and all(isinstance(one, Mix | dict) for one in mix):
-            return cls(tuple(Mix.of(one) for one in mix), engine, copies)
-        return cls((Mix.of(mix),), engine, copies)
+        mixes = _read(mix)
+        negatives = mixes if negative is None else _read(negative)
+        if len(negatives) != len(mixes):
+            msg = f"expected one negative mix for each of the {len(mixes)} mixes, got {len(negatives)}"
+            raise MixError(msg)
+        return cls(mixes, engine, copies, negatives if negatives != mixes else ())
+
+    @property
+    def every(self) -> tuple[Mix, ...]:
+        """All mixes that rows of a batch can have: those of the prompts, then those of the halves without."""
+        return self.mixes + self.negatives
 
     @property
     def names(self) -> tuple[str, ...]:
         """The adapters that any of the mixes names, in the order given."""
-        return tuple(dict.fromkeys(name for mix in self.mixes for name in mix.names))
+        return tuple(dict.fromkeys(name for mix in self.every for name in mix.names))
 
     def without(self, names: Iterable[str]) -> Setting:
         """Leave adapters out of all mixes."""
         gone = tuple(names)
-        return replace(self, mixes=tuple(mix.without(*gone) for mix in self.mixes))
+        mixes = tuple(mix.without(*gone) for mix in self.mixes)
+        negatives = tuple(mix.without(*gone) for mix in self.negatives)
+        return replace(self, mixes=mixes, negatives=negatives if negatives != mixes else ())
+
+
+def _read(mix: Any) -> tuple[Mix, ...]:
+    if isinstance(mix, list | tuple) and mix and all(isinstance(one, Mix | dict) for one in mix):
+        return tuple(Mix.of(one) for one in mix)
+    return (Mix.of(mix),)
 
 
 BASE = Setting()

@@ -20,7 +20,7 @@ from lora_mixer.binding.components import component_name
 from lora_mixer.engines.beside import Beside
 from lora_mixer.engines.calls import Calls
 from lora_mixer.engines.choice import Choice, choose
-from lora_mixer.engines.following import START, Follower, prompt_rows
+from lora_mixer.engines.following import START, Follower, Prompts
 from lora_mixer.engines.forms import side_form, side_pair
 from lora_mixer.engines.gains import MixGains
 from lora_mixer.engines.k_lora import Contest, contest
@@ -195,10 +195,10 @@ class Stage:
         self.beside.clear()
         names = tuple(sorted(setting.names))
         layouts = self._layouts(setting, components)
-        for mix in setting.mixes:
+        for mix in setting.every:
             if layouts:
                 mix.check(layouts)
-        mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.mixes]
+        mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.every]
         beside = chosen.beside
 
         def merged_gains(step: Step, turn: int | None) -> dict[str, list[float]]:
@@ -242,7 +242,7 @@ class Stage:
     @staticmethod
     def _layouts(setting: Setting, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
         """Give the blocks of each component, where a mix asks for any."""
-        if all(mix[name].blocks is None for mix in setting.mixes for name in mix.names):
+        if all(mix[name].blocks is None for mix in setting.every for name in mix.names):
             return {}
         return {
             part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
@@ -254,7 +254,7 @@ class Stage:
         """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
         found = {
             (i, name): torch.tensor(mask.load(), dtype=torch.float32)
-            for i, mix in enumerate(setting.mixes)
+            for i, mix in enumerate(setting.every)
             for name in mix.names
             if (mask := mix[name].mask) is not None
         }
@@ -263,7 +263,7 @@ class Stage:
         height = max(mask.shape[0] for mask in found.values())
         width = max(mask.shape[1] for mask in found.values())
         rows = []
-        for i in range(len(setting.mixes)):
+        for i in range(len(setting.every)):
             for name in names:
                 own = found.get((i, name), torch.ones(1, 1))[None, None]
                 rows.append(functional.interpolate(own, size=(height, width), mode="bilinear")[0, 0])
@@ -294,15 +294,15 @@ class Stage:
                     self.merged.apply(gains)
             self.beside.show(step, turn, rows, latents)
 
+        prompts = Prompts(len(setting.mixes), len(setting.negatives))
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
-            follower = Follower(self._pipe, passes, setting.copies, put)
+            follower = Follower(self._pipe, passes, len(setting.negatives), setting.copies, put, prompts)
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
-        images = len(setting.mixes)
         for part in self.beside.scenes:
-            if part in TEXT_ENCODERS and images > 1:
+            if part in TEXT_ENCODERS and len(setting.every) > 1:
                 show = functools.partial(self.beside.show_text, part)
-                self._calls.watch(outer[part], prompt_rows(part, images, show))
+                self._calls.watch(outer[part], prompts.before(part, show))
 
 
 def callers(pipe: Any) -> dict[str, nn.Module]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lora_mixer.formats.reader import read
+from lora_mixer.formats.reader import read, read_embeddings, read_info
 
-__all__ = ["read"]
+__all__ = ["read", "read_embeddings", "read_info"]

@@ -86,11 +86,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     scalar = _scalar(tensors.pop("scalar", None), "scalar", label)
     # ComfyUI pads the weight to this shape first; here the module must have it already, which its fit will show
     tensors.pop("reshape_weight", None)
-    rule = _rule_for(group.target, rules)
+    rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(group.target.module)
     for role, tensor in tensors.items():
-        if not tensor.is_floating_point() and role not in _WHOLE_NUMBERS:
+        if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
             msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
             raise InvalidAdapterError(msg)
         if tensor.numel() == 0 and not role.startswith("bias_"):
@@ -144,7 +144,8 @@ def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
     )
 
 
-def _rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+    """Give the rule of a module's component, else the one that holds where none is named."""
     names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
     return next((rules[name] for name in names if name in rules), rules.get(None))
 

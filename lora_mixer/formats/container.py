@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -43,12 +44,12 @@ _DTYPES = {
     "C64": torch.complex64,
     "BOOL": torch.bool,
 }
+_QUICK = {name: (dtype, dtype.itemsize) for name, dtype in _DTYPES.items()}
 _DIMENSIONS_AT_MOST = 64
 _ELEMENTS_AT_MOST = 1 << 60  # what a tensor's sizes and strides can count, also beside a size of 0
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """Where one tensor lies: its dtype, shape and byte range in the data section."""
 
     dtype: torch.dtype
@@ -68,16 +69,35 @@ class Header:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            msg = f"the key {key!r} stands twice"
-            raise ValueError(msg)
-        table[key] = value
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
+        msg = f"the key {name!r} stands twice"
+        raise ValueError(msg)
     return table
 
 
+def _quick_spec(entry: Any) -> TensorSpec | None:
+    """Take an entry that is plainly right, as nearly all are; None leaves the others to be judged one by one."""
+    try:
+        dtype, size = _QUICK[entry["dtype"]]
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if type(shape) is not list or len(shape) > 5 or type(start) is not int or type(end) is not int:
+        return None
+    for n in shape:
+        if type(n) is not int or n < 1:  # bool is an int as well, and no size
+            return None
+        size *= n
+    if start < 0 or end - start != size or size > _ELEMENTS_AT_MOST:
+        return None
+    return TensorSpec(dtype, tuple(shape), start, end)
+
+
 def _spec(key: str, entry: Any, label: str) -> TensorSpec:
+    if (quick := _quick_spec(entry)) is not None:
+        return quick
     try:
         dtype = _DTYPES[entry["dtype"]]
         shape, (start, end) = entry["shape"], entry["data_offsets"]
@@ -147,11 +167,11 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         raise CorruptFileError(msg)
     specs = {key: _spec(key, entry, label) for key, entry in table.items()}
     position = 0
-    for key, spec in sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)):
-        if spec.start != position:
-            msg = f"{label}: {key!r} starts at byte {spec.start}, expected {position}: tensors overlap or leave a gap"
+    for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
+        if start != position:
+            msg = f"{label}: {key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
             raise CorruptFileError(msg)
-        position = spec.end
+        position = end
     if position != total:
         what = "truncated" if position > total else "longer than its header says"
         msg = f"{label}: {what}: the header lists {position} bytes of tensors, the file has {total}"

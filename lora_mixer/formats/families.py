@@ -7,6 +7,7 @@ UNet families are told apart by the width of the text they attend to; the others
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
@@ -67,6 +68,7 @@ DIT_FAMILIES = frozenset(
 
 TEXT_HINTS = frozenset(("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5"))
 """Component hints that mean a text encoder."""
+_MANY, _LONG = 4096, 256  # modules and letters; beyond that nothing is kept in a cache
 _NUMBER = re.compile(r"\d+")
 _UNET = (
     *("down_blocks", "up_blocks", "mid_block", "conv_", "time_embed", "add_embedding_"),
@@ -79,47 +81,56 @@ _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
 def base_family(
-    modules: Iterable[tuple[str | None, str]],
-    widths: Mapping[tuple[str | None, str], int],
-    metadata: Mapping[str, str],
+    modules: Iterable[tuple[str | None, str, int | None]], metadata: Mapping[str, str], said: str = ""
 ) -> str:
     """
     Name the base family of an adapter.
 
     Args:
-        modules: (component hint, module spelling) of every layer.
-        widths: Input width of the layers where it is known, by the same pairs.
+        modules: (component hint, module spelling, input width where it is known) of every layer.
         metadata: The header's metadata, used only where names and widths say nothing.
+        said: What a file beside the adapter calls the base; used only where the header says nothing either.
 
     Returns:
         A name such as ``SD 1.x``, ``SDXL``, ``Flux.1``; ``unknown`` where nothing tells.
 
     Example:
-        >>> base_family([("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k")],
-        ...             {("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"): 2048}, {})
+        >>> base_family([("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 2048)], {})
         'SDXL'
     """
+    table = tuple(modules)
+    usual = len(table) <= _MANY and all(len(module) <= _LONG for _, module, _ in table)
+    family, text = (_told if usual else _told.__wrapped__)(table)
+    if family is not None:
+        return family
+    return _declared(metadata) or (_said(said) if text == "unknown" else None) or text
+
+
+@lru_cache(maxsize=16)  # most files of a folder are of a few kinds
+def _told(modules: tuple[tuple[str | None, str, int | None], ...]) -> tuple[str | None, str]:
+    """Name the family that names and widths tell, or None and what the text encoder's width still says."""
     hints: set[str | None] = set()
     parts: dict[str, dict[str, int | None]] = {"unet": {}, "text_encoder": {}, "further": {}, "other": {}}
-    for hint, module in modules:
+    counted = []
+    for hint, module, width in modules:
         hints.add(hint)
         flat = module.replace(".", "_")
         part = "unet" if flat.startswith(_UNET) else "other"
         if hint in TEXT_HINTS:
             part = "text_encoder" if hint == "text_encoder" else "further"
-        parts[part][flat] = widths.get((hint, module))
+        parts[part][flat] = width
+        # counted, not named (safeloras): of a UNet's own widths none is that of a text
+        if hint != "text_encoder" and module.startswith(ORDINAL):
+            counted.append(width)
     family = _transformer(parts["other"])
     if family:
-        return family
-    # counted, not named (safeloras): of a UNet's own widths none is that of a text
-    counted = [widths.get(key) for key in widths if key[0] != "text_encoder" and key[1].startswith(ORDINAL)]
+        return family, ""
     cross = _width(parts["unet"], _CROSS_K) or next((w for w in counted if w in (768, 1024)), 0)
     if cross:
-        return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}")
+        return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}"), ""
     if hints & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
-        return "SDXL"
-    text = {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
-    return _declared(metadata) or text
+        return "SDXL", ""
+    return None, {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
 
 
 def _width(modules: Mapping[str, int | None], pattern: re.Pattern[str]) -> int:
@@ -159,5 +170,18 @@ def _declared(metadata: Mapping[str, str]) -> str | None:
         ("wan", "Wan"),
     ):
         if mark in text:
+            return family
+    return None
+
+
+def _said(base: str) -> str | None:
+    """Read the names that users and model sites give to bases."""
+    text = base.lower()
+    for family, marks in (
+        ("SDXL", ("sdxl", "pony", "illustrious", "noobai")),
+        ("SD 1.x", ("sd 1", "sd1")),
+        ("SD 2.x", ("sd 2", "sd2")),
+    ):
+        if text.startswith(marks):
             return family
     return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.embeddings import token_of
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
     import torch
 
-_EMBEDDING = re.compile(
-    r"bundle_emb\.(?P<token>[^.]+)\.|(?P<angle><[^>]*>)$|(?P<bare>emb_params|string_to_param\b|string_to_param\..*)$"
-)
 _IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
 _OTHER_KINDS = (
     (
@@ -64,7 +62,6 @@ class Groups:
     layouts: set[str]
     embeddings: list[str]
     unused: dict[str, str]
-    notes: list[str]
 
 
 def group_keys(
@@ -90,12 +87,11 @@ def group_keys(
     inner_names: dict[str, None] = {}
     twice: list[str] = []
     for key, tensor in tensors.items():
-        token = _EMBEDDING.match(key)
-        if token:
-            embeddings.setdefault(next(g for g in token.groups() if g))
-            unused[key] = "textual inversion, not applied by this loader"
+        if (token := token_of(key)) is not None:
+            embeddings.setdefault(token)
+            unused[key] = "textual inversion, loaded with load_embeddings=True only"
             continue
-        target, leaf, layout = _locate(key, tensors, metadata)
+        target, leaf, layout = locate(key, tensors, metadata)
         if target is None or leaf is None:
             unused[key] = "no known ending of an adapter key"
             continue
@@ -122,8 +118,7 @@ def group_keys(
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, "alpha or scale of a module that has no weights here"))
-    notes = [f"holds textual inversions {', '.join(embeddings)}: not part of the LoRA"] if embeddings else []
-    return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused, notes)
+    return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
 
 
 def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
@@ -131,9 +126,25 @@ def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
     return not has_config and all(group.algorithms <= {"set"} for group in groups)
 
 
-def _locate(
+def is_foreign(key: str) -> bool:
+    """Say whether a key is of a kind that decides about its whole file: a word's vectors, an IP-Adapter's part."""
+    return token_of(key) is not None or _IP_ADAPTER.search(key) is not None
+
+
+def locate(
     key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[Target | None, Leaf | None, str]:
+    """
+    Find the module and the part that a key names.
+
+    Args:
+        key: The key.
+        tensors: The file, for endings that mean one thing or another by what stands beside them.
+        metadata: Its header's metadata.
+
+    Returns:
+        Target, leaf and layout; None where the key is no part of an adapter.
+    """
     counted = safeloras.split_key(key, metadata)
     if counted:
         hint, module, role = counted
@@ -179,7 +190,7 @@ def _not_an_adapter(
     if not tensors:
         return NotAnAdapterError(f"{label}: holds no tensors at all")
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
-        what = "a textual inversion (embedding); load it with pipe.load_textual_inversion"
+        what = "a textual inversion (embedding); load it with mixer.load_textual_inversion"
         return NotAnAdapterError(f"{label}: {what}")
     for kind, pattern in _OTHER_KINDS:
         if any(pattern.search(key) for key in tensors):

@@ -43,7 +43,7 @@ _READ_TYPES = frozenset(
             "LN_TUNING",
             "TRAINABLE_TOKENS",
         ),
-        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA"),
+        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA", "GRALORA", "BEFT"),
     )
 )
 

@@ -14,6 +14,22 @@ import torch
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
 
 
+def load_pickle(stream: IO[bytes], label: str) -> Any:
+    """
+    Load whatever a pickle holds that torch's restricted loader lets through.
+
+    Raises:
+        CorruptFileError: When that loader refuses the file.
+    """
+    stream.seek(0)
+    try:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"{label}: torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
+        raise CorruptFileError(msg) from None
+
+
 def read_pickle(stream: IO[bytes], label: str) -> dict[str, torch.Tensor] | list[torch.Tensor]:
     """
     Load a state dict, or cloneofsimo's bare list of tensors, from a ``.pt``/``.bin`` stream.
@@ -22,13 +38,7 @@ def read_pickle(stream: IO[bytes], label: str) -> dict[str, torch.Tensor] | list
         CorruptFileError: When torch's restricted loader refuses the file.
         NotAnAdapterError: When it holds neither a dict nor a list of tensors.
     """
-    stream.seek(0)
-    try:
-        content: Any = torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{label}: torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
-        raise CorruptFileError(msg) from None
+    content = load_pickle(stream, label)
     if isinstance(content, Mapping):
         inner = content.get("state_dict")
         content = inner if isinstance(inner, Mapping) else content

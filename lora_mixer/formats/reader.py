@@ -10,6 +10,7 @@ import io
 import mmap
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,20 +18,21 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from lora_mixer import hashes
-from lora_mixer.adapter import Adapter, AdapterInfo
+from lora_mixer.adapter import Adapter
 from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
-from lora_mixer.formats.families import base_family
+from lora_mixer.formats.describing import ModuleFacts, describe, own_name, survey
+from lora_mixer.formats.embeddings import alone, bundled, token_of
 from lora_mixer.formats.grouping import group_keys
-from lora_mixer.formats.metadata import trigger_words
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
-from lora_mixer.formats.pickles import read_pickle
+from lora_mixer.formats.pickles import load_pickle, read_pickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from lora_mixer.adapter import AdapterInfo, AdapterLayer
+    from lora_mixer.formats.embeddings import Embedding
+    from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.sources import AdapterSource
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
@@ -51,24 +53,100 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
     """
-    label = source.label
-    metadata: Mapping[str, str] = {}
-    compute: Callable[[], dict[str, str]] | None = None
-    if isinstance(source.weights, Mapping):
-        tensors = _state_dict(source.weights, label)
-    else:
-        weights = source.weights
-        with _stream(weights, label) as stream:
-            if isinstance(weights, Path) and weights.suffix.lower() in _PICKLES:
-                content = read_pickle(stream, label)
-                tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
-                compute = _FileHashes(weights, None, label, _stamp(stream))
-            else:
-                header = read_header(stream, label)
-                metadata = header.metadata
-                tensors = _map_tensors(stream, header, label)
-                compute = _FileHashes(weights, header.data_start, label, _stamp(stream))
-    return _assemble(tensors, metadata, source, name, hashes.Hashes(compute))
+    label, weights = source.label, source.weights
+    if isinstance(weights, Mapping):
+        return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
+    with _stream(weights, label) as stream:
+        if not _is_pickle(weights):
+            header = read_header(stream, label)
+            return _from_header(stream, header, source, name)
+        content = read_pickle(stream, label)
+        tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
+        return _assemble(tensors, {}, source, name, _hashes(source, stream, None))
+
+
+def read_info(source: AdapterSource) -> AdapterInfo:
+    """
+    Describe an adapter, from its header alone where that can be.
+
+    Raises:
+        FormatError: As :func:`read` does.
+    """
+    weights = source.weights
+    if isinstance(weights, Mapping) or _is_pickle(weights):
+        return read(source).info
+    with _stream(weights, source.label) as stream:
+        header = read_header(stream, source.label)
+        rules = _rules(source, header.metadata)
+        with nullcontext(weights) if isinstance(weights, bytes) else _mapped(stream, header) as data:
+            found = survey(header, data, rules)
+        if found is None:
+            return _from_header(stream, header, source, None).info
+        return describe(
+            source,
+            None,
+            found.modules,
+            layouts=found.layouts,
+            dtypes=found.dtypes,
+            size=found.size,
+            embeddings=(),
+            metadata=header.metadata,
+            hashes=_hashes(source, stream, header.data_start),
+        )
+
+
+def _is_pickle(weights: Path | bytes) -> bool:
+    return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES
+
+
+def _mapped(stream: IO[bytes], header: Header) -> AbstractContextManager[Any]:
+    """Give the bytes of a file, of which only those that are looked at are read."""
+    if header.data_bytes == 0:  # nothing to map
+        return nullcontext(b"")
+    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _hashes(source: AdapterSource, stream: IO[bytes], data_start: int | None) -> hashes.Hashes:
+    weights = source.weights
+    assert not isinstance(weights, Mapping)  # noqa: S101 -- streams are of files and bytes
+    return hashes.Hashes(_FileHashes(weights, data_start, source.label, _stamp(stream)))
+
+
+def _from_header(stream: IO[bytes], header: Header, source: AdapterSource, name: str | None) -> Adapter:
+    tensors = _map_tensors(stream, header, source.label)
+    return _assemble(tensors, header.metadata, source, name, _hashes(source, stream, header.data_start))
+
+
+def _rules(source: AdapterSource, metadata: Mapping[str, str]) -> Mapping[str | None, ScaleRule]:
+    if source.config is not None:
+        refuse_unsupported(source.config, source.label)
+    rules = header_rules(metadata, source.label)
+    if source.config is not None:
+        rules = {None: scale_rule(source.config, source.label), **rules}
+    return rules
+
+
+def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[Embedding, ...]:
+    """
+    Read a file that holds textual inversions only.
+
+    Args:
+        source: Where it lies.
+        name: The word for vectors that name none; None takes the file's name.
+
+    Returns:
+        The words.
+
+    Raises:
+        FormatError: When the content is damaged or something else.
+    """
+    label, word, weights = source.label, name or own_name(source), source.weights
+    if isinstance(weights, Mapping):
+        return alone(_state_dict(weights, label), word, label)
+    with _stream(weights, label) as stream:
+        if _is_pickle(weights):
+            return alone(load_pickle(stream, label), word, label)
+        return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
 def _stream(weights: Path | bytes, label: str) -> IO[bytes]:
@@ -129,58 +207,38 @@ def _assemble(
     file_hashes: hashes.Hashes,
 ) -> Adapter:
     label = source.label
-    if source.config is not None:
-        refuse_unsupported(source.config, label)
-    rules = header_rules(metadata, label)
-    if source.config is not None:
-        rules = {None: scale_rule(source.config, label), **rules}
+    rules = _rules(source, metadata)
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
         msg = f"{label}: holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
         raise NotAnAdapterError(msg)
-    notes = list(groups.notes)
+    embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
+    notes = []
+    if groups.embeddings:
+        notes.append(
+            f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
+        )
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
         notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
     held = [t for layer in layers for t in layer.weights.tensors()]
-    components: dict[str, int] = {}
-    for layer in layers:
-        key = {"denoiser": "unet"}.get(layer.target.hint or "", layer.target.hint) or "unnamed"
-        components[key] = components.get(key, 0) + 1
-    widths = {}
-    for layer in layers:
-        width = layer.weights.in_width
-        if width is not None:
-            widths[layer.target.hint, layer.target.module] = width
-    info = AdapterInfo(
-        name=name or _own_name(source),
-        source=label,
-        format="+".join(sorted(groups.layouts)),
-        base=base_family(((x.target.hint, x.target.module) for x in layers), widths, metadata),
-        algorithms=tuple(sorted({name for x in layers for name in x.weights.algorithms})),
-        ranks=tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None})),
-        alphas=tuple(sorted({x.weights.alpha for x in layers if x.weights.alpha is not None})),
-        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})),
-        bytes=sum(t.numel() * t.element_size() for t in held),
-        components=components,
-        embeddings=tuple(groups.embeddings),
-        trigger_words=trigger_words(metadata, source.config),
-        metadata=dict(metadata),
+    info = describe(
+        source,
+        name,
+        [_facts(layer) for layer in layers],
+        layouts=groups.layouts,
+        dtypes={t.dtype for t in held},
+        size=sum(t.numel() * t.element_size() for t in held),
+        embeddings=groups.embeddings,
+        metadata=metadata,
         hashes=file_hashes,
     )
-    return Adapter(info, layers, groups.unused, tuple(notes))
+    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings)
 
 
-def _own_name(source: AdapterSource) -> str:
-    if isinstance(source.weights, Path):
-        stem = source.weights.stem
-        generic = stem in ("adapter_model", "pytorch_lora_weights")
-        return (
-            source.repo_id.rpartition("/")[2]
-            if generic and source.repo_id
-            else source.weights.parent.name
-            if generic
-            else stem
-        )
-    return source.label
+def _facts(layer: AdapterLayer) -> ModuleFacts:
+    weights, target = layer.weights, layer.target
+    return ModuleFacts(
+        target.hint, target.module, weights.algorithms, weights.rank, weights.alpha, weights.in_width
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,6 @@ def _tags(metadata: Mapping[str, str]) -> list[str]:
     for table in map(as_table, folders.values()):
         for tag, count in table.items():
             if type(count) is int and count > 0:
-                name = clean_text(tag).strip()[:100]
-                counts[name] = counts.get(name, 0) + count
-    counts.pop("", None)
-    return sorted(counts, key=lambda tag: (-counts[tag], tag))[:_TAGS]
+                counts[tag] = counts.get(tag, 0) + count
+    best = heapq.nsmallest(_TAGS, counts, key=lambda tag: (-counts[tag], tag))
+    return [name for tag in best if (name := clean_text(tag).strip()[:100])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from lora_mixer import hashes as file_hashes
@@ -146,16 +148,19 @@ class Looking:
 
     def facets(self) -> dict[str, dict[str, int]]:
         """Count the entries by base, algorithm and folder, for filters."""
-        table: dict[str, dict[str, int]] = {"base": {}, "algorithm": {}, "folder": {}}
-        for entry in self._where("1"):
-            for kind, names in (
-                ("base", [entry.base]),
-                ("algorithm", entry.algorithms),
-                ("folder", [entry.folder]),
-            ):
-                for name in names:
-                    table[kind][name] = table[kind].get(name, 0) + 1
-        return {kind: dict(sorted(counts.items())) for kind, counts in table.items()}
+        places = ", ".join("?" * len(self._roots))
+        rows = self._index.read(
+            lambda connection: connection.execute(
+                f"SELECT base, algorithms, folder FROM files WHERE root IN ({places})",
+                [*map(str, self._roots)],
+            ).fetchall()
+        )
+        counts = {
+            "base": Counter(row["base"] for row in rows),
+            "algorithm": Counter(name for row in rows for name in json.loads(row["algorithms"])),
+            "folder": Counter(row["folder"] for row in rows),
+        }
+        return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}
 
     def known(self) -> dict[str, dict[str, str]]:
         """Give the hashes known so far by name, as :func:`match_adapters` takes them; twins have their folder in the name."""

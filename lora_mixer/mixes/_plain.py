@@ -34,13 +34,7 @@ def load_json(text: str, reading: Reading, where: str = "") -> object:
         >>> load_json('{"a": 0.5}', Reading())
         {'a': 0.5}
     """
-    try:
-        return json.loads(text, object_pairs_hook=_unrepeated)
-    except _RepeatedKeyError as error:
-        reading.problem(where, str(error))
-    except (ValueError, RecursionError) as error:
-        reading.problem(where, f"expected JSON, got {shown(text)}: {error}.")
-    return None
+    return _loaded("JSON", lambda: json.loads(text, object_pairs_hook=_unrepeated), text, reading, where)
 
 
 def load_yaml(text: str, reading: Reading, where: str = "") -> object:
@@ -60,14 +54,23 @@ def load_yaml(text: str, reading: Reading, where: str = "") -> object:
         >>> load_yaml("a: {unet: 0.5}", Reading())
         {'a': {'unet': 0.5}}
     """
-    try:
+
+    def parse() -> object:
         if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             _refuse_repeats(node, set())
         return yaml.safe_load(text)
+
+    return _loaded("YAML", parse, text, reading, where)
+
+
+def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Reading, where: str) -> object:
+    """Parse, and note what is wrong."""
+    try:
+        return parse()
     except _RepeatedKeyError as error:
         reading.problem(where, str(error))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reading.problem(where, f"expected YAML, got {shown(text)}: {' '.join(str(error).split())}.")
+        reading.problem(where, f"expected {kind}, got {shown(text)}: {' '.join(str(error).split())}.")
     return None
 
 

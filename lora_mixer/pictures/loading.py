@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from lora_mixer.errors import PictureError, SourceNotFoundError
+from lora_mixer.errors import MissingExtraError, PictureError, SourceNotFoundError
 
 DEMO = "demo"
 """The name of the embedded pipeline."""
+
+_QUANTISERS = ("bitsandbytes", "torchao", "quanto")
+"""What messages call the libraries of the extra ``quant``."""
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -31,6 +34,7 @@ def load_pipeline(model: str = DEMO, *, device: str = "auto", dtype: str = "auto
     Raises:
         SourceNotFoundError: When there is no pipeline of that name.
         PictureError: When the device or the dtype cannot be used.
+        MissingExtraError: When the pipeline is quantised by a library that is not installed.
 
     Example:
         >>> type(load_pipeline("demo")).__name__  # doctest: +SKIP
@@ -53,6 +57,13 @@ def load_pipeline(model: str = DEMO, *, device: str = "auto", dtype: str = "auto
             # Named "dtype" in the newest releases only, which still take this one.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
+    except ImportError as error:
+        if any(library in str(error).lower() for library in _QUANTISERS):
+            raise MissingExtraError(
+                f"{model!r} is quantised, and the library for that is missing ({error}); "
+                "install it with: pip install 'lora-mixer[quant]'"
+            ) from error
+        raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise SourceNotFoundError(

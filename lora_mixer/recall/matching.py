@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
@@ -17,7 +18,7 @@ from lora_mixer.mixes.method import Method
 from lora_mixer.recall.values import as_hash, file_stem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.mixes import AdapterMix
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     Known = Mapping[str, Mapping[str, str] | AdapterInfo]
 
+_SHORTEST = 8  # digits of a hash
 _FOREIGN_KINDS = {"blake3"}  # nobody else computes it
 
 
@@ -88,10 +90,11 @@ def match_adapters(settings: PictureSettings, known: Known) -> Recall:
         >>> found.mix.to_text(), found.cleared, found.missing[0].name
         ('ink:0.5', ('oil',), 'gone')
     """
+    here = _Here(known)
     taken: dict[str, str] = {}
     slots: list[Slot] = []
     for adapter in settings.adapters:
-        slot = _find(adapter, known)
+        slot = _find(adapter, here)
         if slot.match in taken:
             note = f'"{slot.match}" is taken by "{taken[slot.match]}" of the picture already'
             slot = Slot(adapter, None, "ambiguous", (slot.match,), note)
@@ -115,14 +118,89 @@ def same_hash(one: str, other: str) -> bool:
     return a is not None and b is not None and (a.startswith(b) or b.startswith(a))
 
 
-def _find(adapter: RecalledAdapter, known: Known) -> Slot:
-    digits = [text for kind, text in adapter.hashes.items() if kind not in _FOREIGN_KINDS and as_hash(text)]
-    by_name = _by_name(adapter.name, known)
+class _Here:
+    """What is here, by hash and by name; looked through once, and for hashes only when one is asked for."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+
+    def hashes(self, name: str) -> list[str]:
+        """Give the hashes of one adapter; for a file that is loaded this reads all of it."""
+        entry: Any = self._known[name]
+        return [digits for text in getattr(entry, "hashes", entry).values() if (digits := as_hash(text))]
+
+    def named(self, wanted: str) -> list[str]:
+        """Give the names that are the wanted one: exactly, or else but for case, folders and endings, or an alias."""
+        if wanted in self._known:
+            return [wanted]
+        return self._names.get(_folded(wanted)) or self._aliases.get(_folded(wanted), [])
+
+    def hashed(self, digits: list[str]) -> str | None:
+        """Give the adapter that has one of these hashes; of several the one with most digits in common."""
+        found = [
+            (-min(len(text), len(own)), order, name)
+            for text in digits
+            for order, (name, own) in enumerate(self._by_start.get(text[:_SHORTEST], ()))
+            if same_hash(text, own)
+        ]
+        return min(found)[2] if found else None
+
+    @cached_property
+    def _by_start(self) -> dict[str, list[tuple[str, str]]]:
+        table: dict[str, list[tuple[str, str]]] = {}
+        for name in self._known:
+            for own in self.hashes(name):
+                table.setdefault(own[:_SHORTEST], []).append((name, own))
+        return table
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return _grouped((_folded(name), name) for name in self._known)
+
+    @cached_property
+    def _aliases(self) -> dict[str, list[str]]:
+        # AUTOMATIC1111 writes the name that the trainer gave a file.
+        return _grouped(
+            (_folded(alias), name)
+            for name, entry in self._known.items()
+            for alias in (
+                getattr(entry, "metadata", {}).get("ss_output_name"),
+                getattr(entry, "source", None),
+            )
+            if alias
+        )
+
+
+def _folded(name: str) -> str:
+    return (file_stem(name) or name).casefold()
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    table: dict[str, dict[str, None]] = {}
+    for key, name in pairs:
+        table.setdefault(key, {})[name] = None
+    return {key: list(names) for key, names in table.items()}
+
+
+def _find(adapter: RecalledAdapter, here: _Here) -> Slot:
+    digits = [
+        found
+        for kind, text in adapter.hashes.items()
+        if kind not in _FOREIGN_KINDS and (found := as_hash(text))
+    ]
+    by_name = here.named(adapter.name)
     # Files of that name first: computing a hash reads the whole file.
-    for name in (*by_name, *(each for each in known if each not in by_name)) if digits else ():
-        if any(same_hash(text, own) for own in _hashes(known[name]).values() for text in digits):
-            note = "" if name == adapter.name else f'"{adapter.name}" is called "{name}" here'
-            return Slot(adapter, name, "hash", (), note)
+    name = next(
+        (
+            each
+            for each in by_name
+            if digits and any(same_hash(a, b) for a in digits for b in here.hashes(each))
+        ),
+        None,
+    )
+    if digits and (name := name or here.hashed(digits)):
+        note = "" if name == adapter.name else f'"{adapter.name}" is called "{name}" here'
+        return Slot(adapter, name, "hash", (), note)
     if len(by_name) > 1:
         note = f'"{adapter.name}" could be {", ".join(by_name)}'
         return Slot(adapter, None, "ambiguous", tuple(by_name), note)
@@ -130,31 +208,9 @@ def _find(adapter: RecalledAdapter, known: Known) -> Slot:
         return Slot(adapter, None, "missing", (), f'"{adapter.name}" is not here')
     (name,) = by_name
     note = ""
-    if digits and _hashes(known[name]):
+    if digits and here.hashes(name):
         note = f'"{name}" has another hash than the picture says: it may be another version'
     return Slot(adapter, name, "name", (), note)
-
-
-def _by_name(wanted: str, known: Known) -> list[str]:
-    """Give the names that are the wanted one: exactly, or else but for case, folders and endings."""
-    if wanted in known:
-        return [wanted]
-    folded: Callable[[str], str] = lambda name: (file_stem(name) or name).casefold()  # noqa: E731
-    alike = [name for name in known if folded(name) == folded(wanted)]
-    if alike:
-        return alike
-    return [name for name in known if folded(wanted) in {folded(alias) for alias in _aliases(known[name])}]
-
-
-def _aliases(entry: Any) -> Iterable[str]:
-    """What else an adapter may be called: AUTOMATIC1111 writes the name that the trainer gave it."""
-    metadata = getattr(entry, "metadata", {})
-    return [name for name in (metadata.get("ss_output_name"), getattr(entry, "source", None)) if name]
-
-
-def _hashes(entry: Any) -> Mapping[str, str]:
-    found: Mapping[str, str] = getattr(entry, "hashes", entry)
-    return found
 
 
 def _mix(settings: PictureSettings, slots: list[Slot], notes: list[str]) -> Mix:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MASK_BYTES_AT_MOST = 2_000_000
-_MASK_PIXELS_AT_MOST = 1 << 24
-_MASKS_AT_MOST = 32
+_MASK_PIXELS_AT_MOST = 1 << 22
+_MASKS_AT_MOST = 16
+_ADAPTERS_AT_MOST = 1000
 _PATTERN_AT_MOST = 200
 # Repeats of groups, and many open repeats in a row, are what makes a search take for ever.
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{?]")
@@ -45,7 +46,7 @@ def masks_of(mix: Mix) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for mask in {each.mask.digest: each.mask for each in mix.adapters.values() if each.mask}.values():
-        encoded = _encoded(mask)
+        encoded = _encoded(mask) if len(found) < _MASKS_AT_MOST else None
         if encoded is not None and len(encoded) <= _MASK_BYTES_AT_MOST:
             found[mask.digest] = encoded
     return found
@@ -128,6 +129,8 @@ def _encoded(mask: Mask) -> str | None:
         picture = mask.picture if mask.picture is not None else replace(mask, feather=0.0).load()
     except MixError:
         return None
+    if picture.size > _MASK_PIXELS_AT_MOST:
+        return None
     levels = (picture.astype("float64") * 65535).round().astype("uint16")
     eight = (levels // 257).astype("uint8")
     exact = bool(np.array_equal(eight.astype("uint16") * 257, levels))
@@ -164,8 +167,8 @@ def _fileless(spec: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """Leave out the files that a stranger wants to be opened; only the forms that ``Mix.to_dict`` writes are let in."""
     full = isinstance(spec.get("adapters"), dict | list) and set(spec) <= {"adapters", "method"}
     table = spec["adapters"] if full else spec
-    if not isinstance(table, dict):
-        raise MixError("expected weights by name")
+    if not isinstance(table, dict) or len(table) > _ADAPTERS_AT_MOST:
+        raise MixError(f"expected weights of at most {_ADAPTERS_AT_MOST} adapters by name")
     adapters: dict[str, Any] = {}
     for name, each in table.items():
         kept = dict(each) if isinstance(each, dict) else each

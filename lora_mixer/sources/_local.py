@@ -79,8 +79,8 @@ def _in_folder(root: Path, request: Request) -> Path:
     return file
 
 
-def _refuse_escape(root: Path, path: Path) -> None:
-    """Refuse a link that leads out of the folder: the folder may have come from elsewhere."""
+def leads_out(root: Path, path: Path) -> bool:
+    """Say whether a link leads out of the folder: the folder may have come from elsewhere."""
     base, target = root.resolve(), path.resolve()
     # The Hub's own cache is made of such links: <repo>/snapshots/<commit>/x -> <repo>/blobs/<hash>.
     blobs = [
@@ -88,9 +88,14 @@ def _refuse_escape(root: Path, path: Path) -> None:
         for snapshot in (base, *base.parents)
         if snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(snapshot.name)
     ]
-    if not any(target.is_relative_to(folder) for folder in (base, *blobs)):
+    return not any(target.is_relative_to(folder) for folder in (base, *blobs))
+
+
+def _refuse_escape(root: Path, path: Path) -> None:
+    if leads_out(root, path):
         raise SourceError(
-            f"{path} leads out of the folder {root}, to {target}. If that is what you want, pass the file's own path."
+            f"{path} leads out of the folder {root}, to {path.resolve()}. "
+            "If that is what you want, pass the file's own path."
         )
 
 

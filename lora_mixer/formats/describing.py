@@ -1,0 +1,240 @@
+"""
+The description of an adapter, from the facts of its modules.
+
+Plain LoRA files, which nearly all are, are described from names and shapes in the header alone: no tensor is made for
+them. Everything else is built first, and described from what was built; both ways say the same of the same file.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lora_mixer.about import about
+from lora_mixer.adapter import AdapterInfo
+from lora_mixer.formats import safeloras
+from lora_mixer.formats.building import rule_for
+from lora_mixer.formats.families import base_family
+from lora_mixer.formats.grouping import is_foreign, locate
+from lora_mixer.formats.leaves import split_key
+from lora_mixer.formats.names import Target
+from lora_mixer.sources import find_sidecars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lora_mixer.formats.container import Header, TensorSpec
+    from lora_mixer.formats.peft_config import ScaleRule
+    from lora_mixer.hashes import Hashes
+    from lora_mixer.sources import AdapterSource
+
+_SLOTS = {"down": 0, "up": 1, "alpha": 2}
+_LONG = 256  # letters; longer keys are nobody's, and are not kept in the cache
+_MANY = 8192  # keys; a whole SDXL model has 5,300
+_NUMBERS = {
+    torch.float32: struct.Struct("<f").unpack_from,
+    torch.float16: struct.Struct("<e").unpack_from,
+    torch.bfloat16: struct.Struct("<f").unpack_from,
+}
+
+
+class ModuleFacts(NamedTuple):
+    """What a description needs to know of one module."""
+
+    hint: str | None
+    module: str
+    algorithms: tuple[str, ...]
+    rank: int | None
+    alpha: float | None
+    width: int | None
+    """Its input width, where the tensors tell."""
+
+
+def describe(
+    source: AdapterSource,
+    name: str | None,
+    modules: Sequence[ModuleFacts],
+    *,
+    layouts: Iterable[str],
+    dtypes: Iterable[torch.dtype],
+    size: int,
+    embeddings: Sequence[str],
+    metadata: Mapping[str, str],
+    hashes: Hashes,
+) -> AdapterInfo:
+    """
+    Give the description.
+
+    Args:
+        source: Where the adapter lies.
+        name: The name that it is to have; None takes the source's own.
+        modules: Its modules.
+        layouts: The layouts of its keys.
+        dtypes: The dtypes of the tensors that its layers hold.
+        size: Their bytes.
+        embeddings: Words of textual inversions in it.
+        metadata: The header's metadata.
+        hashes: The file's.
+    """
+    hints, names, algorithms, ranks, alphas, widths = zip(*modules, strict=True)
+    components: dict[str, int] = {}
+    for hint, count in Counter(hints).items():
+        key = ("unet" if hint == "denoiser" else hint) or "unnamed"
+        components[key] = components.get(key, 0) + count
+    weights = source.weights
+    beside = find_sidecars(weights) if isinstance(weights, Path) else None
+    words, said = about(
+        metadata, source.config, beside, stem=weights.stem if isinstance(weights, Path) else ""
+    )
+    return AdapterInfo(
+        name=name or own_name(source),
+        source=source.label,
+        format="+".join(sorted(set(layouts))),
+        base=base_family(zip(hints, names, widths, strict=True), metadata, said.base),
+        algorithms=tuple(sorted({name for every in set(algorithms) for name in every})),
+        ranks=tuple(sorted(rank for rank in set(ranks) if rank is not None)),
+        alphas=tuple(sorted(alpha for alpha in set(alphas) if alpha is not None)),
+        dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype in set(dtypes)})),
+        bytes=size,
+        components=components,
+        embeddings=tuple(embeddings),
+        trigger_words=words,
+        metadata=dict(metadata),
+        about=said,
+        hashes=hashes,
+    )
+
+
+def own_name(source: AdapterSource) -> str:
+    """Name an adapter after its file, or after its folder where the file is called as every other."""
+    if isinstance(source.weights, Path):
+        stem = source.weights.stem
+        generic = stem in ("adapter_model", "pytorch_lora_weights")
+        return (
+            source.repo_id.rpartition("/")[2]
+            if generic and source.repo_id
+            else source.weights.parent.name
+            if generic
+            else stem
+        )
+    return source.label
+
+
+class Survey(NamedTuple):
+    """What a header alone tells of a plain LoRA."""
+
+    modules: list[ModuleFacts]
+    layouts: set[str]
+    dtypes: set[torch.dtype]
+    size: int
+
+
+def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
+    """
+    Look through the header of a plain LoRA.
+
+    Args:
+        header: Its checked header.
+        data: The whole file; alphas are read from it.
+        rules: Scales from configurations, by component.
+
+    Returns:
+        Its modules; None where anything is not as in a plain LoRA that is whole, so that the full reading judges it.
+    """
+    plan = _plan(tuple(header.tensors)) if len(header.tensors) <= _MANY else None
+    if plan is None:
+        return None
+    specs = list(header.tensors.values())
+    modules = []
+    ranks: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    for hint, module, down_at, up_at, alpha_at in plan.modules:
+        down, up = specs[down_at], specs[up_at]
+        shapes = (down.shape, up.shape)
+        rank = ranks.get(shapes)
+        if rank is None:
+            rank = ranks[shapes] = _rank(*shapes)
+        number = None if alpha_at is None else _number(specs[alpha_at], header.data_start, data)
+        if not rank or (alpha_at is not None and number is None):
+            return None
+        if rules and number is None:
+            rule = rule_for(Target(hint, module, module), rules)
+            number = None if rule is None else rule.alpha_of(module)
+        modules.append(ModuleFacts(hint, module, ("lora",), rank, number, down.shape[1]))
+    held = [specs[place] for place in plan.held]
+    dtypes = {spec.dtype for spec in held}
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        return None
+    return Survey(modules, plan.layouts, dtypes, sum(spec.end - spec.start for spec in held))
+
+
+class _Plan(NamedTuple):
+    """Where the parts of each module stand in a list of keys: hint, module, places of down, up and alpha."""
+
+    modules: list[tuple[str | None, str, int, int, int | None]]
+    held: list[int]
+    layouts: set[str]
+
+
+@lru_cache(maxsize=16)  # most files of a folder have one of a few lists of keys
+def _plan(keys: tuple[str, ...]) -> _Plan | None:
+    """Sort the keys of a plain LoRA into modules; None for what is none."""
+    table: dict[tuple[str | None, str], list[int | None]] = {}
+    layouts: set[str] = set()
+    for number, key in enumerate(keys):
+        place = _place(key) if len(key) <= _LONG else None
+        if place is None:
+            return None
+        slot, target, layout = place
+        parts = table.setdefault(target, [None, None, None])
+        if parts[slot] is not None:
+            return None
+        parts[slot] = number
+        layouts.add(layout)
+    modules: list[tuple[str | None, str, int, int, int | None]] = []
+    held: list[int] = []
+    for (hint, module), (down, up, alpha) in table.items():
+        if down is None or up is None:
+            return None
+        modules.append((hint, module, down, up, alpha))
+        held += (down, up)
+    return _Plan(modules, held, layouts) if modules else None
+
+
+def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:
+    """Give the rank of a pair that multiplies, 0 for any other."""
+    if len(down) < 2 or len(up) < 2 or 0 in down or 0 in up:
+        return 0
+    return down[0] if up[1] == down[0] and math.prod(up[2:]) == 1 else 0
+
+
+def _number(spec: TensorSpec, start: int, data: bytes | memoryview) -> float | None:
+    """Read one number; None for shapes and dtypes that alphas do not have, and for numbers that are not finite."""
+    _, shape, first, end = spec
+    if (shape and math.prod(shape) != 1) or spec.dtype not in _NUMBERS:
+        return None
+    if spec.dtype is torch.bfloat16:  # the upper half of a float32
+        raw = b"\0\0" + bytes(data[start + first : start + end])
+        (number,) = _NUMBERS[spec.dtype](raw)
+    else:
+        (number,) = _NUMBERS[spec.dtype](data, start + first)
+    return float(number) if math.isfinite(number) else None
+
+
+@lru_cache(maxsize=1 << 15)  # folders are full of files with the same names in them
+def _place(key: str) -> tuple[int, tuple[str | None, str], str] | None:
+    """Say which slot of which module a key of a plain LoRA fills, and its layout; None for every other key."""
+    if is_foreign(key) or safeloras.KEY.fullmatch(key) or safeloras.PREFIX in key:
+        return None
+    found = split_key(key)
+    if found is None or found[1].role not in _SLOTS or found[1].inner:
+        return None
+    target, leaf, layout = locate(key, {}, {})
+    if target is None or leaf is None:
+        return None
+    return _SLOTS[leaf.role], (target.hint, target.module), layout

@@ -1,0 +1,161 @@
+"""
+Textual inversions (arXiv:2208.01618): vectors that stand for a new word, in files of their own or beside a LoRA.
+
+One word has vectors for one or for several text encoders. Which of a pipeline's encoders they are for, the key says
+(``clip_l``, ``clip_g``) or their width does; that is decided where the pipeline is known.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# <token> as key (diffusers, cloneofsimo), bundles of OneTrainer and Kohya, and what A1111 writes.
+_PARTS = r"clip_l|clip_g|t5(?:xxl)?|emb_params|string_to_param(?:\..*)?"
+_KEY = re.compile(
+    rf"bundle_emb\.(?P<token>.+?)\.(?:(?P<part>{_PARTS})|(?P<odd>.*))$|(?P<angle><[^>]*>)$"
+    r"|(?P<bare>emb_params|string_to_param(?:\..*)?)$"
+)
+_ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5", "t5xxl": "t5"}
+_LONGEST = 64  # letters of a word
+_AT_MOST = 1024  # vectors of a word; prompts of today's models hold 75 to 512
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """
+    One new word.
+
+    Attributes:
+        token: The word.
+        vectors: Its vectors (n, width) by the encoder that the file names: ``clip_l``, ``clip_g``, ``t5``; the empty
+            name where it names none.
+        keys: The keys of the file that they are from.
+    """
+
+    token: str
+    vectors: Mapping[str, torch.Tensor]
+    keys: tuple[str, ...]
+
+
+def token_of(key: str) -> str | None:
+    """
+    Say which word a key belongs to, or None for keys of another kind.
+
+    Example:
+        >>> token_of("bundle_emb.ohwx.clip_l"), token_of("<s1>"), token_of("lora_unet_conv_in.alpha")
+        ('ohwx', '<s1>', None)
+    """
+    found = _KEY.match(key)
+    return next((g for g in found.group("token", "angle", "bare") if g), None) if found else None
+
+
+def bundled(
+    tensors: Mapping[str, torch.Tensor], own_name: str
+) -> tuple[tuple[Embedding, ...], dict[str, str]]:
+    """
+    Find the words in a file that also holds other things.
+
+    Args:
+        tensors: The file.
+        own_name: The word of vectors whose keys name none: the file's name.
+
+    Returns:
+        The words, and the keys of parts that cannot be used, with the reason.
+    """
+    words: dict[str, dict[str, torch.Tensor]] = {}
+    keys: dict[str, list[str]] = {}
+    odd: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        found = _KEY.match(key)
+        if found is None:
+            continue
+        if found["odd"] is not None:
+            odd[key] = f"a part of a textual inversion that is not known ({found['odd'][:40]})"
+            continue
+        token = found["token"] or found["angle"] or own_name
+        encoder = _ENCODERS.get(found["part"] or "", "")
+        if encoder in words.setdefault(token, {}):
+            odd[key] = f"the vectors of {token!r} stand twice in the file"
+            continue
+        words[token][encoder] = tensor
+        keys.setdefault(token, []).append(key)
+    return tuple(Embedding(t, table, tuple(keys[t])) for t, table in words.items() if table), odd
+
+
+def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
+    """
+    Read a file that holds textual inversions only.
+
+    Args:
+        content: The file: tensors by key, or the nested dict that A1111 pickles.
+        own_name: The word where the file has none.
+        label: What to call it in messages.
+
+    Raises:
+        NotAnAdapterError: When it is no textual inversion.
+    """
+    if isinstance(content, dict) and isinstance(content.get("string_to_param"), dict):
+        name, table = content.get("name"), content["string_to_param"]
+        if len(table) == 1 and torch.is_tensor(first := next(iter(table.values()))):
+            word = name if isinstance(name, str) and name.strip() else own_name
+            return (Embedding(word, {"": first.detach()}, ("string_to_param",)),)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in content.items()
+    ):
+        raise NotAnAdapterError(f"{label}: no textual inversion: expected vectors by word")
+    words, odd = bundled(content, own_name)
+    rest = {key: v for key, v in content.items() if token_of(key) is None}
+    if rest and rest.keys() <= _ENCODERS.keys():
+        vectors = {_ENCODERS[key]: value for key, value in rest.items()}
+        words, rest = (*words, Embedding(own_name, vectors, tuple(rest))), {}
+    if rest and not words and all(value.ndim <= 2 for value in rest.values()):
+        words = tuple(Embedding(key, {"": value}, (key,)) for key, value in rest.items())
+        rest = {}
+    if rest or odd or not words:
+        shown = ", ".join(list(rest or odd or content)[:5]) or "no keys at all"
+        raise NotAnAdapterError(
+            f"{label}: no textual inversion: expected vectors by word (got {shown}). "
+            "A LoRA with words in it goes to load_lora_weights(..., load_embeddings=True)"
+        )
+    return words
+
+
+def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) -> Embedding:
+    """
+    Give the word with vectors of shape (n, width).
+
+    Raises:
+        InvalidAdapterError: When the word cannot stand in a prompt, or the vectors are none.
+    """
+    token, vectors, problems = embedding.token, {}, []
+    if not token.isprintable() or not token or len(token) > _LONGEST or any(c.isspace() for c in token):
+        problems.append(f"a word of 1 to {_LONGEST} printable letters without spaces (got {token[:80]!r})")
+    for encoder, tensor in embedding.vectors.items():
+        rows = tensor.reshape(1, -1) if tensor.ndim == 1 else tensor
+        if (
+            rows.ndim != 2
+            or not 0 < rows.shape[0] <= _AT_MOST
+            or not rows.shape[1]
+            or not rows.is_floating_point()
+        ):
+            problems.append(
+                f"1 to {_AT_MOST} vectors for {encoder or 'an encoder'} "
+                f"(got shape {tuple(tensor.shape)} of {tensor.dtype})"
+            )
+        elif not allow_nonfinite and not torch.isfinite(rows.float()).all():
+            problems.append("finite numbers (got NaN or Inf; allow_nonfinite=True loads them all the same)")
+        vectors[encoder] = rows
+    if problems:
+        raise InvalidAdapterError(
+            f"{label}: textual inversion {token[:80]!r}: expected {'; '.join(problems)}"
+        )
+    return Embedding(token, vectors, embedding.keys)
