@@ -85,5 +85,5 @@ def owner_of(request: gr.Request) -> str:
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For all handlers of the page: no spinner over it, no public name, and the queue in front of the device is our own."""
-FAST = {**QUIET, "queue": False}
-"""For handlers that are quick."""
+FAST = QUIET
+"""For handlers that are quick. They go through Gradio's queue as well: without it, errors are not shown on the page."""
