@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lora_mixer.mixes import AdapterMix, Mix
     from lora_mixer.pictures import (
         Axis,
+        FairQueue,
         Picture,
         PictureMaker,
         PictureRequest,
@@ -71,6 +72,7 @@ __all__ = [
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
+    "FairQueue",
     "FormatError",
     "InvalidAdapterError",
     "Library",
@@ -131,6 +133,7 @@ _MODULES = {
     "BatchResult": "batches",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
+    "FairQueue": "pictures",
     "Library": "library",
     "LoraMixer": "mixer",
     "MatchReport": "binding",

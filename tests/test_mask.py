@@ -154,3 +154,27 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(MixError, match=r"x\.png\" is no picture"):
         Mask.of(path)
+
+
+def test_where_masks_are_given_no_path_is_opened(tmp_path):
+    half = np.zeros((4, 8), dtype=np.float32)
+    half[:, :4] = 1
+    Image.fromarray((half * 255).astype(np.uint8)).save(tmp_path / "half.png")
+    mask = Mask.of(half)
+    known = {mask.digest: half}
+
+    for text in (f"a:1,mask={mask.digest}", '{"a": {"mask": {"digest": "' + mask.digest + '"}}}'):
+        found = Mix.of(text, masks=known)["a"].mask
+        assert found == mask
+        assert found.load().tolist() == half.tolist()
+    soft = Mix.of({"a": {"mask": {"digest": mask.digest, "feather": 2}}}, masks=known)
+    assert soft["a"].mask == Mask.of(half, 2)
+    for asked in (
+        str(tmp_path / "half.png"),
+        {"path": str(tmp_path / "half.png")},
+        {"path": str(tmp_path / "half.png"), "digest": mask.digest},
+        {"digest": "0" * 64},
+        7,
+    ):
+        with pytest.raises(MixError, match="not opened by path"):
+            Mix.of({"a": {"mask": asked}}, masks=known)

@@ -56,6 +56,7 @@ def test_every_module_of_the_tree_is_in_it(names):
     pages = {f"lora_mixer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "ui").rglob("*.py")}
 
     assert "lora_mixer/ui/__init__.py" in pages
+    assert {"lora_mixer/ui/static/core.js", "lora_mixer/ui/static/base.css"} <= names
     assert modules | pages <= names
 
 

@@ -17,6 +17,7 @@ from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import merge
 from lora_mixer.cli._terminal import print_error
+from lora_mixer.cli._ui import ui
 from lora_mixer.errors import LoraMixerError
 
 EXIT_ERROR = 2
@@ -54,6 +55,7 @@ app.command("resize")(resize)
 app.command("extract")(extract)
 app.command("bake")(bake)
 app.command("demo")(demo)
+app.command("ui")(ui)
 
 
 def _version(*, wanted: bool) -> None:

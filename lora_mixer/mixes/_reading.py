@@ -97,17 +97,24 @@ class Reading:
     Attributes:
         problems: One sentence for each thing that is wrong, with its place first.
         presets: Block weights that the user gave names.
+        masks: The only masks that may be named, by digest; None allows paths.
     """
 
-    def __init__(self, presets: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(
+        self,
+        presets: Mapping[str, Sequence[float]] | None = None,
+        masks: Mapping[str, object] | None = None,
+    ) -> None:
         """
         Start with no problems.
 
         Args:
             presets: Block weight lists by name, beside the built-in ones.
+            masks: The only masks that may be named, by digest; None allows paths.
         """
         self.problems: list[str] = []
         self.presets: Mapping[str, Sequence[float]] = presets or {}
+        self.masks = masks
 
     def problem(self, where: str, text: str) -> None:
         """

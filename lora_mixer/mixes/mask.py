@@ -146,6 +146,8 @@ def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
     """
     if isinstance(source, Mask):
         return source
+    if reading.masks is not None:
+        return _read_known(source, where, reading, reading.masks)
     if isinstance(source, Mapping):
         return _read_dict(source, where, reading)
     path = str(source) if isinstance(source, (str, Path)) else None
@@ -172,6 +174,21 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask
         reading.problem(f"{where}.digest", f"expected 64 hexadecimal digits, got {shown(digest)}.")
         return None
     return Mask(digest, feather, path)
+
+
+def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str, object]) -> Mask | None:
+    """Read a mask that may only be one of those given; nothing in it is taken for a path."""
+    spec: Mapping[Any, object] = source if isinstance(source, Mapping) else {"digest": source}
+    digest = spec.get("digest")
+    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), low=0)
+    picture = masks.get(digest) if isinstance(digest, str) and _is_digest(digest) else None
+    if picture is None or "path" in spec:
+        reading.problem(
+            where, "expected the digest of a mask that is here; masks are not opened by path: paint it again."
+        )
+        return None
+    found = Mask.of(picture)
+    return Mask(found.digest, feather, None, found.picture if found.picture is not None else found.load())
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:

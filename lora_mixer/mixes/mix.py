@@ -70,7 +70,12 @@ class Mix(Written):
         object.__setattr__(self, "adapters", FrozenMap(self.adapters))
 
     @classmethod
-    def of(cls, obj: object, presets: Mapping[str, Sequence[float]] | None = None) -> Mix:
+    def of(
+        cls,
+        obj: object,
+        presets: Mapping[str, Sequence[float]] | None = None,
+        masks: Mapping[str, object] | None = None,
+    ) -> Mix:
         """
         Read a mix in any of its forms.
 
@@ -78,6 +83,8 @@ class Mix(Written):
             obj: A mix; a dict of weights by name; a list of names or of (name, weights) pairs; JSON, YAML or one line
                 of text (the grammar is in ``docs/mixes.md``).
             presets: Block weight lists that may be named, beside the built-in ones.
+            masks: Pictures of masks by digest. Where given, masks are these and no others, and no path is opened:
+                what text from strangers needs.
 
         Returns:
             The mix; the same object where it was one.
@@ -91,7 +98,7 @@ class Mix(Written):
         """
         if isinstance(obj, cls):
             return obj
-        reading = Reading(presets)
+        reading = Reading(presets, masks)
         adapters, method = read_parts(obj, reading)
         reading.finish()
         return cls(adapters, method)

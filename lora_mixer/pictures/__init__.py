@@ -5,6 +5,7 @@ from __future__ import annotations
 from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapter
 from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
 from lora_mixer.pictures.maker import PictureMaker, StepReport
+from lora_mixer.pictures.queue import FairQueue
 from lora_mixer.pictures.request import Picture, PictureRequest
 from lora_mixer.pictures.sheet import Band, contact_sheet
 
@@ -12,6 +13,7 @@ __all__ = [
     "DEMO",
     "Axis",
     "Band",
+    "FairQueue",
     "Picture",
     "PictureMaker",
     "PictureRequest",

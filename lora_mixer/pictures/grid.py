@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,47 @@ class Axis:
         if kind.needs_adapter and not self.adapter:
             raise PictureError(f"the axis {self.kind} needs the name of an adapter")
         object.__setattr__(self, "values", tuple(self.values))
+
+    @classmethod
+    def read(cls, kind: str, text: str, adapter: str = "") -> Axis:
+        """
+        Read an axis that somebody wrote.
+
+        Args:
+            kind: As for the class.
+            text: Values with commas between (mixes with semicolons or line ends; ``base`` is no adapter); numbers
+                also as ranges: ``0-1 (+0.25)`` by step, ``0-1 [5]`` by count, ``1-4`` in ones.
+            adapter: Whose weight or blocks change.
+
+        Raises:
+            PictureError: With the value that makes no sense.
+
+        Example:
+            >>> Axis.read("weight", "0-1 (+0.5), 2", "ink").values
+            (0.0, 0.5, 1.0, 2.0)
+            >>> Axis.read("seed", "7, 1-3").values
+            (7, 1, 2, 3)
+        """
+        if kind == "none":
+            return cls("none")
+        parts = _pieces(text, ";\n" if kind == "mix" else ",")
+        values: list[Any] = []
+        for part in parts:
+            if kind in _NUMBERS:
+                values += _numbers(part, kind, whole=kind in ("seed", "steps"))
+            elif kind == "blocks" and part.startswith("["):
+                values.append(
+                    [x for piece in part.strip("[]").split(",") for x in _numbers(piece, kind, whole=False)]
+                )
+            elif kind in ("adapter", "mix"):
+                values.append("" if part == "base" else part)
+            else:
+                values.append(part)
+        if len(values) > MAX_CELLS:
+            raise PictureError(
+                f"the axis {kind} has {len(values)} values; a grid has at most {MAX_CELLS} cells"
+            )
+        return cls(kind, tuple(values), adapter)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -130,6 +173,50 @@ def _number(value: Any) -> str:
 
 def _named(axis: Axis, value: Any) -> str:
     return f"{axis.adapter} {_number(value)}"
+
+
+_NUMBERS = ("weight", "unet", "te", "seed", "steps", "guidance")
+_NUMBER = r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+"
+_RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})(?:\s*(?:\(\s*({_NUMBER})\s*\)|\[\s*(\d+)\s*\]))?")
+
+
+def _pieces(text: str, marks: str) -> list[str]:
+    """Split at marks that are in no brackets."""
+    found, depth, start = [], 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign in "[(") - (sign in "])")
+        if sign in marks and depth <= 0:
+            found.append(text[start:at])
+            start = at + 1
+    return [piece.strip() for piece in (*found, text[start:]) if piece.strip()]
+
+
+def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
+    match = _RANGE.fullmatch(piece.strip())
+    try:
+        if match is None:
+            value = int(piece) if whole else float(piece)
+            if not whole and not math.isfinite(value):
+                raise ValueError  # noqa: TRY301 -- one message for all that is no number
+            return [value]
+        first, last = float(match[1]), float(match[2])
+        count = int(match[4]) if match[4] else 0
+        step = float(match[3]) if match[3] else (1.0 if last >= first else -1.0)
+        if match[4]:
+            step = (last - first) / (count - 1) if count > 1 else 0.0
+        elif step == 0 or (last - first) / step < 0:
+            raise ValueError  # noqa: TRY301
+        else:
+            count = int((last - first) / step + 1e-9) + 1
+        if count > MAX_CELLS:
+            raise PictureError(
+                f"the axis {kind}: {piece!r} has {count} values; a grid has at most {MAX_CELLS} cells"
+            )
+        values = [round(first + number * step, 10) for number in range(count)]
+        return [int(value) for value in values] if whole else values
+    except (ValueError, OverflowError) as error:
+        example = "1, 2 or 1-4" if whole else "0, 0.5 or 0-1 (+0.25)"
+        raise PictureError(f"the axis {kind}: expected numbers such as {example}, got {piece!r}") from error
 
 
 _KINDS: Mapping[str, _Kind] = {

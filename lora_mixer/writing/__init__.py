@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_mixer.writing.bake import bake
 from lora_mixer.writing.compose import as_loaded, mixed
 from lora_mixer.writing.formats import FORMATS, write
 from lora_mixer.writing.layers import NewLayer, Part, Place
@@ -16,6 +17,7 @@ __all__ = [
     "Place",
     "SaveReport",
     "as_loaded",
+    "bake",
     "mixed",
     "write",
 ]

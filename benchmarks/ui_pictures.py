@@ -1,0 +1,93 @@
+"""
+Draw the screenshots of the web page that the docs show, with a real browser on the demo pipeline.
+
+    python -m benchmarks.ui_pictures [--out docs/images] [--steps 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+COLOURS = 192
+
+
+def shot(desk: Any, path: Path) -> None:
+    """Write the whole page as a small PNG."""
+    from PIL import Image
+
+    desk.page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
+    desk.page.mouse.move(0, 0)
+    desk.page.wait_for_timeout(700)
+    with Image.open(io.BytesIO(desk.page.screenshot(full_page=True))) as image:
+        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path)
+
+
+def views(desk: Any, out: Path, name: str, steps: int) -> None:
+    """Go through all views and draw each."""
+    desk.add("ink", "watercolor", "neon")
+    desk.weight("watercolor", 0.6)
+    desk.weight("ink", 0.8)
+    desk.row("neon").get_by_role("switch").focus()
+    desk.page.keyboard.press("Space")
+    desk.fill("a castle, ink sketch", seed=4, steps=steps, count=3)
+    desk.make()
+    desk.page.get_by_label("More for ink").click()
+    desk.page.get_by_label("ink: blocks", exact=True).select_option("only up")
+    desk.page.get_by_label("ink: shape of the schedule").select_option("linear(0, 1)")
+    desk.page.locator(".lm-curve svg").wait_for()
+    shot(desk, out / f"ui-make-{name}.png")
+    desk.page.get_by_label("More for ink").click()
+    desk.page.get_by_label("Undo", exact=True).first.click()
+    desk.page.get_by_label("Undo", exact=True).first.click()
+    desk.tab("Library")
+    desk.page.get_by_role("button", name="Show details of ink").click()
+    desk.page.locator(".lm-barline").first.wait_for()
+    shot(desk, out / f"ui-library-{name}.png")
+    desk.tab("Compare")
+    desk.page.locator("#compare-button").click()
+    desk.state("done", "#compare-state").wait_for(timeout=600_000)
+    desk.page.locator("#grid-button").click()
+    desk.state("done", "#grid").wait_for(timeout=600_000)
+    shot(desk, out / f"ui-compare-{name}.png")
+    desk.tab("Gallery")
+    desk.page.locator(".lm-shot").nth(3).click()
+    desk.page.locator(".lm-shotbox").wait_for()
+    shot(desk, out / f"ui-gallery-{name}.png")
+    desk.tab("Export")
+    desk.page.locator("#export-name input, #export-name textarea").fill(f"my mix {name}")
+    desk.page.get_by_label("Rank (0: exact)").fill("4")
+    desk.page.get_by_label("Rank (0: exact)").blur()
+    desk.page.locator("#export-button").click()
+    desk.page.wait_for_function("document.querySelector('#export-report textarea').value.includes('rank')")
+    shot(desk, out / f"ui-export-{name}.png")
+
+
+def main() -> None:
+    """Serve the demo and draw all views at both widths; the narrow ones are dark."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--out", type=Path, default=Path("docs/images"))
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--widths", type=int, nargs="*", default=[1440, 390])
+    given = options.parse_args()
+    from tests.browser import Desk, browser, serving
+
+    with tempfile.TemporaryDirectory() as folder, serving(f"{folder}/out", f"{folder}/cache") as (url, _):
+        playwright, chromium = browser()
+        for size, colours, name in ((WIDE, "light", "1440"), (NARROW, "dark", "390")):
+            if size["width"] not in given.widths:
+                continue
+            context = chromium.new_context(viewport=size, color_scheme=colours)
+            views(Desk(context, url), given.out, name, given.steps)
+            context.close()
+        chromium.close()
+        playwright.stop()
+
+
+if __name__ == "__main__":
+    main()

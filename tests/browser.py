@@ -1,0 +1,124 @@
+"""A real browser on the real page: the server runs in this process, so that tests can look behind it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+STEPS = 2
+CHROMIUM = (
+    os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+
+
+def browser():
+    """Start Chromium; CI has it, elsewhere tests skip when it is missing."""
+    if CHROMIUM is None:
+        reason = "Chromium is missing: apt-get install chromium, or set LORA_MIXER_CHROMIUM"
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    playwright = sync_playwright().start()
+    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@contextmanager
+def serving(out, cache, **settings):
+    """Serve the page on a free port of loopback."""
+    from lora_mixer.ui import Settings, Studio, launch
+
+    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
+    os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(cache), "False"
+    reach = {name: settings.pop(name) for name in ("auth",) if name in settings}
+    studio = Studio(Settings(out=Path(out), **settings))
+    blocks = launch(studio.settings, studio=studio, block=False, **reach)
+    try:
+        yield blocks.local_url, studio
+    finally:
+        blocks.close()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+class Desk:
+    """One person's page, with words for what he does."""
+
+    def __init__(self, context, url):
+        self.page = context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.errors = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.locator("#make-button").wait_for()
+        self.page.locator("#board h2").wait_for()
+
+    def tab(self, name):
+        self.page.get_by_role("tab", name=name).click()
+
+    def add(self, *names):
+        self.tab("Library")
+        for name in names:
+            self.page.get_by_role("button", name=f"Add {name} to the mix").click()
+            self.row(name).wait_for()
+        self.tab("Make")
+
+    def row(self, name):
+        return self.page.locator(f'#board [data-name="{name}"]')
+
+    def weight(self, name, value, part="UNet"):
+        self.page.get_by_label(f"{name}: {part}", exact=True).fill(str(value))
+
+    def fill(self, prompt, seed=1, steps=STEPS, count=1):
+        self.page.get_by_label("Prompt", exact=True).fill(prompt)
+        for label, value in (("Seed", seed), ("Steps", steps), ("Pictures", count)):
+            self.page.get_by_label(label, exact=True).fill(str(value))
+            self.page.get_by_label(label, exact=True).blur()
+
+    def state(self, name, where="#stage"):
+        return self.page.locator(f"{where} [data-state={name}]")
+
+    def make(self):
+        """Press Make, wait, and give the newest picture's file as it is served."""
+        before = self.shown()
+        self.page.locator("#make-button").click()
+        self.page.wait_for_function(
+            """before => {
+                const stage = document.querySelector("#stage .lm-stage");
+                const shown = stage?.querySelector(".lm-final")?.getAttribute("src");
+                return stage?.dataset.state === "error" || (stage?.dataset.state === "done" && shown !== before);
+            }""",
+            arg=before,
+        )
+        assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()
+        return self.fetch(self.shown())
+
+    def shown(self):
+        found = self.page.locator("#stage .lm-final")
+        return found.first.get_attribute("src") if found.count() else None
+
+    def fetch(self, address):
+        encoded = self.page.evaluate(
+            """async address => {
+                const bytes = new Uint8Array(await (await fetch(address)).arrayBuffer());
+                let text = "";
+                for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+                return btoa(text);
+            }""",
+            address,
+        )
+        return base64.b64decode(encoded)
+
+    def toast(self):
+        found = self.page.get_by_test_id("toast-body")
+        found.first.wait_for()
+        return found.first.inner_text()
+
+    def upload(self, where, *paths):
+        self.page.locator(f"{where} input[type=file]").set_input_files([str(path) for path in paths])

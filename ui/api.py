@@ -1,0 +1,81 @@
+"""The functions for programs: Gradio's API, typed and documented; the same desks and the same checks as the page."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from lora_mixer.ui import desk_library, gallery
+from lora_mixer.ui.board import read_mix
+from lora_mixer.ui.desk_gallery import of_gallery
+from lora_mixer.ui.desk_make import MAX_COUNT, read_request, several
+from lora_mixer.ui.making import Job, make_all
+from lora_mixer.ui.page import guarded, owner_of
+
+if TYPE_CHECKING:
+    from lora_mixer.ui.page import Shared
+
+
+def add_api(shared: Shared) -> None:
+    """Add the endpoints ``/make``, ``/adapters``, ``/picture``."""
+    studio = shared.studio
+
+    @guarded
+    def make(
+        prompt: str,
+        mix: str,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+        negative_prompt: str,
+        count: int,
+        request: gr.Request,
+    ) -> list[dict[str, Any]]:
+        """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
+        from lora_mixer.ui import checks
+
+        wanted = read_request(
+            studio, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None
+        )
+        wanted = _with_mix(wanted, read_mix(mix, studio))
+        number = checks.whole(count, "count", 1, MAX_COUNT)
+        job = Job(owner_of(request), threading.Event())
+        made = make_all(studio, job, several(wanted, number), lambda _: None)
+        return [
+            {
+                "id": name,
+                "url": gallery.url_of(gallery.path_of(studio, name)),
+                "seed": picture.request.seed,
+                "mix": picture.request.mix.to_text(),
+                "seconds": round(picture.seconds, 3),
+            }
+            for picture, name in made
+        ]
+
+    @guarded
+    def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
+        """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
+        found = desk_library.search(studio, text, base, sort, page)
+        kept = ("called", "about", "bytes", "triggers", "problem")
+        found["entries"] = [
+            {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in found["entries"]
+        ]
+        return found
+
+    @guarded
+    def picture(picture_id: str) -> dict[str, Any]:
+        """Say how a picture of the gallery was made."""
+        return gallery.about(of_gallery(studio, picture_id))
+
+    for function in (make, adapters, picture):
+        gr.api(function, api_name=function.__name__, concurrency_limit=None)  # type: ignore[attr-defined]
+
+
+def _with_mix(request: Any, mix: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(request, mix=mix)

@@ -1,0 +1,176 @@
+"""The handlers of the Library: search, details, uploads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import LoraMixerError, PictureError
+from lora_mixer.library import strengths
+from lora_mixer.ui import checks
+from lora_mixer.ui.board import facts_line, trigger_list
+from lora_mixer.ui.thumbs import thumbnail_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_mixer.library import Entry
+    from lora_mixer.ui.studio import Studio
+
+PAGE = 24
+SORTS = {
+    "Name": ("name", False),
+    "Newest": ("date", True),
+    "Largest": ("size", True),
+    "Rank": ("rank", True),
+    "Most used": ("uses", True),
+}
+ANY_BASE = "Any base"
+_SHOWN_METADATA = 60
+_LONGEST_METADATA = 300
+
+
+def search(
+    studio: Studio, text: Any, base: Any, sort: Any, page: Any = 0, status: str = ""
+) -> dict[str, Any]:
+    """
+    Give a page of cards.
+
+    Raises:
+        PictureError: When an argument makes no sense.
+    """
+    words = checks.text(text, "search", 200).strip()
+    wanted = None if base in (None, "", ANY_BASE) else checks.text(base, "base", 80)
+    key, descending = SORTS[checks.choice(sort or "Name", "sort", tuple(SORTS))]
+    number = checks.whole(page, "page", 0, 100_000)
+    found = studio.library.search(
+        words, base=wanted, sort=key, descending=descending, page=number, page_size=PAGE
+    )
+    return {
+        "entries": [_card(studio, entry) for entry in found.entries],
+        "total": found.total,
+        "page": found.page,
+        "pages": found.pages,
+        "searched": bool(words or wanted),
+        "status": studio.scanning or status,
+    }
+
+
+def _card(studio: Studio, entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "title": studio.name_of(entry),
+        "called": "" if entry.title == entry.name else entry.title[:200],
+        "about": facts_line(entry),
+        "bytes": entry.bytes,
+        "triggers": trigger_list(entry.trigger_words),
+        "problem": studio.refusal(entry),
+        "thumb": thumbnail_uri(studio.library, entry, 256),
+    }
+
+
+def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
+    """
+    Say all that is known of an adapter; this reads its file.
+
+    Raises:
+        PictureError: When there is none.
+    """
+    entry = studio.entry(checks.opaque(entry_id, "adapter"))
+    found: dict[str, Any] = {"strengths": [], "hashes": [], "metadata": []}
+    try:
+        found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
+        metadata = studio.library.info(entry.id).metadata
+        found["metadata"] = [
+            [str(k)[:80], _short(str(v))] for k, v in list(metadata.items())[:_SHOWN_METADATA]
+        ]
+        known = strengths(studio.library.source(entry.id))
+        found["strengths"] = [
+            [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
+        ]
+        if known.unknown:
+            found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
+    except (LoraMixerError, OSError) as error:
+        found["strengthNote"] = str(error)
+    facts = {
+        "Title": entry.title,
+        "Base": entry.base,
+        "Algorithm": ", ".join(entry.algorithms),
+        "Rank": ", ".join(map(str, entry.ranks)),
+        "Size": f"{entry.bytes / 1e6:.2f} MB",
+        "Folder": f"{entry.root.name}/{entry.folder}".rstrip("/"),
+    }
+    return {
+        **_card(studio, entry),
+        **found,
+        "thumb": thumbnail_uri(studio.library, entry, 384),
+        "facts": [[key, text] for key, text in facts.items() if text],
+        "tags": list(entry.tags[:40]),
+        "weight": entry.weight,
+        "notes": entry.notes,
+    }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_METADATA else f"{text[:_LONGEST_METADATA]} …"
+
+
+def keep(studio: Studio, entry_id: Any, weight: Any, notes: Any) -> None:
+    """
+    Keep a person's own default weight and notes for an adapter.
+
+    Raises:
+        PictureError: When they make no sense.
+    """
+    wanted = checks.opaque(entry_id, "adapter")
+    number = None if weight in (None, "") else checks.number(weight, "weight", -100, 100)
+    studio.library.set_default(wanted, weight=number, notes=checks.text(notes, "notes", 4000))
+
+
+def upload(studio: Studio, files: Any, cache: str) -> tuple[str, str]:
+    """
+    Take uploaded adapters into the library.
+
+    Args:
+        studio: Where.
+        files: Paths of what the browser uploaded.
+        cache: The folder that uploads lie in; nothing outside of it is read.
+
+    Returns:
+        What was added, and what was refused and why.
+    """
+    paths: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
+    root = Path(cache).resolve()
+    added, refused = [], []
+    for given in paths[:50]:
+        path = Path(str(given))
+        try:
+            real = path.resolve(strict=True)
+            if not real.is_relative_to(root) or path.is_symlink() or not real.is_file():
+                raise PictureError("it is not an upload")
+            entry = studio.library.add(
+                real, path.name, folder=studio.uploads, limit=studio.settings.max_upload
+            )
+            added.append(entry.name)
+        except (LoraMixerError, OSError, ValueError) as error:
+            refused.append(f"{path.name}: {error}")
+    return ", ".join(added), "\n".join(refused)
+
+
+def from_hub(studio: Studio, repo: Any, weight_name: Any) -> str:
+    """
+    Take an adapter from the Hub into the library.
+
+    Returns:
+        Its name.
+
+    Raises:
+        LoraMixerError: When there is none, or it cannot be read.
+    """
+    repo_id = checks.text(repo, "Hub repository", 200).strip()
+    if repo_id.count("/") != 1 or not all(part and not part.startswith(".") for part in repo_id.split("/")):
+        raise PictureError(
+            "a Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl"
+        )
+    name = checks.text(weight_name, "file in it", 200).strip()
+    return studio.library.add_from_hub(repo_id, weight_name=name or None, folder=studio.uploads).name

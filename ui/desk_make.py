@@ -1,0 +1,147 @@
+"""The handlers of the Make page: requests out of the page's fields, and the stage that shows how they come along."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer import PictureRequest
+from lora_mixer.errors import LoraMixerError
+from lora_mixer.ui import checks
+from lora_mixer.ui.board import read_board
+from lora_mixer.ui.making import Jobs, make_all, stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lora_mixer.ui.studio import Studio
+
+MAX_COUNT = 64
+MAX_STEPS = 500
+MAX_SIDE = 4096
+MAX_SEED = 2**63 - 1 - MAX_COUNT
+IDLE = {"state": "idle", "pictures": [], "message": ""}
+
+
+def random_seed() -> str:
+    """Draw a seed that every program can write."""
+    return str(secrets.randbelow(2**32))
+
+
+def read_request(
+    studio: Studio,
+    prompt: Any,
+    negative: Any,
+    seed: Any,
+    steps: Any,
+    guidance: Any,
+    width: Any,
+    height: Any,
+    board: Any,
+) -> PictureRequest:
+    """
+    Read the page's fields, or what was sent in their place.
+
+    Raises:
+        PictureError: With what is wrong.
+        MixError: When the mix makes no sense.
+    """
+    return PictureRequest(
+        checks.text(prompt, "prompt"),
+        checks.text(negative, "negative prompt"),
+        checks.whole(seed, "seed", 0, MAX_SEED),
+        checks.whole(steps, "steps", 1, MAX_STEPS),
+        checks.number(guidance, "guidance", 0, 100),
+        checks.whole(width, "width", 16, MAX_SIDE) // 8 * 8,
+        checks.whole(height, "height", 16, MAX_SIDE) // 8 * 8,
+        read_board(board).mix(studio),
+    )
+
+
+def several(request: PictureRequest, count: int) -> list[PictureRequest]:
+    """Give the same with one seed after the other."""
+    from dataclasses import replace
+
+    return [replace(request, seed=request.seed + number) for number in range(count)]
+
+
+class Stage:
+    """What the page shows of a job, built up from what the job tells."""
+
+    def __init__(self, count: int) -> None:
+        """Start with nothing shown."""
+        self.value: dict[str, Any] = {
+            "state": "queued",
+            "pictures": [],
+            "count": count,
+            "message": "",
+            "ahead": 0,
+        }
+
+    def heard(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Take in one event and give the whole to show."""
+        value = dict(self.value)
+        if event["state"] == "picture":
+            value["pictures"] = [*value["pictures"], event["card"]]
+            value.pop("preview", None)
+        elif event["state"] == "running":
+            previews = event.pop("previews", None)
+            value |= event
+            if previews:
+                value["preview"] = previews[0]
+        else:
+            event.pop("result", None)
+            value |= event
+            if event["state"] != "queued":
+                value.pop("preview", None)
+        self.value = value
+        return value
+
+
+class MakeDesk:
+    """
+    Makes pictures for sessions.
+
+    Args:
+        studio: What they share.
+        jobs: The running jobs.
+    """
+
+    def __init__(self, studio: Studio, jobs: Jobs) -> None:
+        """Keep both."""
+        self.studio, self.jobs = studio, jobs
+
+    async def make(
+        self,
+        owner: str,
+        prompt: Any,
+        negative: Any,
+        seed: Any,
+        locked: Any,
+        steps: Any,
+        guidance: Any,
+        width: Any,
+        height: Any,
+        count: Any,
+        board: Any,
+    ) -> AsyncIterator[tuple[dict[str, Any], str]]:
+        """Make the pictures that the page asks for; gives the stage and the seed, again and again."""
+        used = str(seed) if locked and seed not in (None, "") else random_seed()
+        try:
+            number = checks.whole(count, "count", 1, MAX_COUNT)
+            request = read_request(self.studio, prompt, negative, used, steps, guidance, width, height, board)
+            job = self.jobs.start(owner)
+        except LoraMixerError as error:
+            yield {**IDLE, "state": "error", "message": str(error)}, str(seed or "")
+            return
+        stage = Stage(number)
+        yield stage.value, used
+        requests = several(request, number)
+        async for event in stream(
+            lambda tell: len(make_all(self.studio, job, requests, tell)), self.jobs, job
+        ):
+            yield stage.heard(event), used
+
+    def stop(self, owner: str) -> bool:
+        """Stop the session's pictures within one step."""
+        return self.jobs.stop(owner)

@@ -1,0 +1,163 @@
+"""The pictures on disk: written whole, with their settings inside, and found again by ids that are no paths."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from lora_mixer import __version__
+from lora_mixer.errors import PictureError, PictureMetadataError
+from lora_mixer.recall import PictureSettings, read_picture, save_picture
+from lora_mixer.ui import checks
+from lora_mixer.ui.thumbs import data_uri, file_uri
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from lora_mixer import Picture
+    from lora_mixer.ui.studio import Studio
+
+PAGE = 24
+THUMB = 320
+_NAME = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}(?:-sheet)?")
+
+
+def new_id(*, sheet: bool = False) -> str:
+    """Make an id that sorts by time."""
+    now = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    return f"{stamp}-{int(now * 1000) % 1000:03}-{secrets.token_hex(3)}{'-sheet' if sheet else ''}"
+
+
+def keep(studio: Studio, picture: Picture) -> str:
+    """
+    Write a finished picture with its settings inside.
+
+    Args:
+        studio: Where to.
+        picture: The picture.
+
+    Returns:
+        Its id. The file is there, whole, when this returns.
+    """
+    request = picture.request
+    settings = PictureSettings(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        width=picture.image.width,
+        height=picture.image.height,
+        model=str(studio.settings.model),
+        mix=request.mix,
+        version=__version__,
+    )
+    found = new_id()
+    save_picture(
+        picture.image, studio.pictures / f"{found}.png", settings, hashes=studio.hashes(request.mix.names)
+    )
+    return found
+
+
+def keep_sheet(studio: Studio, sheet: Image) -> str:
+    """Write a labelled grid; its cells have the settings."""
+    found = new_id(sheet=True)
+    spare = studio.pictures / f".{found}.tmp"
+    sheet.save(spare, format="png")
+    spare.replace(studio.pictures / f"{found}.png")
+    return found
+
+
+def path_of(studio: Studio, value: Any) -> Path:
+    """
+    Find a picture by the id that the page gave.
+
+    Raises:
+        PictureError: When there is none.
+    """
+    name = checks.opaque(value, "picture")
+    path = studio.pictures / f"{name}.png"
+    if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
+        raise PictureError(f"there is no picture {name!r} any more")
+    return path
+
+
+def url_of(path: Path) -> str:
+    """Give the address under which the page finds a picture; only the folder of pictures is served."""
+    return f"gradio_api/file={quote(str(path))}"
+
+
+def card(studio: Studio, name: str, image: Image | None = None) -> dict[str, Any]:
+    """Give what the page shows of a picture."""
+    path = studio.pictures / f"{name}.png"
+    thumb = data_uri(image, THUMB) if image is not None else file_uri(path, THUMB)
+    return {"id": name, "url": url_of(path), "thumb": thumb}
+
+
+def about(settings: PictureSettings) -> dict[str, Any]:
+    """Say in words how a picture was made."""
+    facts = {
+        "Seed": settings.seed,
+        "Steps": settings.steps,
+        "Guidance": settings.guidance_scale,
+        "Size": f"{settings.width}×{settings.height}" if settings.width else None,
+        "Model": settings.model,
+        "Sampler": settings.sampler,
+    }
+    mix = settings.mix
+    adapters = (
+        mix.to_text()
+        if mix is not None
+        else ", ".join(f"{adapter.name}:{adapter.weight:g}" for adapter in settings.adapters)
+    )
+    return {
+        "prompt": settings.prompt,
+        "negative": settings.negative_prompt,
+        "mix": adapters,
+        "facts": [[key, str(value)] for key, value in facts.items() if value is not None],
+    }
+
+
+def details(studio: Studio, value: Any) -> dict[str, Any]:
+    """
+    Give a picture and how it was made.
+
+    Args:
+        studio: Where it is.
+        value: Its id.
+
+    Raises:
+        PictureError: When there is none.
+    """
+    path = path_of(studio, value)
+    found = {"id": path.stem, "url": url_of(path), "sheet": path.stem.endswith("-sheet")}
+    try:
+        return {**found, **about(read_picture(path))}
+    except PictureMetadataError:
+        return {**found, "prompt": "", "mix": "", "facts": []}
+
+
+def listing(studio: Studio, page: Any = 0) -> dict[str, Any]:
+    """
+    List a page of pictures, the newest first.
+
+    Args:
+        studio: Where they are.
+        page: From 0.
+    """
+    names = sorted((p.stem for p in studio.pictures.glob("*.png") if _NAME.fullmatch(p.stem)), reverse=True)
+    pages = max(1, -(-len(names) // PAGE))
+    number = min(checks.whole(page, "page", 0, 1_000_000), pages - 1)
+    cards = [card(studio, name) for name in names[number * PAGE : (number + 1) * PAGE]]
+    return {"pictures": cards, "total": len(names), "page": number, "pages": pages}
+
+
+def remove(studio: Studio, value: Any) -> None:
+    """Delete a picture."""
+    path_of(studio, value).unlink()

@@ -1,0 +1,107 @@
+"""The Gallery page: pictures on disk, one opened, settings out of a picture that is dropped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from lora_mixer.ui import desk_gallery, gallery
+from lora_mixer.ui.page import FAST, QUIET, guarded
+from lora_mixer.ui.theme import part
+
+if TYPE_CHECKING:
+    from lora_mixer.recall import PictureSettings
+    from lora_mixer.ui.page import Fields, Shared
+
+
+def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
+    """Lay the page out and connect it."""
+    studio = shared.studio
+    with gr.Row(elem_classes="lm-row2", equal_height=False):
+        with gr.Column(scale=6, min_width=320):
+            with gr.Column(elem_classes="lm-panel"):
+                gr.Markdown(
+                    "**Get settings back** from a picture made here or by AUTOMATIC1111, Forge, SD.Next, Fooocus, "
+                    "InvokeAI, ComfyUI or SwarmUI.",
+                    elem_classes="lm-note",
+                )
+                drop = gr.File(
+                    label="Picture",
+                    show_label=False,
+                    file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                    type="filepath",
+                    height=150,
+                    elem_id="picture-drop",
+                )
+            pictures = part("gallery", "open", "turn", value=None, elem_id="gallery")
+        with gr.Column(scale=6, min_width=320):
+            shot = part("shot", "use", "remove", value=None, elem_id="shot")
+
+    def refresh() -> Any:
+        return gallery.listing(studio)
+
+    tab.select(refresh, None, pictures, **FAST)
+
+    @guarded
+    def turn(event: gr.EventData) -> Any:
+        return gallery.listing(studio, event.page)
+
+    pictures.turn(turn, None, pictures, **FAST)
+
+    @guarded
+    def show(event: gr.EventData) -> Any:
+        return gallery.details(studio, event.id)
+
+    pictures.open(show, None, shot, **FAST)
+
+    @guarded
+    def remove(event: gr.EventData) -> Any:
+        gallery.remove(studio, event.id)
+        return None, gallery.listing(studio)
+
+    shot.remove(remove, None, [shot, pictures], **FAST)
+    outputs = [
+        shared.board, fields.prompt, fields.negative, fields.seed, fields.locked, fields.steps,
+        fields.guidance, fields.width, fields.height, shot,
+    ]  # fmt: skip
+
+    def taken(settings: PictureSettings) -> list[Any]:
+        board, found = desk_gallery.recalled(studio, settings)
+
+        def known(value: Any) -> Any:
+            return gr.skip() if value is None else value
+
+        return [
+            board,
+            settings.prompt,
+            settings.negative_prompt,
+            gr.skip() if settings.seed is None else str(settings.seed),
+            True,
+            known(settings.steps),
+            known(settings.guidance_scale),
+            known(settings.width),
+            known(settings.height),
+            desk_gallery.report(settings, found),
+        ]
+
+    @guarded
+    def dropped(path: Any) -> list[Any]:
+        if path is None:
+            return [gr.skip()] * (len(outputs) + 1)
+        return [*taken(desk_gallery.dropped(path, shared.cache)), None]
+
+    drop.upload(dropped, drop, [*outputs, drop], **QUIET)
+
+    @guarded
+    def use(event: gr.EventData) -> list[Any]:
+        found = taken(desk_gallery.of_gallery(studio, event.id))
+        opened = gallery.details(studio, event.id)
+        gr.Info("Prompt, settings and mix are those of the picture now.")
+        return [
+            *found[:-1],
+            {**found[-1], "id": opened["id"], "url": opened["url"]},
+            gr.Tabs(selected="make"),
+        ]
+
+    shot.use(use, None, [*outputs, tabs], **FAST)

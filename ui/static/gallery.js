@@ -1,0 +1,38 @@
+// Pictures on disk, and how one was made.
+lm.parts.gallery = (root, { props, trigger, watch }) => {
+  const { h, picture, empty } = lm;
+  function draw() {
+    const v = props.value || { pictures: [], page: 0, pages: 1, total: 0 };
+    const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => trigger("turn", { page: v.page + step }) }, step < 0 ? "← Newer" : "Older →");
+    root.replaceChildren(
+      h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count" }, `${v.total} picture${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
+        v.pages > 1 && [turn(-1), h("span", { class: "lm-count" }, `${v.page + 1} / ${v.pages}`), turn(1)]),
+      v.pictures.length ? h("div", { class: "lm-shots" }, v.pictures.map((each) => h("button", { class: "lm-shot", "data-id": each.id, "aria-label": `Open picture ${each.id}`,
+        onclick: () => trigger("open", { id: each.id }) }, picture(each.thumb, each.id, "lm-cover"))))
+        : empty("No pictures yet", "Every picture that you make is kept here, with its mix inside the PNG."));
+  }
+  watch("value", draw);
+  draw();
+};
+
+lm.parts.shot = (root, { props, trigger, watch }) => {
+  const { h, picture, empty } = lm;
+  function draw() {
+    const v = props.value;
+    if (!v) return root.replaceChildren(empty("No picture open", "Choose one on the left, or drop a picture from here or another program above to get its settings back."));
+    root.replaceChildren(h("section", { class: "lm-shotbox", "aria-label": "Picture and settings" },
+      v.url && picture(v.url, v.prompt || "grid", "lm-final"),
+      v.title && h("h3", {}, v.title),
+      v.prompt && h("p", { class: "lm-prompt" }, v.prompt),
+      v.negative && h("p", { class: "lm-sub" }, `Negative: ${v.negative}`),
+      (v.facts || []).length > 0 && h("dl", { class: "lm-facts" }, v.facts.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]), v.sheet ? null : [h("dt", {}, "Mix"), h("dd", {}, v.mix || "base")]),
+      (v.slots || []).length > 0 && h("ul", { class: "lm-slots" }, v.slots.map((slot) => h("li", { class: slot.ok ? "" : "lm-missing" }, slot.text))),
+      (v.notes || []).map((note) => h("p", { class: "lm-problem" }, note)),
+      h("div", { class: "lm-line" },
+        v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => trigger("use", { id: v.id }) }, "Use these settings"),
+        v.url && h("a", { class: "lm-button lm-quiet", href: v.url, download: `${v.id}.png` }, "Download"),
+        v.id && h("button", { class: "lm-button lm-quiet", onclick: () => trigger("remove", { id: v.id }) }, "Delete"))));
+  }
+  watch("value", draw);
+  draw();
+};
