@@ -43,11 +43,11 @@ def test_people_with_different_mixes_at_once_get_what_each_would_get_alone(site,
 def test_one_session_cannot_stop_another(site, chromium):
     url, _ = site
     one, other = (Desk(chromium.new_context(), url) for _ in range(2))
-    one.fill("a castle", steps=40)
+    one.fill("a castle", steps=60)
+    other.fill("a rose")  # now, so that the first is still at work when the second asks, however slow the machine
     one.page.locator("#make-button").click()
     one.page.locator("#stage .lm-preview").wait_for()
     other.page.locator("#stop-button").click()
-    other.fill("a rose")
     other.page.locator("#make-button").click()
     other.page.locator("#stage").get_by_text("Waiting: 1 ahead of you").wait_for()
     one.state("done").wait_for()
