@@ -44,7 +44,9 @@ def test_one_session_cannot_stop_another(site, chromium):
     url, _ = site
     one, other = (Desk(chromium.new_context(), url) for _ in range(2))
     one.fill("a castle", steps=60)
-    other.fill("a rose")  # now, so that the first is still at work when the second asks, however slow the machine
+    other.fill(
+        "a rose"
+    )  # now, so that the first is still at work when the second asks, however slow the machine
     one.page.locator("#make-button").click()
     one.page.locator("#stage .lm-preview").wait_for()
     other.page.locator("#stop-button").click()
