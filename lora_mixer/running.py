@@ -81,5 +81,5 @@ class Running(Keeping):
                 for name, module in callers(self.pipe).items()
                 if name in _DENOISERS and name not in TEXT_ENCODERS
             }
-            with captured(parts, lambda: self._stage.beside.generation) as held:
+            with captured(parts, self._stage.beside.generations.__getitem__) as held:
                 yield held

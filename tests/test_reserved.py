@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -320,3 +321,25 @@ def test_a_graph_stays_valid_while_mixes_change(mixer: LoraMixer) -> None:
                 assert (runs(mix) - wanted).abs().max() < 1e-3
         assert graphs["unet"].captures == 1
     assert "forward" not in pipe.unet.__dict__
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "columns", "rank"), [(2048, 1280, 64), (154, 640, 40), (77, 100, 1), (33, 70, 200)]
+)
+def test_the_kernel_for_graphs_rounds_the_sum_once(
+    dtype: torch.dtype, rows: int, columns: int, rank: int
+) -> None:
+    from lora_mixer.engines.kernel_beside import add_product
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    draw = partial(torch.randn, device="cuda", dtype=dtype, generator=generator)
+    output, hidden, up = draw(rows, columns), draw(rows, rank + 3)[:, 2 : rank + 2], draw(columns, rank)
+    exact = output.double() + hidden.double() @ up.double().T
+    size = (output.double().abs() + hidden.double().abs() @ up.double().abs().T).amax()
+
+    add_product(output, hidden, up)
+
+    ulp = exact.to(dtype).double().abs() * torch.finfo(dtype).eps
+    assert ((output.double() - exact).abs() <= 0.51 * ulp + 1e-6 * size).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Beside:
         """Start with none."""
         self.scenes: dict[str, Scene] = {}
         self.reserved: Reservation | None = None
-        self.generation = 0
+        self.generations: Counter[str] = Counter()  # by component; another number: other hooks than before
         self._handles: list[RemovableHandle] = []
         self._held: list[RemovableHandle] = []
         self._mixes: Sequence[MixGains] = ()
@@ -80,8 +81,8 @@ class Beside:
 
     def clear(self) -> None:
         """Take every hook away that is not reserved, and empty those that are."""
-        if self._handles:
-            self.generation += 1
+        kept = self.reserved.scenes if self.reserved is not None else {}
+        self.generations.update(part for part in self.scenes if part not in kept)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -141,7 +142,7 @@ class Beside:
                 for seat, layer in zip(own_seats, made, strict=True)
             ]
             self.scenes[part] = scene
-            self.generation += 1
+            self.generations[part] += 1
         self._mixes, self._names, self._start = mixes, names, start
         self.show(start, None)
 
@@ -211,7 +212,7 @@ class Beside:
                 self._held.append(live.module.register_forward_hook(layer))
             scenes[part] = scene
         self.reserved = Reservation(rank, rows, by_module, scenes)
-        self.generation += 1
+        self.generations.update(scenes.keys())
 
     def release(self) -> None:
         """Take the reserved hooks away."""
@@ -219,7 +220,7 @@ class Beside:
             handle.remove()
         self._held.clear()
         if self.reserved is not None:
-            self.generation += 1
+            self.generations.update(self.reserved.scenes.keys())
         self.reserved = None
 
     @staticmethod
@@ -296,9 +297,12 @@ def _group_of(live: LiveModule, root: nn.Module) -> object:
     if leaf not in _ONE_INPUT or not parent or side_form(live.module) != "linear":
         return None
     holder = root.get_submodule(parent) if _has(root, parent) else None
-    if leaf == "to_q" and getattr(holder, "is_cross_attention", False):
+    crossing = getattr(holder, "is_cross_attention", False)
+    if leaf == "to_q" and crossing:
         return None
-    return parent, live.shape[1], home_of(live.module), compute_dtype(live.module, root)
+    # all blocks look at one text
+    name = "text" if crossing else parent
+    return name, live.shape[1], home_of(live.module), compute_dtype(live.module, root)
 
 
 def _has(root: nn.Module, path: str) -> bool:

@@ -8,6 +8,8 @@ side path; a side path that is not reserved has new tensors with each mix, so th
 from __future__ import annotations
 
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 _WARM_UP = 3
 """Runs before a capture: libraries pick kernels and allocate what they keep."""
+
+_in_graph: ContextVar[bool] = ContextVar("in_graph", default=False)
+
+
+def in_graph() -> bool:
+    """Tell whether what is called now is recorded for replays, or warmed up for it: launching costs nothing then."""
+    return _in_graph.get()
 
 
 class Graph:
@@ -40,13 +49,17 @@ class Graph:
         args, kwargs = pytree.tree_unflatten(self._inputs, spec)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                call(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = call(*args, **kwargs)
+        token = _in_graph.set(True)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    call(*args, **kwargs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._output = call(*args, **kwargs)
+        finally:
+            _in_graph.reset(token)
 
     def __call__(self, leaves: list[Any]) -> Any:
         """Replay with other values in the inputs; the output is a copy that later replays leave alone."""
@@ -119,13 +132,15 @@ def _signature(leaf: Any) -> object:
 
 
 @contextmanager
-def captured(outer: Mapping[str, nn.Module], generation: Callable[[], int]) -> Iterator[dict[str, Captured]]:
+def captured(
+    outer: Mapping[str, nn.Module], generation: Callable[[str], int]
+) -> Iterator[dict[str, Captured]]:
     """
     Let denoisers run as graphs inside a block.
 
     Args:
         outer: The denoisers as the pipeline calls them.
-        generation: Tells, by a number, when hooks are others than before.
+        generation: Tells, by a number, when a component's hooks are others than before.
 
     Raises:
         PipelineStateError: When one of them is not whole on a GPU, or compiled in place.
@@ -134,7 +149,7 @@ def captured(outer: Mapping[str, nn.Module], generation: Callable[[], int]) -> I
     if problems or not outer:
         shown = "; ".join(problems) or "there is no denoiser in this pipeline"
         raise PipelineStateError(f"capture() runs denoisers as CUDA graphs, which cannot be here: {shown}")
-    held = {name: Captured(module, generation) for name, module in outer.items()}
+    held = {name: Captured(module, partial(generation, name)) for name, module in outer.items()}
     before = {name: module.__dict__.get("forward") for name, module in outer.items()}
     for name, module in outer.items():
         module.forward = held[name]

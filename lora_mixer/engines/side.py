@@ -9,21 +9,40 @@ for batches, methods.md section 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
+from lora_mixer.engines.capture import in_graph
 from lora_mixer.engines.forms import side_form
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
     from lora_mixer.algorithms import Factors
     from lora_mixer.engines.scene import Scene
+
+_HALVES = (torch.float16, torch.bfloat16)
+_KERNEL_RANKS = 256  # it is compiled for each number of ranks, its loop unrolled
+
+
+@cache
+def _kernel() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
+    """Give the kernel for graphs, or None where Triton is missing or cannot compile."""
+    try:
+        from lora_mixer.engines.kernel_beside import add_product
+
+        a = torch.eye(16, device="cuda", dtype=torch.float16)
+        out = a.clone()
+        add_product(out, a, a)
+        return add_product if torch.equal(out, 2 * a) else None
+    except Exception:  # noqa: BLE001 -- no compiler, an old driver, another vendor: there is the library's product
+        return None
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,12 @@ def add_rows(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> to
     """
     if torch.is_grad_enabled() or not output.is_contiguous() or output.dtype != hidden.dtype:
         return output + functional.linear(hidden, up.to(hidden.dtype)).to(output.dtype)
-    output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.T)
+    flat, beside = output.view(-1, output.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    fits = output.dtype in _HALVES and up.shape[1] <= _KERNEL_RANKS
+    if fits and not torch.compiler.is_compiling() and in_graph() and (add := _kernel()):
+        add(flat, beside, up)
+    else:
+        flat.addmm_(beside, up.T)
     return output
 
 
@@ -140,6 +164,8 @@ class SideLayer:
             used = rows.stop
         self.down[used:].zero_()
         self.raw[:, used:].zero_()
+        if self.shared is not None:
+            self.shared.forget()
         self._key = key
         self._kept = tuple(part.pair for part in parts)  # ids stay theirs while these live
 
@@ -182,7 +208,7 @@ class SideLayer:
         shared = self.shared
         if shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return functional.linear(x, self.down)
-        return shared.hidden(x)[..., self.start : self.start + self.rank]
+        return shared.hidden(x, slice(self.start, self.start + self.rank))
 
     def _gain(self, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor | None:
         """Give the gains in a shape that multiplies ``hidden``; None where they are folded in."""
@@ -221,25 +247,44 @@ class SharedDown:
     """
     The A of layers that have one input, such as queries, keys and values: one product for all of them.
 
+    Where the layers turn out to be given different inputs, each has a product of its own from then on.
+
     Args:
         down: The stacked A, (ranks of all, in).
         members: How many layers share it.
     """
 
     def __init__(self, down: torch.Tensor, members: int) -> None:
-        """Hold the tensor; no input is held between calls."""
+        """Hold the tensor; an input is held until all members have had it."""
         self.down = down
         self._members = members
-        self._x: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
+        self._input: tuple[torch.Tensor, int] | None = None
+        self._hidden = down
         self._left = 0
+        self._scattered = False
 
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """Give A x for all members, computed for the first of them that asks."""
-        if self._x is not x or self._hidden is None:
-            self._x, self._hidden, self._left = x, functional.linear(x, self.down), self._members
-        found = self._hidden
+    def hidden(self, x: torch.Tensor, ranks: slice) -> torch.Tensor:
+        """Give A x for the ranks of one member; what all share is computed for the first of them that asks."""
+        # the same object may hold other values by now; inference tensors do not tell
+        version = 0 if x.is_inference() else x._version  # noqa: SLF001
+        known = self._input is not None and self._input[0] is x and self._input[1] == version
+        if not known and self._input is not None:
+            self._scattered = True
+            self.forget()
+        if self._scattered:
+            return functional.linear(x, self.down[ranks])
+        if not known:
+            self._input, self._hidden, self._left = (
+                (x, version),
+                functional.linear(x, self.down),
+                self._members,
+            )
+        found = self._hidden[..., ranks]
         self._left -= 1
         if self._left == 0:
-            self._x = self._hidden = None
+            self.forget()
         return found
+
+    def forget(self) -> None:
+        """Let go of the input."""
+        self._input, self._hidden = None, self.down
