@@ -11,6 +11,7 @@ import torch
 from lora_mixer.engines.forms import compute_dtype, home_of, side_form
 from lora_mixer.engines.scene import Moment, Scene
 from lora_mixer.engines.side import SharedDown, SideLayer, SidePart
+from lora_mixer.engines.stacks import Stack
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
@@ -260,6 +261,7 @@ def make_layers(wanted: Sequence[tuple[LiveModule, int]], scene: Scene, root: nn
         groups.setdefault(_group_of(live, root) or number, []).append(number)
     layers: dict[int, SideLayer] = {}
     with torch.inference_mode(mode=False), torch.no_grad():
+        ups = _ups(wanted, spans, scene, root)
         for members in groups.values():
             live = wanted[members[0]][0]
             ranks = sum(wanted[number][1] for number in members)
@@ -281,6 +283,7 @@ def make_layers(wanted: Sequence[tuple[LiveModule, int]], scene: Scene, root: nn
                     own.shape,
                     scene,
                     spans[number],
+                    *ups[number],
                 )
                 layer.shared, layer.start = shared, start
                 layers[number] = layer
@@ -289,6 +292,28 @@ def make_layers(wanted: Sequence[tuple[LiveModule, int]], scene: Scene, root: nn
     for layer in made:
         scene.add(layer)
     return made
+
+
+def _ups(
+    wanted: Sequence[tuple[LiveModule, int]], spans: Sequence[slice], scene: Scene, root: nn.Module
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Make the B of all layers, as they are and as they are used; those of one shape lie together."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number, (live, rank) in enumerate(wanted):
+        key = (live.shape[0], rank, home_of(live.module), compute_dtype(live.module, root))
+        alike.setdefault(key, []).append(number)
+    ups: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for members in alike.values():
+        live, rank = wanted[members[0]]
+        like = torch.empty(0, device=home_of(live.module), dtype=compute_dtype(live.module, root))
+        if scene.folds:
+            stack = Stack([spans[number] for number in members], live.shape[0], like)
+            scene.stack(stack)
+            ups.update(zip(members, zip(stack.raw, stack.folded, strict=True), strict=True))
+        else:
+            raw = like.new_zeros(len(members), live.shape[0], rank)
+            ups.update((number, (own, own)) for number, own in zip(members, raw, strict=True))
+    return ups
 
 
 def _group_of(live: LiveModule, root: nn.Module) -> object:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.engines.side import SideLayer, SidePart
+    from lora_mixer.engines.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Scene:
         self._room = max(rows, 1)
         self._fixed = rows > 0
         self._layers: list[SideLayer] = []
+        self._stacks: list[Stack] = []
         self._width = 0
         self._flats: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._moment = Moment([[1.0]])
@@ -75,6 +77,10 @@ class Scene:
     def add(self, layer: SideLayer) -> None:
         """Take a layer."""
         self._layers.append(layer)
+
+    def stack(self, stack: Stack) -> None:
+        """Take the B of some layers, where gains are folded in."""
+        self._stacks.append(stack)
 
     def load(self, parts: Sequence[tuple[SideLayer, Sequence[SidePart]]]) -> None:
         """Take the parts of all layers: what is not named has none."""
@@ -160,8 +166,11 @@ class Scene:
             for flat in self._flats.values():
                 self._fill(flat)
         if self.folds:
+            for stack in self._stacks:
+                stack.fold(self._flats[stack.raw.device, torch.float32][0])
             for layer in self._layers:
-                layer.fold()
+                if layer.alone:
+                    layer.fold()
 
     def forget(self) -> None:
         """Write all gains anew at the next moment, whatever they are."""

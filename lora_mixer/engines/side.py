@@ -114,6 +114,8 @@ class SideLayer:
         shape: The logical shape of the layer's weight, (out, in, *kernel).
         scene: The state that the layer shares with its component.
         span: Its place among the ranks of all layers of the scene.
+        raw: (out, rank), where the stacked B are written; a part of a larger tensor, maybe.
+        up: The same with gains folded in; ``raw`` itself where they are not.
     """
 
     def __init__(
@@ -125,17 +127,18 @@ class SideLayer:
         shape: tuple[int, ...],
         scene: Scene,
         span: slice,
+        raw: torch.Tensor,
+        up: torch.Tensor,
     ) -> None:
-        """Make the tensors; all zeros: nothing is added yet."""
+        """Hold the tensors; all zeros: nothing is added yet."""
         self.name = name
         self.rank = rank
         self.shape = shape
         self.scene = scene
         self.span = span
         self.down = down
-        self.raw = torch.zeros(shape[0], rank, dtype=down.dtype, device=down.device)
-        # with gains folded in; otherwise the same tensor
-        self.up = torch.zeros_like(self.raw) if scene.folds else self.raw
+        self.raw, self.up = raw, up
+        self.alone = False
         self.shared: SharedDown | None = None
         self.start = 0
         self._key: tuple[object, ...] = ()
@@ -170,7 +173,7 @@ class SideLayer:
         self._kept = tuple(part.pair for part in parts)  # ids stay theirs while these live
 
     def fold(self) -> None:
-        """Multiply the gains into B."""
+        """Multiply the gains into B, where no stack does it."""
         if self.up is not self.raw:
             torch.mul(self.raw, self.gain[0], out=self.up)
 
@@ -237,7 +240,7 @@ class SideLayer:
         with torch.inference_mode(mode=False), torch.no_grad():
             folded = self.up is not self.raw
             self.down, self.raw = self.down.to(x), self.raw.to(x)
-            self.shared = None  # its tensor has not moved
+            self.shared, self.alone = None, True  # tensors of other layers have not moved
             self.up = torch.zeros_like(self.raw) if folded else self.raw
             self.gain = self.scene.gain_of(self)
             self.fold()
