@@ -57,15 +57,15 @@ class Scene:
         self._width = 0
         self._flats: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._moment = Moment([[1.0]])
-        self._values = torch.zeros(1, 0)  # (count, ranks)
         self._gains = torch.zeros(1, 0)  # (images, parts)
         self._adapters = torch.zeros(0, dtype=torch.long)  # (parts,)
         self._owners = torch.zeros(
             0, dtype=torch.long
         )  # (ranks,): part of each rank; the one past the end is none
+        self._owners_at: dict[torch.device, torch.Tensor] = {}
         self._parts: list[SidePart] = []
         self._cache: dict[object, torch.Tensor] = {}
-        self._shown: torch.Tensor | None = None
+        self._shown: torch.Tensor | None = None  # (count, parts + 1)
 
     # --- layers --------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Scene:
             for part in own:
                 owners[place : place + part.rank] = number
                 place, number = place + part.rank, number + 1
-        self._owners = owners
+        self._owners, self._owners_at, self._shown = owners, {}, None
         written = {id(layer) for layer, _ in parts}
         with torch.inference_mode(mode=False), torch.no_grad():
             for layer, own in parts:
@@ -114,8 +114,8 @@ class Scene:
         if key not in self._flats:
             with torch.inference_mode(mode=False):
                 flat = torch.zeros(self._room, self._width, dtype=dtype, device=layer.down.device)
-                if self._values.shape[1] == self._width:
-                    self._fill(flat)
+                if self._shown is not None:
+                    self._fill(flat, self._shown)
                 self._flats[key] = flat
         return self._flats[key][:, layer.span]
 
@@ -146,8 +146,7 @@ class Scene:
         self._shown = parts
         self._cache.clear()
         with torch.inference_mode(mode=False), torch.no_grad():
-            self._values = parts[:, self._owners]
-            self._write(count)
+            self._write(count, parts)
 
     def _at(self, moment: Moment, rows: torch.Tensor | None) -> torch.Tensor:
         """Give the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
@@ -157,14 +156,14 @@ class Scene:
             parts = parts * torch.tensor(picked, dtype=torch.float32)
         return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))
 
-    def _write(self, count: int) -> None:
+    def _write(self, count: int, parts: torch.Tensor) -> None:
         if count > self._room:
             self._room, self._flats = count, {}
             for layer in self._layers:
                 layer.gain = self.gain_of(layer)
         else:
             for flat in self._flats.values():
-                self._fill(flat)
+                self._fill(flat, parts)
         if self.folds:
             for stack in self._stacks:
                 stack.fold(self._flats[stack.raw.device, torch.float32][0])
@@ -176,9 +175,14 @@ class Scene:
         """Write all gains anew at the next moment, whatever they are."""
         self._shown = None
 
-    def _fill(self, flat: torch.Tensor) -> None:
+    def _fill(self, flat: torch.Tensor, parts: torch.Tensor) -> None:
+        # parts are few: so small a copy does not wait for what a GPU still has to do
+        device = flat.device
+        if device not in self._owners_at:
+            self._owners_at[device] = self._owners.to(device)
+        values = parts.to(device, non_blocking=True)[:, self._owners_at[device]]
         # one mix for all is the same in every row that there is room for
-        values = self._values if len(self._values) > 1 else self._values.expand(len(flat), -1)
+        values = values if len(values) > 1 else values.expand(len(flat), -1)
         flat[: len(values)].copy_(values)
 
     # --- masks -----------------------------------------------------------------------------------------------------
@@ -198,7 +202,9 @@ class Scene:
             owners = self._owners[layer.span]
             adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]
             spread = self._places(shape, channels_first=channels_first)[:, adapters][rows]
-            full = self._values[:, layer.span].view(len(self._values), -1, *[1] * len(shape)) * spread
+            assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
+            values = self._shown[:, self._owners[layer.span]]
+            full = values.view(len(values), -1, *[1] * len(shape)) * spread
             if not channels_first:
                 full = full.movedim(1, -1)
             self._cache[key] = full.to(hidden)

@@ -13,6 +13,7 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 HEADER_LIMIT = 100_000_000
@@ -58,6 +59,11 @@ class TensorSpec(NamedTuple):
     end: int
 
 
+_new_spec: Callable[[tuple[object, ...]], TensorSpec] = partial(
+    tuple.__new__, TensorSpec
+)  # no Python call for each
+
+
 @dataclass(frozen=True)
 class Header:
     """A safetensors header: every tensor's place, the free-form metadata, and where data begin."""
@@ -68,7 +74,25 @@ class Header:
     data_bytes: int
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorSpec:
+    """
+    Take an object of a header: no key may stand twice.
+
+    Nearly all are entries that are plainly right, in the order in which they are always written. Those become a
+    :class:`TensorSpec` at once; the others are judged one by one, later.
+    """
+    try:
+        (one, dtype), (two, shape), (three, (start, end)) = pairs
+        kind, size = _QUICK[dtype]
+        if one == "dtype" and two == "shape" and three == "data_offsets" and type(shape) is list:
+            for n in shape:
+                # bool is an int as well, and no size
+                size *= n if type(n) is int and n > 0 else 0
+            plain = 0 < size <= _ELEMENTS_AT_MOST and len(shape) <= 5
+            if plain and type(start) is type(end) is int and start >= 0 and end - start == size:
+                return _new_spec((kind, tuple(shape), start, end))
+    except (KeyError, TypeError, ValueError):  # any other object
+        pass
     table = dict(pairs)
     if len(table) != len(pairs):
         ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -77,27 +101,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _quick_spec(entry: Any) -> TensorSpec | None:
-    """Take an entry that is plainly right, as nearly all are; None leaves the others to be judged one by one."""
-    try:
-        dtype, size = _QUICK[entry["dtype"]]
-        shape, (start, end) = entry["shape"], entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    if type(shape) is not list or len(shape) > 5 or type(start) is not int or type(end) is not int:
-        return None
-    for n in shape:
-        if type(n) is not int or n < 1:  # bool is an int as well, and no size
-            return None
-        size *= n
-    if start < 0 or end - start != size or size > _ELEMENTS_AT_MOST:
-        return None
-    return TensorSpec(dtype, tuple(shape), start, end)
-
-
 def _spec(key: str, entry: Any, label: str) -> TensorSpec:
-    if (quick := _quick_spec(entry)) is not None:
-        return quick
+    if type(entry) is TensorSpec:
+        return entry
     try:
         dtype = _DTYPES[entry["dtype"]]
         shape, (start, end) = entry["shape"], entry["data_offsets"]
@@ -151,9 +157,9 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         CorruptFileError: On anything that the format does not allow.
     """
     try:
-        table = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
+        table = json.loads(raw.decode(), object_pairs_hook=_object)
         if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
-            json.dumps(table, ensure_ascii=False).encode()
+            json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:
         msg = f"{label}: the header is no valid JSON ({error}); the file is damaged, download it again"
         raise CorruptFileError(msg) from None
@@ -165,18 +171,33 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
     if not isinstance(metadata, dict):
         msg = f"{label}: __metadata__ is a {type(metadata).__name__}, expected an object of strings"
         raise CorruptFileError(msg)
-    specs = {key: _spec(key, entry, label) for key, entry in table.items()}
+    specs = table
+    if {*map(type, table.values())} != {TensorSpec}:
+        specs = {key: _spec(key, entry, label) for key, entry in table.items()}
+    position = _end_of(specs, label)
+    if position != total:
+        what = "truncated" if position > total else "longer than its header says"
+        msg = f"{label}: {what}: the header lists {position} bytes of tensors, the file has {total}"
+        raise CorruptFileError(msg)
+    return specs, {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in metadata.items()}
+
+
+def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
+    """Give the position after the last tensor; between them is no gap."""
+    position = 0
+    for _, _, start, end in specs.values():
+        if start != position:
+            break
+        position = end
+    else:  # they stand in the order of their data, as nearly always
+        return position
     position = 0
     for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
         if start != position:
             msg = f"{label}: {key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
             raise CorruptFileError(msg)
         position = end
-    if position != total:
-        what = "truncated" if position > total else "longer than its header says"
-        msg = f"{label}: {what}: the header lists {position} bytes of tensors, the file has {total}"
-        raise CorruptFileError(msg)
-    return specs, {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    return position
 
 
 def read_header(stream: IO[bytes], label: str) -> Header:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,9 +27,9 @@ from lora_mixer.formats.names import Target
 from lora_mixer.sources import find_sidecars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from lora_mixer.formats.container import Header, TensorSpec
+    from lora_mixer.formats.container import Header
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
     from lora_mixer.sources import AdapterSource
@@ -54,6 +54,11 @@ class ModuleFacts(NamedTuple):
     alpha: float | None
     width: int | None
     """Its input width, where the tensors tell."""
+
+
+_new_facts: Callable[[tuple[object, ...]], ModuleFacts] = partial(
+    tuple.__new__, ModuleFacts
+)  # no Python call for each
 
 
 def describe(
@@ -152,20 +157,31 @@ def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, 
         return None
     specs = list(header.tensors.values())
     modules = []
+    # a file has few different shapes and alphas
     ranks: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    numbers: dict[tuple[torch.dtype, tuple[int, ...], bytes], float | None] = {}
+    begin = header.data_start
     for hint, module, down_at, up_at, alpha_at in plan.modules:
-        down, up = specs[down_at], specs[up_at]
-        shapes = (down.shape, up.shape)
+        _, narrow, _, _ = specs[down_at]
+        shapes = (narrow, specs[up_at][1])
         rank = ranks.get(shapes)
         if rank is None:
             rank = ranks[shapes] = _rank(*shapes)
-        number = None if alpha_at is None else _number(specs[alpha_at], header.data_start, data)
-        if not rank or (alpha_at is not None and number is None):
+        number = None
+        if alpha_at is not None:
+            dtype, shape, first, end = specs[alpha_at]
+            raw = bytes(data[begin + first : begin + min(end, first + 8)])  # a whole tensor is no alpha
+            number = numbers.get((dtype, shape, raw))
+            if number is None:
+                number = numbers[dtype, shape, raw] = _number(dtype, shape, raw)
+                if number is None:
+                    return None
+        if not rank:
             return None
         if rules and number is None:
             rule = rule_for(Target(hint, module, module), rules)
             number = None if rule is None else rule.alpha_of(module)
-        modules.append(ModuleFacts(hint, module, ("lora",), rank, number, down.shape[1]))
+        modules.append(_new_facts((hint, module, ("lora",), rank, number, narrow[1])))
     held = [specs[place] for place in plan.held]
     dtypes = {spec.dtype for spec in held}
     if not all(dtype.is_floating_point for dtype in dtypes):
@@ -213,16 +229,13 @@ def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:
     return down[0] if up[1] == down[0] and math.prod(up[2:]) == 1 else 0
 
 
-def _number(spec: TensorSpec, start: int, data: bytes | memoryview) -> float | None:
+def _number(dtype: torch.dtype, shape: tuple[int, ...], raw: bytes) -> float | None:
     """Read one number; None for shapes and dtypes that alphas do not have, and for numbers that are not finite."""
-    _, shape, first, end = spec
-    if (shape and math.prod(shape) != 1) or spec.dtype not in _NUMBERS:
+    if (shape and math.prod(shape) != 1) or dtype not in _NUMBERS:
         return None
-    if spec.dtype is torch.bfloat16:  # the upper half of a float32
-        raw = b"\0\0" + bytes(data[start + first : start + end])
-        (number,) = _NUMBERS[spec.dtype](raw)
-    else:
-        (number,) = _NUMBERS[spec.dtype](data, start + first)
+    (number,) = _NUMBERS[dtype](
+        b"\0\0" + raw if dtype is torch.bfloat16 else raw
+    )  # the upper half of a float32
     return float(number) if math.isfinite(number) else None
 
 
