@@ -88,8 +88,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorSpec:
             for n in shape:
                 # bool is an int as well, and no size
                 size *= n if type(n) is int and n > 0 else 0
-            plain = 0 < size <= _ELEMENTS_AT_MOST and len(shape) <= 5
-            if plain and type(start) is type(end) is int and start >= 0 and end - start == size:
+            # that positions are within the file is seen when all are there
+            if (
+                size
+                and end - start == size
+                and type(start) is type(end) is int
+                and start >= 0
+                and len(shape) <= 5
+            ):
                 return _new_spec((kind, tuple(shape), start, end))
     except (KeyError, TypeError, ValueError):  # any other object
         pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +27,7 @@ from lora_mixer.formats.names import Target
 from lora_mixer.sources import find_sidecars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lora_mixer.formats.container import Header
     from lora_mixer.formats.peft_config import ScaleRule
@@ -44,27 +44,31 @@ _NUMBERS = {
 }
 
 
-class ModuleFacts(NamedTuple):
-    """What a description needs to know of one module."""
+class Modules(NamedTuple):
+    """
+    What a description needs to know of all modules of an adapter.
 
-    hint: str | None
-    module: str
-    algorithms: tuple[str, ...]
-    rank: int | None
-    alpha: float | None
-    width: int | None
-    """Its input width, where the tensors tell."""
+    Attributes:
+        hints: The component of each.
+        names: Each one's spelling.
+        widths: Each one's input width, where the tensors tell.
+        algorithms: Of any of them.
+        ranks: Likewise.
+        alphas: Likewise.
+    """
 
-
-_new_facts: Callable[[tuple[object, ...]], ModuleFacts] = partial(
-    tuple.__new__, ModuleFacts
-)  # no Python call for each
+    hints: Sequence[str | None]
+    names: Sequence[str]
+    widths: Sequence[int | None]
+    algorithms: set[str]
+    ranks: set[int]
+    alphas: set[float]
 
 
 def describe(
     source: AdapterSource,
     name: str | None,
-    modules: Sequence[ModuleFacts],
+    modules: Modules,
     *,
     layouts: Iterable[str],
     dtypes: Iterable[torch.dtype],
@@ -87,9 +91,8 @@ def describe(
         metadata: The header's metadata.
         hashes: The file's.
     """
-    hints, names, algorithms, ranks, alphas, widths = zip(*modules, strict=True)
     components: dict[str, int] = {}
-    for hint, count in Counter(hints).items():
+    for hint, count in Counter(modules.hints).items():
         key = ("unet" if hint == "denoiser" else hint) or "unnamed"
         components[key] = components.get(key, 0) + count
     weights = source.weights
@@ -101,10 +104,10 @@ def describe(
         name=name or own_name(source),
         source=source.label,
         format="+".join(sorted(set(layouts))),
-        base=base_family(zip(hints, names, widths, strict=True), metadata, said.base),
-        algorithms=tuple(sorted({name for every in set(algorithms) for name in every})),
-        ranks=tuple(sorted(rank for rank in set(ranks) if rank is not None)),
-        alphas=tuple(sorted(alpha for alpha in set(alphas) if alpha is not None)),
+        base=base_family(zip(modules.hints, modules.names, modules.widths, strict=True), metadata, said.base),
+        algorithms=tuple(sorted(modules.algorithms)),
+        ranks=tuple(sorted(modules.ranks)),
+        alphas=tuple(sorted(modules.alphas)),
         dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype in set(dtypes)})),
         bytes=size,
         components=components,
@@ -134,7 +137,7 @@ def own_name(source: AdapterSource) -> str:
 class Survey(NamedTuple):
     """What a header alone tells of a plain LoRA."""
 
-    modules: list[ModuleFacts]
+    modules: Modules
     layouts: set[str]
     dtypes: set[torch.dtype]
     size: int
@@ -156,44 +159,42 @@ def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, 
     if plan is None:
         return None
     specs = list(header.tensors.values())
-    modules = []
-    # a file has few different shapes and alphas
-    ranks: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    numbers: dict[tuple[torch.dtype, tuple[int, ...], bytes], float | None] = {}
+    downs, ups = [specs[place][1] for place in plan.downs], [specs[place][1] for place in plan.ups]
+    ranks = {_rank(*shapes) for shapes in {*zip(downs, ups, strict=True)}}
     begin = header.data_start
-    for hint, module, down_at, up_at, alpha_at in plan.modules:
-        _, narrow, _, _ = specs[down_at]
-        shapes = (narrow, specs[up_at][1])
-        rank = ranks.get(shapes)
-        if rank is None:
-            rank = ranks[shapes] = _rank(*shapes)
-        number = None
-        if alpha_at is not None:
-            dtype, shape, first, end = specs[alpha_at]
-            raw = bytes(data[begin + first : begin + min(end, first + 8)])  # a whole tensor is no alpha
-            number = numbers.get((dtype, shape, raw))
-            if number is None:
-                number = numbers[dtype, shape, raw] = _number(dtype, shape, raw)
-                if number is None:
-                    return None
-        if not rank:
-            return None
-        if rules and number is None:
-            rule = rule_for(Target(hint, module, module), rules)
-            number = None if rule is None else rule.alpha_of(module)
-        modules.append(_new_facts((hint, module, ("lora",), rank, number, narrow[1])))
-    held = [specs[place] for place in plan.held]
-    dtypes = {spec.dtype for spec in held}
-    if not all(dtype.is_floating_point for dtype in dtypes):
+    raws = {  # a file has few different alphas, and a whole tensor is none
+        (dtype, shape, bytes(data[begin + start : begin + min(end, start + 8)]))
+        for dtype, shape, start, end in map(specs.__getitem__, plan.alphas)
+    }
+    alphas = {_number(*raw) for raw in raws}
+    held = [specs[place] for place in (*plan.downs, *plan.ups)]
+    dtypes = {spec[0] for spec in held}
+    if 0 in ranks or None in alphas or not all(dtype.is_floating_point for dtype in dtypes):
         return None
-    return Survey(modules, plan.layouts, dtypes, sum(spec.end - spec.start for spec in held))
+    for number in plan.bare if rules else ():
+        module = plan.names[number]
+        rule = rule_for(Target(plan.hints[number], module, module), rules)
+        alphas.add(None if rule is None else rule.alpha_of(module))
+    modules = Modules(
+        plan.hints,
+        plan.names,
+        [shape[1] for shape in downs],
+        {"lora"},
+        ranks,
+        {alpha for alpha in alphas if alpha is not None},
+    )
+    return Survey(modules, plan.layouts, dtypes, sum([spec[3] - spec[2] for spec in held]))
 
 
 class _Plan(NamedTuple):
-    """Where the parts of each module stand in a list of keys: hint, module, places of down, up and alpha."""
+    """Where the parts of each module stand in a list of keys; those with no alpha of their own are bare."""
 
-    modules: list[tuple[str | None, str, int, int, int | None]]
-    held: list[int]
+    hints: list[str | None]
+    names: list[str]
+    downs: list[int]
+    ups: list[int]
+    alphas: list[int]
+    bare: list[int]
     layouts: set[str]
 
 
@@ -212,14 +213,19 @@ def _plan(keys: tuple[str, ...]) -> _Plan | None:
             return None
         parts[slot] = number
         layouts.add(layout)
-    modules: list[tuple[str | None, str, int, int, int | None]] = []
-    held: list[int] = []
-    for (hint, module), (down, up, alpha) in table.items():
+    if not table:
+        return None
+    plan = _Plan([hint for hint, _ in table], [name for _, name in table], [], [], [], [], layouts)
+    for number, (down, up, alpha) in enumerate(table.values()):
         if down is None or up is None:
             return None
-        modules.append((hint, module, down, up, alpha))
-        held += (down, up)
-    return _Plan(modules, held, layouts) if modules else None
+        plan.downs.append(down)
+        plan.ups.append(up)
+        if alpha is None:
+            plan.bare.append(number)
+        else:
+            plan.alphas.append(alpha)
+    return plan
 
 
 def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
-from lora_mixer.formats.describing import ModuleFacts, describe, own_name, survey
+from lora_mixer.formats.describing import Modules, describe, own_name, survey
 from lora_mixer.formats.embeddings import alone, bundled, token_of
 from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
@@ -226,7 +226,7 @@ def _assemble(
     info = describe(
         source,
         name,
-        [_facts(layer) for layer in layers],
+        _facts(layers),
         layouts=groups.layouts,
         dtypes={t.dtype for t in held},
         size=sum(t.numel() * t.element_size() for t in held),
@@ -237,8 +237,13 @@ def _assemble(
     return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings)
 
 
-def _facts(layer: AdapterLayer) -> ModuleFacts:
-    weights, target = layer.weights, layer.target
-    return ModuleFacts(
-        target.hint, target.module, weights.algorithms, weights.rank, weights.alpha, weights.in_width
+def _facts(layers: Sequence[AdapterLayer]) -> Modules:
+    weights = [layer.weights for layer in layers]
+    return Modules(
+        [layer.target.hint for layer in layers],
+        [layer.target.module for layer in layers],
+        [every.in_width for every in weights],
+        {name for every in weights for name in every.algorithms},
+        {every.rank for every in weights if every.rank is not None},
+        {every.alpha for every in weights if every.alpha is not None},
     )
