@@ -104,7 +104,7 @@ def describe(
         name=name or own_name(source),
         source=source.label,
         format="+".join(sorted(set(layouts))),
-        base=base_family(zip(modules.hints, modules.names, modules.widths, strict=True), metadata, said.base),
+        base=base_family(modules.hints, modules.names, modules.widths, metadata, said.base),
         algorithms=tuple(sorted(modules.algorithms)),
         ranks=tuple(sorted(modules.ranks)),
         alphas=tuple(sorted(modules.alphas)),
@@ -161,12 +161,12 @@ def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, 
     specs = list(header.tensors.values())
     downs, ups = [specs[place][1] for place in plan.downs], [specs[place][1] for place in plan.ups]
     ranks = {_rank(*shapes) for shapes in {*zip(downs, ups, strict=True)}}
+    marks = [specs[place] for place in plan.alphas]
+    if not all(dtype in _NUMBERS and math.prod(shape) == 1 for dtype, shape in {spec[:2] for spec in marks}):
+        return None
     begin = header.data_start
-    raws = {  # a file has few different alphas, and a whole tensor is none
-        (dtype, shape, bytes(data[begin + start : begin + min(end, start + 8)]))
-        for dtype, shape, start, end in map(specs.__getitem__, plan.alphas)
-    }
-    alphas = {_number(*raw) for raw in raws}
+    raws = {(dtype, data[begin + start : begin + end]) for dtype, _, start, end in marks}
+    alphas = {_number(dtype, bytes(raw)) for dtype, raw in raws}  # a file has few different ones
     held = [specs[place] for place in (*plan.downs, *plan.ups)]
     dtypes = {spec[0] for spec in held}
     if 0 in ranks or None in alphas or not all(dtype.is_floating_point for dtype in dtypes):
@@ -189,8 +189,8 @@ def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, 
 class _Plan(NamedTuple):
     """Where the parts of each module stand in a list of keys; those with no alpha of their own are bare."""
 
-    hints: list[str | None]
-    names: list[str]
+    hints: tuple[str | None, ...]
+    names: tuple[str, ...]
     downs: list[int]
     ups: list[int]
     alphas: list[int]
@@ -215,7 +215,7 @@ def _plan(keys: tuple[str, ...]) -> _Plan | None:
         layouts.add(layout)
     if not table:
         return None
-    plan = _Plan([hint for hint, _ in table], [name for _, name in table], [], [], [], [], layouts)
+    plan = _Plan(tuple(hint for hint, _ in table), tuple(name for _, name in table), [], [], [], [], layouts)
     for number, (down, up, alpha) in enumerate(table.values()):
         if down is None or up is None:
             return None
@@ -235,10 +235,8 @@ def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:
     return down[0] if up[1] == down[0] and math.prod(up[2:]) == 1 else 0
 
 
-def _number(dtype: torch.dtype, shape: tuple[int, ...], raw: bytes) -> float | None:
-    """Read one number; None for shapes and dtypes that alphas do not have, and for numbers that are not finite."""
-    if (shape and math.prod(shape) != 1) or dtype not in _NUMBERS:
-        return None
+def _number(dtype: torch.dtype, raw: bytes) -> float | None:
+    """Read one number; None for what is not finite."""
     (number,) = _NUMBERS[dtype](
         b"\0\0" + raw if dtype is torch.bfloat16 else raw
     )  # the upper half of a float32

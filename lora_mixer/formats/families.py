@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
 CROSS_ATTENTION = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
 """Width of the text embeddings that a UNet attends to, by family."""
@@ -81,13 +81,19 @@ _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
 def base_family(
-    modules: Iterable[tuple[str | None, str, int | None]], metadata: Mapping[str, str], said: str = ""
+    hints: Sequence[str | None],
+    names: Sequence[str],
+    widths: Sequence[int | None],
+    metadata: Mapping[str, str],
+    said: str = "",
 ) -> str:
     """
     Name the base family of an adapter.
 
     Args:
-        modules: (component hint, module spelling, input width where it is known) of every layer.
+        hints: The component of every layer, where its key says it.
+        names: Every layer's spelling.
+        widths: Every layer's input width, where it is known.
         metadata: The header's metadata, used only where names and widths say nothing.
         said: What a file beside the adapter calls the base; used only where the header says nothing either.
 
@@ -95,25 +101,24 @@ def base_family(
         A name such as ``SD 1.x``, ``SDXL``, ``Flux.1``; ``unknown`` where nothing tells.
 
     Example:
-        >>> base_family([("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 2048)], {})
+        >>> base_family(["denoiser"], ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], [2048], {})
         'SDXL'
     """
-    table = tuple(modules)
-    usual = len(table) <= _MANY and all(len(module) <= _LONG for _, module, _ in table)
-    family, text = (_told if usual else _told.__wrapped__)(table)
+    usual = len(names) <= _MANY and max(map(len, names), default=0) <= _LONG
+    family, text = (_told if usual else _told.__wrapped__)(tuple(hints), tuple(names), tuple(widths))
     if family is not None:
         return family
     return _declared(metadata) or (_said(said) if text == "unknown" else None) or text
 
 
 @lru_cache(maxsize=16)  # most files of a folder are of a few kinds
-def _told(modules: tuple[tuple[str | None, str, int | None], ...]) -> tuple[str | None, str]:
+def _told(
+    hints: tuple[str | None, ...], names: tuple[str, ...], widths: tuple[int | None, ...]
+) -> tuple[str | None, str]:
     """Name the family that names and widths tell, or None and what the text encoder's width still says."""
-    hints: set[str | None] = set()
     parts: dict[str, dict[str, int | None]] = {"unet": {}, "text_encoder": {}, "further": {}, "other": {}}
     counted = []
-    for hint, module, width in modules:
-        hints.add(hint)
+    for hint, module, width in zip(hints, names, widths, strict=True):
         flat = module.replace(".", "_")
         part = "unet" if flat.startswith(_UNET) else "other"
         if hint in TEXT_HINTS:
@@ -128,7 +133,7 @@ def _told(modules: tuple[tuple[str | None, str, int | None], ...]) -> tuple[str 
     cross = _width(parts["unet"], _CROSS_K) or next((w for w in counted if w in (768, 1024)), 0)
     if cross:
         return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}"), ""
-    if hints & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
+    if {*hints} & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
         return "SDXL", ""
     return None, {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
 
