@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Importing __main__ would run the command line; the kernel needs Triton, which comes with torch's CUDA builds.
-SKIPPED = ("__main__.py",) if importlib.util.find_spec("triton") else ("__main__.py", "kernel.py")
+# Importing __main__ would run the command line; the kernels need Triton, which comes with torch's CUDA builds.
+SKIPPED = ("__main__.py", *(() if importlib.util.find_spec("triton") else ("kernel.py", "kernel_beside.py")))
 FILES = [
     path.relative_to(ROOT)
     for folder in ("lora_mixer", "ui")
