@@ -258,6 +258,15 @@ def test_block_weights_are_checked_against_the_model(folder, outline):
     assert "down" in text
 
 
+def test_an_unknown_component_is_told_though_an_equal_mix_without_it_stands_before(folder, outline):
+    raw = "adapters: {a: a.safetensors}\njobs:\n- {prompt: x, mix: 'a:1'}\n- {prompt: x, mix: {a: {nowhere: 1}}}\n"
+
+    ((line, text),) = problems(raw, folder=folder, outline=outline)
+
+    assert line == 4
+    assert "no component nowhere" in text
+
+
 def test_aliases_of_aliases_end_in_an_error_not_in_all_memory():
     raw = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
