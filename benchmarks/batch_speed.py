@@ -17,19 +17,27 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 
-from lora_mixer import demo_adapters
+from lora_mixer import LoraMixer, demo_adapters
 from lora_mixer.batches import check_plan, run_plan
+from lora_mixer.batches.cache import AdapterCache
 from lora_mixer.batches.manifest import open_manifest
 from lora_mixer.batches.order import Task, make_tasks
+from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply
 from lora_mixer.pictures import load_pipeline
 from tests.batch_plans import make_model, plan_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 AT_ONCE = 3
 STYLES = ("pixel", "watercolor", "ink", "halftone")  # which diffusers can load, too
@@ -49,55 +57,82 @@ def jobs_for(names: list[str], pictures: int) -> list[dict[str, Any]]:
     ]
 
 
-def peer_loop(pipe: Any, jobs: list[dict[str, Any]], steps: int, guidance: float, out: Path) -> float:
-    """Do the same with set_adapters and plain calls, saved as PNG; seconds without loading."""
-    start = time.perf_counter()
-    for job in jobs:
-        pipe.set_adapters(list(job["mix"]), list(job["mix"].values()))
-        generator = torch.Generator("cpu").manual_seed(job["seed"])
-        image = pipe(
-            job["prompt"], num_inference_steps=steps, guidance_scale=guidance, generator=generator
-        ).images[0]
-        image.save(out / f"{job['seed']}.png")
-    return time.perf_counter() - start
+class Clock:
+    """Seconds of this process by what they were spent on, measured around methods."""
 
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.seconds: Counter[str] = Counter()
 
-def runner(plan: dict[str, Any], engine: str, workers: int) -> tuple[float, float]:
-    """Run a plan; seconds from when all workers are ready, and those that were in pipeline calls of this process."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    @contextmanager
+    def around(self, **places: tuple[Any, str]) -> Iterator[None]:
+        """Measure calls of the methods named, by what to call them."""
+        with ExitStack() as stack:
+            for label, (owner, name) in places.items():
+                stack.enter_context(mock.patch.object(owner, name, self._timed(label, getattr(owner, name))))
+            yield
 
-    inside = 0.0
-    ready: list[float] = []
-    kept = {kind: kind.__call__ for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
-
-    def timed(call: Any) -> Any:
+    def _timed(self, label: str, call: Any) -> Any:
         @functools.wraps(call)
         def wrapper(*arguments: Any, **more: Any) -> Any:
-            nonlocal inside
             start = time.perf_counter()
             try:
                 return call(*arguments, **more)
             finally:
-                inside += time.perf_counter() - start
+                self.seconds[label] += time.perf_counter() - start
 
         return wrapper
+
+    def told(self, total: float, pictures: int, rest: str) -> str:
+        """Say what a picture took, and the share of each part."""
+        left = total - sum(self.seconds.values())
+        shares = {**self.seconds, rest: left}
+        return ", ".join(
+            f"{label} {1e3 * seconds / pictures:.1f} ms ({100 * seconds / total:.2f} %)"
+            for label, seconds in shares.items()
+        )
+
+
+def peer_loop(
+    pipe: Any, jobs: list[dict[str, Any]], steps: int, guidance: float, out: Path
+) -> tuple[float, Clock]:
+    """Do the same with set_adapters and plain calls, saved as PNG; seconds without loading, and what they went on."""
+    clock = Clock()
+    with clock.around(pipeline=(type(pipe), "__call__"), mix=(pipe, "set_adapters")):
+        start = time.perf_counter()
+        for job in jobs:
+            pipe.set_adapters(list(job["mix"]), list(job["mix"].values()))
+            generator = torch.Generator("cpu").manual_seed(job["seed"])
+            image = pipe(
+                job["prompt"], num_inference_steps=steps, guidance_scale=guidance, generator=generator
+            ).images[0]
+            image.save(out / f"{job['seed']}.png")
+        return time.perf_counter() - start, clock
+
+
+def runner(plan: dict[str, Any], engine: str, workers: int) -> tuple[float, Clock]:
+    """Run a plan; seconds from when all workers are ready, and what those of this process went on."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    clock, ready = Clock(), []
 
     def on_event(event: dict[str, Any]) -> None:
         if event.get("state") == "ready":
             ready.append(time.perf_counter())
 
-    for kind, call in kept.items():
-        kind.__call__ = timed(call)
-    try:
-        end = None
+    kind = StableDiffusionPipeline if plan["model"] == "demo" else StableDiffusionXLPipeline
+    with clock.around(
+        pipeline=(kind, "__call__"),
+        mix=(LoraMixer, "set_mix"),
+        loading=(AdapterCache, "want"),
+        saving=(Storage, "save"),
+    ):
+        end = 0.0
         for result in run_plan(plan, engine=engine, workers=workers, on_event=on_event):  # type: ignore[arg-type]
             if result.status == "failed":
                 raise RuntimeError(result.error)
             end = time.perf_counter()
-    finally:
-        for kind, call in kept.items():
-            kind.__call__ = call
-    return (end or 0.0) - min(ready), inside
+    return end - min(ready), clock
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -124,14 +159,11 @@ def speed(options: argparse.Namespace) -> None:
                     "model": options.model, "adapters": files, "jobs": jobs, "run": run,
                     "defaults": {"steps": steps, "guidance_scale": guidance}, "output": {"folder": str(folder / label)},
                 }  # fmt: skip
-                seconds, inside = runner(plan, engine, workers)
+                seconds, clock = runner(plan, engine, workers)
                 rates[label] = len(jobs) / seconds
-                told = (
-                    f", {100 * (1 - inside / seconds):.2f} % outside of the pipeline"
-                    if engine == "local"
-                    else ""
-                )
-                print(f"{label}: {rates[label]:.3f} pictures/s{told}", flush=True)
+                print(f"{label}: {rates[label]:.3f} pictures/s", flush=True)
+                if engine == "local":
+                    print(f"  {clock.told(seconds, len(jobs), 'the runner itself')}", flush=True)
         pipe = load_pipeline(options.model, device=options.device)
         pipe.set_progress_bar_config(disable=True)
         with warnings.catch_warnings():
@@ -141,8 +173,10 @@ def speed(options: argparse.Namespace) -> None:
         for threads in (1,) if options.device == "cuda" else dict.fromkeys((1, all_threads)):
             torch.set_num_threads(threads)
             peer_loop(pipe, jobs[:1], 2, guidance, folder)
-            rate = len(jobs) / peer_loop(pipe, jobs, steps, guidance, folder)
+            seconds, clock = peer_loop(pipe, jobs, steps, guidance, folder)
+            rate = len(jobs) / seconds
             print(f"diffusers + PEFT, {threads} threads: {rate:.3f} pictures/s", flush=True)
+            print(f"  {clock.told(seconds, len(jobs), 'saving')}", flush=True)
             for label, ours in rates.items():
                 print(f"  {label}: {ours / rate:.2f} times")
 

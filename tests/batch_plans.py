@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 
 from tests.models import tiny_sd
 
+GRID = {"grid": {"mix": ["a:1", "b:0.5,schedule=window(0.5, 1)", "a:0.5, c:1", ""], "seed": "1..2"}}
+"""A job of eight pictures that all differ."""
+
 
 def make_model(folder):
     """Write the pipeline and the adapters a, b and c."""
@@ -38,6 +41,16 @@ def plan_for(folder, out, jobs, **more):
         "jobs": jobs,
         **more,
     }
+
+
+def statuses(plan, **options):
+    """Run a plan, and count what became of its pictures."""
+    from lora_mixer.batches import run_plan
+
+    counts = {"done": 0, "kept": 0, "failed": 0}
+    for result in run_plan(plan, **options):
+        counts[result.status] += 1
+    return counts
 
 
 def hashes(folder):

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 import lora_mixer
 from lora_mixer import ownership
+from tests.batch_plans import GRID, make_model, plan_for, statuses
 from tests.hub_standin import HubStandIn
 from tests.models import tiny_sd, tiny_sdxl
 from tests.weights import Snapshot
@@ -65,6 +66,22 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandIn]
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment once, at import
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield standin
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline and the adapters a, b and c in a folder, for plans of batches."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_grid(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of ``GRID``, made in one process without any interruption."""
+    out = tmp_path_factory.mktemp("whole")
+    assert statuses(plan_for(model_folder, out, [GRID])) == {"done": 8, "kept": 0, "failed": 0}
+    return out
 
 
 @pytest.fixture(scope="session")

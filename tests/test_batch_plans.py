@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from PIL import Image
 
 from benchmarks.bad_plans import bad_plan, good_plan, make_files, verdict
 from lora_mixer.batches import check_plan, dry_run, load_plan, parse_plan, plan_schema
@@ -134,6 +135,33 @@ def test_a_file_is_read_by_its_ending_and_its_paths_are_relative_to_it(folder, o
     assert plan.folder == str(folder / "pictures")
 
 
+def test_masks_are_relative_to_the_plans_file_too(folder, outline, tmp_path):
+    Image.new("L", (8, 8), 255).save(tmp_path / "left.png")
+    jobs = [
+        {"mix": "a:1,mask=left.png"},
+        {
+            "grid": {"mix": ["a:1,mask=left.png,feather=2", {"a": {"weight": 1, "mask": "left.png"}}]},
+            "sheet": True,
+        },
+    ]
+    plan = {
+        "adapters": {"a": str(folder / "a.safetensors")},
+        "defaults": {"prompt": "x", "mix": "a:1,mask=left.png"},
+        "jobs": [*jobs, {}],
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+
+    masks = [x.request.mix["a"].mask for x in check_plan(tmp_path / "plan.json", outline=outline).pictures]
+
+    assert [mask.path for mask in masks] == [str(tmp_path / "left.png")] * 4
+    assert [mask.feather for mask in masks] == [0, 2, 0, 0]
+    assert all(mask.load().min() == 1 for mask in masks)
+
+    (tmp_path / "left.png").unlink()
+    with pytest.raises(PlanError, match=r"line 1: jobs\[0\].*there is no picture .*left.png"):
+        check_plan(tmp_path / "plan.json", outline=outline)
+
+
 def test_every_file_of_an_adapter_folder_is_an_adapter(folder, outline, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
@@ -228,6 +256,15 @@ def test_block_weights_are_checked_against_the_model(folder, outline):
 
     assert line == 4
     assert "down" in text
+
+
+def test_an_unknown_component_is_told_though_an_equal_mix_without_it_stands_before(folder, outline):
+    raw = "adapters: {a: a.safetensors}\njobs:\n- {prompt: x, mix: 'a:1'}\n- {prompt: x, mix: {a: {nowhere: 1}}}\n"
+
+    ((line, text),) = problems(raw, folder=folder, outline=outline)
+
+    assert line == 4
+    assert "no component nowhere" in text
 
 
 def test_aliases_of_aliases_end_in_an_error_not_in_all_memory():

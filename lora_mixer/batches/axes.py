@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -86,9 +86,13 @@ def read_axes(
         if isinstance(axis, str):
             problems.add(line, f"{where}: {axis}")
             continue
-        bad = {i: why for i, value in enumerate(values) if (why := _misfit(axis, value))}
+        bad = {i: why for i, value in enumerate(values) if (why := _misfit(plan, axis, value))}
         for i, why in bad.items():
             problems.add(plan.line("jobs", job, which, key, i), f"{where}[{i}]: {why}")
+        if not bad and key == "mix":  # what is not text would lose the plan's folder
+            axis = replace(
+                axis, values=tuple(x if isinstance(x, str | None) else plan.mix(x) for x in values)
+            )
         if not bad:
             found.append(axis)
     return found
@@ -123,7 +127,7 @@ def _axis(key: str, values: tuple[Any, ...], wildcards: Mapping[str, Sequence[st
     return f"no such axis; known are {known}"
 
 
-def _misfit(axis: JobAxis, value: Any) -> str:
+def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
     """Say why a value cannot be, or nothing."""
     if axis.kind == "wildcard":
         return "" if isinstance(value, str) else f"expected text, got {shown(value)}"
@@ -132,7 +136,7 @@ def _misfit(axis: JobAxis, value: Any) -> str:
     try:
         Picture.model_validate({axis.key: value})
         if axis.key == "mix" and value is not None:
-            Mix.of(value)
+            plan.mix(value)
     except ValidationError as error:
         message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
         return f"{message}, got {shown(value)}"

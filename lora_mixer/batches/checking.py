@@ -193,13 +193,15 @@ def _check_mixes(
     plan: Plan, components: Mapping[str, Any], pictures: list[PlannedPicture], problems: Problems
 ) -> None:
     layouts: dict[str, BlockLayout] = {}
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, frozenset[str]], str] = {}
     known = {*components, *TEXT_ENCODERS}
     for picture in pictures:
         mix: Mix = picture.request.mix
-        if mix.fingerprint not in seen:
-            odd = [part for part in mix.named_components if part not in known]
-            seen[mix.fingerprint] = f"the model has no component {', '.join(odd)}" if odd else ""
+        named = frozenset(mix.named_components)
+        kind = (mix.fingerprint, named)  # equal mixes may say it with other components
+        if kind not in seen:
+            odd = sorted(named - known)
+            seen[kind] = f"the model has no component {', '.join(odd)}" if odd else ""
             if not odd and any(mix[name].blocks is not None for name in mix.names):
                 layouts = layouts or {
                     part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
@@ -208,10 +210,10 @@ def _check_mixes(
                 try:
                     mix.check(layouts)
                 except MixError as error:
-                    seen[mix.fingerprint] = str(error)
-        if seen[mix.fingerprint]:
+                    seen[kind] = str(error)
+        if seen[kind]:
             path = ("jobs", picture.job, "mix")
-            problems.add(plan.line(*path), f"jobs[{picture.job}].mix: {seen[mix.fingerprint]}")
+            problems.add(plan.line(*path), f"jobs[{picture.job}].mix: {seen[kind]}")
 
 
 def _check_sizes(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:

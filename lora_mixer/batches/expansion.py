@@ -13,8 +13,7 @@ from lora_mixer.batches.naming import SUFFIXES, NameTemplate, slug
 from lora_mixer.batches.wildcards import fill, read_wildcards
 from lora_mixer.errors import LoraMixerError, MixError, PictureError, PlanError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import PictureRequest, own_defaults
-from lora_mixer.pictures.request import MAX_SEED, filled
+from lora_mixer.pictures import MAX_SEED, PictureRequest, own_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -105,7 +104,7 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
         return []
     if plan.defaults.mix is not None:  # also where every job has its own
         try:
-            Mix.of(plan.defaults.mix)
+            plan.mix(plan.defaults.mix)
         except MixError as error:
             problems.add(plan.line("defaults", "mix"), f"defaults.mix: {error}")
     builder = _Builder(plan, adapters, wildcards, template, problems)
@@ -209,7 +208,7 @@ class _Builder:
         for axis, value in values:
             if axis.axis is not None:
                 request = axis.axis.at(request, value)
-        return self._checked(filled(request.with_tags(self.adapters), self.own))
+        return self._checked(request.with_tags(self.adapters).with_defaults(self.own))
 
     def _checked(self, request: PictureRequest) -> PictureRequest:
         unknown = [name for name in request.mix.names if name not in self.adapters]
@@ -226,9 +225,9 @@ class _Builder:
         try:
             key = json.dumps(given)
         except TypeError:  # values from Python: mixes, masks as arrays
-            return Mix.of(given)
+            return self.plan.mix(given)
         if key not in self.mixes:
-            self.mixes[key] = Mix.of(given)
+            self.mixes[key] = self.plan.mix(given)
         return self.mixes[key]
 
     def _add(self, job: int, name: str, cell: int, request: PictureRequest) -> None:

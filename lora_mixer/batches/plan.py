@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from lora_mixer.batches.problems import Problems, shown
 from lora_mixer.batches.reading import Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.mixes import Mix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,6 +180,15 @@ class Plan(_Strict):
     def place(self, path: str) -> str:
         """Give a path as seen from the plan's folder; addresses stay as they are."""
         return path if "://" in path else str(self._folder / Path(path).expanduser())
+
+    def mix(self, given: Any) -> Mix:
+        """
+        Read a mix; paths of masks are seen from the plan's folder, as all others are.
+
+        Raises:
+            MixError: When it makes no sense.
+        """
+        return Mix.of(given, folder=self._folder)
 
 
 def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:

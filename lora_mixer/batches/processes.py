@@ -18,6 +18,7 @@ from lora_mixer.batches.worker import Reply, Worker, WorkSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from multiprocessing.connection import Connection
 
     from lora_mixer.batches.order import Task
     from lora_mixer.pictures import PictureRequest
@@ -26,17 +27,15 @@ _mine: list[Worker] = []
 """The worker of this process, where it is one's."""
 
 
-def _prepare() -> None:
-    """Live no longer than the parent, and leave Ctrl-C to it."""
+def _prepare(wanted: Connection) -> None:
+    """Live no longer than the parent holds the other end, which it does as long as it lives; leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
 
-        def watch() -> None:
-            wait_for([parent.sentinel])
-            os._exit(1)  # nobody would read the answer
+    def watch() -> None:
+        wait_for([wanted])
+        os._exit(1)  # nobody would read the answer
 
-        threading.Thread(target=watch, daemon=True, name="parent").start()
+    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def _begin(spec: WorkSpec, requests: Sequence[PictureRequest]) -> Ready:
@@ -84,6 +83,8 @@ class Processes:
         self._spec, self._requests = spec, requests
         self._devices = devices_for(spec.device, workers, spec.run.threads)
         self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._lines: dict[int, Connection] = {}
+        self._begun: dict[int, Future[Any]] = {}
 
     @property
     def count(self) -> int:
@@ -94,10 +95,16 @@ class Processes:
         """Start a process; what is left of the one before is thrown away."""
         old = self._pools.pop(worker, None)
         if old is not None:
+            self._lines.pop(worker).close()
             old.shutdown(wait=False, cancel_futures=True)
         context = multiprocessing.get_context("spawn")  # a fork would share the state of torch's threads
-        pool = self._pools[worker] = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
-        return self._submit(pool, _begin, replace(self._spec, device=self._devices[worker]), self._requests)
+        end, self._lines[worker] = context.Pipe(duplex=False)
+        pool = self._pools[worker] = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_prepare, initargs=(end,)
+        )
+        spec = replace(self._spec, device=self._devices[worker])
+        self._begun[worker] = self._submit(pool, _begin, spec, self._requests)
+        return self._begun[worker]
 
     def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Future[Any]:
         """Hand a task over."""
@@ -123,9 +130,14 @@ class Processes:
             raise WorkerGoneError("its process ended without an answer (killed, or out of memory)") from error
 
     def close(self) -> None:
-        """End the processes, those that are at work as well."""
-        for pool in self._pools.values():
-            with contextlib.suppress(BrokenProcessPool, RuntimeError):
-                pool.submit(_end)
+        """End the processes: after what they are at, and at once those that are still loading."""
+        for worker, pool in self._pools.items():
+            if self._begun[worker].done():
+                with contextlib.suppress(BrokenProcessPool, RuntimeError):
+                    pool.submit(_end)
+            else:
+                self._lines[worker].close()
+        for worker, pool in self._pools.items():
             pool.shutdown(wait=True, cancel_futures=False)
+            self._lines[worker].close()
         self._pools.clear()

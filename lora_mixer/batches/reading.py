@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Path = tuple[str | int, ...]
 
 PLAN_BYTES_AT_MOST = 256 * 1024 * 1024
-_VALUES_AT_MOST = 5_000_000  # aliases of aliases can make a short text endless
+_VALUES_AT_MOST = 5_000_000
+_VALUES_OF_SHORT, _VALUES_PER_BYTE = 500_000, 10  # aliases of aliases can make a short text endless
 _INT = re.compile(r"[-+]?[0-9]{1,300}")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -103,10 +104,11 @@ def decode(raw: bytes, problems: Problems) -> str:
 
 def _yaml(text: str, problems: Problems) -> Located:
     found = Located()
+    most = min(_VALUES_AT_MOST, _VALUES_OF_SHORT + _VALUES_PER_BYTE * len(text))
     try:
         node = yaml.compose(text, Loader=_LOADER)
         if node is not None:
-            _Tree(found, problems).build(node, ())
+            _Tree(found, problems, most).build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problems.add(mark.line + 1 if mark else 1, f"expected YAML: {error.problem or error.context}")
@@ -118,7 +120,7 @@ def _yaml(text: str, problems: Problems) -> Located:
     except RecursionError:
         problems.add(1, "the plan is nested too deeply")
     except _TooLargeError:
-        problems.add(1, f"the plan has more than {_VALUES_AT_MOST} values once its aliases are written out")
+        problems.add(1, f"the plan has more than {most} values once its aliases are written out")
     return found
 
 
@@ -129,12 +131,12 @@ class _TooLargeError(Exception):
 class _Tree:
     """Makes values of YAML's nodes: numbers, true, false and null as in YAML 1.2, and all else is text."""
 
-    def __init__(self, found: Located, problems: Problems) -> None:
-        self.found, self.problems, self.count = found, problems, 0
+    def __init__(self, found: Located, problems: Problems, most: int = _VALUES_AT_MOST) -> None:
+        self.found, self.problems, self.count, self.most = found, problems, 0, most
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         self.count += 1
-        if self.count > _VALUES_AT_MOST:
+        if self.count > self.most:
             raise _TooLargeError
         self.found.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):

@@ -201,22 +201,10 @@ class Worker:
     def _saved(self, planned: PlannedPicture, made: Picture) -> Outcome:
         from lora_mixer.recall import PictureSettings
 
-        request = made.request
-        settings = PictureSettings(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            width=request.width,
-            height=request.height,
-            model=self.spec.model,
-            mix=request.mix,
-        )
+        settings = PictureSettings.of_request(made.request, model=self.spec.model)
+        hashes = self.cache.hashes(made.request.mix.names)
         try:
-            digest = self.storage.save(
-                planned.file, made.image, settings, self.cache.hashes(request.mix.names), self.spec.quality
-            )
+            digest = self.storage.save(planned.file, made.image, settings, hashes, self.spec.quality)
         except SaveError as error:
             return _failed(planned, error, fatal=isinstance(error.__cause__, OSError))
         return Outcome(planned, digest, made.image.width, made.image.height, made.seconds)

@@ -83,7 +83,8 @@ def blend_weight(
     rows = clean.shape[0]
     low_rank = [(term.pair, term.gain) for term in terms if term.pair is not None]
     dense = [term for term in terms if term.pair is None]
-    exact = clean if clean.dtype == wide else clean.to(wide)
+    converted = clean.dtype != wide
+    exact = clean.to(wide) if converted else clean
     total = exact
     if low_rank:
         up, down = _stacked(low_rank, weight.device, wide)
@@ -91,7 +92,10 @@ def blend_weight(
         if direct and not transposed and not dense:
             torch.addmm(clean.view(rows, -1), up, down, out=weight.view(rows, -1))
             return
-        total = torch.addmm(exact.reshape(rows, -1), up, down).view(clean.shape)
+        flat = exact.reshape(rows, -1)
+        # in place where the sum is nobody else's: copies cost more than the product does
+        in_place = converted and not dense
+        total = (flat.addmm_(up, down) if in_place else torch.addmm(flat, up, down)).view(clean.shape)
     if dense:
         total = sum((term.weights.delta(exact, term.gain) for term in dense), start=total)
     weight.copy_(total.T if transposed else total)
@@ -101,10 +105,19 @@ def _stacked(
     pairs: Sequence[tuple[Factors, float]], device: torch.device, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
-    ups = torch.cat([pair.up.to(device, wide) for pair, _ in pairs], dim=1)
-    downs = torch.cat([pair.down.to(device, wide) for pair, _ in pairs])
+    ups = _joined([pair.up for pair, _ in pairs], 1, device, wide)
+    downs = _joined([pair.down for pair, _ in pairs], 0, device, wide)
     gains = [gain * pair.scale for pair, gain in pairs for _ in range(pair.up.shape[1])]
     return ups * torch.tensor(gains, dtype=wide, device=device), downs
+
+
+def _joined(
+    tensors: Sequence[torch.Tensor], dim: int, device: torch.device, wide: torch.dtype
+) -> torch.Tensor:
+    first = tensors[0]
+    if all(x.dtype == first.dtype and x.device == first.device for x in tensors):
+        return torch.cat(list(tensors), dim).to(device, wide)  # half the calls for the many small ones
+    return torch.cat([x.to(device, wide) for x in tensors], dim)
 
 
 def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tensor | None:

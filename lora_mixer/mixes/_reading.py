@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lora_mixer.errors import MixError
@@ -98,12 +99,14 @@ class Reading:
         problems: One sentence for each thing that is wrong, with its place first.
         presets: Block weights that the user gave names.
         masks: The only masks that may be named, by digest; None allows paths.
+        folder: What paths of masks are relative to; None is the current folder.
     """
 
     def __init__(
         self,
         presets: Mapping[str, Sequence[float]] | None = None,
         masks: Mapping[str, object] | None = None,
+        folder: str | Path | None = None,
     ) -> None:
         """
         Start with no problems.
@@ -111,10 +114,16 @@ class Reading:
         Args:
             presets: Block weight lists by name, beside the built-in ones.
             masks: The only masks that may be named, by digest; None allows paths.
+            folder: What paths of masks are relative to; None is the current folder.
         """
         self.problems: list[str] = []
         self.presets: Mapping[str, Sequence[float]] = presets or {}
         self.masks = masks
+        self.folder = folder
+
+    def placed(self, path: str) -> str:
+        """Give a path as seen from the current folder."""
+        return path if self.folder is None else str(Path(self.folder) / Path(path).expanduser())
 
     def problem(self, where: str, text: str) -> None:
         """

@@ -150,7 +150,7 @@ def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
         return _read_known(source, where, reading, reading.masks)
     if isinstance(source, Mapping):
         return _read_dict(source, where, reading)
-    path = str(source) if isinstance(source, (str, Path)) else None
+    path = reading.placed(str(source)) if isinstance(source, (str, Path)) else None
     picture = _read_array(source, where, reading) if path is None else _read_file(path, where, reading)
     return None if picture is None else Mask(_digest(picture), 0.0, path, picture)
 
@@ -173,7 +173,7 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask
     if not isinstance(digest, str) or not _is_digest(digest):
         reading.problem(f"{where}.digest", f"expected 64 hexadecimal digits, got {shown(digest)}.")
         return None
-    return Mask(digest, feather, path)
+    return Mask(digest, feather, None if path is None else reading.placed(path))
 
 
 def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str, object]) -> Mask | None:

@@ -20,6 +20,7 @@ from lora_mixer.mixes.method import Method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lora_mixer.mixes.layout import BlockLayout
 
@@ -75,6 +76,7 @@ class Mix(Written):
         obj: object,
         presets: Mapping[str, Sequence[float]] | None = None,
         masks: Mapping[str, object] | None = None,
+        folder: str | Path | None = None,
     ) -> Mix:
         """
         Read a mix in any of its forms.
@@ -85,6 +87,7 @@ class Mix(Written):
             presets: Block weight lists that may be named, beside the built-in ones.
             masks: Pictures of masks by digest. Where given, masks are these and no others, and no path is opened:
                 what text from strangers needs.
+            folder: What paths of masks are relative to; None is the current folder.
 
         Returns:
             The mix; the same object where it was one.
@@ -98,7 +101,7 @@ class Mix(Written):
         """
         if isinstance(obj, cls):
             return obj
-        reading = Reading(presets, masks)
+        reading = Reading(presets, masks, folder)
         adapters, method = read_parts(obj, reading)
         reading.finish()
         return cls(adapters, method)

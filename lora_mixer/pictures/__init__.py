@@ -6,11 +6,12 @@ from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapt
 from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
 from lora_mixer.pictures.maker import PictureMaker, StepReport
 from lora_mixer.pictures.queue import FairQueue
-from lora_mixer.pictures.request import Picture, PictureRequest
+from lora_mixer.pictures.request import MAX_SEED, Picture, PictureRequest
 from lora_mixer.pictures.sheet import Band, contact_sheet
 
 __all__ = [
     "DEMO",
+    "MAX_SEED",
     "Axis",
     "Band",
     "FairQueue",

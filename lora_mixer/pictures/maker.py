@@ -18,7 +18,7 @@ import torch
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import Progress
-from lora_mixer.pictures.request import Picture, PictureRequest, filled
+from lora_mixer.pictures.request import Picture, PictureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,7 +88,7 @@ class PictureMaker:
         self.batch_size = batch_size
         self._takes = inspect.signature(mixer.pipe.__call__).parameters
         self._defaults = {**self._of_pipeline(), **(defaults or {})}
-        filled(PictureRequest(""), self._defaults)  # a clear error now rather than at the first picture
+        PictureRequest("").with_defaults(self._defaults)  # a clear error now rather than at the first picture
 
     def _of_pipeline(self) -> dict[str, Any]:
         found = {}
@@ -107,7 +107,7 @@ class PictureMaker:
             MixError: When a tag makes no sense.
             AdapterNameError: When the mix names an adapter that is not loaded.
         """
-        full = filled(request.with_tags(self.mixer.adapters), self._defaults)
+        full = request.with_tags(self.mixer.adapters).with_defaults(self._defaults)
         self.mixer.check_mix(full.mix)
         asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
         asked |= {"negative_prompt"} if request.negative_prompt else set()
@@ -211,7 +211,7 @@ def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[li
 
 
 def _sized(request: PictureRequest, image: Image) -> PictureRequest:
-    return filled(request, {"width": image.width, "height": image.height})
+    return request.with_defaults({"width": image.width, "height": image.height})
 
 
 def _watcher(

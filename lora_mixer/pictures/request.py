@@ -10,11 +10,12 @@ from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mix, parse_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from PIL.Image import Image
 
 MAX_SEED = 2**63 - 1
+"""The largest seed that torch's generators take."""
 MAX_STEPS = 10_000
 MAX_SIDE = 16_384
 
@@ -106,6 +107,26 @@ class PictureRequest:
         adapters = {**self.mix.adapters, **tagged.adapters}
         return replace(self, prompt=prompt, mix=Mix(adapters, self.mix.method))
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> PictureRequest:
+        """
+        Fill in what is left open.
+
+        Args:
+            defaults: Values by field: ``steps``, ``guidance_scale``, ``width``, ``height``.
+
+        Returns:
+            The same picture; what it says itself stays.
+
+        Raises:
+            PictureError: When a default makes no sense.
+
+        Example:
+            >>> PictureRequest("a cat", steps=5).with_defaults({"steps": 20, "guidance_scale": 3.0}).guidance_scale
+            3.0
+        """
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -125,15 +146,3 @@ class Picture:
     image: Image
     seconds: float
     batch: int = 1
-
-
-def filled(request: PictureRequest, defaults: dict[str, Any]) -> PictureRequest:
-    """
-    Fill in what a request leaves open.
-
-    Example:
-        >>> filled(PictureRequest("a cat", steps=5), {"steps": 20, "guidance_scale": 3.0}).guidance_scale
-        3.0
-    """
-    missing = {name: value for name, value in defaults.items() if getattr(request, name) is None}
-    return replace(request, **missing) if missing else request
