@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -61,8 +62,8 @@ def home_of(module: nn.Module) -> torch.device:
 
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:
     """Give the type that a layer's inputs have; where its weight does not tell, that of the model's plain weights."""
-    candidates = [getattr(module, "weight", None), getattr(module, "bias", None), *root.parameters()]
-    for tensor in candidates:
+    own = getattr(module, "weight", None), getattr(module, "bias", None)
+    for tensor in chain(own, root.parameters()):  # a generator: thousands, asked for only where it comes to that
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             return tensor.dtype
     return torch.float32
