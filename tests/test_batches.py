@@ -171,8 +171,9 @@ def test_a_run_that_is_told_to_stop_leaves_a_plan_that_goes_on(model_folder, who
 
     first = list(run_plan(plan, on_image=made.append, stop=lambda: len(made) >= 3))
 
-    assert [result.status for result in first] == ["done"] * 3
-    assert statuses(plan) == {"done": 5, "kept": 3, "failed": 0}
+    assert {result.status for result in first} == {"done"}
+    assert len(first) in (3, 4)  # one more may have been on its way to the disk
+    assert statuses(plan) == {"done": 8 - len(first), "kept": len(first), "failed": 0}
     assert hashes(tmp_path) == hashes(whole_grid)
 
 

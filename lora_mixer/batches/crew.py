@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_mixer.batches.worker import Reply, Worker, memory_in_use
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lora_mixer.batches.order import Task
-    from lora_mixer.batches.worker import WorkSpec
+    from lora_mixer.batches.worker import Outcome, WorkSpec
     from lora_mixer.pictures import PictureRequest
 
 STARTS_AT_MOST = 5
@@ -57,8 +57,8 @@ class Backend(Protocol):
     def launch(self, worker: int) -> Any:
         """Start a worker, anew where it was lost; the handle's result is :class:`Ready`."""
 
-    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Any:
-        """Give a worker a task; the handle's result is :class:`~lora_mixer.batches.worker.Reply`."""
+    def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Any:
+        """Give a worker a task, or none to hear of the last pictures; the result is :class:`~lora_mixer.batches.worker.Reply`."""
 
     def poll(self, handles: Sequence[Any], seconds: float) -> Iterable[Any]:
         """Wait until at least one handle is done, or the time is over, and give those that are."""
@@ -77,13 +77,15 @@ class Event:
 
     Attributes:
         worker: Its number.
-        task: What it was at; None while it started.
         result: What it gave, or why it is gone.
+        outcomes: What came of pictures, and the tasks that they are of.
+        lost: What it was at when it was lost, and what it had made and not told of.
     """
 
     worker: int
-    task: Task | None
     result: Ready | Reply | WorkerGoneError
+    outcomes: tuple[tuple[Task, Outcome], ...] = ()
+    lost: tuple[Task, ...] = ()
 
 
 class Crew:
@@ -97,11 +99,13 @@ class Crew:
     def __init__(self, backend: Backend) -> None:
         """Launch all."""
         self.backend = backend
-        self._busy: dict[Any, tuple[int, Task | None]] = {}
+        self._busy: dict[Any, int] = {}
+        self._starting: set[int] = set()
         self._idle: set[int] = set()
+        self._open: dict[int, dict[int, Task]] = {worker: {} for worker in range(backend.count)}
         self._failed_starts = dict.fromkeys(range(backend.count), 0)
         for worker in range(backend.count):
-            self._busy[backend.launch(worker)] = (worker, None)
+            self._launch(worker)
 
     @property
     def idle(self) -> list[int]:
@@ -110,13 +114,28 @@ class Crew:
 
     @property
     def working(self) -> int:
-        """How many are at a task."""
-        return sum(task is not None for _, task in self._busy.values())
+        """How many are at a task, or have made pictures that they have not told of."""
+        at_work = {worker for worker in self._busy.values() if worker not in self._starting}
+        return len(at_work | {worker for worker, pictures in self._open.items() if pictures})
 
     def submit(self, worker: int, task: Task, ahead: Sequence[str]) -> None:
         """Give an idle worker a task."""
+        self._open[worker].update((picture.index, task) for picture in task.pictures)
+        self._send(worker, task, ahead)
+
+    def ask_the_idle(self) -> None:
+        """Let workers that are idle say what came of pictures that they have not told of."""
+        for worker in self.idle:
+            if self._open[worker]:
+                self._send(worker, None, ())
+
+    def _send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> None:
         self._idle.discard(worker)
-        self._busy[self.backend.send(worker, task, ahead)] = (worker, task)
+        self._busy[self.backend.send(worker, task, ahead)] = worker
+
+    def _launch(self, worker: int) -> None:
+        self._starting.add(worker)
+        self._busy[self.backend.launch(worker)] = worker
 
     def wait(self, seconds: float) -> list[Event]:
         """
@@ -126,26 +145,43 @@ class Crew:
             WorkersError: When workers are lost again and again before they have done anything.
             LoraMixerError: What a worker met when it loaded the pipeline.
         """
-        events = []
-        for handle in list(self.backend.poll(list(self._busy), seconds)) if self._busy else ():
-            worker, task = self._busy.pop(handle)
-            try:
-                result: Any = self.backend.result(handle)
-                self._idle.add(worker)
-                if task is not None:
-                    self._failed_starts[worker] = 0
-            except WorkerGoneError as error:
-                result = error
-                if task is None:
-                    self._failed_starts[worker] += 1
-                if self._failed_starts[worker] < STARTS_AT_MOST:
-                    self._busy[self.backend.launch(worker)] = (worker, None)
-                elif not self._busy and not self._idle:
-                    raise WorkersError(
-                        f"all workers were lost {STARTS_AT_MOST} times in a row before they did anything; the last one: {error}"
-                    ) from error
-            events.append(Event(worker, task, result))
-        return events
+        handles = list(self.backend.poll(list(self._busy), seconds)) if self._busy else []
+        return [self._event(handle) for handle in handles]
+
+    def _event(self, handle: Any) -> Event:
+        worker = self._busy.pop(handle)
+        starting = worker in self._starting
+        self._starting.discard(worker)
+        try:
+            result = self.backend.result(handle)
+        except WorkerGoneError as error:
+            return self._gone(worker, error, starting=starting)
+        self._idle.add(worker)
+        if not isinstance(result, Reply):
+            return Event(worker, result)
+        self._failed_starts[worker] = 0
+        own = self._open[worker]
+        # one that was thought lost may tell of what others were given since
+        known = [(task, x) for x in result.outcomes if (task := own.pop(x.picture.index, None))]
+        return Event(worker, result, tuple(known))
+
+    def _gone(self, worker: int, error: WorkerGoneError, *, starting: bool) -> Event:
+        if starting:
+            self._failed_starts[worker] += 1
+        if self._failed_starts[worker] < STARTS_AT_MOST:
+            self._launch(worker)
+        elif not self._busy and not self._idle:
+            raise WorkersError(
+                f"all workers were lost {STARTS_AT_MOST} times in a row before they did anything; the last one: {error}"
+            ) from error
+        own, self._open[worker] = self._open[worker], {}
+        # task by task, with those of its pictures that nothing is known of
+        tasks = {id(task): task for task in own.values()}
+        left = [
+            replace(task, pictures=tuple(x for x in task.pictures if x.index in own))
+            for task in tasks.values()
+        ]
+        return Event(worker, error, lost=tuple(left))
 
     def close(self) -> None:
         """End all workers."""
@@ -175,7 +211,7 @@ class InProcess:
         made = ready(self._worker, self._requests)
         return lambda: made
 
-    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Any:
+    def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Any:
         """Keep the task for when somebody waits for it."""
         del worker
         assert self._worker is not None  # noqa: S101 -- the crew launches before it sends

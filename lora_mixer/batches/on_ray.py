@@ -35,7 +35,7 @@ class RayWorker:
             self._worker = Worker(spec)
         return ready(self._worker, requests)
 
-    def work(self, task: Task, ahead: Sequence[str]) -> Reply:
+    def work(self, task: Task | None, ahead: Sequence[str]) -> Reply:
         """Make the pictures of a task."""
         if self._worker is None:
             raise RuntimeError("the actor was started anew and has no pipeline yet")
@@ -91,7 +91,7 @@ class RayActors:
             self._actors[worker] = self._actor.remote()
         return self._remember(worker, self._actors[worker].begin.remote(*self._arguments))
 
-    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Any:
+    def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Any:
         """Hand a task over."""
         return self._remember(worker, self._actors[worker].work.remote(task, tuple(ahead)))
 

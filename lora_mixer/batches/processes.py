@@ -43,7 +43,7 @@ def _begin(spec: WorkSpec, requests: Sequence[PictureRequest]) -> Ready:
     return ready(_mine[0], requests)
 
 
-def _work(task: Task, ahead: Sequence[str]) -> Reply:
+def _work(task: Task | None, ahead: Sequence[str]) -> Reply:
     return _mine[0].work(task, ahead)
 
 
@@ -106,7 +106,7 @@ class Processes:
         self._begun[worker] = self._submit(pool, _begin, spec, self._requests)
         return self._begun[worker]
 
-    def send(self, worker: int, task: Task, ahead: Sequence[str]) -> Future[Any]:
+    def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Future[Any]:
         """Hand a task over."""
         return self._submit(self._pools[worker], _work, task, tuple(ahead))
 

@@ -209,6 +209,7 @@ class _Run:
                     return
                 if queue is not None and not stopping:
                     _hand_out(queue, crew, residents)
+                crew.ask_the_idle()
                 for event in crew.wait(_LOOK_SECONDS):
                     if queue is None and isinstance(event.result, Ready):
                         queue = self._queue(todo, event.result)
@@ -230,12 +231,13 @@ class _Run:
         if isinstance(event.result, WorkerGoneError):
             residents.pop(event.worker, None)
             queue.leave(event.worker)
-            yield from self._after_loss(event.task, str(event.result), queue, manifest)
-        elif isinstance(event.result, Reply) and event.task is not None:
+            for task in event.lost:
+                yield from self._after_loss(task, str(event.result), queue, manifest)
+        elif isinstance(event.result, Reply):
             residents[event.worker] = event.result.resident
             extra = {"worker": event.worker, "memory": event.result.memory}
-            for outcome in event.result.outcomes:
-                yield from self._after(outcome, event.task, queue, manifest, extra)
+            for task, outcome in event.outcomes:
+                yield from self._after(outcome, task, queue, manifest, extra)
 
     def _backend(
         self, engine: EngineName, workers: int | None, address: str | None, shapes: Sequence[PictureRequest]
@@ -285,9 +287,9 @@ class _Run:
             yield self._record(outcome, task, manifest, extra)
 
     def _after_loss(
-        self, task: Task | None, reason: str, queue: TaskQueue, manifest: Manifest
+        self, task: Task, reason: str, queue: TaskQueue, manifest: Manifest
     ) -> Iterator[BatchResult]:
-        for each in task.alone(losses=task.losses + 1) if task is not None else ():
+        for each in task.alone(losses=task.losses + 1):
             if each.losses < LOSSES_AT_MOST:
                 queue.put(each)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _SHARE_OF_FREE = 0.8
 _BATCH_AT_MOST = 64
+_SAVERS = 2
+_PATIENCE = 0.01
+"""The share of a task's time that is waited for its own pictures to be written."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Reply:
     What a worker gives back.
 
     Attributes:
-        outcomes: One for each picture.
+        outcomes: What came of pictures since the last reply: of this task, and of those before.
         resident: The adapters that it has in memory now.
         seconds: The time that all of it took.
         memory: Bytes that the process has in memory.
@@ -130,6 +134,8 @@ class Worker:
         self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
         self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
         self.storage = Storage(spec.folder)
+        self._saver = ThreadPoolExecutor(_SAVERS, "save")
+        self._saving: list[Future[Outcome]] = []
 
     @property
     def is_on_gpu(self) -> bool:
@@ -172,47 +178,66 @@ class Worker:
         each = max(peaks[1] - peaks[0], 1)
         return max(1, min(_BATCH_AT_MOST, int(free // each)))
 
-    def work(self, task: Task, ahead: Sequence[str] = ()) -> Reply:
+    def work(self, task: Task | None, ahead: Sequence[str] = ()) -> Reply:
         """
         Make the pictures of a task; what goes wrong with one is told, not raised.
 
+        Pictures are written while the next ones are made: what is not on the disk soon is told in a later reply.
+
         Args:
-            task: What to make.
+            task: What to make; None only waits until all is written.
             ahead: The adapters that will be needed next.
         """
         start = time.perf_counter()
-        try:
-            self.cache.want(task.adapters)
-            self.cache.expect(ahead)
-            outcomes = self._make(task)
-        except Exception as error:  # noqa: BLE001 -- one picture's failure costs that picture
-            outcomes = [_failed(picture, error) for picture in task.pictures]
-        return Reply(tuple(outcomes), self.cache.resident, time.perf_counter() - start, memory_in_use())
+        before, self._saving = self._saving, []
+        failed: list[Outcome] = []
+        made: set[int] = set()
+        if task is not None:
+            try:
+                self.cache.want(task.adapters)
+                self.cache.expect(ahead)
+                self._make(task, made)
+            except Exception as error:  # noqa: BLE001 -- one picture's failure costs that picture
+                failed = [_failed(x, error) for number, x in enumerate(task.pictures) if number not in made]
+        outcomes = [future.result() for future in before]
+        wait(self._saving, _PATIENCE * (time.perf_counter() - start))
+        outcomes += [future.result() for future in self._saving if future.done()]
+        self._saving = [future for future in self._saving if not future.done()]
+        seconds = time.perf_counter() - start
+        return Reply((*outcomes, *failed), self.cache.resident, seconds, memory_in_use())
 
-    def _make(self, task: Task) -> list[Outcome]:
+    def _make(self, task: Task, done: set[int]) -> None:
+        """Make pictures and have them written; ``done`` tells which, also where this raises."""
         requests = [picture.request for picture in task.pictures]
         mixes = {request.mix.fingerprint: request.mix for request in requests}
         if len(mixes) == 1 and (mix := requests[0].mix) != self.mixer.mix:
             self.mixer.set_mix(mix)  # stays in effect, so that the next picture of this mix rewrites nothing
         elif len(mixes) > 1:
             self.mixer.set_mix({})
-        return [self._saved(task.pictures[made.index], made) for made in self.maker.make(requests)]
+        for made in self.maker.make(requests):
+            hashes = self.cache.hashes(made.request.mix.names)
+            self._saving.append(self._saver.submit(self._saved, task.pictures[made.index], made, hashes))
+            done.add(made.index)
 
-    def _saved(self, planned: PlannedPicture, made: Picture) -> Outcome:
+    def _saved(
+        self, planned: PlannedPicture, made: Picture, hashes: Mapping[str, Mapping[str, str]]
+    ) -> Outcome:
         from lora_mixer.recall import PictureSettings
 
         settings = PictureSettings.of_request(made.request, model=self.spec.model)
-        hashes = self.cache.hashes(made.request.mix.names)
         try:
             digest = self.storage.save(planned.file, made.image, settings, hashes, self.spec.quality)
         except SaveError as error:
             return _failed(planned, error, fatal=isinstance(error.__cause__, OSError))
+        except Exception as error:  # noqa: BLE001 -- it costs this picture
+            return _failed(planned, error)
         return Outcome(planned, digest, made.image.width, made.image.height, made.seconds)
 
     def close(self) -> None:
         """Give the base back, and leave the process as it was found."""
         import torch
 
+        self._saver.shutdown(wait=True)
         self.cache.close()
         self.mixer.unload_lora_weights()
         torch.set_num_threads(self._before.threads)

@@ -63,7 +63,9 @@ def home_of(module: nn.Module) -> torch.device:
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:
     """Give the type that a layer's inputs have; where its weight does not tell, that of the model's plain weights."""
     own = getattr(module, "weight", None), getattr(module, "bias", None)
-    for tensor in chain(own, root.parameters()):  # a generator: thousands, asked for only where it comes to that
+    for tensor in chain(
+        own, root.parameters()
+    ):  # a generator: thousands, asked for only where it comes to that
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             return tensor.dtype
     return torch.float32
