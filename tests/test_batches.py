@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest
 from lora_mixer.batches import read_manifest, run_plan
+from lora_mixer.batches.storage import Storage
 from lora_mixer.errors import SaveError
 from lora_mixer.recall import read_picture
 from tests.batch_plans import GRID, hashes, plan_for, statuses
@@ -187,3 +189,25 @@ def test_two_runs_do_not_share_a_manifest(model_folder, tmp_path):
 
     first.close()
     assert statuses(plan) == {"done": 1, "kept": 1, "failed": 0}
+
+
+def test_a_picture_is_written_while_the_next_one_is_made(model_folder, tmp_path, monkeypatch):
+    next_begun, seen = threading.Event(), []
+    save, make = Storage.save, PictureMaker.make
+
+    def slow(storage, name, *arguments):
+        if not seen:
+            seen.append(next_begun.wait(60))
+        return save(storage, name, *arguments)
+
+    def noted(maker, requests, **more):
+        if any(request.seed == 1 for request in requests):
+            next_begun.set()
+        return make(maker, requests, **more)
+
+    monkeypatch.setattr(Storage, "save", slow)
+    monkeypatch.setattr(PictureMaker, "make", noted)
+    plan = plan_for(model_folder, tmp_path, [{"seed": 0}, {"seed": 1}])
+
+    assert statuses(plan) == {"done": 2, "kept": 0, "failed": 0}
+    assert seen == [True]
