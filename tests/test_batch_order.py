@@ -93,7 +93,7 @@ class Scripted:
             raise WorkerGoneError("killed")
         return answer
 
-    def close(self):
+    def close(self, *, at_once=False):
         """There is nothing to end."""
 
 
