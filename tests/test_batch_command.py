@@ -61,7 +61,7 @@ def test_the_trial_of_a_dry_run_gives_time_and_memory(model_folder):
     found = dry_run(plan_for(model_folder, "out", [GRID]))
 
     assert found.seconds > 0
-    assert found.memory > sum(adapter["bytes"] for adapter in found.adapters.values())
+    assert found.memory > 100e6  # the whole process, of which the tiny pipeline is a small part
 
 
 def test_a_bad_plan_is_a_message_with_lines(tmp_path):

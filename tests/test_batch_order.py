@@ -95,7 +95,7 @@ class Scripted:
             raise WorkerGoneError("killed")
         return answer
 
-    def close(self):
+    def close(self, *, at_once=False):
         """There is nothing to end."""
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest
 from lora_mixer.batches import read_manifest, run_plan
+from lora_mixer.batches.crew import InProcess
 from lora_mixer.batches.storage import Storage
 from lora_mixer.errors import SaveError
 from lora_mixer.recall import read_picture
@@ -177,6 +178,21 @@ def test_a_run_that_is_told_to_stop_leaves_a_plan_that_goes_on(model_folder, who
     assert len(first) in (3, 4)  # one more may have been on its way to the disk
     assert statuses(plan) == {"done": 8 - len(first), "kept": len(first), "failed": 0}
     assert hashes(tmp_path) == hashes(whole_grid)
+
+
+def test_workers_finish_what_they_are_at_unless_nobody_would_record_it(model_folder, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(InProcess, "close", lambda _, at_once: closed.append(at_once))
+    plan = plan_for(model_folder, tmp_path, [{"repeat": 3}])
+    made = []
+
+    list(run_plan(plan, on_image=made.append, stop=lambda: bool(made)))
+    left = run_plan(plan)
+    [next(left), next(left)]  # one that is kept, and one that is made
+    left.close()
+    list(run_plan(plan))
+
+    assert closed == [False, True, False]
 
 
 def test_two_runs_do_not_share_a_manifest(model_folder, tmp_path):

@@ -139,6 +139,10 @@ class AdapterCache:
     def close(self) -> None:
         """Stop reading, and remove what was downloaded."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was downloaded, whoever may still read it: the process is about to end."""
         if self._spool is not None:
             shutil.rmtree(self._spool, ignore_errors=True)
 

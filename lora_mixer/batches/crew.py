@@ -66,8 +66,8 @@ class Backend(Protocol):
     def result(self, handle: Any) -> Any:
         """Give a handle's result, or raise WorkerGoneError."""
 
-    def close(self) -> None:
-        """End all workers."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End all workers, after what they are at or in the middle of it."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,6 @@ class Crew:
         ]
         return Event(worker, error, lost=tuple(left))
 
-    def close(self) -> None:
-        """End all workers."""
-        self.backend.close()
-
 
 class InProcess:
     """
@@ -227,7 +223,8 @@ class InProcess:
         """Do it."""
         return handle()
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """Give the base back."""
+        del at_once  # nothing goes on here that nobody waits for
         if self._worker is not None:
             self._worker.close()

@@ -31,7 +31,7 @@ class DryRun:
         rewrites: How often weights are written.
         loads: How often an adapter is read, by one worker.
         seconds: Expected time of one worker; None where no trial was made.
-        memory: Expected bytes of one worker on its device (in the process, on a CPU); None as above.
+        memory: Expected bytes of one worker: on its GPU, or of its whole process on a CPU; None as above.
     """
 
     pictures: int
@@ -134,7 +134,6 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
 
     plan = checked.plan
     threads = torch.get_num_threads()
-    before = memory_in_use()
     torch.set_num_threads(plan.run.threads)
     try:
         pipe = load_pipeline(plan.model, device=plan.run.device, dtype=plan.run.dtype)
@@ -155,7 +154,7 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
                 steps = maker.resolve(replace(picture.request, mix=Mix(), prompt="x")).steps or 1
                 total += max(one - step, 0.0) + step * steps
         on_gpu = pipe.device.type == "cuda"
-        used = torch.cuda.max_memory_allocated() if on_gpu else memory_in_use() - before
+        used = torch.cuda.max_memory_allocated() if on_gpu else memory_in_use()
     finally:
         torch.set_num_threads(threads)
     return total, used + _of_adapters(checked, pipe)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from lora_mixer.pictures import PictureRequest
 
 
+_END_SECONDS = 10.0
+"""How long the end of a run waits for actors to tidy up."""
+
+
 class RayWorker:
     """What lives in an actor; the pipeline is loaded by ``begin``, so that a failure of it comes back as itself."""
 
@@ -40,6 +44,11 @@ class RayWorker:
         if self._worker is None:
             raise RuntimeError("the actor was started anew and has no pipeline yet")
         return self._worker.work(task, ahead)
+
+    def end(self) -> None:
+        """Remove what was downloaded."""
+        if self._worker is not None:
+            self._worker.cache.discard()
 
 
 class RayActors:
@@ -84,6 +93,7 @@ class RayActors:
         self._arguments = (ray.put(spec), ray.put(tuple(requests)))
         self._actors: dict[int, Any] = {}
         self._of: dict[Any, int] = {}
+        self._begun: set[int] = set()
 
     def launch(self, worker: int) -> Any:
         """Ask an actor to begin: a new one, or the one that Ray starts again."""
@@ -109,8 +119,9 @@ class RayActors:
         """Give the result."""
         errors = self._ray.exceptions
         worker = self._of.pop(handle)
+        self._begun.discard(worker)
         try:
-            return self._ray.get(handle)
+            found = self._ray.get(handle)
         except errors.ActorUnavailableError as error:
             raise WorkerGoneError(f"its actor is being started again: {_first_line(error)}") from error
         except errors.RayActorError as error:
@@ -123,9 +134,15 @@ class RayActors:
             raise cause from error
         except (errors.NodeDiedError, errors.WorkerCrashedError, errors.ObjectLostError) as error:
             raise WorkerGoneError(f"its node is gone: {_first_line(error)}") from error
+        else:
+            self._begun.add(worker)
+            return found
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """End the actors, and Ray where it was started here."""
+        tidying = [] if at_once else [self._actors[worker].end.remote() for worker in self._begun]
+        if tidying:
+            self._ray.wait(tidying, num_returns=len(tidying), timeout=_END_SECONDS)
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()

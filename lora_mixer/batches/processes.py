@@ -33,6 +33,8 @@ def _prepare(wanted: Connection) -> None:
 
     def watch() -> None:
         wait_for([wanted])
+        for worker in _mine:
+            worker.cache.discard()
         os._exit(1)  # nobody would read the answer
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
@@ -129,10 +131,10 @@ class Processes:
         except BrokenProcessPool as error:
             raise WorkerGoneError("its process ended without an answer (killed, or out of memory)") from error
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """End the processes: after what they are at, and at once those that are still loading."""
         for worker, pool in self._pools.items():
-            if self._begun[worker].done():
+            if self._begun[worker].done() and not at_once:
                 with contextlib.suppress(BrokenProcessPool, RuntimeError):
                     pool.submit(_end)
             else:

@@ -201,12 +201,13 @@ class _Run:
         backend = self._backend(engine, workers, address, _one_of_each_shape(todo))
         residents: dict[int, tuple[str, ...]] = {}
         queue: TaskQueue | None = None
+        at_once = True  # after an error, or when nobody takes results any more, what is in hand would not be recorded
         try:
             crew = Crew(backend)
             while queue is None or len(queue) or crew.working:
                 stopping = self.stop()
                 if stopping and not crew.working:
-                    return
+                    break
                 if queue is not None and not stopping:
                     _hand_out(queue, crew, residents)
                 crew.ask_the_idle()
@@ -216,8 +217,9 @@ class _Run:
                     self._tell_of_worker(event)
                     if queue is not None:
                         yield from self._take(event, queue, residents, manifest)
+            at_once = False
         finally:
-            backend.close()
+            backend.close(at_once=at_once)
 
     def _tell_of_worker(self, event: Event) -> None:
         if isinstance(event.result, Ready):
