@@ -15,6 +15,7 @@ import functools
 import multiprocessing
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -63,6 +64,7 @@ class Clock:
     def __init__(self) -> None:
         """Start at nothing."""
         self.seconds: Counter[str] = Counter()
+        self.beside: Counter[str] = Counter()  # in other threads, while this one goes on
 
     @contextmanager
     def around(self, **places: tuple[Any, str]) -> Iterator[None]:
@@ -79,7 +81,8 @@ class Clock:
             try:
                 return call(*arguments, **more)
             finally:
-                self.seconds[label] += time.perf_counter() - start
+                own = threading.current_thread() is threading.main_thread()
+                (self.seconds if own else self.beside)[label] += time.perf_counter() - start
 
         return wrapper
 
@@ -87,10 +90,14 @@ class Clock:
         """Say what a picture took, and the share of each part."""
         left = total - sum(self.seconds.values())
         shares = {**self.seconds, rest: left}
-        return ", ".join(
+        parts = [
             f"{label} {1e3 * seconds / pictures:.1f} ms ({100 * seconds / total:.2f} %)"
             for label, seconds in shares.items()
-        )
+        ]
+        parts += [
+            f"meanwhile {label} {1e3 * seconds / pictures:.1f} ms" for label, seconds in self.beside.items()
+        ]
+        return ", ".join(parts)
 
 
 def peer_loop(
