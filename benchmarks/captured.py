@@ -45,7 +45,7 @@ class Bench:
         self.clock = Clock(device, repeats)
         self.pipe = pipeline(size, device, dtype)
         # the captured call reads no scheduler: one timestep is one step of one
-        self.pipe.scheduler.set_timesteps(1)
+        self.pipe.scheduler.set_timesteps(1, device=device)
         self.mixer = LoraMixer(self.pipe)
         self.names = []
         for seed in range(ADAPTERS):
@@ -66,6 +66,7 @@ class Bench:
         """Make one denoiser call of a batch on fixed inputs."""
         torch.manual_seed(1)
         inputs = step_inputs(self.size, batch, self.device, self.dtype)
+        inputs["timestep"] = self.pipe.scheduler.timesteps[0]  # as pipelines give it
         if side is not None:
             inputs["sample"] = inputs["sample"][..., :side, :side].contiguous()
 

@@ -8,7 +8,7 @@ import torch
 
 from lora_mixer.engines.images import image_rows
 from lora_mixer.engines.passes import all_passes
-from lora_mixer.engines.steps import Step, StepClock, scheduler_timesteps, timestep_of
+from lora_mixer.engines.steps import Step, StepClock, Timesteps
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Follower:
         self._prompts = prompts
         self._copies = copies
         self._put = put
-        self._clock = StepClock(scheduler_timesteps(pipe))
+        self._timesteps = Timesteps(pipe)
+        self._clock = StepClock(self._timesteps.read)
         self._now: tuple[Step, torch.Tensor | None, tuple[int, int]] = (START, None, (0, 0))
 
     @property
@@ -69,7 +70,7 @@ class Follower:
             self._pipe, int(sample.shape[0]), images, self._copies, negatives=self._negatives > 0
         )
         self._prompts.restart()
-        self._now = (self._clock.tick(timestep_of(args, kwargs)), rows, latents)
+        self._now = (self._clock.tick(self._timesteps.of(args, kwargs)), rows, latents)
         self._run(0)
 
     def after(

@@ -90,27 +90,57 @@ def _find(levels: Sequence[float], timestep: float) -> int | None:
     return None
 
 
-def scheduler_timesteps(pipe: Any) -> Callable[[], Sequence[float] | None]:
-    """Give a reader of the timesteps that a pipeline's scheduler is set to; it keeps the list until they change."""
-    kept: list[Any] = [None, None]
+class Timesteps:
+    """
+    The timesteps that a pipeline's scheduler is set to.
 
-    def read() -> Sequence[float] | None:
-        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Read nothing yet."""
+        self._pipe = pipe
+        self._kept: tuple[Any, int] | None = None
+        self._values: list[float] = []
+
+    def read(self) -> Sequence[float] | None:
+        """Give all in order, read once until they change; None where there is no scheduler."""
+        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
         if timesteps is None:
             return None
-        if timesteps is not kept[0]:
-            kept[0], kept[1] = timesteps, [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
-        values: list[float] = kept[1]
-        return values
+        version = _version(timesteps)
+        if self._kept is None or timesteps is not self._kept[0] or version != self._kept[1]:
+            self._kept = timesteps, version
+            self._values = [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
+        return self._values
 
-    return read
+    def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+        """Find the timestep of a denoiser call: the argument of that name, or the second one."""
+        value = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        if value is None:
+            return 0.0
+        if not isinstance(value, torch.Tensor):
+            return float(value)
+        known = self._known(value)
+        return float(value.flatten()[0].item()) if known is None else known
+
+    def _known(self, value: torch.Tensor) -> float | None:
+        """Give the value of a tensor that is a part of the scheduler's: reading it would wait for the GPU at each step."""
+        values = self.read()
+        whole = self._kept[0] if values and self._kept is not None else None
+        if not isinstance(whole, torch.Tensor) or whole.ndim != 1 or value.numel() == 0:
+            return None
+        if value.dtype != whole.dtype or value.device != whole.device:
+            return None
+        if value.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            return None
+        place, rest = divmod(
+            int(value.storage_offset()) - int(whole.storage_offset()), int(whole.stride(0)) or 1
+        )
+        return self._values[place] if not rest and 0 <= place < len(self._values) else None
 
 
-def timestep_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """Find the timestep of a denoiser call: the argument of that name, or the second one."""
-    value = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-    if value is None:
-        return 0.0
-    if isinstance(value, torch.Tensor):
-        return float(value.flatten()[0].item())
-    return float(value)
+def _version(timesteps: Any) -> int:
+    counts = isinstance(timesteps, torch.Tensor) and not timesteps.is_inference()
+    return timesteps._version if counts else 0  # noqa: SLF001 -- tells of changes in place
