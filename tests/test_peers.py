@@ -156,12 +156,17 @@ def test_both_list_the_same_adapters(pair: Any) -> None:
 
 def test_after_disable_the_picture_is_that_of_the_base_to_the_byte(pair: Any) -> None:
     theirs, mixer, clean = pair
+    mixer.disable_lora()
+    base = picture(mixer.pipe)
     mixer.set_adapters(["kohya", "peft"], [0.6, -0.4])
+    assert np.abs(picture(mixer.pipe) - base).max() > FAR
 
     mixer.disable_lora()
     theirs.disable_lora()
     try:
-        assert picture(mixer.pipe).tobytes() == picture(theirs).tobytes()
+        assert picture(mixer.pipe).tobytes() == base.tobytes()
+        # another pipeline's weights lie elsewhere in memory, and some builds of torch sum in another order there
+        assert np.abs(picture(theirs) - base).max() < CLOSE
     finally:
         theirs.enable_lora()
     clean.assert_untouched(mixer.pipe)
