@@ -255,6 +255,27 @@ def costs(count: int = 2000) -> None:
             for task in tasks:
                 pool.submit(_echo, task, ("ink",)).result()
             print(f"task to a process and back: {(time.perf_counter() - start) / count * 1e3:.3f} ms")
+        print(f"task to an actor of Ray and back: {_ray_seconds(tasks) / count * 1e3:.3f} ms")
+
+
+class _Echo:
+    def work(self, task: Task, ahead: tuple[str, ...]) -> Reply:
+        return _echo(task, ahead)
+
+
+def _ray_seconds(tasks: list[Task]) -> float:
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        actor = ray.remote(num_cpus=1)(_Echo).remote()
+        ray.get(actor.work.remote(tasks[0], ()))
+        start = time.perf_counter()
+        for task in tasks:
+            ray.get(actor.work.remote(task, ("ink",)))
+        return time.perf_counter() - start
+    finally:
+        ray.shutdown()
 
 
 def main() -> None:

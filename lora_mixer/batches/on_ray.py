@@ -88,8 +88,10 @@ class RayActors:
         needs = {"num_gpus": 1} if gpus else {"num_cpus": spec.run.threads}
         self.count = workers or (gpus or max(1, int(have.get("CPU", 1)) // spec.run.threads))
         spec = replace(spec, device="cuda" if gpus else spec.device)
-        # max_task_retries=0: what was in hand is done by whoever is free first, not by the actor once it is back
-        self._actor = ray.remote(**needs, max_restarts=-1, max_task_retries=0)(RayWorker)
+        # What was in hand is done by whoever is free first, not by the actor once it is back; but a start waits for that,
+        # and Ray takes a while to see that a node is gone. One that dies twice is replaced by a new one, up to a limit.
+        ray.method(max_task_retries=-1)(RayWorker.begin)
+        self._actor = ray.remote(**needs, max_restarts=1, max_task_retries=0)(RayWorker)
         self._arguments = (ray.put(spec), ray.put(tuple(requests)))
         self._actors: dict[int, Any] = {}
         self._of: dict[Any, int] = {}

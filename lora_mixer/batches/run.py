@@ -98,7 +98,7 @@ def run_plan(
         plan: A file, the values, a plan, or what :func:`check_plan` gave.
         engine: ``local`` is this process; ``processes`` one process per GPU, or per ``threads`` cores; ``ray`` a cluster.
         workers: How many; None is one per GPU, or as many as the cores allow.
-        address: Of the Ray cluster; None is a known one, or a new one on this machine.
+        address: Of the Ray cluster; None is the one that runs on this machine, or a new one, and ``local`` always a new one.
         on_image: Called with each picture that was made.
         on_event: Called with a dict at each thing that happens: ``start``, ``worker``, ``picture``, ``sheet``, ``end``.
         stop: Asked now and then; once it says so, pictures in hand are finished and no others begun.

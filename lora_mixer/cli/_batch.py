@@ -50,7 +50,7 @@ def batch(
         int | None, typer.Option(min=1, help="Default: one per GPU, or as many as the cores allow.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster: auto, HOST:6379 or ray://HOST:10001.")
+        str | None, typer.Option(help="Of the Ray cluster: auto, local, HOST:6379 or ray://HOST:10001.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="In place of the plan's output.folder.")] = None,
     as_json: Annotated[
