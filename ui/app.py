@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.ui.api import add_api
-from lora_mixer.ui.making import Jobs
-from lora_mixer.ui.page import FAST, Shared
-from lora_mixer.ui.page_compare import compare_page
-from lora_mixer.ui.page_export import export_page
-from lora_mixer.ui.page_gallery import gallery_page
-from lora_mixer.ui.page_library import library_page
-from lora_mixer.ui.page_make import make_page
-from lora_mixer.ui.page_mix import connect_side, make_board, make_side
-from lora_mixer.ui.studio import Settings, Studio
-from lora_mixer.ui.theme import css, head, theme
+
+from .api import add_api
+from .making import Jobs
+from .page import FAST, Shared
+from .page_compare import compare_page
+from .page_export import export_page
+from .page_gallery import gallery_page
+from .page_library import library_page
+from .page_make import make_page
+from .page_mix import connect_side, make_board, make_side
+from .studio import Settings, Studio
+from .theme import css, head, theme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import AdapterMix, LbwWeights, Mix
-from lora_mixer.ui import checks
+
+from . import checks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.recall import Recall
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 MAX_ROWS = 32
 MAX_WEIGHT = 100.0
@@ -252,7 +254,7 @@ def shown(board: Board, studio: Studio) -> dict[str, Any]:
 
 
 def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
-    from lora_mixer.ui.thumbs import thumbnail_uri
+    from .thumbs import thumbnail_uri
 
     entry = studio.entry_named(row.name)
     about: Mapping[str, Any]

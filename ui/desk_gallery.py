@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.recall import PictureSettings, Recall, match_adapters, read_picture
-from lora_mixer.ui import gallery
-from lora_mixer.ui.board import recalled_board, shown
+
+from . import gallery
+from .board import recalled_board, shown
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 MAX_PICTURE = 64 << 20
 

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.library import strengths
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import facts_line, trigger_list
-from lora_mixer.ui.thumbs import thumbnail_uri
+
+from . import checks
+from .board import facts_line, trigger_list
+from .thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.library import Entry
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PAGE = 24
 SORTS = {

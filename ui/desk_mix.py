@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import Row, board_of, read_board, read_mix, shown, with_row
-from lora_mixer.ui.masks import painted
+
+from . import checks
+from .board import Row, board_of, read_board, read_mix, shown, with_row
+from .masks import painted
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 CURVE_STEPS = 50
 SHAPES = (

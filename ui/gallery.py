@@ -11,8 +11,9 @@ from urllib.parse import quote
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError
 from lora_mixer.recall import PictureSettings, read_picture, save_picture
-from lora_mixer.ui import checks
-from lora_mixer.ui.thumbs import data_uri, file_uri
+
+from . import checks
+from .thumbs import data_uri, file_uri
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lora_mixer import Picture
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PAGE = 24
 THUMB = 320

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
-from lora_mixer.ui import gallery
-from lora_mixer.ui.thumbs import data_uri
+
+from . import gallery
+from .thumbs import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from lora_mixer import Picture, PictureMaker, PictureRequest, StepReport
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PREVIEW_EVERY = 0.3
 """Seconds between previews; the first comes with the first step."""

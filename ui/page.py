@@ -14,8 +14,8 @@ from lora_mixer.errors import LoraMixerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.ui.making import Jobs
-    from lora_mixer.ui.studio import Studio
+    from .making import Jobs
+    from .studio import Studio
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def owner_of(request: gr.Request) -> str:
     return str(request.session_hash or "api")
 
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For all handlers of the page: no spinner over it, no public name, and the queue in front of the device is our own."""
 FAST = QUIET
 """For handlers that are quick. They go through Gradio's queue as well: without it, errors are not shown on the page."""

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.ui import desk_compare
-from lora_mixer.ui.desk_gallery import of_gallery, recalled
-from lora_mixer.ui.desk_make import IDLE, read_request
-from lora_mixer.ui.page import FAST, QUIET, guarded, owner_of
-from lora_mixer.ui.theme import part
+
+from . import desk_compare
+from .desk_gallery import of_gallery, recalled
+from .desk_make import IDLE, read_request
+from .page import FAST, QUIET, guarded, owner_of
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
+    from .page import Fields, Shared
 
 _VALUES = "0, 0.5, 1    ·    0-1 (+0.25)    ·    1-4    ·    ink, neon"
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_gallery, gallery
-from lora_mixer.ui.page import FAST, QUIET, guarded
-from lora_mixer.ui.theme import part
+from . import desk_gallery, gallery
+from .page import FAST, QUIET, guarded
+from .theme import part
 
 if TYPE_CHECKING:
     from lora_mixer.recall import PictureSettings
-    from lora_mixer.ui.page import Fields, Shared
+
+    from .page import Fields, Shared
 
 
 def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_library, desk_mix
-from lora_mixer.ui.page import FAST, QUIET, guarded
-from lora_mixer.ui.theme import part
+from . import desk_library, desk_mix
+from .page import FAST, QUIET, guarded
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
+    from .page import Fields, Shared
 
 
 TICK = 2.0

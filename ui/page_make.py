@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from lora_mixer.ui.desk_make import IDLE, MAX_COUNT, MAX_STEPS, MakeDesk, random_seed
-from lora_mixer.ui.page import FAST, QUIET, Fields, Shared, owner_of
-from lora_mixer.ui.theme import part
+from .desk_make import IDLE, MAX_COUNT, MAX_STEPS, MakeDesk, random_seed
+from .page import FAST, QUIET, Fields, Shared, owner_of
+from .theme import part
 
 
 def make_page(shared: Shared) -> Fields:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_mix
-from lora_mixer.ui.page import FAST, guarded
-from lora_mixer.ui.theme import part
+from . import desk_mix
+from .page import FAST, guarded
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
-    from lora_mixer.ui.studio import Studio
+    from .page import Fields, Shared
+    from .studio import Studio
 
 
 def make_board(studio: Studio) -> Any:

@@ -26,7 +26,8 @@ from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Library, MixBook, base_family
 from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, own_defaults
-from lora_mixer.ui.masks import Masks
+
+from .masks import Masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
