@@ -72,7 +72,7 @@ def build(studio: Studio) -> Any:
 
 def _top(studio: Studio) -> str:
     waiting = len(studio.queue)
-    queue = "idle" if not waiting else f"{waiting} in the queue"
+    queue = "idle" if not waiting else f"{waiting} queued"
     model = html.escape(Path(str(studio.settings.model)).name)
     return (
         '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
@@ -161,6 +161,7 @@ def launch(
         prevent_thread_lock=True,
         inbrowser=False,
     )
+    studio.preloader.warm_up()
     if block:
         sys.stdout.write(
             f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})\n"

@@ -57,6 +57,7 @@ def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any],
         if mask is not None and mask.picture is not None:
             with suppress(PictureError):  # the row says that its mask is not here
                 studio.masks.put_values(mask.picture)
+    studio.preloader.want(found.mix.names)
     return shown(recalled_board(found), studio), found
 
 

@@ -47,23 +47,11 @@ def keep(studio: Studio, picture: Picture) -> str:
     Returns:
         Its id. The file is there, whole, when this returns.
     """
-    request = picture.request
-    settings = PictureSettings(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seed=request.seed,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        width=picture.image.width,
-        height=picture.image.height,
-        model=str(studio.settings.model),
-        mix=request.mix,
-        version=__version__,
+    settings = PictureSettings.of_request(
+        picture.request, model=str(studio.settings.model), version=__version__
     )
-    found = new_id()
-    save_picture(
-        picture.image, studio.pictures / f"{found}.png", settings, hashes=studio.hashes(request.mix.names)
-    )
+    found, hashes = new_id(), studio.hashes(picture.request.mix.names)
+    save_picture(picture.image, studio.pictures / f"{found}.png", settings, hashes=hashes)
     return found
 
 

@@ -139,8 +139,6 @@ def make_all(
             studio.ready(dict.fromkeys(name for request in part for name in request.mix.names))
             clock.resume()
             watch = _watcher(job, clock, tell, start, len(full), len(part))
-            if start == 0:
-                studio.count_uses(full)
             for picture in maker.make(part, on_step=watch):
                 name = gallery.keep(studio, picture)
                 made[start + picture.index] = (picture, name)
@@ -152,6 +150,8 @@ def make_all(
                         | {"seed": str(picture.request.seed), "mix": picture.request.mix.to_text()},
                     }
                 )
+        if start == 0:  # not before the first picture, which somebody waits for
+            studio.count_uses(full)
     return [made[index] for index in sorted(made)]
 
 

@@ -30,9 +30,9 @@ def compare_page(shared: Shared, fields: Fields) -> None:
                 "**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note"
             )
             with gr.Row():
-                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=110)
-                alone = gr.Button("Each alone", elem_id="alone-button", min_width=110)
-                stop = gr.Button("Stop", elem_id="compare-stop", min_width=80)
+                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=88)
+                alone = gr.Button("Each alone", elem_id="alone-button", min_width=92)
+                stop = gr.Button("Stop", elem_id="compare-stop", min_width=60)
             slider = gr.ImageSlider(
                 label="Base and mix",
                 type="filepath",

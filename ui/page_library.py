@@ -40,7 +40,7 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 label="Adapter files",
                 show_label=False,
                 file_count="multiple",
-                file_types=[".safetensors"],
+                file_types=[".safetensors", ".json"],
                 type="filepath",
                 height=150,
                 elem_id="library-upload",
@@ -63,8 +63,8 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     def look(words: Any, base: Any, sort: Any) -> Any:
         return desk_library.search(studio, words, base, sort)
 
-    for field, event in ((words, "input"), (base, "change"), (sort, "change")):
-        getattr(field, event)(look, query, cards, trigger_mode="always_last", **FAST)
+    for field in (words, base, sort):  # change: "input" does not see what is pasted or dictated
+        field.change(look, query, cards, trigger_mode="always_last", **FAST)
 
     @guarded
     def turn(words: Any, base: Any, sort: Any, event: gr.EventData) -> Any:
@@ -129,8 +129,10 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     gr.Timer(TICK).tick(tick, query, cards, **FAST)
 
 
-def _bases(shared: Shared) -> list[str]:
-    return [desk_library.ANY_BASE, *shared.studio.library.facets()["base"]]
+def _bases(shared: Shared) -> list[tuple[str, str]]:
+    studio = shared.studio
+    any_base = (desk_library.ANY_BASE, desk_library.ANY_BASE)
+    return [any_base, *((studio.called(base), base) for base in studio.library.facets()["base"])]
 
 
 def _refusals(problems: str) -> Any:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .studio import Studio
 
 
+_UNLESS_WRITING = """(told, text) => (document.activeElement?.closest("#mix-text") ? text : told)"""
+"""An answer that comes late must not overwrite what somebody is writing."""
+
+
 def make_board(studio: Studio) -> Any:
     """Make the rows."""
 
@@ -45,6 +49,7 @@ def make_side(studio: Studio) -> dict[str, Any]:
             placeholder="ink:0.8, neon:unet=0.5,te=0.2,start=0.3",
             buttons=["copy"],
         )
+        described = gr.Textbox(visible="hidden", elem_id="mix-described")
         problem = gr.Markdown("", elem_id="mix-problem", elem_classes="lm-note")
         apply = gr.Button("Take this text", elem_id="mix-apply")
         with gr.Row():
@@ -64,13 +69,16 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
     """Connect the rows and what is below them."""
     studio, board = shared.studio, shared.board
     text, problem, saved = parts["text"], parts["problem"], parts["saved"]
+    told = parts["described"]
 
     def described(value: Any) -> tuple[str, str]:
         written, wrong = desk_mix.as_text(studio, value)
         return written, wrong.replace("<", "&lt;")
 
-    board.edited(described, board, [text, problem], **FAST)
-    board.change(described, board, [text, problem], **FAST)
+    for changed in (board.edited, board.change):
+        # always_last: without it, what comes while one answer is on its way is dropped, and the text stays behind
+        found = changed(described, board, [told, problem], trigger_mode="always_last", **FAST)
+        found.then(None, [told, text], text, js=_UNLESS_WRITING, **FAST)
 
     @guarded
     def word(prompt: Any, event: gr.EventData) -> str:

@@ -28,6 +28,7 @@ from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, own_defaults
 
 from .masks import Masks
+from .preloading import Preloader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,6 +112,7 @@ class Studio:
         self.loads = 0
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
+        self.preloader = Preloader(self)
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,13 @@ class Studio:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        return "" if fits else reason
+        return "" if fits else reason.replace(self.base, self.called(self.base))
+
+    def called(self, base: str) -> str:
+        """Give the name of a base family that people read: the demo's own base has none but a number."""
+        if self.settings.model == DEMO and base == self.base:
+            return "demo"
+        return base.replace("UNet with cross-attention", "UNet")
 
     # --- adapters ------------------------------------------------------------------------------------------------
 
@@ -206,6 +214,10 @@ class Studio:
                     self._exchange(fresh, spare)
             for name in wanted:
                 self._loaded.move_to_end(name)
+
+    def spare_for(self, name: str) -> bool:
+        """Say whether an adapter is not loaded yet and has a place beside those that are; waits for no load."""
+        return name not in self._loaded and len(self._loaded) < KEPT_LOADED
 
     def _usable(self, name: str) -> Entry:
         entry = self.entry_named(name)

@@ -25,11 +25,15 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
 };
 
 lm.parts.details = (root, { props, trigger, watch }) => {
-  const { h, picture } = lm;
+  const { h, picture, reveal } = lm;
+  let last = null;
   const table = (pairs) => h("dl", { class: "lm-facts" }, pairs.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]));
   function draw() {
     const v = props.value;
-    if (!v || !v.id) return root.replaceChildren();
+    if (!v || !v.id) {
+      last = null;
+      return root.replaceChildren();
+    }
     const high = Math.max(1e-12, ...(v.strengths || []).map(([, size]) => size));
     const weight = h("input", { type: "number", class: "lm-number", step: 0.05, value: v.weight ?? "", placeholder: "1", "aria-label": "Default weight" });
     const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes", value: v.notes || "" });
@@ -50,6 +54,8 @@ lm.parts.details = (root, { props, trigger, watch }) => {
           h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight)), notes,
           h("button", { class: "lm-button", onclick: () => trigger("keep", { id: v.id, weight: weight.value, notes: notes.value }) }, "Keep defaults")),
         h("div", {}, h("h3", {}, "Hashes"), table(v.hashes), h("h3", {}, "Metadata"), v.metadata.length ? table(v.metadata) : h("p", { class: "lm-hint" }, "The file has none.")))));
+    if (v.id !== last) reveal(root);
+    last = v.id;
   }
   watch("value", draw);
   draw();
