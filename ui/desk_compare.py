@@ -56,8 +56,10 @@ def alone_axes(request: PictureRequest) -> tuple[Axis, Axis]:
     mix = request.mix
     if not mix.names:
         raise PictureError("the mix is empty: add adapters in the Library, and switch them on")
-    each = [Mix({name: mix[name]}) for name in mix]
-    return Axis("none"), Axis("mix", (Mix(), *each, *([mix] if len(each) > 1 else [])))
+    rows = {"base": Mix(), **{name: Mix({name: mix[name]}) for name in mix}}
+    if len(mix) > 1:
+        rows["all together"] = mix
+    return Axis("none"), Axis("mix", tuple(rows.values()), names=tuple(rows))
 
 
 class CompareDesk:

@@ -168,7 +168,7 @@ def upload(studio: Studio, files: Any, cache: str) -> tuple[str, str]:
             )
             added.append(entry.name)
         except (LoraMixerError, OSError, ValueError) as error:
-            refused.append(f"{path.name}: {error}")
+            refused.append(f"{path.name}: {str(error).removeprefix(f'{path.name}: ')}")
     return ", ".join(added), "\n".join(refused)
 
 

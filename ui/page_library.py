@@ -45,7 +45,7 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 height=150,
                 elem_id="library-upload",
             )
-            with gr.Row():
+            with gr.Row(elem_classes="lm-bottom"):
                 repo = gr.Textbox(label="From the Hub", placeholder="owner/name", elem_id="hub-repo", scale=3)
                 weight_name = gr.Textbox(
                     label="File in it, where it has several", elem_id="hub-file", scale=3

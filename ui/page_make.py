@@ -24,7 +24,7 @@ def make_page(shared: Shared) -> Fields:
                 elem_id="prompt",
                 placeholder="a castle, watercolor painting    ·    <lora:name:0.8> works here too",
             )
-            negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=5, elem_id="negative")
+            negative = gr.Textbox(label="Negative prompt", lines=2, max_lines=5, elem_id="negative")
             with gr.Row(elem_classes="lm-bottom"):
                 seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
                 dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)

@@ -52,7 +52,7 @@ def make_side(studio: Studio) -> dict[str, Any]:
         described = gr.Textbox(visible="hidden", elem_id="mix-described")
         problem = gr.Markdown("", elem_id="mix-problem", elem_classes="lm-note")
         apply = gr.Button("Take this text", elem_id="mix-apply")
-        with gr.Row():
+        with gr.Row(elem_classes="lm-bottom"):
             name = gr.Textbox(label="Name", elem_id="mix-name", min_width=100, max_length=120)
             save = gr.Button("Save", elem_id="mix-save", min_width=70, scale=0)
         saved = gr.Dropdown(
