@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 
 from lora_mixer import demo_adapters
-from tests.browser import PROMPT, alone, pixels
+from tests.browser import PROMPT, Desk, alone, pixels, serving
+from tests.hub_standin import Repo
+from tests.loras import write_lora
 
 
 def test_uploaded_kohya_and_peft_files_are_mixed(desk, studio, tmp_path):
@@ -97,3 +99,78 @@ def test_details_show_hashes_and_strength_by_block(desk, studio):
     (entry,) = studio.library.find("ink")
     assert studio.library.hashes(entry.id)["sha256"] in shown.inner_text()
     assert shown.locator(".lm-barline").count() > 3
+
+
+def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, studio):
+    folder = demo_adapters()["neon"].path
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    desk.tab("Library")
+    desk.page.get_by_text("Add adapters").click()
+    desk.upload("#library-upload", config)
+    refused = desk.page.locator("#library-refused")
+    refused.get_by_text("by dropping its two files").wait_for()
+    desk.upload("#library-upload", weights, config)
+    desk.page.get_by_text("Added adapter_model").wait_for()
+
+    desk.add("adapter_model")
+    desk.fill(PROMPT)
+    assert pixels(desk.make()) == alone(studio, {"neon": 1})
+
+
+def test_an_adapter_comes_from_the_hub_into_the_mix(desk, studio, hub):
+    hub.repos["someone/inks"] = Repo(
+        {
+            "from hub.safetensors": demo_adapters()["ink"].path.read_bytes(),
+            "other.safetensors": demo_adapters()["pixel"].path.read_bytes(),
+        }
+    )
+    desk.tab("Library")
+    desk.page.get_by_text("Add adapters").click()
+    repo, file = (desk.page.locator(f"{at} input, {at} textarea") for at in ("#hub-repo", "#hub-file"))
+    repo.fill("/etc/passwd")
+    desk.page.locator("#hub-get").click()
+    assert "owner/name" in desk.toast()
+    repo.fill("someone/inks")
+    file.fill("from hub.safetensors")
+    desk.page.locator("#hub-get").click()
+    desk.page.get_by_text("Added from hub").wait_for()
+
+    desk.add("from hub")
+    desk.fill(PROMPT)
+    assert pixels(desk.make()) == alone(studio, {"ink": 1})
+
+
+def titles(desk):
+    return desk.page.locator("#cards .lm-card").evaluate_all("all => all.map(one => one.ariaLabel)")
+
+
+def test_cards_are_searched_sorted_filtered_and_paged(desks, tmp_path):
+    for number in range(30):
+        write_lora(tmp_path / "loras" / f"style {number:02}.safetensors", rank=1 + number % 7, seed=number)
+    write_lora(tmp_path / "loras" / "big.safetensors", base="SDXL", rank=9)
+    with serving(tmp_path / "out", tmp_path / "cache", loras=(tmp_path / "loras",)) as (url, _):
+        desk = Desk(desks, url)
+        desk.tab("Library")
+        cards = desk.page.locator("#cards")
+        cards.get_by_text("31 adapters").wait_for()
+        assert titles(desk) == ["big", *(f"style {n:02}" for n in range(23))]
+        cards.get_by_role("button", name="Next").click()
+        cards.get_by_text("2 / 2").wait_for()
+        assert titles(desk) == [f"style {n:02}" for n in range(23, 30)]
+        desk.page.get_by_label("Search").fill("style 07")  # as pasted: no key is pressed
+        cards.get_by_text("1 adapter", exact=True).wait_for()
+        assert titles(desk) == ["style 07"]
+        desk.page.get_by_label("Search").fill("nothing like it")
+        cards.get_by_text("Nothing found").wait_for()
+        desk.page.get_by_label("Search").fill("")
+        desk.page.get_by_role("combobox", name="Base").click()
+        desk.page.get_by_role("option", name="SDXL").click()
+        cards.get_by_text("1 adapter", exact=True).wait_for()
+        assert titles(desk) == ["big"]
+        desk.page.get_by_role("combobox", name="Base").click()
+        desk.page.get_by_role("option", name="Any base").click()
+        desk.page.get_by_role("combobox", name="Sort").click()
+        desk.page.get_by_role("option", name="Rank").click()
+        desk.page.locator("#cards .lm-card").first.get_by_text("rank 9").wait_for()
+        assert titles(desk)[:2] == ["big", "style 06"]
+        desk.page.close()

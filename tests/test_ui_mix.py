@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lora_mixer import Mix
+from lora_mixer.mixes import LBW_IDS
 from lora_mixer.recall import read_picture
-from tests.browser import PROMPT
+from tests.browser import PROMPT, Desk, serving
+from tests.models import tiny_sd, tiny_sdxl
 
 
 def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, studio):
@@ -37,6 +41,15 @@ def test_a_mix_as_text_opens_no_file(desk):
     desk.page.locator("#mix-text textarea").fill("ink:1,mask=/etc/hostname")
     desk.page.locator("#mix-apply").click()
     assert "not opened by path" in desk.toast()
+
+
+def test_html_in_a_message_is_text(desk):
+    evil = "<img src=x onerror='window.hacked=1'>"
+    desk.page.get_by_text("Save and share").click()
+    desk.page.locator("#mix-text textarea").fill(f"{evil}=1")
+    desk.page.locator("#mix-apply").click()
+    assert evil in desk.toast()
+    assert desk.page.locator("img[src=x]").count() == 0
 
 
 def test_blocks_schedule_and_trigger_words_of_a_row(desk, studio):
@@ -84,3 +97,104 @@ def test_a_painted_mask_keeps_an_adapter_to_its_place(desk, studio):
     mask = made.mix["ink"].mask
     assert mask.digest in list(studio.masks)
     assert 0 < mask.load().mean() < 0.5
+
+
+def ordered(desk, *names):
+    """Wait until the rows stand in this order."""
+    desk.page.wait_for_function(
+        """names => [...document.querySelectorAll("#board .lm-row")].map(row => row.dataset.name).join() === names""",
+        arg=",".join(names),
+    )
+
+
+def test_rows_are_dragged_into_another_order_and_undone_by_key(desk):
+    desk.add("ink", "pixel", "halftone")
+    desk.page.get_by_label("Move ink", exact=True).drag_to(desk.row("halftone"))
+    ordered(desk, "pixel", "halftone", "ink")
+    desk.page.get_by_label("Move halftone", exact=True).press("Alt+ArrowUp")
+    ordered(desk, "halftone", "pixel", "ink")
+    desk.page.get_by_label("Move halftone", exact=True).press("Control+z")
+    ordered(desk, "pixel", "halftone", "ink")
+    desk.page.get_by_label("Remove pixel").click()
+    ordered(desk, "halftone", "ink")
+    desk.page.get_by_label("Undo", exact=True).first.click()
+    ordered(desk, "pixel", "halftone", "ink")
+
+
+def test_an_adapter_is_loaded_when_its_row_is_made_and_not_at_the_click(desk, studio):
+    studio.preloader.wait()
+    before = studio.loads
+    fresh = [name for name in ("lumo", "blueprint") if studio.spare_for(name)]
+    desk.add("lumo", "blueprint")
+    studio.preloader.wait()
+    loads = studio.loads
+    assert loads == before + len(fresh)
+
+    desk.fill(PROMPT)
+    desk.make()
+
+    assert studio.loads == loads
+
+
+def test_a_weight_kept_as_default_is_there_when_the_adapter_is_added_again(desk, studio):
+    desk.add("pixel")
+    desk.weight("pixel", 0.45)
+    desk.page.get_by_label("More for pixel").click()
+    desk.page.get_by_label("Keep the weights of pixel as its default").click()
+    assert "pixel now starts at 0.45" in desk.toast()
+    try:
+        desk.page.get_by_label("Remove pixel").click()
+        desk.add("pixel")
+        assert desk.page.get_by_label("pixel: UNet", exact=True).input_value() == "0.45"
+    finally:
+        (entry,) = studio.library.find("pixel")
+        studio.library.set_default(entry.id, weight=None)
+
+
+def attention_lora(pipe, path):
+    """A file with a pair for each cross-attention of a UNet, in diffusers' names."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    tensors = {}
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("attn2.to_k"):
+            rows, columns = module.weight.shape
+            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(2, columns)
+            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(rows, 2)
+    path.parent.mkdir()
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths"), [("SD 1.x", (17, 26)), ("SDXL", (12, 20, 26))], ids=["sd", "sdxl"]
+)
+def test_block_weights_are_sliders_of_every_length_that_the_model_has(desks, tmp_path, family, lengths):
+    pipe = tiny_sd() if family == "SD 1.x" else tiny_sdxl()
+    pipe.save_pretrained(tmp_path / "model")
+    attention_lora(pipe, tmp_path / "loras" / "lines.safetensors")
+    served = serving(
+        tmp_path / "out", tmp_path / "cache", model=str(tmp_path / "model"), loras=(tmp_path / "loras",)
+    )
+    with served as (url, _):
+        desk = Desk(desks, url)
+        desk.add("lines")
+        desk.page.get_by_label("More for lines").click()
+        choice = desk.page.get_by_label("lines: blocks", exact=True)
+        for length in lengths:
+            choice.select_option(f"sliders {length}")
+            sliders = desk.row("lines").locator(".lm-blocks input")
+            assert sliders.evaluate_all("all => all.map(one => one.ariaLabel)") == [
+                f"lines: {block}" for block in LBW_IDS[length]
+            ]
+        choice.select_option(f"sliders {lengths[0]}")
+        first = desk.page.get_by_label(f"lines: {LBW_IDS[lengths[0]][1]}", exact=True)
+        first.fill("0.5")
+        desk.fill(PROMPT)
+        made = read_picture(desk.make())
+        wanted = [1, 0.5, *[1] * (lengths[0] - 2)]
+        assert made.mix == Mix.of({"lines": {"blocks": wanted}})
+        choice.select_option("INS" if lengths[0] == 17 else "b-lora:style")
+        assert read_picture(desk.make()).mix != made.mix
+        desk.page.close()

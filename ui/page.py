@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,11 @@ class Fields:
         ]
 
 
+def plain(message: object) -> str:
+    """Give a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
+    return html.escape(str(message), quote=False)
+
+
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Show the package's errors as messages on the page; others as Gradio shows them."""
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
@@ -73,7 +79,7 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*values, **named)
         except LoraMixerError as error:
-            raise gr.Error(str(error), title="Not possible", duration=12, print_exception=False) from error
+            raise gr.Error(plain(error), title="Not possible", duration=12, print_exception=False) from error
 
     return guard
 

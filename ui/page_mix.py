@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from . import desk_mix
-from .page import FAST, guarded
+from .page import FAST, guarded, plain
 from .theme import part
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     def described(value: Any) -> tuple[str, str]:
         written, wrong = desk_mix.as_text(studio, value)
-        return written, wrong.replace("<", "&lt;")
+        return written, plain(wrong)
 
     for changed in (board.edited, board.change):
         # always_last: without it, what comes while one answer is on its way is dropped, and the text stays behind
@@ -88,7 +88,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     @guarded
     def standard(value: Any, event: gr.EventData) -> None:
-        gr.Info(desk_mix.keep_default(studio, value, event.name))
+        gr.Info(plain(desk_mix.keep_default(studio, value, event.name)))
 
     board.standard(standard, board, None, **FAST)
 
@@ -126,7 +126,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     @guarded
     def undelete() -> Any:
-        gr.Info(f"Taken back: {desk_mix.undo(studio)}")
+        gr.Info(plain(f"Taken back: {desk_mix.undo(studio)}"))
         return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
 
     parts["undelete"].click(undelete, None, saved, **FAST)

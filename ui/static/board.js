@@ -8,8 +8,9 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
   const told = later(250, () => trigger("edited", {}));
 
   function remember(what) {
+    // A slider that is dragged is one change, however many values it passes; what redraws the rows is one each time.
     const now = Date.now();
-    if (what !== gesture || now - gestureAt > 900) past.push(JSON.stringify(value()));
+    if (!what || what !== gesture || now - gestureAt > 900) past.push(JSON.stringify(value()));
     if (past.length > 100) past.shift();
     gesture = what;
     gestureAt = now;
@@ -19,7 +20,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
     told();
   }
   function change(what, work, redraw = false) {
-    remember(what);
+    remember(redraw ? "" : what);
     work();
     commit();
     if (redraw) draw();
