@@ -76,7 +76,7 @@ class Preloader:
                     self._thread = None
                     return
             for name in names:
-                self._turn(f"{name} could not be loaded ahead", partial(self._studio.ready, [name]))
+                self._turn(f"{name} could not be loaded ahead", partial(self._load, name))
             if cold:
                 self._turn("the pipeline could not be warmed up", self._first_steps)
 
@@ -86,6 +86,11 @@ class Preloader:
                 work()
         except Exception as error:  # noqa: BLE001 -- whoever needs it meets the error again, and is told
             _log.info("%s: %s", failed, error)
+
+    def _load(self, name: str) -> None:
+        self._studio.ready([name])
+        with self._studio.mixer.applied({name: 1.0}):  # the first time, the base of what it changes is kept
+            pass
 
     def _first_steps(self) -> None:
         width, height = (min(side, WARM_SIDE) for side in self._studio.size)

@@ -16,7 +16,6 @@ import torch
 from lora_mixer import (
     FairQueue,
     LoraMixer,
-    Mix,
     PartialMatchWarning,
     PictureMaker,
     demo_adapters,
@@ -209,9 +208,7 @@ class Studio:
             fresh = {name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)}
             spare = [name for name in self._loaded if name not in wanted]
             spare = spare[: max(0, len(self._loaded) + len(fresh) - max(KEPT_LOADED, len(wanted)))]
-            if fresh or spare:
-                with self.mixer.applied(Mix()):  # a load must not leave its adapter active
-                    self._exchange(fresh, spare)
+            self._exchange(fresh, spare)
             for name in wanted:
                 self._loaded.move_to_end(name)
 
@@ -236,7 +233,10 @@ class Studio:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
                 self.mixer.load_lora_weights(
-                    self.library.source(entry.id), adapter_name=name, hotswap=name in self.mixer.adapters
+                    self.library.source(entry.id),
+                    adapter_name=name,
+                    hotswap=name in self.mixer.adapters,
+                    activate=False,
                 )
             self.loads += 1
             self._loaded[name] = _state(entry)
