@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from lora_mixer import demo_adapters
+from lora_mixer.library import strengths
 from tests.browser import PROMPT, Desk, alone, pixels, serving
 from tests.hub_standin import Repo
 from tests.loras import write_lora
@@ -98,7 +99,10 @@ def test_details_show_hashes_and_strength_by_block(desk, studio):
     shown.get_by_text("Strength by layer").wait_for()
     (entry,) = studio.library.find("ink")
     assert studio.library.hashes(entry.id)["sha256"] in shown.inner_text()
-    assert shown.locator(".lm-barline").count() > 3
+    known = strengths(entry.path)
+    assert shown.locator(".lm-barline").count() == len(known.blocks)
+    bars = shown.locator(".lm-layers rect title").all_text_contents()
+    assert [text.partition(":")[0] for text in bars] == list(known.layers)
 
 
 def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, studio):

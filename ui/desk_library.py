@@ -30,7 +30,7 @@ SORTS = {
 ANY_BASE = "Any base"
 MAX_UPLOADS = 50
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model"
-_SHOWN_METADATA = 60
+_SHOWN_METADATA, _LAYERS = 60, 3000
 _LONGEST_METADATA = 160
 
 
@@ -81,7 +81,7 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         PictureError: When there is none.
     """
     entry = studio.entry(checks.opaque(entry_id, "adapter"))
-    found: dict[str, Any] = {"strengths": [], "hashes": [], "metadata": []}
+    found: dict[str, Any] = {"strengths": [], "layers": [], "hashes": [], "metadata": []}
     try:
         found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
         metadata = studio.library.info(entry.id).metadata
@@ -92,6 +92,7 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         found["strengths"] = [
             [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
         ]
+        found["layers"] = [[layer[:200], round(size, 4)] for layer, size in known.layers.items()][:_LAYERS]
         if known.unknown:
             found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:

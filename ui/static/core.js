@@ -1,7 +1,7 @@
 // Shared by all components: elements are built node by node, so that text from files is never read as HTML.
 window.lm = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const inSvg = new Set(["svg", "path", "line", "rect", "circle", "text", "g"]);
+  const inSvg = new Set(["svg", "path", "line", "rect", "circle", "text", "title", "g"]);
 
   function h(tag, attributes = {}, ...children) {
     const node = inSvg.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);

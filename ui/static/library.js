@@ -27,6 +27,13 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
 lm.parts.details = (root, { props, trigger, watch }) => {
   const { h, picture, reveal } = lm;
   let last = null;
+  // One bar for each layer, in the file's order; the name is in its tooltip.
+  function layerPlot(layers) {
+    const high = Math.max(1e-12, ...layers.map(([, size]) => size)), step = 300 / layers.length;
+    return h("svg", { class: "lm-layers", viewBox: "0 0 300 64", preserveAspectRatio: "none", role: "img", "aria-label": `Strength of ${layers.length} layers, the highest ${high.toPrecision(3)}` },
+      layers.map(([name, size], at) => h("rect", { x: (at * step).toFixed(2), width: Math.max(0.3, step * 0.8).toFixed(2), y: (64 - (size / high) * 62).toFixed(2), height: Math.max(0.5, (size / high) * 62).toFixed(2) },
+        h("title", {}, `${name}: ${size.toPrecision(3)}`))));
+  }
   const table = (pairs) => h("dl", { class: "lm-facts" }, pairs.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]));
   function draw() {
     const v = props.value;
@@ -47,7 +54,7 @@ lm.parts.details = (root, { props, trigger, watch }) => {
           v.triggers.length > 0 && h("div", { class: "lm-chips" }, v.triggers.map((word) => h("button", { class: "lm-chip", onclick: () => trigger("word", { word }) }, `+ ${word}`))),
           v.tags.length > 0 && h("p", { class: "lm-sub" }, `Tags: ${v.tags.join(", ")}`)),
         h("div", {},
-          h("h3", {}, "Strength by layer"),
+          v.layers?.length > 0 && [h("h3", {}, "Strength by layer"), layerPlot(v.layers), h("h3", {}, "Strength by block")],
           v.strengths?.length ? h("div", { class: "lm-bars" }, v.strengths.map(([name, size]) => h("div", { class: "lm-barline", title: `${name}: ${size.toPrecision(3)}` },
             h("span", {}, name), h("div", {}, h("i", { style: `width:${(size / high) * 100}%` })), h("b", {}, size.toPrecision(2))))) : h("p", { class: "lm-hint" }, v.strengthNote || "Not known."),
           h("h3", {}, "Your defaults"),
