@@ -56,7 +56,7 @@ def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.tab("Library")
-    desk.page.get_by_role("button", name="Show details of ink").click()
+    desk.page.get_by_role("button", name="Details of ink", exact=True).click()
     desk.page.locator(".lm-barline").first.wait_for()
     take("library")
     desk.tab("Compare")

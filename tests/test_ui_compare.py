@@ -71,7 +71,14 @@ def test_each_adapter_alone_stands_beside_the_base_and_all_together(desk, studio
     ]
     shown = newest(studio, 4)
     mixes = ({}, {"ink": 1}, {"pixel": 0.5}, {"ink": 1, "pixel": 0.5})
-    assert [pixels(data) for data in shown] == [alone(studio, mix) for mix in mixes]
+    for data, mix in zip(shown, mixes, strict=True):
+        assert within_a_level(pixels(data), alone(studio, mix))
+
+
+def within_a_level(one, other):
+    """Sums of a batch are rounded in another order: the last bit of a pixel may differ."""
+    one, other = (np.frombuffer(data, np.uint8).astype(int) for data in (one, other))
+    return np.abs(one - other).max() <= 1
 
 
 def newest(studio, count):
@@ -90,7 +97,6 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
                 yield picture
 
     monkeypatch.setattr(studio, "grid_maker", Maker(studio.mixer, batch_size=4, defaults=studio.defaults))
-    monkeypatch.setattr(studio, "grid_batch", 4)  # as on an accelerator
     desk.add("ink", "halftone")
     desk.fill(PROMPT)
     desk.tab("Compare")
@@ -107,8 +113,7 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
     }
     assert len(cells) == 6
     for (seed, weight), data in cells.items():
-        single = np.frombuffer(alone(studio, {"ink": weight, "halftone": 1}, seed), np.uint8).astype(int)
-        assert np.abs(np.frombuffer(pixels(data), np.uint8) - single).max() <= 1  # the last bit of sums
+        assert within_a_level(pixels(data), alone(studio, {"ink": weight, "halftone": 1}, seed))
 
 
 def test_the_mix_is_baked_into_a_folder_that_makes_the_same_picture(desk, studio):

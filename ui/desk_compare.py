@@ -124,7 +124,12 @@ class CompareDesk:
 
         def work(tell: Any) -> str:
             made = make_all(
-                self.studio, job, requests, tell, maker=self.studio.grid_maker, batch=self.studio.grid_batch
+                self.studio,
+                job,
+                requests,
+                tell,
+                maker=self.studio.grid_maker,
+                batch=self.studio.settings.grid_batch,
             )
             return gallery.keep_sheet(
                 self.studio, grid_sheet([picture.image for picture, _ in made], columns, rows)
