@@ -1,7 +1,9 @@
 """
 Draw the screenshots of the web page that the docs show, with a real browser on the demo pipeline.
 
-    python -m benchmarks.ui_pictures [--out docs/images] [--steps 20]
+    python -m benchmarks.ui_pictures [--out docs/images] [--steps 20] [--both]
+
+``--both`` draws each view in the other colours, too, as ``...-other.png``; these are for looking at, not for the docs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 COLOURS = 192
 
 
-def shot(desk: Any, path: Path) -> None:
+def shot(desk: Any, path: Path, *, both: bool = False) -> None:
     """Write the whole page as a small PNG."""
     from PIL import Image
 
+    if both:
+        desk.page.evaluate("lm.toggleTheme()")
+        shot(desk, path.with_name(f"{path.stem}-other.png"))
+        desk.page.evaluate("lm.toggleTheme()")
     desk.page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
     desk.page.mouse.move(0, 0)
     desk.page.wait_for_timeout(700)
@@ -28,8 +34,12 @@ def shot(desk: Any, path: Path) -> None:
     print(path)
 
 
-def views(desk: Any, out: Path, name: str, steps: int) -> None:
+def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
     """Go through all views and draw each."""
+
+    def take(view: str) -> None:
+        shot(desk, out / f"ui-{view}-{name}.png", both=both)
+
     desk.add("ink", "watercolor", "neon")
     desk.weight("watercolor", 0.6)
     desk.weight("ink", 0.8)
@@ -41,31 +51,31 @@ def views(desk: Any, out: Path, name: str, steps: int) -> None:
     desk.page.get_by_label("ink: blocks", exact=True).select_option("only up")
     desk.page.get_by_label("ink: shape of the schedule").select_option("linear(0, 1)")
     desk.page.locator(".lm-curve svg").wait_for()
-    shot(desk, out / f"ui-make-{name}.png")
+    take("make")
     desk.page.get_by_label("More for ink").click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.tab("Library")
-    desk.page.get_by_role("button", name="Show details of ink").click()
+    desk.page.get_by_role("button", name="Details of ink", exact=True).click()
     desk.page.locator(".lm-barline").first.wait_for()
-    shot(desk, out / f"ui-library-{name}.png")
+    take("library")
     desk.tab("Compare")
     desk.page.locator("#compare-button").click()
     desk.state("done", "#compare-state").wait_for(timeout=600_000)
     desk.page.locator("#grid-button").click()
     desk.state("done", "#grid").wait_for(timeout=600_000)
-    shot(desk, out / f"ui-compare-{name}.png")
+    take("compare")
     desk.tab("Gallery")
     desk.page.locator(".lm-shot").nth(3).click()
     desk.page.locator(".lm-shotbox").wait_for()
-    shot(desk, out / f"ui-gallery-{name}.png")
+    take("gallery")
     desk.tab("Export")
     desk.page.locator("#export-name input, #export-name textarea").fill(f"my mix {name}")
     desk.page.get_by_label("Rank (0: exact)").fill("4")
     desk.page.get_by_label("Rank (0: exact)").blur()
     desk.page.locator("#export-button").click()
     desk.page.wait_for_function("document.querySelector('#export-report textarea').value.includes('rank')")
-    shot(desk, out / f"ui-export-{name}.png")
+    take("export")
 
 
 def main() -> None:
@@ -74,6 +84,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("docs/images"))
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--widths", type=int, nargs="*", default=[1440, 390])
+    options.add_argument("--both", action="store_true", help="in the other colours, too")
     given = options.parse_args()
     from tests.browser import Desk, browser, serving
 
@@ -83,7 +94,7 @@ def main() -> None:
             if size["width"] not in given.widths:
                 continue
             context = chromium.new_context(viewport=size, color_scheme=colours)
-            views(Desk(context, url), given.out, name, given.steps)
+            views(Desk(context, url), given.out, name, given.steps, both=given.both)
             context.close()
         chromium.close()
         playwright.stop()

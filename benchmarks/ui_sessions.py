@@ -107,7 +107,7 @@ def main() -> None:
             desk.add("ink", "neon")
             seconds = [first_preview(desk) for _ in range(5)]
             print(
-                f"click to first preview: {seconds[0]:.2f} s the first time, two adapters loaded; then "
+                f"click to first preview: {seconds[0]:.2f} s the first time, with two adapters new in the mix; then "
                 + ", ".join(f"{each:.2f}" for each in seconds[1:])
             )
         start = time.perf_counter()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from lora_mixer import PictureRequest
 
 STEPS = 2
+PROMPT = "a castle"
 CHROMIUM = (
     os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 )
@@ -45,6 +50,24 @@ def serving(out, cache, **settings):
         blocks.close()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def alone(studio, mix, seed=1, prompt=PROMPT):
+    """The picture as its request gives it to whoever is alone: its pixels."""
+    width, height = studio.size
+    request = PictureRequest(
+        prompt, seed=seed, steps=STEPS, guidance_scale=studio.defaults["guidance_scale"],
+        width=width, height=height, mix=mix,
+    )  # fmt: skip
+    with studio.queue.turn("the tests"):
+        studio.ready(request.mix.names)
+        (picture,) = studio.maker.make([request])
+    return picture.image.tobytes()
+
+
+def pixels(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB").tobytes()
 
 
 class Desk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -82,6 +82,50 @@ def whole_grid(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("whole")
     assert statuses(plan_for(model_folder, out, [GRID])) == {"done": 8, "kept": 0, "failed": 0}
     return out
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """The web page on the demo pipeline, served once for all tests: its address, and its studio to look behind it."""
+    from tests.browser import serving
+
+    with serving(tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("cache")) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def studio(site: tuple[str, Any]) -> Any:
+    return site[1]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; one for each module, because Playwright's loop keeps other loops away while it is there."""
+    from tests.browser import browser
+
+    playwright, started = browser()
+    yield started
+    started.close()
+    playwright.stop()
+
+
+@pytest.fixture(scope="module")
+def desks(chromium: Any) -> Iterator[Any]:
+    """A browser's window with its cache, so that the page's scripts are loaded once."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def desk(site: tuple[str, Any], desks: Any) -> Iterator[Any]:
+    """A page of its own, which is a session of its own."""
+    from tests.browser import Desk
+
+    desk = Desk(desks, site[0])
+    yield desk
+    assert not desk.errors
+    desk.page.close()
 
 
 @pytest.fixture(scope="session")

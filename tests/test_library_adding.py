@@ -37,6 +37,16 @@ def library(folder, tmp_path):
     return Library([folder, tmp_path / "second"], index=tmp_path / "index.sqlite")
 
 
+def peft_files(folder, **config):
+    """The two files of a PEFT adapter, as a browser uploads them."""
+    pair = {f"base_model.model.proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    (folder / "adapter_model.safetensors").write_bytes(save(pair))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config})
+    )
+    return folder / "adapter_model.safetensors", folder / "adapter_config.json"
+
+
 def listing(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -46,6 +56,37 @@ class Dripping(io.BytesIO):
 
     def read(self, size=-1):
         return super().read(min(size, 7) if size > 0 else 7)
+
+
+def test_a_peft_adapter_is_added_with_its_configuration(library, folder, tmp_path):
+    weights, config = peft_files(tmp_path)
+
+    entry = library.add(weights, "mine.safetensors", config=config)
+
+    assert (entry.name, entry.problem, entry.path) == (
+        "mine",
+        "",
+        folder / "mine" / "adapter_model.safetensors",
+    )
+    assert listing(folder / "mine") == ["adapter_config.json", "adapter_model.safetensors"]
+    assert library.info(entry.id).format == "peft"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [("[1]", CorruptFileError, "JSON object"), ("{", CorruptFileError, "JSON object"), (None, SourceError, "no such file"),
+     ('{"peft_type": "NOT_KNOWN"}', FormatError, "NOT_KNOWN")],
+)  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused_and_leaves_nothing(
+    library, folder, tmp_path, text, error, said
+):
+    weights, config = peft_files(tmp_path)
+    config.unlink() if text is None else config.write_text(text)
+
+    with pytest.raises(error, match=said):
+        library.add(weights, "mine", config=config)
+
+    assert listing(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["bytes", "stream", "dripping", "path"])

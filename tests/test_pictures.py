@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -226,6 +227,14 @@ def test_a_weight_axis_changes_every_component():
     assert cell.mix == Mix.of({"a": 0.5})
 
 
+def test_an_axis_shows_the_names_that_it_is_given():
+    axis = Axis("mix", ("", "ink:0.5,te=0.2"), names=("base", "ink"))
+
+    assert axis.labels == ("base", "ink")
+    with pytest.raises(PictureError, match="2 values and 1 names"):
+        Axis("seed", (1, 2), names=("one",))
+
+
 def test_a_sheet_holds_the_cells_under_their_labels():
     columns, rows = Axis("seed", (1, 2, 3)), Axis("steps", (4, 5))
     cells = [Image.new("RGB", (32, 32), (n * 40, 0, 0)) for n in range(6)]
@@ -250,6 +259,24 @@ def test_a_sheet_holds_the_cells_under_their_labels():
 def test_axes_that_make_no_sense_are_refused(axis, message):
     with pytest.raises(PictureError, match=message):
         axis()
+
+
+def test_axes_are_read_as_people_write_them():
+    assert Axis.read("weight", "0-1 [3]", "ink").values == (0.0, 0.5, 1.0)
+    assert Axis.read("weight", "-1-1 (+1)", "ink").values == (-1.0, 0.0, 1.0)
+    assert Axis.read("seed", "3-1").values == (3, 2, 1)
+    assert Axis.read("adapter", "base, ink").values == ("", "ink")
+    assert Axis.read("mix", "base; ink:1, neon:0.5").values == ("", "ink:1, neon:0.5")
+    assert Axis.read("blocks", "OUTALL, [1,0,0]", "ink").values == ("OUTALL", [1.0, 0.0, 0.0])
+    for kind, text in (
+        ("weight", "0-1 (-0.5)"),
+        ("weight", "nan"),
+        ("seed", "1.5"),
+        ("weight", "0-1 (+0.0000001)"),
+    ):
+        with pytest.raises(ValueError, match=f"axis {kind}"):
+            Axis.read(kind, text, "ink")
+    assert json.dumps(Axis.read("guidance", "1, 2.5").values) == "[1.0, 2.5]"
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """
-The web page; installed as ``lora_mixer.ui``, so its modules import each other and the package by full names.
+The web page; installed as ``lora_mixer.ui``. Its modules import each other relatively: in the tree they stand beside the package.
 
 It calls the public API only. ``studio`` is what all sessions share, ``board`` is one session's mix as the browser has it,
 ``desk_*`` are the handlers by area, ``page_*`` the layout, ``static/`` what runs in the browser.
@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.app import build, launch
-    from lora_mixer.ui.studio import Settings, Studio
+    from .app import build, launch
+    from .studio import Settings, Studio
 
 __all__ = ["Settings", "Studio", "build", "launch"]
 

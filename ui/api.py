@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_library, gallery
-from lora_mixer.ui.board import read_mix
-from lora_mixer.ui.desk_gallery import of_gallery
-from lora_mixer.ui.desk_make import MAX_COUNT, read_request, several
-from lora_mixer.ui.making import Job, make_all
-from lora_mixer.ui.page import guarded, owner_of
+from . import desk_library, gallery
+from .board import read_mix
+from .desk_gallery import of_gallery
+from .desk_make import MAX_COUNT, read_request, several
+from .making import Job, make_all
+from .page import guarded, owner_of
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Shared
+    from .page import Shared
 
 
 def add_api(shared: Shared) -> None:
@@ -36,7 +36,7 @@ def add_api(shared: Shared) -> None:
         request: gr.Request,
     ) -> list[dict[str, Any]]:
         """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
-        from lora_mixer.ui import checks
+        from . import checks
 
         wanted = read_request(
             studio, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None

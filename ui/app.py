@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.ui.api import add_api
-from lora_mixer.ui.making import Jobs
-from lora_mixer.ui.page import FAST, Shared
-from lora_mixer.ui.page_compare import compare_page
-from lora_mixer.ui.page_export import export_page
-from lora_mixer.ui.page_gallery import gallery_page
-from lora_mixer.ui.page_library import library_page
-from lora_mixer.ui.page_make import make_page
-from lora_mixer.ui.page_mix import connect_side, make_board, make_side
-from lora_mixer.ui.studio import Settings, Studio
-from lora_mixer.ui.theme import css, head, theme
+
+from .api import add_api
+from .making import Jobs
+from .page import FAST, Shared
+from .page_compare import compare_page
+from .page_export import export_page
+from .page_gallery import gallery_page
+from .page_library import library_page
+from .page_make import make_page
+from .page_mix import connect_side, make_board, make_side
+from .studio import Settings, Studio
+from .theme import css, head, theme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def build(studio: Studio) -> Any:
 
 def _top(studio: Studio) -> str:
     waiting = len(studio.queue)
-    queue = "idle" if not waiting else f"{waiting} in the queue"
+    queue = "idle" if not waiting else f"{waiting} queued"
     model = html.escape(Path(str(studio.settings.model)).name)
     return (
         '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
@@ -160,6 +161,7 @@ def launch(
         prevent_thread_lock=True,
         inbrowser=False,
     )
+    studio.preloader.warm_up()
     if block:
         sys.stdout.write(
             f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})\n"

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import AdapterMix, LbwWeights, Mix
-from lora_mixer.ui import checks
+
+from . import checks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_mixer.library import Entry
     from lora_mixer.recall import Recall
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 MAX_ROWS = 32
 MAX_WEIGHT = 100.0
@@ -252,7 +255,7 @@ def shown(board: Board, studio: Studio) -> dict[str, Any]:
 
 
 def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
-    from lora_mixer.ui.thumbs import thumbnail_uri
+    from .thumbs import thumbnail_uri
 
     entry = studio.entry_named(row.name)
     about: Mapping[str, Any]
@@ -262,7 +265,7 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
         about = {
             "id": entry.id,
             "title": row.name,
-            "about": facts_line(entry),
+            "about": facts_line(studio, entry),
             "triggers": trigger_list(entry.trigger_words),
             "problem": studio.refusal(entry),
             "thumb": thumbnail_uri(studio.library, entry, 96),
@@ -281,13 +284,13 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
     }
 
 
-def facts_line(entry: Any) -> str:
+def facts_line(studio: Studio, entry: Entry) -> str:
     """Say in a few words what an adapter is."""
     ranks = f"rank {'/'.join(map(str, entry.ranks[:3]))}" if entry.ranks else ""
     return " · ".join(
         part
         for part in (
-            entry.base.replace("UNet with cross-attention", "UNet"),
+            studio.called(entry.base),
             "+".join(entry.algorithms),
             ranks,
         )

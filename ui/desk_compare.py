@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import Axis, Mix, grid_requests, grid_sheet
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.ui import checks, gallery
-from lora_mixer.ui.desk_make import Stage
-from lora_mixer.ui.making import Jobs, make_all, stream
+
+from . import checks, gallery
+from .desk_make import Stage
+from .making import Jobs, make_all, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from lora_mixer import PictureRequest
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 MAX_CELLS = 144
 AXES = {
@@ -40,7 +42,7 @@ def read_axis(studio: Studio, label: Any, text: Any, adapter: Any) -> Axis:
     Raises:
         PictureError: When it makes no sense.
     """
-    from lora_mixer.ui.board import read_mix
+    from .board import read_mix
 
     kind = AXES[checks.choice(label, "axis", tuple(AXES))]
     axis = Axis.read(kind, checks.text(text, "values", 4000), checks.text(adapter, "adapter", 256))
@@ -54,8 +56,10 @@ def alone_axes(request: PictureRequest) -> tuple[Axis, Axis]:
     mix = request.mix
     if not mix.names:
         raise PictureError("the mix is empty: add adapters in the Library, and switch them on")
-    each = [Mix({name: mix[name]}) for name in mix]
-    return Axis("none"), Axis("mix", (Mix(), *each, *([mix] if len(each) > 1 else [])))
+    rows = {"base": Mix(), **{name: Mix({name: mix[name]}) for name in mix}}
+    if len(mix) > 1:
+        rows["all together"] = mix
+    return Axis("none"), Axis("mix", tuple(rows.values()), names=tuple(rows))
 
 
 class CompareDesk:
@@ -120,7 +124,12 @@ class CompareDesk:
 
         def work(tell: Any) -> str:
             made = make_all(
-                self.studio, job, requests, tell, maker=self.studio.grid_maker, batch=self.studio.grid_batch
+                self.studio,
+                job,
+                requests,
+                tell,
+                maker=self.studio.grid_maker,
+                batch=self.studio.settings.grid_batch,
             )
             return gallery.keep_sheet(
                 self.studio, grid_sheet([picture.image for picture, _ in made], columns, rows)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import read_board
 from lora_mixer.writing import bake
 
+from . import checks
+from .board import read_board
+
 if TYPE_CHECKING:
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 FORMATS = ("diffusers", "kohya")
 DTYPES = ("as they are", "float32", "float16", "bfloat16")

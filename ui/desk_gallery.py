@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.recall import PictureSettings, Recall, match_adapters, read_picture
-from lora_mixer.ui import gallery
-from lora_mixer.ui.board import recalled_board, shown
+
+from . import gallery
+from .board import recalled_board, shown
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 MAX_PICTURE = 64 << 20
 
@@ -56,6 +57,7 @@ def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any],
         if mask is not None and mask.picture is not None:
             with suppress(PictureError):  # the row says that its mask is not here
                 studio.masks.put_values(mask.picture)
+    studio.preloader.want(found.mix.names)
     return shown(recalled_board(found), studio), found
 
 

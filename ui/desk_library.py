@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.library import strengths
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import facts_line, trigger_list
-from lora_mixer.ui.thumbs import thumbnail_uri
+
+from . import checks
+from .board import facts_line, trigger_list
+from .thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.library import Entry
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PAGE = 24
 SORTS = {
@@ -26,8 +28,10 @@ SORTS = {
     "Most used": ("uses", True),
 }
 ANY_BASE = "Any base"
-_SHOWN_METADATA = 60
-_LONGEST_METADATA = 300
+MAX_UPLOADS = 50
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model"
+_SHOWN_METADATA, _LAYERS = 60, 3000
+_LONGEST_METADATA = 160
 
 
 def search(
@@ -61,7 +65,7 @@ def _card(studio: Studio, entry: Entry) -> dict[str, Any]:
         "id": entry.id,
         "title": studio.name_of(entry),
         "called": "" if entry.title == entry.name else entry.title[:200],
-        "about": facts_line(entry),
+        "about": facts_line(studio, entry),
         "bytes": entry.bytes,
         "triggers": trigger_list(entry.trigger_words),
         "problem": studio.refusal(entry),
@@ -77,7 +81,7 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         PictureError: When there is none.
     """
     entry = studio.entry(checks.opaque(entry_id, "adapter"))
-    found: dict[str, Any] = {"strengths": [], "hashes": [], "metadata": []}
+    found: dict[str, Any] = {"strengths": [], "layers": [], "hashes": [], "metadata": []}
     try:
         found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
         metadata = studio.library.info(entry.id).metadata
@@ -88,13 +92,14 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         found["strengths"] = [
             [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
         ]
+        found["layers"] = [[layer[:200], round(size, 4)] for layer, size in known.layers.items()][:_LAYERS]
         if known.unknown:
             found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:
         found["strengthNote"] = str(error)
     facts = {
         "Title": entry.title,
-        "Base": entry.base,
+        "Base": studio.called(entry.base),
         "Algorithm": ", ".join(entry.algorithms),
         "Rank": ", ".join(map(str, entry.ranks)),
         "Size": f"{entry.bytes / 1e6:.2f} MB",
@@ -133,28 +138,46 @@ def upload(studio: Studio, files: Any, cache: str) -> tuple[str, str]:
 
     Args:
         studio: Where.
-        files: Paths of what the browser uploaded.
+        files: Paths of what the browser uploaded: safetensors files, or the two files of a PEFT folder.
         cache: The folder that uploads lie in; nothing outside of it is read.
 
     Returns:
         What was added, and what was refused and why.
     """
-    paths: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
-    root = Path(cache).resolve()
+    given: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
+    paths = [Path(str(each)) for each in given[:MAX_UPLOADS]]
+    configs = [path for path in paths if path.suffix.lower() == ".json"]
+    weights = [path for path in paths if path not in configs]
     added, refused = [], []
-    for given in paths[:50]:
-        path = Path(str(given))
+    config = configs[0] if len(configs) == len(weights) == 1 and configs[0].name == PEFT_CONFIG else None
+    if configs and config is None:
+        refused.append(
+            f"{configs[0].name}: a PEFT folder is added by dropping its two files, adapter_model.safetensors and "
+            f"{PEFT_CONFIG}, and nothing else with them"
+        )
+        weights = [
+            path for path in weights if path.stem != PEFT_WEIGHTS
+        ]  # half of it would be another adapter
+    for path in weights:
         try:
-            real = path.resolve(strict=True)
-            if not real.is_relative_to(root) or path.is_symlink() or not real.is_file():
-                raise PictureError("it is not an upload")
             entry = studio.library.add(
-                real, path.name, folder=studio.uploads, limit=studio.settings.max_upload
+                _uploaded(path, cache),
+                path.name,
+                folder=studio.uploads,
+                limit=studio.settings.max_upload,
+                config=None if config is None else _uploaded(config, cache),
             )
             added.append(entry.name)
         except (LoraMixerError, OSError, ValueError) as error:
-            refused.append(f"{path.name}: {error}")
+            refused.append(f"{path.name}: {str(error).removeprefix(f'{path.name}: ')}")
     return ", ".join(added), "\n".join(refused)
+
+
+def _uploaded(path: Path, cache: str) -> Path:
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(Path(cache).resolve()) or path.is_symlink() or not real.is_file():
+        raise PictureError("it is not an upload")
+    return real
 
 
 def from_hub(studio: Studio, repo: Any, weight_name: Any) -> str:

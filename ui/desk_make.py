@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import PictureRequest
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import read_board
-from lora_mixer.ui.making import Jobs, make_all, stream
+
+from . import checks
+from .board import read_board
+from .making import Jobs, make_all, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 MAX_COUNT = 64
 MAX_STEPS = 500

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
-from lora_mixer.ui import checks
-from lora_mixer.ui.board import Row, board_of, read_board, read_mix, shown, with_row
-from lora_mixer.ui.masks import painted
+
+from . import checks
+from .board import Row, board_of, read_board, read_mix, shown, with_row
+from .masks import painted
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.studio import Studio
+    from .studio import Studio
 
 CURVE_STEPS = 50
 SHAPES = (
@@ -82,6 +83,7 @@ def added(studio: Studio, board: Any, entry_id: Any) -> dict[str, Any]:
     if reason:
         raise PictureError(f"{entry.name} cannot be added: {reason}")
     row = Row(studio.name_of(entry), unet=1.0 if entry.weight is None else entry.weight)
+    studio.preloader.want([row.name])
     return shown(with_row(read_board(board), row), studio)
 
 
@@ -101,7 +103,9 @@ def from_text(studio: Studio, text: Any) -> dict[str, Any]:
     Raises:
         LoraMixerError: When it makes no sense.
     """
-    return shown(board_of(read_mix(text, studio)), studio)
+    mix = read_mix(text, studio)
+    studio.preloader.want(mix.names)
+    return shown(board_of(mix), studio)
 
 
 def with_mask(studio: Studio, board: Any, name: Any, png: Any) -> dict[str, Any]:
@@ -178,6 +182,7 @@ def load(studio: Studio, name: Any) -> dict[str, Any]:
     for adapter in mix.adapters.values():
         if adapter.mask is not None and adapter.mask.picture is not None:
             studio.masks.put_values(adapter.mask.picture)
+    studio.preloader.want(mix.names)
     return shown(board_of(mix), studio)
 
 

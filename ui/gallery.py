@@ -11,8 +11,9 @@ from urllib.parse import quote
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError
 from lora_mixer.recall import PictureSettings, read_picture, save_picture
-from lora_mixer.ui import checks
-from lora_mixer.ui.thumbs import data_uri, file_uri
+
+from . import checks
+from .thumbs import data_uri, file_uri
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lora_mixer import Picture
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PAGE = 24
 THUMB = 320
@@ -45,23 +47,11 @@ def keep(studio: Studio, picture: Picture) -> str:
     Returns:
         Its id. The file is there, whole, when this returns.
     """
-    request = picture.request
-    settings = PictureSettings(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seed=request.seed,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        width=picture.image.width,
-        height=picture.image.height,
-        model=str(studio.settings.model),
-        mix=request.mix,
-        version=__version__,
+    settings = PictureSettings.of_request(
+        picture.request, model=str(studio.settings.model), version=__version__
     )
-    found = new_id()
-    save_picture(
-        picture.image, studio.pictures / f"{found}.png", settings, hashes=studio.hashes(request.mix.names)
-    )
+    found, hashes = new_id(), studio.hashes(picture.request.mix.names)
+    save_picture(picture.image, studio.pictures / f"{found}.png", settings, hashes=hashes)
     return found
 
 

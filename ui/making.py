@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
-from lora_mixer.ui import gallery
-from lora_mixer.ui.thumbs import data_uri
+
+from . import gallery
+from .thumbs import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from lora_mixer import Picture, PictureMaker, PictureRequest, StepReport
-    from lora_mixer.ui.studio import Studio
+
+    from .studio import Studio
 
 PREVIEW_EVERY = 0.3
 """Seconds between previews; the first comes with the first step."""
@@ -137,8 +139,6 @@ def make_all(
             studio.ready(dict.fromkeys(name for request in part for name in request.mix.names))
             clock.resume()
             watch = _watcher(job, clock, tell, start, len(full), len(part))
-            if start == 0:
-                studio.count_uses(full)
             for picture in maker.make(part, on_step=watch):
                 name = gallery.keep(studio, picture)
                 made[start + picture.index] = (picture, name)
@@ -150,6 +150,8 @@ def make_all(
                         | {"seed": str(picture.request.seed), "mix": picture.request.mix.to_text()},
                     }
                 )
+        if start == 0:  # not before the first picture, which somebody waits for
+            studio.count_uses(full)
     return [made[index] for index in sorted(made)]
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mask
-from lora_mixer.ui import checks
+
+from . import checks
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from lora_mixer.errors import LoraMixerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.ui.making import Jobs
-    from lora_mixer.ui.studio import Studio
+    from .making import Jobs
+    from .studio import Studio
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Fields:
         ]
 
 
+def plain(message: object) -> str:
+    """Give a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
+    return html.escape(str(message), quote=False)
+
+
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Show the package's errors as messages on the page; others as Gradio shows them."""
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
@@ -73,7 +79,7 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*values, **named)
         except LoraMixerError as error:
-            raise gr.Error(str(error), title="Not possible", duration=12, print_exception=False) from error
+            raise gr.Error(plain(error), title="Not possible", duration=12, print_exception=False) from error
 
     return guard
 
@@ -83,7 +89,7 @@ def owner_of(request: gr.Request) -> str:
     return str(request.session_hash or "api")
 
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For all handlers of the page: no spinner over it, no public name, and the queue in front of the device is our own."""
 FAST = QUIET
 """For handlers that are quick. They go through Gradio's queue as well: without it, errors are not shown on the page."""

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.ui import desk_compare
-from lora_mixer.ui.desk_gallery import of_gallery, recalled
-from lora_mixer.ui.desk_make import IDLE, read_request
-from lora_mixer.ui.page import FAST, QUIET, guarded, owner_of
-from lora_mixer.ui.theme import part
+
+from . import desk_compare
+from .desk_gallery import of_gallery, recalled
+from .desk_make import IDLE, read_request
+from .page import FAST, QUIET, guarded, owner_of
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
+    from .page import Fields, Shared
 
 _VALUES = "0, 0.5, 1    ·    0-1 (+0.25)    ·    1-4    ·    ink, neon"
 
@@ -29,9 +30,9 @@ def compare_page(shared: Shared, fields: Fields) -> None:
                 "**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note"
             )
             with gr.Row():
-                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=110)
-                alone = gr.Button("Each alone", elem_id="alone-button", min_width=110)
-                stop = gr.Button("Stop", elem_id="compare-stop", min_width=80)
+                both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=88)
+                alone = gr.Button("Each alone", elem_id="alone-button", min_width=92)
+                stop = gr.Button("Stop", elem_id="compare-stop", min_width=60)
             slider = gr.ImageSlider(
                 label="Base and mix",
                 type="filepath",

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_export
-from lora_mixer.ui.page import QUIET, guarded, owner_of
+from . import desk_export
+from .page import QUIET, guarded, owner_of
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Shared
+    from .page import Shared
 
 
 def export_page(shared: Shared) -> None:

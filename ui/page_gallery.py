@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_gallery, gallery
-from lora_mixer.ui.page import FAST, QUIET, guarded
-from lora_mixer.ui.theme import part
+from lora_mixer.errors import LoraMixerError
+
+from . import desk_gallery, gallery
+from .page import FAST, QUIET, guarded, plain
+from .theme import part
 
 if TYPE_CHECKING:
     from lora_mixer.recall import PictureSettings
-    from lora_mixer.ui.page import Fields, Shared
+
+    from .page import Fields, Shared
 
 
 def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
@@ -85,11 +88,14 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             desk_gallery.report(settings, found),
         ]
 
-    @guarded
     def dropped(path: Any) -> list[Any]:
-        if path is None:
-            return [gr.skip()] * (len(outputs) + 1)
-        return [*taken(desk_gallery.dropped(path, shared.cache)), None]
+        # the field is emptied whatever came of it, so that the next picture can be dropped
+        try:
+            if path is not None:
+                return [*taken(desk_gallery.dropped(path, shared.cache)), None]
+        except LoraMixerError as error:
+            gr.Warning(plain(error), title="No settings read", duration=12)
+        return [*[gr.skip()] * len(outputs), None]
 
     drop.upload(dropped, drop, [*outputs, drop], **QUIET)
 

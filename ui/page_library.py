@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_library, desk_mix
-from lora_mixer.ui.page import FAST, QUIET, guarded
-from lora_mixer.ui.theme import part
+from . import desk_library, desk_mix
+from .page import FAST, QUIET, guarded
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
+    from .page import Fields, Shared
 
 
 TICK = 2.0
@@ -40,12 +40,12 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 label="Adapter files",
                 show_label=False,
                 file_count="multiple",
-                file_types=[".safetensors"],
+                file_types=[".safetensors", ".json"],
                 type="filepath",
                 height=150,
                 elem_id="library-upload",
             )
-            with gr.Row():
+            with gr.Row(elem_classes="lm-bottom"):
                 repo = gr.Textbox(label="From the Hub", placeholder="owner/name", elem_id="hub-repo", scale=3)
                 weight_name = gr.Textbox(
                     label="File in it, where it has several", elem_id="hub-file", scale=3
@@ -63,8 +63,8 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     def look(words: Any, base: Any, sort: Any) -> Any:
         return desk_library.search(studio, words, base, sort)
 
-    for field, event in ((words, "input"), (base, "change"), (sort, "change")):
-        getattr(field, event)(look, query, cards, trigger_mode="always_last", **FAST)
+    for field in (words, base, sort):  # change: "input" does not see what is pasted or dictated
+        field.change(look, query, cards, trigger_mode="always_last", **FAST)
 
     @guarded
     def turn(words: Any, base: Any, sort: Any, event: gr.EventData) -> Any:
@@ -129,8 +129,10 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     gr.Timer(TICK).tick(tick, query, cards, **FAST)
 
 
-def _bases(shared: Shared) -> list[str]:
-    return [desk_library.ANY_BASE, *shared.studio.library.facets()["base"]]
+def _bases(shared: Shared) -> list[tuple[str, str]]:
+    studio = shared.studio
+    any_base = (desk_library.ANY_BASE, desk_library.ANY_BASE)
+    return [any_base, *((studio.called(base), base) for base in studio.library.facets()["base"])]
 
 
 def _refusals(problems: str) -> Any:

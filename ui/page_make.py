@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from lora_mixer.ui.desk_make import IDLE, MAX_COUNT, MAX_STEPS, MakeDesk, random_seed
-from lora_mixer.ui.page import FAST, QUIET, Fields, Shared, owner_of
-from lora_mixer.ui.theme import part
+from .desk_make import IDLE, MAX_COUNT, MAX_STEPS, MakeDesk, random_seed
+from .page import FAST, QUIET, Fields, Shared, owner_of
+from .theme import part
 
 
 def make_page(shared: Shared) -> Fields:
@@ -24,7 +24,7 @@ def make_page(shared: Shared) -> Fields:
                 elem_id="prompt",
                 placeholder="a castle, watercolor painting    ·    <lora:name:0.8> works here too",
             )
-            negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=5, elem_id="negative")
+            negative = gr.Textbox(label="Negative prompt", lines=2, max_lines=5, elem_id="negative")
             with gr.Row(elem_classes="lm-bottom"):
                 seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
                 dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)

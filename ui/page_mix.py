@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.ui import desk_mix
-from lora_mixer.ui.page import FAST, guarded
-from lora_mixer.ui.theme import part
+from . import desk_mix
+from .page import FAST, guarded, plain
+from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.ui.page import Fields, Shared
-    from lora_mixer.ui.studio import Studio
+    from .page import Fields, Shared
+    from .studio import Studio
+
+
+_UNLESS_WRITING = """(told, text) => (document.activeElement?.closest("#mix-text") ? text : told)"""
+"""An answer that comes late must not overwrite what somebody is writing."""
 
 
 def make_board(studio: Studio) -> Any:
@@ -45,9 +49,10 @@ def make_side(studio: Studio) -> dict[str, Any]:
             placeholder="ink:0.8, neon:unet=0.5,te=0.2,start=0.3",
             buttons=["copy"],
         )
+        described = gr.Textbox(visible="hidden", elem_id="mix-described")
         problem = gr.Markdown("", elem_id="mix-problem", elem_classes="lm-note")
         apply = gr.Button("Take this text", elem_id="mix-apply")
-        with gr.Row():
+        with gr.Row(elem_classes="lm-bottom"):
             name = gr.Textbox(label="Name", elem_id="mix-name", min_width=100, max_length=120)
             save = gr.Button("Save", elem_id="mix-save", min_width=70, scale=0)
         saved = gr.Dropdown(
@@ -64,13 +69,16 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
     """Connect the rows and what is below them."""
     studio, board = shared.studio, shared.board
     text, problem, saved = parts["text"], parts["problem"], parts["saved"]
+    told = parts["described"]
 
     def described(value: Any) -> tuple[str, str]:
         written, wrong = desk_mix.as_text(studio, value)
-        return written, wrong.replace("<", "&lt;")
+        return written, plain(wrong)
 
-    board.edited(described, board, [text, problem], **FAST)
-    board.change(described, board, [text, problem], **FAST)
+    for changed in (board.edited, board.change):
+        # always_last: without it, what comes while one answer is on its way is dropped, and the text stays behind
+        found = changed(described, board, [told, problem], trigger_mode="always_last", **FAST)
+        found.then(None, [told, text], text, js=_UNLESS_WRITING, **FAST)
 
     @guarded
     def word(prompt: Any, event: gr.EventData) -> str:
@@ -80,7 +88,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     @guarded
     def standard(value: Any, event: gr.EventData) -> None:
-        gr.Info(desk_mix.keep_default(studio, value, event.name))
+        gr.Info(plain(desk_mix.keep_default(studio, value, event.name)))
 
     board.standard(standard, board, None, **FAST)
 
@@ -118,7 +126,7 @@ def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
 
     @guarded
     def undelete() -> Any:
-        gr.Info(f"Taken back: {desk_mix.undo(studio)}")
+        gr.Info(plain(f"Taken back: {desk_mix.undo(studio)}"))
         return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
 
     parts["undelete"].click(undelete, None, saved, **FAST)

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lora_mixer import (
     FairQueue,
     LoraMixer,
-    Mix,
     PartialMatchWarning,
     PictureMaker,
     demo_adapters,
@@ -26,7 +23,9 @@ from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Library, MixBook, base_family
 from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, own_defaults
-from lora_mixer.ui.masks import Masks
+
+from .masks import Masks
+from .preloading import Preloader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +40,7 @@ SCAN_WAIT = 2.0
 KEPT_LOADED = 24
 """Adapters that stay in memory; beyond that, those that were not used for longest go."""
 GRID_BATCH = 4
-"""Cells of a grid in one call on an accelerator. On a CPU one after the other is faster, and the same to the byte."""
+"""Cells of a grid in one call, each with its own mix."""
 MAX_UPLOAD = 4 << 30
 
 
@@ -57,7 +56,7 @@ class Settings:
         device: As for ``load_pipeline``.
         dtype: Likewise.
         max_upload: The largest file taken, in bytes.
-        grid_batch: Cells of a grid in one call; None is 1 on a CPU and 4 elsewhere.
+        grid_batch: Cells of a grid in one call; with 1 they are, to the byte, what they would be alone.
     """
 
     model: str = DEMO
@@ -66,7 +65,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     max_upload: int = MAX_UPLOAD
-    grid_batch: int | None = None
+    grid_batch: int = GRID_BATCH
 
 
 class Studio:
@@ -94,9 +93,7 @@ class Studio:
         self.mixer = LoraMixer(load_pipeline(settings.model, device=settings.device, dtype=settings.dtype))
         defaults = own_defaults(settings.model)
         self.maker = PictureMaker(self.mixer, defaults=defaults)
-        on_cpu = torch.device(self.mixer.pipe.device).type == "cpu"
-        self.grid_batch = settings.grid_batch or (1 if on_cpu else GRID_BATCH)
-        self.grid_maker = PictureMaker(self.mixer, batch_size=self.grid_batch, defaults=defaults)
+        self.grid_maker = PictureMaker(self.mixer, batch_size=settings.grid_batch, defaults=defaults)
         self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
         self.queue = FairQueue()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -110,6 +107,7 @@ class Studio:
         self.loads = 0
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
+        self.preloader = Preloader(self)
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -180,7 +178,13 @@ class Studio:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        return "" if fits else reason
+        return "" if fits else reason.replace(self.base, self.called(self.base))
+
+    def called(self, base: str) -> str:
+        """Give the name of a base family that people read: the demo's own base has none but a number."""
+        if self.settings.model == DEMO and base == self.base:
+            return "demo"
+        return base.replace("UNet with cross-attention", "UNet")
 
     # --- adapters ------------------------------------------------------------------------------------------------
 
@@ -200,11 +204,13 @@ class Studio:
             fresh = {name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)}
             spare = [name for name in self._loaded if name not in wanted]
             spare = spare[: max(0, len(self._loaded) + len(fresh) - max(KEPT_LOADED, len(wanted)))]
-            if fresh or spare:
-                with self.mixer.applied(Mix()):  # a load must not leave its adapter active
-                    self._exchange(fresh, spare)
+            self._exchange(fresh, spare)
             for name in wanted:
                 self._loaded.move_to_end(name)
+
+    def spare_for(self, name: str) -> bool:
+        """Say whether an adapter is not loaded yet and has a place beside those that are; waits for no load."""
+        return name not in self._loaded and len(self._loaded) < KEPT_LOADED
 
     def _usable(self, name: str) -> Entry:
         entry = self.entry_named(name)
@@ -223,7 +229,10 @@ class Studio:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
                 self.mixer.load_lora_weights(
-                    self.library.source(entry.id), adapter_name=name, hotswap=name in self.mixer.adapters
+                    self.library.source(entry.id),
+                    adapter_name=name,
+                    hotswap=name in self.mixer.adapters,
+                    activate=False,
                 )
             self.loads += 1
             self._loaded[name] = _state(entry)

@@ -140,7 +140,8 @@ def main() -> None:
             columns[name] = steps[-1]
         figures["adapters"][name] = entry(found)
         if a.previews:
-            strip(steps[-1][:8], 4).save(ASSETS / "loras" / f"{name}.preview.webp", quality=85)
+            weights = adapter.path / "adapter_model" if adapter.path.is_dir() else ASSETS / "loras" / name
+            strip(steps[-1][:8], 4).save(f"{weights}.preview.webp", quality=85)
         print(row(name, figures["adapters"][name]), flush=True)
     for one, two in MIXES:
         columns[f"{one} + {two}"] = artist.draw(prompts, {one: 0.5, two: 0.5})

@@ -83,7 +83,9 @@ def main() -> None:
                 "rank": adapter.rank,
                 "style": adapter.style,
                 "text_encoder": adapter.text_encoder,
-                "preview": f"{adapter.name}.preview.webp",
+                "preview": f"{adapter.name}/adapter_model.preview.webp"
+                if target.is_dir()
+                else f"{adapter.name}.preview.webp",
             }
         )
     table = {"held_out_subjects": list(HELD_OUT), "adapters": entries}

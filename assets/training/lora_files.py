@@ -155,6 +155,9 @@ def write_peft_folder(adapter: Adapter, raw: Raw, target: Path, demo: Path) -> N
     path.write_text(json.dumps(settings, indent=2) + "\n")
     readme = f"---\nlibrary_name: peft\ntags: [lora, demo]\n---\n# {adapter.title}\n\nTrigger: `{adapter.trigger}`.\n"
     (target / "README.md").write_text(readme)
+    # What libraries show of it, in the form of ComfyUI-Lora-Manager; the header of PEFT's file has no place for it.
+    about = {"model_name": adapter.title, "civitai": {"trainedWords": [adapter.trigger]}}
+    (target / "adapter_model.metadata.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def write_peft_file(adapter: Adapter, raw: Raw, target: Path, demo: Path) -> None:

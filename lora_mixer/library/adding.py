@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, FormatError, SaveError, SourceError
 from lora_mixer.inspection import read_adapter
+from lora_mixer.sources._local import read_config
 from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX
 from lora_mixer.sources._types import Request
 
@@ -87,7 +88,7 @@ def put(
                 _copy(source, target, name, limit)
                 target.flush()
                 os.fsync(target.fileno())
-            _check(spare, stem)
+            _check(spare, stem + SAFETENSORS_SUFFIX)
             if config is not None:
                 return _as_folder(spare, folder, stem, config)
             return _named(lambda path: _link(spare, path), folder, stem, SAFETENSORS_SUFFIX)
@@ -127,16 +128,28 @@ def _too_large(name: str, limit: int) -> SourceError:
     return SourceError(f"{safe_name(name)}: larger than the {limit} bytes that are allowed here")
 
 
-def _check(spare: Path, stem: str) -> None:
+def _check(spare: Path, name: str) -> None:
     try:
         read_adapter(spare)
     except FormatError as error:
         # The one who sent it knows no spare file.
-        raise type(error)(str(error).replace(str(spare), stem + SAFETENSORS_SUFFIX)) from None
+        raise type(error)(str(error).replace(str(spare), name)) from None
     except (ValueError, OverflowError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{stem}{SAFETENSORS_SUFFIX}: cannot be read ({type(error).__name__})"
-        ) from error
+        raise CorruptFileError(f"{name}: cannot be read ({type(error).__name__})") from error
+
+
+def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Read the configuration that belongs to a PEFT adapter.
+
+    Raises:
+        SourceError: There is no such file.
+        CorruptFileError: It is no JSON object.
+    """
+    found = read_config(Path(path))
+    if found is None:
+        raise SourceError(f"{Path(path).name}: there is no such file")
+    return found
 
 
 def _named(place: Callable[[Path], None], folder: Path, stem: str, ending: str) -> Path:
@@ -169,6 +182,7 @@ def _as_folder(spare: Path, folder: Path, stem: str, config: dict[str, Any]) -> 
     try:
         (made / CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
         spare.replace(made / "adapter_model.safetensors")
+        _check(made, stem)  # now with the configuration
         place = _named(lambda path: _renamed(made, path), folder, stem, "")
     finally:
         for left in (made / CONFIG_NAME, made / "adapter_model.safetensors"):

@@ -150,6 +150,7 @@ class Library(Looking):
         *,
         folder: str | os.PathLike[str] | None = None,
         limit: int = adding.SIZE_AT_MOST,
+        config: str | os.PathLike[str] | None = None,
     ) -> Entry:
         """
         Copy an adapter into the library: checked before it gets its name, and over nothing that is there.
@@ -159,13 +160,15 @@ class Library(Looking):
             name: What to call it; made safe, and numbered where that is taken.
             folder: One of the library's folders; the first unless said.
             limit: How many bytes it may have.
+            config: The ``adapter_config.json`` that belongs to it, for PEFT's files; both go into a folder of their own.
 
         Raises:
             SourceError: It is larger than allowed, cannot be read, or the folder is none of the library's.
-            FormatError: It is no safetensors file with an adapter that can be used.
+            FormatError: It is no safetensors file with an adapter that can be used, or its configuration does not fit.
             SaveError: The disk refuses.
         """
-        return self._added(adding.put(source, self._root(folder), name, limit=limit))
+        table = None if config is None else adding.peft_config(config)
+        return self._added(adding.put(source, self._root(folder), name, limit=limit, config=table))
 
     def add_from_hub(
         self,

@@ -29,9 +29,10 @@ class Axis:
         values: One for each row or column: numbers; names of adapters; lists of LBW or their presets; texts to put into
             the prompt in place of the first; mixes in any form.
         adapter: Whose weight or blocks change; for ``prompt`` not needed.
+        names: What stands at each value in place of the value itself; none where that is clear enough.
 
     Raises:
-        PictureError: When the kind is unknown, there are no values, or an adapter is missing.
+        PictureError: When the kind is unknown, there are no values, an adapter is missing, or names do not match.
 
     Example:
         >>> Axis("weight", (0.0, 0.5), adapter="ink").labels
@@ -41,6 +42,7 @@ class Axis:
     kind: str
     values: tuple[Any, ...] = (None,)
     adapter: str = ""
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values against the kind."""
@@ -51,6 +53,10 @@ class Axis:
             raise PictureError(f"the axis {self.kind} has no values; give at least one")
         if kind.needs_adapter and not self.adapter:
             raise PictureError(f"the axis {self.kind} needs the name of an adapter")
+        if self.names and len(self.names) != len(self.values):
+            raise PictureError(
+                f"the axis {self.kind} has {len(self.values)} values and {len(self.names)} names; give one for each"
+            )
         object.__setattr__(self, "values", tuple(self.values))
 
     @classmethod
@@ -97,7 +103,7 @@ class Axis:
     @property
     def labels(self) -> tuple[str, ...]:
         """What stands at each row or column."""
-        return tuple(_KINDS[self.kind].label(self, value) for value in self.values)
+        return self.names or tuple(_KINDS[self.kind].label(self, value) for value in self.values)
 
     def at(self, request: PictureRequest, value: Any) -> PictureRequest:
         """

@@ -8,8 +8,9 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
   const told = later(250, () => trigger("edited", {}));
 
   function remember(what) {
+    // A slider that is dragged is one change, however many values it passes; what redraws the rows is one each time.
     const now = Date.now();
-    if (what !== gesture || now - gestureAt > 900) past.push(JSON.stringify(value()));
+    if (!what || what !== gesture || now - gestureAt > 900) past.push(JSON.stringify(value()));
     if (past.length > 100) past.shift();
     gesture = what;
     gestureAt = now;
@@ -19,7 +20,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
     told();
   }
   function change(what, work, redraw = false) {
-    remember(what);
+    remember(redraw ? "" : what);
     work();
     commit();
     if (redraw) draw();
@@ -82,7 +83,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
     range.style.setProperty("--at", `${((Math.min(2, Math.max(-1, shown())) + 1) / 3) * 100}%`);
     range.addEventListener("input", () => set(range.value, range));
     box.addEventListener("input", () => set(box.value, box));
-    return { range, box, line: h("div", { class: "lm-slider" }, h("span", {}, label), range, box) };
+    return { range, box, line: h("div", { class: `lm-slider lm-${field}` }, h("span", {}, label), range, box) };
   }
 
   function drawRow(row, index) {
@@ -101,7 +102,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
         if (e.altKey && e.key === "ArrowUp") { e.preventDefault(); move(index, index - 1); }
         if (e.altKey && e.key === "ArrowDown") { e.preventDefault(); move(index, index + 1); }
       } }, "⠿");
-    const node = h("section", { class: `lm-row${row.on && !row.problem ? "" : " lm-off"}${row.problem ? " lm-bad" : ""}`, "data-name": row.name, "aria-label": row.title },
+    const node = h("section", { class: `lm-row${isOpen ? " lm-open" : ""}${row.on && !row.problem ? "" : " lm-off"}${row.problem ? " lm-bad" : ""}`, "data-name": row.name, "aria-label": row.title },
       h("div", { class: "lm-row-head" }, grip, picture(row.thumb, row.title, "lm-thumb"),
         h("div", { class: "lm-names" }, h("div", { class: "lm-title", title: row.title }, row.title),
           h("div", { class: "lm-sub" }, row.problem ? "" : row.about, marks.map((mark) => h("span", { class: "lm-mark" }, mark)))),

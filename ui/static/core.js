@@ -1,7 +1,7 @@
 // Shared by all components: elements are built node by node, so that text from files is never read as HTML.
 window.lm = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const inSvg = new Set(["svg", "path", "line", "rect", "circle", "text", "g"]);
+  const inSvg = new Set(["svg", "path", "line", "rect", "circle", "text", "title", "g"]);
 
   function h(tag, attributes = {}, ...children) {
     const node = inSvg.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
@@ -38,6 +38,12 @@ window.lm = (() => {
     return h("div", { class: "lm-empty" }, h("strong", {}, title), h("p", {}, text));
   }
 
+  // What a click opened somewhere else on the page comes into view.
+  function reveal(node) {
+    const top = node.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight * 0.6) node.scrollIntoView({ block: "start", behavior: "smooth" });
+  }
+
   const number = (value, digits = 2) => String(Math.round(value * 10 ** digits) / 10 ** digits);
   const parts = {};
 
@@ -52,7 +58,7 @@ window.lm = (() => {
     return `${count} B`;
   }
 
-  return { h, picture, later, empty, number, bytes, parts, start };
+  return { h, picture, later, empty, reveal, number, bytes, parts, start };
 })();
 
 // Dark or light as the person chose before, or as the system has it.

@@ -8,7 +8,7 @@ lm.parts.gallery = (root, { props, trigger, watch }) => {
       h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count" }, `${v.total} picture${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
         v.pages > 1 && [turn(-1), h("span", { class: "lm-count" }, `${v.page + 1} / ${v.pages}`), turn(1)]),
       v.pictures.length ? h("div", { class: "lm-shots" }, v.pictures.map((each) => h("button", { class: "lm-shot", "data-id": each.id, "aria-label": `Open picture ${each.id}`,
-        onclick: () => trigger("open", { id: each.id }) }, picture(each.thumb, each.id, "lm-cover"))))
+        onclick: () => trigger("open", { id: each.id }) }, picture(each.thumb, each.id, `lm-cover${each.id.endsWith("-sheet") ? " lm-whole" : ""}`))))
         : empty("No pictures yet", "Every picture that you make is kept here, with its mix inside the PNG."));
   }
   watch("value", draw);
@@ -16,7 +16,7 @@ lm.parts.gallery = (root, { props, trigger, watch }) => {
 };
 
 lm.parts.shot = (root, { props, trigger, watch }) => {
-  const { h, picture, empty } = lm;
+  const { h, picture, empty, reveal } = lm;
   function draw() {
     const v = props.value;
     if (!v) return root.replaceChildren(empty("No picture open", "Choose one on the left, or drop a picture from here or another program above to get its settings back."));
@@ -32,6 +32,7 @@ lm.parts.shot = (root, { props, trigger, watch }) => {
         v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => trigger("use", { id: v.id }) }, "Use these settings"),
         v.url && h("a", { class: "lm-button lm-quiet", href: v.url, download: `${v.id}.png` }, "Download"),
         v.id && h("button", { class: "lm-button lm-quiet", onclick: () => trigger("remove", { id: v.id }) }, "Delete"))));
+    reveal(root);
   }
   watch("value", draw);
   draw();

@@ -25,11 +25,22 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
 };
 
 lm.parts.details = (root, { props, trigger, watch }) => {
-  const { h, picture } = lm;
+  const { h, picture, reveal } = lm;
+  let last = null;
+  // One bar for each layer, in the file's order; the name is in its tooltip.
+  function layerPlot(layers) {
+    const high = Math.max(1e-12, ...layers.map(([, size]) => size)), step = 300 / layers.length;
+    return h("svg", { class: "lm-layers", viewBox: "0 0 300 64", preserveAspectRatio: "none", role: "img", "aria-label": `Strength of ${layers.length} layers, the highest ${high.toPrecision(3)}` },
+      layers.map(([name, size], at) => h("rect", { x: (at * step).toFixed(2), width: Math.max(0.3, step * 0.8).toFixed(2), y: (64 - (size / high) * 62).toFixed(2), height: Math.max(0.5, (size / high) * 62).toFixed(2) },
+        h("title", {}, `${name}: ${size.toPrecision(3)}`))));
+  }
   const table = (pairs) => h("dl", { class: "lm-facts" }, pairs.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]));
   function draw() {
     const v = props.value;
-    if (!v || !v.id) return root.replaceChildren();
+    if (!v || !v.id) {
+      last = null;
+      return root.replaceChildren();
+    }
     const high = Math.max(1e-12, ...(v.strengths || []).map(([, size]) => size));
     const weight = h("input", { type: "number", class: "lm-number", step: 0.05, value: v.weight ?? "", placeholder: "1", "aria-label": "Default weight" });
     const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes", value: v.notes || "" });
@@ -43,13 +54,15 @@ lm.parts.details = (root, { props, trigger, watch }) => {
           v.triggers.length > 0 && h("div", { class: "lm-chips" }, v.triggers.map((word) => h("button", { class: "lm-chip", onclick: () => trigger("word", { word }) }, `+ ${word}`))),
           v.tags.length > 0 && h("p", { class: "lm-sub" }, `Tags: ${v.tags.join(", ")}`)),
         h("div", {},
-          h("h3", {}, "Strength by layer"),
+          v.layers?.length > 0 && [h("h3", {}, "Strength by layer"), layerPlot(v.layers), h("h3", {}, "Strength by block")],
           v.strengths?.length ? h("div", { class: "lm-bars" }, v.strengths.map(([name, size]) => h("div", { class: "lm-barline", title: `${name}: ${size.toPrecision(3)}` },
             h("span", {}, name), h("div", {}, h("i", { style: `width:${(size / high) * 100}%` })), h("b", {}, size.toPrecision(2))))) : h("p", { class: "lm-hint" }, v.strengthNote || "Not known."),
           h("h3", {}, "Your defaults"),
           h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight)), notes,
           h("button", { class: "lm-button", onclick: () => trigger("keep", { id: v.id, weight: weight.value, notes: notes.value }) }, "Keep defaults")),
         h("div", {}, h("h3", {}, "Hashes"), table(v.hashes), h("h3", {}, "Metadata"), v.metadata.length ? table(v.metadata) : h("p", { class: "lm-hint" }, "The file has none.")))));
+    if (v.id !== last) reveal(root);
+    last = v.id;
   }
   watch("value", draw);
   draw();

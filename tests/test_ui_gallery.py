@@ -1,0 +1,114 @@
+"""Pictures dropped on the page in a real browser, and what comes back."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+
+from lora_mixer.recall import read_picture
+from tests.browser import PROMPT, Desk, pixels
+from tests.pictures import (
+    A1111,
+    COMFYUI,
+    FOOOCUS_JSON,
+    FOOOCUS_TEXT,
+    INVOKEAI,
+    SDNEXT,
+    SWARMUI,
+    png,
+)
+
+
+def test_a_dropped_picture_gives_the_same_picture_again(desk, studio, chromium, site, tmp_path):
+    desk.add("ink", "pixel")
+    desk.weight("ink", 0)
+    desk.weight("pixel", 0.6)
+    desk.fill(f"{PROMPT} <lora:halftone:0.2>", seed=77)
+    made = desk.make()
+    (tmp_path / "made.png").write_bytes(made)
+
+    url, _ = site
+    context = chromium.new_context(viewport={"width": 390, "height": 844})
+    other = Desk(context, url)
+    other.add("neon")  # is not in the picture, and must go
+    other.tab("Gallery")
+    other.upload("#picture-drop", tmp_path / "made.png")
+    other.row("halftone").wait_for()
+    assert other.page.locator("#board .lm-row").count() == 3
+    assert other.page.get_by_label("ink: UNet", exact=True).input_value() == "0"
+    other.tab("Make")
+    assert other.page.get_by_label("Prompt", exact=True).input_value() == PROMPT
+    again = other.make()
+    assert pixels(again) == pixels(made)
+    assert read_picture(again) == read_picture(made)
+    context.close()
+
+
+def test_a_missing_adapter_keeps_its_place(desk, tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(
+        "parameters",
+        "a rose <lora:ink:0.5> <lora:gone:0.3> <lora:pixel:0.7>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 9",
+    )
+    Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
+    desk.tab("Gallery")
+    desk.upload("#picture-drop", tmp_path / "a1111.png")
+    desk.row("pixel").wait_for()
+    names = desk.page.locator("#board .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
+    assert names == ["ink", "gone", "pixel"]
+    assert "not in the library" in desk.row("gone").get_by_role("note").inner_text()
+    assert "gone" in desk.page.locator(".lm-slots .lm-missing").inner_text()
+    desk.tab("Make")
+    assert desk.page.get_by_label("Seed", exact=True).input_value() == "9"
+
+
+# what is dropped; the dialect; seed, steps, size; rows as (name, UNet weight)
+FOREIGN = {
+    "sdnext.png": (png(parameters=SDNEXT), "sdnext", ("5", "20", "512"), [("ink", "0.5"), ("oil", "0.9"), ("lines", "1")]),
+    "fooocus text.png": (png(parameters=FOOOCUS_TEXT, fooocus_scheme="a1111"), "fooocus", ("77", "30", "1152"),
+                         [("sd_xl_offset", "0.1"), ("ink", "-0.5")]),
+    "fooocus.png": (png(parameters=FOOOCUS_JSON, fooocus_scheme="fooocus"), "fooocus", ("7777777777777777777", "30", "1152"),
+                    [("sd_xl_offset", "0.1"), ("ink", "0")]),
+    "invokeai.png": (png(invokeai_metadata=INVOKEAI), "invokeai", ("42", "30", "1024"), [("ink", "0.75"), ("oil", "0")]),
+    "comfyui.png": (png(prompt=json.dumps(COMFYUI)), "comfyui", ("156680208700286", "20", "512"),
+                    [("ink", "0.8"), ("lines", "0.3"), ("oil", "0")]),
+    "swarmui.png": (png(parameters=SWARMUI), "swarmui", ("389463", "20", "1024"), [("ink", "0.8"), ("oil", "0")]),
+    "forge.png": (png(parameters=A1111), "a1111", ("1234567890123", "20", "512"), [("ink", "0.8"), ("oil painting", "0.9")]),
+}  # fmt: skip
+
+
+def test_pictures_of_other_programs_give_their_settings(desk, tmp_path):
+    shot = desk.page.locator("#shot")
+    for name, (data, dialect, fields, rows) in FOREIGN.items():
+        desk.add("neon")  # is in none of them, and must go
+        (tmp_path / name).write_bytes(data)
+        desk.tab("Gallery")
+        desk.upload("#picture-drop", tmp_path / name)
+        shot.get_by_text(f"Settings read ({dialect})").wait_for()
+        desk.page.wait_for_function(
+            "seed => document.querySelector('#seed input, #seed textarea').value === seed", arg=fields[0]
+        )
+        desk.row("neon").wait_for(state="detached")
+        found = desk.page.locator("#board .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
+        assert found == [row for row, _ in rows], name
+        for row, weight in rows:
+            assert desk.page.get_by_label(f"{row}: UNet", exact=True).input_value() == weight, (name, row)
+            missing = desk.row(row).get_by_role("note")
+            assert missing.count() == (row != "ink")  # named, and its place is kept
+        desk.tab("Make")
+        assert desk.page.get_by_label("Prompt", exact=True).input_value().startswith("a castle")
+        for label, value in zip(("Seed", "Steps", "Width"), fields, strict=True):
+            assert desk.page.get_by_label(label, exact=True).input_value() == value, (name, label)
+
+
+def test_pictures_without_settings_are_refused_with_words(desk, tmp_path):
+    (tmp_path / "plain.png").write_bytes(png())
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 64)
+    desk.tab("Gallery")
+    for name, said in (("plain.png", "no known settings"), ("broken.png", "")):
+        desk.upload("#picture-drop", tmp_path / name)
+        assert said in desk.toast(), name
+        desk.page.get_by_test_id("toast-close").first.click()

@@ -1,0 +1,102 @@
+"""Work done before somebody waits for it: the pipeline's first steps, and adapters that a row was just made for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lora_mixer import PictureRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lora_mixer import StepReport
+
+    from .studio import Studio
+
+WARM_SIDE = 128
+"""Pixels a side of the picture that warms the pipeline up, at most."""
+_OWNER = "preloading"
+_log = logging.getLogger(__name__)
+
+
+class Preloader:
+    """
+    One thread that takes its turns in the device's queue like a session, and goes away when there is nothing to do.
+
+    Args:
+        studio: Whose pipeline and adapters.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        """Start with nothing to do."""
+        self._studio = studio
+        self._lock = threading.Lock()
+        self._names: dict[str, None] = {}
+        self._cold = False
+        self._thread: threading.Thread | None = None
+
+    def warm_up(self) -> None:
+        """Make a tiny picture of one step, preview and all: what is slow the first time is done then."""
+        with self._lock:
+            self._cold = True
+            self._go()
+
+    def want(self, names: Iterable[str]) -> None:
+        """
+        Load adapters soon.
+
+        Args:
+            names: As mixes call them; those that cannot be used here are left for the click to complain about.
+        """
+        fresh = [name for name in names if self._studio.spare_for(name)]
+        with self._lock:
+            self._names |= dict.fromkeys(fresh)
+            if fresh:
+                self._go()
+
+    def wait(self) -> None:
+        """Wait until there is nothing to do."""
+        while (thread := self._thread) is not None:
+            thread.join()
+
+    def _go(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=_OWNER, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                cold, names = self._cold, list(self._names)
+                self._cold, self._names = False, {}
+                if not cold and not names:
+                    self._thread = None
+                    return
+            for name in names:
+                self._turn(f"{name} could not be loaded ahead", partial(self._load, name))
+            if cold:
+                self._turn("the pipeline could not be warmed up", self._first_steps)
+
+    def _turn(self, failed: str, work: Callable[[], None]) -> None:
+        try:
+            with self._studio.queue.turn(_OWNER):
+                work()
+        except Exception as error:  # noqa: BLE001 -- whoever needs it meets the error again, and is told
+            _log.info("%s: %s", failed, error)
+
+    def _load(self, name: str) -> None:
+        self._studio.ready([name])
+        with self._studio.mixer.applied({name: 1.0}):  # the first time, the base of what it changes is kept
+            pass
+
+    def _first_steps(self) -> None:
+        width, height = (min(side, WARM_SIDE) for side in self._studio.size)
+        request = PictureRequest("", steps=1, width=width, height=height)
+        list(self._studio.maker.make([request], on_step=_look))
+
+
+def _look(report: StepReport) -> None:
+    report.previews()
