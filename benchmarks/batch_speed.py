@@ -15,7 +15,6 @@ import functools
 import multiprocessing
 import shutil
 import tempfile
-import threading
 import time
 import warnings
 from collections import Counter
@@ -59,12 +58,14 @@ def jobs_for(names: list[str], pictures: int) -> list[dict[str, Any]]:
 
 
 class Clock:
-    """Seconds of this process by what they were spent on, measured around methods."""
+    """Seconds of this process by what they were spent on, measured around methods: of CPU, or on a GPU of wall time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         """Start at nothing."""
+        self.now = time.process_time if device == "cpu" else time.perf_counter
+        self.kind = "CPU" if device == "cpu" else "wall time"
         self.seconds: Counter[str] = Counter()
-        self.beside: Counter[str] = Counter()  # in other threads, while this one goes on
+        self.start = self.end = self.now()
 
     @contextmanager
     def around(self, **places: tuple[Any, str]) -> Iterator[None]:
@@ -77,34 +78,30 @@ class Clock:
     def _timed(self, label: str, call: Any) -> Any:
         @functools.wraps(call)
         def wrapper(*arguments: Any, **more: Any) -> Any:
-            start = time.perf_counter()
+            start = self.now()
             try:
                 return call(*arguments, **more)
             finally:
-                own = threading.current_thread() is threading.main_thread()
-                (self.seconds if own else self.beside)[label] += time.perf_counter() - start
+                self.seconds[label] += self.now() - start
 
         return wrapper
 
-    def told(self, total: float, pictures: int, rest: str) -> str:
+    def told(self, pictures: int, rest: str) -> str:
         """Say what a picture took, and the share of each part."""
+        total = self.end - self.start
         left = total - sum(self.seconds.values())
         shares = {**self.seconds, rest: left}
-        parts = [
+        return f"{1e3 * total / pictures:.1f} ms of {self.kind}: " + ", ".join(
             f"{label} {1e3 * seconds / pictures:.1f} ms ({100 * seconds / total:.2f} %)"
             for label, seconds in shares.items()
-        ]
-        parts += [
-            f"meanwhile {label} {1e3 * seconds / pictures:.1f} ms" for label, seconds in self.beside.items()
-        ]
-        return ", ".join(parts)
+        )
 
 
 def peer_loop(
     pipe: Any, jobs: list[dict[str, Any]], steps: int, guidance: float, out: Path
 ) -> tuple[float, Clock]:
     """Do the same with set_adapters and plain calls, saved as PNG; seconds without loading, and what they went on."""
-    clock = Clock()
+    clock = Clock(str(pipe.device.type))
     with clock.around(pipeline=(type(pipe), "__call__"), mix=(pipe, "set_adapters")):
         start = time.perf_counter()
         for job in jobs:
@@ -114,6 +111,7 @@ def peer_loop(
                 job["prompt"], num_inference_steps=steps, guidance_scale=guidance, generator=generator
             ).images[0]
             image.save(out / f"{job['seed']}.png")
+        clock.end = clock.now()
         return time.perf_counter() - start, clock
 
 
@@ -121,11 +119,12 @@ def runner(plan: dict[str, Any], engine: str, workers: int) -> tuple[float, Cloc
     """Run a plan; seconds from when all workers are ready, and what those of this process went on."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    clock, ready = Clock(), []
+    clock, ready = Clock(plan["run"]["device"]), []
 
     def on_event(event: dict[str, Any]) -> None:
         if event.get("state") == "ready":
             ready.append(time.perf_counter())
+            clock.start = clock.now()
 
     kind = StableDiffusionPipeline if plan["model"] == "demo" else StableDiffusionXLPipeline
     with clock.around(
@@ -139,6 +138,7 @@ def runner(plan: dict[str, Any], engine: str, workers: int) -> tuple[float, Cloc
             if result.status == "failed":
                 raise RuntimeError(result.error)
             end = time.perf_counter()
+            clock.end = clock.now()
     return end - min(ready), clock
 
 
@@ -170,7 +170,7 @@ def speed(options: argparse.Namespace) -> None:
                 rates[label] = len(jobs) / seconds
                 print(f"{label}: {rates[label]:.3f} pictures/s", flush=True)
                 if engine == "local":
-                    print(f"  {clock.told(seconds, len(jobs), 'the runner itself')}", flush=True)
+                    print(f"  {clock.told(len(jobs), 'the runner itself')}", flush=True)
         pipe = load_pipeline(options.model, device=options.device)
         pipe.set_progress_bar_config(disable=True)
         with warnings.catch_warnings():
@@ -183,7 +183,7 @@ def speed(options: argparse.Namespace) -> None:
             seconds, clock = peer_loop(pipe, jobs, steps, guidance, folder)
             rate = len(jobs) / seconds
             print(f"diffusers + PEFT, {threads} threads: {rate:.3f} pictures/s", flush=True)
-            print(f"  {clock.told(seconds, len(jobs), 'saving')}", flush=True)
+            print(f"  {clock.told(len(jobs), 'saving')}", flush=True)
             for label, ours in rates.items():
                 print(f"  {label}: {ours / rate:.2f} times")
 
