@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 from lora_mixer import demo_adapters
 from lora_mixer.library import strengths
@@ -175,6 +176,32 @@ def test_cards_are_searched_sorted_filtered_and_paged(desks, tmp_path):
         desk.page.get_by_role("option", name="Any base").click()
         desk.page.get_by_role("combobox", name="Sort").click()
         desk.page.get_by_role("option", name="Rank").click()
-        desk.page.locator("#cards .lm-card").first.get_by_text("rank 9").wait_for()
+        desk.page.locator("#cards .lm-card").nth(1).get_by_text("rank 7").wait_for()
         assert titles(desk)[:2] == ["big", "style 06"]
+
+        desk.page.get_by_text("Add adapters").click()
+        card = desk.page.locator(".lm-card[aria-label='style 06']")
+        (tmp_path / "loras").rename(tmp_path / "away")  # as a disk that is unplugged
+        desk.page.locator("#library-refresh").click()
+        card.get_by_text("its disk or folder is away").wait_for()
+        cards.get_by_text("31 adapters").wait_for()
+        (tmp_path / "away").rename(tmp_path / "loras")
+        desk.page.locator("#library-refresh").click()
+        card.get_by_text("its disk or folder is away").wait_for(state="detached")
         desk.page.close()
+
+
+def test_a_long_look_through_the_folders_shows_how_far_it_is(desk, studio, monkeypatch):
+    refresh, found_all = studio.library.refresh, threading.Event()
+
+    def slow(progress):
+        progress(3, 2000, "x")
+        found_all.wait(60)
+        return refresh(progress)
+
+    monkeypatch.setattr(studio.library, "refresh", slow)
+    desk.tab("Library")
+    studio.scan(wait=0)
+    desk.page.locator("#cards").get_by_text("Looking through the folders: 3 of 2000").wait_for()
+    found_all.set()
+    desk.page.locator("#cards .lm-count").get_by_text(f"{studio.library.search().total} adapters").wait_for()

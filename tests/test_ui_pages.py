@@ -69,3 +69,14 @@ def test_errors_say_what_to_do(desk):
     desk.page.locator("#make-button").click()
     desk.state("error").wait_for()
     assert "unknown-style" in desk.page.get_by_role("alert").first.inner_text()
+
+
+def test_a_seed_is_kept_or_drawn_anew(desk):
+    desk.fill(PROMPT, seed=5)
+    lock = desk.page.get_by_label("Keep this seed")
+    seeds = [read_picture(desk.make()).seed for _ in range(2)]
+    lock.uncheck()
+    seeds += [read_picture(desk.make()).seed for _ in range(2)]
+    assert seeds[:2] == [5, 5]
+    assert len(set(seeds)) == 3
+    assert desk.page.get_by_label("Seed", exact=True).input_value() == str(seeds[-1])
