@@ -15,6 +15,7 @@ import functools
 import multiprocessing
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -58,13 +59,20 @@ def jobs_for(names: list[str], pictures: int) -> list[dict[str, Any]]:
 
 
 class Clock:
-    """Seconds of this process by what they were spent on, measured around methods: of CPU, or on a GPU of wall time."""
+    """
+    Seconds of this process by what they were spent on, measured around methods.
+
+    They are of CPU, where what other threads do counts as well; on a GPU they are of wall time, and what other threads do
+    meanwhile is told apart.
+    """
 
     def __init__(self, device: str) -> None:
         """Start at nothing."""
-        self.now = time.process_time if device == "cpu" else time.perf_counter
-        self.kind = "CPU" if device == "cpu" else "wall time"
+        self.on_cpu = device == "cpu"
+        self.now = time.process_time if self.on_cpu else time.perf_counter
+        self.kind = "CPU" if self.on_cpu else "wall time"
         self.seconds: Counter[str] = Counter()
+        self.beside: Counter[str] = Counter()
         self.start = self.end = self.now()
 
     @contextmanager
@@ -78,11 +86,14 @@ class Clock:
     def _timed(self, label: str, call: Any) -> Any:
         @functools.wraps(call)
         def wrapper(*arguments: Any, **more: Any) -> Any:
-            start = self.now()
+            alone = torch.get_num_threads() == 1 or threading.current_thread() is not threading.main_thread()
+            now = time.thread_time if self.on_cpu and alone else self.now
+            meanwhile = not self.on_cpu and threading.current_thread() is not threading.main_thread()
+            start = now()
             try:
                 return call(*arguments, **more)
             finally:
-                self.seconds[label] += self.now() - start
+                (self.beside if meanwhile else self.seconds)[label] += now() - start
 
         return wrapper
 
@@ -91,9 +102,13 @@ class Clock:
         total = self.end - self.start
         left = total - sum(self.seconds.values())
         shares = {**self.seconds, rest: left}
-        return f"{1e3 * total / pictures:.1f} ms of {self.kind}: " + ", ".join(
-            f"{label} {1e3 * seconds / pictures:.1f} ms ({100 * seconds / total:.2f} %)"
-            for label, seconds in shares.items()
+        return (
+            f"{1e3 * total / pictures:.1f} ms of {self.kind}: "
+            + ", ".join(
+                f"{label} {1e3 * seconds / pictures:.1f} ms ({100 * seconds / total:.2f} %)"
+                for label, seconds in shares.items()
+            )
+            + "".join(f", meanwhile {x} {1e3 * s / pictures:.1f} ms" for x, s in self.beside.items())
         )
 
 
