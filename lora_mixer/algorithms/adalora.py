@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, flat_misfit, wide
+from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
@@ -21,7 +21,7 @@ _EPSILON = 1e-5  # PEFT's guard for a rank of zero; part of the meaning of its f
 
 
 @dataclass(frozen=True)
-class AdaLora(Factored):
+class AdaLora(HasPair, Factored):
     """
     A singular value decomposition with trained parts.
 
@@ -60,20 +60,6 @@ class AdaLora(Factored):
         # PEFT takes its r for an alpha that is not positive
         alpha = parts.alpha if parts.alpha is not None and parts.alpha > 0 else float(rank)
         return cls(up, values.reshape(-1, 1), down, alpha / (rank + _EPSILON), parts.alpha)
-
-    @property
-    def rank(self) -> int:
-        """The number of singular values kept."""
-        return self.values.shape[0]
-
-    @property
-    def in_width(self) -> int:
-        """Input width (times the kernel)."""
-        return self.down.shape[1]
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot change a weight of ``shape``, or None."""
-        return flat_misfit((self.up.shape[0], self.down.shape[1]), shape)
 
     def factors(self, shape: tuple[int, ...]) -> Factors:  # noqa: ARG002
         """Give B and diag(E) @ A."""

@@ -231,6 +231,27 @@ class Factored(LayerWeights):
         return (pair.up.to(base) @ pair.down.to(base)).mul_(gain * pair.scale).reshape(base.shape)
 
 
+class HasPair(LayerWeights):
+    """An algorithm of a pair ``up`` (out, rank) and ``down`` (rank, in), whatever it makes of their product."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank of the pair."""
+        return self.down.shape[0]
+
+    @property
+    def in_width(self) -> int:
+        """Input width."""
+        return self.down.shape[1]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+
+
 def rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
     """Flatten a weight's shape to (out, in * kernel); a vector has one column."""
     return shape[0], math.prod(shape[1:])

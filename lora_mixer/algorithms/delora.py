@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factored, Factors, flat_misfit, wide
+from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ _LEAST = 1e-4  # PEFT's guard for lengths; part of the meaning of its files
 
 
 @dataclass(frozen=True)
-class DeLoRA(Factored):
+class DeLoRA(HasPair, Factored):
     """
     A normalised pair.
 
@@ -54,20 +54,6 @@ class DeLoRA(Factored):
                 "expected delora_B (out, r), delora_A (r, in), delora_lambda (1,), delora_w_norm (in,)"
             )
         return cls(up, down, strength.reshape(1), lengths.flatten())
-
-    @property
-    def rank(self) -> int:
-        """The rank."""
-        return self.down.shape[0]
-
-    @property
-    def in_width(self) -> int:
-        """Input width."""
-        return self.down.shape[1]
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot change a weight of ``shape``, or None."""
-        return flat_misfit((self.up.shape[0], self.down.shape[1]), shape)
 
     def factors(self, shape: tuple[int, ...]) -> Factors:  # noqa: ARG002
         """Give B with its parts at length lambda / r, and A with the columns' lengths."""

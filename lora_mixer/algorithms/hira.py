@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, flat_misfit
+from lora_mixer.algorithms.base import HasPair
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HiRA(LayerWeights):
+class HiRA(HasPair):
     """
     A low-rank matrix of relative changes.
 
@@ -48,20 +48,6 @@ class HiRA(LayerWeights):
             raise parts.broken("do not multiply: expected hira_B (out, rank), hira_A (rank, in)")
         # on an embedding the change is (B @ A)^T
         return cls(down.T, up.T) if flipped else cls(up, down)
-
-    @property
-    def rank(self) -> int:
-        """The rank."""
-        return self.down.shape[0]
-
-    @property
-    def in_width(self) -> int:
-        """Input width."""
-        return self.down.shape[1]
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot change a weight of ``shape``, or None."""
-        return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give gain * W * (B @ A)."""
