@@ -126,6 +126,13 @@ def test_uploads_are_read_only_where_uploads_lie(site):
         assert refused
         with pytest.raises((LoraMixerError, ValueError)):
             dropped(str(path), str(cache))
+    folder = studio.library.folders[-1] / "neon"  # a PEFT folder: neither of its two files may lie elsewhere
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (cache / name).write_bytes((folder / name).read_bytes())
+    for first, second in ((cache, folder), (folder, cache)):
+        pair = [str(first / "adapter_model.safetensors"), str(second / "adapter_config.json")]
+        added, refused = upload(studio, pair, str(cache))
+        assert (added, refused) == ("", "adapter_model.safetensors: it is not an upload")
 
 
 @pytest.mark.parametrize(
