@@ -93,12 +93,13 @@ def changed(tensors: list[torch.Tensor], base: list[torch.Tensor]) -> float:
 
 
 def measure(  # noqa: PLR0915 -- one table, one process
-    size: str, device: str, dtype: torch.dtype, repeats: int, *, peer: bool
+    size: str, device: str, dtype: torch.dtype, repeats: int, *, side: int | None, peer: bool
 ) -> dict[str, Any]:
     """Run everything once and give the table."""
     clock = Clock(device, repeats)
     pipe = pipeline(size, device, dtype)
     inputs = step_inputs(size, 2, device, dtype)
+    inputs["sample"] = inputs["sample"][..., :side, :side].contiguous()
     out: dict[str, Any] = {}
 
     @torch.no_grad()
@@ -218,17 +219,21 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default=None)
     parser.add_argument("--repeats", type=int, default=None)
+    parser.add_argument(
+        "--side", type=int, default=None, help="side of the latents; default: native, 24 on the CPU"
+    )
     parser.add_argument("--no-peer", action="store_true", help="leave diffusers + PEFT out")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     cuda = options.device == "cuda"
     dtype = getattr(torch, options.dtype or ("float16" if cuda else "float32"))
-    table = measure(
-        options.size, options.device, dtype, options.repeats or (15 if cuda else 3), peer=not options.no_peer
-    )
+    repeats = options.repeats or (15 if cuda else 3)
+    side = options.side or (None if cuda else 24)  # the layers have their full size
+    table = measure(options.size, options.device, dtype, repeats, side=side, peer=not options.no_peer)
     hardware = torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()} CPU"
     print(
-        f"{options.size}, {dtype}, {hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{options.size}, {dtype}, {hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"latents {side or 'native'}"
     )
     for name, value in table.items():
         print(f"  {name:<46} {value if isinstance(value, list) else format(value, '.4g')}")
