@@ -62,15 +62,7 @@ def make_tasks(pictures: Iterable[PlannedPicture], batch_size: int, *, mixed: bo
     rows: dict[tuple[object, ...], list[PlannedPicture]] = {}
     for picture in sorted(pictures, key=_place):
         request = picture.request
-        # what one pipeline call has in common; an empty negative prompt is not the same as none
-        shape = (
-            request.steps,
-            request.guidance_scale,
-            request.width,
-            request.height,
-            bool(request.negative_prompt),
-        )
-        key = shape if mixed else (*shape, request.mix.fingerprint)
+        key = request.call_shape if mixed else (*request.call_shape, request.mix.fingerprint)
         rows.setdefault(key, []).append(picture)
     found = []
     for row in rows.values():

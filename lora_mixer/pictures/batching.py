@@ -31,15 +31,7 @@ def batches(requests: Sequence[PictureRequest], size: int) -> list[list[int]]:
     """
     shapes: dict[object, dict[str, list[int]]] = {}
     for i, request in enumerate(requests):
-        # An empty negative prompt is not the same as none: some pipelines use zeros then.
-        shape = (
-            request.steps,
-            request.guidance_scale,
-            request.width,
-            request.height,
-            bool(request.negative_prompt),
-        )
-        shapes.setdefault(shape, {}).setdefault(request.mix.fingerprint, []).append(i)
+        shapes.setdefault(request.call_shape, {}).setdefault(request.mix.fingerprint, []).append(i)
     found = []
     for by_mix in shapes.values():
         row = [i for group in by_mix.values() for i in group]

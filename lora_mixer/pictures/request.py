@@ -107,6 +107,18 @@ class PictureRequest:
         adapters = {**self.mix.adapters, **tagged.adapters}
         return replace(self, prompt=prompt, mix=Mix(adapters, self.mix.method))
 
+    @property
+    def call_shape(self) -> tuple[object, ...]:
+        """
+        What pictures of one pipeline call have in common.
+
+        Example:
+            >>> PictureRequest("a", seed=1).call_shape == PictureRequest("b", seed=2).call_shape
+            True
+        """
+        # an empty negative prompt is not the same as none: some pipelines use zeros then
+        return (self.steps, self.guidance_scale, self.width, self.height, bool(self.negative_prompt))
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> PictureRequest:
         """
         Fill in what is left open.
