@@ -25,6 +25,7 @@ from lora_mixer import (
     grid_sheet,
     load_pipeline,
 )
+from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import heading_for, noise_levels
 
 STEPS = 2
@@ -303,3 +304,13 @@ def test_every_kind_of_scheduler_tells_its_levels():
         assert len(levels) == 7
         assert levels[-1] == (1.0, 0.0)
         assert all(a[1] / max(a[0], 1e-9) >= b[1] / max(b[0], 1e-9) for a, b in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 3}, {"guidance_scale": 2.0}, {"width": 64}, {"height": 64}, {"negative_prompt": "blur"}],
+)
+def test_pictures_that_need_another_call_share_no_batch(change):
+    asked = [PictureRequest("a"), PictureRequest("b", **change), PictureRequest("c", seed=1)]
+
+    assert batches(asked, 4) == [[0, 2], [1]]
