@@ -50,7 +50,7 @@ def keep(studio: Studio, picture: Picture) -> str:
     settings = PictureSettings.of_request(
         picture.request, model=str(studio.settings.model), version=__version__
     )
-    found, hashes = new_id(), studio.hashes(picture.request.mix.names)
+    found, hashes = new_id(), studio.hashes(picture.request.adapters)
     save_picture(picture.image, studio.pictures / f"{found}.png", settings, hashes=hashes)
     return found
 
