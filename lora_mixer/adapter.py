@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.formats.names import Target
+    from lora_mixer.textual_inversion.files import Embedding
 
 
 @dataclass(frozen=True)
