@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.engines.denoiser.cuda_graph import Captured
     from lora_mixer.writing import SaveReport
 
@@ -135,6 +136,7 @@ class LoraMixer:
         allow_pickle: bool = False,
         allow_nonfinite: bool = False,
         max_rank: int | None = None,
+        dora_strength: DoraStrength | None = None,
         activate: bool = True,
         load_embeddings: bool | Mapping[str, str] = False,
     ) -> MatchReport:
@@ -157,6 +159,8 @@ class LoraMixer:
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
+            dora_strength: What weights other than 1 mean for DoRA layers: ``"linear"``, ``"peft"`` or ``"lycoris"``
+                (docs/formats.md); None is linear for ``dora_scale``, PEFT's own for its files.
             activate: False leaves the mix in effect as it is.
             load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
                 deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
@@ -169,6 +173,7 @@ class LoraMixer:
             FormatError: When it holds no adapter that can be used.
             MatchError: When it does not fit this pipeline, or not in full under ``strict``.
             AdapterNameError: When the name is in use, or unknown with ``hotswap``.
+            MixError: When there is no such ``dora_strength``.
             PipelineStateError: When the weights cannot be rewritten (meta, quantised).
 
         Warns:
@@ -200,6 +205,8 @@ class LoraMixer:
                 adapter = read(source, name=name)
                 if max_rank is not None:
                     adapter = adapter.limited(max_rank)
+                if dora_strength is not None:
+                    adapter = adapter.with_dora_strength(dora_strength)
                 words: tuple[Token, ...] = ()
                 if load_embeddings:
                     embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
