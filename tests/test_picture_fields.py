@@ -17,8 +17,8 @@ from lora_mixer.batches.plan import load_plan, plan_schema
 from lora_mixer.cli import app
 from lora_mixer.demo import demo_adapters
 from lora_mixer.mixes import Mix
+from lora_mixer.picture_metadata import read_picture, save_picture
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
-from lora_mixer.recall import read_picture, save_picture
 
 NUMBERS = [about for about in PICTURE_FIELDS.values() if about.kind != "text"]
 BEYOND = [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.library import Entry
-    from lora_mixer.recall import Recall
+    from lora_mixer.picture_metadata import AdapterMatches
 
     from .studio import Studio
 
@@ -222,7 +222,7 @@ def board_of(mix: Mix) -> Board:
     return Board(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
-def recalled_board(recall: Recall) -> Board:
+def recalled_board(recall: AdapterMatches) -> Board:
     """Give the board of a picture: what it does not have is gone, what is missing here keeps its place."""
     kept = board_of(recall.mix)
     rows = {row.name: row for row in kept.rows}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.library import strengths
+from lora_mixer.library import layer_norms
 
 from . import checks
 from .board import facts_line, trigger_list
@@ -81,15 +81,15 @@ def details(studio: Studio, entry_id: Any) -> dict[str, Any]:
         PictureError: When there is none.
     """
     entry = studio.entry(checks.opaque(entry_id, "adapter"))
-    found: dict[str, Any] = {"strengths": [], "layers": [], "hashes": [], "metadata": []}
+    found: dict[str, Any] = {"layer_norms": [], "layers": [], "hashes": [], "metadata": []}
     try:
         found["hashes"] = [[kind, digits] for kind, digits in studio.library.hashes(entry.id).items()]
         metadata = studio.library.info(entry.id).metadata
         found["metadata"] = [
             [str(k)[:80], _short(str(v))] for k, v in list(metadata.items())[:_SHOWN_METADATA]
         ]
-        known = strengths(studio.library.source(entry.id))
-        found["strengths"] = [
+        known = layer_norms(studio.library.source(entry.id))
+        found["layer_norms"] = [
             [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
         ]
         found["layers"] = [[layer[:200], round(size, 4)] for layer, size in known.layers.items()][:_LAYERS]

@@ -13,7 +13,7 @@ from .page import FAST, QUIET, guarded, plain
 from .theme import part
 
 if TYPE_CHECKING:
-    from lora_mixer.recall import PictureSettings
+    from lora_mixer.picture_metadata import PictureSettings
 
     from .page import Fields, Shared
 

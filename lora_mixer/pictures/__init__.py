@@ -9,9 +9,9 @@ from lora_mixer.pictures.fields import MAX_SEED, PictureField, PictureFields
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 
 if TYPE_CHECKING:
-    from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapter
+    from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
     from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
-    from lora_mixer.pictures.maker import PictureMaker, StepReport
+    from lora_mixer.pictures.maker import PictureMaker, StepProgress
     from lora_mixer.pictures.queue import FairQueue
     from lora_mixer.pictures.sheet import Band, contact_sheet
 
@@ -19,15 +19,15 @@ __all__ = [
     "DEMO",
     "MAX_SEED",
     "PICTURE_FIELDS",
-    "Axis",
     "Band",
     "FairQueue",
+    "GridAxis",
     "Picture",
     "PictureField",
     "PictureFields",
     "PictureMaker",
     "PictureRequest",
-    "StepReport",
+    "StepProgress",
     "contact_sheet",
     "grid_requests",
     "grid_sheet",
@@ -40,11 +40,11 @@ __all__ = [
 # Imported at the first look: what a picture's fields are can be asked without torch, as commands do for their help.
 _MODULES = {
     "DEMO": "loading",
-    "Axis": "grid",
+    "GridAxis": "grid",
     "Band": "sheet",
     "FairQueue": "queue",
     "PictureMaker": "maker",
-    "StepReport": "maker",
+    "StepProgress": "maker",
     "contact_sheet": "sheet",
     "grid_requests": "grid",
     "grid_sheet": "grid",
