@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_mixer import Mix
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import STEPS
 
 

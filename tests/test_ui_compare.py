@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest, load_pipeline
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, STEPS, alone, pixels
 
 

@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, Desk, pixels
 from tests.pictures import (
     A1111,

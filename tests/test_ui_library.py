@@ -6,7 +6,7 @@ import struct
 import threading
 
 from lora_mixer import demo_adapters
-from lora_mixer.library import strengths
+from lora_mixer.library import layer_norms
 from tests.browser import PROMPT, Desk, alone, pixels, serving
 from tests.hub_standin import Repo
 from tests.loras import write_lora
@@ -98,7 +98,7 @@ def test_details_show_hashes_and_strength_by_block(desk, app):
     shown.get_by_text("Strength by layer").wait_for()
     (entry,) = app.library.find("ink")
     assert app.library.hashes(entry.id)["sha256"] in shown.inner_text()
-    known = strengths(entry.path)
+    known = layer_norms(entry.path)
     assert shown.locator(".lm-barline").count() == len(known.blocks)
     bars = shown.locator(".lm-layers rect title").all_text_contents()
     assert [text.partition(":")[0] for text in bars] == list(known.layers)

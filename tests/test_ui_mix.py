@@ -6,7 +6,7 @@ import pytest
 
 from lora_mixer import Mix
 from lora_mixer.mixes import LBW_IDS
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, Desk, serving
 from tests.models import tiny_sd, tiny_sdxl
 

@@ -20,7 +20,7 @@ from lora_mixer import (
     load_pipeline,
 )
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Library, MixBook, base_family
+from lora_mixer.library import Library, SavedMixes, base_family
 from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, own_defaults
 
@@ -99,7 +99,7 @@ class AppState:
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
         self.scanning, self.scanned_at = "", 0.0
         self.scan(wait=SCAN_WAIT)
-        self.mixes = MixBook(out / "mixes.json")
+        self.mixes = SavedMixes(out / "mixes.json")
         self.masks = Masks(out / "masks")
         self.base = base_family(self.mixer.pipe)
         self.size = _own_size(self.mixer.pipe)

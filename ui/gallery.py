@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError
-from lora_mixer.recall import PictureSettings, read_picture, save_picture
+from lora_mixer.picture_metadata import PictureSettings, read_picture, save_picture
 
 from . import checks
 from .thumbs import data_uri, file_uri

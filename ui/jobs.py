@@ -18,7 +18,7 @@ from .thumbs import data_uri
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from lora_mixer import Picture, PictureMaker, PictureRequest, StepReport
+    from lora_mixer import Picture, PictureMaker, PictureRequest, StepProgress
 
     from .app_state import AppState
 
@@ -158,10 +158,10 @@ def make_all(
 
 def _watcher(
     job: Job, clock: Clock, tell: Callable[[dict[str, Any]], None], start: int, count: int, size: int
-) -> Callable[[StepReport], None]:
+) -> Callable[[StepProgress], None]:
     last = 0.0
 
-    def watch(report: StepReport) -> None:
+    def watch(report: StepProgress) -> None:
         nonlocal last
         if job.stop.is_set():
             raise PictureCancelled("stopped")

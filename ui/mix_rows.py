@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.library import Entry
-    from lora_mixer.recall import Recall
+    from lora_mixer.picture_metadata import AdapterMatches
 
     from .app_state import AppState
 
@@ -222,7 +222,7 @@ def rows_of(mix: Mix) -> MixRows:
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
-def recalled_rows(recall: Recall) -> MixRows:
+def recalled_rows(recall: AdapterMatches) -> MixRows:
     """Give the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
     kept = rows_of(recall.mix)
     rows = {row.name: row for row in kept.rows}

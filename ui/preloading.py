@@ -12,7 +12,7 @@ from lora_mixer import PictureRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from lora_mixer import StepReport
+    from lora_mixer import StepProgress
 
     from .app_state import AppState
 
@@ -98,5 +98,5 @@ class Preloader:
         list(self._app.maker.make([request], on_step=_look))
 
 
-def _look(report: StepReport) -> None:
+def _look(report: StepProgress) -> None:
     report.previews()

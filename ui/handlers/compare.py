@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer import Axis, Mix, grid_requests, grid_sheet
+from lora_mixer import GridAxis, Mix, grid_requests, grid_sheet
 from lora_mixer.errors import LoraMixerError, PictureError
 
 from .. import checks, gallery
@@ -35,7 +35,7 @@ AXES = {
 }
 
 
-def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> Axis:
+def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> GridAxis:
     """
     Read an axis of the page.
 
@@ -45,13 +45,13 @@ def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> Axis:
     from ..mix_rows import read_mix
 
     kind = AXES[checks.choice(label, "axis", tuple(AXES))]
-    axis = Axis.read(kind, checks.text(text, "values", 4000), checks.text(adapter, "adapter", 256))
+    axis = GridAxis.read(kind, checks.text(text, "values", 4000), checks.text(adapter, "adapter", 256))
     if kind == "mix":  # no file that a stranger names is opened
-        return Axis("mix", tuple(read_mix(value, app) for value in axis.values))
+        return GridAxis("mix", tuple(read_mix(value, app) for value in axis.values))
     return axis
 
 
-def alone_axes(request: PictureRequest) -> tuple[Axis, Axis]:
+def alone_axes(request: PictureRequest) -> tuple[GridAxis, GridAxis]:
     """Give the axes of: base, each adapter alone, all together."""
     mix = request.mix
     if not mix.names:
@@ -59,7 +59,7 @@ def alone_axes(request: PictureRequest) -> tuple[Axis, Axis]:
     rows = {"base": Mix(), **{name: Mix({name: mix[name]}) for name in mix}}
     if len(mix) > 1:
         rows["all together"] = mix
-    return Axis("none"), Axis("mix", tuple(rows.values()), names=tuple(rows))
+    return GridAxis("none"), GridAxis("mix", tuple(rows.values()), names=tuple(rows))
 
 
 class CompareHandlers:
@@ -101,7 +101,7 @@ class CompareHandlers:
             yield view.heard(event), both  # type: ignore[misc]
 
     async def grid(
-        self, owner: str, request: PictureRequest, columns: Axis, rows: Axis
+        self, owner: str, request: PictureRequest, columns: GridAxis, rows: GridAxis
     ) -> AsyncIterator[dict[str, Any]]:
         """Make a grid in mixed batches; gives the grid to show, again and again."""
         try:

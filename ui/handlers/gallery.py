@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.recall import PictureSettings, Recall, match_adapters, read_picture
+from lora_mixer.picture_metadata import AdapterMatches, PictureSettings, match_adapters, read_picture
 
 from .. import gallery
 from ..mix_rows import recalled_rows, shown
@@ -44,7 +44,7 @@ class _LazyHashes(Mapping[str, str]):
         return len(self._all())
 
 
-def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], Recall]:
+def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
     """Give the mix_rows of a picture's mix: by hash first, then by name; what is missing keeps its place."""
     known = {
         name: _LazyHashes(app, entry.id)
@@ -95,7 +95,7 @@ def of_gallery(app: AppState, picture_id: Any) -> PictureSettings:
     return read_picture(gallery.path_of(app, picture_id))
 
 
-def report(settings: PictureSettings, found: Recall) -> dict[str, Any]:
+def report(settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:
     """Say what was read and which adapters were found, for the page."""
     words = {"hash": "found by hash", "name": "found by name"}
     slots = []

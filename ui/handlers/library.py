@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.library import strengths
+from lora_mixer.library import layer_norms
 
 from .. import checks
 from ..mix_rows import facts_line, trigger_list
@@ -86,7 +86,7 @@ def details(app: AppState, entry_id: Any) -> dict[str, Any]:
         found["metadata"] = [
             [str(k)[:80], _short(str(v))] for k, v in list(metadata.items())[:_SHOWN_METADATA]
         ]
-        known = strengths(app.library.source(entry.id))
+        known = layer_norms(app.library.source(entry.id))
         found["strengths"] = [
             [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
         ]

@@ -14,7 +14,7 @@ from ..theme import part
 from .shared import QUIET, guarded, plain
 
 if TYPE_CHECKING:
-    from lora_mixer.recall import PictureSettings
+    from lora_mixer.picture_metadata import PictureSettings
 
     from .shared import Fields, Shared
 
