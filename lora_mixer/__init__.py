@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         grid_sheet,
         load_pipeline,
     )
+    from lora_mixer.problem import Problem
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
@@ -97,6 +98,7 @@ __all__ = [
     "PipelineStateError",
     "Plan",
     "PlanError",
+    "Problem",
     "SaveError",
     "SaveReport",
     "SavedMixes",
@@ -145,6 +147,7 @@ _MODULES = {
     "PictureRequest": "pictures",
     "PictureSettings": "picture_metadata",
     "Plan": "batches",
+    "Problem": "problem",
     "AdapterMatches": "picture_metadata",
     "PictureAdapter": "picture_metadata",
     "SaveReport": "writing",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import PictureMetadataError
 from lora_mixer.mixes import TE, AdapterMix, Mix
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.picture_metadata.values import clean_text, encodable
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.values import clean_text, encodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from lora_mixer.mixes._reading import Reading, shown
+from lora_mixer.parsing.problems import Problems, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ class _RepeatedKeyError(ValueError):
     """A mapping names one key twice."""
 
 
-def load_json(text: str, reading: Reading, where: str = "") -> object:
+def load_json(text: str, reading: Problems, where: str = "") -> object:
     """
     Read JSON.
 
@@ -30,14 +30,14 @@ def load_json(text: str, reading: Reading, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> load_json('{"a": 0.5}', Reading())
+        >>> from lora_mixer.parsing.problems import Problems
+        >>> load_json('{"a": 0.5}', Problems())
         {'a': 0.5}
     """
     return _loaded("JSON", lambda: json.loads(text, object_pairs_hook=_unrepeated), text, reading, where)
 
 
-def load_yaml(text: str, reading: Reading, where: str = "") -> object:
+def load_yaml(text: str, reading: Problems, where: str = "") -> object:
     """
     Read YAML.
 
@@ -50,8 +50,8 @@ def load_yaml(text: str, reading: Reading, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> load_yaml("a: {unet: 0.5}", Reading())
+        >>> from lora_mixer.parsing.problems import Problems
+        >>> load_yaml("a: {unet: 0.5}", Problems())
         {'a': {'unet': 0.5}}
     """
 
@@ -63,7 +63,7 @@ def load_yaml(text: str, reading: Reading, where: str = "") -> object:
     return _loaded("YAML", parse, text, reading, where)
 
 
-def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Reading, where: str) -> object:
+def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Problems, where: str) -> object:
     """Parse, and note what is wrong."""
     try:
         return parse()
@@ -74,7 +74,7 @@ def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Reading,
     return None
 
 
-def parsed(load: Callable[[str, Reading], object], text: str) -> object:
+def parsed(load: Callable[[str, Problems], object], text: str) -> object:
     """
     Read a text, and raise where it cannot be read.
 
@@ -92,7 +92,7 @@ def parsed(load: Callable[[str, Reading], object], text: str) -> object:
         >>> parsed(load_yaml, "a: 0.5")
         {'a': 0.5}
     """
-    reading = Reading()
+    reading = Problems()
     data = load(text, reading)
     reading.finish()
     return data
