@@ -8,22 +8,22 @@ import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
 
-from . import desk_compare
-from .desk_gallery import of_gallery, recalled
-from .desk_make import IDLE, read_request
-from .page import FAST, QUIET, guarded, owner_of
-from .theme import part
+from ..handlers import compare as handlers
+from ..handlers.gallery import of_gallery, recalled
+from ..handlers.make import IDLE, read_request
+from ..theme import part
+from .shared import QUIET, guarded, owner_of
 
 if TYPE_CHECKING:
-    from .page import Fields, Shared
+    from .shared import Fields, Shared
 
 _VALUES = "0, 0.5, 1    ·    0-1 (+0.25)    ·    1-4    ·    ink, neon"
 
 
 def compare_page(shared: Shared, fields: Fields) -> None:
     """Lay the page out and connect it; prompt and settings are those of the Make page."""
-    studio, desk = shared.studio, desk_compare.CompareDesk(shared.studio, shared.jobs)
-    given = [*fields.request, shared.board]
+    app, compared = shared.app, handlers.CompareHandlers(shared.app, shared.jobs)
+    given = [*fields.request, shared.mix_rows]
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
             gr.Markdown(
@@ -43,7 +43,7 @@ def compare_page(shared: Shared, fields: Fields) -> None:
                 interactive=False,
                 buttons=["fullscreen"],
             )
-            state = part("stage", value=IDLE, elem_id="compare-state", elem_classes="lm-onlystate")
+            state = part("job", value=IDLE, elem_id="compare-state", elem_classes="lm-onlystate")
         with gr.Column(scale=7, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
                 axes = [_axis("Left to right", "columns", "adapter's weight", "0-1 (+0.5)"),
@@ -52,49 +52,49 @@ def compare_page(shared: Shared, fields: Fields) -> None:
             grid = part("grid", "take", value=None, elem_id="grid")
 
     def request_of(*values: Any) -> Any:
-        return read_request(studio, *values)
+        return read_request(app, *values)
 
     async def compare(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, board: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
         request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, board)
+            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows)
         except LoraMixerError as error:
             yield {**IDLE, "state": "error", "message": str(error)}, gr.skip()
             return
-        async for stage, pair in desk.slider(owner_of(request), wanted):
-            yield stage, pair or gr.skip()
+        async for view, pair in compared.slider(owner_of(request), wanted):
+            yield view, pair or gr.skip()
 
     both.click(compare, given, [state, slider], **QUIET)
 
     async def each(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, board: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
         request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = studio.tagged(request_of(prompt, negative, seed, steps, guidance, wide, high, board))
-            columns, rows = desk_compare.alone_axes(wanted)
+            wanted = app.tagged(request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows))
+            columns, rows = handlers.alone_axes(wanted)
         except LoraMixerError as error:
             yield {"state": "error", "message": str(error)}
             return
-        async for shown in desk.grid(owner_of(request), wanted, columns, rows):
+        async for shown in compared.grid(owner_of(request), wanted, columns, rows):
             yield shown
 
     alone.click(each, given, grid, **QUIET)
 
     async def make_grid(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, board: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
         kind: Any, text: Any, adapter: Any, kind_2: Any, text_2: Any, adapter_2: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, board)
-            columns = desk_compare.read_axis(studio, kind, text, adapter)
-            rows = desk_compare.read_axis(studio, kind_2, text_2, adapter_2)
+            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows)
+            columns = handlers.read_axis(app, kind, text, adapter)
+            rows = handlers.read_axis(app, kind_2, text_2, adapter_2)
         except LoraMixerError as error:
             yield {"state": "error", "message": str(error)}
             return
-        async for shown in desk.grid(owner_of(request), wanted, columns, rows):
+        async for shown in compared.grid(owner_of(request), wanted, columns, rows):
             yield shown
 
     grid_button.click(make_grid, [*given, *axes[0], *axes[1]], grid, **QUIET)
@@ -102,31 +102,33 @@ def compare_page(shared: Shared, fields: Fields) -> None:
     def halt(request: gr.Request) -> None:
         shared.jobs.stop(owner_of(request))
 
-    stop.click(halt, None, None, **FAST)
+    stop.click(halt, None, None, **QUIET)
 
     @guarded
     def take(event: gr.EventData) -> Any:
-        board, _ = recalled(studio, of_gallery(studio, event.id))
+        mix_rows, _ = recalled(app, of_gallery(app, event.id))
         gr.Info("The mix of this cell is now yours.")
-        return board
+        return mix_rows
 
-    grid.take(take, None, shared.board, **FAST)
+    grid.take(take, None, shared.mix_rows, **QUIET)
 
-    def named(board: Any, first: Any, second: Any) -> tuple[Any, Any]:
-        rows = board.get("rows", []) if isinstance(board, dict) else []
+    def named(mix_rows: Any, first: Any, second: Any) -> tuple[Any, Any]:
+        rows = mix_rows.get("rows", []) if isinstance(mix_rows, dict) else []
         names = [str(row.get("name"))[:256] for row in rows if isinstance(row, dict)][:64]
         return tuple(
             gr.Dropdown(choices=names, value=chosen if chosen in names else names[0] if names else None)
             for chosen in (first, second)
         )  # type: ignore[return-value]
 
-    shared.board.change(named, [shared.board, axes[0][2], axes[1][2]], [axes[0][2], axes[1][2]], **FAST)
+    shared.mix_rows.change(
+        named, [shared.mix_rows, axes[0][2], axes[1][2]], [axes[0][2], axes[1][2]], **QUIET
+    )
 
 
 def _axis(label: str, name: str, kind: str, text: str) -> list[Any]:
     with gr.Row():
         chosen = gr.Dropdown(
-            label=label, choices=list(desk_compare.AXES), value=kind, elem_id=f"{name}-kind", min_width=190,
+            label=label, choices=list(handlers.AXES), value=kind, elem_id=f"{name}-kind", min_width=190,
             scale=3,
         )  # fmt: skip
         values = gr.Textbox(

@@ -8,19 +8,20 @@ import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
 
-from . import desk_gallery, gallery
-from .page import FAST, QUIET, guarded, plain
-from .theme import part
+from .. import gallery
+from ..handlers import gallery as handlers
+from ..theme import part
+from .shared import QUIET, guarded, plain
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata import PictureSettings
 
-    from .page import Fields, Shared
+    from .shared import Fields, Shared
 
 
 def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     """Lay the page out and connect it."""
-    studio = shared.studio
+    app = shared.app
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
@@ -42,41 +43,41 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             shot = part("shot", "use", "remove", value=None, elem_id="shot")
 
     def refresh() -> Any:
-        return gallery.listing(studio)
+        return gallery.listing(app)
 
-    tab.select(refresh, None, pictures, **FAST)
+    tab.select(refresh, None, pictures, **QUIET)
 
     @guarded
     def turn(event: gr.EventData) -> Any:
-        return gallery.listing(studio, event.page)
+        return gallery.listing(app, event.page)
 
-    pictures.turn(turn, None, pictures, **FAST)
+    pictures.turn(turn, None, pictures, **QUIET)
 
     @guarded
     def show(event: gr.EventData) -> Any:
-        return gallery.details(studio, event.id)
+        return gallery.details(app, event.id)
 
-    pictures.open(show, None, shot, **FAST)
+    pictures.open(show, None, shot, **QUIET)
 
     @guarded
     def remove(event: gr.EventData) -> Any:
-        gallery.remove(studio, event.id)
-        return None, gallery.listing(studio)
+        gallery.remove(app, event.id)
+        return None, gallery.listing(app)
 
-    shot.remove(remove, None, [shot, pictures], **FAST)
+    shot.remove(remove, None, [shot, pictures], **QUIET)
     outputs = [
-        shared.board, fields.prompt, fields.negative, fields.seed, fields.locked, fields.steps,
+        shared.mix_rows, fields.prompt, fields.negative, fields.seed, fields.locked, fields.steps,
         fields.guidance, fields.width, fields.height, shot,
     ]  # fmt: skip
 
     def taken(settings: PictureSettings) -> list[Any]:
-        board, found = desk_gallery.recalled(studio, settings)
+        mix_rows, found = handlers.recalled(app, settings)
 
         def known(value: Any) -> Any:
             return gr.skip() if value is None else value
 
         return [
-            board,
+            mix_rows,
             settings.prompt,
             settings.negative_prompt,
             gr.skip() if settings.seed is None else str(settings.seed),
@@ -85,14 +86,14 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             known(settings.guidance_scale),
             known(settings.width),
             known(settings.height),
-            desk_gallery.report(settings, found),
+            handlers.report(settings, found),
         ]
 
     def dropped(path: Any) -> list[Any]:
         # the field is emptied whatever came of it, so that the next picture can be dropped
         try:
             if path is not None:
-                return [*taken(desk_gallery.dropped(path, shared.cache)), None]
+                return [*taken(handlers.dropped(path, shared.cache)), None]
         except LoraMixerError as error:
             gr.Warning(plain(error), title="No settings read", duration=12)
         return [*[gr.skip()] * len(outputs), None]
@@ -101,8 +102,8 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
 
     @guarded
     def use(event: gr.EventData) -> list[Any]:
-        found = taken(desk_gallery.of_gallery(studio, event.id))
-        opened = gallery.details(studio, event.id)
+        found = taken(handlers.of_gallery(app, event.id))
+        opened = gallery.details(app, event.id)
         gr.Info("Prompt, settings and mix are those of the picture now.")
         return [
             *found[:-1],
@@ -110,4 +111,4 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             gr.Tabs(selected="make"),
         ]
 
-    shot.use(use, None, [*outputs, tabs], **FAST)
+    shot.use(use, None, [*outputs, tabs], **QUIET)

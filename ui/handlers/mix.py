@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import LoraMixerError, PictureError
+from lora_mixer.errors import LoraMixerError, MixError, PictureError
 from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
 
-from . import checks
-from .board import Row, board_of, read_board, read_mix, shown, with_row
-from .masks import painted
+from .. import checks
+from ..masks import painted
+from ..mix_rows import Row, read_mix, read_rows, rows_of, shown, with_row
 
 if TYPE_CHECKING:
-    from .studio import Studio
+    from ..app_state import AppState
 
 CURVE_STEPS = 50
 SHAPES = (
@@ -28,9 +28,9 @@ SHAPES = (
 METHODS = ("sum", "switch(tau=5)", "composite", "k_lora()")
 
 
-def kit(studio: Studio) -> dict[str, Any]:
+def kit(app: AppState) -> dict[str, Any]:
     """Give what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
-    layout = studio.layout
+    layout = app.layout
     counts = [n for n in LBW_IDS if layout is not None and not LbwWeights((1.0,) * n).misfits(layout)]
     tree: list[Any] = []
     if layout is not None and layout.is_unet:
@@ -38,7 +38,7 @@ def kit(studio: Studio) -> dict[str, Any]:
         tree += [["M", ["mid"]]]
         tree += [[f"U{n}", ["up", f"block_{n}"]] for n in range(len(layout.up))]
     return {
-        "size": list(studio.size),
+        "size": list(app.size),
         "counts": counts,
         "tree": tree,
         "ids": {str(n): list(ids) for n, ids in LBW_IDS.items()},
@@ -67,67 +67,69 @@ def curve(text: Any) -> dict[str, Any]:
                 round(mix.gain_at("a", "unet", "conv_in", n, CURVE_STEPS), 4) for n in range(CURVE_STEPS)
             ]
         }
+    except MixError as error:
+        return {"problem": "; ".join(problem.text for problem in error.problems) or str(error)}
     except LoraMixerError as error:
-        return {"problem": str(error).removeprefix("This mix cannot be used: ")}
+        return {"problem": str(error)}
 
 
-def added(studio: Studio, board: Any, entry_id: Any) -> dict[str, Any]:
+def added(app: AppState, mix_rows: Any, entry_id: Any) -> dict[str, Any]:
     """
     Put an adapter of the library into a mix, at its own default weight.
 
     Raises:
         PictureError: When there is no such adapter, or it cannot be used here.
     """
-    entry = studio.entry(checks.opaque(entry_id, "adapter"))
-    reason = studio.refusal(entry)
+    entry = app.entry(checks.opaque(entry_id, "adapter"))
+    reason = app.refusal(entry)
     if reason:
         raise PictureError(f"{entry.name} cannot be added: {reason}")
-    row = Row(studio.name_of(entry), unet=1.0 if entry.weight is None else entry.weight)
-    studio.preloader.want([row.name])
-    return shown(with_row(read_board(board), row), studio)
+    row = Row(app.name_of(entry), unet=1.0 if entry.weight is None else entry.weight)
+    app.preloader.want([row.name])
+    return shown(with_row(read_rows(mix_rows), row), app)
 
 
-def as_text(studio: Studio, board: Any) -> tuple[str, str]:
+def as_text(app: AppState, mix_rows: Any) -> tuple[str, str]:
     """Give a mix as text, and what is wrong with it (one of the two is empty)."""
     try:
-        mix = read_board(board).mix(studio)
+        mix = read_rows(mix_rows).mix(app)
     except LoraMixerError as error:
         return "", str(error)
     return mix.to_text(), ""
 
 
-def from_text(studio: Studio, text: Any) -> dict[str, Any]:
+def from_text(app: AppState, text: Any) -> dict[str, Any]:
     """
     Read a mix that somebody wrote or shared; names that are not here keep their rows.
 
     Raises:
         LoraMixerError: When it makes no sense.
     """
-    mix = read_mix(text, studio)
-    studio.preloader.want(mix.names)
-    return shown(board_of(mix), studio)
+    mix = read_mix(text, app)
+    app.preloader.want(mix.names)
+    return shown(rows_of(mix), app)
 
 
-def with_mask(studio: Studio, board: Any, name: Any, png: Any) -> dict[str, Any]:
+def with_mask(app: AppState, mix_rows: Any, name: Any, png: Any) -> dict[str, Any]:
     """
     Give a row the mask that was painted.
 
     Args:
-        studio: Where masks are kept.
-        board: The mix.
+        app: Where masks are kept.
+        mix_rows: The mix.
         name: The row's adapter.
         png: The mask as a ``data:image/png`` address.
 
     Raises:
         PictureError: When it is none, nothing is painted, or there is no such row.
     """
-    found = read_board(board)
+    found = read_rows(mix_rows)
     wanted = checks.text(name, "adapter", 256)
     if wanted not in [row.name for row in found.rows]:
         raise PictureError(f"the mix has no adapter {wanted[:40]!r}")
-    digest = studio.masks.put(painted(png))
+    digest = app.masks.put(painted(png))
     rows = tuple(replace(row, mask=digest) if row.name == wanted else row for row in found.rows)
-    return shown(replace(found, rows=rows), studio)
+    return shown(replace(found, rows=rows), app)
 
 
 def with_word(prompt: Any, word: Any) -> str:
@@ -138,7 +140,7 @@ def with_word(prompt: Any, word: Any) -> str:
     return f"{text.rstrip(',')}, {wanted}" if text else wanted
 
 
-def keep_default(studio: Studio, board: Any, name: Any) -> str:
+def keep_default(app: AppState, mix_rows: Any, name: Any) -> str:
     """
     Keep a row's weight as the adapter's own default.
 
@@ -146,18 +148,18 @@ def keep_default(studio: Studio, board: Any, name: Any) -> str:
         PictureError: When there is no such row or adapter.
     """
     wanted = checks.text(name, "adapter", 256)
-    row = next((row for row in read_board(board).rows if row.name == wanted), None)
-    entry = studio.entry_named(wanted)
+    row = next((row for row in read_rows(mix_rows).rows if row.name == wanted), None)
+    entry = app.entry_named(wanted)
     if row is None or entry is None:
         raise PictureError("there is no such adapter in the mix")
-    studio.library.set_default(entry.id, weight=row.unet)
+    app.library.set_default(entry.id, weight=row.unet)
     return f"{wanted} now starts at {row.unet:g}"
 
 
 # --- saved mixes -----------------------------------------------------------------------------------------------------
 
 
-def save(studio: Studio, name: Any, board: Any) -> str:
+def save(app: AppState, name: Any, mix_rows: Any) -> str:
     """
     Save a mix under a name.
 
@@ -167,33 +169,33 @@ def save(studio: Studio, name: Any, board: Any) -> str:
     wanted = checks.text(name, "name", checks.MAX_NAME).strip()
     if not wanted:
         raise PictureError("give the mix a name first")
-    studio.mixes.save(wanted, read_board(board).mix(studio))
+    app.mixes.save(wanted, read_rows(mix_rows).mix(app))
     return wanted
 
 
-def load(studio: Studio, name: Any) -> dict[str, Any]:
+def load(app: AppState, name: Any) -> dict[str, Any]:
     """
     Load a saved mix, its masks included.
 
     Raises:
         LoraMixerError: When there is none of that name.
     """
-    mix = studio.mixes.load(_saved(name))
+    mix = app.mixes.load(_saved(name))
     for adapter in mix.adapters.values():
         if adapter.mask is not None and adapter.mask.picture is not None:
-            studio.masks.put_values(adapter.mask.picture)
-    studio.preloader.want(mix.names)
-    return shown(board_of(mix), studio)
+            app.masks.put_values(adapter.mask.picture)
+    app.preloader.want(mix.names)
+    return shown(rows_of(mix), app)
 
 
-def delete(studio: Studio, name: Any) -> None:
+def delete(app: AppState, name: Any) -> None:
     """
     Delete a saved mix.
 
     Raises:
         LoraMixerError: When there is none of that name.
     """
-    studio.mixes.delete(_saved(name))
+    app.mixes.delete(_saved(name))
 
 
 def _saved(name: Any) -> str:
@@ -203,7 +205,7 @@ def _saved(name: Any) -> str:
     return wanted
 
 
-def undo(studio: Studio) -> str:
+def undo(app: AppState) -> str:
     """
     Take the last change of the saved mixes back.
 
@@ -213,4 +215,4 @@ def undo(studio: Studio) -> str:
     Raises:
         LoraMixerError: When there is none.
     """
-    return studio.mixes.undo()
+    return app.mixes.undo()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
     from lora_mixer import Picture, PictureMaker, PictureRequest, StepProgress
 
-    from .studio import Studio
+    from .app_state import AppState
 
 PREVIEW_EVERY = 0.3
 """Seconds between previews; the first comes with the first step."""
 PREVIEW_SIDE = 384
+_OVERTAKEN = ("running", "queued")
 _log = logging.getLogger(__name__)
-_END = object()
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Clock:
 
 
 def make_all(
-    studio: Studio,
+    app: AppState,
     job: Job,
     requests: Sequence[PictureRequest],
     tell: Callable[[dict[str, Any]], None],
@@ -108,11 +109,11 @@ def make_all(
     Make pictures, each batch in a turn of its own, and keep each as soon as it is finished.
 
     Args:
-        studio: Where.
+        app: Where.
         job: Whose; its ``stop`` is looked at in each step.
         requests: What.
         tell: Takes what changes: places in the queue, steps with previews, finished pictures.
-        maker: The studio's own where None.
+        maker: The app's own where None.
         batch: How many share a turn.
 
     Returns:
@@ -122,36 +123,36 @@ def make_all(
         PictureCancelled: When the job was stopped; pictures finished by then are kept.
         LoraMixerError: When something cannot be made.
     """
-    maker = maker or studio.maker
-    full = [studio.tagged(request) for request in requests]
+    maker = maker or app.maker
+    full = [app.tagged(request) for request in requests]
     for request in full:
         if request.width is None or request.height is None:
             raise PictureError("width and height: expected whole numbers of pixels")
-    clock = Clock(sum(request.steps or studio.defaults["steps"] for request in full))
+    clock = Clock(sum(request.steps or app.defaults["steps"] for request in full))
     made: dict[int, tuple[Picture, str]] = {}
     for start in range(0, len(full), batch):
         part = full[start : start + batch]
 
         def waiting(ahead: int, start: int = start) -> None:
-            tell({"state": "queued", "ahead": ahead, "queue": len(studio.queue), "number": start + 1})
+            tell({"state": "queued", "ahead": ahead, "queue": len(app.queue), "number": start + 1})
 
-        with studio.queue.turn(job.owner, on_move=waiting, stopped=job.stop.is_set):
-            studio.ready(dict.fromkeys(name for request in part for name in request.mix.names))
+        with app.queue.turn(job.owner, on_move=waiting, stopped=job.stop.is_set):
+            app.ready(dict.fromkeys(name for request in part for name in request.adapters))
             clock.resume()
             watch = _watcher(job, clock, tell, start, len(full), len(part))
             for picture in maker.make(part, on_step=watch):
-                name = gallery.keep(studio, picture)
+                name = gallery.keep(app, picture)
                 made[start + picture.index] = (picture, name)
                 tell(
                     {
                         "state": "picture",
                         "index": start + picture.index,
-                        "card": gallery.card(studio, name, picture.image)
+                        "card": gallery.card(app, name, picture.image)
                         | {"seed": str(picture.request.seed), "mix": picture.request.mix.to_text()},
                     }
                 )
         if start == 0:  # not before the first picture, which somebody waits for
-            studio.count_uses(full)
+            app.count_uses(full)
     return [made[index] for index in sorted(made)]
 
 
@@ -187,6 +188,39 @@ def _watcher(
     return watch
 
 
+class Mailbox:
+    """Events on their way to a page: what a slow page has not fetched yet is overtaken by what came later."""
+
+    def __init__(self) -> None:
+        """Start empty; used within one event loop only."""
+        self._events: deque[dict[str, Any]] = deque()
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Add an event; a step or a place in the queue takes the place of the one before, whose preview it keeps."""
+        if self._events and event["state"] == self._events[-1]["state"] and event["state"] in _OVERTAKEN:
+            last = self._events.pop()
+            event = {**{key: last[key] for key in ("previews", "indices") if key in last}, **event}
+        self._events.append(event)
+        self._news.set()
+
+    def close(self) -> None:
+        """Say that nothing more comes."""
+        self._closed = True
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        """Give the events in their order, until it is closed and empty."""
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._closed:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+
 async def stream(
     work: Callable[[Callable[[dict[str, Any]], None]], Any], jobs: Jobs, job: Job
 ) -> AsyncIterator[dict[str, Any]]:
@@ -202,10 +236,10 @@ async def stream(
         What was told, those that were overtaken left out, and at the end ``done``, ``stopped`` or ``error``.
     """
     loop = asyncio.get_running_loop()
-    told: asyncio.Queue[Any] = asyncio.Queue()
+    told = Mailbox()
 
-    def tell(event: Any) -> None:
-        loop.call_soon_threadsafe(told.put_nowait, event)
+    def tell(event: dict[str, Any]) -> None:
+        loop.call_soon_threadsafe(told.put, event)
 
     def run() -> None:
         try:
@@ -221,15 +255,11 @@ async def stream(
             tell({"state": "error", "message": f"This should not have happened. {text[:500]}"})
         finally:
             jobs.end(job)
-            tell(_END)
+            loop.call_soon_threadsafe(told.close)
 
     threading.Thread(target=run, name=f"pictures of {job.owner[:8]}", daemon=True).start()
     try:
-        while (event := await told.get()) is not _END:
-            if event["state"] in ("running", "queued") and not told.empty():
-                following = told._queue[0]  # type: ignore[attr-defined]  # noqa: SLF001 -- a look, no more
-                if following is not _END and following["state"] == event["state"] and "previews" not in event:
-                    continue
+        async for event in told:
             yield event
     finally:
         job.stop.set()

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from . import desk_library, desk_mix
-from .page import FAST, QUIET, guarded
-from .theme import part
+from ..handlers import library as handlers
+from ..handlers import mix as mix_handlers
+from ..theme import part
+from .shared import QUIET, guarded
 
 if TYPE_CHECKING:
-    from .page import Fields, Shared
+    from .shared import Fields, Shared
 
 
 TICK = 2.0
@@ -20,7 +21,7 @@ TICK = 2.0
 
 def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     """Lay the page out and connect it."""
-    studio = shared.studio
+    app = shared.app
     with gr.Column(elem_classes="lm-panel"):
         with gr.Row():
             words = gr.Textbox(
@@ -28,11 +29,11 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 min_width=180,
             )  # fmt: skip
             base = gr.Dropdown(
-                label="Base", choices=_bases(shared), value=desk_library.ANY_BASE, elem_id="library-base",
+                label="Base", choices=_bases(shared), value=handlers.ANY_BASE, elem_id="library-base",
                 scale=2, min_width=120,
             )  # fmt: skip
             sort = gr.Dropdown(
-                label="Sort", choices=list(desk_library.SORTS), value="Name", elem_id="library-sort", scale=2,
+                label="Sort", choices=list(handlers.SORTS), value="Name", elem_id="library-sort", scale=2,
                 min_width=120,
             )  # fmt: skip
         with gr.Accordion("Add adapters", open=False, elem_id="library-add"):
@@ -55,84 +56,84 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
         refused = gr.Markdown("", elem_id="library-refused", visible=False)
     details = part("details", "pick", "close", "word", "keep", value=None, elem_id="details")
     cards = part(
-        "cards", "pick", "details", "turn", value=desk_library.search(studio, "", "", "Name"), elem_id="cards"
+        "cards", "pick", "details", "turn", value=handlers.search(app, "", "", "Name"), elem_id="cards"
     )
     query = [words, base, sort]
 
     @guarded
     def look(words: Any, base: Any, sort: Any) -> Any:
-        return desk_library.search(studio, words, base, sort)
+        return handlers.search(app, words, base, sort)
 
     for field in (words, base, sort):  # change: "input" does not see what is pasted or dictated
-        field.change(look, query, cards, trigger_mode="always_last", **FAST)
+        field.change(look, query, cards, trigger_mode="always_last", **QUIET)
 
     @guarded
     def turn(words: Any, base: Any, sort: Any, event: gr.EventData) -> Any:
-        return desk_library.search(studio, words, base, sort, event.page)
+        return handlers.search(app, words, base, sort, event.page)
 
-    cards.turn(turn, query, cards, **FAST)
+    cards.turn(turn, query, cards, **QUIET)
 
     @guarded
-    def add(board: Any, event: gr.EventData) -> Any:
-        return desk_mix.added(studio, board, event.id)
+    def add(mix_rows: Any, event: gr.EventData) -> Any:
+        return mix_handlers.added(app, mix_rows, event.id)
 
-    cards.pick(add, shared.board, shared.board, **FAST)
-    details.pick(add, shared.board, shared.board, **FAST)
+    cards.pick(add, shared.mix_rows, shared.mix_rows, **QUIET)
+    details.pick(add, shared.mix_rows, shared.mix_rows, **QUIET)
 
     @guarded
     def show(event: gr.EventData) -> Any:
-        return desk_library.details(studio, event.id)
+        return handlers.details(app, event.id)
 
     cards.details(show, None, details, **QUIET)
-    details.close(lambda: None, None, details, **FAST)
+    details.close(lambda: None, None, details, **QUIET)
 
     @guarded
     def word(prompt: Any, event: gr.EventData) -> str:
-        return desk_mix.with_word(prompt, event.word)
+        return mix_handlers.with_word(prompt, event.word)
 
-    details.word(word, fields.prompt, fields.prompt, **FAST)
+    details.word(word, fields.prompt, fields.prompt, **QUIET)
 
     @guarded
     def keep(event: gr.EventData) -> None:
-        desk_library.keep(studio, event.id, event.weight, event.notes)
+        handlers.keep(app, event.id, event.weight, event.notes)
         gr.Info("Kept.")
 
-    details.keep(keep, None, None, **FAST)
+    details.keep(keep, None, None, **QUIET)
 
     @guarded
     def upload(given: Any, words: Any, base: Any, sort: Any) -> Any:
-        added, problems = desk_library.upload(studio, given, shared.cache)
-        found = desk_library.search(studio, words, base, sort, status=f"Added {added}" if added else "")
+        added, problems = handlers.upload(app, given, shared.cache)
+        found = handlers.search(app, words, base, sort, status=f"Added {added}" if added else "")
         return None, found, _refusals(problems), gr.Dropdown(choices=_bases(shared))
 
     files.upload(upload, [files, *query], [files, cards, refused, base], **QUIET)
 
     @guarded
     def hub(repo: Any, name: Any, words: Any, base: Any, sort: Any) -> Any:
-        added = desk_library.from_hub(studio, repo, name)
-        return desk_library.search(studio, words, base, sort, status=f"Added {added}")
+        added = handlers.from_hub(app, repo, name)
+        return handlers.search(app, words, base, sort, status=f"Added {added}")
 
     fetch.click(hub, [repo, weight_name, *query], cards, **{**QUIET, "show_progress": "minimal"})
 
     def rescan(words: Any, base: Any, sort: Any) -> Any:
-        studio.scan(wait=20)
-        return desk_library.search(studio, words, base, sort), gr.Dropdown(choices=_bases(shared))
+        app.scan(wait=20)
+        return handlers.search(app, words, base, sort), gr.Dropdown(choices=_bases(shared))
 
     again.click(rescan, query, [cards, base], **{**QUIET, "show_progress": "minimal"})
-    blocks.load(look, query, cards, **FAST)
+    blocks.load(look, query, cards, **QUIET)
 
     def tick(words: Any, base: Any, sort: Any) -> Any:
-        if not studio.scanning and time.monotonic() - studio.scanned_at > 3 * TICK:
+        if not app.scanning and time.monotonic() - app.scanned_at > 3 * TICK:
             return gr.skip()
-        return desk_library.search(studio, words, base, sort)
+        return handlers.search(app, words, base, sort)
 
-    gr.Timer(TICK).tick(tick, query, cards, **FAST)
+    gr.Timer(TICK).tick(tick, query, cards, **QUIET)
 
 
 def _bases(shared: Shared) -> list[tuple[str, str]]:
-    studio = shared.studio
-    any_base = (desk_library.ANY_BASE, desk_library.ANY_BASE)
-    return [any_base, *((studio.called(base), base) for base in studio.library.facets()["base"])]
+    app = shared.app
+    any_base = (handlers.ANY_BASE, handlers.ANY_BASE)
+    return [any_base, *((app.called(base), base) for base in app.library.facets()["base"])]
 
 
 def _refusals(problems: str) -> Any:

@@ -1,4 +1,4 @@
-"""The handlers of the Make page: requests out of the page's fields, and the stage that shows how they come along."""
+"""The handlers of the Make page: requests out of the page's fields, and the view that shows how they come along."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import PictureRequest
 from lora_mixer.errors import LoraMixerError
 
-from . import checks
-from .board import read_board
-from .making import Jobs, make_all, stream
+from .. import checks
+from ..jobs import Jobs, make_all, stream
+from ..mix_rows import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .studio import Studio
+    from ..app_state import AppState
 
 MAX_COUNT = 64
 MAX_STEPS = 500
@@ -30,7 +30,7 @@ def random_seed() -> str:
 
 
 def read_request(
-    studio: Studio,
+    app: AppState,
     prompt: Any,
     negative: Any,
     seed: Any,
@@ -38,7 +38,7 @@ def read_request(
     guidance: Any,
     width: Any,
     height: Any,
-    board: Any,
+    mix_rows: Any,
 ) -> PictureRequest:
     """
     Read the page's fields, or what was sent in their place.
@@ -55,7 +55,7 @@ def read_request(
         checks.number(guidance, "guidance", 0, 100),
         checks.whole(width, "width", 16, MAX_SIDE) // 8 * 8,
         checks.whole(height, "height", 16, MAX_SIDE) // 8 * 8,
-        read_board(board).mix(studio),
+        read_rows(mix_rows).mix(app),
     )
 
 
@@ -66,7 +66,7 @@ def several(request: PictureRequest, count: int) -> list[PictureRequest]:
     return [replace(request, seed=request.seed + number) for number in range(count)]
 
 
-class Stage:
+class JobView:
     """What the page shows of a job, built up from what the job tells."""
 
     def __init__(self, count: int) -> None:
@@ -99,18 +99,18 @@ class Stage:
         return value
 
 
-class MakeDesk:
+class MakeHandlers:
     """
     Makes pictures for sessions.
 
     Args:
-        studio: What they share.
+        app: What they share.
         jobs: The running jobs.
     """
 
-    def __init__(self, studio: Studio, jobs: Jobs) -> None:
+    def __init__(self, app: AppState, jobs: Jobs) -> None:
         """Keep both."""
-        self.studio, self.jobs = studio, jobs
+        self.app, self.jobs = app, jobs
 
     async def make(
         self,
@@ -124,24 +124,22 @@ class MakeDesk:
         width: Any,
         height: Any,
         count: Any,
-        board: Any,
+        mix_rows: Any,
     ) -> AsyncIterator[tuple[dict[str, Any], str]]:
-        """Make the pictures that the page asks for; gives the stage and the seed, again and again."""
+        """Make the pictures that the page asks for; gives the view and the seed, again and again."""
         used = str(seed) if locked and seed not in (None, "") else random_seed()
         try:
             number = checks.whole(count, "count", 1, MAX_COUNT)
-            request = read_request(self.studio, prompt, negative, used, steps, guidance, width, height, board)
+            request = read_request(self.app, prompt, negative, used, steps, guidance, width, height, mix_rows)
             job = self.jobs.start(owner)
         except LoraMixerError as error:
             yield {**IDLE, "state": "error", "message": str(error)}, str(seed or "")
             return
-        stage = Stage(number)
-        yield stage.value, used
+        view = JobView(number)
+        yield view.value, used
         requests = several(request, number)
-        async for event in stream(
-            lambda tell: len(make_all(self.studio, job, requests, tell)), self.jobs, job
-        ):
-            yield stage.heard(event), used
+        async for event in stream(lambda tell: len(make_all(self.app, job, requests, tell)), self.jobs, job):
+            yield view.heard(event), used
 
     def stop(self, owner: str) -> bool:
         """Stop the session's pictures within one step."""

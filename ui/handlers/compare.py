@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import GridAxis, Mix, grid_requests, grid_sheet
 from lora_mixer.errors import LoraMixerError, PictureError
 
-from . import checks, gallery
-from .desk_make import Stage
-from .making import Jobs, make_all, stream
+from .. import checks, gallery
+from ..jobs import Jobs, make_all, stream
+from .make import JobView
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from lora_mixer import PictureRequest
 
-    from .studio import Studio
+    from ..app_state import AppState
 
 MAX_CELLS = 144
 AXES = {
@@ -35,19 +35,19 @@ AXES = {
 }
 
 
-def read_axis(studio: Studio, label: Any, text: Any, adapter: Any) -> GridAxis:
+def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> GridAxis:
     """
     Read an axis of the page.
 
     Raises:
         PictureError: When it makes no sense.
     """
-    from .board import read_mix
+    from ..mix_rows import read_mix
 
     kind = AXES[checks.choice(label, "axis", tuple(AXES))]
     axis = GridAxis.read(kind, checks.text(text, "values", 4000), checks.text(adapter, "adapter", 256))
     if kind == "mix":  # no file that a stranger names is opened
-        return GridAxis("mix", tuple(read_mix(value, studio) for value in axis.values))
+        return GridAxis("mix", tuple(read_mix(value, app) for value in axis.values))
     return axis
 
 
@@ -62,25 +62,25 @@ def alone_axes(request: PictureRequest) -> tuple[GridAxis, GridAxis]:
     return GridAxis("none"), GridAxis("mix", tuple(rows.values()), names=tuple(rows))
 
 
-class CompareDesk:
+class CompareHandlers:
     """
     Makes comparisons for sessions.
 
     Args:
-        studio: What they share.
+        app: What they share.
         jobs: The running jobs.
     """
 
-    def __init__(self, studio: Studio, jobs: Jobs) -> None:
+    def __init__(self, app: AppState, jobs: Jobs) -> None:
         """Keep both."""
-        self.studio, self.jobs = studio, jobs
+        self.app, self.jobs = app, jobs
 
     async def slider(
         self, owner: str, request: PictureRequest
     ) -> AsyncIterator[tuple[dict[str, Any], tuple[str, str] | None]]:
-        """Make the base and the mix with the same seed; gives the stage, and the two files at the end."""
+        """Make the base and the mix with the same seed; gives the view, and the two files at the end."""
         try:
-            request = self.studio.tagged(request)
+            request = self.app.tagged(request)
             if not request.mix.names:
                 raise PictureError("the mix is empty: add adapters in the Library, and switch them on")
             job = self.jobs.start(owner)
@@ -88,24 +88,24 @@ class CompareDesk:
             yield {"state": "error", "message": str(error), "pictures": []}, None
             return
         pair = [replace(request, mix=Mix()), request]
-        stage = Stage(2)
+        view = JobView(2)
 
         def work(tell: Any) -> list[str]:
-            return [name for _, name in make_all(self.studio, job, pair, tell)]
+            return [name for _, name in make_all(self.app, job, pair, tell)]
 
         async for event in stream(work, self.jobs, job):
             names = event.get("result")
             both = None
             if names:
-                both = tuple(str(gallery.path_of(self.studio, name)) for name in names)
-            yield stage.heard(event), both  # type: ignore[misc]
+                both = tuple(str(gallery.path_of(self.app, name)) for name in names)
+            yield view.heard(event), both  # type: ignore[misc]
 
     async def grid(
         self, owner: str, request: PictureRequest, columns: GridAxis, rows: GridAxis
     ) -> AsyncIterator[dict[str, Any]]:
         """Make a grid in mixed batches; gives the grid to show, again and again."""
         try:
-            request = self.studio.tagged(request)
+            request = self.app.tagged(request)
             requests = grid_requests(request, columns, rows)
             if len(requests) > MAX_CELLS:
                 raise PictureError(f"the page makes at most {MAX_CELLS} cells, got {len(requests)}")
@@ -124,23 +124,23 @@ class CompareDesk:
 
         def work(tell: Any) -> str:
             made = make_all(
-                self.studio,
+                self.app,
                 job,
                 requests,
                 tell,
-                maker=self.studio.grid_maker,
-                batch=self.studio.settings.grid_batch,
+                maker=self.app.grid_maker,
+                batch=self.app.options.grid_batch,
             )
             return gallery.keep_sheet(
-                self.studio, grid_sheet([picture.image for picture, _ in made], columns, rows)
+                self.app, grid_sheet([picture.image for picture, _ in made], columns, rows)
             )
 
         async for event in stream(work, self.jobs, job):
-            shown = _heard(self.studio, shown, event)
+            shown = _heard(self.app, shown, event)
             yield shown
 
 
-def _heard(studio: Studio, shown: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+def _heard(app: AppState, shown: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
     cells = list(shown["cells"])
     if event["state"] == "picture":
         cells[event["index"]] = event["card"]
@@ -152,5 +152,5 @@ def _heard(studio: Studio, shown: dict[str, Any], event: dict[str, Any]) -> dict
     sheet = event.pop("result", None)
     found = {**shown, **event, "cells": cells}
     if sheet:
-        found["sheet"] = gallery.url_of(gallery.path_of(studio, sheet))
+        found["sheet"] = gallery.url_of(gallery.path_of(app, sheet))
     return found

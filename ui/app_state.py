@@ -45,7 +45,7 @@ MAX_UPLOAD = 4 << 30
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerOptions:
     """
     How the page is started.
 
@@ -68,32 +68,32 @@ class Settings:
     grid_batch: int = GRID_BATCH
 
 
-class Studio:
+class AppState:
     """
     The shared half of the page; no session's mix is ever in it.
 
     Args:
-        settings: How it was started.
+        options: How it was started.
 
     Raises:
         LoraMixerError: When the model cannot be loaded.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         """Load the pipeline and open the folders."""
-        self.settings = settings
-        out = settings.out.expanduser().resolve()
+        self.options = options
+        out = options.out.expanduser().resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports = out / "exports"
         for folder in (self.pictures, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
-        folders = [Path(folder).expanduser().resolve() for folder in settings.loras]
-        if not folders and settings.model == DEMO:
+        folders = [Path(folder).expanduser().resolve() for folder in options.loras]
+        if not folders and options.model == DEMO:
             folders = [next(iter(demo_adapters().values())).path.parent]
-        self.mixer = LoraMixer(load_pipeline(settings.model, device=settings.device, dtype=settings.dtype))
-        defaults = own_defaults(settings.model)
+        self.mixer = LoraMixer(load_pipeline(options.model, device=options.device, dtype=options.dtype))
+        defaults = own_defaults(options.model)
         self.maker = PictureMaker(self.mixer, defaults=defaults)
-        self.grid_maker = PictureMaker(self.mixer, batch_size=settings.grid_batch, defaults=defaults)
+        self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)
         self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
         self.queue = FairQueue()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -178,11 +178,13 @@ class Studio:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        return "" if fits else reason.replace(self.base, self.called(self.base))
+        if fits or entry.problem or entry.offline:
+            return "" if fits else reason
+        return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:
         """Give the name of a base family that people read: the demo's own base has none but a number."""
-        if self.settings.model == DEMO and base == self.base:
+        if self.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")
 
@@ -243,7 +245,7 @@ class Studio:
 
     def count_uses(self, requests: Iterable[PictureRequest]) -> None:
         """Count one use of each adapter of a job, for the library's order by use."""
-        for name in dict.fromkeys(name for request in requests for name in request.mix.names):
+        for name in dict.fromkeys(name for request in requests for name in request.adapters):
             entry = self.entry_named(name)
             if entry is not None:
                 self.library.used(entry.id)

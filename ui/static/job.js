@@ -1,5 +1,5 @@
 // Where pictures form: the newest large, the others of the run below, with what is going on above them.
-lm.parts.stage = (root, { props, watch }) => {
+lm.parts.job = (root, { props, watch }) => {
   const { h, picture, empty } = lm;
   let chosen = null;
   const words = (v) => {
@@ -17,7 +17,7 @@ lm.parts.stage = (root, { props, watch }) => {
     const busy = v.state === "running" || v.state === "queued";
     const shown = busy && chosen === null ? null : made.find((each) => each.id === chosen) || made.at(-1);
     const share = v.total ? v.done / v.total : 0;
-    root.replaceChildren(h("div", { class: "lm-stage", "data-state": v.state },
+    root.replaceChildren(h("div", { class: "lm-job", "data-state": v.state },
       h("div", { class: "lm-status", role: "status", "aria-live": "polite" }, words(v)),
       h("div", { class: `lm-bar${busy ? "" : " lm-still"}`, role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(share * 100) },
         h("div", { style: `width:${busy ? Math.max(2, share * 100) : 0}%` })),

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.picture_metadata import AdapterMatches, PictureSettings, match_adapters, read_picture
 
-from . import gallery
-from .board import recalled_board, shown
+from .. import gallery
+from ..mix_rows import recalled_rows, shown
 
 if TYPE_CHECKING:
-    from .studio import Studio
+    from ..app_state import AppState
 
 MAX_PICTURE = 64 << 20
 
@@ -22,14 +22,14 @@ MAX_PICTURE = 64 << 20
 class _LazyHashes(Mapping[str, str]):
     """An adapter's hashes, read when somebody looks."""
 
-    def __init__(self, studio: Studio, entry_id: str) -> None:
-        self._studio, self._id = studio, entry_id
+    def __init__(self, app: AppState, entry_id: str) -> None:
+        self._app, self._id = app, entry_id
         self._table: dict[str, str] | None = None
 
     def _all(self) -> dict[str, str]:
         if self._table is None:
             try:
-                self._table = dict(self._studio.library.hashes(self._id))
+                self._table = dict(self._app.library.hashes(self._id))
             except (LoraMixerError, OSError):
                 self._table = {}
         return self._table
@@ -44,11 +44,11 @@ class _LazyHashes(Mapping[str, str]):
         return len(self._all())
 
 
-def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
-    """Give the board of a picture's mix: by hash first, then by name; what is missing keeps its place."""
+def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
+    """Give the mix_rows of a picture's mix: by hash first, then by name; what is missing keeps its place."""
     known = {
-        name: _LazyHashes(studio, entry.id)
-        for name, entry in zip(studio.names(), studio.every_entry(), strict=True)
+        name: _LazyHashes(app, entry.id)
+        for name, entry in zip(app.names(), app.every_entry(), strict=True)
         if not entry.problem and not entry.offline
     }
     found = match_adapters(settings, known)
@@ -56,9 +56,9 @@ def recalled(studio: Studio, settings: PictureSettings) -> tuple[dict[str, Any],
         mask = slot.adapter.spec.mask if slot.adapter.spec is not None else None
         if mask is not None and mask.picture is not None:
             with suppress(PictureError):  # the row says that its mask is not here
-                studio.masks.put_values(mask.picture)
-    studio.preloader.want(found.mix.names)
-    return shown(recalled_board(found), studio), found
+                app.masks.put_values(mask.picture)
+    app.preloader.want(found.mix.names)
+    return shown(recalled_rows(found), app), found
 
 
 def dropped(path: Any, cache: str) -> PictureSettings:
@@ -85,14 +85,14 @@ def dropped(path: Any, cache: str) -> PictureSettings:
     return read_picture(real.read_bytes())
 
 
-def of_gallery(studio: Studio, picture_id: Any) -> PictureSettings:
+def of_gallery(app: AppState, picture_id: Any) -> PictureSettings:
     """
     Read a picture of the gallery.
 
     Raises:
         PictureError: When there is none.
     """
-    return read_picture(gallery.path_of(studio, picture_id))
+    return read_picture(gallery.path_of(app, picture_id))
 
 
 def report(settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:

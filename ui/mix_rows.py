@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_mixer.library import Entry
     from lora_mixer.picture_metadata import AdapterMatches
 
-    from .studio import Studio
+    from .app_state import AppState
 
 MAX_ROWS = 32
 MAX_WEIGHT = 100.0
@@ -73,7 +73,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Board:
+class MixRows:
     """
     The rows of a mix and its method.
 
@@ -85,7 +85,7 @@ class Board:
     rows: tuple[Row, ...] = ()
     method: str = ""
 
-    def mix(self, studio: Studio) -> Mix:
+    def mix(self, app: AppState) -> Mix:
         """
         Give the mix of the rows that are on and have a file here.
 
@@ -93,25 +93,25 @@ class Board:
             MixError: With everything that makes no sense.
         """
         adapters = {
-            row.name: row.spec() for row in self.rows if row.on and studio.entry_named(row.name) is not None
+            row.name: row.spec() for row in self.rows if row.on and app.entry_named(row.name) is not None
         }
         if not self.method.strip() or not adapters:
-            return Mix.of(adapters, masks=studio.masks)
-        return Mix.of({"adapters": adapters, "method": self.method.strip()}, masks=studio.masks)
+            return Mix.of(adapters, masks=app.masks)
+        return Mix.of({"adapters": adapters, "method": self.method.strip()}, masks=app.masks)
 
 
-def read_board(value: Any) -> Board:
+def read_rows(value: Any) -> MixRows:
     """
     Read what a browser sent.
 
     Args:
-        value: The board's JSON; None is an empty one.
+        value: The mix_rows's JSON; None is an empty one.
 
     Raises:
         PictureError: When it is none.
     """
     if value in (None, ""):
-        return Board()
+        return MixRows()
     given = checks.table(value, "the mix")
     rows = given.get("rows", [])
     if not isinstance(rows, list) or len(rows) > MAX_ROWS:
@@ -120,7 +120,7 @@ def read_board(value: Any) -> Board:
     names = [row.name for row in found]
     if len(set(names)) < len(names):
         raise PictureError("the mix: an adapter stands in it twice; take one of the two out")
-    return Board(found, checks.text(given.get("method"), "method", 300))
+    return MixRows(found, checks.text(given.get("method"), "method", 300))
 
 
 def _row(given: dict[str, Any]) -> Row:
@@ -161,13 +161,13 @@ def _tame(blocks: dict[str, Any], name: str) -> None:
             )
 
 
-def read_mix(text: Any, studio: Studio) -> Mix:
+def read_mix(text: Any, app: AppState) -> Mix:
     """
     Read a mix that somebody wrote: one line or JSON, without files and without patterns that never end.
 
     Args:
         text: The text.
-        studio: Whose masks may be named.
+        app: Whose masks may be named.
 
     Raises:
         PictureError: When it is something else.
@@ -178,7 +178,7 @@ def read_mix(text: Any, studio: Studio) -> Mix:
         return Mix()
     if "\n" in given and not given.startswith(("{", "[")):
         raise PictureError("the mix: expected one line such as ink:0.8, neon:0.3, or JSON")
-    mix = Mix.of(given, masks=studio.masks)
+    mix = Mix.of(given, masks=app.masks)
     if len(mix) > MAX_ROWS:
         raise PictureError(f"the mix: expected at most {MAX_ROWS} adapters, got {len(mix)}")
     for name in mix:
@@ -216,48 +216,48 @@ def row_of(name: str, spec: AdapterMix) -> Row:
     )
 
 
-def board_of(mix: Mix) -> Board:
-    """Give the board of a mix; all rows are on."""
-    method = mix.to_text().rpartition(" | ")[2] if mix.method.name != "sum" else ""
-    return Board(tuple(row_of(name, mix[name]) for name in mix), method)
+def rows_of(mix: Mix) -> MixRows:
+    """Give the mix_rows of a mix; all rows are on."""
+    method = mix.method.to_text() if mix.method.name != "sum" else ""
+    return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
-def recalled_board(recall: AdapterMatches) -> Board:
-    """Give the board of a picture: what it does not have is gone, what is missing here keeps its place."""
-    kept = board_of(recall.mix)
+def recalled_rows(recall: AdapterMatches) -> MixRows:
+    """Give the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
+    kept = rows_of(recall.mix)
     rows = {row.name: row for row in kept.rows}
     found = [
         rows[slot.match] if slot.match is not None else row_of(slot.adapter.name, slot.adapter.adapter_mix())
         for slot in recall.slots
     ]
-    return Board(tuple(found), kept.method)
+    return MixRows(tuple(found), kept.method)
 
 
-def with_row(board: Board, row: Row) -> Board:
+def with_row(mix_rows: MixRows, row: Row) -> MixRows:
     """
     Add an adapter at the end; one that is there already is switched on.
 
     Raises:
-        PictureError: When the board is full.
+        PictureError: When the mix_rows is full.
     """
-    if any(each.name == row.name for each in board.rows):
+    if any(each.name == row.name for each in mix_rows.rows):
         return replace(
-            board, rows=tuple(replace(r, on=True) if r.name == row.name else r for r in board.rows)
+            mix_rows, rows=tuple(replace(r, on=True) if r.name == row.name else r for r in mix_rows.rows)
         )
-    if len(board.rows) >= MAX_ROWS:
+    if len(mix_rows.rows) >= MAX_ROWS:
         raise PictureError(f"the mix has {MAX_ROWS} adapters, the most that fit; take one out first")
-    return replace(board, rows=(*board.rows, row))
+    return replace(mix_rows, rows=(*mix_rows.rows, row))
 
 
-def shown(board: Board, studio: Studio) -> dict[str, Any]:
-    """Give the board as the page draws it: what the browser may change, and what it only shows."""
-    return {"rows": [_shown_row(row, studio) for row in board.rows], "method": board.method}
+def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
+    """Give the mix_rows as the page draws it: what the browser may change, and what it only shows."""
+    return {"rows": [_shown_row(row, app) for row in mix_rows.rows], "method": mix_rows.method}
 
 
-def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
+def _shown_row(row: Row, app: AppState) -> dict[str, Any]:
     from .thumbs import thumbnail_uri
 
-    entry = studio.entry_named(row.name)
+    entry = app.entry_named(row.name)
     about: Mapping[str, Any]
     if entry is None:
         about = {"title": row.name, "problem": "not in the library here: add its file, its place is kept"}
@@ -265,10 +265,10 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
         about = {
             "id": entry.id,
             "title": row.name,
-            "about": facts_line(studio, entry),
+            "about": facts_line(app, entry),
             "triggers": trigger_list(entry.trigger_words),
-            "problem": studio.refusal(entry),
-            "thumb": thumbnail_uri(studio.library, entry, 96),
+            "problem": app.refusal(entry),
+            "thumb": thumbnail_uri(app.library, entry, 96),
         }
     return {
         "name": row.name,
@@ -284,13 +284,13 @@ def _shown_row(row: Row, studio: Studio) -> dict[str, Any]:
     }
 
 
-def facts_line(studio: Studio, entry: Entry) -> str:
+def facts_line(app: AppState, entry: Entry) -> str:
     """Say in a few words what an adapter is."""
     ranks = f"rank {'/'.join(map(str, entry.ranks[:3]))}" if entry.ranks else ""
     return " · ".join(
         part
         for part in (
-            studio.called(entry.base),
+            app.called(entry.base),
             "+".join(entry.algorithms),
             ranks,
         )

@@ -1,5 +1,5 @@
 // The mix: one row for each adapter. The browser keeps it; it goes along with each request.
-lm.parts.board = (root, { props, trigger, server, watch }) => {
+lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   const { h, picture, later, empty } = lm;
   const kit = props.kit;
   let rows = [], method = "", open = new Set(), past = [], gesture = "", gestureAt = 0;
@@ -55,7 +55,7 @@ lm.parts.board = (root, { props, trigger, server, watch }) => {
   const list = h("div", { class: "lm-rows" });
   const methodInput = h("input", { class: "lm-input", list: "lm-methods", placeholder: "sum", "aria-label": "Method of the mix",
     oninput: (e) => change("method", () => { method = e.target.value; }) });
-  const foot = h("div", { class: "lm-board-foot" },
+  const foot = h("div", { class: "lm-rows-foot" },
     h("label", { class: "lm-field" }, h("span", {}, "Method"), methodInput),
     h("datalist", { id: "lm-methods" }, kit.methods.map((each) => h("option", { value: each }))));
   root.replaceChildren(

@@ -1,4 +1,4 @@
-"""The Make page: prompt, settings, and the stage where pictures form."""
+"""The Make page: prompt, settings, and the view where pictures form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from .desk_make import IDLE, MAX_COUNT, MAX_STEPS, MakeDesk, random_seed
-from .page import FAST, QUIET, Fields, Shared, owner_of
-from .theme import part
+from ..handlers.make import IDLE, MAX_COUNT, MAX_STEPS, MakeHandlers, random_seed
+from ..theme import part
+from .shared import QUIET, Fields, Shared, owner_of
 
 
 def make_page(shared: Shared) -> Fields:
     """Lay the page out and connect it."""
-    studio, desk = shared.studio, MakeDesk(shared.studio, shared.jobs)
-    width, height = studio.size
+    app, handlers = shared.app, MakeHandlers(shared.app, shared.jobs)
+    width, height = app.size
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
             prompt = gr.Textbox(
@@ -31,11 +31,11 @@ def make_page(shared: Shared) -> Fields:
             locked = gr.Checkbox(label="Keep this seed", value=True, elem_id="seed-lock")
             with gr.Row():
                 steps = gr.Number(
-                    label="Steps", value=studio.defaults["steps"], precision=0, minimum=1, maximum=MAX_STEPS,
+                    label="Steps", value=app.defaults["steps"], precision=0, minimum=1, maximum=MAX_STEPS,
                     elem_id="steps", min_width=80,
                 )  # fmt: skip
                 guidance = gr.Number(
-                    label="Guidance", value=studio.defaults["guidance_scale"], minimum=0, step=0.5,
+                    label="Guidance", value=app.defaults["guidance_scale"], minimum=0, step=0.5,
                     elem_id="guidance", min_width=80,
                 )  # fmt: skip
                 count = gr.Number(
@@ -53,24 +53,24 @@ def make_page(shared: Shared) -> Fields:
                 make = gr.Button("Make", variant="primary", elem_id="make-button", scale=3, min_width=120)
                 stop = gr.Button("Stop", elem_id="stop-button", scale=1, min_width=80)
         with gr.Column(scale=7, min_width=320):
-            stage = part("stage", value=IDLE, elem_id="stage")
+            view = part("job", value=IDLE, elem_id="job")
     fields = Fields(prompt, negative, seed, locked, steps, guidance, wide, high)
 
     async def run(
         prompt: Any, negative: Any, seed: Any, locked: Any, steps: Any, guidance: Any, wide: Any, high: Any,
-        count: Any, board: Any, request: gr.Request,
+        count: Any, mix_rows: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
-        async for shown in desk.make(
-            owner_of(request), prompt, negative, seed, locked, steps, guidance, wide, high, count, board
+        async for shown in handlers.make(
+            owner_of(request), prompt, negative, seed, locked, steps, guidance, wide, high, count, mix_rows
         ):
             yield shown
 
-    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, shared.board]
-    make.click(run, values, [stage, seed], **QUIET)
+    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, shared.mix_rows]
+    make.click(run, values, [view, seed], **QUIET)
 
     def halt(request: gr.Request) -> None:
-        desk.stop(owner_of(request))
+        handlers.stop(owner_of(request))
 
-    stop.click(halt, None, None, **FAST)
-    dice.click(random_seed, None, seed, **FAST)
+    stop.click(halt, None, None, **QUIET)
+    dice.click(random_seed, None, seed, **QUIET)
     return fields

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from . import desk_export
-from .page import QUIET, guarded, owner_of
+from ..handlers import export as handlers
+from .shared import QUIET, guarded, owner_of
 
 if TYPE_CHECKING:
-    from .page import Shared
+    from .shared import Shared
 
 
 def export_page(shared: Shared) -> None:
     """Lay the page out and connect it."""
-    studio = shared.studio
+    app = shared.app
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
             gr.Markdown(
@@ -24,7 +24,7 @@ def export_page(shared: Shared) -> None:
             name = gr.Textbox(label="Name", value="my-mix", elem_id="export-name", max_length=80)
             with gr.Row():
                 form = gr.Dropdown(
-                    label="Format", choices=list(desk_export.FORMATS), value="kohya", elem_id="export-format",
+                    label="Format", choices=list(handlers.FORMATS), value="kohya", elem_id="export-format",
                     min_width=110,
                 )  # fmt: skip
                 rank = gr.Number(
@@ -36,7 +36,7 @@ def export_page(shared: Shared) -> None:
                     min_width=100,
                 )
                 dtype = gr.Dropdown(
-                    label="Type", choices=list(desk_export.DTYPES), value=desk_export.DTYPES[0],
+                    label="Type", choices=list(handlers.DTYPES), value=handlers.DTYPES[0],
                     elem_id="export-dtype", min_width=110,
                 )  # fmt: skip
             write = gr.Button("Export", variant="primary", elem_id="export-button")
@@ -54,16 +54,16 @@ def export_page(shared: Shared) -> None:
 
     @guarded
     def export(
-        board: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
+        mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
     ) -> tuple[str, str]:
-        place, words = desk_export.one_file(studio, owner_of(request), board, name, form, rank, dtype)
-        return desk_export.offered(place, shared.cache), words
+        place, words = handlers.one_file(app, owner_of(request), mix_rows, name, form, rank, dtype)
+        return handlers.offered(place, shared.cache), words
 
     busy = {**QUIET, "show_progress": "minimal"}
-    write.click(export, [shared.board, name, form, rank, dtype], [file, said], **busy)
+    write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said], **busy)
 
     @guarded
-    def to_folder(board: Any, name: Any, request: gr.Request) -> str:
-        return desk_export.baked(studio, owner_of(request), board, name)
+    def to_folder(mix_rows: Any, name: Any, request: gr.Request) -> str:
+        return handlers.baked(app, owner_of(request), mix_rows, name)
 
-    bake.click(to_folder, [shared.board, folder], baked, **busy)
+    bake.click(to_folder, [shared.mix_rows, folder], baked, **busy)

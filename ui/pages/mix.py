@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from . import desk_mix
-from .page import FAST, guarded, plain
-from .theme import part
+from ..handlers import mix as handlers
+from ..theme import part
+from .shared import QUIET, guarded, plain
 
 if TYPE_CHECKING:
-    from .page import Fields, Shared
-    from .studio import Studio
+    from ..app_state import AppState
+    from .shared import Fields, Shared
 
 
 _UNLESS_WRITING = """(told, text) => (document.activeElement?.closest("#mix-text") ? text : told)"""
 """An answer that comes late must not overwrite what somebody is writing."""
 
 
-def make_board(studio: Studio) -> Any:
+@dataclass(frozen=True)
+class MixFields:
+    """What is below the rows: the mix as text, and mixes saved by name."""
+
+    text: Any
+    described: Any
+    problem: Any
+    apply: Any
+    name: Any
+    save: Any
+    saved: Any
+    load: Any
+    delete: Any
+    undelete: Any
+
+
+def make_mix_rows(app: AppState) -> Any:
     """Make the rows."""
 
     def curve(text: str) -> dict[str, Any]:
-        return desk_mix.curve(text)
+        return handlers.curve(text)
 
     return part(
-        "board",
+        "mix_rows",
         "edited",
         "word",
         "mask",
         "standard",
         value={"rows": [], "method": ""},
-        kit=desk_mix.kit(studio),
+        kit=handlers.kit(app),
         server_functions=[curve],
-        elem_id="board",
+        elem_id="mix-rows",
     )
 
 
-def make_side(studio: Studio) -> dict[str, Any]:
+def make_side(app: AppState) -> MixFields:
     """Lay out what is below the rows."""
     with gr.Accordion("Save and share", open=False, elem_id="share-panel", elem_classes="lm-fold"):
         text = gr.Textbox(
@@ -56,77 +73,77 @@ def make_side(studio: Studio) -> dict[str, Any]:
             name = gr.Textbox(label="Name", elem_id="mix-name", min_width=100, max_length=120)
             save = gr.Button("Save", elem_id="mix-save", min_width=70, scale=0)
         saved = gr.Dropdown(
-            label="Saved mixes", choices=list(studio.mixes.list()), value=None, elem_id="mix-saved"
+            label="Saved mixes", choices=list(app.mixes.list()), value=None, elem_id="mix-saved"
         )
         with gr.Row():
             load = gr.Button("Load", elem_id="mix-load", min_width=70)
             delete = gr.Button("Delete", elem_id="mix-delete", min_width=70)
             undelete = gr.Button("Undo", elem_id="mix-undelete", min_width=70)
-    return dict(locals())
+    return MixFields(text, described, problem, apply, name, save, saved, load, delete, undelete)
 
 
-def connect_side(shared: Shared, fields: Fields, parts: dict[str, Any]) -> None:
+def connect_side(shared: Shared, fields: Fields, parts: MixFields) -> None:
     """Connect the rows and what is below them."""
-    studio, board = shared.studio, shared.board
-    text, problem, saved = parts["text"], parts["problem"], parts["saved"]
-    told = parts["described"]
+    app, mix_rows = shared.app, shared.mix_rows
+    text, problem, saved = parts.text, parts.problem, parts.saved
+    told = parts.described
 
     def described(value: Any) -> tuple[str, str]:
-        written, wrong = desk_mix.as_text(studio, value)
+        written, wrong = handlers.as_text(app, value)
         return written, plain(wrong)
 
-    for changed in (board.edited, board.change):
+    for changed in (mix_rows.edited, mix_rows.change):
         # always_last: without it, what comes while one answer is on its way is dropped, and the text stays behind
-        found = changed(described, board, [told, problem], trigger_mode="always_last", **FAST)
-        found.then(None, [told, text], text, js=_UNLESS_WRITING, **FAST)
+        found = changed(described, mix_rows, [told, problem], trigger_mode="always_last", **QUIET)
+        found.then(None, [told, text], text, js=_UNLESS_WRITING, **QUIET)
 
     @guarded
     def word(prompt: Any, event: gr.EventData) -> str:
-        return desk_mix.with_word(prompt, event.word)
+        return handlers.with_word(prompt, event.word)
 
-    board.word(word, fields.prompt, fields.prompt, **FAST)
+    mix_rows.word(word, fields.prompt, fields.prompt, **QUIET)
 
     @guarded
     def standard(value: Any, event: gr.EventData) -> None:
-        gr.Info(plain(desk_mix.keep_default(studio, value, event.name)))
+        gr.Info(plain(handlers.keep_default(app, value, event.name)))
 
-    board.standard(standard, board, None, **FAST)
+    mix_rows.standard(standard, mix_rows, None, **QUIET)
 
     @guarded
     def masked(value: Any, event: gr.EventData) -> Any:
-        return desk_mix.with_mask(studio, value, event.name, event.png)
+        return handlers.with_mask(app, value, event.name, event.png)
 
-    board.mask(masked, board, board, **FAST)
+    mix_rows.mask(masked, mix_rows, mix_rows, **QUIET)
 
     @guarded
     def take(written: Any) -> Any:
-        return desk_mix.from_text(studio, written)
+        return handlers.from_text(app, written)
 
-    parts["apply"].click(take, text, board, **FAST)
+    parts.apply.click(take, text, mix_rows, **QUIET)
 
     @guarded
     def save(name: Any, value: Any) -> Any:
-        found = desk_mix.save(studio, name, value)
-        return gr.Dropdown(choices=list(studio.mixes.list()), value=found)
+        found = handlers.save(app, name, value)
+        return gr.Dropdown(choices=list(app.mixes.list()), value=found)
 
-    parts["save"].click(save, [parts["name"], board], saved, **FAST)
+    parts.save.click(save, [parts.name, mix_rows], saved, **QUIET)
 
     @guarded
     def load(name: Any) -> Any:
-        return desk_mix.load(studio, name)
+        return handlers.load(app, name)
 
-    parts["load"].click(load, saved, board, **FAST)
+    parts.load.click(load, saved, mix_rows, **QUIET)
 
     @guarded
     def delete(name: Any) -> Any:
-        desk_mix.delete(studio, name)
-        return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
+        handlers.delete(app, name)
+        return gr.Dropdown(choices=list(app.mixes.list()), value=None)
 
-    parts["delete"].click(delete, saved, saved, **FAST)
+    parts.delete.click(delete, saved, saved, **QUIET)
 
     @guarded
     def undelete() -> Any:
-        gr.Info(plain(f"Taken back: {desk_mix.undo(studio)}"))
-        return gr.Dropdown(choices=list(studio.mixes.list()), value=None)
+        gr.Info(plain(f"Taken back: {handlers.undo(app)}"))
+        return gr.Dropdown(choices=list(app.mixes.list()), value=None)
 
-    parts["undelete"].click(undelete, None, saved, **FAST)
+    parts.undelete.click(undelete, None, saved, **QUIET)

@@ -15,8 +15,8 @@ from lora_mixer.errors import LoraMixerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .making import Jobs
-    from .studio import Studio
+    from ..app_state import AppState
+    from ..jobs import Jobs
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Shared:
     What all pages use.
 
     Attributes:
-        studio: What sessions share.
+        app: What sessions share.
         jobs: The running jobs.
-        board: The session's mix.
+        mix_rows: The session's mix.
         cache: The folder that uploads lie in.
     """
 
-    studio: Studio
+    app: AppState
     jobs: Jobs
-    board: Any
+    mix_rows: Any
     cache: str
 
 
@@ -91,5 +91,3 @@ def owner_of(request: gr.Request) -> str:
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For all handlers of the page: no spinner over it, no public name, and the queue in front of the device is our own."""
-FAST = QUIET
-"""For handlers that are quick. They go through Gradio's queue as well: without it, errors are not shown on the page."""
