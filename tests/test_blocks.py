@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -17,6 +16,9 @@ from safetensors.torch import load_file
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import BlockLayout, Mix
 from tests.small_unets import SD15, SDXL, build, gain_of, layers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
