@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from lora_mixer import LoraMixerError, PictureError, SourceNotFoundError, load_pipeline
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.errors import CorruptFileError
 from lora_mixer.pictures import ModelOptions, find_models, load_outline, read_checkpoint
 from lora_mixer.pictures.base_configs import write_config_folder
@@ -53,7 +53,9 @@ def test_a_single_file_is_the_pipeline_that_it_was_written_from(made, name, make
         ).images
         for pipe in (source, loaded)
     )
-    assert np.abs(image - same).max() < 1e-5  # weights that lie elsewhere in memory may be summed in another order
+    assert (
+        np.abs(image - same).max() < 1e-5
+    )  # weights that lie elsewhere in memory may be summed in another order
 
 
 def test_a_single_file_needs_no_network_and_leaves_no_folder(made, monkeypatch, tmp_path):
@@ -274,3 +276,33 @@ def test_generate_takes_a_single_file_and_a_vae(made, tmp_path):
 
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "x.png").is_file()
+
+
+def test_plans_name_a_single_file_and_a_vae_as_seen_from_their_folder(made, tmp_path):
+    from lora_mixer import run_plan
+    from lora_mixer.batches import check_plan
+
+    (tmp_path / "m.safetensors").write_bytes(made["sd"].read_bytes())
+    tiny_sd().save_pretrained(tmp_path / "m")
+    vae = tiny_sd().vae
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(3)
+    single_files.save(single_files.vae_tensors(vae), tmp_path / "v.safetensors")
+    plan = tmp_path / "plan.json"
+    job = {"prompt": "a castle", "steps": 1, "size": "64x64"}
+    plain = {"model": "m.safetensors", "jobs": [job]}
+    other = {"model": {"source": "m.safetensors", "vae": "v.safetensors"}, "jobs": [job]}
+
+    pictures, keys = [], []
+    for number, values in enumerate((plain, other)):
+        plan.write_text(json.dumps({**values, "output": {"folder": f"out{number}"}}))
+        checked = check_plan(plan)
+        keys.append(checked.key(checked.pictures[0]))
+        (result,) = run_plan(checked)
+        pictures.append(np.asarray(result.open()))
+
+    assert keys[0] != keys[1]
+    assert not np.array_equal(*pictures)
+    (tmp_path / "v.safetensors").write_bytes(made["sd"].read_bytes())
+    changed = check_plan(plan)
+    assert changed.key(changed.pictures[0]) != keys[1]

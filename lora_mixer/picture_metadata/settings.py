@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import PictureMetadataError
 from lora_mixer.mixes import TE, AdapterMix, Mix
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.picture_metadata.values import clean_text, encodable
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.values import clean_text, encodable
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
 
 if TYPE_CHECKING:
@@ -85,11 +85,6 @@ class PictureAdapter:
     def hash(self) -> str | None:
         """The first hash, or None."""
         return next(iter(self.hashes.values()), None)
-
-    @property
-    def hash_kind(self) -> str | None:
-        """The kind of the first hash, or None."""
-        return next(iter(self.hashes), None)
 
     def adapter_mix(self) -> AdapterMix:
         """Give what it says as a part of a mix."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.formats.container import open_weights, read_header
+from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 CheckpointKind = Literal[
     "pipeline", "denoiser", "vae", "text encoder", "controlnet", "adapter", "embedding", "unknown"
 ]
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-"""Endings of files that may be checkpoints."""
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _UNET = "model.diffusion_model."
 _FIRST = f"{_UNET}input_blocks.0.0.weight"
@@ -69,7 +68,7 @@ def is_checkpoint_name(name: str) -> bool:
         >>> is_checkpoint_name("models/x.safetensors"), is_checkpoint_name("user/repo")
         (True, False)
     """
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(CHECKPOINT_SUFFIXES)
 
 
 def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:

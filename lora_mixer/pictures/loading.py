@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, SourceNotFoundError
+from lora_mixer.extras import install
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
@@ -115,7 +116,7 @@ def _load_denoiser(
         if importlib.util.find_spec("gguf") is None:  # diffusers asks for it in the middle of its work
             raise MissingExtraError(
                 f"{checkpoint.path} is a GGUF file, and the package gguf is missing; "
-                "install it with: pip install 'lora-mixer[quant]'"
+                f"install it with: {install('quant')}"
             )
         quantised: Any = diffusers.GGUFQuantizationConfig
         given["quantization_config"] = quantised(compute_dtype=dtype)
@@ -221,7 +222,7 @@ def _told(model: str) -> Iterator[None]:
         if any(library in str(error).lower() for library in _QUANTISERS):
             raise MissingExtraError(
                 f"{model!r} is quantised, and the library for that is missing ({error}); "
-                "install it with: pip install 'lora-mixer[quant]'"
+                f"install it with: {install('quant')}"
             ) from error
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 """The name of the embedded pipeline."""
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+"""Endings of files that may be checkpoints."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -80,6 +82,23 @@ class ModelOptions:
                 problems.append(f"{name}: expected a name, got {value!r}")
         if problems:
             raise PictureError("; ".join(problems))
+
+    @property
+    def title(self) -> str:
+        """
+        What pictures call the model: the name of its file or folder, without the way there.
+
+        Example:
+            >>> ModelOptions("/home/x/models/a.b.safetensors").title, ModelOptions("user/repo").title
+            ('a.b', 'user/repo')
+        """
+        from pathlib import Path
+
+        path = Path(self.model).expanduser()
+        if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+            return path.stem
+        is_path = path.is_absolute() or path.is_dir() or self.model.startswith((".", "~"))
+        return (path.resolve().name or self.model) if is_path else self.model
 
     def said(self) -> dict[str, Any]:
         """Return what differs from the defaults."""

@@ -11,10 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes import Mix
-from lora_mixer.picture_metadata.carriers import OWN_KEY
-from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
-from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.values import (
+from lora_mixer.parsing.values import (
     as_float,
     as_hash,
     as_int,
@@ -23,6 +20,9 @@ from lora_mixer.picture_metadata.values import (
     clean_text,
     read_json,
 )
+from lora_mixer.picture_metadata.carriers import OWN_KEY
+from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.pictures import PICTURE_FIELDS
 
 if TYPE_CHECKING:
