@@ -16,6 +16,9 @@ from lora_mixer.errors import InvalidAdapterError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+Ranges = tuple[tuple[int, int], ...]
+"""Rows of a weight as (start, stop) after (start, stop), in an order that need not be ascending."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -187,6 +190,34 @@ class LayerWeights(abc.ABC):
         """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
         return self
 
+    def rows(self, start: int, stop: int, total: int) -> LayerWeights:
+        """
+        Give the change of the rows from ``start`` up to ``stop`` of a layer of ``total`` rows, exactly.
+
+        Example:
+            >>> from lora_mixer.algorithms.full import Full
+            >>> fused = Full(torch.arange(6.0).reshape(3, 2), None, 1.0)
+            >>> fused.rows(1, 2, 3).delta(torch.zeros(1, 2), 2.0)
+            tensor([[4., 6.]])
+        """
+        return self.take(((start, stop),), total)
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """
+        Give the change of some rows of a layer of ``total`` rows, exactly.
+
+        Args:
+            ranges: (start, stop) after (start, stop), in the order in which the rows are to stand.
+            total: Rows of the whole layer.
+        """
+        from lora_mixer.algorithms.rows import Sliced
+
+        return self if ranges == ((0, total),) else Sliced(self, ranges, total, self.alpha)
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002 -- most algorithms work row by row
+        """Say whether the change of a row of a weight of ``shape`` depends on other rows of the base."""
+        return False
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
@@ -250,6 +281,17 @@ class HasPair(LayerWeights):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+
+
+def count_rows(ranges: Ranges) -> int:
+    """Count the rows that ranges hold."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+    """Give rows of a tensor in the order of the ranges: a view where they are one."""
+    pieces = [tensor[start:stop] for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:

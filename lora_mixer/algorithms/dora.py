@@ -15,15 +15,15 @@ shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, .
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, take_rows
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ class Dora(LayerWeights):
             return self.by_output
         # Who writes a plain vector writes outputs, but PEFT on embeddings, whose weight lies the other way round.
         return self.magnitude.numel() == shape[0]
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give rows of the change and of the magnitude; lengths of inputs need the whole layer."""
+        if self.by_output is False or self.magnitude.numel() != total:
+            return super().take(ranges, total)
+        lengths = take_rows(self.magnitude.flatten(), ranges)
+        return replace(self, inner=self.inner.take(ranges, total), magnitude=lengths, by_output=True)
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
+        """Say whether lengths are those of inputs, over all rows, or the change itself mixes rows."""
+        return not self._rows(shape) or self.inner.mixes_rows(shape)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -8,17 +8,17 @@ others, so two adapters that set the same weight give W + (V1 - W) + (V2 - W).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.algorithms.full import value_misfit
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ class Values(LayerWeights):
     def in_width(self) -> int | None:
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the values know their rows
+        """Give rows of the weight and of the bias."""
+        weight = None if self.weight is None else take_rows(self.weight, ranges)
+        return replace(
+            self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
+        )
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot take the place of a weight of ``shape``, or None."""
