@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.about import About
+from lora_mixer.algorithms.dora import DORA_STRENGTHS, with_dora_strength
+from lora_mixer.errors import MixError
 from lora_mixer.hashes import Hashes
 
 if TYPE_CHECKING:
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.formats.embeddings import Embedding
+    from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.formats.names import Target
+    from lora_mixer.textual_inversion.files import Embedding
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,17 @@ class Adapter:
         layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
         ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
         return dataclasses.replace(self, layers=layers, info=dataclasses.replace(self.info, ranks=ranks))
+
+    def with_dora_strength(self, strength: DoraStrength) -> Adapter:
+        """
+        Return the adapter with another meaning of weights other than 1 for its DoRA layers.
+
+        Raises:
+            MixError: When there is no strength of that name.
+        """
+        if strength not in DORA_STRENGTHS:
+            raise MixError(f"dora_strength must be one of {', '.join(DORA_STRENGTHS)}, got {strength!r}")
+        layers = tuple(
+            dataclasses.replace(x, weights=with_dora_strength(x.weights, strength)) for x in self.layers
+        )
+        return dataclasses.replace(self, layers=layers)

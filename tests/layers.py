@@ -10,6 +10,7 @@ from lora_mixer.formats import read
 from lora_mixer.sources import AdapterSource
 
 if TYPE_CHECKING:
+    from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
 
 
@@ -22,11 +23,15 @@ def layer(
     leaves: dict[str, Any], *, config: dict[str, Any] | None = None, module: str = "net"
 ) -> LayerWeights:
     """Read one module's leaves (numbers become tensors) and give its weights."""
+    (only,) = adapter(leaves, config=config, module=module).layers
+    return only.weights
+
+
+def adapter(leaves: dict[str, Any], *, config: dict[str, Any] | None = None, module: str = "net") -> Adapter:
+    """Read one module's leaves as an adapter."""
     prefix = f"base_model.model.{module}" if config is not None else module
     table = {f"{prefix}.{leaf}": torch.as_tensor(value) for leaf, value in leaves.items()}
-    source = AdapterSource(weights=table, label="test", config=config)
-    (only,) = read(source).layers
-    return only.weights
+    return read(AdapterSource(weights=table, label="test", config=config))
 
 
 def delta(weights: LayerWeights, base: torch.Tensor, gain: float = 1.0) -> torch.Tensor:

@@ -134,8 +134,8 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
 
 
-def load(mixer: LoraMixer, reference: Reference, name: str) -> Any:
+def load(mixer: LoraMixer, reference: Reference, name: str, **options: Any) -> Any:
     """Load a reference's adapter into the component that its facts name."""
     return mixer.load_lora_weights(
-        reference.source, name, component=reference.facts.get("component"), strict=True
+        reference.source, name, component=reference.facts.get("component"), strict=True, **options
     )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import InvalidAdapterError
-from tests.layers import close, delta, layer, randn
+from lora_mixer import InvalidAdapterError, LoraMixer, MixError
+from tests.layers import adapter, close, delta, layer, randn
 
 UP, DOWN = randn(6, 2), randn(2, 4)
 PAIR = {"lora_up.weight": UP, "lora_down.weight": DOWN, "alpha": 4.0}
 CHANGE = 2.0 * UP.double() @ DOWN.double()
 BASE = randn(6, 4)
 W = BASE.double()
+
+
+def linear(weight, change, magnitude, dims, gain):
+    turned = weight + change
+    return weight + gain * (magnitude.double() * turned / turned.norm(dim=dims, keepdim=True) - weight)
 
 
 def lycoris(weight, change, magnitude, dims, gain):
@@ -25,15 +30,15 @@ def peft(weight, change, magnitude, dims, gain):
     return magnitude.double() * turned / turned.norm(dim=dims, keepdim=True)
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.6, -0.5, 1.7])
+@pytest.mark.parametrize("gain", [1.0, 0.6, -0.5, 1.7, 1e-3])
 @pytest.mark.parametrize(("shape", "dim"), [((6, 1), 1), ((1, 4), 0), ((6,), 1), ((4,), 0)])
-def test_dora_scale_follows_lycoris_along_the_axis_of_its_shape(gain, shape, dim):
+def test_dora_scale_grows_with_the_weight_along_the_axis_of_its_shape(gain, shape, dim):
     magnitude = randn(*shape).abs()
 
     weights = layer({**PAIR, "dora_scale": magnitude})
 
     along = magnitude.reshape((-1, 1) if dim == 1 else (1, -1))
-    expected = lycoris(W, CHANGE, along, dim, gain)
+    expected = linear(W, CHANGE, along, dim, gain)
     assert close(delta(weights, BASE, gain), expected - W)
     assert weights.algorithms == ("dora", "lora")
     assert (weights.rank, weights.alpha, weights.in_width) == (2, 4.0, 4)
@@ -47,6 +52,43 @@ def test_peft_and_ai_toolkit_magnitudes_follow_peft(gain, leaf):
     weights = layer({**PAIR, leaf: magnitude})
 
     assert close(delta(weights, BASE, gain), peft(W, CHANGE, magnitude[:, None], 1, gain) - W)
+
+
+STRENGTHS = {"linear": linear, "peft": peft, "lycoris": lycoris}
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.6, -0.5, 1e-3])
+@pytest.mark.parametrize("name", STRENGTHS)
+@pytest.mark.parametrize("leaf", ["dora_scale", "magnitude"])
+def test_every_strength_is_there_by_name_for_every_file(gain, name, leaf):
+    magnitude = randn(6).abs()
+    table = {**PAIR, leaf: magnitude, "diff_b": torch.ones(6)}
+
+    given = adapter(table).with_dora_strength(name)
+
+    (only,) = given.layers
+    expected = STRENGTHS[name](W, CHANGE, magnitude[:, None], 1, gain)
+    assert close(delta(only.weights, BASE, gain), expected - W)
+    assert only.weights.algorithms == ("dora", "lora", "full")
+    model = torch.nn.Module()
+    model.net = torch.nn.Linear(4, 6)
+    with torch.no_grad():
+        model.net.weight.copy_(BASE)
+    mixer = LoraMixer(model)
+    mixer.load_lora_weights({f"net.{k}": torch.as_tensor(v) for k, v in table.items()}, dora_strength=name)
+    mixer.set_adapters("default_0", gain)
+    assert close(model.net.weight.detach().double(), expected, 1e-6)
+
+
+def test_a_strength_that_there_is_not_is_refused_and_adapters_without_magnitudes_stay():
+    with pytest.raises(MixError, match="linear, peft, lycoris, got 'loud'"):
+        adapter(PAIR).with_dora_strength("loud")
+    plain = adapter(PAIR)
+    assert plain.with_dora_strength("lycoris").layers == plain.layers
+    mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(4, 6)))
+    with pytest.raises(MixError, match="got 'loud'"):
+        mixer.load_lora_weights({f"0.{k}": torch.as_tensor(v) for k, v in PAIR.items()}, dora_strength="loud")
+    assert not mixer.adapters
 
 
 def test_programs_agree_at_weight_one_only():
@@ -97,7 +139,7 @@ def test_magnitude_lies_over_any_change():
     weights = layer({"lokr_w1": w1, "lokr_w2": w2, "dora_scale": magnitude})
 
     assert weights.algorithms == ("dora", "lokr")
-    assert close(delta(weights, base, 0.6), lycoris(base.double(), change, magnitude, 1, 0.6) - base.double())
+    assert close(delta(weights, base, 0.6), linear(base.double(), change, magnitude, 1, 0.6) - base.double())
 
 
 def test_bias_difference_stays_beside_the_magnitude():

@@ -2,13 +2,15 @@
 DoRA: the change of a low-rank adapter turns the weight, and a trained magnitude says how long it is (arXiv:2402.09353).
 
 With V = W + scale * delta, n = |V| along one axis and d the trained magnitude, the full-strength weight is V * d / n.
-Between 0 and 1 the programs part ways, and each file follows the one that it was written for:
+At other weights m the programs part ways; there are three strengths by name:
 
-* PEFT, diffusers, ai-toolkit (``lora_magnitude_vector``, ``magnitude``): V_g * d / |V_g| with V_g = W + gain * scale *
-  delta.
-* LyCORIS, Kohya, OneTrainer (``dora_scale``): V * (1 + gain * (d / n - 1)), as LyCORIS' forward.
+* ``linear``: W + m (V d / n - W), as ComfyUI, A1111, SD.Next and InvokeAI do; for LyCORIS', Kohya's and OneTrainer's
+  files (``dora_scale``). Only this one grows with the weight, and so composes with schedules, blocks and negatives.
+* ``peft``: V_m d / |V_m| with V_m = W + m scale delta; for PEFT's, diffusers' and ai-toolkit's files
+  (``lora_magnitude_vector``, ``magnitude``), as these do.
+* ``lycoris``: V (1 + m (d / n - 1)), LyCORIS' own forward: at small m the whole turn without its length. Only when asked.
 
-Neither is the base as gain goes to 0; weight 0 is, exactly, as for every adapter. The axis is told by the magnitude's
+All are the trained weight at 1, and weight 0 is the base, exactly, as for every adapter. The axis is told by the magnitude's
 shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, ...) one for each input. PEFT's
 (1, out, 1, 1) on convolutions is one for each output, too. A plain vector counts for outputs where both would fit.
 """
@@ -16,14 +18,19 @@ shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, .
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.combined import Stack
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts, Ranges
+
+DoraStrength = Literal["linear", "peft", "lycoris"]
+"""What a weight other than 1 means for a DoRA."""
+DORA_STRENGTHS: tuple[str, ...] = get_args(DoraStrength)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Dora(LayerWeights):
         inner: The change that turns the weight.
         magnitude: One length for each output or input.
         by_output: Whether for each output; None where only the live module can tell (a vector without axes).
-        late: Whether the gain acts on the magnitude only (LyCORIS) rather than on the change (PEFT).
+        strength: What weights other than 1 mean: ``linear``, ``peft`` or ``lycoris``.
     """
 
     algorithm: ClassVar[str] = "dora"
@@ -43,7 +50,7 @@ class Dora(LayerWeights):
     inner: LayerWeights
     magnitude: torch.Tensor
     by_output: bool | None
-    late: bool
+    strength: DoraStrength
     alpha: float | None
 
     @classmethod
@@ -54,14 +61,16 @@ class Dora(LayerWeights):
         Raises:
             InvalidAdapterError: When the magnitude is no vector along one axis.
         """
-        late = "dora_scale" in parts.tensors
-        (magnitude,) = parts.need("dora_scale" if late else "magnitude")
+        scaled = "dora_scale" in parts.tensors
+        (magnitude,) = parts.need("dora_scale" if scaled else "magnitude")
         if magnitude.numel() != max(magnitude.shape, default=0):
             raise parts.broken("expected a magnitude along one axis: (out, 1), (1, in) or (out,)")
         by_output: bool | None = None
         if magnitude.ndim > 1 and magnitude.numel() > 1:
-            by_output = not late or magnitude.shape[0] != 1  # PEFT's (1, out, 1, 1) looks like (1, in, 1, 1)
-        return cls(inner, magnitude, by_output, late, inner.alpha)
+            by_output = (
+                not scaled or magnitude.shape[0] != 1
+            )  # PEFT's (1, out, 1, 1) looks like (1, in, 1, 1)
+        return cls(inner, magnitude, by_output, "linear" if scaled else "peft", inner.alpha)
 
     @property
     def rank(self) -> int | None:
@@ -107,18 +116,28 @@ class Dora(LayerWeights):
         """Give W'(gain) - W."""
         if not gain:
             return base.new_zeros(base.shape)
-        turned = base + self.inner.delta(base, 1.0 if self.late else gain)
+        turned = base + self.inner.delta(base, gain if self.strength == "peft" else 1.0)
         axis = 0 if self._rows(tuple(base.shape)) else 1
         others = [dim for dim in range(base.ndim) if dim != axis]
         view = [-1 if dim == axis else 1 for dim in range(base.ndim)]
         length = torch.linalg.vector_norm(turned, dim=others, keepdim=True)
         info = torch.finfo(base.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
-        length = length + info.eps if self.late else length.clamp_min(info.tiny)
+        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
         ratio = self.magnitude.flatten().to(base).view(view) / length
-        if self.late:
+        if self.strength == "lycoris":
             ratio = 1 + gain * (ratio - 1)
-        return turned.mul_(ratio).sub_(base)
+        change = turned.mul_(ratio).sub_(base)
+        return change.mul_(gain) if self.strength == "linear" else change
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Give the change's own; a magnitude has no part in biases."""
         return self.inner.bias_delta(base, gain)
+
+
+def with_dora_strength(weights: LayerWeights, strength: DoraStrength) -> LayerWeights:
+    """Return the same with another strength in every DoRA of it; itself where there is none."""
+    if isinstance(weights, Dora):
+        return replace(weights, strength=strength)
+    if isinstance(weights, Stack):
+        return replace(weights, parts=tuple(with_dora_strength(part, strength) for part in weights.parts))
+    return weights

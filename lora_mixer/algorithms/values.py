@@ -76,13 +76,13 @@ class Tokens(LayerWeights):
     Rows of an embedding (PEFT's trainable tokens; its "delta" tensors are the new rows themselves).
 
     Attributes:
-        rows: (n, width).
+        vectors: (n, width).
         indices: The n token ids that they belong to.
     """
 
     algorithm: ClassVar[str] = "tokens"
 
-    rows: torch.Tensor
+    vectors: torch.Tensor
     indices: torch.Tensor
 
     @classmethod
@@ -109,8 +109,8 @@ class Tokens(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why these rows do not belong to a weight of ``shape``, or None."""
-        if len(shape) != 2 or shape[1] != self.rows.shape[1]:
-            return f"rows of {self.rows.shape[1]} values, the module has {shape}"
+        if len(shape) != 2 or shape[1] != self.vectors.shape[1]:
+            return f"rows of {self.vectors.shape[1]} values, the module has {shape}"
         last = int(self.indices.max())
         if last >= shape[0]:
             return f"token {last}, the module has {shape[0]}: add the new tokens to the tokenizer and the text encoder first"
@@ -121,7 +121,7 @@ class Tokens(LayerWeights):
         change = base.new_zeros(base.shape)
         if gain:
             indices = self.indices.to(base.device)
-            change[indices] = self.rows.to(base) - base[indices]
+            change[indices] = self.vectors.to(base) - base[indices]
         return change
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lora_mixer.batches.plan import Picture
+from lora_mixer.batches.plan import MIX_FIELDS, Picture
 from lora_mixer.batches.problems import shown
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import Axis, PictureRequest
+from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,20 +42,19 @@ class JobAxis:
     key: str
     values: tuple[Any, ...]
     kind: str
-    axis: Axis | None = None
+    axis: GridAxis | None = None
 
     def label(self, value: Any) -> str:
         """Give what stands at a row or column of a contact sheet."""
         if self.axis is not None:
-            return Axis(self.axis.kind, (value,), self.axis.adapter).labels[0]
+            return GridAxis(self.axis.kind, (value,), self.axis.adapter).labels[0]
         text = (
             value
             if isinstance(value, str)
-            else (Mix.of(value).to_text() if self.key == "mix" else f"{value}")
+            else (Mix.of(value).to_text() if self.key in MIX_FIELDS else f"{value}")
         )
-        return (
-            f"{self.key} {text}" if self.key in ("seed", "steps", "guidance_scale") else text[:40] or self.key
-        )
+        about = PICTURE_FIELDS.get(self.key)
+        return f"{self.key} {text}" if about and about.kind != "text" else text[:40] or self.key
 
 
 def read_axes(
@@ -89,7 +88,7 @@ def read_axes(
         bad = {i: why for i, value in enumerate(values) if (why := _misfit(plan, axis, value))}
         for i, why in bad.items():
             problems.add(plan.line("jobs", job, which, key, i), f"{where}[{i}]: {why}")
-        if not bad and key == "mix":  # what is not text would lose the plan's folder
+        if not bad and key in MIX_FIELDS:  # what is not text would lose the plan's folder
             axis = replace(
                 axis, values=tuple(x if isinstance(x, str | None) else plan.mix(x) for x in values)
             )
@@ -122,7 +121,7 @@ def _axis(key: str, values: tuple[Any, ...], wildcards: Mapping[str, Sequence[st
         return JobAxis(key, values, "wildcard")
     kind, _, name = key.partition(" ")
     if kind in _KINDS and name.strip():
-        return JobAxis(key, values, "picture", Axis(kind, values, name.strip()))
+        return JobAxis(key, values, "picture", GridAxis(kind, values, name.strip()))
     known = ", ".join((*sorted(_FIELDS), *(f"'{kind} NAME'" for kind in _KINDS), "__WILDCARD__"))
     return f"no such axis; known are {known}"
 
@@ -135,7 +134,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
         return _misfit_of_picture(axis.axis, value)
     try:
         Picture.model_validate({axis.key: value})
-        if axis.key == "mix" and value is not None:
+        if axis.key in MIX_FIELDS and value is not None:
             plan.mix(value)
     except ValidationError as error:
         message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
@@ -145,7 +144,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
     return ""
 
 
-def _misfit_of_picture(axis: Axis, value: Any) -> str:
+def _misfit_of_picture(axis: GridAxis, value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if axis.kind != "blocks" and not number:
         return f"expected a number, got {shown(value)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.binding.components import base_of
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.binding.ordinal import CANDIDATES
+from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
 from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 8
 _SAME = 1e-3  # two spellings of one change, each rounded by itself
+_COPIES = ("controlnet", "motion_adapter")
+"""Components with copies of the denoiser's modules: files that do not name them are hardly meant for them."""
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")
 
 
@@ -102,7 +103,7 @@ class _Share:
         """The change of the live module's rows."""
         live, own = self.placement.live, self.layer.weights
         if live.is_bare and isinstance(own, Full) and own.weight is not None:
-            return dataclasses.replace(own, weight=own.weight.reshape(live.shape))
+            return replace(own, weight=own.weight.reshape(live.shape))
         weights = own.take(self.placement.file_rows, self.found.total)
         if self.placement.live_rows is None:
             return weights
@@ -131,7 +132,11 @@ def bind(
         raise MatchError(msg)
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
+    _choose_order(adapter.layers, indexes)
     _prefer_layouts(adapter.layers, indexes)
+    if component is None:
+        fronts = _fronts(indexes)
+        adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
     unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
     home = component if component is not None else _home(unnamed, indexes, adapter.info.source)
     routes = _routes(adapter.layers, indexes)
@@ -175,7 +180,9 @@ def bind(
     _judge(adapter, components, report, misfits, twice)
     _refuse_partial(adapter, components, report, indexes)
     bound = [_bound(own) for own in shares.values()]
-    return Binding(tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values()))
+    return Binding(
+        tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
+    )
 
 
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
@@ -249,7 +256,10 @@ def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Mo
 
 
 def _refuse_partial(
-    adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport, indexes: Mapping[str, ModuleIndex]
+    adapter: Adapter,
+    components: Mapping[str, nn.Module],
+    report: MatchReport,
+    indexes: Mapping[str, ModuleIndex],
 ) -> None:
     """Refuse a file of whose denoiser part most, or whole blocks, have no place in a model of a known family."""
     for part in report.components:
@@ -278,7 +288,11 @@ def _refuse_partial(
 def _is_deeper(spelling: str, index: ModuleIndex) -> bool:
     """Say whether a module would be here if its block's number were smaller."""
     number = _BLOCK.search(spelling)
-    return number is not None and int(number[0]) > 0 and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
+    return (
+        number is not None
+        and int(number[0]) > 0
+        and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
+    )
 
 
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
@@ -378,23 +392,59 @@ def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Modul
         index = indexes.get(part)
         if index is None:
             continue
-        # The whole spelling serves models whose own paths start like a component's name.
-        return index.find(_spelling(layer, index)) or index.find(layer.target.written)
+        return _module(layer, index)
     return None
 
 
+def _module(layer: AdapterLayer, index: ModuleIndex) -> Found | None:
+    # Spellings with more of their front serve models whose own paths start like a component's or a wrapper's name.
+    return next((found for x in _spellings(layer, index) if (found := index.find(x)) is not None), None)
+
+
 def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
-    found = index.find(_spelling(layer, index)) or index.find(layer.target.written)
+    found = _module(layer, index)
     return found is not None and _misfit(layer.weights, found) is None
 
 
-def _spelling(layer: AdapterLayer, index: ModuleIndex) -> str:
+def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
+    """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
+    written = layer.target.written
+    for front, index in fronts.items():
+        if written.startswith(front):
+            part = index.component
+            if part in COMPONENTS_OF_HINT.get(layer.target.hint or "", (layer.target.hint,)):
+                return layer  # that is how it is understood anyway
+            module = written[len(front) :]
+            if index.find(module) is not None:
+                return replace(layer, target=replace(layer.target, hint=part, module=module))
+    return layer
+
+
+def _fronts(indexes: Mapping[str, ModuleIndex]) -> dict[str, ModuleIndex]:
+    """List how keys that name a component may begin, the longer names first."""
+    spelt = ("{}.", "lora_{}_", "lora_{}.", "lycoris_{}_")
+    parts = sorted(indexes, key=len, reverse=True)
+    return {front.format(part): indexes[part] for part in parts for front in spelt}
+
+
+def _spellings(layer: AdapterLayer, index: ModuleIndex) -> tuple[str, ...]:
     module = layer.target.module
     if not module.startswith(f"{ORDINAL}?:"):
-        return module
+        return layer.target.spellings
     number = module.rpartition(":")[2]
     classes = index.ordinal_classes
-    return f"{ORDINAL}{','.join(classes)}:{number}" if classes else module
+    return (f"{ORDINAL}{','.join(classes)}:{number}" if classes else module,)
+
+
+def _choose_order(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+    """For a counted file: take the order of a block's parts under which most layers fit."""
+    counted = [layer for layer in layers if layer.target.module.startswith(ORDINAL)]
+    for index in indexes.values() if counted else ():
+        _choose_ordinal(counted, index)
+        fits = {}
+        for index.ordinal_order in ORDERS:
+            fits[index.ordinal_order] = sum(_fits(layer, index) for layer in counted)
+        index.ordinal_order = max(ORDERS, key=lambda order: fits[order])
 
 
 def _choose_ordinal(layers: Sequence[AdapterLayer], index: ModuleIndex) -> None:
@@ -413,16 +463,15 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
         return None
     counts: dict[str, int] = {}
     for part, index in indexes.items():
-        _choose_ordinal(layers, index)
         counts[part] = sum(_fits(layer, index) for layer in layers)
     best = max(counts.values())
     winners = [part for part, count in counts.items() if count == best]
     if best == 0:  # nothing fits: name the component whose names at least are known, for the message
-        known = {
-            part: sum(index.find(_spelling(x, index)) is not None for x in layers)
-            for part, index in indexes.items()
-        }
+        known = {part: sum(_module(x, index) is not None for x in layers) for part, index in indexes.items()}
         return max(known, key=lambda part: known[part])
+    originals = [part for part in winners if not part.startswith(_COPIES)]
+    if len(originals) == 1:
+        return originals[0]
     if len(winners) > 1:
         msg = (
             f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "

@@ -208,8 +208,12 @@ layers.N.{self_attn,cross_attn}.o_proj -> layers.N.{self_attn,cross_attn}.to_out
     said=("ace-step", "acestep"),
 )
 
-STABLE_CASCADE = Family("Stable Cascade", classes=("StableCascade",), marks=r"^lora_prior_", said=("stable cascade",))
+STABLE_CASCADE = Family(
+    "Stable Cascade", classes=("StableCascade",), marks=r"^lora_prior_", said=("stable cascade",)
+)
 ERNIE_IMAGE = Family("Ernie-Image", classes=("ErnieImage",), headers=("ernie",), said=("ernie",))
-BRIA_FIBO = Family("Bria Fibo", classes=("BriaFibo",), headers=("bria-fibo", "bria_fibo"), said=("bria fibo",))
+BRIA_FIBO = Family(
+    "Bria Fibo", classes=("BriaFibo",), headers=("bria-fibo", "bria_fibo"), said=("bria fibo",)
+)
 PRX = Family("PRX", classes=("PRX",), marks=r"attention_(?:img_qkv|txt_kv)_proj$", said=("prx",))
 MOTIF = Family("Motif", classes=("Motif",), said=("motif",))

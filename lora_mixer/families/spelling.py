@@ -138,7 +138,7 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
         matched = [m.groups() for path in near if (m := pattern_of(first).match(path))]
         if matched and "L" in first.split("."):
             place = [name for name in first.split(".") if name in _TOKEN].index("L")
-            matched = [max(matched, key=lambda groups: int(groups[place]))]  # noqa: B023
+            matched = [max(matched, key=lambda groups: int(groups[place]))]
         for groups in matched:
             shares = tuple(
                 tuple(Piece(fill(piece.path, groups), piece.chunks) for piece in share)
@@ -150,9 +150,7 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
     return found
 
 
-def _with_aliases(
-    spelling: str, shares: tuple[Pieces, ...]
-) -> Iterator[tuple[str, tuple[Pieces, ...]]]:
+def _with_aliases(spelling: str, shares: tuple[Pieces, ...]) -> Iterator[tuple[str, tuple[Pieces, ...]]]:
     yield spelling, shares
     if spelling.endswith(".scale"):  # the leaf of a replaced norm, which reading takes off
         yield spelling.removesuffix(".scale"), shares

@@ -56,7 +56,9 @@ def family_of_class(name: str) -> Family | None:
         >>> family_of_class("Flux2Transformer2DModel").name, family_of_class("Linear")
         ('Flux.2', None)
     """
-    known = [(len(start), family) for family in FAMILIES for start in family.classes if name.startswith(start)]
+    known = [
+        (len(start), family) for family in FAMILIES for start in family.classes if name.startswith(start)
+    ]
     return max(known, key=lambda entry: entry[0])[1] if known else None
 
 

@@ -17,6 +17,7 @@ from lora_mixer.merging.magnitude import magnitude_prune
 from lora_mixer.merging.orthogonal import orthogonal_sum
 from lora_mixer.merging.ties import ties
 from lora_mixer.merging.weighted_sum import concatenate
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,9 +78,7 @@ class MergeMethod:
         if self.majority not in ("total", "frequency"):
             problems.append(f"majority must be total or frequency, got {self.majority!r}")
         if problems:
-            error = MixError("; ".join(problems))
-            error.problems = tuple(problems)
-            raise error
+            raise MixError("; ".join(problems), problems=tuple(Problem("", text) for text in problems))
 
     @property
     def is_dense(self) -> bool:
