@@ -218,6 +218,10 @@ class LayerWeights(abc.ABC):
         """Say whether the change of a row of a weight of ``shape`` depends on other rows of the base."""
         return False
 
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002 -- only rows of a fused layer can
+        """Say whether a weight of ``shape`` is too little to compute the change from: other modules hold the rest."""
+        return False
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""

@@ -55,6 +55,10 @@ class Stack(LayerWeights):
         """Say whether any part does."""
         return any(part.mixes_rows(shape) for part in self.parts)
 
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether any part does."""
+        return any(part.needs_whole(shape) for part in self.parts)
+
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
         """Give all parts' pairs as one, where each has one."""
         pairs = [part.factors(shape) for part in self.parts]

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.rows import Placed, Sliced
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts, Ranges
@@ -99,6 +101,10 @@ class Dora(LayerWeights):
         """Say whether lengths are those of inputs, over all rows, or the change itself mixes rows."""
         return not self._rows(shape) or self.inner.mixes_rows(shape)
 
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether the change does."""
+        return self.inner.needs_whole(shape)
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         inner = self.inner.misfit(shape)
@@ -140,4 +146,6 @@ def with_dora_strength(weights: LayerWeights, strength: DoraStrength) -> LayerWe
         return replace(weights, strength=strength)
     if isinstance(weights, Stack):
         return replace(weights, parts=tuple(with_dora_strength(part, strength) for part in weights.parts))
+    if isinstance(weights, Sliced | Placed | Padded):
+        return replace(weights, inner=with_dora_strength(weights.inner, strength))
     return weights

@@ -66,7 +66,7 @@ class Sliced(LayerWeights):
             return f"{rows} rows of a fused layer, the module has {shape[0]}"
         return self.inner.misfit((self.total, *shape[1:]))
 
-    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
         """Say whether other rows of the base are needed."""
         return self.inner.mixes_rows((self.total, *shape[1:]))
 
@@ -82,7 +82,7 @@ class Sliced(LayerWeights):
         Raises:
             TypeError: When other rows of the base are needed, so that :meth:`delta_of` has to be asked.
         """
-        if self.mixes_rows(tuple(base.shape)):
+        if self.needs_whole(tuple(base.shape)):
             msg = f"{'+'.join(self.algorithms)} on a fused layer needs the base of the whole layer"
             raise TypeError(msg)
         return self.delta_of(_spread(base, self.ranges, self.total), gain)
@@ -148,9 +148,9 @@ class Placed(LayerWeights):
             return f"rows of a layer of {self.total} outputs, the module has {shape[0]}"
         return self.inner.misfit((count_rows(self.ranges), *shape[1:]))
 
-    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
-        """Say whether other rows of the base are needed."""
-        return self.inner.mixes_rows((count_rows(self.ranges), *shape[1:]))
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether the change does."""
+        return self.inner.needs_whole((count_rows(self.ranges), *shape[1:]))
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
         """Give ``up`` with zeros for the rows that stay."""
@@ -212,7 +212,7 @@ class Chunks(LayerWeights):
         )
 
     def mixes_rows(self, shape: tuple[int, ...]) -> bool:
-        """Say whether other rows of the base are needed."""
+        """Say whether any part does."""
         return any(
             part.mixes_rows((size, *shape[1:])) for part, size in zip(self.parts, self.sizes, strict=True)
         )

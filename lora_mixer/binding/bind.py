@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.algorithms import Stack
+from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.binding.components import base_of
@@ -51,6 +53,20 @@ class Siblings:
 
 
 @dataclass(frozen=True)
+class Widening:
+    """
+    More inputs than the live module has, which the module gets while the adapter has a part.
+
+    Attributes:
+        columns: The inputs that the file's layer has.
+        root: The component, whose configuration says how many there are.
+    """
+
+    columns: int
+    root: nn.Module
+
+
+@dataclass(frozen=True)
 class BoundLayer:
     """
     One module of the pipeline and what an adapter does to it.
@@ -59,11 +75,13 @@ class BoundLayer:
         live: The module, or a bare parameter.
         weights: The change of its rows.
         siblings: The whole layer of the file, where the change of these rows depends on the base of the others.
+        widening: What the module has to become, where the file's layer has more inputs.
     """
 
     live: LiveModule
     weights: LayerWeights
     siblings: Siblings | None = None
+    widening: Widening | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +115,13 @@ class _Share:
     layer: AdapterLayer
     found: Found
     placement: Placement
+    own: LayerWeights
+    widening: Widening | None
 
     @property
     def weights(self) -> LayerWeights:
         """The change of the live module's rows."""
-        live, own = self.placement.live, self.layer.weights
+        live, own = self.placement.live, self.own
         if live.is_bare and isinstance(own, Full) and own.weight is not None:
             return replace(own, weight=own.weight.reshape(live.shape))
         weights = own.take(self.placement.file_rows, self.found.total)
@@ -152,7 +172,8 @@ def bind(
             tally.keys_unused.extend(layer.keys)
             continue
         live = found.placements[0].live
-        misfit = _misfit(layer.weights, found)
+        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
             misfits.append(f"{live.component}.{live.path}: {misfit}")
             continue
@@ -161,7 +182,7 @@ def bind(
         for placement in found.placements:
             tally.matched[placement.live.path] = None
             shares.setdefault((placement.live.component, placement.live.path), []).append(
-                _Share(layer, found, placement)
+                _Share(layer, found, placement, weights, widening)
             )
     report = MatchReport(
         adapter_name=name,
@@ -188,6 +209,11 @@ def bind(
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = found.placements[0].live
+    if any(
+        p.live_rows is not None and weights.take(p.file_rows, found.total).needs_whole(p.live.shape)
+        for p in found.placements
+    ):
+        return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
     if live.is_bare:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
@@ -199,6 +225,18 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     return misfit
 
 
+def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
+    """Give a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
+    live, columns = found.placements[0].live, weights.in_width
+    shape = live.shape
+    if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
+        return weights, None
+    if columns < shape[1]:
+        return Padded(weights, columns, weights.alpha), None
+    fits = found.is_whole and weights.misfit((shape[0], columns, *shape[2:])) is None
+    return weights, Widening(columns, index.root) if fits else None
+
+
 def _bound(shares: Sequence[_Share]) -> BoundLayer:
     """Give a live module all that layers of the file change in it: one layer, or several that have rows of their own."""
     live = shares[0].placement.live
@@ -207,8 +245,9 @@ def _bound(shares: Sequence[_Share]) -> BoundLayer:
         parts = tuple(share.weights for share in partial)
         return BoundLayer(live, Stack(parts, parts[0].alpha))
     weights, found = shares[0].weights, shares[0].found
-    mixes = not found.is_whole and not partial and weights.mixes_rows(live.shape)
-    return BoundLayer(live, weights, Siblings(found.placements, found.total) if mixes else None)
+    mixes = not found.is_whole and not partial and weights.needs_whole(live.shape)
+    siblings = Siblings(found.placements, found.total) if mixes else None
+    return BoundLayer(live, weights, siblings, shares[0].widening)
 
 
 def _differ(shares: Sequence[_Share]) -> bool:
@@ -222,14 +261,14 @@ def _differ(shares: Sequence[_Share]) -> bool:
     ranges = [share.placement.live_rows for share in shares]
     if all(rows is not None for rows in ranges):
         spans = sorted(span for rows in ranges if rows is not None for span in rows)
-        return any(before[1] > after[0] for before, after in zip(spans, spans[1:], strict=False))
+        return any(before[1] > after[0] for before, after in pairwise(spans))
     return not all(_same(shares[0], other) for other in shares[1:])
 
 
 def _same(one: _Share, other: _Share) -> bool:
     live = one.placement.live
     first, second = one.weights, other.weights
-    if first.mixes_rows(live.shape) or second.mixes_rows(live.shape):
+    if first.needs_whole(live.shape) or second.needs_whole(live.shape):
         return False
     weight = live.weight
     readable = weight.is_floating_point() and tuple(weight.shape) == live.shape and not weight.is_meta

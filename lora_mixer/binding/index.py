@@ -124,6 +124,7 @@ class ModuleIndex:
         self.ordinal_classes: tuple[str, ...] | None = None
         self.ordinal_order = ordinal.ORDERS[0]
         self.component = component
+        self.root = root
         self.family: Family | None = family_of_class(type(root).__name__)
         self._modules: dict[str, nn.Module] = {}
         self._bare: dict[str, tuple[nn.Module, str]] = {}
@@ -212,6 +213,10 @@ class ModuleIndex:
             return
         counts |= {name: sum(self._layout(name, x) is not None for x in spellings) for name in self._layouts}
         self._preferred = tuple(sorted(counts, key=lambda name: -counts[name]))
+
+    def may_widen(self, path: str) -> bool:
+        """Say whether adapters of this family may have more or fewer inputs than the module at a path."""
+        return self.family is not None and path in self.family.widens
 
     def may_lack(self, spelling: str) -> bool:
         """Say whether files of sibling models have such a module where this family's model may have none."""
