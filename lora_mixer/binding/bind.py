@@ -18,6 +18,7 @@ from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
+from lora_mixer.families import family_of_class
 from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
@@ -197,7 +198,15 @@ def bind(
     )
     if component is None:
         _refuse_foreign(adapter, components, report)
-    twice = [] if misfits else [f"{part}.{path}" for (part, path), own in shares.items() if _differ(own)]
+    twice = (
+        []
+        if misfits
+        else [
+            f"{part}.{path}"
+            for (part, path), own in shares.items()
+            if _differ(own, known=indexes[part].family is not None)
+        ]
+    )
     _judge(adapter, components, report, misfits, twice)
     _refuse_partial(adapter, components, report, indexes)
     bound = [_bound(own) for own in shares.values()]
@@ -250,7 +259,7 @@ def _bound(shares: Sequence[_Share]) -> BoundLayer:
     return BoundLayer(live, weights, siblings, shares[0].widening)
 
 
-def _differ(shares: Sequence[_Share]) -> bool:
+def _differ(shares: Sequence[_Share], *, known: bool) -> bool:
     """
     Say whether several layers of a file contradict each other in one module.
 
@@ -262,7 +271,8 @@ def _differ(shares: Sequence[_Share]) -> bool:
     if all(rows is not None for rows in ranges):
         spans = sorted(span for rows in ranges if rows is not None for span in rows)
         return any(before[1] > after[0] for before, after in pairwise(spans))
-    return not all(_same(shares[0], other) for other in shares[1:])
+    # trainers of transformers write fused and split keys of one change; for UNets no tool is known that does
+    return not known or not all(_same(shares[0], other) for other in shares[1:])
 
 
 def _same(one: _Share, other: _Share) -> bool:
@@ -345,6 +355,12 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{base_of(dict(components))}: none of its {denoising} denoiser modules is here"
     )
+    transformer = components.get("transformer")
+    if transformer is not None and family_of_class(type(transformer).__name__) is None:
+        msg += (
+            "; other names than its own are not known of this class, so that adapters for it load when their keys are the "
+            "module paths of the diffusers model (as diffusers and PEFT save them): convert this one to those names first"
+        )
     raise MatchError(msg)
 
 
