@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.combined import Stack
-from lora_mixer.algorithms.rows import Placed, Sliced
+from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts, Ranges

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, squeezed, take_rows
+from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed, take_rows
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,10 @@ class Full(LayerWeights):
         return replace(
             self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
         )
+
+    def is_zero(self) -> bool:
+        """Say whether all that it holds is zero."""
+        return all(part is None or all_zero(part) for part in (self.weight, self.bias))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

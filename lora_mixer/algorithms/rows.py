@@ -5,7 +5,7 @@ A file may hold one layer where the live model has several (``qkv`` is ``to_q``,
 where it has one (``up_proj`` and ``gate_proj`` are the halves of one ``proj``). With D the change of the file's layer,
 a live module gets ``D[rows]``. Pairs are sliced (``up[rows]`` beside the same ``down``); everything else is computed on
 the whole layer and cut. Where a row's change depends on *other* rows of the base (DoRA with lengths of inputs,
-rotations of outputs), the whole layer's base has to be handed in: :meth:`Sliced.delta_of`.
+rotations of outputs), the whole layer's base has to be handed in: :meth:`~lora_mixer.algorithms.base.Sliced.delta_of`.
 """
 
 from __future__ import annotations
@@ -15,93 +15,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, count_rows, take_rows
+from lora_mixer.algorithms.base import Factors, LayerWeights, count_rows, spread_rows, take_rows
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Ranges
-
-
-@dataclass(frozen=True)
-class Sliced(LayerWeights):
-    """
-    Some rows of another change.
-
-    Attributes:
-        inner: The change of the whole layer.
-        ranges: Which rows, as (start, stop), in the order in which the live module has them.
-        total: Rows of the whole layer.
-        alpha: The alpha in force.
-    """
-
-    algorithm: ClassVar[str] = "rows"
-
-    inner: LayerWeights
-    ranges: Ranges
-    total: int
-    alpha: float | None
-
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        """Those of the whole change."""
-        return self.inner.algorithms
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the whole change."""
-        return self.inner.rank
-
-    @property
-    def in_width(self) -> int | None:
-        """Input width of the whole change."""
-        return self.inner.in_width
-
-    def limited(self, rank: int) -> LayerWeights:
-        """Limit the whole change."""
-        return Sliced(self.inner.limited(rank), self.ranges, self.total, self.alpha)
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot change a weight of ``shape``, or None."""
-        rows = count_rows(self.ranges)
-        if rows != shape[0]:
-            return f"{rows} rows of a fused layer, the module has {shape[0]}"
-        return self.inner.misfit((self.total, *shape[1:]))
-
-    def needs_whole(self, shape: tuple[int, ...]) -> bool:
-        """Say whether other rows of the base are needed."""
-        return self.inner.mixes_rows((self.total, *shape[1:]))
-
-    def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give the rows of ``up``, and the same ``down``."""
-        pair = self.inner.factors((self.total, *shape[1:]))
-        return None if pair is None else Factors(take_rows(pair.up, self.ranges), pair.down, pair.scale)
-
-    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """
-        Give these rows of the change, from the base's own rows.
-
-        Raises:
-            TypeError: When other rows of the base are needed, so that :meth:`delta_of` has to be asked.
-        """
-        if self.needs_whole(tuple(base.shape)):
-            msg = f"{'+'.join(self.algorithms)} on a fused layer needs the base of the whole layer"
-            raise TypeError(msg)
-        return self.delta_of(_spread(base, self.ranges, self.total), gain)
-
-    def delta_of(self, whole: torch.Tensor, gain: float) -> torch.Tensor:
-        """
-        Give these rows of the change.
-
-        Args:
-            whole: The clean base of the whole layer, (total, in, *kernel), in the order of the file.
-            gain: The user's weight.
-        """
-        return take_rows(self.inner.delta(whole, gain), self.ranges)
-
-    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give these rows of the bias's change."""
-        whole = None if base is None else _spread(base, self.ranges, self.total)
-        change = self.inner.bias_delta(whole, gain)
-        return None if change is None else take_rows(change, self.ranges)
 
 
 @dataclass(frozen=True)
@@ -158,17 +75,17 @@ class Placed(LayerWeights):
         return (
             None
             if pair is None
-            else Factors(_spread(pair.up, self.ranges, self.total), pair.down, pair.scale)
+            else Factors(spread_rows(pair.up, self.ranges, self.total), pair.down, pair.scale)
         )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give the change, zeros where rows stay."""
-        return _spread(self.inner.delta(take_rows(base, self.ranges), gain), self.ranges, self.total)
+        return spread_rows(self.inner.delta(take_rows(base, self.ranges), gain), self.ranges, self.total)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Give the bias's change, zeros where rows stay."""
         change = self.inner.bias_delta(None if base is None else take_rows(base, self.ranges), gain)
-        return None if change is None else _spread(change, self.ranges, self.total)
+        return None if change is None else spread_rows(change, self.ranges, self.total)
 
 
 @dataclass(frozen=True)
@@ -231,13 +148,3 @@ class Chunks(LayerWeights):
             for part, (start, stop) in zip(self.parts, self._spans, strict=True)
         ]
         return torch.cat(pieces)
-
-
-def _spread(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
-    """Put rows at their places among ``total``, zeros elsewhere."""
-    whole = rows.new_zeros(total, *rows.shape[1:])
-    start = 0
-    for first, last in ranges:
-        whole[first:last] = rows[start : start + last - first]
-        start += last - first
-    return whole

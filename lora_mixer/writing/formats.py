@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import HEADER_KEY
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
@@ -147,7 +148,7 @@ def _peft_folder(
         }
         text = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         tensors = to_peft(own, lambda layer: f"base_model.model.{layer.place.path}", dtype)
-        texts = {"format": "pt", **metadata, "lora_mixer.component": component}
+        texts = {"format": "pt", **metadata, COMPONENT_KEY: component}
         writers[folder / _PEFT_NAME] = partial(_safetensors, tensors=tensors, texts=texts)
         writers[folder / "adapter_config.json"] = partial(_write_bytes, content=text)
     return writers

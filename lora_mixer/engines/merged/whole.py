@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_mixer.algorithms import LayerWeights, Stack
-from lora_mixer.algorithms.base import take_rows
-from lora_mixer.algorithms.rows import Sliced
+from lora_mixer.algorithms.base import Sliced, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
