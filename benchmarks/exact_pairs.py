@@ -12,7 +12,7 @@ from lora_mixer.algorithms import LayerWeights, loha
 from lora_mixer.algorithms.base import rows_and_columns
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
-from lora_mixer.engines.blend import Term, blend_weight
+from lora_mixer.engines.merged.blend import Term, blend_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.algorithms import Factors
-from lora_mixer.engines.blend import exact_matmul
-from lora_mixer.engines.grouped import Groups
+from lora_mixer.engines.merged.blend import exact_matmul
+from lora_mixer.engines.merged.grouped import Groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable

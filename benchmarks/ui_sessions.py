@@ -26,14 +26,14 @@ MIXES = (
 PROMPT = "a castle"
 
 
-def compare(desks: list[Any], studio: Any, mixes: Any, pictures: int, steps: int) -> tuple[int, int]:
+def compare(desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int) -> tuple[int, int]:
     """Press Make in all sessions at once, then make each picture alone; gives how many are equal, and how many there are."""
     for number, (desk, mix) in enumerate(zip(desks, mixes, strict=True)):
         if mix:
             desk.page.get_by_text("Save and share").click()
             desk.page.locator("#mix-text textarea").fill(mix)
             desk.page.locator("#mix-apply").click()
-            desk.page.locator("#board .lm-row").first.wait_for()
+            desk.page.locator("#mix-rows .lm-row").first.wait_for()
         desk.fill(PROMPT, seed=100 * number, steps=steps, count=pictures)
     for desk in desks:
         desk.page.locator("#make-button").click()
@@ -45,7 +45,7 @@ def compare(desks: list[Any], studio: Any, mixes: Any, pictures: int, steps: int
             links = []
             for at in range(pictures):
                 picks.nth(at).click()
-                links.append(desk.page.locator("#stage .lm-final").get_attribute("src"))
+                links.append(desk.page.locator("#job .lm-final").get_attribute("src"))
         else:
             links = [desk.shown()]
         found.append([desk.fetch(link) for link in links])
@@ -57,11 +57,11 @@ def compare(desks: list[Any], studio: Any, mixes: Any, pictures: int, steps: int
     for number, (mix, files) in enumerate(zip(mixes, found, strict=True)):
         for at, data in enumerate(files):
             request = PictureRequest(
-                PROMPT, seed=100 * number + at, steps=steps, guidance_scale=studio.defaults["guidance_scale"],
-                width=studio.size[0], height=studio.size[1], mix=mix,
+                PROMPT, seed=100 * number + at, steps=steps, guidance_scale=app.defaults["guidance_scale"],
+                width=app.size[0], height=app.size[1], mix=mix,
             )  # fmt: skip
-            studio.ready(request.mix.names)
-            (alone,) = studio.maker.make([request])
+            app.ready(request.mix.names)
+            (alone,) = app.maker.make([request])
             with Image.open(io.BytesIO(data)) as shown:
                 equal += shown.convert("RGB").tobytes() == alone.image.tobytes()
     return equal, sum(map(len, found))
@@ -74,11 +74,11 @@ def first_preview(desk: Any) -> float:
         """() => new Promise(done => {
             const start = performance.now();
             const look = new MutationObserver(() => {
-                if (!document.querySelector("#stage .lm-preview")) return;
+                if (!document.querySelector("#job .lm-preview")) return;
                 look.disconnect();
                 done((performance.now() - start) / 1000);
             });
-            look.observe(document.querySelector("#stage"), { childList: true, subtree: true });
+            look.observe(document.querySelector("#job"), { childList: true, subtree: true });
             document.querySelector("#make-button").click();
         })"""
     )
@@ -99,7 +99,7 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(f"{folder}/out", f"{folder}/cache") as (url, studio),
+        serving(f"{folder}/out", f"{folder}/cache") as (url, app),
     ):
         playwright, chromium = browser()
         if given.preview:
@@ -113,7 +113,7 @@ def main() -> None:
         start = time.perf_counter()
         desks = [Desk(chromium.new_context(), url) for _ in range(given.sessions)]
         mixes = [MIXES[number % len(MIXES)] for number in range(given.sessions)]
-        equal, made = compare(desks, studio, mixes, given.pictures, given.steps)
+        equal, made = compare(desks, app, mixes, given.pictures, given.steps)
         print(
             f"{given.sessions} browser sessions with different mixes at once, {given.pictures} pictures each at "
             f"{given.steps} steps: {equal} of {made} equal to the byte to those made alone "

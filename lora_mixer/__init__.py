@@ -33,47 +33,47 @@ if TYPE_CHECKING:
         WorkersError,
     )
     from lora_mixer.inspection import match_adapter, read_adapter
-    from lora_mixer.library import Library, MixBook, base_family, strengths
+    from lora_mixer.library import Library, SavedMixes, base_family, layer_norms
     from lora_mixer.memory import MemoryReport
-    from lora_mixer.mixer import LoraMixer, PartialMatchWarning
+    from lora_mixer.mixer import LoraMixer, PartialMatchWarning, TokenInfo
     from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.picture_metadata import (
+        AdapterMatches,
+        PictureAdapter,
+        PictureSettings,
+        infotext,
+        match_adapters,
+        read_picture,
+        save_picture,
+    )
     from lora_mixer.pictures import (
-        Axis,
         FairQueue,
+        GridAxis,
         Picture,
         PictureMaker,
         PictureRequest,
-        StepReport,
+        StepProgress,
         grid_requests,
         grid_sheet,
         load_pipeline,
     )
-    from lora_mixer.recall import (
-        PictureSettings,
-        Recall,
-        RecalledAdapter,
-        match_adapters,
-        picture_text,
-        read_picture,
-        save_picture,
-    )
-    from lora_mixer.textual_inversion import TokenInfo
     from lora_mixer.writing import SaveReport
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdapterInfo",
+    "AdapterMatches",
     "AdapterMix",
     "AdapterNameError",
     "AmbiguousSourceError",
-    "Axis",
     "BatchResult",
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
     "FairQueue",
     "FormatError",
+    "GridAxis",
     "InvalidAdapterError",
     "Library",
     "LoraMixer",
@@ -83,11 +83,11 @@ __all__ = [
     "MemoryReport",
     "MissingExtraError",
     "Mix",
-    "MixBook",
     "MixError",
     "NotAnAdapterError",
     "PartialMatchWarning",
     "Picture",
+    "PictureAdapter",
     "PictureCancelled",
     "PictureError",
     "PictureMaker",
@@ -97,13 +97,12 @@ __all__ = [
     "PipelineStateError",
     "Plan",
     "PlanError",
-    "Recall",
-    "RecalledAdapter",
     "SaveError",
     "SaveReport",
+    "SavedMixes",
     "SourceError",
     "SourceNotFoundError",
-    "StepReport",
+    "StepProgress",
     "TokenInfo",
     "UnsupportedAdapterError",
     "WorkersError",
@@ -112,16 +111,16 @@ __all__ = [
     "demo_adapters",
     "grid_requests",
     "grid_sheet",
+    "infotext",
+    "layer_norms",
     "load_demo",
     "load_pipeline",
     "match_adapter",
     "match_adapters",
-    "picture_text",
     "read_adapter",
     "read_picture",
     "run_plan",
     "save_picture",
-    "strengths",
 ]
 
 # Public names that are not errors, by the module that has them. They are imported at the first look, so that
@@ -129,7 +128,7 @@ __all__ = [
 _MODULES = {
     "AdapterInfo": "adapter",
     "AdapterMix": "mixes",
-    "Axis": "pictures",
+    "GridAxis": "pictures",
     "BatchResult": "batches",
     "ComponentMatch": "binding",
     "DemoAdapter": "demo",
@@ -139,18 +138,18 @@ _MODULES = {
     "MatchReport": "binding",
     "MemoryReport": "memory",
     "Mix": "mixes",
-    "MixBook": "library",
+    "SavedMixes": "library",
     "PartialMatchWarning": "mixer",
     "Picture": "pictures",
     "PictureMaker": "pictures",
     "PictureRequest": "pictures",
-    "PictureSettings": "recall",
+    "PictureSettings": "picture_metadata",
     "Plan": "batches",
-    "Recall": "recall",
-    "RecalledAdapter": "recall",
+    "AdapterMatches": "picture_metadata",
+    "PictureAdapter": "picture_metadata",
     "SaveReport": "writing",
-    "StepReport": "pictures",
-    "TokenInfo": "textual_inversion",
+    "StepProgress": "pictures",
+    "TokenInfo": "mixer",
     "base_family": "library",
     "check_plan": "batches",
     "demo_adapters": "demo",
@@ -159,13 +158,13 @@ _MODULES = {
     "load_demo": "demo",
     "load_pipeline": "pictures",
     "match_adapter": "inspection",
-    "match_adapters": "recall",
-    "picture_text": "recall",
+    "match_adapters": "picture_metadata",
+    "infotext": "picture_metadata",
     "read_adapter": "inspection",
-    "read_picture": "recall",
+    "read_picture": "picture_metadata",
     "run_plan": "batches",
-    "save_picture": "recall",
-    "strengths": "library",
+    "save_picture": "picture_metadata",
+    "layer_norms": "library",
 }
 
 

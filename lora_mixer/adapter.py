@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.algorithms.dora import DoraStrength
-    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.formats.names import Target
+    from lora_mixer.textual_inversion.files import Embedding
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding import bind, find_components
 from lora_mixer.errors import MatchError
-from lora_mixer.formats import read, read_info
-from lora_mixer.memory import paused_gc
+from lora_mixer.formats import paused_gc, read, read_info
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:

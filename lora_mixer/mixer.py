@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding import BoundLayer, MatchReport, bind, find_components
-from lora_mixer.engines import BASE, BaseDevice, Engine, MixLostError, Setting, Stage, Word, Words
-from lora_mixer.engines.residence import check_finite, settle
+from lora_mixer.binding import BoundLayer, MatchReport, bind, check_components, find_components
+from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine, EngineController, MixLostError
+from lora_mixer.engines.controller import callers
+from lora_mixer.engines.denoiser.cuda_graph import captured
+from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
-from lora_mixer.formats import read
-from lora_mixer.keeping import check_components
-from lora_mixer.looking import Loaded
-from lora_mixer.memory import paused_gc
-from lora_mixer.mixes import Mix
+from lora_mixer.formats import paused_gc, read, read_embeddings
+from lora_mixer.memory import MemoryReport
+from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import claim
-from lora_mixer.running import Running
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Wording, choose, with_words
+from lora_mixer.textual_inversion import Token, TokenSet, checked, choose, with_words
+from lora_mixer.writing import live as saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from torch import nn
 
+    from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms.dora import DoraStrength
+    from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.writing import SaveReport
+
+_DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
 
 
-class LoraMixer(Running, Wording):
+@dataclass(frozen=True)
+class TokenInfo:
+    """
+    A word that a mixer has taught the text encoders.
+
+    Attributes:
+        token: The word, as it stands in prompts.
+        vectors: Number of its vectors by text encoder; a word of n vectors becomes ``token token_1 ...``, which
+            diffusers pipelines write into the prompt by themselves.
+        adapter: The adapter that it came with; None for one that was loaded by itself.
+    """
+
+    token: str
+    vectors: Mapping[str, int]
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What is remembered of a loaded adapter."""
+
+    info: AdapterInfo
+    report: MatchReport
+
+
+class LoraMixer:
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
 
@@ -74,14 +109,14 @@ class LoraMixer(Running, Wording):
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
-        self._stage = Stage(pipe, keep_base)
-        self._words = Words(pipe)
-        self._loaded: dict[str, Loaded] = {}
+        self._stage = EngineController(pipe, keep_base)
+        self._words = TokenSet(pipe)
+        self._loaded: dict[str, _Loaded] = {}
         self._held = BASE
         self._enabled = True
         self._lock = threading.RLock()
 
-    # --- loading -----------------------------------------------------------------------------------------------
+    # --- loading -----------------------------------------------------------------------------------------
 
     def load_lora_weights(
         self,
@@ -172,7 +207,7 @@ class LoraMixer(Running, Wording):
                     adapter = adapter.limited(max_rank)
                 if dora_strength is not None:
                     adapter = adapter.with_dora_strength(dora_strength)
-                words: tuple[Word, ...] = ()
+                words: tuple[Token, ...] = ()
                 if load_embeddings:
                     embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
                     words = self._words.fit(embeddings, name, adapter.info.source)
@@ -182,12 +217,12 @@ class LoraMixer(Running, Wording):
                 if strict and not report.complete:
                     msg = f"strict=True, and not all of the file was matched:\n{report}"
                     raise MatchError(msg)
-                layers = settle(binding.layers)
+                layers = copy_to_devices(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 with self._words.changed({name: words}, shown=True if activate and not hotswap else None):
                     self._swap_in(
-                        name, Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
+                        name, _Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
                     )
         if report.unmatched:
             warnings.warn(
@@ -195,125 +230,107 @@ class LoraMixer(Running, Wording):
             )
         return report
 
-    # --- mixing ------------------------------------------------------------------------------------------------
-
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        hf_token: str | bool | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool | None = None,
+        force_download: bool = False,
+        allow_pickle: bool = False,
+        allow_nonfinite: bool = False,
+    ) -> tuple[str, ...]:
         """
-        Make these adapters, and no others, active at these weights; this also ends ``disable_lora``.
+        Teach the text encoders the word of a textual inversion file; words that come with a LoRA load with it.
+
+        The pipeline knows the word until :meth:`unload_textual_inversion`, ``disable_lora`` or
+        ``unload_lora_weights``. No weight changes: the embedding answers for the new tokens by hooks.
 
         Args:
-            adapter_names: One name or several. An empty list is the base.
-            adapter_weights: One weight for all, or a list with one each: a number, or a dict by component such as
-                ``{"unet": 0.8, "text_encoder": 0.3}`` (a component not named has 1.0, as in diffusers; ``te`` means
-                every text encoder). None is 1.0. Weights may be negative, zero or above 1.
+            pretrained_model_name_or_path: A file, a folder, a Hub repo id, an open binary file or a state dict.
+            token: The word; None takes the file's own, or its name where it has none.
+            weight_name: The file in a folder or repository that has several.
+            subfolder: A folder inside the repository.
+            revision: Branch, tag or commit of the repository.
+            hf_token: Token for private repositories.
+            cache_dir: The Hub cache to use.
+            local_files_only: Never go to the network.
+            force_download: Download again what is cached.
+            allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
+            allow_nonfinite: Load vectors with NaN or Inf.
+
+        Returns:
+            The words; :attr:`tokens` has the details.
 
         Raises:
-            AdapterNameError: When a name is unknown or stands twice.
-            MixError: When weights are not finite, lists differ in length or a component is unknown.
+            SourceError: When there is no such file, or several.
+            FormatError: When it holds no textual inversion, or a broken one.
+            MatchError: When no text encoder of the pipeline is as wide, or its tokenizer knows the word already.
+            PipelineStateError: When the tokenizers cannot learn it.
 
         Example:
-            >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
-        """
-        if isinstance(adapter_names, Mapping):
-            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
-            raise MixError(msg)
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            msg = f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
-            raise AdapterNameError(msg)
-        self.set_mix(Mix.from_weights(names, adapter_weights))
-
-    def check_mix(self, mix: Any) -> None:
-        """
-        Check that a mix names loaded adapters and components that are there; nothing changes.
-
-        Raises:
-            AdapterNameError: When it names an unknown adapter.
-            MixError: When it makes no sense.
+            >>> mixer.load_textual_inversion("cat-toy.safetensors", token="<cat-toy>")  # doctest: +SKIP
+            ('<cat-toy>',)
         """
         with self._lock:
-            self._check_mix(Mix.of(mix), find_components(self.pipe))
+            source = resolve_source(
+                pretrained_model_name_or_path,
+                weight_name=weight_name,
+                subfolder=subfolder,
+                revision=revision,
+                token=hf_token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_pickle=allow_pickle,
+            )
+            found = read_embeddings(source, name=token)
+            if token is not None and len(found) > 1:
+                raise MatchError(
+                    f"{source.label}: holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
+                    f"token={token!r} can rename one only; leave it out"
+                )
+            if token is not None:
+                found = (dataclasses.replace(found[0], token=token),)
+            found = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in found)
+            claim(self, find_components(self.pipe).values())
+            words = self._words.fit(found, "", source.label)
+            with self._words.changed({None: (*self._words.held.get(None, ()), *words)}):
+                return tuple(dict.fromkeys(word.token for word in words))
 
-    def set_mix(
-        self,
-        mix: Any,
-        *,
-        negative: Any = None,
-        engine: Engine = "auto",
-        guidance_copies: int | None = None,
-    ) -> None:
+    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
         """
-        Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
+        Take words away that were loaded by themselves; the tokenizers and embeddings are as they were before.
 
         Args:
-            mix: A mix; or a list of mixes, one for each prompt of a batch: each image then gets its own mix in one
-                pipeline call, guidance and ``num_images_per_prompt`` included.
-            negative: The mix of the half of the batch that guidance makes without the prompt, and of the negative prompt;
-                the same as ``mix`` when None. With a list of mixes, a list of as many.
-            engine: ``"merged"`` rewrites weights, ``"side"`` runs beside them, ``"auto"`` takes the cheaper that can.
-            guidance_copies: How often guidance repeats the batch in a denoiser call, for lists of mixes on pipelines
-                that do not tell (2 for classifier-free guidance in one call).
+            tokens: One or several words; all of them when None.
 
         Raises:
-            AdapterNameError: When it names an unknown adapter.
-            MixError: When it cannot be applied.
-        """
-        wanted = Setting.of(mix, engine, guidance_copies, negative)
-        with self._lock, self._words.changed(shown=True):
-            self._apply(wanted)
-            self._held, self._enabled = wanted, True
-
-    @contextmanager
-    def applied(
-        self,
-        mix: Any,
-        *,
-        negative: Any = None,
-        engine: Engine = "auto",
-        guidance_copies: int | None = None,
-    ) -> Iterator[LoraMixer]:
-        """
-        Hold a mix for a block of code, then put back what was there, whatever happens inside.
-
-        Other threads that set or apply mixes on this mixer wait until the block ends.
-
-        Args:
-            mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
-            negative: As in :meth:`set_mix`.
-            engine: As in :meth:`set_mix`.
-            guidance_copies: As in :meth:`set_mix`.
-
-        Example:
-            >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
-            ...     image = pipe("a castle").images[0]
+            AdapterNameError: When a word is unknown or came with an adapter; nothing is taken away then.
         """
         with self._lock:
-            before, enabled = self._held, self._enabled
-            wanted = Setting.of(mix, engine, guidance_copies, negative)
-            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
-                self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
-            try:
-                yield self
-            finally:
-                # adapters that were deleted inside the block are gone from what was there, too
-                kept = before.without(name for name in before.names if name not in self._loaded)
-                if (self._held, self._enabled) != (kept, enabled):
-                    with self._words.changed(shown=enabled):
-                        self._apply(kept if enabled else BASE)
-                self._held, self._enabled = kept, enabled
-
-    def disable_lora(self) -> None:
-        """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
-        with self._lock, self._words.changed(shown=False):
-            self._apply(BASE)
-            self._enabled = False
-
-    def enable_lora(self) -> None:
-        """Bring the mix back that was active before ``disable_lora``."""
-        with self._lock, self._words.changed(shown=True):
-            self._apply(self._held)
-            self._enabled = True
+            held = self._words.held.get(None, ())
+            names = (
+                {word.token for word in held}
+                if tokens is None
+                else {tokens}
+                if isinstance(tokens, str)
+                else set(tokens)
+            )
+            odd = [name for name in names if name not in {word.token for word in held}]
+            if odd:
+                known = ", ".join(dict.fromkeys(word.token for word in held)) or "none"
+                raise AdapterNameError(
+                    f"unload_textual_inversion names {', '.join(map(repr, sorted(odd)))}; loaded by themselves are: {known}. "
+                    "TokenSet that came with an adapter go with it (delete_adapters)"
+                )
+            with self._words.changed({None: [word for word in held if word.token not in names]}):
+                pass
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """
@@ -344,7 +361,355 @@ class LoraMixer(Running, Wording):
                 del self._loaded[name]
                 self._stage.remove(name)
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- mixing ------------------------------------------------------------------------------------------
+
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
+        """
+        Make these adapters, and no others, active at these weights; this also ends ``disable_lora``.
+
+        Args:
+            adapter_names: One name or several. An empty list is the base.
+            adapter_weights: One weight for all, or a list with one each: a number, or a dict by component such as
+                ``{"unet": 0.8, "text_encoder": 0.3}`` (a component not named has 1.0, as in diffusers; ``te`` means
+                every text encoder). None is 1.0. Weights may be negative, zero or above 1.
+
+        Raises:
+            AdapterNameError: When a name is unknown or stands twice.
+            MixError: When weights are not finite, lists differ in length or a component is unknown.
+
+        Example:
+            >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
+        """
+        if isinstance(adapter_names, Mapping):
+            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+            raise MixError(msg)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            msg = f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
+            raise AdapterNameError(msg)
+        self.set_mix(Mix.from_weights(names, adapter_weights))
+
+    def set_mix(
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
+    ) -> None:
+        """
+        Make a mix active, given as a :class:`~lora_mixer.mixes.Mix` or anything that ``Mix.of`` reads.
+
+        Args:
+            mix: A mix; or a list of mixes, one for each prompt of a batch: each image then gets its own mix in one
+                pipeline call, guidance and ``num_images_per_prompt`` included.
+            negative: The mix of the half of the batch that guidance makes without the prompt, and of the negative prompt;
+                the same as ``mix`` when None. With a list of mixes, a list of as many.
+            engine: ``"merged"`` rewrites weights, ``"side"`` runs beside them, ``"auto"`` takes the cheaper that can.
+            guidance_copies: How often guidance repeats the batch in a denoiser call, for lists of mixes on pipelines
+                that do not tell (2 for classifier-free guidance in one call).
+
+        Raises:
+            AdapterNameError: When it names an unknown adapter.
+            MixError: When it cannot be applied.
+        """
+        wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
+        with self._lock, self._words.changed(shown=True):
+            self._apply(wanted)
+            self._held, self._enabled = wanted, True
+
+    def check_mix(self, mix: Any) -> None:
+        """
+        Check that a mix names loaded adapters and components that are there; nothing changes.
+
+        Raises:
+            AdapterNameError: When it names an unknown adapter.
+            MixError: When it makes no sense.
+        """
+        with self._lock:
+            self._check_mix(Mix.of(mix), find_components(self.pipe))
+
+    @contextmanager
+    def applied(
+        self,
+        mix: Any,
+        *,
+        negative: Any = None,
+        engine: Engine = "auto",
+        guidance_copies: int | None = None,
+    ) -> Iterator[LoraMixer]:
+        """
+        Hold a mix for a block of code, then put back what was there, whatever happens inside.
+
+        Other threads that set or apply mixes on this mixer wait until the block ends.
+
+        Args:
+            mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
+            negative: As in :meth:`set_mix`.
+            engine: As in :meth:`set_mix`.
+            guidance_copies: As in :meth:`set_mix`.
+
+        Example:
+            >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
+            ...     image = pipe("a castle").images[0]
+        """
+        with self._lock:
+            before, enabled = self._held, self._enabled
+            wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
+            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
+                self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+            try:
+                yield self
+            finally:
+                # adapters that were deleted inside the block are gone from what was there, too
+                kept = before.without(name for name in before.names if name not in self._loaded)
+                if (self._held, self._enabled) != (kept, enabled):
+                    with self._words.changed(shown=enabled):
+                        self._apply(kept if enabled else BASE)
+                self._held, self._enabled = kept, enabled
+
+    def disable_lora(self) -> None:
+        """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
+        with self._lock, self._words.changed(shown=False):
+            self._apply(BASE)
+            self._enabled = False
+
+    def enable_lora(self) -> None:
+        """Bring the mix back that was active before ``disable_lora``."""
+        with self._lock, self._words.changed(shown=True):
+            self._apply(self._held)
+            self._enabled = True
+
+    def parse_prompt(
+        self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
+    ) -> tuple[str, Mix]:
+        """
+        Take ``<lora:name:weight>`` tags out of a prompt; the names are those of loaded adapters.
+
+        Args:
+            prompt: The prompt, or a negative prompt, as it was typed.
+            presets: LBW lists that may be named, beside the built-in ones.
+
+        Returns:
+            The prompt without the tags, and the mix that they say, for ``applied`` and ``set_mix``.
+
+        Raises:
+            MixError: With everything that is wrong: names that are not loaded, names given twice, odd weights.
+
+        Example:
+            >>> prompt, mix = mixer.parse_prompt("a castle <lora:watercolor:0.7>")  # doctest: +SKIP
+            >>> unwanted, less = mixer.parse_prompt("blurry <lora:3d:0.4>")  # doctest: +SKIP
+            >>> with mixer.applied(mix, negative=less):  # doctest: +SKIP
+            ...     pipe(prompt, negative_prompt=unwanted)
+        """
+        with self._lock:
+            return parse_prompt(prompt, list(self._loaded), presets)
+
+    # --- what is loaded and in effect --------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """What is loaded, by name: source, format, base family, ranks, sizes, hashes, trigger words, metadata."""
+        with self._lock:
+            return MappingProxyType({name: loaded.info for name, loaded in self._loaded.items()})
+
+    @property
+    def reports(self) -> Mapping[str, MatchReport]:
+        """The report of each load, by adapter name."""
+        with self._lock:
+            return MappingProxyType({name: loaded.report for name, loaded in self._loaded.items()})
+
+    @property
+    def mix(self) -> Mix:
+        """
+        The mix in effect: empty while disabled or when nothing is active.
+
+        Where each image of a batch has its own, this is the first; :attr:`mixes` has all.
+        """
+        return next(iter(self.mixes), Mix.of({}))
+
+    @property
+    def mixes(self) -> tuple[Mix, ...]:
+        """The mixes in effect: one for all images, or one for each prompt of a batch."""
+        with self._lock:
+            return self._held.mixes if self._enabled else ()
+
+    def get_active_adapters(self) -> list[str]:
+        """List the names in effect, in the order given to ``set_adapters``; none while disabled."""
+        with self._lock:
+            return list(self._held.names) if self._enabled else []
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """List the loaded adapters of each component that has any."""
+        with self._lock:
+            table: dict[str, list[str]] = {}
+            for name, loaded in self._loaded.items():
+                for part in loaded.report.components:
+                    if part.matched:
+                        table.setdefault(part.component, []).append(name)
+            return table
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether the whole mix is in the pipeline's parameters, so that ``save_pretrained`` saves it."""
+        with self._lock:
+            return self._stage.is_in_parameters
+
+    def memory(self) -> MemoryReport:
+        """Count the bytes of adapters and kept bases."""
+        with self._lock:
+            sizes = {name: loaded.info.bytes for name, loaded in self._loaded.items()}
+            return MemoryReport(sizes, self._stage.merged.base_bytes(), self._keep_base)
+
+    @property
+    def tokens(self) -> Mapping[str, TokenInfo]:
+        """The words that are loaded, whether the pipeline knows them now or, while disabled, not."""
+        with self._lock:
+            table: dict[str, TokenInfo] = {}
+            for owner, words in self._words.held.items():
+                for word in words:
+                    vectors = {**table[word.token].vectors} if word.token in table else {}
+                    vectors[word.component] = len(word.vectors)
+                    table[word.token] = TokenInfo(word.token, vectors, owner)
+            return MappingProxyType(table)
+
+    # --- compiled and captured models --------------------------------------------------------------------
+
+    def reserve(self, rank: int = 64, *, rows: int = 1) -> None:
+        """
+        Keep a side path beside the denoiser's layers, with room for mixes to come, until :meth:`release`.
+
+        Whatever mix is set then, it is written into tensors that stay where they are: a denoiser compiled by
+        ``torch.compile`` is not compiled again, and one that was captured as a CUDA graph stays valid. The layers are
+        those that the loaded adapters change; adapters that are loaded later may change the same ones.
+
+        Args:
+            rank: The ranks that all active adapters may have together in a layer.
+            rows: 1 where all images of a batch have one mix; else the rows of the largest denoiser batch (prompts x
+                images per prompt x guidance), each of which may have its own.
+
+        Raises:
+            MixError: When no adapter is loaded, or the mix in effect needs more room; nothing has changed then.
+
+        Example:
+            >>> mixer.reserve(rank=64)  # doctest: +SKIP
+            >>> pipe.unet = torch.compile(pipe.unet)  # doctest: +SKIP
+            >>> mixer.set_mix({"watercolor": 0.7, "3d": "0@0,1@1"})  # doctest: +SKIP
+        """
+        for name, value in (("rank", rank), ("rows", rows)):
+            if type(value) is not int or value < 1:
+                raise MixError(f"{name} must be a whole number of at least 1, got {value!r}")
+        with self._lock:
+            self._stage.reserve(rank, rows, find_components(self.pipe))
+
+    def release(self) -> None:
+        """Take the reserved side path away; the mix in effect goes on without it."""
+        with self._lock:
+            self._stage.release(find_components(self.pipe))
+
+    @contextmanager
+    def capture(self) -> Iterator[dict[str, Captured]]:
+        """
+        Run the denoiser as a CUDA graph inside a block: one for each shape of its inputs, captured at the first call.
+
+        Graphs stay valid while mixes are merged (whatever the weights, also by step), and, once the side path is
+        reserved, for all others; without that, a mix beside the weights has them captured anew. Outputs are copies.
+
+        Yields:
+            By component, what runs in its place; ``captures`` counts the graphs.
+
+        Raises:
+            PipelineStateError: When the denoiser is not whole on one CUDA device.
+
+        Example:
+            >>> with mixer.capture():  # doctest: +SKIP
+            ...     for mix in mixes:
+            ...         with mixer.applied(mix):
+            ...             pipe("a castle")
+        """
+        with self._lock:
+            parts = {
+                name: module
+                for name, module in callers(self.pipe).items()
+                if name in _DENOISERS and name not in TEXT_ENCODERS
+            }
+            with captured(parts, self._stage.beside.generations.__getitem__) as held:
+                yield held
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def save_lora_weights(
+        self,
+        save_directory_or_path: Any,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        format: str = "diffusers",  # noqa: A002 -- the word for it
+        rank: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        weights: Any = None,
+    ) -> SaveReport:
+        """
+        Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
+
+        Args:
+            save_directory_or_path: A ``.safetensors`` file, or a folder. PEFT's format is always a folder, with one
+                folder per component inside where there are several.
+            adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
+                become one adapter; the mix in effect when None.
+            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            rank: The rank to cut to; None is exact, at the sum of the ranks.
+            dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
+            weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
+
+        Returns:
+            The files, and what the rank left out of each layer.
+
+        Raises:
+            AdapterNameError: When a name is unknown.
+            MixError: When there is nothing to save, or the mix changes from step to step.
+            SaveError: When the format or the disk cannot take it; what was there before is still there.
+
+        Example:
+            >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
+        """
+        with self._lock:
+            choice = saving.choose(
+                self._held.every if self._enabled else (),
+                save_directory_or_path,
+                adapter_names,
+                weights,
+                format=format,
+                rank=rank,
+                dtype=dtype,
+            )
+            unknown = [name for name in choice.mix.names if name not in self._loaded]
+            if unknown:
+                raise self._unknown(unknown, "save_lora_weights")
+            components = find_components(self.pipe)
+            check_components(choice.mix, components)
+            infos = {name: self._loaded[name].info for name in choice.mix.names}
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
+
+    # --- when others changed the weights -----------------------------------------------------------------
+
+    def rebase(self) -> None:
+        """
+        Take what the weights hold now as the new base, after something else has changed them on purpose.
+
+        No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
+        """
+        with self._lock, self._words.changed(shown=False):
+            self._stage.rebase()
+            self._enabled = False
+
+    def restore_base(self) -> None:
+        """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
+        with self._lock, self._words.changed(shown=False):
+            self._stage.restore()
+            self._enabled = False
+
+    # --- inside ------------------------------------------------------------------------------------------
 
     def _check_mix(self, mix: Mix, components: Mapping[str, nn.Module]) -> None:
         unknown = [name for name in mix.names if name not in self._loaded]
@@ -352,7 +717,7 @@ class LoraMixer(Running, Wording):
             raise self._unknown(unknown, "the mix")
         check_components(mix, components)
 
-    def _apply(self, wanted: Setting) -> None:
+    def _apply(self, wanted: ActiveMixes) -> None:
         components = find_components(self.pipe)
         for mix in wanted.every:
             self._check_mix(mix, components)
@@ -363,7 +728,7 @@ class LoraMixer(Running, Wording):
             raise
 
     def _swap_in(
-        self, name: str, loaded: Loaded, layers: Sequence[BoundLayer], *, hotswap: bool, activate: bool
+        self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool, activate: bool
     ) -> None:
         """Let an adapter take effect under its name; if that fails, all is as it was."""
         before = self._loaded.get(name)
@@ -374,7 +739,7 @@ class LoraMixer(Running, Wording):
         try:
             self._stage.add(name, layers)
             self._loaded[name] = loaded
-            wanted = self._held if hotswap else Setting.of({name: 1.0})
+            wanted = self._held if hotswap else ActiveMixes.of({name: 1.0})
             if activate or hotswap:
                 self._apply(wanted if self._enabled or not hotswap else BASE)
         except BaseException:
@@ -396,6 +761,12 @@ class LoraMixer(Running, Wording):
         while f"default_{number}" in self._loaded:
             number += 1
         return f"default_{number}"
+
+    def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
+        loaded = ", ".join(self._loaded) or "none"
+        return AdapterNameError(
+            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        )
 
 
 def _checked_name(name: Any) -> str:

@@ -35,33 +35,33 @@ def browser():
 
 
 @contextmanager
-def serving(out, cache, **settings):
+def serving(out, cache, **options):
     """Serve the page on a free port of loopback."""
-    from lora_mixer.ui import Settings, Studio, launch
+    from lora_mixer.ui import AppState, ServerOptions, launch
 
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
     os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(cache), "False"
-    reach = {name: settings.pop(name) for name in ("auth",) if name in settings}
-    studio = Studio(Settings(out=Path(out), **settings))
-    blocks = launch(studio.settings, studio=studio, block=False, **reach)
+    reach = {name: options.pop(name) for name in ("auth",) if name in options}
+    app = AppState(ServerOptions(out=Path(out), **options))
+    blocks = launch(app.options, app=app, block=False, **reach)
     try:
-        yield blocks.local_url, studio
+        yield blocks.local_url, app
     finally:
         blocks.close()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def alone(studio, mix, seed=1, prompt=PROMPT):
+def alone(app, mix, seed=1, prompt=PROMPT):
     """The picture as its request gives it to whoever is alone: its pixels."""
-    width, height = studio.size
+    width, height = app.size
     request = PictureRequest(
-        prompt, seed=seed, steps=STEPS, guidance_scale=studio.defaults["guidance_scale"],
+        prompt, seed=seed, steps=STEPS, guidance_scale=app.defaults["guidance_scale"],
         width=width, height=height, mix=mix,
     )  # fmt: skip
-    with studio.queue.turn("the tests"):
-        studio.ready(request.mix.names)
-        (picture,) = studio.maker.make([request])
+    with app.queue.turn("the tests"):
+        app.ready(request.mix.names)
+        (picture,) = app.maker.make([request])
     return picture.image.tobytes()
 
 
@@ -80,7 +80,7 @@ class Desk:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.locator("#make-button").wait_for()
-        self.page.locator("#board h2").wait_for()
+        self.page.locator("#mix-rows h2").wait_for()
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name).click()
@@ -93,7 +93,7 @@ class Desk:
         self.tab("Make")
 
     def row(self, name):
-        return self.page.locator(f'#board [data-name="{name}"]')
+        return self.page.locator(f'#mix-rows [data-name="{name}"]')
 
     def weight(self, name, value, part="UNet"):
         self.page.get_by_label(f"{name}: {part}", exact=True).fill(str(value))
@@ -104,7 +104,7 @@ class Desk:
             self.page.get_by_label(label, exact=True).fill(str(value))
             self.page.get_by_label(label, exact=True).blur()
 
-    def state(self, name, where="#stage"):
+    def state(self, name, where="#job"):
         return self.page.locator(f"{where} [data-state={name}]")
 
     def make(self):
@@ -113,17 +113,17 @@ class Desk:
         self.page.locator("#make-button").click()
         self.page.wait_for_function(
             """before => {
-                const stage = document.querySelector("#stage .lm-stage");
-                const shown = stage?.querySelector(".lm-final")?.getAttribute("src");
-                return stage?.dataset.state === "error" || (stage?.dataset.state === "done" && shown !== before);
+                const view = document.querySelector("#job .lm-job");
+                const shown = view?.querySelector(".lm-final")?.getAttribute("src");
+                return view?.dataset.state === "error" || (view?.dataset.state === "done" && shown !== before);
             }""",
             arg=before,
         )
-        assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()
+        assert self.state("done").count(), self.page.locator("#job .lm-error").inner_text()
         return self.fetch(self.shown())
 
     def shown(self):
-        found = self.page.locator("#stage .lm-final")
+        found = self.page.locator("#job .lm-final")
         return found.first.get_attribute("src") if found.count() else None
 
     def fetch(self, address):

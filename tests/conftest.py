@@ -86,7 +86,7 @@ def whole_grid(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
-    """The web page on the demo pipeline, served once for all tests: its address, and its studio to look behind it."""
+    """The web page on the demo pipeline, served once for all tests: its address, and its app to look behind it."""
     from tests.browser import serving
 
     with serving(tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("cache")) as served:
@@ -94,7 +94,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def studio(site: tuple[str, Any]) -> Any:
+def app(site: tuple[str, Any]) -> Any:
     return site[1]
 
 

@@ -16,7 +16,7 @@ from lora_mixer.batches import read_manifest, run_plan
 from lora_mixer.batches.crew import InProcess
 from lora_mixer.batches.storage import Storage
 from lora_mixer.errors import SaveError
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.batch_plans import GRID, hashes, plan_for, statuses
 
 # --- what is made ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lora_mixer import LoraMixer, Mix, read_adapter
 from lora_mixer.cli import app
 from lora_mixer.cli._output import OutputError, picture_paths
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 
 SIZE = 32
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_mixer import demo_adapters, load_demo, read_adapter
-from lora_mixer.library import Entry, base_family, compatible, strengths
+from lora_mixer.library import Entry, base_family, compatible, layer_norms
 from lora_mixer.library.norms import block_of, change_norm, pair_norm
 
 
@@ -147,7 +147,7 @@ def test_layers_sum_up_to_blocks_in_squares():
             f"{name}.lora_down.weight": torch.full((1, 1), down),
         }
 
-    found = strengths(
+    found = layer_norms(
         pair("lora_unet_down_blocks_1_attentions_0_proj_in", 3.0, 1.0)
         | pair("lora_unet_down_blocks_1_attentions_1_proj_in", 2.0, 2.0)
         | pair("lora_unet_mid_block_attentions_0_proj_in", 1.0, -7.0)
@@ -161,7 +161,7 @@ def test_layers_sum_up_to_blocks_in_squares():
 
 def test_layers_whose_change_depends_on_the_base_are_counted_by_algorithm():
     name = "lora_unet_mid_block_attentions_0_proj_in"
-    found = strengths(
+    found = layer_norms(
         {
             f"{name}.lora_up.weight": torch.ones(4, 2),
             f"{name}.lora_down.weight": torch.ones(2, 4),

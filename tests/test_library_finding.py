@@ -11,7 +11,7 @@ from PIL import Image
 from lora_mixer import read_adapter
 from lora_mixer.errors import FormatError, LoraMixerError, SourceError, SourceNotFoundError
 from lora_mixer.library import Library
-from lora_mixer.recall import PictureSettings, RecalledAdapter, match_adapters
+from lora_mixer.picture_metadata import PictureAdapter, PictureSettings, match_adapters
 from tests.libraries import library_folder, names, never, one, small_library  # noqa: F401 -- two are fixtures
 from tests.loras import write_lora
 
@@ -82,7 +82,7 @@ class TestHashes:
         found = library.hashes(entry.id)
 
         assert found == dict(read_adapter(entry.path).hashes)
-        monkeypatch.setattr("lora_mixer.library.looking.read_adapter", never)
+        monkeypatch.setattr("lora_mixer.library.library.read_adapter", never)
         assert library.hashes(entry.id) == found
         assert library.get(entry.id).hashes == found
 
@@ -106,7 +106,7 @@ class TestHashes:
     def test_a_pictures_adapters_are_matched_in_the_library(self, library):
         digits = library.hashes(one(library, "ink").id)["autov3"]
         settings = PictureSettings("x", adapters=(
-            RecalledAdapter("other name", 0.3, None, {"autov3": digits}), RecalledAdapter("Watercolor"), RecalledAdapter("gone"),
+            PictureAdapter("other name", 0.3, None, {"autov3": digits}), PictureAdapter("Watercolor"), PictureAdapter("gone"),
         ))  # fmt: skip
 
         found = match_adapters(settings, library.known())

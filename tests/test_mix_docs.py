@@ -11,7 +11,9 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize(("page", "at_least"), [("mixes.md", 10), ("recall.md", 8), ("library.md", 8)])
+@pytest.mark.parametrize(
+    ("page", "at_least"), [("mixes.md", 10), ("picture-metadata.md", 8), ("library.md", 8)]
+)
 def test_examples_run_as_shown(page: str, at_least: int) -> None:
     """One session from top to bottom."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lora_mixer import (
     AdapterNameError,
-    Axis,
+    GridAxis,
     LoraMixer,
     Mix,
     MixError,
@@ -203,8 +203,8 @@ def test_an_unknown_default_is_refused(mixer):
 def test_a_grid_says_what_each_cell_is():
     base = PictureRequest("a red castle", mix="ink:0.3, neon:1")
 
-    cells = grid_requests(base, Axis("te", (0, 1), "ink"), Axis("blocks", ("OUTALL", "INS"), "neon"))
-    named = grid_requests(base, Axis("adapter", ("", "ink")), Axis("prompt", ("red", "blue")))
+    cells = grid_requests(base, GridAxis("te", (0, 1), "ink"), GridAxis("blocks", ("OUTALL", "INS"), "neon"))
+    named = grid_requests(base, GridAxis("adapter", ("", "ink")), GridAxis("prompt", ("red", "blue")))
 
     assert [cell.mix.to_text() for cell in cells] == [
         "ink:0.3,te=0, neon:1,blocks=OUTALL",
@@ -222,22 +222,22 @@ def test_a_grid_says_what_each_cell_is():
 
 def test_a_weight_axis_changes_every_component():
     (cell,) = grid_requests(
-        PictureRequest("x", mix={"a": {"unet": 0.2, "te": 0.1}}), Axis("weight", (0.5,), "a")
+        PictureRequest("x", mix={"a": {"unet": 0.2, "te": 0.1}}), GridAxis("weight", (0.5,), "a")
     )
 
     assert cell.mix == Mix.of({"a": 0.5})
 
 
 def test_an_axis_shows_the_names_that_it_is_given():
-    axis = Axis("mix", ("", "ink:0.5,te=0.2"), names=("base", "ink"))
+    axis = GridAxis("mix", ("", "ink:0.5,te=0.2"), names=("base", "ink"))
 
     assert axis.labels == ("base", "ink")
     with pytest.raises(PictureError, match="2 values and 1 names"):
-        Axis("seed", (1, 2), names=("one",))
+        GridAxis("seed", (1, 2), names=("one",))
 
 
 def test_a_sheet_holds_the_cells_under_their_labels():
-    columns, rows = Axis("seed", (1, 2, 3)), Axis("steps", (4, 5))
+    columns, rows = GridAxis("seed", (1, 2, 3)), GridAxis("steps", (4, 5))
     cells = [Image.new("RGB", (32, 32), (n * 40, 0, 0)) for n in range(6)]
 
     sheet = grid_sheet(cells, columns, rows)
@@ -250,11 +250,14 @@ def test_a_sheet_holds_the_cells_under_their_labels():
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        (lambda: Axis("size", (1,)), "axis must be one of"),
-        (lambda: Axis("weight", (1,)), "needs the name"),
-        (lambda: Axis("seed", ()), "no values"),
-        (lambda: grid_requests(PictureRequest("x"), Axis("seed", range(500))), "at most 400"),
-        (lambda: grid_requests(PictureRequest("x"), Axis("prompt", ("red", "blue"))), "not in the prompt"),
+        (lambda: GridAxis("size", (1,)), "axis must be one of"),
+        (lambda: GridAxis("weight", (1,)), "needs the name"),
+        (lambda: GridAxis("seed", ()), "no values"),
+        (lambda: grid_requests(PictureRequest("x"), GridAxis("seed", range(500))), "at most 400"),
+        (
+            lambda: grid_requests(PictureRequest("x"), GridAxis("prompt", ("red", "blue"))),
+            "not in the prompt",
+        ),
     ],
 )
 def test_axes_that_make_no_sense_are_refused(axis, message):
@@ -263,12 +266,12 @@ def test_axes_that_make_no_sense_are_refused(axis, message):
 
 
 def test_axes_are_read_as_people_write_them():
-    assert Axis.read("weight", "0-1 [3]", "ink").values == (0.0, 0.5, 1.0)
-    assert Axis.read("weight", "-1-1 (+1)", "ink").values == (-1.0, 0.0, 1.0)
-    assert Axis.read("seed", "3-1").values == (3, 2, 1)
-    assert Axis.read("adapter", "base, ink").values == ("", "ink")
-    assert Axis.read("mix", "base; ink:1, neon:0.5").values == ("", "ink:1, neon:0.5")
-    assert Axis.read("blocks", "OUTALL, [1,0,0]", "ink").values == ("OUTALL", [1.0, 0.0, 0.0])
+    assert GridAxis.read("weight", "0-1 [3]", "ink").values == (0.0, 0.5, 1.0)
+    assert GridAxis.read("weight", "-1-1 (+1)", "ink").values == (-1.0, 0.0, 1.0)
+    assert GridAxis.read("seed", "3-1").values == (3, 2, 1)
+    assert GridAxis.read("adapter", "base, ink").values == ("", "ink")
+    assert GridAxis.read("mix", "base; ink:1, neon:0.5").values == ("", "ink:1, neon:0.5")
+    assert GridAxis.read("blocks", "OUTALL, [1,0,0]", "ink").values == ("OUTALL", [1.0, 0.0, 0.0])
     for kind, text in (
         ("weight", "0-1 (-0.5)"),
         ("weight", "nan"),
@@ -276,8 +279,8 @@ def test_axes_are_read_as_people_write_them():
         ("weight", "0-1 (+0.0000001)"),
     ):
         with pytest.raises(ValueError, match=f"axis {kind}"):
-            Axis.read(kind, text, "ink")
-    assert json.dumps(Axis.read("guidance", "1, 2.5").values) == "[1.0, 2.5]"
+            GridAxis.read(kind, text, "ink")
+    assert json.dumps(GridAxis.read("guidance", "1, 2.5").values) == "[1.0, 2.5]"
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

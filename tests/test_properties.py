@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_mixer import LoraMixer
-from lora_mixer.engines.grouped import Group
+from lora_mixer.engines.merged.grouped import Group
 from tests.weights import same_bits
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -11,12 +11,12 @@ import pytest
 import lora_mixer
 import lora_mixer.errors
 import lora_mixer.library
-import lora_mixer.recall
+import lora_mixer.picture_metadata
 import lora_mixer.sources
 
 
 def public_names():
-    for module in (lora_mixer, lora_mixer.library, lora_mixer.recall, lora_mixer.sources):
+    for module in (lora_mixer, lora_mixer.library, lora_mixer.picture_metadata, lora_mixer.sources):
         yield from ((module, name) for name in getattr(module, "__all__", ()))
     for name, value in vars(lora_mixer.errors).items():
         if isinstance(value, type):

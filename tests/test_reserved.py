@@ -331,7 +331,7 @@ def test_a_graph_stays_valid_while_mixes_change(mixer: LoraMixer) -> None:
 def test_the_kernel_for_graphs_rounds_the_sum_once(
     dtype: torch.dtype, rows: int, columns: int, rank: int
 ) -> None:
-    from lora_mixer.engines.kernel_beside import add_product
+    from lora_mixer.engines.side.kernel import add_product
 
     generator = torch.Generator("cuda").manual_seed(0)
     draw = partial(torch.randn, device="cuda", dtype=dtype, generator=generator)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_mixer import LoraMixer, PipelineStateError
-from lora_mixer.engines import merged
+from lora_mixer.engines.merged import engine as merged
 from tests.small_pipe import Bench, assert_same, mixed, pairs_for, pointers, small_pipe, values, written
 from tests.weights import Pair, Snapshot, same_bits
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from lora_mixer import LoraMixer
-from lora_mixer.engines.side import SharedDown
+from lora_mixer.engines.side.layer import SharedDown
 from tests.test_reserved import NAMES, Pipe, file_of, outputs
 
 MEMBERS = (slice(0, 2), slice(2, 3), slice(3, 6))

@@ -10,9 +10,9 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 
 from lora_mixer import LoraMixer, Mix, MixError
-from lora_mixer.engines.images import image_rows
-from lora_mixer.engines.place import scale_mask, token_grid
-from lora_mixer.engines.steps import StepClock
+from lora_mixer.engines.denoiser.images import image_rows
+from lora_mixer.engines.denoiser.steps import StepClock
+from lora_mixer.engines.side.masks import scale_mask, token_grid
 from lora_mixer.mixes import Mask
 from tests.models import tiny_sd, tiny_sdxl
 from tests.weights import random_pairs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from lora_mixer.engines.steps import Timesteps
+from lora_mixer.engines.denoiser.steps import Timesteps
 
 
 class Pipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_mixer import Mix
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import STEPS
 
 
@@ -11,7 +11,7 @@ def test_the_api_makes_pictures_for_programs(site):
     """The example of docs/ui.md."""
     from gradio_client import Client
 
-    url, studio = site
+    url, app = site
     client = Client(url, verbose=False)
     found = client.predict("ink", "", "Name", 0, api_name="/adapters")
     assert [entry["name"] for entry in found["entries"]] == ["ink"]
@@ -19,7 +19,7 @@ def test_the_api_makes_pictures_for_programs(site):
         "a castle, ink sketch", "ink:0.8", 7, STEPS, 3.0, 128, 128, "", 1, api_name="/make"
     )
     assert (made["seed"], made["mix"]) == (7, "ink:0.8")
-    settings = read_picture(studio.pictures / f"{made['id']}.png")
+    settings = read_picture(app.pictures / f"{made['id']}.png")
     assert (settings.seed, settings.mix) == (7, Mix.of("ink:0.8"))
     assert client.predict(made["id"], api_name="/picture")["prompt"] == "a castle, ink sketch"
     assert settings.adapters[0].hashes

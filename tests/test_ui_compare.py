@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest, load_pipeline
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, STEPS, alone, pixels
 
 
-def test_a_grid_has_labels_and_a_cell_gives_its_mix(desk, studio):
+def test_a_grid_has_labels_and_a_cell_gives_its_mix(desk, app):
     desk.add("ink")
     desk.fill(PROMPT)
     desk.tab("Compare")
@@ -25,7 +25,7 @@ def test_a_grid_has_labels_and_a_cell_gives_its_mix(desk, studio):
     desk.page.wait_for_function("""document.querySelector('[aria-label="ink: UNet"]').value === "0.5\"""")
 
 
-def test_base_and_mix_are_compared_with_one_seed(desk, studio):
+def test_base_and_mix_are_compared_with_one_seed(desk, app):
     desk.add("ink")
     desk.fill(PROMPT)
     desk.tab("Compare")
@@ -34,10 +34,10 @@ def test_base_and_mix_are_compared_with_one_seed(desk, studio):
     pair = desk.page.locator("#compare-slider img")
     pair.nth(1).wait_for()
     found = {pixels(desk.fetch(pair.nth(at).get_attribute("src"))) for at in range(2)}
-    assert found == {alone(studio, {}), alone(studio, {"ink": 1})}
+    assert found == {alone(app, {}), alone(app, {"ink": 1})}
 
 
-def test_the_mix_is_exported_as_one_file(desk, studio):
+def test_the_mix_is_exported_as_one_file(desk, app):
     desk.add("ink", "pixel")
     desk.tab("Export")
     desk.page.get_by_label("Rank (0: exact)").fill("3")
@@ -50,13 +50,13 @@ def test_the_mix_is_exported_as_one_file(desk, studio):
         desk.page.locator("#export-file a").first.click()
     from lora_mixer import read_adapter
 
-    info = read_adapter(download.value.path().read_bytes() and studio.exports / "my-mix.safetensors")
+    info = read_adapter(download.value.path().read_bytes() and app.exports / "my-mix.safetensors")
     assert info.ranks == (3,)
     desk.page.locator("#export-button").click()
     assert "already" in desk.toast()
 
 
-def test_each_adapter_alone_stands_beside_the_base_and_all_together(desk, studio):
+def test_each_adapter_alone_stands_beside_the_base_and_all_together(desk, app):
     desk.add("ink", "pixel")
     desk.weight("pixel", 0.5)
     desk.fill(PROMPT)
@@ -69,10 +69,10 @@ def test_each_adapter_alone_stands_beside_the_base_and_all_together(desk, studio
         "pixel",
         "all together",
     ]
-    shown = newest(studio, 4)
+    shown = newest(app, 4)
     mixes = ({}, {"ink": 1}, {"pixel": 0.5}, {"ink": 1, "pixel": 0.5})
     for data, mix in zip(shown, mixes, strict=True):
-        assert within_a_level(pixels(data), alone(studio, mix))
+        assert within_a_level(pixels(data), alone(app, mix))
 
 
 def within_a_level(one, other):
@@ -81,13 +81,13 @@ def within_a_level(one, other):
     return np.abs(one - other).max() <= 1
 
 
-def newest(studio, count):
+def newest(app, count):
     """The files of the last pictures, sheets left out, in the order in which they were made."""
-    names = sorted(path for path in studio.pictures.glob("*.png") if not path.stem.endswith("-sheet"))
+    names = sorted(path for path in app.pictures.glob("*.png") if not path.stem.endswith("-sheet"))
     return [path.read_bytes() for path in names[-count:]]
 
 
-def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(desk, studio, monkeypatch):
+def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(desk, app, monkeypatch):
     sizes = []
 
     class Maker(PictureMaker):
@@ -96,7 +96,7 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
                 sizes.append(picture.batch)
                 yield picture
 
-    monkeypatch.setattr(studio, "grid_maker", Maker(studio.mixer, batch_size=4, defaults=studio.defaults))
+    monkeypatch.setattr(app, "grid_maker", Maker(app.mixer, batch_size=4, defaults=app.defaults))
     desk.add("ink", "halftone")
     desk.fill(PROMPT)
     desk.tab("Compare")
@@ -107,16 +107,14 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
 
     assert sizes == [4, 4, 4, 4, 2, 2]  # a call for four mixes, and one for the rest
     cells = {
-        (made.seed, made.mix["ink"].weight): data
-        for data in newest(studio, 6)
-        for made in [read_picture(data)]
+        (made.seed, made.mix["ink"].weight): data for data in newest(app, 6) for made in [read_picture(data)]
     }
     assert len(cells) == 6
     for (seed, weight), data in cells.items():
-        assert within_a_level(pixels(data), alone(studio, {"ink": weight, "halftone": 1}, seed))
+        assert within_a_level(pixels(data), alone(app, {"ink": weight, "halftone": 1}, seed))
 
 
-def test_the_mix_is_baked_into_a_folder_that_makes_the_same_picture(desk, studio):
+def test_the_mix_is_baked_into_a_folder_that_makes_the_same_picture(desk, app):
     desk.add("ink")
     desk.weight("ink", 0.7)
     desk.tab("Export")
@@ -126,7 +124,7 @@ def test_the_mix_is_baked_into_a_folder_that_makes_the_same_picture(desk, studio
         "document.querySelector('#bake-report textarea').value.includes('exports/inked')"
     )
 
-    baked = PictureMaker(LoraMixer(load_pipeline(str(studio.exports / "inked"), device="cpu")))
-    request = PictureRequest(PROMPT, seed=1, steps=STEPS, guidance_scale=studio.defaults["guidance_scale"])
+    baked = PictureMaker(LoraMixer(load_pipeline(str(app.exports / "inked"), device="cpu")))
+    request = PictureRequest(PROMPT, seed=1, steps=STEPS, guidance_scale=app.defaults["guidance_scale"])
     (picture,) = baked.make([request])
-    assert picture.image.tobytes() == alone(studio, {"ink": 0.7})
+    assert picture.image.tobytes() == alone(app, {"ink": 0.7})

@@ -6,30 +6,30 @@ import struct
 import threading
 
 from lora_mixer import demo_adapters
-from lora_mixer.library import strengths
+from lora_mixer.library import layer_norms
 from tests.browser import PROMPT, Desk, alone, pixels, serving
 from tests.hub_standin import Repo
 from tests.loras import write_lora
 
 
-def test_uploaded_kohya_and_peft_files_are_mixed(desk, studio, tmp_path):
+def test_uploaded_kohya_and_peft_files_are_mixed(desk, app, tmp_path):
     kohya, peft = tmp_path / "my kohya.safetensors", tmp_path / "my-peft.safetensors"
     kohya.write_bytes(demo_adapters()["watercolor"].path.read_bytes())
-    studio.ready(["neon"])
-    studio.mixer.save_lora_weights(peft, weights={"neon": 1.0}, format="diffusers")
+    app.ready(["neon"])
+    app.mixer.save_lora_weights(peft, weights={"neon": 1.0}, format="diffusers")
     desk.tab("Library")
     desk.page.get_by_text("Add adapters").click()
     desk.upload("#library-upload", kohya, peft)
     desk.page.get_by_text("Added my").wait_for()
 
-    names = [entry.name for entry in studio.library.search("my").entries]
+    names = [entry.name for entry in app.library.search("my").entries]
     desk.add(*names)
     desk.weight(names[0], 0.5)
     desk.fill(PROMPT)
-    assert pixels(desk.make()) == alone(studio, {names[0]: 0.5, names[1]: 1})
+    assert pixels(desk.make()) == alone(app, {names[0]: 0.5, names[1]: 1})
 
 
-def test_a_wrong_base_is_greyed_with_its_reason_and_a_bad_file_is_refused(desk, studio, tmp_path):
+def test_a_wrong_base_is_greyed_with_its_reason_and_a_bad_file_is_refused(desk, app, tmp_path):
     import torch
     from safetensors.torch import save_file
 
@@ -51,23 +51,21 @@ def test_a_wrong_base_is_greyed_with_its_reason_and_a_bad_file_is_refused(desk, 
     refused.get_by_text("Not added").wait_for()
     assert "onerror" in refused.inner_text()
     assert refused.locator("img").count() == 0
-    assert not studio.library.search("onerror").total
+    assert not app.library.search("onerror").total
 
     card = desk.page.locator(".lm-card[aria-label='for-sdxl']")
     assert "made for SDXL" in card.get_by_role("note").inner_text()
     assert card.get_by_label("Add for-sdxl to the mix").is_disabled()
 
 
-def test_html_in_metadata_is_text(desk, studio, tmp_path):
+def test_html_in_metadata_is_text(desk, app, tmp_path):
     import torch
     from safetensors.torch import save_file
 
     evil = "<img src=x onerror='window.hacked=1'>${window.hacked=1}{{hacked}}"
     pair = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
-    width = studio.mixer.pipe.unet.config.cross_attention_dim
-    rows = (
-        studio.mixer.pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k.weight.shape[0]
-    )
+    width = app.mixer.pipe.unet.config.cross_attention_dim
+    rows = app.mixer.pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k.weight.shape[0]
     save_file(
         {f"{pair}.lora_down.weight": torch.ones(2, width), f"{pair}.lora_up.weight": torch.ones(rows, 2)},
         tmp_path / "evil.safetensors",
@@ -81,9 +79,9 @@ def test_html_in_metadata_is_text(desk, studio, tmp_path):
     desk.tab("Library")
     desk.page.get_by_text("Add adapters").click()
     desk.upload("#library-upload", tmp_path / "evil.safetensors")
-    entry = studio.library.find("evil")
+    entry = app.library.find("evil")
     desk.page.locator(".lm-cards").get_by_text("onerror").first.wait_for()
-    (entry,) = studio.library.find("evil")
+    (entry,) = app.library.find("evil")
     desk.page.locator(f".lm-card[data-id='{entry.id}']").get_by_text("Details").click()
     desk.page.locator(".lm-details").get_by_text("ss_training_comment").wait_for()
     assert evil in desk.page.locator(".lm-details").inner_text()
@@ -93,20 +91,20 @@ def test_html_in_metadata_is_text(desk, studio, tmp_path):
     assert desk.page.locator(".lm-root img[src=x]").count() == 0
 
 
-def test_details_show_hashes_and_strength_by_block(desk, studio):
+def test_details_show_hashes_and_strength_by_block(desk, app):
     desk.tab("Library")
     desk.page.get_by_role("button", name="Show details of ink").click()
     shown = desk.page.locator(".lm-details")
     shown.get_by_text("Strength by layer").wait_for()
-    (entry,) = studio.library.find("ink")
-    assert studio.library.hashes(entry.id)["sha256"] in shown.inner_text()
-    known = strengths(entry.path)
+    (entry,) = app.library.find("ink")
+    assert app.library.hashes(entry.id)["sha256"] in shown.inner_text()
+    known = layer_norms(entry.path)
     assert shown.locator(".lm-barline").count() == len(known.blocks)
     bars = shown.locator(".lm-layers rect title").all_text_contents()
     assert [text.partition(":")[0] for text in bars] == list(known.layers)
 
 
-def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, studio):
+def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, app):
     folder = demo_adapters()["neon"].path
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     desk.tab("Library")
@@ -119,10 +117,10 @@ def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, studio):
 
     desk.add("adapter_model")
     desk.fill(PROMPT)
-    assert pixels(desk.make()) == alone(studio, {"neon": 1})
+    assert pixels(desk.make()) == alone(app, {"neon": 1})
 
 
-def test_an_adapter_comes_from_the_hub_into_the_mix(desk, studio, hub):
+def test_an_adapter_comes_from_the_hub_into_the_mix(desk, app, hub):
     hub.repos["someone/inks"] = Repo(
         {
             "from hub.safetensors": demo_adapters()["ink"].path.read_bytes(),
@@ -142,7 +140,7 @@ def test_an_adapter_comes_from_the_hub_into_the_mix(desk, studio, hub):
 
     desk.add("from hub")
     desk.fill(PROMPT)
-    assert pixels(desk.make()) == alone(studio, {"ink": 1})
+    assert pixels(desk.make()) == alone(app, {"ink": 1})
 
 
 def titles(desk):
@@ -191,17 +189,17 @@ def test_cards_are_searched_sorted_filtered_and_paged(desks, tmp_path):
         desk.page.close()
 
 
-def test_a_long_look_through_the_folders_shows_how_far_it_is(desk, studio, monkeypatch):
-    refresh, found_all = studio.library.refresh, threading.Event()
+def test_a_long_look_through_the_folders_shows_how_far_it_is(desk, app, monkeypatch):
+    refresh, found_all = app.library.refresh, threading.Event()
 
     def slow(progress):
         progress(3, 2000, "x")
         found_all.wait(60)
         return refresh(progress)
 
-    monkeypatch.setattr(studio.library, "refresh", slow)
+    monkeypatch.setattr(app.library, "refresh", slow)
     desk.tab("Library")
-    studio.scan(wait=0)
+    app.scan(wait=0)
     desk.page.locator("#cards").get_by_text("Looking through the folders: 3 of 2000").wait_for()
     found_all.set()
-    desk.page.locator("#cards .lm-count").get_by_text(f"{studio.library.search().total} adapters").wait_for()
+    desk.page.locator("#cards .lm-count").get_by_text(f"{app.library.search().total} adapters").wait_for()

@@ -6,12 +6,12 @@ import pytest
 
 from lora_mixer import Mix
 from lora_mixer.mixes import LBW_IDS
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, Desk, serving
 from tests.models import tiny_sd, tiny_sdxl
 
 
-def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, studio):
+def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, app):
     desk.add("ink", "pixel")
     desk.page.get_by_text("Save and share").click()
     text = desk.page.locator("#mix-text textarea")
@@ -25,12 +25,12 @@ def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, studio):
     desk.page.get_by_label("Name").first.fill("evening")
     desk.page.locator("#mix-save").click()
     desk.page.wait_for_function("document.querySelector('#mix-saved input').value === 'evening'")
-    assert studio.mixes.load("evening") == Mix.of("ink:0.25, pixel:1")
+    assert app.mixes.load("evening") == Mix.of("ink:0.25, pixel:1")
 
     text.fill("neon:0.5,te=0.1,schedule=linear(0, 1)")
     desk.page.locator("#mix-apply").click()
     desk.row("neon").wait_for()
-    assert desk.page.locator("#board .lm-row").count() == 1
+    assert desk.page.locator("#mix-rows .lm-row").count() == 1
     assert desk.page.get_by_label("neon: Text", exact=True).input_value() == "0.1"
     desk.page.locator("#mix-load").click()
     desk.row("pixel").wait_for()
@@ -52,7 +52,7 @@ def test_html_in_a_message_is_text(desk):
     assert desk.page.locator("img[src=x]").count() == 0
 
 
-def test_blocks_schedule_and_trigger_words_of_a_row(desk, studio):
+def test_blocks_schedule_and_trigger_words_of_a_row(desk, app):
     desk.add("ink")
     desk.page.get_by_label("Prompt", exact=True).fill("a rocket")
     desk.row("ink").get_by_text("+ ink sketch").click()
@@ -78,7 +78,7 @@ def test_blocks_schedule_and_trigger_words_of_a_row(desk, studio):
     desk.page.locator(".lm-curve .lm-problem").wait_for()
 
 
-def test_a_painted_mask_keeps_an_adapter_to_its_place(desk, studio):
+def test_a_painted_mask_keeps_an_adapter_to_its_place(desk, app):
     desk.add("ink")
     desk.page.get_by_label("More for ink").click()
     desk.page.get_by_role("button", name="Paint a mask").click()
@@ -95,14 +95,14 @@ def test_a_painted_mask_keeps_an_adapter_to_its_place(desk, studio):
     desk.fill(PROMPT)
     made = read_picture(desk.make())
     mask = made.mix["ink"].mask
-    assert mask.digest in list(studio.masks)
+    assert mask.digest in list(app.masks)
     assert 0 < mask.load().mean() < 0.5
 
 
 def ordered(desk, *names):
     """Wait until the rows stand in this order."""
     desk.page.wait_for_function(
-        """names => [...document.querySelectorAll("#board .lm-row")].map(row => row.dataset.name).join() === names""",
+        """names => [...document.querySelectorAll("#mix-rows .lm-row")].map(row => row.dataset.name).join() === names""",
         arg=",".join(names),
     )
 
@@ -121,22 +121,22 @@ def test_rows_are_dragged_into_another_order_and_undone_by_key(desk):
     ordered(desk, "pixel", "halftone", "ink")
 
 
-def test_an_adapter_is_loaded_when_its_row_is_made_and_not_at_the_click(desk, studio):
-    studio.preloader.wait()
-    before = studio.loads
-    fresh = [name for name in ("lumo", "blueprint") if studio.spare_for(name)]
+def test_an_adapter_is_loaded_when_its_row_is_made_and_not_at_the_click(desk, app):
+    app.preloader.wait()
+    before = app.loads
+    fresh = [name for name in ("lumo", "blueprint") if app.spare_for(name)]
     desk.add("lumo", "blueprint")
-    studio.preloader.wait()
-    loads = studio.loads
+    app.preloader.wait()
+    loads = app.loads
     assert loads == before + len(fresh)
 
     desk.fill(PROMPT)
     desk.make()
 
-    assert studio.loads == loads
+    assert app.loads == loads
 
 
-def test_a_weight_kept_as_default_is_there_when_the_adapter_is_added_again(desk, studio):
+def test_a_weight_kept_as_default_is_there_when_the_adapter_is_added_again(desk, app):
     desk.add("pixel")
     desk.weight("pixel", 0.45)
     desk.page.get_by_label("More for pixel").click()
@@ -147,8 +147,8 @@ def test_a_weight_kept_as_default_is_there_when_the_adapter_is_added_again(desk,
         desk.add("pixel")
         assert desk.page.get_by_label("pixel: UNet", exact=True).input_value() == "0.45"
     finally:
-        (entry,) = studio.library.find("pixel")
-        studio.library.set_default(entry.id, weight=None)
+        (entry,) = app.library.find("pixel")
+        app.library.set_default(entry.id, weight=None)
 
 
 def attention_lora(pipe, path):

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 from lora_mixer import Mix
-from lora_mixer.recall import read_picture
+from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, Desk, alone, pixels
 
 
-def test_a_mix_changes_the_picture_and_all_off_is_the_base_to_the_byte(desk, studio):
+def test_a_mix_changes_the_picture_and_all_off_is_the_base_to_the_byte(desk, app):
     desk.fill(PROMPT)
     base = desk.make()
-    assert pixels(base) == alone(studio, {})
+    assert pixels(base) == alone(app, {})
 
     desk.add("ink", "halftone")
     desk.weight("halftone", 0.4)
     mixed = desk.make()
-    assert pixels(mixed) == alone(studio, {"ink": 1, "halftone": 0.4})
+    assert pixels(mixed) == alone(app, {"ink": 1, "halftone": 0.4})
     assert pixels(mixed) != pixels(base)
     assert read_picture(mixed).mix == Mix.of("ink:1, halftone:0.4")
 
-    loads = studio.loads
+    loads = app.loads
     desk.weight("ink", 0.3)
     desk.weight("ink", 0.1, "Text")
     assert pixels(desk.make()) == alone(
-        studio, {"ink": {"weight": 0.3, "components": {"te": 0.1}}, "halftone": 0.4}
+        app, {"ink": {"weight": 0.3, "components": {"te": 0.1}}, "halftone": 0.4}
     )
-    assert studio.loads == loads  # a weight moved: nothing is loaded again
+    assert app.loads == loads  # a weight moved: nothing is loaded again
 
     desk.page.get_by_label("Switch all off or on").click()
     assert desk.make() == base
 
 
-def test_stop_ends_within_a_step_and_the_next_picture_is_right(desk, studio):
+def test_stop_ends_within_a_step_and_the_next_picture_is_right(desk, app):
     desk.fill(PROMPT, steps=200)
     desk.page.locator("#make-button").click()
-    desk.page.locator("#stage .lm-preview").wait_for()
+    desk.page.locator("#job .lm-preview").wait_for()
     desk.page.locator("#stop-button").click()
     desk.state("stopped").wait_for()
-    assert len(studio.queue) == 0
+    assert len(app.queue) == 0
 
     desk.fill(PROMPT)
-    assert pixels(desk.make()) == alone(studio, {})
+    assert pixels(desk.make()) == alone(app, {})
 
 
 def test_the_page_fits_a_phone_and_works_by_keyboard(chromium, site):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -34,8 +35,8 @@ PATHS = (
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "out"
     (out.parent / "secret.txt").write_text(SECRET)
-    with serving(out, tmp_path_factory.mktemp("cache")) as (url, studio):
-        yield url, studio
+    with serving(out, tmp_path_factory.mktemp("cache")) as (url, app):
+        yield url, app
 
 
 def served(url, path):
@@ -43,22 +44,22 @@ def served(url, path):
 
 
 def test_only_pictures_are_served(site):
-    url, studio = site
-    Image.new("RGB", (8, 8)).save(studio.pictures / "20260101-000000-000-abcdef.png")
-    link = studio.pictures / "20260101-000000-001-abcdef.png"
-    link.symlink_to(studio.out.parent / "secret.txt")
-    (studio.uploads / "mine.safetensors").write_bytes(b"x" * 64)
-    library = studio.library.folders[-1]
+    url, app = site
+    Image.new("RGB", (8, 8)).save(app.pictures / "20260101-000000-000-abcdef.png")
+    link = app.pictures / "20260101-000000-001-abcdef.png"
+    link.symlink_to(app.out.parent / "secret.txt")
+    (app.uploads / "mine.safetensors").write_bytes(b"x" * 64)
+    library = app.library.folders[-1]
 
-    assert served(url, studio.pictures / "20260101-000000-000-abcdef.png").status_code == 200
+    assert served(url, app.pictures / "20260101-000000-000-abcdef.png").status_code == 200
     for path in (
-        studio.out.parent / "secret.txt",
-        studio.pictures / ".." / ".." / "secret.txt",
+        app.out.parent / "secret.txt",
+        app.pictures / ".." / ".." / "secret.txt",
         link,
-        studio.uploads / "mine.safetensors",
+        app.uploads / "mine.safetensors",
         library / "ink.safetensors",
         library / "ink.preview.webp",
-        studio.out / "library.sqlite",
+        app.out / "library.sqlite",
         "/etc/passwd",
     ):
         answer = served(url, path)
@@ -91,48 +92,49 @@ def join(client, url, index, data, event=None):
 
 
 def test_every_handler_called_by_hand_with_paths_gives_nothing_away(site):
-    url, studio = site
-    secret = str(studio.out.parent / "secret.txt")
-    board = {"rows": [{"name": secret, "mask": secret}, {"name": "ink", "mask": "../../secret"}]}
-    before = sorted(path for path in studio.out.parent.rglob("*") if "cache" not in path.name)
+    url, app = site
+    secret = str(app.out.parent / "secret.txt")
+    mix_rows = {"rows": [{"name": secret, "mask": secret}, {"name": "ink", "mask": "../../secret"}]}
+    before = sorted(path for path in app.out.parent.rglob("*") if "cache" not in path.name)
     with httpx.Client(timeout=60) as client:
         dependencies = client.get(f"{url}config").json()["dependencies"]
         assert len(dependencies) > 30
         for number, dependency in enumerate(dependencies):
-            hostile = [board if number % 2 else secret for _ in dependency["inputs"]]
+            hostile = [mix_rows if number % 2 else secret for _ in dependency["inputs"]]
             event = dict.fromkeys(("id", "name", "word", "png", "page", "weight", "notes"), secret)
             text = join(client, url, dependency["id"], hostile, event)
             assert SECRET not in text
             assert "Traceback" not in text
-    after = sorted(path for path in studio.out.parent.rglob("*") if "cache" not in path.name)
+    after = sorted(path for path in app.out.parent.rglob("*") if "cache" not in path.name)
     assert [path for path in after if path not in before and "sqlite" not in path.name] in (
         [],
-        [studio.out / "mixes.json.lock"],
+        [app.out / "mixes.json.lock"],
     )
 
 
 def test_uploads_are_read_only_where_uploads_lie(site):
-    from lora_mixer.ui.desk_gallery import dropped
-    from lora_mixer.ui.desk_library import upload
+    from lora_mixer.ui.handlers.gallery import dropped
+    from lora_mixer.ui.handlers.library import upload
 
-    _, studio = site
-    cache = studio.out.parent / "uploads"
+    _, app = site
+    cache = app.out.parent / "uploads"
     cache.mkdir(exist_ok=True)
-    outside = studio.library.folders[-1] / "ink.safetensors"
+    outside = app.library.folders[-1] / "ink.safetensors"
     (cache / "link.safetensors").symlink_to(outside)
     for path in (outside, cache / "link.safetensors", cache / ".." / "secret.txt", cache / "none", "\x00"):
-        added, refused = upload(studio, [str(path)], str(cache))
+        added, refused = upload(app, [str(path)], str(cache))
         assert not added
         assert refused
         with pytest.raises((LoraMixerError, ValueError)):
             dropped(str(path), str(cache))
-    folder = studio.library.folders[-1] / "neon"  # a PEFT folder: neither of its two files may lie elsewhere
+    folder = app.library.folders[-1] / "neon"  # a PEFT folder: neither of its two files may lie elsewhere
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (cache / name).write_bytes((folder / name).read_bytes())
     for first, second in ((cache, folder), (folder, cache)):
         pair = [str(first / "adapter_model.safetensors"), str(second / "adapter_config.json")]
-        added, refused = upload(studio, pair, str(cache))
-        assert (added, refused) == ("", "adapter_model.safetensors: it is not an upload")
+        added, refused = upload(app, pair, str(cache))
+        elsewhere = next(path for path in pair if not path.startswith(str(cache)))
+        assert (added, refused) == ("", f"{Path(elsewhere).name}: it is not an upload")
 
 
 @pytest.mark.parametrize(
@@ -147,32 +149,33 @@ def test_uploads_are_read_only_where_uploads_lie(site):
     ],
 )
 def test_malicious_files_are_refused_and_leave_nothing(site, data):
-    from lora_mixer.ui.desk_library import upload
+    from lora_mixer.ui.handlers.library import upload
 
-    _, studio = site
-    cache = studio.out.parent / "uploads"
+    _, app = site
+    cache = app.out.parent / "uploads"
     cache.mkdir(exist_ok=True)
     (cache / "bad.safetensors").write_bytes(data)
-    before = sorted(studio.uploads.iterdir())
+    before = sorted(app.uploads.iterdir())
 
-    added, refused = upload(studio, [str(cache / "bad.safetensors")], str(cache))
+    added, refused = upload(app, [str(cache / "bad.safetensors")], str(cache))
 
     assert not added
     assert refused.startswith("bad.safetensors: ")
-    assert sorted(studio.uploads.iterdir()) == before
+    assert sorted(app.uploads.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_no_path_is_an_id_or_a_name_of_an_export(site, name):
-    from lora_mixer.ui import desk_export, gallery
+    from lora_mixer.ui import gallery
+    from lora_mixer.ui.handlers import export
 
-    _, studio = site
+    _, app = site
     with pytest.raises(LoraMixerError):
         checks.opaque(name, "picture")
     with pytest.raises(LoraMixerError):
-        gallery.path_of(studio, name)
+        gallery.path_of(app, name)
     with pytest.raises(LoraMixerError):
-        desk_export.one_file(studio, "me", {"rows": [{"name": "ink"}]}, name, "kohya", 0, None)
+        export.one_file(app, "me", {"rows": [{"name": "ink"}]}, name, "kohya", 0, None)
 
 
 @pytest.mark.parametrize(
@@ -187,22 +190,22 @@ def test_no_path_is_an_id_or_a_name_of_an_export(site, name):
     ],
 )
 def test_a_mix_from_outside_opens_no_file_and_ends(site, mix):
-    from lora_mixer.ui.board import read_board, read_mix
+    from lora_mixer.ui.mix_rows import read_mix, read_rows
 
-    _, studio = site
+    _, app = site
     with pytest.raises(LoraMixerError):
-        read_mix(mix, studio)
+        read_mix(mix, app)
     with pytest.raises(LoraMixerError):
-        read_board({"rows": [{"name": "ink", "blocks": {"re:(a+)+$": 1}, "unet": "nan"}]})
+        read_rows({"rows": [{"name": "ink", "blocks": {"re:(a+)+$": 1}, "unet": "nan"}]})
 
 
 def test_the_server_functions_take_texts_only(site):
     url, _ = site
     with httpx.Client(timeout=60) as client:
         parts = client.get(f"{url}config").json()["components"]
-        board = next(part["id"] for part in parts if part["props"].get("elem_id") == "board")
+        rows = next(part["id"] for part in parts if part["props"].get("elem_id") == "mix-rows")
         for value in ("0@" + "9" * 400, {"a": 1}, "x" * 100_000, None):
-            body = {"data": value, "component_id": board, "fn_name": "curve", "session_hash": "attacker"}
+            body = {"data": value, "component_id": rows, "fn_name": "curve", "session_hash": "attacker"}
             answer = client.post(f"{url}gradio_api/component_server", json=body)
             assert "Traceback" not in answer.text
             assert answer.status_code == 200 or answer.status_code >= 400
@@ -240,13 +243,13 @@ def test_others_come_in_with_a_password_only(site):
 def test_with_a_password_nothing_answers_without(site):
     from lora_mixer.ui import launch
 
-    _, studio = site
-    blocks = launch(studio.settings, studio=studio, block=False, auth=("user", "word"))
+    _, app = site
+    blocks = launch(app.options, app=app, block=False, auth=("user", "word"))
     try:
         with httpx.Client(timeout=60) as client:
             for path in (
                 "config",
-                f"gradio_api/file={studio.pictures}/20260101-000000-000-abcdef.png",
+                f"gradio_api/file={app.pictures}/20260101-000000-000-abcdef.png",
                 "gradio_api/info",
             ):
                 assert client.get(f"{blocks.local_url}{path}").status_code == 401

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from benchmarks.ui_sessions import MIXES, compare
 from lora_mixer import Mix
-from lora_mixer.ui import Settings, Studio
+from lora_mixer.ui import AppState, ServerOptions
 from tests.browser import STEPS, Desk
 
 
 def test_people_with_different_mixes_at_once_get_what_each_would_get_alone(site, chromium):
-    url, studio = site
+    url, app = site
     contexts = [chromium.new_context() for _ in range(3)]
 
     equal, made = compare(
-        [Desk(context, url) for context in contexts], studio, MIXES[:3], pictures=2, steps=STEPS
+        [Desk(context, url) for context in contexts], app, MIXES[:3], pictures=2, steps=STEPS
     )
 
     assert (equal, made) == (6, 6)
@@ -37,10 +37,10 @@ def test_one_session_cannot_stop_another(site, chromium):
         "a rose"
     )  # now, so that the first is still at work when the second asks, however slow the machine
     one.page.locator("#make-button").click()
-    one.page.locator("#stage .lm-preview").wait_for()
+    one.page.locator("#job .lm-preview").wait_for()
     other.page.locator("#stop-button").click()
     other.page.locator("#make-button").click()
-    other.page.locator("#stage").get_by_text("Waiting: 1 ahead of you").wait_for()
+    other.page.locator("#job").get_by_text("Waiting: 1 ahead of you").wait_for()
     one.state("done").wait_for()
     other.state("done").wait_for()
     for context in contexts:
@@ -74,14 +74,14 @@ def test_a_killed_server_loses_no_saved_mix_and_no_finished_picture(chromium, tm
         made = desk.make()
         desk.fill("a castle", steps=200)
         desk.page.locator("#make-button").click()
-        desk.page.locator("#stage .lm-preview").wait_for()
+        desk.page.locator("#job .lm-preview").wait_for()
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()
         server.stdout.close()
         context.close()
 
-    again = Studio(Settings(out=tmp_path / "out"))
+    again = AppState(ServerOptions(out=tmp_path / "out"))
     assert again.mixes.load("kept") == Mix.of("ink:1")
     (path,) = again.pictures.glob("*.png")
     assert path.read_bytes() == made

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from . import desk_library, gallery
-from .board import read_mix
-from .desk_gallery import of_gallery
-from .desk_make import MAX_COUNT, read_request, several
-from .making import Job, make_all
-from .page import guarded, owner_of
+from . import gallery
+from .handlers import library as handlers
+from .handlers.gallery import of_gallery
+from .handlers.make import MAX_COUNT, read_request, several
+from .jobs import Job, make_all
+from .mix_rows import read_mix
+from .pages.shared import guarded, owner_of
 
 if TYPE_CHECKING:
-    from .page import Shared
+    from .pages.shared import Shared
 
 
 def add_api(shared: Shared) -> None:
     """Add the endpoints ``/make``, ``/adapters``, ``/picture``."""
-    studio = shared.studio
+    app = shared.app
 
     @guarded
     def make(
@@ -38,17 +39,15 @@ def add_api(shared: Shared) -> None:
         """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
         from . import checks
 
-        wanted = read_request(
-            studio, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None
-        )
-        wanted = _with_mix(wanted, read_mix(mix, studio))
+        wanted = read_request(app, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None)
+        wanted = _with_mix(wanted, read_mix(mix, app))
         number = checks.whole(count, "count", 1, MAX_COUNT)
         job = Job(owner_of(request), threading.Event())
-        made = make_all(studio, job, several(wanted, number), lambda _: None)
+        made = make_all(app, job, several(wanted, number), lambda _: None)
         return [
             {
                 "id": name,
-                "url": gallery.url_of(gallery.path_of(studio, name)),
+                "url": gallery.url_of(gallery.path_of(app, name)),
                 "seed": picture.request.seed,
                 "mix": picture.request.mix.to_text(),
                 "seconds": round(picture.seconds, 3),
@@ -59,7 +58,7 @@ def add_api(shared: Shared) -> None:
     @guarded
     def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
         """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
-        found = desk_library.search(studio, text, base, sort, page)
+        found = handlers.search(app, text, base, sort, page)
         kept = ("called", "about", "bytes", "triggers", "problem")
         found["entries"] = [
             {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in found["entries"]
@@ -69,7 +68,7 @@ def add_api(shared: Shared) -> None:
     @guarded
     def picture(picture_id: str) -> dict[str, Any]:
         """Say how a picture of the gallery was made."""
-        return gallery.about(of_gallery(studio, picture_id))
+        return gallery.about(of_gallery(app, picture_id))
 
     for function in (make, adapters, picture):
         gr.api(function, api_name=function.__name__, concurrency_limit=None)  # type: ignore[attr-defined]

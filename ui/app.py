@@ -13,15 +13,15 @@ import gradio as gr
 from lora_mixer.errors import LoraMixerError
 
 from .api import add_api
-from .making import Jobs
-from .page import FAST, Shared
-from .page_compare import compare_page
-from .page_export import export_page
-from .page_gallery import gallery_page
-from .page_library import library_page
-from .page_make import make_page
-from .page_mix import connect_side, make_board, make_side
-from .studio import Settings, Studio
+from .app_state import AppState, ServerOptions
+from .jobs import Jobs
+from .pages.compare import compare_page
+from .pages.export import export_page
+from .pages.gallery import gallery_page
+from .pages.library import library_page
+from .pages.make import make_page
+from .pages.mix import connect_side, make_mix_rows, make_side
+from .pages.shared import QUIET, Shared
 from .theme import css, head, theme
 
 if TYPE_CHECKING:
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 CACHE_SECONDS = (3600, 24 * 3600)
 
 
-def build(studio: Studio) -> Any:
+def build(app: AppState) -> Any:
     """
     Lay the whole page out.
 
     Args:
-        studio: What sessions share.
+        app: What sessions share.
 
     Returns:
         The ``gr.Blocks``; :func:`launch` serves it safely.
     """
     jobs = Jobs()
     with gr.Blocks(title="lora_mixer", delete_cache=CACHE_SECONDS, analytics_enabled=False) as blocks:
-        top = gr.HTML(_top(studio), elem_id="top", apply_default_css=False, padding=False)
+        top = gr.HTML(_top(app), elem_id="top", apply_default_css=False, padding=False)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="side", scale=0, min_width=300):
-                board = make_board(studio)
-                side = make_side(studio)
+                mix_rows = make_mix_rows(app)
+                side = make_side(app)
             with gr.Column(elem_id="work"), gr.Tabs(elem_id="tabs", selected="make") as tabs:
-                shared = Shared(studio, jobs, board, str(Path(blocks.GRADIO_CACHE).resolve()))
+                shared = Shared(app, jobs, mix_rows, str(Path(blocks.GRADIO_CACHE).resolve()))
                 with gr.Tab("Make", id="make"):
                     fields = make_page(shared)
                 with gr.Tab("Library", id="library"):
@@ -61,7 +61,7 @@ def build(studio: Studio) -> Any:
                     export_page(shared)
         connect_side(shared, fields, side)
         add_api(shared)
-        gr.Timer(3.0).tick(lambda: _top(studio), None, top, **FAST)
+        gr.Timer(3.0).tick(lambda: _top(app), None, top, **QUIET)
 
         def left(request: gr.Request) -> None:
             jobs.stop(str(request.session_hash))
@@ -70,10 +70,10 @@ def build(studio: Studio) -> Any:
     return blocks
 
 
-def _top(studio: Studio) -> str:
-    waiting = len(studio.queue)
+def _top(app: AppState) -> str:
+    waiting = len(app.queue)
     queue = "idle" if not waiting else f"{waiting} queued"
-    model = html.escape(Path(str(studio.settings.model)).name)
+    model = html.escape(Path(str(app.options.model)).name)
     return (
         '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
         f'<span class="lm-tag"><span>model </span><b>{model}</b></span>'
@@ -103,26 +103,26 @@ def check_reach(host: str, *, share: bool, auth: tuple[str, str] | None) -> None
 
 
 def launch(
-    settings: Settings,
+    options: ServerOptions,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
     share: bool = False,
     block: bool = True,
-    studio: Studio | None = None,
+    app: AppState | None = None,
 ) -> Any:
     """
     Serve the page.
 
     Args:
-        settings: Model and folders.
+        options: Model and folders.
         host: The address to listen on.
         port: The port; a free one from 7860 up where None.
         auth: User and password; needed for other hosts than loopback and for ``share``.
         share: Make a public link through Gradio's servers.
         block: Wait until it is ended.
-        studio: One that is open already.
+        app: One that is open already.
 
     Returns:
         The ``gr.Blocks`` that is served; its ``local_url`` is where.
@@ -131,12 +131,12 @@ def launch(
         LoraMixerError: When it may not be reached like that, or the model cannot be loaded.
 
     Example:
-        >>> launch(Settings(), port=7861)  # doctest: +SKIP
+        >>> launch(ServerOptions(), port=7861)  # doctest: +SKIP
     """
     check_reach(host, share=share, auth=auth)
-    studio = studio or Studio(settings)
-    blocks = build(studio)
-    served: Sequence[str] = [str(studio.pictures)]
+    app = app or AppState(options)
+    blocks = build(app)
+    served: Sequence[str] = [str(app.pictures)]
     blocks.queue(default_concurrency_limit=None, max_size=512, api_open=True)
     blocks.launch(
         server_name=host,
@@ -147,7 +147,7 @@ def launch(
         css=css(),
         head=head(),
         allowed_paths=list(served),
-        max_file_size=settings.max_upload,
+        max_file_size=options.max_upload,
         max_threads=64,
         run_history=False,
         enable_monitoring=False,
@@ -161,11 +161,9 @@ def launch(
         prevent_thread_lock=True,
         inbrowser=False,
     )
-    studio.preloader.warm_up()
+    app.preloader.warm_up()
     if block:
-        sys.stdout.write(
-            f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {studio.pictures})\n"
-        )
+        sys.stdout.write(f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {app.pictures})\n")
         sys.stdout.flush()
         blocks.block_thread()
     return blocks

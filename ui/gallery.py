@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError
-from lora_mixer.recall import PictureSettings, read_picture, save_picture
+from lora_mixer.picture_metadata import PictureSettings, read_picture, save_picture
 
 from . import checks
 from .thumbs import data_uri, file_uri
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lora_mixer import Picture
 
-    from .studio import Studio
+    from .app_state import AppState
 
 PAGE = 24
 THUMB = 320
@@ -36,35 +36,33 @@ def new_id(*, sheet: bool = False) -> str:
     return f"{stamp}-{int(now * 1000) % 1000:03}-{secrets.token_hex(3)}{'-sheet' if sheet else ''}"
 
 
-def keep(studio: Studio, picture: Picture) -> str:
+def keep(app: AppState, picture: Picture) -> str:
     """
     Write a finished picture with its settings inside.
 
     Args:
-        studio: Where to.
+        app: Where to.
         picture: The picture.
 
     Returns:
         Its id. The file is there, whole, when this returns.
     """
-    settings = PictureSettings.of_request(
-        picture.request, model=str(studio.settings.model), version=__version__
-    )
-    found, hashes = new_id(), studio.hashes(picture.request.mix.names)
-    save_picture(picture.image, studio.pictures / f"{found}.png", settings, hashes=hashes)
+    settings = PictureSettings.of_request(picture.request, model=str(app.options.model), version=__version__)
+    found, hashes = new_id(), app.hashes(picture.request.mix.names)
+    save_picture(picture.image, app.pictures / f"{found}.png", settings, hashes=hashes)
     return found
 
 
-def keep_sheet(studio: Studio, sheet: Image) -> str:
+def keep_sheet(app: AppState, sheet: Image) -> str:
     """Write a labelled grid; its cells have the settings."""
     found = new_id(sheet=True)
-    spare = studio.pictures / f".{found}.tmp"
+    spare = app.pictures / f".{found}.tmp"
     sheet.save(spare, format="png")
-    spare.replace(studio.pictures / f"{found}.png")
+    spare.replace(app.pictures / f"{found}.png")
     return found
 
 
-def path_of(studio: Studio, value: Any) -> Path:
+def path_of(app: AppState, value: Any) -> Path:
     """
     Find a picture by the id that the page gave.
 
@@ -72,7 +70,7 @@ def path_of(studio: Studio, value: Any) -> Path:
         PictureError: When there is none.
     """
     name = checks.opaque(value, "picture")
-    path = studio.pictures / f"{name}.png"
+    path = app.pictures / f"{name}.png"
     if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
         raise PictureError(f"there is no picture {name!r} any more")
     return path
@@ -83,9 +81,9 @@ def url_of(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
-def card(studio: Studio, name: str, image: Image | None = None) -> dict[str, Any]:
+def card(app: AppState, name: str, image: Image | None = None) -> dict[str, Any]:
     """Give what the page shows of a picture."""
-    path = studio.pictures / f"{name}.png"
+    path = app.pictures / f"{name}.png"
     thumb = data_uri(image, THUMB) if image is not None else file_uri(path, THUMB)
     return {"id": name, "url": url_of(path), "thumb": thumb}
 
@@ -114,18 +112,18 @@ def about(settings: PictureSettings) -> dict[str, Any]:
     }
 
 
-def details(studio: Studio, value: Any) -> dict[str, Any]:
+def details(app: AppState, value: Any) -> dict[str, Any]:
     """
     Give a picture and how it was made.
 
     Args:
-        studio: Where it is.
+        app: Where it is.
         value: Its id.
 
     Raises:
         PictureError: When there is none.
     """
-    path = path_of(studio, value)
+    path = path_of(app, value)
     found = {"id": path.stem, "url": url_of(path), "sheet": path.stem.endswith("-sheet")}
     try:
         return {**found, **about(read_picture(path))}
@@ -133,21 +131,21 @@ def details(studio: Studio, value: Any) -> dict[str, Any]:
         return {**found, "prompt": "", "mix": "", "facts": []}
 
 
-def listing(studio: Studio, page: Any = 0) -> dict[str, Any]:
+def listing(app: AppState, page: Any = 0) -> dict[str, Any]:
     """
     List a page of pictures, the newest first.
 
     Args:
-        studio: Where they are.
+        app: Where they are.
         page: From 0.
     """
-    names = sorted((p.stem for p in studio.pictures.glob("*.png") if _NAME.fullmatch(p.stem)), reverse=True)
+    names = sorted((p.stem for p in app.pictures.glob("*.png") if _NAME.fullmatch(p.stem)), reverse=True)
     pages = max(1, -(-len(names) // PAGE))
     number = min(checks.whole(page, "page", 0, 1_000_000), pages - 1)
-    cards = [card(studio, name) for name in names[number * PAGE : (number + 1) * PAGE]]
+    cards = [card(app, name) for name in names[number * PAGE : (number + 1) * PAGE]]
     return {"pictures": cards, "total": len(names), "page": number, "pages": pages}
 
 
-def remove(studio: Studio, value: Any) -> None:
+def remove(app: AppState, value: Any) -> None:
     """Delete a picture."""
-    path_of(studio, value).unlink()
+    path_of(app, value).unlink()

@@ -12,9 +12,9 @@ from lora_mixer import PictureRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from lora_mixer import StepReport
+    from lora_mixer import StepProgress
 
-    from .studio import Studio
+    from .app_state import AppState
 
 WARM_SIDE = 128
 """Pixels a side of the picture that warms the pipeline up, at most."""
@@ -27,12 +27,12 @@ class Preloader:
     One thread that takes its turns in the device's queue like a session, and goes away when there is nothing to do.
 
     Args:
-        studio: Whose pipeline and adapters.
+        app: Whose pipeline and adapters.
     """
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, app: AppState) -> None:
         """Start with nothing to do."""
-        self._studio = studio
+        self._app = app
         self._lock = threading.Lock()
         self._names: dict[str, None] = {}
         self._cold = False
@@ -51,7 +51,7 @@ class Preloader:
         Args:
             names: As mixes call them; those that cannot be used here are left for the click to complain about.
         """
-        fresh = [name for name in names if self._studio.spare_for(name)]
+        fresh = [name for name in names if self._app.spare_for(name)]
         with self._lock:
             self._names |= dict.fromkeys(fresh)
             if fresh:
@@ -82,21 +82,21 @@ class Preloader:
 
     def _turn(self, failed: str, work: Callable[[], None]) -> None:
         try:
-            with self._studio.queue.turn(_OWNER):
+            with self._app.queue.turn(_OWNER):
                 work()
         except Exception as error:  # noqa: BLE001 -- whoever needs it meets the error again, and is told
             _log.info("%s: %s", failed, error)
 
     def _load(self, name: str) -> None:
-        self._studio.ready([name])
-        with self._studio.mixer.applied({name: 1.0}):  # the first time, the base of what it changes is kept
+        self._app.ready([name])
+        with self._app.mixer.applied({name: 1.0}):  # the first time, the base of what it changes is kept
             pass
 
     def _first_steps(self) -> None:
-        width, height = (min(side, WARM_SIDE) for side in self._studio.size)
+        width, height = (min(side, WARM_SIDE) for side in self._app.size)
         request = PictureRequest("", steps=1, width=width, height=height)
-        list(self._studio.maker.make([request], on_step=_look))
+        list(self._app.maker.make([request], on_step=_look))
 
 
-def _look(report: StepReport) -> None:
+def _look(report: StepProgress) -> None:
     report.previews()

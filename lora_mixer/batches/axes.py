@@ -12,7 +12,7 @@ from lora_mixer.batches.plan import Picture
 from lora_mixer.batches.problems import shown
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import Axis, PictureRequest
+from lora_mixer.pictures import GridAxis, PictureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,12 +42,12 @@ class JobAxis:
     key: str
     values: tuple[Any, ...]
     kind: str
-    axis: Axis | None = None
+    axis: GridAxis | None = None
 
     def label(self, value: Any) -> str:
         """Give what stands at a row or column of a contact sheet."""
         if self.axis is not None:
-            return Axis(self.axis.kind, (value,), self.axis.adapter).labels[0]
+            return GridAxis(self.axis.kind, (value,), self.axis.adapter).labels[0]
         text = (
             value
             if isinstance(value, str)
@@ -122,7 +122,7 @@ def _axis(key: str, values: tuple[Any, ...], wildcards: Mapping[str, Sequence[st
         return JobAxis(key, values, "wildcard")
     kind, _, name = key.partition(" ")
     if kind in _KINDS and name.strip():
-        return JobAxis(key, values, "picture", Axis(kind, values, name.strip()))
+        return JobAxis(key, values, "picture", GridAxis(kind, values, name.strip()))
     known = ", ".join((*sorted(_FIELDS), *(f"'{kind} NAME'" for kind in _KINDS), "__WILDCARD__"))
     return f"no such axis; known are {known}"
 
@@ -145,7 +145,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
     return ""
 
 
-def _misfit_of_picture(axis: Axis, value: Any) -> str:
+def _misfit_of_picture(axis: GridAxis, value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if axis.kind != "blocks" and not number:
         return f"expected a number, got {shown(value)}"

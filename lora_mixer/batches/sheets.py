@@ -10,8 +10,8 @@ from lora_mixer.batches.axes import JobAxis, read_axes
 from lora_mixer.batches.expansion import sheet_name
 from lora_mixer.batches.problems import Problems
 from lora_mixer.batches.wildcards import read_wildcards
+from lora_mixer.picture_metadata import PictureSettings
 from lora_mixer.pictures import Band, contact_sheet
-from lora_mixer.recall import PictureSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

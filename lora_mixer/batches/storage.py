@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
-from lora_mixer.recall import save_picture
+from lora_mixer.picture_metadata import save_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from PIL.Image import Image
 
-    from lora_mixer.recall import PictureSettings
+    from lora_mixer.picture_metadata import PictureSettings
 
-_STALE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as lora_mixer.writing.atomic names them
+_STALE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as lora_mixer.atomic names them
 _PART = ".part"
 
 

@@ -222,7 +222,7 @@ class Worker:
     def _saved(
         self, planned: PlannedPicture, made: Picture, hashes: Mapping[str, Mapping[str, str]]
     ) -> Outcome:
-        from lora_mixer.recall import PictureSettings
+        from lora_mixer.picture_metadata import PictureSettings
 
         settings = PictureSettings.of_request(made.request, model=self.spec.model)
         try:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lora_mixer.binding.bind import Binding, BoundLayer, bind
-from lora_mixer.binding.components import find_components
+from lora_mixer.binding.components import check_components, find_components
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 
-__all__ = ["Binding", "BoundLayer", "ComponentMatch", "MatchReport", "bind", "find_components"]
+__all__ = [
+    "Binding",
+    "BoundLayer",
+    "ComponentMatch",
+    "MatchReport",
+    "bind",
+    "check_components",
+    "find_components",
+]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.errors import MixError, PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_mixer.mixes import Mix
 
 
 def find_components(pipe: Any) -> dict[str, nn.Module]:
@@ -65,3 +70,21 @@ def base_of(components: dict[str, nn.Module]) -> str:
             return f"{CROSS_ATTENTION.get(width, 'a UNet')} (cross-attention {width})"
         return type(module).__name__
     return ", ".join(f"{name} ({type(module).__name__})" for name, module in components.items())
+
+
+def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
+    """
+    Check that a mix names components of the pipeline only.
+
+    Args:
+        mix: The mix.
+        known: The pipeline's modules by name.
+
+    Raises:
+        MixError: When there is no such component.
+    """
+    for name in mix.names:
+        odd = [part for part in mix[name].named_components if part not in known]
+        if odd:
+            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
+            raise MixError(msg)

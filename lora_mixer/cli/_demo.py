@@ -12,7 +12,7 @@ import typer
 from lora_mixer.cli._output import OutputError
 from lora_mixer.cli._terminal import console, plain, print_error
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.recall import PictureSettings, save_picture
+from lora_mixer.picture_metadata import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

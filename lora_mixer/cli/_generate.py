@@ -17,7 +17,7 @@ from lora_mixer.cli._options import AllowPickle, LoadEmbeddings, Model, Strict  
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._terminal import console, plain, print_warning
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.recall import PictureSettings, save_picture
+from lora_mixer.picture_metadata import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Formatter
 
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.recall import FORMATS
+from lora_mixer.picture_metadata import FORMATS
 
 FIELDS = ("seed", "index")
 

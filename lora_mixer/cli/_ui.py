@@ -41,12 +41,12 @@ def ui(
     if auth is not None and not (user and colon and password):
         raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty")
     from lora_mixer.ui.app import check_reach, launch
-    from lora_mixer.ui.studio import Settings
+    from lora_mixer.ui.app_state import ServerOptions
 
     pair = (user, password) if auth is not None else None
     check_reach(host, share=share, auth=pair)
     missing = [str(folder) for folder in loras or () if not folder.expanduser().is_dir()]
     if missing:
         raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
-    settings = Settings(model=model, loras=tuple(loras or ()), out=out, device=device, dtype=dtype.value)
-    launch(settings, host=host, port=port or None, auth=pair, share=share)
+    options = ServerOptions(model=model, loras=tuple(loras or ()), out=out, device=device, dtype=dtype.value)
+    launch(options, host=host, port=port or None, auth=pair, share=share)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lora_mixer.engines.merged import MixLostError
-from lora_mixer.engines.setting import BASE, Engine, Setting
-from lora_mixer.engines.slots import BaseDevice
-from lora_mixer.engines.stage import Stage
-from lora_mixer.engines.words import Word, Words
+from lora_mixer.engines.active import BASE, ActiveMixes, Engine
+from lora_mixer.engines.controller import EngineController
+from lora_mixer.engines.merged.engine import MixLostError
+from lora_mixer.engines.merged.kept_weight import BaseDevice
 
-__all__ = ["BASE", "BaseDevice", "Engine", "MixLostError", "Setting", "Stage", "Word", "Words"]
+__all__ = ["BASE", "ActiveMixes", "BaseDevice", "Engine", "EngineController", "MixLostError"]

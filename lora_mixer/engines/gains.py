@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_mixer.engines.k_lora import Contest, scale_at
+from lora_mixer.engines.methods.k_lora import Contest, scale_at
 from lora_mixer.mixes import TEXT_ENCODERS, Composite, KLora
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.binding import BoundLayer
-    from lora_mixer.engines.steps import Step
+    from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.mixes import BlockLayout, Mix
 
 

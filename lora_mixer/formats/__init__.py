@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_mixer.formats.collector import paused_gc
 from lora_mixer.formats.reader import read, read_embeddings, read_info
 
-__all__ = ["read", "read_embeddings", "read_info"]
+__all__ = ["paused_gc", "read", "read_embeddings", "read_info"]

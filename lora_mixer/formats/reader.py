@@ -24,16 +24,16 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
 from lora_mixer.formats.describing import Modules, describe, own_name, survey
-from lora_mixer.formats.embeddings import alone, bundled, token_of
 from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 from lora_mixer.formats.pickles import load_pickle, read_pickle
+from lora_mixer.textual_inversion.files import alone, bundled, token_of
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
-    from lora_mixer.formats.embeddings import Embedding
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.sources import AdapterSource
+    from lora_mixer.textual_inversion.files import Embedding
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from lora_mixer.library.compatibility import Compatibility, base_family, compatible
 from lora_mixer.library.entry import Entry, Page, Refreshed
 from lora_mixer.library.library import Library
-from lora_mixer.library.mixbook import MixBook
-from lora_mixer.library.norms import Strengths, strengths
+from lora_mixer.library.norms import LayerNorms, layer_norms
+from lora_mixer.library.saved_mixes import SavedMixes
 
 __all__ = [
     "Compatibility",
     "Entry",
+    "LayerNorms",
     "Library",
-    "MixBook",
     "Page",
     "Refreshed",
-    "Strengths",
+    "SavedMixes",
     "base_family",
     "compatible",
-    "strengths",
+    "layer_norms",
 ]

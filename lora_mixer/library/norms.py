@@ -35,7 +35,7 @@ _BLOCK = re.compile(
 
 
 @dataclass(frozen=True)
-class Strengths:
+class LayerNorms:
     """
     Norms of an adapter's weight changes.
 
@@ -50,7 +50,7 @@ class Strengths:
     unknown: Mapping[str, int]
 
 
-def strengths(source: Any, **options: Any) -> Strengths:
+def layer_norms(source: Any, **options: Any) -> LayerNorms:
     """
     Compute how strongly an adapter changes each layer; unlike a description this reads the tensors.
 
@@ -68,7 +68,7 @@ def strengths(source: Any, **options: Any) -> Strengths:
     Example:
         >>> import torch
         >>> pair = {"lora_unet_mid_block_x.lora_down.weight": torch.eye(2), "lora_unet_mid_block_x.lora_up.weight": torch.eye(2)}
-        >>> {block: round(norm, 4) for block, norm in strengths(pair).blocks.items()}
+        >>> {block: round(norm, 4) for block, norm in layer_norms(pair).blocks.items()}
         {'unet mid': 1.4142}
     """
     layers: dict[str, float] = {}
@@ -84,7 +84,7 @@ def strengths(source: Any, **options: Any) -> Strengths:
         layers[f"{component}.{layer.target.module}"] = norm
         block = f"{component} {block_of(layer.target.module)}"
         squares[block] = squares.get(block, 0.0) + norm * norm
-    return Strengths(layers, {block: math.sqrt(total) for block, total in squares.items()}, unknown)
+    return LayerNorms(layers, {block: math.sqrt(total) for block, total in squares.items()}, unknown)
 
 
 def block_of(module: str) -> str:

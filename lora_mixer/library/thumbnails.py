@@ -6,8 +6,8 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from lora_mixer.atomic import write_files
 from lora_mixer.library._walking import within
-from lora_mixer.writing.atomic import write_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ listed in ``docs/mixes.md``.
 
 from __future__ import annotations
 
+from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.blocks import Blocks, BlockTree
-from lora_mixer.mixes.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.curves import Keyframes, Ramp
 from lora_mixer.mixes.layout import BlockLayout, BlockShape
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes._frozen import FrozenMap
 from lora_mixer.mixes._reading import Reading, shown
 from lora_mixer.mixes.blocks import Blocks
-from lora_mixer.mixes.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.mask import Mask
 from lora_mixer.mixes.schedule import Constant, Schedule
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes._frozen import FrozenMap
 from lora_mixer.mixes._reading import Reading, list_of, shown
-from lora_mixer.mixes.components import TEXT_ENCODERS
 from lora_mixer.mixes.layout import BlockLayout, BlockShape, Place, place_of
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes._frozen import FrozenMap
 from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, number_text, shown
 from lora_mixer.mixes._split import is_number
 from lora_mixer.mixes.blocks import Blocks
-from lora_mixer.mixes.components import TEXT_ENCODERS
 from lora_mixer.mixes.layout import Place, place_of
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import _text
 from lora_mixer.mixes._forms import is_full, is_name, read_parts
@@ -15,7 +16,6 @@ from lora_mixer.mixes._frozen import FrozenMap
 from lora_mixer.mixes._reading import Reading, did_you_mean, fail, list_of, shown
 from lora_mixer.mixes._written import Written
 from lora_mixer.mixes.adapter import AdapterMix
-from lora_mixer.mixes.components import TEXT_ENCODERS
 from lora_mixer.mixes.method import Method
 
 if TYPE_CHECKING:

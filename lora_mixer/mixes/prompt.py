@@ -19,12 +19,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes._adapter_forms import read_adapter
 from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, number_text, shown
 from lora_mixer.mixes._schedule_forms import looks_like_schedule, read_span, read_window
 from lora_mixer.mixes._split import is_number
 from lora_mixer.mixes.adapter import AdapterMix
-from lora_mixer.mixes.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
 from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.mix import Mix

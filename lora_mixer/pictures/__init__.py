@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lora_mixer.pictures.grid import Axis, grid_requests, grid_sheet, with_adapter
+from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
 from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
-from lora_mixer.pictures.maker import PictureMaker, StepReport
+from lora_mixer.pictures.maker import PictureMaker, StepProgress
 from lora_mixer.pictures.queue import FairQueue
 from lora_mixer.pictures.request import MAX_SEED, Picture, PictureRequest
 from lora_mixer.pictures.sheet import Band, contact_sheet
@@ -12,13 +12,13 @@ from lora_mixer.pictures.sheet import Band, contact_sheet
 __all__ = [
     "DEMO",
     "MAX_SEED",
-    "Axis",
     "Band",
     "FairQueue",
+    "GridAxis",
     "Picture",
     "PictureMaker",
     "PictureRequest",
-    "StepReport",
+    "StepProgress",
     "contact_sheet",
     "grid_requests",
     "grid_sheet",

@@ -19,7 +19,7 @@ MAX_CELLS = 400
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """
     One axis of a grid.
 
@@ -35,7 +35,7 @@ class Axis:
         PictureError: When the kind is unknown, there are no values, an adapter is missing, or names do not match.
 
     Example:
-        >>> Axis("weight", (0.0, 0.5), adapter="ink").labels
+        >>> GridAxis("weight", (0.0, 0.5), adapter="ink").labels
         ('ink 0', 'ink 0.5')
     """
 
@@ -60,7 +60,7 @@ class Axis:
         object.__setattr__(self, "values", tuple(self.values))
 
     @classmethod
-    def read(cls, kind: str, text: str, adapter: str = "") -> Axis:
+    def read(cls, kind: str, text: str, adapter: str = "") -> GridAxis:
         """
         Read an axis that somebody wrote.
 
@@ -74,9 +74,9 @@ class Axis:
             PictureError: With the value that makes no sense.
 
         Example:
-            >>> Axis.read("weight", "0-1 (+0.5), 2", "ink").values
+            >>> GridAxis.read("weight", "0-1 (+0.5), 2", "ink").values
             (0.0, 0.5, 1.0, 2.0)
-            >>> Axis.read("seed", "7, 1-3").values
+            >>> GridAxis.read("seed", "7, 1-3").values
             (7, 1, 2, 3)
         """
         if kind == "none":
@@ -118,8 +118,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class _Kind:
-    change: Callable[[Axis, PictureRequest, Any], PictureRequest]
-    label: Callable[[Axis, Any], str]
+    change: Callable[[GridAxis, PictureRequest, Any], PictureRequest]
+    label: Callable[[GridAxis, Any], str]
     needs_adapter: bool = False
 
 
@@ -140,8 +140,8 @@ def with_adapter(mix: Mix, name: str, **changes: Any) -> Mix:
     return Mix({**mix.adapters, name: changed}, mix.method)
 
 
-def _component(part: str) -> Callable[[Axis, PictureRequest, Any], PictureRequest]:
-    def change(axis: Axis, request: PictureRequest, value: Any) -> PictureRequest:
+def _component(part: str) -> Callable[[GridAxis, PictureRequest, Any], PictureRequest]:
+    def change(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
         now = request.mix.adapters.get(axis.adapter, AdapterMix())
         components: Mapping[str, float] = {**now.components, part: value}
         return replace(request, mix=with_adapter(request.mix, axis.adapter, components=components))
@@ -149,22 +149,22 @@ def _component(part: str) -> Callable[[Axis, PictureRequest, Any], PictureReques
     return change
 
 
-def _weight(axis: Axis, request: PictureRequest, value: Any) -> PictureRequest:
+def _weight(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
     # one number for all of it: weights by component would hide the axis
     return replace(request, mix=with_adapter(request.mix, axis.adapter, weight=value, components={}))
 
 
-def _adapter(_: Axis, request: PictureRequest, value: Any) -> PictureRequest:
+def _adapter(_: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
     kept = request.mix.adapters.get(value, AdapterMix())
     return replace(request, mix=Mix({value: kept}) if value else Mix())
 
 
-def _blocks(axis: Axis, request: PictureRequest, value: Any) -> PictureRequest:
+def _blocks(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
     blocks = Mix.of({axis.adapter: {"blocks": value}})[axis.adapter].blocks
     return replace(request, mix=with_adapter(request.mix, axis.adapter, blocks=blocks))
 
 
-def _prompt(axis: Axis, request: PictureRequest, value: Any) -> PictureRequest:
+def _prompt(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
     first = axis.values[0]
     if first not in request.prompt:
         raise PictureError(
@@ -177,7 +177,7 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _named(axis: Axis, value: Any) -> str:
+def _named(axis: GridAxis, value: Any) -> str:
     return f"{axis.adapter} {_number(value)}"
 
 
@@ -240,7 +240,9 @@ _KINDS: Mapping[str, _Kind] = {
 }
 
 
-def grid_requests(request: PictureRequest, columns: Axis, rows: Axis | None = None) -> list[PictureRequest]:
+def grid_requests(
+    request: PictureRequest, columns: GridAxis, rows: GridAxis | None = None
+) -> list[PictureRequest]:
     """
     Give the request of each cell, row by row.
 
@@ -257,18 +259,18 @@ def grid_requests(request: PictureRequest, columns: Axis, rows: Axis | None = No
 
     Example:
         >>> from lora_mixer.pictures import PictureRequest
-        >>> cells = grid_requests(PictureRequest("a cat"), Axis("weight", (0, 1), "ink"), Axis("seed", (1, 2)))
+        >>> cells = grid_requests(PictureRequest("a cat"), GridAxis("weight", (0, 1), "ink"), GridAxis("seed", (1, 2)))
         >>> [(cell.seed, cell.mix.to_text()) for cell in cells]
         [(1, 'ink:0'), (1, 'ink:1'), (2, 'ink:0'), (2, 'ink:1')]
     """
-    rows = rows or Axis("none")
+    rows = rows or GridAxis("none")
     count = len(rows.values) * len(columns.values)
     if count > MAX_CELLS:
         raise PictureError(f"a grid has at most {MAX_CELLS} cells, got {count}")
     return [columns.at(rows.at(request, down), across) for down in rows.values for across in columns.values]
 
 
-def grid_sheet(images: Sequence[Any], columns: Axis, rows: Axis | None = None) -> Any:
+def grid_sheet(images: Sequence[Any], columns: GridAxis, rows: GridAxis | None = None) -> Any:
     """
     Draw finished cells as one labelled picture.
 
@@ -282,7 +284,7 @@ def grid_sheet(images: Sequence[Any], columns: Axis, rows: Axis | None = None) -
     """
     from lora_mixer.pictures.sheet import Band, contact_sheet
 
-    rows = rows or Axis("none")
+    rows = rows or GridAxis("none")
     wide = len(columns.values)
     if len(images) != wide * len(rows.values):
         raise PictureError(f"the grid has {wide * len(rows.values)} cells, got {len(images)} pictures")

@@ -37,7 +37,7 @@ _ARGUMENTS = {
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepProgress:
     """
     Where a batch is.
 
@@ -121,7 +121,7 @@ class PictureMaker:
         self,
         requests: Sequence[PictureRequest],
         *,
-        on_step: Callable[[StepReport], None] | None = None,
+        on_step: Callable[[StepProgress], None] | None = None,
     ) -> Iterator[Picture]:
         """
         Make the pictures, those that can share a batch together; everything is checked before the first is begun.
@@ -142,7 +142,7 @@ class PictureMaker:
         return self._run(full, on_step)
 
     def _run(
-        self, requests: Sequence[PictureRequest], on_step: Callable[[StepReport], None] | None
+        self, requests: Sequence[PictureRequest], on_step: Callable[[StepProgress], None] | None
     ) -> Iterator[Picture]:
         waiting = batches(requests, self.batch_size)
         while waiting:
@@ -176,7 +176,7 @@ class PictureMaker:
         self,
         batch: Sequence[PictureRequest],
         indices: tuple[int, ...],
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[StepProgress], None] | None,
     ) -> list[Image]:
         pipe, first = self.mixer.pipe, batch[0]
         arguments: dict[str, Any] = {
@@ -215,13 +215,13 @@ def _sized(request: PictureRequest, image: Image) -> PictureRequest:
 
 
 def _watcher(
-    pipe: Any, indices: tuple[int, ...], on_step: Callable[[StepReport], None]
+    pipe: Any, indices: tuple[int, ...], on_step: Callable[[StepProgress], None]
 ) -> Callable[..., dict[str, Any]]:
     progress = Progress(pipe)
 
     def after(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         progress.moved(step, values.get("latents"))
-        on_step(StepReport(indices, step + 1, len(pipe.scheduler.timesteps), progress.previews))
+        on_step(StepProgress(indices, step + 1, len(pipe.scheduler.timesteps), progress.previews))
         return {}
 
     return after

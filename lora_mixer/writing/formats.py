@@ -6,9 +6,9 @@ import json
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
+from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.peft_config import HEADER_KEY
-from lora_mixer.writing.atomic import write_files
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
 from lora_mixer.writing.peft import lora_config, refuse_what_peft_lacks, to_peft

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.adapter import AdapterInfo
-    from lora_mixer.engines import Stage
+    from lora_mixer.engines import EngineController
     from lora_mixer.writing.report import SaveReport
 
 
@@ -119,7 +119,7 @@ def choose(
 
 
 def hold(
-    mix: Mix, infos: Mapping[str, AdapterInfo], stage: Stage, components: Mapping[str, nn.Module]
+    mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController, components: Mapping[str, nn.Module]
 ) -> dict[str, Held]:
     """
     Gather the layers of a mix's adapters, with the gain of each.

@@ -47,7 +47,7 @@ lm.maskEditor = (row, kit, change, trigger) => {
     trigger("mask", { name: row.name, png: flat.toDataURL("image/png") });
   }
 
-  const shown = document.querySelector("#stage .lm-final")?.getAttribute("src");
+  const shown = document.querySelector("#job .lm-final")?.getAttribute("src");
   const behind = shown ? lm.picture(shown, "", "lm-behind") : null;
   const surface = h("div", { class: "lm-surface", style: `aspect-ratio:${wide}/${high}` }, behind, canvas);
   const tools = h("div", { class: "lm-masktools", hidden: true }, h("p", { class: "lm-hint" }, "Paint where the adapter works, over the last picture."), surface,

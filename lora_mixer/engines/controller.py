@@ -1,0 +1,319 @@
+"""
+Puts mixes into effect: chooses between rewriting weights and the side path, and keeps schedules in step.
+
+* One constant mix: merged, but for layers whose weights cannot be rewritten (quantised, offloaded): those have the side
+  path.
+* One mix with a schedule or a method: the side path, or merged anew at each step where an adapter has no low-rank form.
+* Masks, and several mixes for the images of one batch: the side path.
+* While the side path is reserved: whatever it can hold.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from lora_mixer.binding.components import component_name
+from lora_mixer.engines.active import BASE, ActiveMixes
+from lora_mixer.engines.denoiser.follower import START, DenoiserFollower, Prompts
+from lora_mixer.engines.denoiser.watch import Calls
+from lora_mixer.engines.gains import MixGains
+from lora_mixer.engines.merged.engine import MergedEngine, MixLostError
+from lora_mixer.engines.methods.k_lora import Contest, contest
+from lora_mixer.engines.selection import Selection, choose
+from lora_mixer.engines.side.engine import SideEngine
+from lora_mixer.engines.side.support import layer_kind, side_pair
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+
+    from lora_mixer.algorithms import Factors
+    from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.denoiser.steps import Step
+    from lora_mixer.engines.merged.kept_weight import BaseDevice
+    from lora_mixer.mixes import Mix
+
+
+class EngineController:
+    """
+    The engines of one pipeline, and what they hold in effect.
+
+    Args:
+        pipe: The pipeline, for its scheduler and guidance.
+        keep_on: Where bases are kept.
+    """
+
+    def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
+        """Start with the base."""
+        self._pipe = pipe
+        self.merged = MergedEngine(keep_on)
+        self.beside = SideEngine()
+        self._calls = Calls()
+        self._layers: dict[str, Sequence[BoundLayer]] = {}
+        self._now = BASE
+        self._pairs: dict[str, list[Factors | None]] = {}
+        self._contests: dict[tuple[str, str], Contest] = {}
+
+    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter's layers under a name; nothing takes effect yet."""
+        self.merged.add(name, layers)
+        self._layers[name] = layers
+
+    def layers(self, name: str) -> Sequence[BoundLayer]:
+        """Give the layers of an adapter, in the order of ``merged.held``."""
+        return self._layers[name]
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether all that is in effect is in parameters: no side path, no bias on a module without one."""
+        return not self.beside.active and not self.merged.has_hooks
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter that is in no mix any more."""
+        if name in self._layers:
+            del self._layers[name]
+            self._forget(name)
+            self.merged.remove(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Let an adapter that is in no mix go on under another name."""
+        self._layers[new] = self._layers.pop(old)
+        self._forget(old)
+        self.merged.rename(old, new)
+
+    def _forget(self, name: str) -> None:
+        self._pairs.pop(name, None)
+        self._contests = {names: kept for names, kept in self._contests.items() if name not in names}
+
+    def apply(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """
+        Put a setting into effect, all or nothing.
+
+        Args:
+            setting: The mixes and how to serve them.
+            components: The pipeline's modules.
+
+        Raises:
+            MixError: When no engine, or not the one asked for, can serve the mixes.
+            PipelineStateError: When weights cannot be worked on.
+        """
+        self.merged.look()
+        chosen = self._choose(setting)
+        before = self._now
+        try:
+            self._enter(setting, components, chosen)
+        except MixLostError:
+            self._clear()
+            self._now = BASE
+            raise
+        except BaseException:
+            self._enter(before, components, self._choose(before))
+            raise
+
+    def restore(self) -> None:
+        """Put the base back, whatever state others left the weights in."""
+        self._clear()
+        self._now = BASE
+        self.merged.restore()
+
+    def rebase(self) -> None:
+        """Take what the weights hold now as the new base."""
+        self._clear()
+        self._now = BASE
+        self.merged.rebase()
+
+    def _clear(self) -> None:
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.empty()
+
+    # --- reserving -------------------------------------------------------------------------------------------------
+
+    def reserve(self, rank: int, rows: int, components: Mapping[str, nn.Module]) -> None:
+        """
+        Reserve the side path beside all layers of denoisers that loaded adapters change.
+
+        Raises:
+            MixError: When there are none, or the mix in effect does not fit; nothing has changed then.
+        """
+        found = {
+            id(layer.live.module): layer.live
+            for layers in self._layers.values()
+            for layer in layers
+            if layer.live.component not in TEXT_ENCODERS and layer_kind(layer.live.module) is not None
+        }
+        if not found:
+            raise MixError(
+                "no loaded adapter changes a denoiser's layers that a side path can stand beside; load the adapters "
+                "first, or one that changes the same layers"
+            )
+        held = self.beside.reserved
+        before = None if held is None else (held.rank, held.rows)
+        self._clear()
+        self.beside.reserve(list(found.values()), rank, rows, components)
+        try:
+            self.apply(self._now, components)
+        except BaseException:
+            self.beside.release()
+            if before is not None:
+                self.beside.reserve(list(found.values()), *before, components)
+            self.apply(self._now, components)
+            raise
+
+    def release(self, components: Mapping[str, nn.Module]) -> None:
+        """Give the reserved side path back; the mix in effect goes on by other means."""
+        self._clear()
+        self.beside.release()
+        self.apply(self._now, components)
+
+    # --- taking effect -------------------------------------------------------------------------------------------
+
+    def _choose(self, setting: ActiveMixes) -> Selection:
+        return choose(
+            setting,
+            {name: self._layers[name] for name in setting.names},
+            {name: self.merged.locks(name) for name in setting.names},
+            self._pairs_of,
+            reserved=self.beside.reserved is not None,
+        )
+
+    def _pairs_of(self, name: str) -> list[Factors | None]:
+        """Give the factors of an adapter's layers, worked out once for as long as it takes part."""
+        if name not in self._pairs:
+            self._pairs[name] = [side_pair(layer) for layer in self._layers[name]]
+        return self._pairs[name]
+
+    def _enter(self, setting: ActiveMixes, components: Mapping[str, nn.Module], chosen: Selection) -> None:
+        self._calls.clear()
+        self.beside.clear()
+        names = tuple(sorted(setting.names))
+        layouts = self._layouts(setting, components)
+        for mix in setting.every:
+            if layouts:
+                mix.check(layouts)
+        mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.every]
+        beside = chosen.beside
+
+        def merged_gains(step: Step, turn: int | None) -> dict[str, list[float]]:
+            table = mixes[0].at(step, turn) if len(mixes) == 1 else {}
+            return {
+                name: [0.0 if out else gain for gain, out in zip(gains, beside[name], strict=True)]
+                for name, gains in table.items()
+            }
+
+        self.merged.apply(merged_gains(START, None))
+        if any(any(flags) for flags in beside.values()):
+            pairs = {
+                name: [
+                    pair if out else None
+                    for pair, out in zip(self._pairs_of(name), beside[name], strict=True)
+                ]
+                for name in names
+            }
+            self.beside.build(mixes, names, pairs, components, self._masks(setting, names), START)
+        else:
+            self.beside.empty()
+        self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in names}
+        if chosen.follows:
+            self._follow(
+                setting, [mix.passes for mix in mixes], merged_gains, remerge=chosen.engine == "steps"
+            )
+        self._now = setting
+
+    def _contest(self, mix: Mix) -> Contest | None:
+        if not isinstance(mix.method, KLora):
+            return None
+        roles = mix.method.roles(mix.names)
+        if roles not in self._contests:
+            content, style = (
+                [layer for layer in self._layers[name] if layer.live.component not in TEXT_ENCODERS]
+                for name in roles
+            )
+            self._contests[roles] = contest(content, style)
+        return self._contests[roles]
+
+    @staticmethod
+    def _layouts(setting: ActiveMixes, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
+        """Give the blocks of each component, where a mix asks for any."""
+        if all(mix[name].blocks is None for mix in setting.every for name in mix.names):
+            return {}
+        return {
+            part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
+            for part, root in components.items()
+        }
+
+    @staticmethod
+    def _masks(setting: ActiveMixes, names: Sequence[str]) -> torch.Tensor | None:
+        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
+        found = {
+            (i, name): torch.tensor(mask.load(), dtype=torch.float32)
+            for i, mix in enumerate(setting.every)
+            for name in mix.names
+            if (mask := mix[name].mask) is not None
+        }
+        if not found:
+            return None
+        height = max(mask.shape[0] for mask in found.values())
+        width = max(mask.shape[1] for mask in found.values())
+        rows = []
+        for i in range(len(setting.every)):
+            for name in names:
+                own = found.get((i, name), torch.ones(1, 1))[None, None]
+                rows.append(functional.interpolate(own, size=(height, width), mode="bilinear")[0, 0])
+        return torch.stack(rows).clamp_(0, 1)
+
+    # --- following the denoiser --------------------------------------------------------------------------------------
+
+    def _follow(
+        self,
+        setting: ActiveMixes,
+        passes: Sequence[int],
+        merged_gains: Callable[[Step, int | None], dict[str, list[float]]],
+        *,
+        remerge: bool,
+    ) -> None:
+        """Watch each denoiser that an active adapter changes, and text encoders where each prompt has its own mix."""
+        outer = callers(self._pipe)
+        start = merged_gains(START, None)
+
+        def put(step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
+            if remerge:
+                gains = merged_gains(step, turn)
+                for name, own in gains.items():  # text encoders keep what they had before the first step
+                    for place, layer in enumerate(self._layers[name]):
+                        if layer.live.component in TEXT_ENCODERS:
+                            own[place] = start[name][place]
+                if gains != self.merged.active:
+                    self.merged.apply(gains)
+            self.beside.show(step, turn, rows, latents)
+
+        prompts = Prompts(len(setting.mixes), len(setting.negatives))
+        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        for part in sorted(parts - set(TEXT_ENCODERS)):
+            follower = DenoiserFollower(
+                self._pipe, passes, len(setting.negatives), setting.copies, put, prompts
+            )
+            self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
+        for part in self.beside.scenes:
+            if part in TEXT_ENCODERS and len(setting.every) > 1:
+                show = functools.partial(self.beside.show_text, part)
+                self._calls.watch(outer[part], prompts.before(part, show))
+
+
+def callers(pipe: Any) -> dict[str, nn.Module]:
+    """
+    Give the components as the pipeline calls them, ``torch.compile``'s wrappers included.
+
+    Args:
+        pipe: A pipeline, or a bare module.
+    """
+    if isinstance(pipe, torch.nn.Module):
+        return {component_name(pipe): pipe}
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}

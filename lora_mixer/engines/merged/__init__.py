@@ -1,0 +1,1 @@
+"""The merged engine: weights rewritten in place from kept bases."""

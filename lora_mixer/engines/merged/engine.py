@@ -1,0 +1,321 @@
+"""
+The merged engine: a mix is written into the weights themselves, so a step costs what the base costs.
+
+All or nothing: if a write fails half-way, the mix from before is written again from the kept bases. What has to be
+written for a set of adapters is worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses
+it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.engines.merged.bias_hook import AddBias
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.grouped import Groups
+from lora_mixer.engines.merged.kept_weight import (
+    BaseDevice,
+    KeptWeight,
+    check,
+    raise_problems,
+    restore,
+    unsupported,
+)
+from lora_mixer.errors import PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from lora_mixer.algorithms import Factors, LayerWeights
+    from lora_mixer.binding import BoundLayer
+
+    Gains = Mapping[str, Sequence[float]]
+    """The gain of each layer of each adapter, by name and in the order given to ``add``."""
+
+
+_PLANS = 16
+"""How many plans are kept: lists and addresses, no weights."""
+
+_Key = tuple[tuple[str, bytes], ...]
+"""Adapters, and which of their layers have a gain."""
+
+
+class MixLostError(PipelineStateError):
+    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
+
+
+@dataclass(eq=False)
+class _Touched:
+    """A module that adapters change: its weight, its bias if it has one, and who needs it."""
+
+    module: nn.Module
+    weight: KeptWeight
+    bias: KeptWeight | None
+    transposed: bool
+    users: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One adapter's part in one module; ``place`` is where its gain stands in the list of all gains."""
+
+    weights: LayerWeights
+    pair: Factors | None
+    place: int
+
+    def term(self, gains: Sequence[float]) -> Term:
+        return Term(self.weights, self.pair, gains[self.place])
+
+
+@dataclass
+class _Plan:
+    """What to write for one set of adapters, whatever their weights."""
+
+    groups: Groups = field(default_factory=Groups)
+    singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    written: set[KeptWeight] = field(default_factory=set)
+
+
+class MergedEngine:
+    """
+    Writes mixes into weights and puts the base back.
+
+    Args:
+        keep_on: Where bases are kept: ``"device"`` beside the weights, ``"host"`` in (pinned) host memory.
+    """
+
+    def __init__(self, keep_on: BaseDevice = "device") -> None:
+        """Start with nothing touched."""
+        self._keep_on: BaseDevice = keep_on
+        self._adapters: dict[str, list[tuple[_Touched, LayerWeights]]] = {}
+        self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
+        self._plans: dict[_Key, _Plan] = {}
+        self._active: Gains = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter's layers; nothing is written yet."""
+        tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
+        taken: list[tuple[_Touched, LayerWeights]] = []
+        for layer in layers:
+            live = layer.live
+            entry = self._touched.get(id(live.module)) or tied.get(id(live.weight))
+            if entry is None:
+                path = f"{live.component}.{live.path}"
+                bias = None
+                if getattr(live.module, "bias", None) is not None:
+                    bias = KeptWeight(f"{path}.bias", live.module, "bias", self._keep_on)
+                weight = KeptWeight(f"{path}.weight", live.module, "weight", self._keep_on)
+                entry = _Touched(live.module, weight, bias, live.transposed)
+                for slot in filter(None, (weight, bias)):
+                    slot.stamp()
+                self._touched[id(live.module)] = tied[id(live.weight)] = entry
+            entry.users.add(name)
+            taken.append((entry, layer.weights))
+        self._adapters[name] = taken
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
+        del self._adapters[name]
+        self._plans.clear()
+        for key, entry in list(self._touched.items()):
+            entry.users.discard(name)
+            if not entry.users:
+                del self._touched[key]
+
+    def rename(self, old: str, new: str) -> None:
+        """Let an adapter that is out of the weights go on under a name that is free."""
+        self._adapters[new] = self._adapters.pop(old)
+        for entry, _ in self._adapters[new]:
+            entry.users.discard(old)
+            entry.users.add(new)
+        self._plans.clear()
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a part of the mix, a bias on a module without one, is in no parameter."""
+        return bool(self._hooks)
+
+    def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
+        """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        for entry, weights in self._adapters[name]:
+            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            bias = entry.bias
+            yield (
+                entry.module,
+                weights,
+                clean.T if entry.transposed else clean,
+                None if bias is None else bias.live if bias.base is None else bias.base,
+            )
+
+    def look(self) -> None:
+        """
+        Look at what others did to the weights since, before anything is planned.
+
+        Raises:
+            PipelineStateError: When a mix in the weights cannot be changed any more.
+        """
+        if check(self._all_slots()):
+            self._plans.clear()
+
+    def locks(self, name: str) -> list[bool]:
+        """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
+        return [entry.weight.locked for entry, _ in self._adapters[name]]
+
+    def apply(self, gains: Gains) -> None:
+        """
+        Make the weights hold exactly this mix; an adapter that is not named has no part in it.
+
+        Raises:
+            PipelineStateError: When a weight cannot be worked on; nothing has been written then.
+            MixLostError: When writing failed twice.
+        """
+        self.look()
+        before = self._active
+        try:
+            self._write(gains)
+        except BaseException:
+            try:
+                self._plans.clear()
+                self._write(before)
+            except BaseException as error:
+                self._write({})
+                msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
+                raise MixLostError(msg) from error
+            raise
+
+    def restore(self) -> None:
+        """Put the base back, whatever state others left the weights in."""
+        raise_problems(
+            [
+                f"{slot.name}: {reason}"
+                for slot in self._all_slots()
+                if slot.base is not None and (reason := unsupported(slot.parameter))
+            ]
+        )
+        for slot in self._slots():
+            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
+            slot.stamp()
+        self._plans.clear()
+        self._write({})
+
+    def rebase(self) -> None:
+        """Take what the weights hold now as the new base; no mix is active afterwards."""
+        self._drop_hooks()
+        self._active = {}
+        self._plans.clear()
+        for slot in self._slots():
+            slot.rebase()
+
+    @property
+    def active(self) -> Gains:
+        """The gains that the weights hold now."""
+        return self._active
+
+    def base_bytes(self) -> dict[str, int]:
+        """Count the bytes of kept bases by device."""
+        table: dict[str, int] = {}
+        for slot in self._slots():
+            if slot.base is not None:
+                place = str(slot.base.device)
+                table[place] = table.get(place, 0) + slot.base.numel() * slot.base.element_size()
+        return table
+
+    def _all_slots(self) -> list[KeptWeight]:
+        return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
+
+    def _slots(self) -> list[KeptWeight]:
+        return [slot for slot in self._all_slots() if not slot.locked]
+
+    @torch.no_grad()
+    def _write(self, gains: Gains) -> None:
+        # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
+        names = sorted(name for name, values in gains.items() if any(values))
+        key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make_plan(names, gains)
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = plan
+        flat = [gain for name in names for gain in gains[name]]
+        self._drop_hooks()
+        restore([slot for slot in self._slots() if slot not in plan.written])
+        for slot in plan.written:
+            slot.blended = True
+        with exact_matmul():
+            plan.groups.write(flat)
+            for entry, parts in plan.singles:
+                live = entry.weight.live
+                with _writing(live):
+                    blend_weight(
+                        live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
+                    )
+            for entry, parts in plan.biases:
+                self._write_bias(entry, [p.term(flat) for p in parts])
+        self._active = gains
+
+    def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
+        plan = _Plan()
+        parts: dict[_Touched, list[_Part]] = {}
+        place = 0
+        for name in names:  # sorted: one order of summation, whatever the order of the mix
+            for (entry, weights), gain in zip(self._adapters[name], gains[name], strict=True):
+                if gain:
+                    shape = tuple(entry.weight.parameter.shape)
+                    pair = weights.factors(shape[::-1] if entry.transposed else shape)
+                    parts.setdefault(entry, []).append(_Part(weights, pair, place))
+                place += 1
+        for entry, own in parts.items():
+            base, live = entry.weight.keep(), entry.weight.live
+            plan.written.add(entry.weight)
+            pairs = [part.pair for part in own if part.pair is not None]
+            grouped = len(pairs) == len(own) and not entry.transposed
+            if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
+                plan.singles.append((entry, own))
+            clean = (
+                None
+                if entry.bias is None
+                else entry.bias.base
+                if entry.bias.base is not None
+                else entry.bias.live
+            )
+            biased = [part for part in own if part.weights.bias_delta(clean, 1.0) is not None]
+            if biased:
+                plan.biases.append((entry, biased))
+                if entry.bias is not None:
+                    entry.bias.keep()
+                    plan.written.add(entry.bias)
+        return plan
+
+    def _write_bias(self, entry: _Touched, terms: Sequence[Term]) -> None:
+        if entry.bias is None:
+            change = bias_change(None, terms)
+            if change is not None:
+                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
+            return
+        live = entry.bias.live
+        base = entry.bias.keep().to(live.device, accumulator(live))
+        change = bias_change(base, terms)
+        with _writing(live):
+            live.copy_(base if change is None else base + change.to(base))
+
+    def _drop_hooks(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+
+@contextmanager
+def _writing(live: torch.Tensor) -> Iterator[None]:
+    """Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients."""
+    with torch.inference_mode() if live.is_inference() else torch.no_grad():
+        yield

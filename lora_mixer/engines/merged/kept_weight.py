@@ -1,0 +1,207 @@
+"""One live parameter that adapters change, and its kept base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lora_mixer.errors import PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BaseDevice = Literal["device", "host"]
+"""Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
+
+
+class KeptWeight:
+    """
+    A parameter by its place in the module tree, with the clean base once something is to be written.
+
+    Args:
+        name: Component and path, for messages.
+        module: The module that owns it.
+        attribute: ``weight`` or ``bias``.
+        keep_on: Where the base is kept.
+
+    Attributes:
+        locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
+    """
+
+    def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice) -> None:
+        """Note the place; nothing is copied yet."""
+        self.name = name
+        self.module = module
+        self.attribute = attribute
+        self.keep_on = keep_on
+        self.base: torch.Tensor | None = None
+        self.blended = False
+        self.locked = False
+        self._seen: torch.Tensor | None = None
+        self._storage: StorageWeakRef | None = None
+        self._address = 0
+        self._version = 0
+
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The live parameter, looked up anew: ``.to`` and offloading may replace it."""
+        parameter = self.module._parameters.get(self.attribute)  # noqa: SLF001 -- ten times faster than getattr
+        return getattr(self.module, self.attribute) if parameter is None else parameter
+
+    @property
+    def live(self) -> torch.Tensor:
+        """The live values for writing; writes through here leave the parameter's version counter alone."""
+        return self.parameter.data
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the parameter is where and what it was at the last :meth:`stamp`, but for our own writes."""
+        parameter = self.parameter
+        if self.locked:
+            return parameter is self._seen
+        return (
+            parameter is self._seen
+            # an address alone says little: .to() and back may get the freed memory again
+            and self._storage is not None
+            and not self._storage.expired()  # type: ignore[no-untyped-call]
+            and parameter.data_ptr() == self._address
+            and _version(parameter) == self._version
+            and (self.base is None or self.base.dtype == parameter.dtype)
+        )
+
+    def stamp(self) -> None:
+        """Remember the parameter as it is now, to notice when others move or change it."""
+        self._seen = self.parameter
+        self.locked = unsupported(self._seen) is not None
+        if not self.locked:
+            self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
+            self._address = self._seen.data_ptr()
+            self._version = _version(self._seen)
+
+    def problem(self) -> str | None:
+        """Say why a mix in the parameter cannot be changed now, or None; without a mix in it there is no problem."""
+        parameter = self.parameter
+        if not self.blended:
+            return None
+        reason = unsupported(parameter)
+        if reason:
+            return f"{self.name}: an adapter is merged into it, and {reason}"
+        if self.base is not None and self._overwritten(parameter):
+            return (
+                f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
+                "is there now as the new base, or mixer.restore_base() to put the kept one back"
+            )
+        return None
+
+    def _overwritten(self, parameter: torch.Tensor) -> bool:
+        # .to() keeps the object and its version; load_state_dict and others change one of them
+        return parameter is not self._seen or _version(parameter) != self._version
+
+    def follow(self) -> None:
+        """Take note of a parameter that has moved or changed; while it is clean, what it holds now is the base."""
+        if not self.blended:
+            self.base = None
+        self.stamp()
+
+    def keep(self) -> torch.Tensor:
+        """Keep the base if it is not kept yet, follow the parameter's dtype and device, and return it."""
+        live = self.live
+        if self.base is None:
+            self.base = self._copy(live)
+        elif self.base.dtype != live.dtype:
+            # .to(dtype) rounded the mix; rounding the base gives what .to(dtype) makes of a pipeline without adapters
+            self.base = self.base.to(live.dtype)
+        if self.keep_on == "device" and self.base.device != live.device:
+            self.base = self.base.to(live.device)
+        return self.base
+
+    def _copy(self, live: torch.Tensor) -> torch.Tensor:
+        if self.keep_on == "device" or live.device.type == "cpu":
+            return live.detach().clone()
+        host = torch.empty_like(live, device="cpu", pin_memory=True)
+        return host.copy_(live)
+
+    def rebase(self) -> None:
+        """Take what the parameter holds now as the base."""
+        self.base = None
+        self.blended = False
+        self.stamp()
+
+
+def restore(slots: Iterable[KeptWeight]) -> None:
+    """Write the bases of all blended parameters back, bit for bit, in a few large copies."""
+    pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for slot in slots:
+        if slot.base is not None and slot.blended:
+            live, base = slot.live, slot.keep()
+            if live.is_inference():
+                with torch.inference_mode():
+                    live.copy_(base)
+            else:
+                own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+                own[0].append(live)
+                own[1].append(base)
+        slot.blended = False
+    for lives, bases in pairs.values():
+        torch._foreach_copy_(lives, bases)
+
+
+def unsupported(parameter: torch.Tensor) -> str | None:
+    """Say why a parameter's values cannot be rewritten in place, or None if they can."""
+    if parameter.device.type == "meta":
+        return (
+            "its weights are on the meta device (sequential CPU offload, device_map or low_cpu_mem_usage); use "
+            "enable_model_cpu_offload(), which keeps weights in memory, or offload while no adapter is merged"
+        )
+    if (
+        type(parameter.data) is not torch.Tensor
+        or parameter.is_quantized
+        or not parameter.is_floating_point()
+    ):
+        kept = f"{type(parameter).__name__} of {parameter.dtype}"
+        return f"its weights are quantised ({kept}); load the base unquantised (float16, bfloat16 or float32)"
+    if not isinstance(parameter, nn.Parameter):
+        return (
+            "its weights are computed from other parameters (weight norm or another parametrisation); remove the "
+            "parametrisation before loading adapters"
+        )
+    if parameter.dtype.itemsize == 1:
+        return f"its weights are stored as {parameter.dtype}; load the base as float16, bfloat16 or float32"
+    return None
+
+
+def check(slots: list[KeptWeight]) -> bool:
+    """
+    Look whether parameters are still what they were.
+
+    Returns:
+        Whether any of them has moved (device, dtype, storage) since it was last stamped.
+
+    Raises:
+        PipelineStateError: With all parameters that cannot be worked on.
+    """
+    moved = [slot for slot in slots if not slot.unchanged]
+    raise_problems([problem for slot in moved if (problem := slot.problem())])
+    for slot in moved:
+        slot.follow()
+    return bool(moved)
+
+
+def raise_problems(problems: list[str], shown: int = 5) -> None:
+    """
+    Raise one error for all problems, or return when there are none.
+
+    Raises:
+        PipelineStateError: Listing the first ``shown``.
+    """
+    if problems:
+        more = f"\n  and {len(problems) - shown} more" if len(problems) > shown else ""
+        msg = "this pipeline cannot take adapters as it is:\n  " + "\n  ".join(problems[:shown]) + more
+        raise PipelineStateError(msg)
+
+
+def _version(parameter: torch.Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001 -- the public way to see writes

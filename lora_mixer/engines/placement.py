@@ -1,0 +1,93 @@
+"""Bring an adapter's tensors to where its layers live, in few large copies, and check them there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.errors import InvalidAdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from lora_mixer.binding import BoundLayer
+
+_WASTE = 1.5
+"""A storage is copied whole when it holds at most this many times the bytes that are needed."""
+
+
+def copy_to_devices(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
+    """
+    Give the layers with copies of their tensors on the device of the weights that they change.
+
+    The tensors of a file are views of one mapped buffer: it is copied once, not once per tensor. Neither a file that
+    changes later nor training steps on a caller's tensors reach a loaded adapter.
+    """
+    needed: dict[int, int] = {}
+    for layer in layers:
+        for tensor in layer.weights.tensors():
+            key = tensor.untyped_storage().data_ptr()
+            needed[key] = needed.get(key, 0) + tensor.numel() * tensor.element_size()
+    moved: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
+
+    def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not tensor.is_contiguous() or storage.nbytes() > _WASTE * needed[storage.data_ptr()]:
+            return tensor.to(device, copy=True)
+        key, size = (storage.data_ptr(), device, tensor.dtype), tensor.element_size()
+        if key not in moved:
+            raw = (storage.data_ptr(), device, torch.uint8)
+            if raw not in moved:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                moved[raw] = whole.to(device, copy=True)
+            moved[key] = moved[raw][: storage.nbytes() // size * size].view(tensor.dtype)
+        return moved[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def settled(layer: BoundLayer) -> BoundLayer:
+        device = compute_device(layer.live.module)
+        return dataclasses.replace(layer, weights=layer.weights.map(lambda tensor: move(tensor, device)))
+
+    return tuple(settled(layer) for layer in layers)
+
+
+def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
+    """
+    Refuse NaN and Inf: one such value in a blend ruins every picture.
+
+    Raises:
+        InvalidAdapterError: Naming the modules.
+    """
+    bad: dict[str, None] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
+    for layer in layers:
+        name = f"{layer.live.component}.{layer.live.path}"
+        for tensor in layer.weights.tensors():
+            if tensor.is_floating_point():
+                wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+                alike.setdefault((wide.device, wide.dtype), []).append((name, wide))
+    for held in alike.values():
+        # the largest magnitude of each tensor, all in a few kernels and one transfer; NaN comes through
+        peaks = torch.stack(torch._foreach_norm([t for _, t in held], float("inf")))  # noqa: SLF001
+        for (name, _), good in zip(held, torch.isfinite(peaks).tolist(), strict=True):
+            if not good:
+                bad.setdefault(name)
+    if bad:
+        msg = (
+            f"{source}: NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
+            "diverged or the file is damaged. allow_nonfinite=True loads it all the same"
+        )
+        raise InvalidAdapterError(msg)
+
+
+def compute_device(module: nn.Module) -> torch.device:
+    """Give the device that a layer computes on, also while its weight is offloaded."""
+    weight = module.weight
+    device = weight.device if isinstance(weight, torch.Tensor) else torch.device("cpu")
+    if device.type != "meta":
+        return device
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if place is None else f"cuda:{place}" if isinstance(place, int) else place)

@@ -1,0 +1,1 @@
+"""The side engine: adapters beside layers whose weights stay as they are."""

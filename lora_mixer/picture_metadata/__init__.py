@@ -1,0 +1,27 @@
+"""
+How pictures were made: written into PNG, JPEG and WebP, and read back from them and from other programs' pictures.
+
+Settings go out as the text that other programs read and as an exact block; they come in from eight dialects, and the
+adapters that they name are found among those that are here.
+"""
+
+from __future__ import annotations
+
+from lora_mixer.picture_metadata.dialects import DIALECTS
+from lora_mixer.picture_metadata.matching import AdapterMatch, AdapterMatches, match_adapters
+from lora_mixer.picture_metadata.reading import read_picture
+from lora_mixer.picture_metadata.saving import FORMATS, infotext, save_picture
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+
+__all__ = [
+    "DIALECTS",
+    "FORMATS",
+    "AdapterMatch",
+    "AdapterMatches",
+    "PictureAdapter",
+    "PictureSettings",
+    "infotext",
+    "match_adapters",
+    "read_picture",
+    "save_picture",
+]

@@ -1,0 +1,77 @@
+"""
+InvokeAI's JSON: ``invokeai_metadata``.
+
+Its model hashes are BLAKE3 by default, which no other program computes, so its adapters are matched by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+from lora_mixer.picture_metadata.values import (
+    as_float,
+    as_int,
+    as_list,
+    as_side,
+    as_table,
+    as_text,
+    clean_text,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAME = "invokeai"
+_CHUNK = "invokeai_metadata"
+_LORAS_AT_MOST = 500
+_SAID = (
+    *("positive_prompt", "negative_prompt", "seed", "steps", "cfg_scale", "scheduler", "width", "height"),
+    *("model", "loras", "app_version"),
+)
+
+
+def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
+    """Read InvokeAI's chunk, or None where there is none that can be read."""
+    if _CHUNK not in texts:
+        return None
+    try:
+        table = as_table(read_json(texts[_CHUNK]))
+    except ValueError as error:
+        notes.append(f"InvokeAI's metadata cannot be read: {error}")
+        return None
+    model = as_table(table.get("model"))
+    return PictureSettings(
+        prompt=clean_text(table.get("positive_prompt") or ""),
+        negative_prompt=clean_text(table.get("negative_prompt") or ""),
+        seed=as_int(table.get("seed")),
+        steps=as_int(table.get("steps"), 0, 1 << 20),
+        guidance_scale=as_float(table.get("cfg_scale")),
+        width=as_side(table.get("width")),
+        height=as_side(table.get("height")),
+        sampler=as_text(table.get("scheduler")),
+        model=_name(model),
+        model_hash=as_text(model.get("hash")),
+        adapters=tuple(_adapters(as_list(table.get("loras")))),
+        dialect=NAME,
+        version=as_text(table.get("app_version")),
+        extra={key: text for key, value in table.items() if key not in _SAID and (text := as_text(value))},
+    )
+
+
+def _adapters(entries: list[Any]) -> list[PictureAdapter]:
+    found = []
+    for entry in map(as_table, entries[:_LORAS_AT_MOST]):
+        model = as_table(entry.get("model") or entry.get("lora"))
+        weight = as_float(entry.get("weight"))
+        if name := _name(model):
+            written = as_text(model.get("hash"))
+            kind, _, digits = (written or "").rpartition(":")
+            hashes = {kind or "blake3": digits} if digits else {}
+            found.append(PictureAdapter(name, 1.0 if weight is None else weight, None, hashes))
+    return found
+
+
+def _name(model: Mapping[str, Any]) -> str | None:
+    return as_text(model.get("name")) or as_text(model.get("model_name"))

@@ -1,0 +1,248 @@
+"""
+The adapters that a picture names, found among those that are here: by hash first, then by name.
+
+Hashes decide, since files are renamed and names are common; a name decides where the picture or the file has no hash.
+What is not found keeps its place, its weight and its order, so that nothing moves up into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import Mix
+from lora_mixer.mixes.method import Method
+from lora_mixer.picture_metadata.values import as_hash, file_stem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.mixes import AdapterMix
+    from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+
+    Known = Mapping[str, Mapping[str, str] | AdapterInfo]
+
+_SHORTEST = 8  # digits of a hash
+_FOREIGN_KINDS = {"blake3"}  # nobody else computes it
+
+
+@dataclass(frozen=True)
+class AdapterMatch:
+    """
+    The place of one adapter in a recalled mix.
+
+    Attributes:
+        adapter: What the picture says.
+        match: The name of the adapter that is meant, or None.
+        found_by: ``hash`` or ``name``; ``missing`` or ``ambiguous`` where there is no match.
+        candidates: The names that could be meant, where there are several.
+        note: A remark for people, or an empty text.
+    """
+
+    adapter: PictureAdapter
+    match: str | None
+    found_by: str
+    candidates: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterMatches:
+    """
+    What a picture's adapters are here.
+
+    Attributes:
+        slots: One for each adapter of the picture, in its order.
+        mix: Those that were found, under their names here, with all that the picture says; weight 0 included.
+        cleared: Names here that the picture does not have: they take no part.
+        notes: Remarks on the whole.
+    """
+
+    slots: tuple[AdapterMatch, ...]
+    mix: Mix
+    cleared: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[PictureAdapter, ...]:
+        """The picture's adapters that have no match."""
+        return tuple(slot.adapter for slot in self.slots if slot.match is None)
+
+
+def match_adapters(settings: PictureSettings, known: Known) -> AdapterMatches:
+    """
+    Find a picture's adapters among those that are here.
+
+    Args:
+        settings: As :func:`read_picture` gives them.
+        known: What is here, by name: hashes by kind, or an ``AdapterInfo`` (as in ``mixer.adapters``).
+
+    Returns:
+        The places with their matches, and the mix of what was found.
+
+    Example:
+        >>> from lora_mixer.picture_metadata import PictureSettings
+        >>> found = match_adapters(PictureSettings(mix="ink:0.5, gone:1"), {"ink": {}, "oil": {}})
+        >>> found.mix.to_text(), found.cleared, found.missing[0].name
+        ('ink:0.5', ('oil',), 'gone')
+    """
+    here = _Here(known)
+    taken: dict[str, str] = {}
+    slots: list[AdapterMatch] = []
+    for adapter in settings.adapters:
+        slot = _find(adapter, here)
+        if slot.match in taken:
+            note = f'"{slot.match}" is taken by "{taken[slot.match]}" of the picture already'
+            slot = AdapterMatch(adapter, None, "ambiguous", (slot.match,), note)
+        if slot.match is not None:
+            taken[slot.match] = adapter.name
+        slots.append(slot)
+    notes: list[str] = []
+    mix = _mix(settings, slots, notes)
+    return AdapterMatches(tuple(slots), mix, tuple(name for name in known if name not in taken), tuple(notes))
+
+
+def same_hash(one: str, other: str) -> bool:
+    """
+    Tell whether two hashes can be of one file: the shorter one, of 8 digits or more, is how the longer one begins.
+
+    Example:
+        >>> same_hash("0123456789", "0123456789ab"), same_hash("0123456789", "0123456789")
+        (True, True)
+    """
+    a, b = as_hash(one), as_hash(other)
+    return a is not None and b is not None and (a.startswith(b) or b.startswith(a))
+
+
+class _Here:
+    """What is here, by hash and by name; looked through once, and for hashes only when one is asked for."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+
+    def hashes(self, name: str) -> list[str]:
+        """Give the hashes of one adapter; for a file that is loaded this reads all of it."""
+        entry: Any = self._known[name]
+        return [digits for text in getattr(entry, "hashes", entry).values() if (digits := as_hash(text))]
+
+    def named(self, wanted: str) -> list[str]:
+        """Give the names that are the wanted one: exactly, or else but for case, folders and endings, or an alias."""
+        if wanted in self._known:
+            return [wanted]
+        return self._names.get(_folded(wanted)) or self._aliases.get(_folded(wanted), [])
+
+    def hashed(self, digits: list[str]) -> str | None:
+        """Give the adapter that has one of these hashes; of several the one with most digits in common."""
+        found = [
+            (-min(len(text), len(own)), order, name)
+            for text in digits
+            for order, (name, own) in enumerate(self._by_start.get(text[:_SHORTEST], ()))
+            if same_hash(text, own)
+        ]
+        return min(found)[2] if found else None
+
+    @cached_property
+    def _by_start(self) -> dict[str, list[tuple[str, str]]]:
+        table: dict[str, list[tuple[str, str]]] = {}
+        for name in self._known:
+            for own in self.hashes(name):
+                table.setdefault(own[:_SHORTEST], []).append((name, own))
+        return table
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return _grouped((_folded(name), name) for name in self._known)
+
+    @cached_property
+    def _aliases(self) -> dict[str, list[str]]:
+        # AUTOMATIC1111 writes the name that the trainer gave a file.
+        return _grouped(
+            (_folded(alias), name)
+            for name, entry in self._known.items()
+            for alias in (
+                getattr(entry, "metadata", {}).get("ss_output_name"),
+                getattr(entry, "source", None),
+            )
+            if alias
+        )
+
+
+def _folded(name: str) -> str:
+    return (file_stem(name) or name).casefold()
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    table: dict[str, dict[str, None]] = {}
+    for key, name in pairs:
+        table.setdefault(key, {})[name] = None
+    return {key: list(names) for key, names in table.items()}
+
+
+def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
+    digits = [
+        found
+        for kind, text in adapter.hashes.items()
+        if kind not in _FOREIGN_KINDS and (found := as_hash(text))
+    ]
+    by_name = here.named(adapter.name)
+    # Files of that name first: computing a hash reads the whole file.
+    name = next(
+        (
+            each
+            for each in by_name
+            if digits and any(same_hash(a, b) for a in digits for b in here.hashes(each))
+        ),
+        None,
+    )
+    if digits and (name := name or here.hashed(digits)):
+        note = "" if name == adapter.name else f'"{adapter.name}" is called "{name}" here'
+        return AdapterMatch(adapter, name, "hash", (), note)
+    if len(by_name) > 1:
+        note = f'"{adapter.name}" could be {", ".join(by_name)}'
+        return AdapterMatch(adapter, None, "ambiguous", tuple(by_name), note)
+    if not by_name:
+        return AdapterMatch(adapter, None, "missing", (), f'"{adapter.name}" is not here')
+    (name,) = by_name
+    note = ""
+    if digits and here.hashes(name):
+        note = f'"{name}" has another hash than the picture says: it may be another version'
+    return AdapterMatch(adapter, name, "name", (), note)
+
+
+def _mix(settings: PictureSettings, slots: list[AdapterMatch], notes: list[str]) -> Mix:
+    whole = settings.mix
+    adapters: dict[str, AdapterMix] = {}
+    renamed: dict[str, str] = {}
+    for slot in slots:
+        if slot.match is not None:
+            own = whole is not None and slot.adapter.name in whole
+            adapters[slot.match] = (
+                whole[slot.adapter.name] if whole is not None and own else slot.adapter.adapter_mix()
+            )
+            renamed[slot.adapter.name] = slot.match
+    if whole is None or type(whole.method) is Method:
+        return Mix(adapters)
+    try:
+        return Mix(adapters, _with_names(whole.method, renamed))
+    except MixError as error:
+        notes.append(f"the mix's method ({whole.method.name}) needs an adapter that is not here: {error}")
+        return Mix(adapters)
+
+
+def _with_names(method: Method, renamed: Mapping[str, str]) -> Method:
+    changed: dict[str, Any] = {}
+    for each in dataclasses.fields(method):
+        value = getattr(method, each.name)
+        if isinstance(value, str):
+            changed[each.name] = renamed.get(value, value)
+        elif isinstance(value, tuple):
+            changed[each.name] = tuple(
+                renamed.get(part, part) if isinstance(part, str) else part for part in value
+            )
+    same: Any = method
+    result: Method = replace(same, **changed)
+    return result

@@ -1,0 +1,9 @@
+"""Textual inversions: files with new words, and pipelines that know them for a while."""
+
+from __future__ import annotations
+
+from lora_mixer.textual_inversion.files import Embedding, checked
+from lora_mixer.textual_inversion.loading import choose, with_words
+from lora_mixer.textual_inversion.tokens import Token, TokenSet
+
+__all__ = ["Embedding", "Token", "TokenSet", "checked", "choose", "with_words"]

@@ -1,0 +1,312 @@
+"""
+New words on a pipeline: tokenizers that know them and embeddings that answer for them, and both as before at any time.
+
+The embedding's weight stays as it is: a weight cannot grow in place, and another one would be lost to kept bases,
+optimisers and compiled graphs. Two hooks answer for the new ids instead. A tokenizer works on a copy of its insides
+while it knows words, and gets its own insides back afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lora_mixer.errors import MatchError, PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+    from lora_mixer.textual_inversion.files import Embedding
+
+_COMPONENTS = {
+    "clip_l": ("text_encoder",),
+    "clip_g": ("text_encoder_2", "text_encoder"),
+    "t5": ("text_encoder_3", "text_encoder_2", "text_encoder"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Token:
+    """
+    A word as one text encoder gets it.
+
+    Attributes:
+        token: The word.
+        component: The text encoder's name in the pipeline.
+        vectors: (n, width): n tokens, ``token``, ``token_1``, ..., as diffusers spells words of several vectors.
+    """
+
+    token: str
+    component: str
+    vectors: torch.Tensor
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The tokens that the word becomes."""
+        return (self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors))))
+
+
+class _Rows:
+    """Hooks on an embedding that answer for the ids from ``start`` on with vectors of their own."""
+
+    def __init__(self, start: int, vectors: torch.Tensor) -> None:
+        self.start, self.vectors = start, vectors
+        self._placed: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        self._seen = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the model needs; what another thread is looking at is not that."""
+        return {"start": self.start, "vectors": self.vectors}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _mine(self, ids: torch.Tensor) -> torch.Tensor:
+        return (ids >= self.start) & (ids < self.start + len(self.vectors))
+
+    def before(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Note the ids, and let the embedding look up an id that it has in place of the new ones."""
+        ids = self._seen.ids = args[0] if args else kwargs["input"]
+        known = ids.masked_fill(self._mine(ids), 0)
+        return ((known, *args[1:]), kwargs) if args else (args, {**kwargs, "input": known})
+
+    def after(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        """Put the vectors where the new ids stand."""
+        ids = self._seen.ids
+        place = (output.device, output.dtype)
+        if place not in self._placed:
+            self._placed[place] = self.vectors.to(output.device, output.dtype)
+        rows = self._placed[place][(ids - self.start).clamp(0, len(self.vectors) - 1)]
+        return torch.where(self._mine(ids).unsqueeze(-1), rows, output)
+
+
+class _Taught:
+    """A tokenizer and an embedding that know words, until :meth:`forget`."""
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, words: Sequence[Token]) -> None:
+        self.tokenizer, self.component = tokenizer, words[0].component
+        own = dict(vars(tokenizer))
+        vars(tokenizer).update(vars(copy.deepcopy(tokenizer)))
+        self._own = own
+        self._handles: list[RemovableHandle] = []
+        try:
+            start = self._add(words)
+            rows = _Rows(start, torch.cat([word.vectors for word in words]))
+            embedding = input_embedding(encoder)
+            self._handles = [
+                embedding.register_forward_pre_hook(rows.before, with_kwargs=True),
+                embedding.register_forward_hook(rows.after),
+            ]
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _add(self, words: Sequence[Token]) -> int:
+        pieces = [piece for word in words for piece in word.pieces]
+        self.tokenizer.add_tokens(pieces)
+        ids = [self.tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
+        if ids != list(range(ids[0], ids[0] + len(ids))):
+            raise PipelineStateError(
+                f"{self.component}: its tokenizer ({type(self.tokenizer).__name__}) gives new words the ids {ids[:10]}, "
+                "expected consecutive ones; load the pipeline with its own tokenizer"
+            )
+        self._size, self._left = len(self.tokenizer), dict(vars(self.tokenizer))
+        return int(ids[0])
+
+    def check(self) -> None:
+        """Raise where something else has taught the tokenizer since: its words would be lost without a word."""
+        now = len(self.tokenizer)
+        if now != self._size:
+            raise PipelineStateError(
+                f"{self.component}: its tokenizer had {self._size} words when textual inversions were loaded and has "
+                f"{now} now; take back what was changed since (such as pipe.unload_textual_inversion) first"
+            )
+
+    def forget(self) -> None:
+        """Take the hooks off and give the tokenizer its own insides back."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        now, left = vars(self.tokenizer), getattr(self, "_left", vars(self.tokenizer))
+        for name in list(now):
+            if (
+                name in left and now[name] is left[name]
+            ):  # what was set since, such as a side to pad on, stays
+                if name in self._own:
+                    now[name] = self._own[name]
+                else:
+                    del now[name]
+
+
+class TokenSet:
+    """
+    The words on one pipeline, by owner: an adapter's name, or None for those loaded by themselves.
+
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._held: dict[str | None, tuple[Token, ...]] = {}
+        self._taught: list[_Taught] = []
+        self._shown = True
+
+    @property
+    def held(self) -> Mapping[str | None, tuple[Token, ...]]:
+        """The words by owner, in the order in which they came."""
+        return self._held
+
+    def fit(self, embeddings: Sequence[Embedding], owner: str | None, label: str) -> tuple[Token, ...]:
+        """
+        Find the encoders that embeddings are for; nothing is changed.
+
+        Args:
+            embeddings: Checked embeddings.
+            owner: Whose they will be; what that owner holds now makes room for them.
+            label: What to call the file in messages.
+
+        Raises:
+            MatchError: With every word that fits no encoder or that the tokenizer knows already.
+        """
+        encoders = self._encoders()
+        words: list[Token] = []
+        problems: list[str] = []
+        taken = {
+            (w.component, p)
+            for key, held in self._held.items()
+            if key != owner
+            for w in held
+            for p in w.pieces
+        }
+        for embedding in embeddings:
+            for kind, vectors in embedding.vectors.items():
+                component = _component(kind, vectors.shape[1], encoders)
+                if component is None:
+                    widths = ", ".join(f"{n} {_width(e)}" for n, (_, e) in encoders.items()) or "none at all"
+                    problems.append(
+                        f"{embedding.token}: {kind or 'its encoder'} of width {vectors.shape[1]} is not in this "
+                        f"pipeline; text encoders with a tokenizer are: {widths}"
+                    )
+                    continue
+                word = Token(embedding.token, component, vectors.detach().clone())
+                known = self._vocabulary(component, encoders[component][0])
+                odd = [p for p in word.pieces if p in known or (component, p) in taken]
+                if odd:
+                    problems.append(
+                        f"{', '.join(odd[:5])}: {component}'s tokenizer knows this already; choose another word"
+                    )
+                taken |= {(component, piece) for piece in word.pieces}
+                words.append(word)
+        if problems:
+            raise MatchError(
+                f"{label}: {len(problems)} textual inversions do not fit:\n  " + "\n  ".join(problems)
+            )
+        return tuple(words)
+
+    @contextmanager
+    def changed(
+        self,
+        put: Mapping[str | None, Sequence[Token]] | None = None,
+        *,
+        drop: Iterable[str | None] = (),
+        shown: bool | None = None,
+    ) -> Iterator[None]:
+        """
+        Change what is held for good, unless the block fails: then all is as it was.
+
+        Args:
+            put: Owners and the words that each holds from now on, and no others.
+            drop: Owners that hold none any more.
+            shown: Whether the pipeline knows the words; None leaves that as it is.
+        """
+        before, was_shown = self._held, self._shown
+        held = {owner: words for owner, words in before.items() if owner not in set(drop)}
+        held.update({owner: tuple(words) for owner, words in (put or {}).items()})
+        self._change(held, shown=was_shown if shown is None else shown)
+        try:
+            yield
+        except BaseException:
+            self._change(before, shown=was_shown)
+            raise
+
+    def _change(self, held: Mapping[str | None, tuple[Token, ...]], *, shown: bool) -> None:
+        held = {owner: words for owner, words in held.items() if words}
+        if held == self._held and shown == self._shown:
+            return
+        for taught in self._taught:
+            taught.check()
+        before, was_shown = self._held, self._shown
+        try:
+            self._teach(held if shown else {})
+        except BaseException:
+            self._teach(before if was_shown else {})
+            raise
+        self._held, self._shown = held, shown
+
+    def _teach(self, held: Mapping[str | None, tuple[Token, ...]]) -> None:
+        while self._taught:
+            self._taught.pop().forget()
+        lessons: dict[str, list[Token]] = {}
+        for words in held.values():
+            for word in words:
+                lessons.setdefault(word.component, []).append(word)
+        encoders = self._encoders() if lessons else {}
+        for component, lesson in lessons.items():
+            if component not in encoders:
+                raise PipelineStateError(
+                    f"{component} or its tokenizer is gone from the pipeline, and the words "
+                    f"{', '.join(w.token for w in lesson)} are for it; put it back, or unload them"
+                )
+            self._taught.append(_Taught(*encoders[component], lesson))
+
+    def _encoders(self) -> dict[str, tuple[Any, nn.Module]]:
+        """Give (tokenizer, encoder) of each text encoder that has a tokenizer."""
+        table = getattr(self._pipe, "components", None) or {}
+        found = {}
+        for number in ("", "_2", "_3"):
+            tokenizer, encoder = table.get(f"tokenizer{number}"), table.get(f"text_encoder{number}")
+            if isinstance(encoder, nn.Module) and hasattr(tokenizer, "add_tokens"):
+                found[f"text_encoder{number}"] = (tokenizer, encoder)
+        return found
+
+    def _vocabulary(self, component: str, tokenizer: Any) -> Mapping[str, int]:
+        """Give the tokenizer's own words, without those that are held here."""
+        own = {
+            p for words in self._held.values() for w in words if w.component == component for p in w.pieces
+        }
+        known: dict[str, int] = tokenizer.get_vocab()
+        return {word: number for word, number in known.items() if word not in own} if own else known
+
+
+def input_embedding(encoder: nn.Module) -> nn.Module:
+    """Give the module that turns token ids into vectors."""
+    encoder = getattr(encoder, "_orig_mod", encoder)
+    # a wrapper of another layout of module names has no such method, but the model inside has
+    for module in encoder.modules():
+        get: Any = getattr(module, "get_input_embeddings", None)
+        if get is not None:
+            found: nn.Module = get()
+            return found
+    raise PipelineStateError(f"{type(encoder).__name__} has no input embeddings, so it cannot learn words")
+
+
+def _width(encoder: nn.Module) -> int:
+    return int(input_embedding(encoder).weight.shape[1])  # type: ignore[index]
+
+
+def _component(kind: str, width: int, encoders: Mapping[str, tuple[Any, nn.Module]]) -> str | None:
+    names = _COMPONENTS.get(kind, tuple(encoders))
+    return next((name for name in names if name in encoders and _width(encoders[name][1]) == width), None)

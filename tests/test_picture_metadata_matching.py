@@ -1,0 +1,215 @@
+"""The adapters that a picture names are found by hash, then by name; what is missing keeps its place."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from lora_mixer.adapter import AdapterInfo
+from lora_mixer.hashes import Hashes
+from lora_mixer.mixes import KLora, Method, Mix, Switch
+from lora_mixer.picture_metadata import PictureAdapter, PictureSettings, match_adapters
+
+INK = {"sha256": "0123456789abcdef" * 4, "autov2": "0123456789", "sshs_model_hash": "fedcba9876543210" * 4,
+       "autov3": "fedcba987654", "autov1": "8badf00d"}  # fmt: skip
+OIL = {"sha256": "1" * 64, "autov2": "1" * 10, "sshs_model_hash": "2" * 64, "autov3": "2" * 12}
+
+
+def picture(*adapters):
+    return PictureSettings("x", adapters=adapters)
+
+
+def info(name, source="", metadata=None, hashes=None):
+    return AdapterInfo(
+        name, source or f"{name}.safetensors", "kohya", "SDXL", ("lora",), (4,), (), ("float16",), 8, {"unet": 1},
+        metadata=metadata or {}, hashes=Hashes(lambda: hashes or {}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "digits",
+    ["0123456789abcdef" * 4, "0123456789", "0123456789ab", "01234567", "fedcba987654", "FEDCBA9876", "8badf00d",
+     "0xfedcba9876543210"],
+)  # fmt: skip
+def test_a_hash_of_any_kind_and_length_finds_a_file_of_another_name(digits):
+    found = match_adapters(
+        picture(PictureAdapter("old name", 0.5, None, {"autov2": digits})), {"oil": OIL, "ink": INK}
+    )
+
+    (slot,) = found.slots
+    assert (slot.match, slot.found_by) == ("ink", "hash")
+    assert 'called "ink" here' in slot.note
+    assert found.mix == Mix.of("ink:0.5")
+
+
+def test_the_hash_wins_over_the_name():
+    named_ink = PictureAdapter("ink", 1, None, {"autov3": "2" * 12})
+
+    found = match_adapters(picture(named_ink), {"ink": INK, "oil": OIL})
+
+    assert found.slots[0].match == "oil"
+
+
+def test_of_equal_files_the_one_of_that_name_is_taken():
+    found = match_adapters(picture(PictureAdapter("b", 1, None, {"autov3": "2" * 12})), {"a": OIL, "b": OIL})
+
+    assert found.slots[0].match == "b"
+
+
+def test_a_name_alone_decides_where_there_is_no_hash_and_another_hash_is_told():
+    with_other = PictureAdapter("oil", 1, None, {"autov3": "9" * 12})
+
+    found = match_adapters(picture(PictureAdapter("ink"), with_other), {"ink": INK, "oil": OIL})
+
+    assert [(slot.match, slot.found_by) for slot in found.slots] == [("ink", "name"), ("oil", "name")]
+    assert found.slots[0].note == ""
+    assert "another hash" in found.slots[1].note
+
+
+def test_hashes_are_not_computed_where_the_picture_has_none():
+    def read():
+        raise AssertionError("the whole file would be read")
+
+    entry = AdapterInfo(
+        "ink",
+        "ink.safetensors",
+        "kohya",
+        "SDXL",
+        ("lora",),
+        (4,),
+        (),
+        ("float16",),
+        8,
+        {"unet": 1},
+        hashes=Hashes(read),
+    )
+
+    assert match_adapters(picture(PictureAdapter("ink")), {"ink": entry}).slots[0].match == "ink"
+
+
+def test_blake3_is_nobodys_hash():
+    found = match_adapters(
+        picture(PictureAdapter("ink", 1, None, {"blake3": "1" * 64})), {"oil": OIL, "ink": INK}
+    )
+
+    assert (found.slots[0].match, found.slots[0].note) == ("ink", "")
+
+
+@pytest.mark.parametrize("written", ["Ink", "styles/ink.safetensors", "INK.safetensors"])
+def test_names_may_differ_in_case_folder_and_ending(written):
+    assert match_adapters(picture(PictureAdapter(written)), {"ink": {}}).slots[0].match == "ink"
+
+
+def test_the_trainers_name_for_a_file_is_a_name_for_it():
+    known = {"my copy": info("my copy", metadata={"ss_output_name": "ink_v2"}), "oil": info("oil")}
+
+    assert match_adapters(picture(PictureAdapter("ink_v2")), known).slots[0].match == "my copy"
+
+
+def test_several_of_one_name_are_reported_and_not_guessed():
+    known = {"a/ink.safetensors": {}, "b/Ink.safetensors": {}}
+
+    found = match_adapters(picture(PictureAdapter("ink", 0.5)), known)
+
+    (slot,) = found.slots
+    assert (slot.match, slot.found_by) == (None, "ambiguous")
+    assert slot.candidates == ("a/ink.safetensors", "b/Ink.safetensors")
+    assert found.mix == Mix()
+
+
+def test_missing_ones_keep_their_slots_weights_and_order():
+    found = match_adapters(
+        picture(PictureAdapter("gone", 0.3), PictureAdapter("ink", 0), PictureAdapter("lost", 0.7)),
+        {"oil": OIL, "ink": INK},
+    )
+
+    assert [(slot.adapter.name, slot.adapter.weight, slot.match) for slot in found.slots] == [
+        ("gone", 0.3, None), ("ink", 0.0, "ink"), ("lost", 0.7, None),
+    ]  # fmt: skip
+    assert [adapter.name for adapter in found.missing] == ["gone", "lost"]
+    assert found.mix.to_dict() == {"ink": 0.0}
+
+
+def test_what_the_picture_does_not_have_is_cleared():
+    found = match_adapters(picture(PictureAdapter("ink")), {"oil": OIL, "ink": INK, "lines": {}})
+
+    assert found.cleared == ("oil", "lines")
+    assert match_adapters(picture(), {"oil": OIL}).cleared == ("oil",)
+
+
+def test_one_file_here_is_not_two_adapters_of_the_picture():
+    found = match_adapters(
+        picture(PictureAdapter("ink", 0.3), PictureAdapter("copy", 0.4, None, {"autov2": "0123456789"})),
+        {"ink": INK},
+    )
+
+    assert [slot.match for slot in found.slots] == ["ink", None]
+    assert found.mix == Mix.of("ink:0.3")
+    assert "taken" in found.slots[1].note
+
+
+def test_the_whole_mix_comes_back_under_the_names_here():
+    mix = Mix.of(
+        {
+            "adapters": {"a": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1},
+            "method": 'switch(3, ["b", "a"])',
+        }
+    )
+    settings = PictureSettings("x", mix=mix).with_hashes({"a": {"autov3": "2" * 12}})
+
+    found = match_adapters(settings, {"oil": OIL, "b": {}})
+
+    assert found.mix == Mix.of(
+        {
+            "adapters": {"oil": {"weight": 0.5, "blocks": {"down": 0.5}}, "b": 1},
+            "method": 'switch(3, ["b", "oil"])',
+        }
+    )
+
+
+def test_a_method_whose_adapter_is_missing_gives_way_to_the_sum_with_a_note():
+    mix = Mix(Mix.of("a, b").adapters, KLora("a", "b"))
+
+    found = match_adapters(PictureSettings("x", mix=mix), {"a": {}})
+
+    assert type(found.mix.method) is Method
+    assert "k_lora" in found.notes[0]
+    assert found.mix.names == ("a",)
+
+
+def test_a_method_without_names_stays():
+    found = match_adapters(
+        PictureSettings("x", mix=Mix(Mix.of("a, b").adapters, Switch(2))), {"A": {}, "b": {}}
+    )
+
+    assert found.mix.method == Switch(2)
+    assert found.mix.names == ("A", "b")
+
+
+def sha(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_of_hashes_that_begin_alike_the_longest_decides():
+    known = {"short": {"autov1": "01234567"}, "long": {"sha256": "01234567" + "8" * 56}}
+
+    found = match_adapters(picture(PictureAdapter("x", 1, None, {"sha256": "01234567" + "8" * 56})), known)
+
+    assert found.slots[0].match == "long"
+
+
+def test_hundreds_of_adapters_among_thousands_are_found():
+    known = {f"style {number}": {"sha256": sha(number), "autov2": sha(number)[:10]} for number in range(3000)}
+    adapters = [PictureAdapter(f"Style {number}.safetensors", 0.5) for number in range(250)]
+    adapters += [
+        PictureAdapter(f"x {number}", 0.5, None, {"sha256": sha(number)}) for number in range(250, 500)
+    ]
+    adapters += [
+        PictureAdapter(f"lost {number}", 0.5, None, {"sha256": sha(-1 - number)}) for number in range(300)
+    ]
+
+    found = match_adapters(picture(*adapters), known)
+
+    assert [slot.match for slot in found.slots[:500]] == [f"style {number}" for number in range(500)]
+    assert len(found.missing) == 300

@@ -1,0 +1,272 @@
+"""What all sessions share: one pipeline behind one queue, the library, the saved mixes and the pictures on disk."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer import (
+    FairQueue,
+    LoraMixer,
+    PartialMatchWarning,
+    PictureMaker,
+    demo_adapters,
+    load_pipeline,
+)
+from lora_mixer.errors import AdapterNameError, LoraMixerError
+from lora_mixer.library import Library, SavedMixes, base_family
+from lora_mixer.mixes import BlockLayout
+from lora_mixer.pictures import DEMO, own_defaults
+
+from .masks import Masks
+from .preloading import Preloader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_mixer import PictureRequest
+    from lora_mixer.library import Entry
+
+_log = logging.getLogger(__name__)
+ID_DIGITS = 8
+SCAN_WAIT = 2.0
+"""Seconds that the start waits for the library; the rest of a first scan goes on behind the open page."""
+KEPT_LOADED = 24
+"""Adapters that stay in memory; beyond that, those that were not used for longest go."""
+GRID_BATCH = 4
+"""Cells of a grid in one call, each with its own mix."""
+MAX_UPLOAD = 4 << 30
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """
+    How the page is started.
+
+    Attributes:
+        model: ``demo``, a folder or a Hub repository.
+        loras: Folders of adapters; the demo's own where there are none and the model is the demo.
+        out: Where pictures, uploads, masks, exports and saved mixes go.
+        device: As for ``load_pipeline``.
+        dtype: Likewise.
+        max_upload: The largest file taken, in bytes.
+        grid_batch: Cells of a grid in one call; with 1 they are, to the byte, what they would be alone.
+    """
+
+    model: str = DEMO
+    loras: tuple[Path, ...] = ()
+    out: Path = Path("lora-mixer-ui")
+    device: str = "auto"
+    dtype: str = "auto"
+    max_upload: int = MAX_UPLOAD
+    grid_batch: int = GRID_BATCH
+
+
+class AppState:
+    """
+    The shared half of the page; no session's mix is ever in it.
+
+    Args:
+        options: How it was started.
+
+    Raises:
+        LoraMixerError: When the model cannot be loaded.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        """Load the pipeline and open the folders."""
+        self.options = options
+        out = options.out.expanduser().resolve()
+        self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
+        self.exports = out / "exports"
+        for folder in (self.pictures, self.uploads):
+            folder.mkdir(parents=True, exist_ok=True)
+        folders = [Path(folder).expanduser().resolve() for folder in options.loras]
+        if not folders and options.model == DEMO:
+            folders = [next(iter(demo_adapters().values())).path.parent]
+        self.mixer = LoraMixer(load_pipeline(options.model, device=options.device, dtype=options.dtype))
+        defaults = own_defaults(options.model)
+        self.maker = PictureMaker(self.mixer, defaults=defaults)
+        self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)
+        self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
+        self.queue = FairQueue()
+        self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
+        self.scanning, self.scanned_at = "", 0.0
+        self.scan(wait=SCAN_WAIT)
+        self.mixes = SavedMixes(out / "mixes.json")
+        self.masks = Masks(out / "masks")
+        self.base = base_family(self.mixer.pipe)
+        self.size = _own_size(self.mixer.pipe)
+        self.layout = _layout(self.mixer.pipe)
+        self.loads = 0
+        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
+        self._lock = threading.RLock()
+        self.preloader = Preloader(self)
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def name_of(self, entry: Entry) -> str:
+        """Give the name that an entry has in mixes: its own, or with its id where another has that too."""
+        first = next(iter(self.library.find(entry.name)), None)
+        alone = first is None or first.id == entry.id
+        return entry.name if alone else f"{entry.name}-{entry.id[:ID_DIGITS]}"
+
+    def entry_named(self, name: str) -> Entry | None:
+        """Find the entry that a mix calls by this name."""
+        found = self.library.find(name)
+        if found:
+            return next((entry for entry in found if entry.name == name), found[0])
+        stem, _, start = name.rpartition("-")
+        alike = self.library.find(stem) if stem and len(start) == ID_DIGITS else ()
+        return next((entry for entry in alike if entry.id.startswith(start)), None)
+
+    def names(self) -> list[str]:
+        """List the names that mixes may use."""
+        entries = self.every_entry()
+        firsts = {entry.name: entry.id for entry in reversed(entries)}
+        return [e.name if firsts[e.name] == e.id else f"{e.name}-{e.id[:ID_DIGITS]}" for e in entries]
+
+    def every_entry(self) -> list[Entry]:
+        """List the whole library."""
+        found: list[Entry] = []
+        page, pages = 0, 1
+        while page < pages:
+            part = self.library.search(page=page, page_size=1000)
+            found += part.entries
+            page, pages = page + 1, part.pages
+        return found
+
+    def entry(self, entry_id: str) -> Entry:
+        """
+        Give an entry by its id.
+
+        Raises:
+            SourceNotFoundError: When there is none.
+        """
+        return self.library.get(entry_id)
+
+    def scan(self, *, wait: float | None = None) -> None:
+        """
+        Look through the folders in a thread of its own; ``scanning`` says how far it is.
+
+        Args:
+            wait: Seconds to wait for it; None waits until it is done.
+        """
+
+        def look() -> None:
+            try:
+                self.library.refresh(lambda done, total, _: self._scanned(done, total))
+            except (LoraMixerError, OSError) as error:
+                _log.warning("the folders could not be looked through: %s", error)
+            finally:
+                self.scanning, self.scanned_at = "", time.monotonic()
+
+        self.scanning = "Looking through the folders"
+        thread = threading.Thread(target=look, name="library", daemon=True)
+        thread.start()
+        thread.join(wait)
+
+    def _scanned(self, done: int, total: int) -> None:
+        self.scanning = f"Looking through the folders: {done} of {total}"
+
+    def refusal(self, entry: Entry) -> str:
+        """Say why an entry cannot be used with this pipeline; empty where it can."""
+        fits, reason = self.library.compatible(entry, self.base)
+        if fits or entry.problem or entry.offline:
+            return "" if fits else reason
+        return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
+
+    def called(self, base: str) -> str:
+        """Give the name of a base family that people read: the demo's own base has none but a number."""
+        if self.options.model == DEMO and base == self.base:
+            return "demo"
+        return base.replace("UNet with cross-attention", "UNet")
+
+    # --- adapters ------------------------------------------------------------------------------------------------
+
+    def ready(self, names: Iterable[str]) -> None:
+        """
+        Load what a mix needs and is not loaded yet; called within a turn of the queue.
+
+        Args:
+            names: The mix's names.
+
+        Raises:
+            AdapterNameError: When the library has no such adapter, or it is for another base.
+            LoraMixerError: When a file cannot be read or does not fit.
+        """
+        wanted = {name: self._usable(name) for name in names}
+        with self._lock:
+            fresh = {name: entry for name, entry in wanted.items() if self._loaded.get(name) != _state(entry)}
+            spare = [name for name in self._loaded if name not in wanted]
+            spare = spare[: max(0, len(self._loaded) + len(fresh) - max(KEPT_LOADED, len(wanted)))]
+            self._exchange(fresh, spare)
+            for name in wanted:
+                self._loaded.move_to_end(name)
+
+    def spare_for(self, name: str) -> bool:
+        """Say whether an adapter is not loaded yet and has a place beside those that are; waits for no load."""
+        return name not in self._loaded and len(self._loaded) < KEPT_LOADED
+
+    def _usable(self, name: str) -> Entry:
+        entry = self.entry_named(name)
+        if entry is None:
+            raise AdapterNameError(f"the library has no adapter {name!r}; add its file, or take it out")
+        reason = self.refusal(entry)
+        if reason:
+            raise AdapterNameError(f"{name}: {reason}")
+        return entry
+
+    def _exchange(self, fresh: dict[str, Entry], spare: list[str]) -> None:
+        for name in spare:
+            self.mixer.delete_adapters(name)
+            del self._loaded[name]
+        for name, entry in fresh.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PartialMatchWarning)  # shown with the adapter's details
+                self.mixer.load_lora_weights(
+                    self.library.source(entry.id),
+                    adapter_name=name,
+                    hotswap=name in self.mixer.adapters,
+                    activate=False,
+                )
+            self.loads += 1
+            self._loaded[name] = _state(entry)
+
+    def tagged(self, request: PictureRequest) -> PictureRequest:
+        """Move ``<lora:...>`` tags from the prompt into the mix; the library's names are known."""
+        return request.with_tags(self.names()) if "<l" in request.prompt else request
+
+    def count_uses(self, requests: Iterable[PictureRequest]) -> None:
+        """Count one use of each adapter of a job, for the library's order by use."""
+        for name in dict.fromkeys(name for request in requests for name in request.mix.names):
+            entry = self.entry_named(name)
+            if entry is not None:
+                self.library.used(entry.id)
+
+    def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Give adapters' hashes by name, for a picture's metadata."""
+        found = {name: self.entry_named(name) for name in names}
+        return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
+
+
+def _state(entry: Entry) -> tuple[str, int, float]:
+    return entry.id, entry.bytes, entry.mtime
+
+
+def _own_size(pipe: Any) -> tuple[int, int]:
+    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", None)
+    side = getattr(config, "sample_size", None)
+    scale = getattr(pipe, "vae_scale_factor", 8)
+    return (side * scale, side * scale) if isinstance(side, int) else (512, 512)
+
+
+def _layout(pipe: Any) -> BlockLayout | None:
+    unet = getattr(pipe, "unet", None)
+    return None if unet is None else BlockLayout.from_module_names([name for name, _ in unet.named_modules()])

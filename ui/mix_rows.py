@@ -1,0 +1,303 @@
+"""
+One session's mix as the browser has it: rows, some switched off, some without a file here.
+
+The browser keeps the rows and sends them with each request. Only what is listed in :class:`Row` is read back; titles,
+triggers and reasons are looked up again each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import PictureError
+from lora_mixer.mixes import AdapterMix, LbwWeights, Mix
+
+from . import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_mixer.library import Entry
+    from lora_mixer.picture_metadata import AdapterMatches
+
+    from .app_state import AppState
+
+MAX_ROWS = 32
+MAX_WEIGHT = 100.0
+MAX_STARS = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One adapter of a mix.
+
+    Attributes:
+        name: Its name in the mix.
+        on: Whether it takes part.
+        unet: The denoiser's weight, and that of everything that has none of its own.
+        te: The text encoders' weight; None where it is the same.
+        blocks: A preset's name, a list of numbers, another form of blocks, or None.
+        schedule: The schedule's text, or empty.
+        mask: The digest of a painted mask, or empty.
+        feather: How soft the mask's edges are, in pixels.
+        more: Weights of other components.
+    """
+
+    name: str
+    on: bool = True
+    unet: float = 1.0
+    te: float | None = None
+    blocks: Any = None
+    schedule: str = ""
+    mask: str = ""
+    feather: float = 0.0
+    more: Any = None
+
+    def spec(self) -> dict[str, Any]:
+        """Give the row as ``Mix.of`` reads it."""
+        components = dict(self.more or {})
+        if self.te is not None:
+            components["te"] = self.te
+        spec: dict[str, Any] = {"weight": self.unet}
+        if components:
+            spec["components"] = components
+        if self.blocks not in (None, "", []):
+            spec["blocks"] = self.blocks
+        if self.schedule:
+            spec["schedule"] = self.schedule
+        if self.mask:
+            spec["mask"] = {"digest": self.mask, "feather": self.feather}
+        return spec
+
+
+@dataclass(frozen=True)
+class MixRows:
+    """
+    The rows of a mix and its method.
+
+    Attributes:
+        rows: In the order of the page.
+        method: As text, such as ``switch(tau=5)``; empty is the sum.
+    """
+
+    rows: tuple[Row, ...] = ()
+    method: str = ""
+
+    def mix(self, app: AppState) -> Mix:
+        """
+        Give the mix of the rows that are on and have a file here.
+
+        Raises:
+            MixError: With everything that makes no sense.
+        """
+        adapters = {
+            row.name: row.spec() for row in self.rows if row.on and app.entry_named(row.name) is not None
+        }
+        if not self.method.strip() or not adapters:
+            return Mix.of(adapters, masks=app.masks)
+        return Mix.of({"adapters": adapters, "method": self.method.strip()}, masks=app.masks)
+
+
+def read_rows(value: Any) -> MixRows:
+    """
+    Read what a browser sent.
+
+    Args:
+        value: The mix_rows's JSON; None is an empty one.
+
+    Raises:
+        PictureError: When it is none.
+    """
+    if value in (None, ""):
+        return MixRows()
+    given = checks.table(value, "the mix")
+    rows = given.get("rows", [])
+    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
+        raise PictureError(f"the mix: expected at most {MAX_ROWS} adapters")
+    found = tuple(_row(checks.table(row, "a row of the mix")) for row in rows)
+    names = [row.name for row in found]
+    if len(set(names)) < len(names):
+        raise PictureError("the mix: an adapter stands in it twice; take one of the two out")
+    return MixRows(found, checks.text(given.get("method"), "method", 300))
+
+
+def _row(given: dict[str, Any]) -> Row:
+    name = checks.text(given.get("name"), "name", 256)
+    if not name:
+        raise PictureError("a row of the mix: expected the name of an adapter")
+    te = given.get("te")
+    mask = given.get("mask") or ""
+    return Row(
+        name=name,
+        on=given.get("on") is not False,
+        unet=checks.number(given.get("unet", 1.0), f"{name}: weight", -MAX_WEIGHT, MAX_WEIGHT),
+        te=None if te is None else checks.number(te, f"{name}: text weight", -MAX_WEIGHT, MAX_WEIGHT),
+        blocks=_blocks(given.get("blocks"), name),
+        schedule=checks.text(given.get("schedule"), f"{name}: schedule", 500),
+        mask=checks.opaque(mask, f"{name}: mask") if mask else "",
+        feather=checks.number(given.get("feather", 0), f"{name}: feather", 0, 1000),
+        more=_more(given.get("more"), name),
+    )
+
+
+def _blocks(value: Any, name: str) -> Any:
+    if value is None or (isinstance(value, str) and len(value) <= 100):
+        return value or None
+    if isinstance(value, list) and len(value) <= 32:
+        return [checks.number(x, f"{name}: block weight", -MAX_WEIGHT, MAX_WEIGHT) for x in value]
+    if isinstance(value, dict) and len(str(value)) <= 4000:
+        _tame(value, name)
+        return value
+    raise PictureError(f"{name}: blocks: expected a preset, a list of numbers or an object")
+
+
+def _tame(blocks: dict[str, Any], name: str) -> None:
+    for key in (*blocks, *(blocks["patterns"] if isinstance(blocks.get("patterns"), dict) else ())):
+        if str(key).startswith("re:") or str(key).count("*") > MAX_STARS:  # either can take for ever to match
+            raise PictureError(
+                f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions"
+            )
+
+
+def read_mix(text: Any, app: AppState) -> Mix:
+    """
+    Read a mix that somebody wrote: one line or JSON, without files and without patterns that never end.
+
+    Args:
+        text: The text.
+        app: Whose masks may be named.
+
+    Raises:
+        PictureError: When it is something else.
+        MixError: When it makes no sense.
+    """
+    given = checks.text(text, "mix").strip()
+    if not given:
+        return Mix()
+    if "\n" in given and not given.startswith(("{", "[")):
+        raise PictureError("the mix: expected one line such as ink:0.8, neon:0.3, or JSON")
+    mix = Mix.of(given, masks=app.masks)
+    if len(mix) > MAX_ROWS:
+        raise PictureError(f"the mix: expected at most {MAX_ROWS} adapters, got {len(mix)}")
+    for name in mix:
+        blocks: Any = mix[name].blocks and mix[name].to_spec()
+        if isinstance(blocks, dict) and isinstance(blocks.get("blocks"), dict):
+            _tame(blocks["blocks"], name)
+    return mix
+
+
+def _more(value: Any, name: str) -> Any:
+    if value is None or (isinstance(value, dict) and len(str(value)) <= 1000):
+        return value
+    raise PictureError(f"{name}: expected weights by component")
+
+
+def row_of(name: str, spec: AdapterMix) -> Row:
+    """Give the row of an adapter of a mix."""
+    plain: Any = spec.to_spec()
+    given: dict[str, Any] = dict(plain) if isinstance(plain, dict) else {"weight": plain}
+    components = dict(given.get("components", {}))
+    te, unet = components.pop("te", None), components.pop("unet", given["weight"])
+    if not isinstance(unet, int | float) or not isinstance(te, int | float | None):
+        # a schedule of its own in a component's place: kept as it was said
+        components, te, unet = dict(given.get("components", {})), None, given["weight"]
+    mask = spec.mask
+    return Row(
+        name=name,
+        unet=float(unet),
+        te=te,
+        blocks=given.get("blocks") if not isinstance(spec.blocks, LbwWeights) else spec.blocks.to_spec(),
+        schedule=str(given.get("schedule", "")),
+        mask=mask.digest if mask else "",
+        feather=mask.feather if mask else 0.0,
+        more=components or None,
+    )
+
+
+def rows_of(mix: Mix) -> MixRows:
+    """Give the mix_rows of a mix; all rows are on."""
+    method = mix.method.to_text() if mix.method.name != "sum" else ""
+    return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
+
+
+def recalled_rows(recall: AdapterMatches) -> MixRows:
+    """Give the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
+    kept = rows_of(recall.mix)
+    rows = {row.name: row for row in kept.rows}
+    found = [
+        rows[slot.match] if slot.match is not None else row_of(slot.adapter.name, slot.adapter.adapter_mix())
+        for slot in recall.slots
+    ]
+    return MixRows(tuple(found), kept.method)
+
+
+def with_row(mix_rows: MixRows, row: Row) -> MixRows:
+    """
+    Add an adapter at the end; one that is there already is switched on.
+
+    Raises:
+        PictureError: When the mix_rows is full.
+    """
+    if any(each.name == row.name for each in mix_rows.rows):
+        return replace(
+            mix_rows, rows=tuple(replace(r, on=True) if r.name == row.name else r for r in mix_rows.rows)
+        )
+    if len(mix_rows.rows) >= MAX_ROWS:
+        raise PictureError(f"the mix has {MAX_ROWS} adapters, the most that fit; take one out first")
+    return replace(mix_rows, rows=(*mix_rows.rows, row))
+
+
+def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
+    """Give the mix_rows as the page draws it: what the browser may change, and what it only shows."""
+    return {"rows": [_shown_row(row, app) for row in mix_rows.rows], "method": mix_rows.method}
+
+
+def _shown_row(row: Row, app: AppState) -> dict[str, Any]:
+    from .thumbs import thumbnail_uri
+
+    entry = app.entry_named(row.name)
+    about: Mapping[str, Any]
+    if entry is None:
+        about = {"title": row.name, "problem": "not in the library here: add its file, its place is kept"}
+    else:
+        about = {
+            "id": entry.id,
+            "title": row.name,
+            "about": facts_line(app, entry),
+            "triggers": trigger_list(entry.trigger_words),
+            "problem": app.refusal(entry),
+            "thumb": thumbnail_uri(app.library, entry, 96),
+        }
+    return {
+        "name": row.name,
+        "on": row.on,
+        "unet": row.unet,
+        "te": row.te,
+        "blocks": row.blocks,
+        "schedule": row.schedule,
+        "mask": row.mask,
+        "feather": row.feather,
+        "more": row.more,
+        **about,
+    }
+
+
+def facts_line(app: AppState, entry: Entry) -> str:
+    """Say in a few words what an adapter is."""
+    ranks = f"rank {'/'.join(map(str, entry.ranks[:3]))}" if entry.ranks else ""
+    return " · ".join(
+        part
+        for part in (
+            app.called(entry.base),
+            "+".join(entry.algorithms),
+            ranks,
+        )
+        if part
+    )
+
+
+def trigger_list(words: Sequence[str]) -> list[str]:
+    """Give trigger words, the first thirty, each of a length that fits a button."""
+    return [word[:120] for word in words[:30]]

@@ -1,0 +1,69 @@
+"""The Export page: the mix as one file, or baked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..handlers import export as handlers
+from .shared import QUIET, guarded, owner_of
+
+if TYPE_CHECKING:
+    from .shared import Shared
+
+
+def export_page(shared: Shared) -> None:
+    """Lay the page out and connect it."""
+    app = shared.app
+    with gr.Row(elem_classes="lm-row2", equal_height=False):
+        with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
+            gr.Markdown(
+                "### One LoRA file\nThe mix as it is now, for other programs.", elem_classes="lm-note"
+            )
+            name = gr.Textbox(label="Name", value="my-mix", elem_id="export-name", max_length=80)
+            with gr.Row():
+                form = gr.Dropdown(
+                    label="Format", choices=list(handlers.FORMATS), value="kohya", elem_id="export-format",
+                    min_width=110,
+                )  # fmt: skip
+                rank = gr.Number(
+                    label="Rank (0: exact)",
+                    value=0,
+                    precision=0,
+                    minimum=0,
+                    elem_id="export-rank",
+                    min_width=100,
+                )
+                dtype = gr.Dropdown(
+                    label="Type", choices=list(handlers.DTYPES), value=handlers.DTYPES[0],
+                    elem_id="export-dtype", min_width=110,
+                )  # fmt: skip
+            write = gr.Button("Export", variant="primary", elem_id="export-button")
+            said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
+            file = gr.File(label="Download", interactive=False, elem_id="export-file")
+        with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
+            gr.Markdown(
+                "### Baked model\nA diffusers folder with the mix in its weights; it stays on this machine, "
+                "under `exports`.",
+                elem_classes="lm-note",
+            )
+            folder = gr.Textbox(label="Name", value="my-model", elem_id="bake-name", max_length=80)
+            bake = gr.Button("Bake", elem_id="bake-button")
+            baked = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="bake-report")
+
+    @guarded
+    def export(
+        mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
+    ) -> tuple[str, str]:
+        place, words = handlers.one_file(app, owner_of(request), mix_rows, name, form, rank, dtype)
+        return handlers.offered(place, shared.cache), words
+
+    busy = {**QUIET, "show_progress": "minimal"}
+    write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said], **busy)
+
+    @guarded
+    def to_folder(mix_rows: Any, name: Any, request: gr.Request) -> str:
+        return handlers.baked(app, owner_of(request), mix_rows, name)
+
+    bake.click(to_folder, [shared.mix_rows, folder], baked, **busy)

@@ -1,0 +1,114 @@
+"""The Gallery page: pictures on disk, one opened, settings out of a picture that is dropped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from lora_mixer.errors import LoraMixerError
+
+from .. import gallery
+from ..handlers import gallery as handlers
+from ..theme import part
+from .shared import QUIET, guarded, plain
+
+if TYPE_CHECKING:
+    from lora_mixer.picture_metadata import PictureSettings
+
+    from .shared import Fields, Shared
+
+
+def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
+    """Lay the page out and connect it."""
+    app = shared.app
+    with gr.Row(elem_classes="lm-row2", equal_height=False):
+        with gr.Column(scale=6, min_width=320):
+            with gr.Column(elem_classes="lm-panel"):
+                gr.Markdown(
+                    "**Get settings back** from a picture made here or by AUTOMATIC1111, Forge, SD.Next, Fooocus, "
+                    "InvokeAI, ComfyUI or SwarmUI.",
+                    elem_classes="lm-note",
+                )
+                drop = gr.File(
+                    label="Picture",
+                    show_label=False,
+                    file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                    type="filepath",
+                    height=150,
+                    elem_id="picture-drop",
+                )
+            pictures = part("gallery", "open", "turn", value=None, elem_id="gallery")
+        with gr.Column(scale=6, min_width=320):
+            shot = part("shot", "use", "remove", value=None, elem_id="shot")
+
+    def refresh() -> Any:
+        return gallery.listing(app)
+
+    tab.select(refresh, None, pictures, **QUIET)
+
+    @guarded
+    def turn(event: gr.EventData) -> Any:
+        return gallery.listing(app, event.page)
+
+    pictures.turn(turn, None, pictures, **QUIET)
+
+    @guarded
+    def show(event: gr.EventData) -> Any:
+        return gallery.details(app, event.id)
+
+    pictures.open(show, None, shot, **QUIET)
+
+    @guarded
+    def remove(event: gr.EventData) -> Any:
+        gallery.remove(app, event.id)
+        return None, gallery.listing(app)
+
+    shot.remove(remove, None, [shot, pictures], **QUIET)
+    outputs = [
+        shared.mix_rows, fields.prompt, fields.negative, fields.seed, fields.locked, fields.steps,
+        fields.guidance, fields.width, fields.height, shot,
+    ]  # fmt: skip
+
+    def taken(settings: PictureSettings) -> list[Any]:
+        mix_rows, found = handlers.recalled(app, settings)
+
+        def known(value: Any) -> Any:
+            return gr.skip() if value is None else value
+
+        return [
+            mix_rows,
+            settings.prompt,
+            settings.negative_prompt,
+            gr.skip() if settings.seed is None else str(settings.seed),
+            True,
+            known(settings.steps),
+            known(settings.guidance_scale),
+            known(settings.width),
+            known(settings.height),
+            handlers.report(settings, found),
+        ]
+
+    def dropped(path: Any) -> list[Any]:
+        # the field is emptied whatever came of it, so that the next picture can be dropped
+        try:
+            if path is not None:
+                return [*taken(handlers.dropped(path, shared.cache)), None]
+        except LoraMixerError as error:
+            gr.Warning(plain(error), title="No settings read", duration=12)
+        return [*[gr.skip()] * len(outputs), None]
+
+    drop.upload(dropped, drop, [*outputs, drop], **QUIET)
+
+    @guarded
+    def use(event: gr.EventData) -> list[Any]:
+        found = taken(handlers.of_gallery(app, event.id))
+        opened = gallery.details(app, event.id)
+        gr.Info("Prompt, settings and mix are those of the picture now.")
+        return [
+            *found[:-1],
+            {**found[-1], "id": opened["id"], "url": opened["url"]},
+            gr.Tabs(selected="make"),
+        ]
+
+    shot.use(use, None, [*outputs, tabs], **QUIET)
