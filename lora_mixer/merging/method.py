@@ -107,6 +107,7 @@ class MethodSpec:
         settings: What it takes.
         draws: Whether it draws at random; ``seed`` is then one of the settings.
         ordered: Whether the order of the adapters counts.
+        is_sum: Whether it is the weighted sum itself, of pairs and full matrices alike.
         check: Says what is wrong with settings that do not go together, or None.
     """
 
@@ -118,6 +119,7 @@ class MethodSpec:
     settings: tuple[Setting, ...] = ()
     draws: bool = False
     ordered: bool = False
+    is_sum: bool = False
     check: Callable[[Mapping[str, Any]], str | None] = _no_problem
 
 

@@ -67,12 +67,13 @@ class MergeMethod:
         self.settings = read_settings(self.spec, settings)
 
     @classmethod
-    def of(cls, method: MergeMethod | str) -> MergeMethod:
+    def of(cls, method: MergeMethod | str, **more: Value) -> MergeMethod:
         """
         Read a method as users write it.
 
         Args:
             method: A method, or text: a name, or ``name(setting=value, ...)``.
+            **more: Settings beside those in the text.
 
         Raises:
             MixError: When it cannot be read.
@@ -82,12 +83,12 @@ class MergeMethod:
             7
         """
         if isinstance(method, MergeMethod):
-            return method
-        found = _TEXT.fullmatch(method) if isinstance(method, str) else None
-        if found is None:
+            return cls(method.name, **{**method.settings, **more}) if more else method
+        found = _TEXT.fullmatch(str(method))
+        name, inside = found.groups() if found is not None else ("", None)
+        if not name:
             refuse([f"expected a method such as ties or ties(density=0.2), got {method!r}"])
-        name, inside = found.groups() if found else ("", None)
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(more)
         for part in inside.split(",") if inside and inside.strip() else ():
             key, equals, value = (text.strip() for text in part.partition("="))
             if not equals or key in settings:

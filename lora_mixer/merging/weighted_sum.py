@@ -75,4 +75,5 @@ SUM = MethodSpec(
     "pairs",
     concatenate,
     weighted_sum,
+    is_sum=True,
 )
