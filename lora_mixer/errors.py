@@ -28,7 +28,10 @@ After any of them the pipeline is exactly as it was before the call.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lora_mixer.problem import Problem
 
 
 class LoraMixerError(Exception):
@@ -112,11 +115,25 @@ class MixError(LoraMixerError, ValueError):
     """
     A mix cannot mean anything: weights not finite, lists of different length, unknown parts.
 
+    Args:
+        message: What is wrong; None lists the problems.
+        problems: Each thing that is wrong, with its place.
+        what: What was read, as in "this mix".
+
     Attributes:
-        problems: One sentence for each thing that is wrong, as the message lists them.
+        problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
     """
 
-    problems: tuple[str, ...] = ()
+    def __init__(
+        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), what: str = "mix"
+    ) -> None:
+        if message is None and len(problems) == 1:
+            message = f"This {what} cannot be used: {problems[0]}"
+        elif message is None:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
+        super().__init__(message)
+        self.problems = problems
 
 
 class PlanError(LoraMixerError, ValueError):

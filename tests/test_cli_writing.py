@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, Mix
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.writing.skeleton import FAMILIES, of_family
 from tests.test_writing import make_lora, sd_pipe, weights_of, worst
 

@@ -245,7 +245,7 @@ class AppState:
 
     def count_uses(self, requests: Iterable[PictureRequest]) -> None:
         """Count one use of each adapter of a job, for the library's order by use."""
-        for name in dict.fromkeys(name for request in requests for name in request.mix.names):
+        for name in dict.fromkeys(name for request in requests for name in request.adapters):
             entry = self.entry_named(name)
             if entry is not None:
                 self.library.used(entry.id)

@@ -6,25 +6,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lora_mixer.batches.problems import Problems, shown
 from lora_mixer.batches.reading import Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.mixes import Mix
+from lora_mixer.pictures import PICTURE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_mixer.pictures import PictureField
+
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
 """Forms of a plan by the ending of its file."""
 
-_Steps = Annotated[int, Field(ge=1, le=10_000)]
-_Side = Annotated[int, Field(ge=8, le=16_384)]
-_Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-_Scale = Annotated[float, Field(allow_inf_nan=False)]
+MIX_FIELDS = ("mix", "negative_mix")
+"""What a picture can be told beside ``PICTURE_FIELDS``: mixes, in any form."""
 _Size = Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")]
-_Text = Annotated[str, Field(max_length=100_000)]
 
 
 class _Strict(BaseModel):
@@ -49,18 +49,41 @@ class AdapterSpec(_Strict):
     max_rank: Annotated[int, Field(ge=1)] | None = None
 
 
-class Picture(_Strict):
-    """What a picture can be told; ``defaults`` of a plan, and part of each job."""
+def _annotation(about: PictureField) -> Any:
+    """Return a field of a picture as pydantic checks and describes it."""
+    if about.kind == "text":
+        limits: Any = Field(max_length=None if about.high is None else int(about.high))
+        return Annotated[Annotated[str, limits] | None, Field(description=about.help)]
+    if about.kind == "whole":
+        return Annotated[
+            Annotated[int, Field(ge=about.low, le=about.high)] | None, Field(description=about.help)
+        ]
+    limits = Field(ge=about.low, le=about.high, allow_inf_nan=False)
+    return Annotated[Annotated[float, limits] | None, Field(description=about.help)]
 
-    prompt: _Text | None = None
-    negative_prompt: _Text | None = None
-    seed: _Seed | None = None
-    steps: _Steps | None = None
-    guidance_scale: _Scale | None = None
-    width: _Side | None = None
-    height: _Side | None = None
+
+if TYPE_CHECKING:
+
+    class _PictureFields(_Strict):
+        """Made below, from the table."""
+
+else:
+    _PictureFields = create_model(
+        "_PictureFields",
+        __base__=_Strict,
+        **{name: (_annotation(about), None) for name, about in PICTURE_FIELDS.items()},
+    )
+
+
+class Picture(_PictureFields, _Strict):
+    """What a picture can be told, each of ``PICTURE_FIELDS`` and more; ``defaults`` of a plan, and part of each job."""
+
     size: Annotated[_Size | None, Field(description="WIDTHxHEIGHT")] = None
     mix: Annotated[Any, Field(description="A mix in any form of docs/mixes.md.")] = None
+    negative_mix: Annotated[
+        Any,
+        Field(description="That of the half of guidance without the prompt; the same where it is not said."),
+    ] = None
 
 
 class Job(Picture):

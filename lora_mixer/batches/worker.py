@@ -170,7 +170,7 @@ class Worker:
         peaks = []
         for count in (1, 2):
             torch.cuda.reset_peak_memory_stats()
-            trial = replace(request, steps=1, mix=Mix())
+            trial = replace(request, steps=1, mix=Mix(), negative_mix=None)
             list(self.maker.make([trial] * count))
             peaks.append(torch.cuda.max_memory_allocated())
         torch.cuda.empty_cache()
@@ -209,13 +209,14 @@ class Worker:
     def _make(self, task: Task, done: set[int]) -> None:
         """Make pictures and have them written; ``done`` tells which, also where this raises."""
         requests = [picture.request for picture in task.pictures]
-        mixes = {request.mix.fingerprint: request.mix for request in requests}
-        if len(mixes) == 1 and (mix := requests[0].mix) != self.mixer.mix:
+        mixes = {request.mix_key for request in requests}
+        mix = requests[0].mix
+        if requests[0].negative_mix is None and len(mixes) == 1 and mix != self.mixer.mix:
             self.mixer.set_mix(mix)  # stays in effect, so that the next picture of this mix rewrites nothing
         elif len(mixes) > 1:
             self.mixer.set_mix({})
         for made in self.maker.make(requests):
-            hashes = self.cache.hashes(made.request.mix.names)
+            hashes = self.cache.hashes(made.request.adapters)
             self._saving.append(self._saver.submit(self._saved, task.pictures[made.index], made, hashes))
             done.add(made.index)
 

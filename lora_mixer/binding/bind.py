@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.binding.components import base_of
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.binding.ordinal import CANDIDATES
+from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
 from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lora_mixer.binding.index import LiveModule
 
 _SHOWN = 8
+_COPIES = ("controlnet", "motion_adapter")
+"""Components with copies of the denoiser's modules: files that do not name them are hardly meant for them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ def bind(
         raise MatchError(msg)
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
+    _choose_order(adapter.layers, indexes)
+    if component is None:
+        fronts = _fronts(indexes)
+        adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
     unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
     home = component if component is not None else _home(unnamed, indexes, adapter.info.source)
     tallies: dict[str, _Tally] = {}
@@ -186,23 +192,59 @@ def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Modul
         index = indexes.get(part)
         if index is None:
             continue
-        # The whole spelling serves models whose own paths start like a component's name.
-        return index.find(_spelling(layer, index)) or index.find(layer.target.written)
+        return _module(layer, index)
     return None
 
 
+def _module(layer: AdapterLayer, index: ModuleIndex) -> LiveModule | None:
+    # Spellings with more of their front serve models whose own paths start like a component's or a wrapper's name.
+    return next((live for x in _spellings(layer, index) if (live := index.find(x)) is not None), None)
+
+
 def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
-    live = index.find(_spelling(layer, index)) or index.find(layer.target.written)
+    live = _module(layer, index)
     return live is not None and layer.weights.misfit(live.shape) is None
 
 
-def _spelling(layer: AdapterLayer, index: ModuleIndex) -> str:
+def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
+    """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
+    written = layer.target.written
+    for front, index in fronts.items():
+        if written.startswith(front):
+            part = index.component
+            if part in COMPONENTS_OF_HINT.get(layer.target.hint or "", (layer.target.hint,)):
+                return layer  # that is how it is understood anyway
+            module = written[len(front) :]
+            if index.find(module) is not None:
+                return replace(layer, target=replace(layer.target, hint=part, module=module))
+    return layer
+
+
+def _fronts(indexes: Mapping[str, ModuleIndex]) -> dict[str, ModuleIndex]:
+    """List how keys that name a component may begin, the longer names first."""
+    spelt = ("{}.", "lora_{}_", "lora_{}.", "lycoris_{}_")
+    parts = sorted(indexes, key=len, reverse=True)
+    return {front.format(part): indexes[part] for part in parts for front in spelt}
+
+
+def _spellings(layer: AdapterLayer, index: ModuleIndex) -> tuple[str, ...]:
     module = layer.target.module
     if not module.startswith(f"{ORDINAL}?:"):
-        return module
+        return layer.target.spellings
     number = module.rpartition(":")[2]
     classes = index.ordinal_classes
-    return f"{ORDINAL}{','.join(classes)}:{number}" if classes else module
+    return (f"{ORDINAL}{','.join(classes)}:{number}" if classes else module,)
+
+
+def _choose_order(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+    """For a counted file: take the order of a block's parts under which most layers fit."""
+    counted = [layer for layer in layers if layer.target.module.startswith(ORDINAL)]
+    for index in indexes.values() if counted else ():
+        _choose_ordinal(counted, index)
+        fits = {}
+        for index.ordinal_order in ORDERS:
+            fits[index.ordinal_order] = sum(_fits(layer, index) for layer in counted)
+        index.ordinal_order = max(ORDERS, key=lambda order: fits[order])
 
 
 def _choose_ordinal(layers: Sequence[AdapterLayer], index: ModuleIndex) -> None:
@@ -221,16 +263,15 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
         return None
     counts: dict[str, int] = {}
     for part, index in indexes.items():
-        _choose_ordinal(layers, index)
         counts[part] = sum(_fits(layer, index) for layer in layers)
     best = max(counts.values())
     winners = [part for part, count in counts.items() if count == best]
     if best == 0:  # nothing fits: name the component whose names at least are known, for the message
-        known = {
-            part: sum(index.find(_spelling(x, index)) is not None for x in layers)
-            for part, index in indexes.items()
-        }
+        known = {part: sum(_module(x, index) is not None for x in layers) for part, index in indexes.items()}
         return max(known, key=lambda part: known[part])
+    originals = [part for part in winners if not part.startswith(_COPIES)]
+    if len(originals) == 1:
+        return originals[0]
     if len(winners) > 1:
         msg = (
             f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_mixer.binding import ordinal
+from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -60,10 +61,11 @@ class ModuleIndex:
     def __init__(self, component: str, root: nn.Module) -> None:
         """Walk the module tree once."""
         self.ordinal_classes: tuple[str, ...] | None = None
+        self.ordinal_order = ordinal.ORDERS[0]
         self.component = component
         self._modules: dict[str, nn.Module] = {}
         self._all_paths: list[str] = []
-        self._ordinals: dict[tuple[str, ...], list[str] | None] = {}
+        self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
             # PEFT and torch.compile wrap modules; files know the names from before
             plain = path.replace("_orig_mod.", "").replace(".base_layer", "")
@@ -76,6 +78,10 @@ class ModuleIndex:
         return len(self._modules)
 
     def _aliases(self, path: str) -> Iterator[str]:
+        for name in (path, *earlier_names(path)):
+            yield from self._rooted(name)
+
+    def _rooted(self, path: str) -> Iterator[str]:
         yield path
         # transformers 5 dropped ``text_model.`` from CLIPTextModel; files are from before and after
         if path.startswith(_TEXT_ROOT):
@@ -113,9 +119,10 @@ class ModuleIndex:
 
     def ordinal_paths(self, classes: tuple[str, ...]) -> list[str] | None:
         """List the modules that cloneofsimo's counting numbers, for its class names."""
-        if classes not in self._ordinals:
-            self._ordinals[classes] = ordinal.count_modules(self._all_paths, classes)
-        return self._ordinals[classes]
+        key = (classes, self.ordinal_order)
+        if key not in self._ordinals:
+            self._ordinals[key] = ordinal.count_modules(self._all_paths, *key)
+        return self._ordinals[key]
 
     def find(self, spelling: str) -> LiveModule | None:
         """

@@ -78,8 +78,3 @@ def _options(
     ] = False,
 ) -> None:
     """Load, mix and remove LoRA adapters on diffusers pipelines."""
-
-
-def main() -> None:
-    """Run the command line; the entry point of ``lora-mixer``."""
-    app()

@@ -9,6 +9,7 @@ import typer
 
 from lora_mixer.cli._generate import DType
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.extras import explained
 
 
 def ui(
@@ -40,8 +41,11 @@ def ui(
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
         raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty")
-    from lora_mixer.ui.app import check_reach, launch
-    from lora_mixer.ui.app_state import ServerOptions
+    try:
+        from lora_mixer.ui.app import check_reach, launch
+        from lora_mixer.ui.app_state import ServerOptions
+    except ModuleNotFoundError as error:
+        raise explained(error, "ui") from error
 
     pair = (user, password) if auth is not None else None
     check_reach(host, share=share, auth=pair)

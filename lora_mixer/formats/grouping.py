@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
@@ -168,9 +168,7 @@ def locate(
             if "_blocks." in target.module and ".attn" not in target.module
             else "diffusers-attn-procs"
         )
-        target = Target(target.hint, modernise(target.module), target.written)
-    elif "self_attn.to_" in target.module:  # the text encoders of the same age
-        target = Target(target.hint, modernise(target.module), target.written)
+        target = replace(target, module=modernise(target.module))
     return target, leaf, layout
 
 

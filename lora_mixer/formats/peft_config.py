@@ -62,16 +62,26 @@ class ScaleRule:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration, for algorithms with options of their own."""
 
-    def alpha_of(self, module: str) -> float | None:
+    def alpha_of(self, *spellings: str) -> float | None:
         """Look a module's alpha up: the first pattern that matches the end of its path, else the common one."""
         return next(
-            (value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha
+            (
+                value
+                for pattern, value in self.alpha_pattern.items()
+                if any(_matches(pattern, module) for module in spellings)
+            ),
+            self.alpha,
         )
 
-    def rank_of(self, module: str) -> int | None:
+    def rank_of(self, *spellings: str) -> int | None:
         """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
         found = next(
-            (value for pattern, value in self.rank_pattern.items() if _matches(pattern, module)), self.rank
+            (
+                value
+                for pattern, value in self.rank_pattern.items()
+                if any(_matches(pattern, module) for module in spellings)
+            ),
+            self.rank,
         )
         return None if found is None or found < 1 else int(found)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_mixer.errors import MixError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,4 @@ def read_settings(spec: MethodSpec, given: Mapping[str, object]) -> dict[str, Va
 def refuse(problems: Sequence[str]) -> None:
     """Raise all problems as one ``MixError``, if there are any."""
     if problems:
-        error = MixError("; ".join(problems))
-        error.problems = tuple(problems)
-        raise error
+        raise MixError("; ".join(problems), problems=tuple(Problem("method", text) for text in problems))

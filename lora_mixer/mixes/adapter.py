@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, shown
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.mask import Mask
+from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.schedule import Constant, Schedule
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import shown
 
 if TYPE_CHECKING:
-    from lora_mixer.mixes.layout import BlockLayout
+    from lora_mixer.mixes.unet_blocks import BlockLayout
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import Mix
 from lora_mixer.mixes.method import Method
-from lora_mixer.picture_metadata.values import as_hash, file_stem
+from lora_mixer.parsing.values import as_hash, file_stem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -13,6 +13,7 @@ from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import exif_of, png_texts
 from lora_mixer.picture_metadata.dialects import own
 from lora_mixer.picture_metadata.portable import portable
+from lora_mixer.picture_metadata.settings import PictureAdapter
 from lora_mixer.picture_metadata.tags import alias_of, with_tags
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+    from lora_mixer.picture_metadata.settings import PictureSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Formats by the ending of a file's name."""
@@ -65,10 +66,18 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         for adapter in settings.adapters
         if (digits := _shown_hash(adapter))
     ]
+    negative_prompt = settings.negative_prompt
+    if settings.negative_mix is not None:
+        other = settings.negative_mix
+        differing = [
+            name for name in other if settings.mix is None or other[name] != settings.mix.adapters.get(name)
+        ]
+        told = [PictureAdapter.of(name, portable(other)[name]) for name in differing]
+        negative_prompt, _ = with_tags(negative_prompt, told)
     sized = settings.width is not None and settings.height is not None
     return parameters_text.write(
         prompt,
-        settings.negative_prompt,
+        negative_prompt,
         {
             "Steps": settings.steps,
             "Sampler": settings.sampler,

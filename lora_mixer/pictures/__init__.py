@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
-from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
-from lora_mixer.pictures.maker import PictureMaker, StepProgress
-from lora_mixer.pictures.queue import FairQueue
-from lora_mixer.pictures.request import MAX_SEED, Picture, PictureRequest
-from lora_mixer.pictures.sheet import Band, contact_sheet
+import importlib
+from typing import TYPE_CHECKING
+
+from lora_mixer.pictures.fields import MAX_SEED, PictureField, PictureFields
+from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
+
+if TYPE_CHECKING:
+    from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
+    from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
+    from lora_mixer.pictures.maker import PictureMaker, StepProgress
+    from lora_mixer.pictures.queue import FairQueue
+    from lora_mixer.pictures.sheet import Band, contact_sheet
 
 __all__ = [
     "DEMO",
     "MAX_SEED",
+    "PICTURE_FIELDS",
     "Band",
     "FairQueue",
     "GridAxis",
     "Picture",
+    "PictureField",
+    "PictureFields",
     "PictureMaker",
     "PictureRequest",
     "StepProgress",
@@ -27,3 +36,28 @@ __all__ = [
     "own_defaults",
     "with_adapter",
 ]
+
+# Imported at the first look: what a picture's fields are can be asked without torch, as commands do for their help.
+_MODULES = {
+    "DEMO": "loading",
+    "GridAxis": "grid",
+    "Band": "sheet",
+    "FairQueue": "queue",
+    "PictureMaker": "maker",
+    "StepProgress": "maker",
+    "contact_sheet": "sheet",
+    "grid_requests": "grid",
+    "grid_sheet": "grid",
+    "load_outline": "loading",
+    "load_pipeline": "loading",
+    "own_defaults": "loading",
+    "with_adapter": "grid",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

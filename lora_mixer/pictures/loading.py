@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from lora_mixer.errors import MissingExtraError, PictureError, SourceNotFoundError
+from lora_mixer.extras import install
 
 DEMO = "demo"
 """The name of the embedded pipeline."""
@@ -61,7 +62,7 @@ def load_pipeline(model: str = DEMO, *, device: str = "auto", dtype: str = "auto
         if any(library in str(error).lower() for library in _QUANTISERS):
             raise MissingExtraError(
                 f"{model!r} is quantised, and the library for that is missing ({error}); "
-                "install it with: pip install 'lora-mixer[quant]'"
+                f"install it with: {install('quant')}"
             ) from error
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:

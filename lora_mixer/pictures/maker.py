@@ -18,22 +18,20 @@ import torch
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import Progress
-from lora_mixer.pictures.request import Picture, PictureRequest
+from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from PIL.Image import Image
 
     from lora_mixer.mixer import LoraMixer
 
-_ARGUMENTS = {
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "width": "width",
-    "height": "height",
-}
-"""Fields of a request, and how diffusers calls them."""
+_OPEN = {name: about for name, about in PICTURE_FIELDS.items() if about.default is None}
+"""What requests may leave open."""
+_ARGUMENTS = {name: about.argument for name, about in _OPEN.items() if about.argument is not None}
+"""Of these, what diffusers' pipelines are told, and how they call it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class PictureMaker:
     Args:
         mixer: The mixer; its adapters are what requests' mixes may name.
         batch_size: The most pictures in one pipeline call. 1 gives the same bytes whatever is made together.
-        defaults: Values for what requests leave open: ``steps``, ``guidance_scale``, ``width``, ``height``.
+        defaults: Values for what requests leave open, such as ``steps`` and ``guidance_scale``.
 
     Raises:
         PictureError: When ``batch_size`` or a default makes no sense.
@@ -79,11 +77,9 @@ class PictureMaker:
         given: object = batch_size
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
             raise PictureError(f"batch_size must be a whole number from 1, got {batch_size!r}")
-        unknown = set(defaults or ()) - set(_ARGUMENTS)
+        unknown = set(defaults or ()) - set(_OPEN)
         if unknown:
-            raise PictureError(
-                f"defaults are known for {', '.join(_ARGUMENTS)}; got {', '.join(sorted(unknown))}"
-            )
+            raise PictureError(f"defaults are known for {', '.join(_OPEN)}; got {', '.join(sorted(unknown))}")
         self.mixer = mixer
         self.batch_size = batch_size
         self._takes = inspect.signature(mixer.pipe.__call__).parameters
@@ -91,16 +87,16 @@ class PictureMaker:
         PictureRequest("").with_defaults(self._defaults)  # a clear error now rather than at the first picture
 
     def _of_pipeline(self) -> dict[str, Any]:
-        found = {}
-        for name in ("steps", "guidance_scale"):
-            parameter = self._takes.get(_ARGUMENTS[name])
-            if parameter is not None and isinstance(parameter.default, int | float):
-                found[name] = parameter.default
-        return found
+        takes = {name: self._takes.get(argument) for name, argument in _ARGUMENTS.items()}
+        return {
+            name: parameter.default
+            for name, parameter in takes.items()
+            if parameter is not None and isinstance(parameter.default, int | float)
+        }
 
     def resolve(self, request: PictureRequest) -> PictureRequest:
         """
-        Give a request with the defaults filled in and ``<lora:...>`` tags moved into its mix.
+        Give a request with the defaults filled in and ``<lora:...>`` tags moved into its mixes.
 
         Raises:
             PictureError: When the pipeline does not take something that the request asks for.
@@ -108,7 +104,9 @@ class PictureMaker:
             AdapterNameError: When the mix names an adapter that is not loaded.
         """
         full = request.with_tags(self.mixer.adapters).with_defaults(self._defaults)
-        self.mixer.check_mix(full.mix)
+        for mix in (full.mix, full.negative_mix):
+            if mix is not None:
+                self.mixer.check_mix(mix)
         asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
         asked |= {"negative_prompt"} if request.negative_prompt else set()
         missing = sorted(asked - set(self._takes))
@@ -188,9 +186,7 @@ class PictureMaker:
             arguments["negative_prompt"] = [request.negative_prompt for request in batch]
         if on_step is not None and "callback_on_step_end" in self._takes:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
-        mixes = [request.mix for request in batch]
-        same = all(mix == mixes[0] for mix in mixes)
-        with self.mixer.applied(mixes[0] if same else mixes), _quiet_bar(pipe):
+        with self._mixed(batch), _quiet_bar(pipe):
             try:
                 images: list[Image] = pipe(
                     [request.prompt for request in batch],
@@ -202,11 +198,21 @@ class PictureMaker:
                 raise
         return images
 
+    def _mixed(self, batch: Sequence[PictureRequest]) -> AbstractContextManager[object]:
+        """Hold the mixes of a batch: one for all where they are equal, else one for each picture."""
+        mixes = [request.mix for request in batch]
+        negatives = [
+            request.mix if request.negative_mix is None else request.negative_mix for request in batch
+        ]
+        if len({request.mix_key for request in batch}) == 1:
+            return self.mixer.applied(mixes[0], negative=batch[0].negative_mix)
+        return self.mixer.applied(mixes, negative=negatives if negatives != mixes else None)
+
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for i in batch:
-        groups.setdefault(requests[i].mix.fingerprint, []).append(i)
+        groups.setdefault(requests[i].mix_key, []).append(i)
     return list(groups.values())
 
 

@@ -21,7 +21,7 @@ from lora_mixer.formats.container import open_weights, read_header, read_tensors
 from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.families import DIT_FAMILIES
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.mixes.layout import place_of
+from lora_mixer.mixes.unet_blocks import place_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing.formats import COMPONENT_KEY
 from lora_mixer.writing.layers import AdapterParts, Part, Place

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from lora_mixer.mixes._reading import Reading, shown
+from lora_mixer.extras import require
+from lora_mixer.parsing.problems import Problems, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +16,7 @@ class _RepeatedKeyError(ValueError):
     """A mapping names one key twice."""
 
 
-def load_json(text: str, reading: Reading, where: str = "") -> object:
+def load_json(text: str, reading: Problems, where: str = "") -> object:
     """
     Read JSON.
 
@@ -30,14 +29,15 @@ def load_json(text: str, reading: Reading, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> load_json('{"a": 0.5}', Reading())
+        >>> from lora_mixer.extras import require
+        >>> from lora_mixer.parsing.problems import Problems
+        >>> load_json('{"a": 0.5}', Problems())
         {'a': 0.5}
     """
     return _loaded("JSON", lambda: json.loads(text, object_pairs_hook=_unrepeated), text, reading, where)
 
 
-def load_yaml(text: str, reading: Reading, where: str = "") -> object:
+def load_yaml(text: str, reading: Problems, where: str = "") -> object:
     """
     Read YAML.
 
@@ -50,31 +50,40 @@ def load_yaml(text: str, reading: Reading, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
-        >>> load_yaml("a: {unet: 0.5}", Reading())
+        >>> from lora_mixer.extras import require
+        >>> from lora_mixer.parsing.problems import Problems
+        >>> load_yaml("a: {unet: 0.5}", Problems())
         {'a': {'unet': 0.5}}
     """
+    yaml = require("yaml", "batch")
 
     def parse() -> object:
         if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             _refuse_repeats(node, set())
         return yaml.safe_load(text)
 
-    return _loaded("YAML", parse, text, reading, where)
+    return _loaded("YAML", parse, text, reading, where, yaml.YAMLError)
 
 
-def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Reading, where: str) -> object:
+def _loaded(
+    kind: str,
+    parse: Callable[[], object],
+    text: str,
+    reading: Problems,
+    where: str,
+    own: type[Exception] = ValueError,
+) -> object:
     """Parse, and note what is wrong."""
     try:
         return parse()
     except _RepeatedKeyError as error:
         reading.problem(where, str(error))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (own, ValueError, TypeError, RecursionError) as error:
         reading.problem(where, f"expected {kind}, got {shown(text)}: {' '.join(str(error).split())}.")
     return None
 
 
-def parsed(load: Callable[[str, Reading], object], text: str) -> object:
+def parsed(load: Callable[[str, Problems], object], text: str) -> object:
     """
     Read a text, and raise where it cannot be read.
 
@@ -92,7 +101,7 @@ def parsed(load: Callable[[str, Reading], object], text: str) -> object:
         >>> parsed(load_yaml, "a: 0.5")
         {'a': 0.5}
     """
-    reading = Reading()
+    reading = Problems()
     data = load(text, reading)
     reading.finish()
     return data
@@ -112,6 +121,7 @@ def dump_yaml(value: object) -> str:
         >>> dump_yaml({"b": 1.0, "a": 0.5})
         'b: 1.0\na: 0.5\n'
     """
+    yaml = require("yaml", "batch")
     for readable in (True, False):
         text = str(yaml.safe_dump(value, sort_keys=False, allow_unicode=readable, width=10_000))
         # PyYAML leaves some unusual line breaks unescaped in its readable form.
@@ -133,17 +143,17 @@ def _repeated(key: object) -> str:
     return f"{key!r} is named twice; give it one entry."
 
 
-def _refuse_repeats(node: yaml.Node, seen: set[int]) -> None:
+def _refuse_repeats(node: Any, seen: set[int]) -> None:
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
+    if node.id == "mapping":
         keys = [key.value for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise _RepeatedKeyError(_repeated(key))
         for _, value in node.value:
             _refuse_repeats(value, seen)
-    elif isinstance(node, yaml.SequenceNode):
+    elif node.id == "sequence":
         for value in node.value:
             _refuse_repeats(value, seen)

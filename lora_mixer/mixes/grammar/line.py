@@ -17,16 +17,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lora_mixer.mixes._calls import read_value
-from lora_mixer.mixes._plain import load_json
-from lora_mixer.mixes._reading import number_text, shown
-from lora_mixer.mixes._schedule_forms import looks_like_schedule, read_span, read_window
-from lora_mixer.mixes._split import is_number, split_outside
+from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
+from lora_mixer.mixes.grammar.tokens import is_number, read_value, split_outside
+from lora_mixer.parsing.data import load_json
+from lora_mixer.parsing.problems import number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lora_mixer.mixes._reading import Reading
+    from lora_mixer.mixes.reading import Reading
 
 _PLAIN_NAME = re.compile(r"[^\s,:|\"'()\[\]{}=@~](?:[^\n\r\t,:|\"'()\[\]{}=@~]*[^\s,:|\"'()\[\]{}=@~])?")
 _PLAIN_VALUE = re.compile(r"[A-Za-z_][\w.:-]*(?:\([\w.,+ -]*\))?|[\d.e+@,s-]*@[\d.e+@,s-]*")
@@ -47,7 +46,7 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
         Names with what was said about them, and what was said about the method or None.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read("a:0.7, b:unet=0.8,te=0.2, c", Reading())
         ([('a', 0.7), ('b', {'components': {'unet': 0.8, 'te': 0.2}}), ('c', 1.0)], None)
     """

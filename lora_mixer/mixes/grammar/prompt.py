@@ -20,14 +20,15 @@ import re
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
-from lora_mixer.mixes._adapter_forms import read_adapter
-from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, number_text, shown
-from lora_mixer.mixes._schedule_forms import looks_like_schedule, read_span, read_window
-from lora_mixer.mixes._split import is_number
 from lora_mixer.mixes.adapter import AdapterMix
+from lora_mixer.mixes.grammar.forms import read_adapter
+from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
+from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
 from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.mix import Mix
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.problems import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes._calls import Call, read_call
-from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, shown
-from lora_mixer.mixes._split import is_number
-from lora_mixer.mixes.curves import EASES, Keyframes, Ramp
-from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
+from lora_mixer.mixes.grammar.tokens import Call, is_number, read_call
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.mixes.schedule import EASES, Constant, Keyframes, Ramp, Schedule, SliderStart, Window
+from lora_mixer.parsing.problems import did_you_mean, list_of, shown
 
 SCHEDULE_KEYS = ("start", "stop", "unit", "ramp", "first", "last", "keyframes", "slider", "train_steps")
 """The keys of the dict form."""
@@ -66,7 +65,7 @@ def read_schedule(spec: object, where: str, reading: Reading) -> Schedule | None
         The schedule, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_schedule("0@0;1@10", "", Reading())
         Keyframes(points=((0.0, 0.0), (10.0, 1.0)), unit='step')
     """
@@ -78,6 +77,29 @@ def read_schedule(spec: object, where: str, reading: Reading) -> Schedule | None
         return _read_dict(spec, where, reading)
     number = float(spec) if isinstance(spec, str) else spec
     return _build(lambda: Constant(number), where, reading)  # type: ignore[arg-type]
+
+
+def schedule_of(spec: object) -> Schedule:
+    """
+    Read a schedule in any form; ``docs/mixes.md`` lists them.
+
+    Args:
+        spec: A schedule, a number, a text or a dict.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        MixError: With everything that is wrong.
+
+    Example:
+        >>> schedule_of("ease_in(0, 1, 0.2, 0.8)").at(9, 10)
+        1.0
+    """
+    reading = Reading()
+    schedule = read_schedule(spec, "", reading)
+    reading.finish("schedule")
+    return schedule or Constant()
 
 
 def read_span(text: str, where: str, reading: Reading) -> Schedule | None:
@@ -93,7 +115,7 @@ def read_span(text: str, where: str, reading: Reading) -> Schedule | None:
         The window, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_span("5-20", "", Reading())
         Window(start=5.0, stop=20.0, unit='step')
     """
@@ -118,7 +140,7 @@ def read_window(start: object, stop: object, where: str, reading: Reading) -> Sc
         The window, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes._reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_window("1", None, "", Reading()), read_window("0.2", "0.8", "", Reading())
         (Window(start=1.0, stop=None, unit='step'), Window(start=0.2, stop=0.8, unit='fraction'))
     """
@@ -236,6 +258,5 @@ def _build(make: Callable[[], Schedule], where: str, reading: Reading) -> Schedu
     try:
         return make()
     except MixError as error:
-        for problem in error.problems:
-            reading.problem(where, problem)
+        reading.take(where, error)
         return None

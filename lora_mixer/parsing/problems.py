@@ -1,17 +1,17 @@
-"""Reading what users wrote: every problem is noted with its place, and all of them are raised at once."""
+"""What is wrong with what users wrote: every problem is noted with its place, and all of them are raised at once."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import numbers
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lora_mixer.errors import MixError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 _LONGEST_SHOWN = 60
 
@@ -91,39 +91,17 @@ def list_of(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names) or "none"
 
 
-class Reading:
+class Problems:
     """
-    One reading of something that a user wrote: the problems met so far, and the presets that may be named.
+    The problems of one reading, in the order in which they were met.
 
     Attributes:
-        problems: One sentence for each thing that is wrong, with its place first.
-        presets: Block weights that the user gave names.
-        masks: The only masks that may be named, by digest; None allows paths.
-        folder: What paths of masks are relative to; None is the current folder.
+        problems: What is wrong, each with its place.
     """
 
-    def __init__(
-        self,
-        presets: Mapping[str, Sequence[float]] | None = None,
-        masks: Mapping[str, object] | None = None,
-        folder: str | Path | None = None,
-    ) -> None:
-        """
-        Start with no problems.
-
-        Args:
-            presets: Block weight lists by name, beside the built-in ones.
-            masks: The only masks that may be named, by digest; None allows paths.
-            folder: What paths of masks are relative to; None is the current folder.
-        """
-        self.problems: list[str] = []
-        self.presets: Mapping[str, Sequence[float]] = presets or {}
-        self.masks = masks
-        self.folder = folder
-
-    def placed(self, path: str) -> str:
-        """Give a path as seen from the current folder."""
-        return path if self.folder is None else str(Path(self.folder) / Path(path).expanduser())
+    def __init__(self) -> None:
+        """Start without any."""
+        self.problems: list[Problem] = []
 
     def problem(self, where: str, text: str) -> None:
         """
@@ -133,7 +111,12 @@ class Reading:
             where: The path of the entry, as ``3d.unet.down[1]``; may be empty.
             text: What was expected, what was there and how to put it right.
         """
-        self.problems.append(f"{where}: {text}" if where else text)
+        self.problems.append(Problem(where, text))
+
+    def take(self, where: str, error: MixError) -> None:
+        """Note what an error says of a part that stands at a place."""
+        for each in error.problems or (Problem("", str(error)),):
+            self.problems.append(Problem(_joined(where, each.place), each.text, each.line))
 
     def number(self, where: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
         """
@@ -195,22 +178,19 @@ class Reading:
             fail(what, self.problems)
 
 
-def fail(what: str, problems: Sequence[str]) -> NoReturn:
+def fail(what: str, problems: Sequence[Problem]) -> NoReturn:
     """
     Raise one error for all problems.
 
     Args:
         what: What was read, as in "this mix".
-        problems: At least one sentence.
+        problems: At least one.
 
     Raises:
         MixError: Always.
     """
-    if len(problems) == 1:
-        message = f"This {what} cannot be used: {problems[0]}"
-    else:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
-    error = MixError(message)
-    error.problems = tuple(problems)
-    raise error
+    raise MixError(problems=tuple(problems), what=what)
+
+
+def _joined(outer: str, inner: str) -> str:
+    return f"{outer}.{inner}" if outer and inner and not inner.startswith("[") else f"{outer}{inner}"

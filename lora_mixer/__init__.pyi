@@ -1,0 +1,127 @@
+# The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
+from . import batches, library, merging, mixes, picture_metadata, pictures, writing
+from .adapter import AdapterInfo
+from .batches import BatchResult, Plan, check_plan, run_plan
+from .binding import ComponentMatch, MatchReport
+from .demo import DemoAdapter, demo_adapters, load_demo
+from .errors import (
+    AdapterNameError,
+    AmbiguousSourceError,
+    CorruptFileError,
+    FormatError,
+    InvalidAdapterError,
+    LoraMixerError,
+    MatchError,
+    MissingExtraError,
+    MixError,
+    NotAnAdapterError,
+    PictureCancelled,
+    PictureError,
+    PictureMetadataError,
+    PipelineStateError,
+    PlanError,
+    SaveError,
+    SourceError,
+    SourceNotFoundError,
+    UnsupportedAdapterError,
+    WorkersError,
+)
+from .inspection import match_adapter, read_adapter
+from .library import Library, SavedMixes, base_family, layer_norms
+from .memory import MemoryReport
+from .mixer import LoraMixer, PartialMatchWarning, TokenInfo
+from .mixes import AdapterMix, Mix
+from .picture_metadata import (
+    AdapterMatches,
+    PictureAdapter,
+    PictureSettings,
+    infotext,
+    match_adapters,
+    read_picture,
+    save_picture,
+)
+from .pictures import (
+    FairQueue,
+    GridAxis,
+    Picture,
+    PictureMaker,
+    PictureRequest,
+    StepProgress,
+    grid_requests,
+    grid_sheet,
+    load_pipeline,
+)
+from .problem import Problem
+from .writing import SaveReport
+
+__version__: str
+
+__all__ = [
+    "AdapterInfo",
+    "AdapterMatches",
+    "AdapterMix",
+    "AdapterNameError",
+    "AmbiguousSourceError",
+    "BatchResult",
+    "ComponentMatch",
+    "CorruptFileError",
+    "DemoAdapter",
+    "FairQueue",
+    "FormatError",
+    "GridAxis",
+    "InvalidAdapterError",
+    "Library",
+    "LoraMixer",
+    "LoraMixerError",
+    "MatchError",
+    "MatchReport",
+    "MemoryReport",
+    "MissingExtraError",
+    "Mix",
+    "MixError",
+    "NotAnAdapterError",
+    "PartialMatchWarning",
+    "Picture",
+    "PictureAdapter",
+    "PictureCancelled",
+    "PictureError",
+    "PictureMaker",
+    "PictureMetadataError",
+    "PictureRequest",
+    "PictureSettings",
+    "PipelineStateError",
+    "Plan",
+    "PlanError",
+    "Problem",
+    "SaveError",
+    "SaveReport",
+    "SavedMixes",
+    "SourceError",
+    "SourceNotFoundError",
+    "StepProgress",
+    "TokenInfo",
+    "UnsupportedAdapterError",
+    "WorkersError",
+    "base_family",
+    "batches",
+    "check_plan",
+    "demo_adapters",
+    "grid_requests",
+    "grid_sheet",
+    "infotext",
+    "layer_norms",
+    "library",
+    "load_demo",
+    "load_pipeline",
+    "match_adapter",
+    "match_adapters",
+    "merging",
+    "mixes",
+    "picture_metadata",
+    "pictures",
+    "read_adapter",
+    "read_picture",
+    "run_plan",
+    "save_picture",
+    "writing",
+]

@@ -1,0 +1,28 @@
+"""One thing that is wrong with what somebody wrote: facts first, the sentence last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    One thing that is wrong with what was read.
+
+    Attributes:
+        place: The path of the entry, such as ``3d.unet.down[1]``; empty for the whole.
+        text: What was expected, what was there and how to put it right.
+        line: The line of the file, counted from 1, where there is a file.
+
+    Example:
+        >>> print(Problem("ink.weight", "expected a finite number, got nan."))
+        ink.weight: expected a finite number, got nan.
+    """
+
+    place: str
+    text: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}" if self.place else self.text
