@@ -111,6 +111,7 @@ class Adapter:
         unused: Keys that no layer uses, with the reason.
         notes: Remarks on the file as a whole, for the report.
         embeddings: Textual inversions that the file holds beside its layers.
+        component: The component that its folder or header names, for layers whose keys name none; or None.
     """
 
     info: AdapterInfo
@@ -118,6 +119,7 @@ class Adapter:
     unused: Mapping[str, str]
     notes: tuple[str, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    component: str | None = None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of every layer."""

@@ -24,6 +24,7 @@ from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, TokenSet, checked, choose, with_words
+from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 
@@ -132,6 +133,10 @@ class LoraMixer:
         cache_dir: str | None = None,
         local_files_only: bool | None = None,
         force_download: bool = False,
+        proxies: Mapping[str, str] | None = None,
+        use_safetensors: bool | None = None,
+        low_cpu_mem_usage: bool | None = None,  # noqa: ARG002 -- diffusers' argument; nothing is built here to save on
+        load_into_transformer_2: bool = False,
         component: str | None = None,
         strict: bool = False,
         hotswap: bool = False,
@@ -155,7 +160,12 @@ class LoraMixer:
             cache_dir: The Hub cache to use.
             local_files_only: Never go to the network.
             force_download: Download again what is cached.
-            component: The component to load into, for files whose keys do not name one.
+            proxies: As in diffusers; refused where something would be downloaded, since huggingface_hub takes them from
+                the environment only.
+            use_safetensors: True refuses pickles; False wants one.
+            low_cpu_mem_usage: Taken for diffusers' sake: no module is built here, so there is nothing to save.
+            load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
+            component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
             hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
@@ -181,6 +191,7 @@ class LoraMixer:
         Warns:
             PartialMatchWarning: When only a part of the file was matched.
         """
+        component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
         with self._lock:
             name = self._free_name() if adapter_name is None else _checked_name(adapter_name)
             if hotswap and name not in self._loaded:
@@ -199,6 +210,8 @@ class LoraMixer:
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 force_download=force_download,
+                proxies=proxies,
+                use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
             components = find_components(self.pipe)
@@ -226,7 +239,7 @@ class LoraMixer:
                     self._swap_in(
                         name, _Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
                     )
-        if report.unmatched:
+        if _is_partial(report):
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
@@ -780,6 +793,20 @@ class LoraMixer:
         return AdapterNameError(
             f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
         )
+
+
+def _one_component(component: str | None, *, load_into_transformer_2: bool) -> str | None:
+    if not load_into_transformer_2:
+        return component
+    if component not in (None, "transformer_2"):
+        msg = f"component={component!r} and load_into_transformer_2=True name two components; leave one out"
+        raise MatchError(msg)
+    return "transformer_2"
+
+
+def _is_partial(report: MatchReport) -> bool:
+    # words of textual inversions have a note and an argument of their own
+    return report.unmatched > 0 or any(token_of(key) is None for key in report.unused_keys)
 
 
 def _checked_name(name: Any) -> str:

@@ -187,6 +187,10 @@ class LayerWeights(abc.ABC):
         """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
         return self
 
+    def is_zero(self) -> bool:
+        """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
+        return False
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
@@ -247,6 +251,10 @@ class HasPair(LayerWeights):
         """Input width."""
         return self.down.shape[1]
 
+    def is_zero(self) -> bool:
+        """Say whether a half of the pair is zero."""
+        return all_zero(self.up) or all_zero(self.down)
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
@@ -270,6 +278,13 @@ def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
         if own == there
         else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
     )
+
+
+def all_zero(tensor: torch.Tensor | None) -> bool:
+    """Say whether a tensor is there and all zeros; nearly always its first value tells."""
+    if tensor is None or tensor.is_meta or tensor.numel() == 0 or float(tensor[(0,) * tensor.ndim]) != 0:
+        return False
+    return not bool(tensor.float().any())
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,10 @@ class Stack(LayerWeights):
         """The input width of the first part that tells one."""
         return next((part.in_width for part in self.parts if part.in_width is not None), None)
 
+    def is_zero(self) -> bool:
+        """Say whether every part is zero."""
+        return all(part.is_zero() for part in self.parts)
+
     def limited(self, rank: int) -> Stack:
         """Limit every part."""
         return replace(self, parts=tuple(part.limited(rank) for part in self.parts))

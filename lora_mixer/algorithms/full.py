@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, squeezed
+from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,10 @@ class Full(LayerWeights):
     def in_width(self) -> int | None:
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def is_zero(self) -> bool:
+        """Say whether all that it holds is zero."""
+        return all(part is None or all_zero(part) for part in (self.weight, self.bias))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, flat_misfit, rows_and_columns, wide
+from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_misfit, rows_and_columns, wide
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
@@ -106,6 +106,10 @@ class LoHa(LayerWeights):
     def in_width(self) -> int:
         """Input width (times the kernel, for convolutions without cores)."""
         return self.w1_b.shape[1]
+
+    def is_zero(self) -> bool:
+        """Say whether a factor is zero."""
+        return any(map(all_zero, (self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.t1, self.t2)))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, flat_misfit, wide
+from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_misfit, wide
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class LoKr(LayerWeights):
         """The rank of w2's product, else that of w1's; None with both factors full."""
         inner = self.w2_b if self.w2_b is not None else self.w1_b
         return None if inner is None else inner.shape[0]
+
+    def is_zero(self) -> bool:
+        """Say whether a factor is zero."""
+        return any(map(all_zero, (self.w1, self.w1_a, self.w1_b, self.w2, self.w2_a, self.w2_b, self.t2)))
 
     def _outer(self) -> tuple[int, int]:
         left, right = (self.w1, self.w1) if self.w1 is not None else (self.w1_a, self.w1_b)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, squeezed
+from lora_mixer.algorithms.base import Factored, Factors, all_zero, squeezed
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ class LowRank(Factored):
     def rank(self) -> int:
         """The rank."""
         return self.up.shape[1]
+
+    def is_zero(self) -> bool:
+        """Say whether a half of the pair, or its core, is zero, and no bias is there."""
+        idle = all_zero(self.up) or all_zero(self.down) or all_zero(self.mid)
+        return idle and (self.up_bias is None or all_zero(self.up_bias))
 
     def limited(self, rank: int) -> LowRank:
         """Give the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""

@@ -78,7 +78,10 @@ def bind(
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
     unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
-    home = component if component is not None else _home(unnamed, indexes, adapter.info.source)
+    home = component
+    if home is None:
+        said = adapter.component  # by its folder or header, which may be of another pipeline
+        home = said if said in indexes else _home(unnamed, indexes, adapter.info.source)
     tallies: dict[str, _Tally] = {}
     bound: list[BoundLayer] = []
     misfits: list[str] = []

@@ -89,6 +89,8 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 ENCODER_HINTS = ("clip_g", "t5")
 """Hints that name a kind of text encoder and not a component: which component it is, its widths tell."""
 
+COMPONENT_KEY = "lora_mixer.component"
+"""Header field of this package's PEFT files: the component that they are for, which PEFT's keys do not name."""
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.")
 """What PEFT, DDP and ``torch.compile`` put in front of every path while a model is trained."""

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import HEADER_KEY
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
