@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     Writers = dict[Path, Callable[[IO[bytes]], None]]
 
 FORMATS = ("diffusers", "kohya", "peft")
-COMPONENT_KEY = "lora_mixer.component"
-"""The text of a PEFT file's header that names its component: PEFT's own layout has no place for it."""
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _PEFT_NAME = "adapter_model.safetensors"
 

@@ -23,7 +23,6 @@ from lora_mixer.formats.families import DIT_FAMILIES
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.writing.formats import COMPONENT_KEY
 from lora_mixer.writing.layers import AdapterParts, Part, Place
 from lora_mixer.writing.names import Names
 from lora_mixer.writing.skeleton import FAMILIES, Skeleton, of_family, of_folder
@@ -138,7 +137,7 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
         adapter,
         dict(components),
         adapter.info.name,
-        component=adapter.info.metadata.get(COMPONENT_KEY),
+        component=adapter.component,
     )
     if not binding.report.complete:
         raise MatchError(str(binding.report))
@@ -230,7 +229,7 @@ def _component(hint: str | None, denoiser: str, base: str) -> str:
 
 
 def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: str) -> tuple[Part, ...]:
-    written = adapter.info.metadata.get(COMPONENT_KEY)
+    written = adapter.component
     parts: dict[Place, Part] = {}
     twice = []
     for layer in adapter.layers:
