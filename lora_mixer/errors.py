@@ -27,11 +27,10 @@ After any of them the pipeline is exactly as it was before the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_mixer.problem import Problem
+    from lora_mixer.problem import Problem, SaveProblem
 
 
 class LoraMixerError(Exception):
@@ -76,24 +75,6 @@ class InvalidAdapterError(FormatError):
 
 class MatchError(LoraMixerError, ValueError):
     """The adapter does not fit this pipeline, or ``strict=True`` asked for a full match."""
-
-
-@dataclass(frozen=True)
-class SaveProblem:
-    """
-    One module or key that cannot be written as asked.
-
-    Attributes:
-        place: The module, by component and path, or the key of the file.
-        reason: ``rank``: it is not a low-rank pair, so a rank has to be given; ``base``: its change depends on the
-            base's weights, which are not at hand, and it needs a rank as well; ``unread``: no layer uses the key;
-            ``format``: the format has no place for it.
-        detail: What it is: the algorithm, or why the key is not used.
-    """
-
-    place: str
-    reason: Literal["rank", "base", "unread", "format"]
-    detail: str = ""
 
 
 class SaveError(LoraMixerError, ValueError):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.errors import SaveError, SaveProblem
+from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
+from lora_mixer.problem import SaveProblem
 from lora_mixer.writing.layers import NewLayer, Part, Place, Share
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
-from lora_mixer.errors import MixError, SaveError, SaveProblem
+from lora_mixer.errors import MixError, SaveError
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import BlockLayout, Mix
+from lora_mixer.problem import SaveProblem
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype

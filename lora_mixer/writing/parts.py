@@ -15,13 +15,14 @@ from torch import nn
 from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.values import Values
 from lora_mixer.binding import bind
-from lora_mixer.errors import MatchError, SaveError, SaveProblem
+from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.formats import read
 from lora_mixer.formats.container import open_weights, read_header, read_tensors
 from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.families import DIT_FAMILIES
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
+from lora_mixer.problem import SaveProblem
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing.layers import AdapterParts, Part, Place
 from lora_mixer.writing.names import Names
