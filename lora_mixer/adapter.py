@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.about import About
-from lora_mixer.algorithms.dora import DORA_STRENGTHS, with_dora_strength
 from lora_mixer.errors import MixError
 from lora_mixer.hashes import Hashes
 
@@ -149,6 +148,11 @@ class Adapter:
         Raises:
             MixError: When there is no strength of that name.
         """
+        from lora_mixer.algorithms.dora import (
+            DORA_STRENGTHS,
+            with_dora_strength,
+        )  # descriptions need no torch
+
         if strength not in DORA_STRENGTHS:
             raise MixError(f"dora_strength must be one of {', '.join(DORA_STRENGTHS)}, got {strength!r}")
         layers = tuple(

@@ -26,6 +26,7 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, TokenSet, checked, choose, with_words
 from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
+from lora_mixer.writing.compose import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.merging import MergeMethod
     from lora_mixer.writing import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
@@ -659,6 +661,10 @@ class LoraMixer:
         *,
         format: str = "diffusers",  # noqa: A002 -- the word for it
         rank: int | None = None,
+        conv_rank: int | None = None,
+        energy: float | None = None,
+        sv_ratio: float | None = None,
+        method: MergeMethod | str = "sum",
         dtype: torch.dtype | str | None = None,
         weights: Any = None,
     ) -> SaveReport:
@@ -671,7 +677,13 @@ class LoraMixer:
             adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
                 become one adapter; the mix in effect when None.
             format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
-            rank: The rank to cut to; None is exact, at the sum of the ranks.
+            rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``, the
+                most that a layer gets.
+            conv_rank: The same for convolutions with kernels above 1x1.
+            energy: The share of each layer's squared norm to keep.
+            sv_ratio: Keep a layer's singular values above its largest divided by this.
+            method: How several come together: a name of ``lora_mixer.merging.METHODS``, also with settings as
+                ``"ties(density=0.2)"``; those that make full matrices need a rank, an energy or an ``sv_ratio``.
             dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
             weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
 
@@ -693,8 +705,9 @@ class LoraMixer:
                 adapter_names,
                 weights,
                 format=format,
-                rank=rank,
+                cut=Cut(rank, conv_rank, energy, sv_ratio),
                 dtype=dtype,
+                method=method,
             )
             unknown = [name for name in choice.mix.names if name not in self._loaded]
             if unknown:
@@ -702,7 +715,7 @@ class LoraMixer:
             components = find_components(self.pipe)
             check_components(choice.mix, components)
             infos = {name: self._loaded[name].info for name in choice.mix.names}
-            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage), components)
 
     # --- when others changed the weights -----------------------------------------------------------------
 
