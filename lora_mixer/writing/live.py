@@ -119,7 +119,10 @@ def choose(
 
 
 def hold(
-    mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController, components: Mapping[str, nn.Module]
+    mix: Mix,
+    infos: Mapping[str, AdapterInfo],
+    controller: EngineController,
+    components: Mapping[str, nn.Module],
 ) -> dict[str, Held]:
     """
     Gather the layers of a mix's adapters, with the gain of each.
@@ -127,7 +130,7 @@ def hold(
     Args:
         mix: The mix to save.
         infos: The adapters' descriptions by name.
-        stage: What holds their tensors, and the clean base.
+        controller: What holds their tensors, and the clean base.
         components: The pipeline's modules by name.
 
     Returns:
@@ -140,9 +143,7 @@ def hold(
     table = {}
     for name in mix.names:
         parts, gains = [], []
-        for layer, (module, weights, base, bias) in zip(
-            stage.layers(name), stage.merged.held(name), strict=True
-        ):
+        for layer, module, weights, base, bias in controller.held(name):
             live = layer.live
             embedding = isinstance(module, nn.Embedding)
             parts.append(Part(Place(live.component, live.path, live.shape, embedding), weights, base, bias))
