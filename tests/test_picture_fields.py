@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lora_mixer import LoraMixer, PictureError, PictureMaker, PictureRequest, PictureSettings, PlanError
 from lora_mixer.batches import check_plan
 from lora_mixer.batches.plan import load_plan, plan_schema
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.demo import demo_adapters
 from lora_mixer.mixes import Mix
 from lora_mixer.picture_metadata import read_picture, save_picture

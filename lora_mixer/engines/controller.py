@@ -66,7 +66,7 @@ class EngineController:
     def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
         """Start with the base."""
         self.pipe = pipe
-        self.merged = MergedEngine(keep_on)
+        self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
         self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
@@ -75,6 +75,10 @@ class EngineController:
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
         self._changing = False  # whether anything may be written since the last record
+
+    def _reshaped(self, component: str) -> None:
+        """Let what was recorded of a component be recorded anew: a weight of it is another tensor now."""
+        self.beside.generations[component] += 1
 
     def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers under a name, in the place of those that it has; the next mix takes effect by them."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from lora_mixer.extras import require
 from lora_mixer.parsing.problems import Problems, shown
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def load_json(text: str, reading: Problems, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
+        >>> from lora_mixer.extras import require
         >>> from lora_mixer.parsing.problems import Problems
         >>> load_json('{"a": 0.5}', Problems())
         {'a': 0.5}
@@ -50,26 +50,35 @@ def load_yaml(text: str, reading: Problems, where: str = "") -> object:
         What the text says, or None where there was a problem.
 
     Example:
+        >>> from lora_mixer.extras import require
         >>> from lora_mixer.parsing.problems import Problems
         >>> load_yaml("a: {unet: 0.5}", Problems())
         {'a': {'unet': 0.5}}
     """
+    yaml = require("yaml", "batch")
 
     def parse() -> object:
         if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             _refuse_repeats(node, set())
         return yaml.safe_load(text)
 
-    return _loaded("YAML", parse, text, reading, where)
+    return _loaded("YAML", parse, text, reading, where, yaml.YAMLError)
 
 
-def _loaded(kind: str, parse: Callable[[], object], text: str, reading: Problems, where: str) -> object:
+def _loaded(
+    kind: str,
+    parse: Callable[[], object],
+    text: str,
+    reading: Problems,
+    where: str,
+    own: type[Exception] = ValueError,
+) -> object:
     """Parse, and note what is wrong."""
     try:
         return parse()
     except _RepeatedKeyError as error:
         reading.problem(where, str(error))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (own, ValueError, TypeError, RecursionError) as error:
         reading.problem(where, f"expected {kind}, got {shown(text)}: {' '.join(str(error).split())}.")
     return None
 
@@ -112,6 +121,7 @@ def dump_yaml(value: object) -> str:
         >>> dump_yaml({"b": 1.0, "a": 0.5})
         'b: 1.0\na: 0.5\n'
     """
+    yaml = require("yaml", "batch")
     for readable in (True, False):
         text = str(yaml.safe_dump(value, sort_keys=False, allow_unicode=readable, width=10_000))
         # PyYAML leaves some unusual line breaks unescaped in its readable form.
@@ -133,17 +143,17 @@ def _repeated(key: object) -> str:
     return f"{key!r} is named twice; give it one entry."
 
 
-def _refuse_repeats(node: yaml.Node, seen: set[int]) -> None:
+def _refuse_repeats(node: Any, seen: set[int]) -> None:
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
+    if node.id == "mapping":
         keys = [key.value for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise _RepeatedKeyError(_repeated(key))
         for _, value in node.value:
             _refuse_repeats(value, seen)
-    elif isinstance(node, yaml.SequenceNode):
+    elif node.id == "sequence":
         for value in node.value:
             _refuse_repeats(value, seen)
