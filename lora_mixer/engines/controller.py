@@ -54,13 +54,17 @@ class EngineController:
     def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
         """Start with the base."""
         self._pipe = pipe
-        self.merged = MergedEngine(keep_on)
+        self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
         self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
+
+    def _reshaped(self, component: str) -> None:
+        """Let what was recorded of a component be recorded anew: a weight of it is another tensor now."""
+        self.beside.generations[component] += 1
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers under a name; nothing takes effect yet."""

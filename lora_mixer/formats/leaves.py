@@ -65,10 +65,16 @@ _TABLE = (
     _row(r"\.hada_(?P<part>w[12]_[ab]|t[12])" + _NAME, "hada", "loha"),
     _row(r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])" + _NAME, "lokr", "lokr"),
     _row(r"\.(?P<part>[ab][12]|bm)\.weight", "glora", "glora"),
+    _row(
+        r"\.diff_(?P<modulation>m)", "diff", "full"
+    ),  # of the parameter ``modulation`` of what stands before it
     _row(r"\.diff(?P<part>_b)?", "diff", "full"),
     _row(r"\.(?P<part>[wb])_norm", "norm", "norm"),
     _row(r"\.on_input", "on_input", "ia3"),
     _row(r"\.ia3_l" + _NAME, "ia3_l", "ia3"),
+    _row(
+        r"\.oft_blocks\.(?P<part>\d{1,2})", "oft_blocks", "oft"
+    ),  # Kohya: one for each part of a fused layer
     _row(r"\.oft_(?P<part>blocks|diag)", "oft", "oft"),
     _row(r"\.rescale", "rescale", "oft"),
     _row(r"\.oft_(?P<part>R|embedding_R)" + _NAME + r"(?:\.weight)?", "oft", "oft_peft"),
@@ -123,5 +129,7 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
             old = found.group().startswith("_lora.")
             stream = groups.get("stream")
             spelling = key[: found.start()] + (f"_{stream}" if stream else "")
+            if groups.get("modulation"):
+                spelling += ".modulation"
             return spelling, Leaf(full_role, algorithm, groups.get("inner"), old)
     return None

@@ -261,7 +261,7 @@ class Mix:
 
         Args:
             name: The adapter.
-            component: The attribute of the pipeline, as ``unet``; text encoders have ``text_gain`` at all steps.
+            component: The attribute of the pipeline, as ``unet``; text encoders have the same gain at all steps.
             module: The layer's dotted path in the live component.
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
@@ -324,25 +324,6 @@ class Mix:
         return adapter.share_at(component, step, steps, timestep, level) * self.method.share(
             name, self.names, turn
         )
-
-    def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """
-        Give the gain on a layer of a text encoder, which has one for the whole run; ``share_at`` says which.
-
-        Args:
-            name: The adapter.
-            component: The attribute of the pipeline, as ``text_encoder``.
-            module: The layer's dotted path in the live component.
-            layout: Not needed; the other gains have it.
-
-        Returns:
-            The gain.
-
-        Example:
-            >>> [Mix.of(f"a:1,{te}start=5").text_gain("a", "text_encoder", "x") for te in ("", "te=0.5,")]
-            [0.0, 0.5]
-        """
-        return self.gain_at(name, component, module, 0, 1, layout)
 
     @cached_property
     def fingerprint(self) -> str:
