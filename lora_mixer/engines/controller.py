@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from lora_mixer.binding.components import component_name
 from lora_mixer.engines.active import BASE, ActiveMixes
-from lora_mixer.engines.denoiser.follower import START, DenoiserFollower, Prompts
+from lora_mixer.engines.denoiser.follower import START, DenoiserFollower
+from lora_mixer.engines.denoiser.prompts import Prompts
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.gains import MixGains
 from lora_mixer.engines.merged.engine import MergedEngine
@@ -368,7 +369,7 @@ class EngineController:
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
             follower = DenoiserFollower(
-                self.pipe, passes, len(setting.negatives), setting.copies, put, prompts
+                self.pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.scenes:

@@ -143,7 +143,8 @@ class SideEngine:
             seats = [seat for seat in seats if seat.live.component not in held.scenes]
         for part in dict.fromkeys(seat.live.component for seat in seats):
             own_seats = [seat for seat in seats if seat.live.component == part]
-            scene = GainBuffers(folds=len(mixes) == 1, masks=masks)
+            # a text has no places: masks are no matter for what it is read with
+            scene = GainBuffers(folds=len(mixes) == 1, masks=None if part in TEXT_ENCODERS else masks)
             made = make_layers([(seat.live, seat.rank) for seat in own_seats], scene, components[part])
             scene.load([(layer, seat.parts) for layer, seat in zip(made, own_seats, strict=True)])
             for seat, layer in zip(own_seats, made, strict=True):
