@@ -97,8 +97,10 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
 
 
 def _names_of_sampler(settings: PictureSettings) -> tuple[str | None, str | None]:
-    """Give the sampler and its schedule as other programs name them."""
-    sampler, word = (None, "") if settings.sampler is None else usual_name(settings.sampler)
+    """Give the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
+    sampler, word = settings.sampler, ""
+    if sampler is not None and sampler.endswith("Scheduler"):
+        sampler, word = usual_name(sampler)
     words = settings.schedule or word
     return sampler, (words.capitalize() if words.isalpha() else words) or None
 
