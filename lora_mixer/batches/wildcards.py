@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import PlanError
+from lora_mixer.parsing.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,11 +47,7 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
 
 def _of_file(path: str, name: str, line: int | None, problems: Problems) -> list[str] | None:
     try:
-        file = Path(path)
-        if file.stat().st_size > _FILE_BYTES_AT_MOST:
-            problems.add(line, f"wildcards.{name}: {path} is larger than {_FILE_BYTES_AT_MOST >> 20} MiB")
-            return None
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _FILE_BYTES_AT_MOST).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         problems.add(
             line, f"wildcards.{name}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
