@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -306,7 +306,7 @@ class MergedEngine:
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
-            live.copy_(base if change is None else base + change.to(base))
+            write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:

@@ -5,8 +5,9 @@ For content c and style s, with r the ranks and D the weight changes at weight 1
 
     K       = r_c * r_s
     S_i     = sum of the K largest |D_i| of the layer
-    gamma   = mean over layers of sum |D_c| / sum |D_s|
-    scale   = alpha * t / T + beta; in the variant s*, that modulo alpha
+    rho     = sum |D_c| / sum |D_s| of each layer
+    gamma   = mean of the rho below three times the mean of all rho
+    scale   = alpha * t / T + beta, beta 0.5; in the variant s*, that modulo alpha, beta 0.85 alpha
     choice  = content where (S_c / gamma) / (S_s * scale) > 1, else style
 
 S and gamma do not depend on t, so two numbers for each layer are kept.
