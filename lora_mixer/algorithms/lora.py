@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, all_zero, squeezed
+from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 INPAINT_CHANNELS = (4, 9)
 """Latent channels that an adapter was trained on and those of an inpainting UNet's first convolution."""
@@ -107,6 +107,11 @@ class LowRank(Factored):
         if self.mid is not None or rank >= self.rank:
             return self
         return replace(self, up=self.up[:, :rank], down=self.down[:rank])
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
+        """Give rows of ``up`` and of its bias, and the same ``down`` and scale."""
+        bias = None if self.up_bias is None else take_rows(self.up_bias.flatten(), ranges)
+        return replace(self, up=take_rows(self.up, ranges), up_bias=bias)
 
     @property
     def in_width(self) -> int:

@@ -6,20 +6,21 @@ import secrets
 import warnings
 from dataclasses import replace
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._options import AllowPickle, LoadEmbeddings, Model, Strict  # noqa: TC001 -- typer reads them at runtime
+from lora_mixer.cli._options import LoadEmbeddings, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._output import picture_paths
-from lora_mixer.cli._picture_options import picture_options
+from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning
 from lora_mixer.picture_metadata import PictureSettings, save_picture
+from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 if TYPE_CHECKING:
     from lora_mixer.mixer import LoraMixer
+    from lora_mixer.mixes import Mix
 
 
 class DType(str, Enum):
@@ -32,10 +33,11 @@ class DType(str, Enum):
 
 
 @picture_options
+@model_options()
 def generate(
     *,
     said: dict[str, Any],
-    model: Model,
+    options: ModelOptions,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,37 +58,55 @@ def generate(
         str,
         typer.Option(help="A .png, .jpg or .webp path, with {seed} and {index} where wanted, or a folder."),
     ] = ("lora-mixer-{seed}.png"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
+    as_proposed: Annotated[
+        bool,
+        typer.Option(
+            "--as-proposed",
+            help="Take steps, guidance and sampler that a few-step adapter or model (LCM, Lightning, Hyper, DMD2, "
+            "Turbo) was made for, where nothing else is said.",
+        ),
+    ] = False,
     strict: Strict = False,
-    allow_pickle: AllowPickle = False,
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
-    options = read_options(lora or ())
+    loras = read_options(lora or ())
     first = said.setdefault("seed", secrets.randbelow(2**32))
     seeds = [first + number for number in range(count)]
     paths = picture_paths(out, seeds)
     from lora_mixer.mixes import Mix
     from lora_mixer.pictures import PictureMaker, PictureRequest, load_pipeline, own_defaults
 
-    given = {option.name: option.weights for option in options}
+    given = {each.name: each.weights for each in loras}
     request = PictureRequest(**said, mix=Mix.of(given if mix is None else mix))
     requests = [replace(request, seed=seed) for seed in seeds]
-    pipe = load_pipeline(model, device=device, dtype=dtype.value)
+    pipe = load_pipeline(options)
     mixer = load_adapters(
-        pipe, options, strict=strict, allow_pickle=allow_pickle, load_embeddings=load_embeddings
+        pipe, loras, strict=strict, allow_pickle=options.allow_pickle, load_embeddings=load_embeddings
     )
     hashes = {name: info.hashes for name, info in mixer.adapters.items()}
-    maker = PictureMaker(mixer, defaults=own_defaults(model))
+    defaults = own_defaults(options.model) | _proposed(mixer, request.mix, options.title, taken=as_proposed)
+    maker = PictureMaker(mixer, defaults=defaults)
     for picture in maker.make(requests):
-        settings = PictureSettings.of_request(
-            picture.request,
-            sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
-            model=Path(model).name or model if Path(model).is_dir() else model,
-        )
+        settings = PictureSettings.of_request(picture.request, model=options.title)
         path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
         console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
+
+
+def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool) -> dict[str, Any]:
+    """Say what few-step adapters and models are made for, and give it where it is to be taken."""
+    from lora_mixer.pictures import propose, propose_for
+
+    found = propose_for({name: mixer.adapters[name] for name in mix.names if name in mixer.adapters})
+    if (of_model := propose(model)) is not None:
+        found[model] = of_model
+    for name, proposal in found.items():
+        values = ", ".join(f"{key} {value}" for key, value in proposal.fields.items())
+        more = "taken where nothing else is said" if taken else "--as-proposed takes these"
+        console().print(
+            plain(f"{name} is of the kind {proposal.method}, made for {values} ({more})"), soft_wrap=True
+        )
+    return next(iter(found.values())).fields if found and taken else {}
 
 
 def load_adapters(

@@ -99,6 +99,10 @@ _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_modu
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
 
 
+_DENOISERS = frozenset(("denoiser", "transformer"))
+"""Hints that mean one component, so that their fronts may stand one behind the other."""
+
+
 @lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
 def split_component(spelling: str) -> tuple[Target, str]:
     """
@@ -146,7 +150,7 @@ def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | No
         if text.startswith(prefix):
             return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"
     for prefix, named, layout in () if flat else _PREFIXES:
-        if text.startswith(prefix) and (hint is None or hint == named):
+        if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
             return prefix, named, layout
     return None
 

@@ -284,7 +284,13 @@ class Mix:
         )
 
     def share_at(
-        self, name: str, component: str, step: int, steps: int, timestep: float | None = None
+        self,
+        name: str,
+        component: str,
+        step: int,
+        steps: int,
+        timestep: float | None = None,
+        level: tuple[int, int] | None = None,
     ) -> float:
         """
         Give what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
@@ -300,6 +306,7 @@ class Mix:
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
             timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+            level: As ``Schedule.at`` has it.
 
         Returns:
             The schedule's value times the method's share.
@@ -314,7 +321,9 @@ class Mix:
             turn = 0
             if adapter.has_own(component):
                 return adapter.share_at(component, 0, steps)
-        return adapter.share_at(component, step, steps, timestep) * self.method.share(name, self.names, turn)
+        return adapter.share_at(component, step, steps, timestep, level) * self.method.share(
+            name, self.names, turn
+        )
 
     @cached_property
     def fingerprint(self) -> str:
