@@ -38,7 +38,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	    $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	        { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }; \
 	    $(PYTHON) -m venv $(VENV); }
-	$(PIP) --editable .
+	$(PIP) --editable '.[all]'
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready

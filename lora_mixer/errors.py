@@ -20,12 +20,18 @@ Every error that the package raises on purpose.
     ├── PictureCancelled        raised by those who stop a picture that is being made
     ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
+    │   └── MixLostError            a mix could not be written, nor the one before: none is active
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
 After any of them the pipeline is exactly as it was before the call.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_mixer.problem import Problem, SaveProblem
 
 
 class LoraMixerError(Exception):
@@ -73,7 +79,14 @@ class MatchError(LoraMixerError, ValueError):
 
 
 class SaveError(LoraMixerError, ValueError):
-    """What was asked for cannot be written: the format has no place for it, or the disk refuses."""
+    """
+    What was asked for cannot be written: the format has no place for it, or the disk refuses.
+
+    Attributes:
+        problems: One entry for each module or key in the way; empty where the trouble is another.
+    """
+
+    problems: tuple[SaveProblem, ...] = ()
 
 
 class AdapterNameError(LoraMixerError, ValueError):
@@ -84,11 +97,25 @@ class MixError(LoraMixerError, ValueError):
     """
     A mix cannot mean anything: weights not finite, lists of different length, unknown parts.
 
+    Args:
+        message: What is wrong; None lists the problems.
+        problems: Each thing that is wrong, with its place.
+        what: What was read, as in "this mix".
+
     Attributes:
-        problems: One sentence for each thing that is wrong, as the message lists them.
+        problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
     """
 
-    problems: tuple[str, ...] = ()
+    def __init__(
+        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), what: str = "mix"
+    ) -> None:
+        if message is None and len(problems) == 1:
+            message = f"This {what} cannot be used: {problems[0]}"
+        elif message is None:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
+        super().__init__(message)
+        self.problems = problems
 
 
 class PlanError(LoraMixerError, ValueError):
@@ -120,6 +147,17 @@ class PictureMetadataError(LoraMixerError, ValueError):
 
 class PipelineStateError(LoraMixerError, RuntimeError):
     """The pipeline cannot be worked on as it is: weights on meta, quantised, or changed by others."""
+
+
+class MixLostError(PipelineStateError):
+    """
+    Neither a mix nor the one before could be put into effect: no adapter is active any more.
+
+    Attributes:
+        unwritten: Weights that could not be given their base back either; it is kept, and the next call writes it.
+    """
+
+    unwritten: tuple[str, ...] = ()
 
 
 class MissingExtraError(LoraMixerError, ImportError):

@@ -148,8 +148,12 @@ def up_kernel(pair: Pair) -> torch.Tensor:
     return pair.up.reshape(*pair.up.shape, *[1] * (pair.down.ndim - 2))
 
 
-def counted_unet(paths: Iterable[str], *, geglu: bool) -> list[str]:
-    """List the Linears of a UNet's attention as models of 2022 held them: down, up, mid; attn1, GEGLU, attn2."""
+def counted_unet(paths: Iterable[str], *, geglu: bool, newer: bool = False) -> list[str]:
+    """
+    List the Linears of a UNet's attention as models of 2022 held them: down, up, mid; attn1, GEGLU, attn2.
+
+    Models of 2023 and later (``newer``) hold the GEGLU behind both.
+    """
     blocks = [path.removesuffix(".attn1") for path in paths if path.endswith(".attn1")]
     blocks.sort(key=lambda path: ("down", "up_b", "mid_").index(path[:4]))  # stable: the order inside stays
     leaves = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -157,7 +161,12 @@ def counted_unet(paths: Iterable[str], *, geglu: bool) -> list[str]:
     return [
         f"{block}.{leaf}"
         for block in blocks
-        for leaf in [*(f"attn1.{x}" for x in leaves), *middle, *(f"attn2.{x}" for x in leaves)]
+        for leaf in [
+            *(f"attn1.{x}" for x in leaves),
+            *([] if newer else middle),
+            *(f"attn2.{x}" for x in leaves),
+            *(middle if newer else []),
+        ]
     ]
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from lora_mixer import PictureMaker
 from lora_mixer.batches import dry_run, run_plan
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.errors import SourceNotFoundError
 from tests.batch_plans import GRID, hashes, plan_for
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import lora_mixer
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.cli._terminal import plain
 from lora_mixer.errors import MixError
 
@@ -27,7 +27,7 @@ def run(*arguments):
 )
 def test_help_imports_nothing_heavy(command):
     script = (
-        "import sys\nfrom lora_mixer.cli import app\n"
+        "import sys\nfrom lora_mixer.cli._app import app\n"
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as done:\n    code = done.code\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
         "sys.exit(f'{code} {loaded}' if code or loaded else 0)"

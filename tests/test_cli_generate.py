@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, Mix, read_adapter
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.cli._output import OutputError, picture_paths
 from lora_mixer.picture_metadata import read_picture
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lora_mixer import read_adapter
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 
 
 def inspect(*arguments):

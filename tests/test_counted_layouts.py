@@ -23,17 +23,21 @@ class TestCountedLayouts:
     """cloneofsimo's files number modules instead of naming them."""
 
     @pytest.mark.parametrize("text_layout", ["flat", "nested"])
+    @pytest.mark.parametrize(
+        ("text_class", "newer"),
+        [("CLIPAttention", False), ("CLIPSdpaAttention", True), ("CLIPFlashAttention2", True)],
+    )
     @pytest.mark.parametrize("geglu", [True, False])
-    def test_safeloras_with_class_names_and_embeddings(self, text_layout, geglu, tmp_path):
+    def test_safeloras_with_class_names_and_embeddings(self, text_layout, geglu, text_class, newer, tmp_path):
         pipe, clean = stage("sd", text_layout)
         pairs = random_pairs(pipe, alphas=False)
         order = {
-            "unet": counted_unet(dict(pipe.unet.named_modules()), geglu=geglu),
+            "unet": counted_unet(dict(pipe.unet.named_modules()), geglu=geglu, newer=newer),
             "text_encoder": counted_text(dict(pipe.text_encoder.named_modules())),
         }
         classes = {
             "unet": ["CrossAttention", "Attention", *(["GEGLU"] if geglu else [])],
-            "text_encoder": ["CLIPAttention"],
+            "text_encoder": [text_class],
         }
         table, expected, metadata = {"<s1>": torch.ones(12), "<s2>": torch.ones(12)}, {}, {"<s1>": "<embed>"}
         for component, paths in order.items():
@@ -54,7 +58,9 @@ class TestCountedLayouts:
         mixer.unload_lora_weights()
         clean.assert_untouched(pipe)
 
-    @pytest.mark.parametrize("part", ["unet", "unet with GEGLU", "text_encoder"])
+    @pytest.mark.parametrize(
+        "part", ["unet", "unet with GEGLU", "unet with GEGLU, in the newer order", "text_encoder"]
+    )
     def test_a_bare_list_goes_where_its_count_and_shapes_fit(self, part, sd, sd_base, tmp_path):
         pairs = random_pairs(sd, alphas=False)
         component = part.split()[0]
@@ -62,7 +68,7 @@ class TestCountedLayouts:
         paths = (
             counted_text(modules)
             if component == "text_encoder"
-            else counted_unet(modules, geglu="GEGLU" in part)
+            else counted_unet(modules, geglu="GEGLU" in part, newer="newer" in part)
         )
         expected = {(component, path): pairs[component, path] for path in paths}
         # parameters, as training left them: they want gradients

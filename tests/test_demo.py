@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import lora_mixer.demo
 from lora_mixer import demo_adapters, load_demo
 from lora_mixer.cli import _demo as command
-from lora_mixer.cli import app
+from lora_mixer.cli._app import app
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.pictures import Band, contact_sheet
 

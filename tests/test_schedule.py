@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
-from lora_mixer.mixes.curves import EASES
+from lora_mixer.mixes import Constant, Keyframes, Ramp, Schedule, SliderStart, Window, schedule_of
+from lora_mixer.mixes.schedule import EASES
 
 values = st.floats(-1e6, 1e6)
 fractions = st.floats(0, 1)
@@ -174,7 +174,7 @@ class TestUnits:
     )
     def test_fractions_if_none_is_above_1(self, text: str, unit: str) -> None:
         """The rule of loractl, with an "s" for what it cannot say."""
-        schedule = Schedule.of(text)
+        schedule = schedule_of(text)
 
         assert isinstance(schedule, Keyframes)
         assert schedule.unit == unit
@@ -196,7 +196,7 @@ class TestText:
     @given(schedules())
     def test_a_schedule_reads_back_as_the_same(self, schedule: Schedule) -> None:
         """To the last bit."""
-        assert Schedule.of(schedule.to_text()) == schedule
+        assert schedule_of(schedule.to_text()) == schedule
 
     @given(schedules(), st.integers(1, 40))
     def test_the_simplest_schedule_has_the_same_values(self, schedule: Schedule, steps: int) -> None:
@@ -229,7 +229,7 @@ class TestText:
     )
     def test_every_form_is_read(self, form: object, expected: Schedule) -> None:
         """Numbers, keyframes, calls and dicts."""
-        assert Schedule.of(form) == expected
+        assert schedule_of(form) == expected
 
     @pytest.mark.parametrize(
         ("form", "said"),
@@ -267,6 +267,6 @@ class TestText:
     def test_other_things_are_refused_with_a_reason(self, form: Any, said: str) -> None:
         """Always our error."""
         with pytest.raises(MixError, match=r"schedule cannot be used") as caught:
-            Schedule.of(form)
+            schedule_of(form)
 
         assert said in str(caught.value)

@@ -233,7 +233,7 @@ def test_others_come_in_with_a_password_only(site):
         check_reach(host, share=share, auth=("user", "word"))
     check_reach("127.0.0.1", share=False, auth=None)
 
-    from lora_mixer.cli import app
+    from lora_mixer.cli._app import app
 
     found = CliRunner().invoke(app, ["ui", "--host", ANYWHERE])
     assert found.exit_code == 2

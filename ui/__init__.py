@@ -11,6 +11,8 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING
 
+from lora_mixer.extras import explained
+
 if TYPE_CHECKING:
     from .app import build, launch
     from .app_state import AppState, ServerOptions
@@ -28,6 +30,9 @@ def __getattr__(name: str) -> object:
         name = _FORMER[name]
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise explained(error, "ui") from error
     globals()[name] = value
     return value

@@ -342,7 +342,7 @@ def make_all(
             tell({"state": "queued", "ahead": ahead, "queue": len(app.queue), "number": start + 1})
 
         with app.queue.turn(job.owner, on_move=waiting, stopped=job.stop.is_set):
-            app.ready(dict.fromkeys(name for request in part for name in request.mix.names))
+            app.ready(dict.fromkeys(name for request in part for name in request.adapters))
             clock.resume()
             watch = _watcher(job, clock, tell, start, len(full), len(part))
             for picture in maker.make(part, on_step=watch):

@@ -7,12 +7,17 @@ the same code, so that a picture is the same whichever engine makes it. ``docs/b
 
 from __future__ import annotations
 
-from lora_mixer.batches.checking import CheckedPlan, check_plan
-from lora_mixer.batches.estimate import DryRun, dry_run
-from lora_mixer.batches.expansion import PlannedPicture
-from lora_mixer.batches.manifest import read_manifest
-from lora_mixer.batches.plan import Plan, load_plan, parse_plan, plan_schema
-from lora_mixer.batches.run import BatchResult, run_plan
+from lora_mixer.extras import explained
+
+try:
+    from lora_mixer.batches.checking import CheckedPlan, check_plan
+    from lora_mixer.batches.estimate import DryRun, dry_run
+    from lora_mixer.batches.expansion import PlannedPicture
+    from lora_mixer.batches.manifest import read_manifest
+    from lora_mixer.batches.plan import Plan, load_plan, parse_plan, plan_schema
+    from lora_mixer.batches.run import BatchResult, run_plan
+except ModuleNotFoundError as error:
+    raise explained(error, "batch") from error
 
 __all__ = [
     "BatchResult",

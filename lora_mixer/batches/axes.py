@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lora_mixer.batches.plan import Picture
+from lora_mixer.batches.plan import MIX_FIELDS, Picture, sentence
 from lora_mixer.batches.problems import shown
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import GridAxis, PictureRequest
+from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,11 +51,10 @@ class JobAxis:
         text = (
             value
             if isinstance(value, str)
-            else (Mix.of(value).to_text() if self.key == "mix" else f"{value}")
+            else (Mix.of(value).to_text() if self.key in MIX_FIELDS else f"{value}")
         )
-        return (
-            f"{self.key} {text}" if self.key in ("seed", "steps", "guidance_scale") else text[:40] or self.key
-        )
+        about = PICTURE_FIELDS.get(self.key)
+        return f"{self.key} {text}" if about and about.kind != "text" else text[:40] or self.key
 
 
 def read_axes(
@@ -89,7 +88,7 @@ def read_axes(
         bad = {i: why for i, value in enumerate(values) if (why := _misfit(plan, axis, value))}
         for i, why in bad.items():
             problems.add(plan.line("jobs", job, which, key, i), f"{where}[{i}]: {why}")
-        if not bad and key == "mix":  # what is not text would lose the plan's folder
+        if not bad and key in MIX_FIELDS:  # what is not text would lose the plan's folder
             axis = replace(
                 axis, values=tuple(x if isinstance(x, str | None) else plan.mix(x) for x in values)
             )
@@ -135,11 +134,10 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
         return _misfit_of_picture(axis.axis, value)
     try:
         Picture.model_validate({axis.key: value})
-        if axis.key == "mix" and value is not None:
+        if axis.key in MIX_FIELDS and value is not None:
             plan.mix(value)
     except ValidationError as error:
-        message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
-        return f"{message}, got {shown(value)}"
+        return sentence((), error.errors(include_url=False)[0])
     except MixError as error:
         return str(error)
     return ""

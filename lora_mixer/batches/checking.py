@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.cache import AdapterPlace, local_source
 from lora_mixer.batches.expansion import PlannedPicture, expand
-from lora_mixer.batches.plan import AdapterSpec, load_plan
+from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
 from lora_mixer.batches.problems import Problems
 from lora_mixer.errors import LoraMixerError, MixError
 from lora_mixer.inspection import match_adapter, read_adapter
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.batches.plan import Plan
-    from lora_mixer.mixes import Mix
 
+_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle")
 _SAMPLES, _SAMPLE_BYTES = 16, 16384
 
 
@@ -53,16 +53,13 @@ class CheckedPlan:
 
     def key(self, picture: PlannedPicture) -> str:
         """Give 32 digits that tell whether a picture that is there is the one that the plan wants."""
-        from lora_mixer.batches.expansion import request_digest
-
         plan = self.plan
         parts = [
-            request_digest(picture.request),
-            plan.model,
-            plan.run.dtype,
+            picture.request.digest(),
+            *_model_parts(plan),
             plan.output.format,
             str(plan.output.quality),
-            *(f"{name}={self.identities[name]}" for name in sorted(picture.request.mix.names)),
+            *(f"{name}={self.identities[name]}" for name in sorted(picture.request.adapters)),
         ]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -101,6 +98,19 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     return CheckedPlan(
         plan, tuple(pictures), places, infos, identities, folder, _manifest(plan, folder, problems)
     )
+
+
+def _model_parts(plan: Plan) -> list[str]:
+    """Say what of the model changes pixels: its files as they are, all else as the plan names it."""
+    options = plan.options
+    named = plan.model if isinstance(plan.model, str) else plan.model.source
+    parts = [named, options.dtype]
+    for name in ("model", "vae"):
+        given = getattr(options, name)
+        if given is not None and Path(given).is_file():
+            parts.append(f"{name}={_identity(given)}")
+    said = options.said()
+    return parts + [f"{key}={said[key]}" for key in sorted(said) if key not in _NOT_IN_KEYS]
 
 
 def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
@@ -158,7 +168,7 @@ def _check_files(
     outline: Any,
 ) -> dict[str, AdapterInfo]:
     try:
-        outline = load_outline(plan.model) if outline is None else outline
+        outline = load_outline(plan.options) if outline is None else outline
     except LoraMixerError as error:
         problems.add(plan.line("model"), f"model: {error}")
     infos: dict[str, AdapterInfo] = {}
@@ -195,8 +205,13 @@ def _check_mixes(
     layouts: dict[str, BlockLayout] = {}
     seen: dict[tuple[str, frozenset[str]], str] = {}
     known = {*components, *TEXT_ENCODERS}
-    for picture in pictures:
-        mix: Mix = picture.request.mix
+    mixes = (
+        (picture, key, mix)
+        for picture in pictures
+        for key in MIX_FIELDS
+        if (mix := getattr(picture.request, key)) is not None
+    )
+    for picture, key, mix in mixes:
         named = frozenset(mix.named_components)
         kind = (mix.fingerprint, named)  # equal mixes may say it with other components
         if kind not in seen:
@@ -212,8 +227,8 @@ def _check_mixes(
                 except MixError as error:
                     seen[kind] = str(error)
         if seen[kind]:
-            path = ("jobs", picture.job, "mix")
-            problems.add(plan.line(*path), f"jobs[{picture.job}].mix: {seen[kind]}")
+            path = ("jobs", picture.job, key)
+            problems.add(plan.line(*path), f"jobs[{picture.job}].{key}: {seen[kind]}")
 
 
 def _check_sizes(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:

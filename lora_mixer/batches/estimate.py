@@ -64,7 +64,7 @@ def dry_run(source: Any, *, trial: bool = True) -> DryRun:
     pictures = checked.pictures
     ordered = [task.pictures[0] for task in make_tasks(pictures, 1, mixed=False)]
     runs = [(names, len(list(group))) for names, group in groupby(ordered, key=_names)]
-    mixes = [key for key, _ in groupby(picture.request.mix.fingerprint for picture in ordered)]
+    mixes = [key for key, _ in groupby(picture.request.mix_key for picture in ordered)]
     empty = sum(1 for names, _ in runs if not names)
     jobs: dict[str, int] = {}
     for picture in pictures:
@@ -83,13 +83,13 @@ def dry_run(source: Any, *, trial: bool = True) -> DryRun:
 
 
 def _names(picture: PlannedPicture) -> tuple[str, ...]:
-    return tuple(sorted(picture.request.mix.names))
+    return tuple(sorted(picture.request.adapters))
 
 
 def _adapters(checked: CheckedPlan) -> dict[str, dict[str, Any]]:
     uses = dict.fromkeys(checked.infos, 0)
     for picture in checked.pictures:
-        for name in picture.request.mix.names:
+        for name in picture.request.adapters:
             uses[name] += 1
     return {
         name: {
@@ -136,7 +136,7 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.run.threads)
     try:
-        pipe = load_pipeline(plan.model, device=plan.run.device, dtype=plan.run.dtype)
+        pipe = load_pipeline(plan.options)
         maker = PictureMaker(LoraMixer(pipe))
         shapes: dict[tuple[object, ...], list[PlannedPicture]] = {}
         for picture in checked.pictures:
@@ -144,14 +144,17 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
             shapes.setdefault((request.width, request.height, request.guidance_scale), []).append(picture)
         total = 0.0
         for pictures in shapes.values():
-            base = replace(pictures[0].request, mix=Mix())
+            base = replace(pictures[0].request, mix=Mix(), negative_mix=None)
             list(maker.make([replace(base, steps=1)]))  # warm
             one, three = (
                 median(_timed(maker, replace(base, steps=steps)) for _ in range(2)) for steps in (1, 3)
             )
             step = max(three - one, 0.0) / 2
             for picture in pictures:
-                steps = maker.resolve(replace(picture.request, mix=Mix(), prompt="x")).steps or 1
+                steps = (
+                    maker.resolve(replace(picture.request, mix=Mix(), negative_mix=None, prompt="x")).steps
+                    or 1
+                )
                 total += max(one - step, 0.0) + step * steps
         on_gpu = pipe.device.type == "cuda"
         used = torch.cuda.max_memory_allocated() if on_gpu else memory_in_use()
@@ -169,7 +172,7 @@ def _timed(maker: PictureMaker, request: Any) -> float:
 def _of_adapters(checked: CheckedPlan, pipe: Any) -> int:
     """Count what adapters add: themselves up to the cache's bounds, and a copy of the weights that they touch."""
     run = checked.plan.run
-    used = {name for picture in checked.pictures for name in picture.request.mix.names}
+    used = {name for picture in checked.pictures for name in picture.request.adapters}
     sizes = sorted((checked.infos[name].bytes for name in used), reverse=True)[: run.cache_adapters]
     modules = [part for name, part in pipe.components.items() if name in ("unet", "transformer")]
     copies = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.axes import JobAxis, read_axes
 from lora_mixer.batches.naming import SUFFIXES, NameTemplate, slug
+from lora_mixer.batches.plan import MIX_FIELDS
 from lora_mixer.batches.wildcards import fill, read_wildcards
 from lora_mixer.errors import LoraMixerError, MixError, PictureError, PlanError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import MAX_SEED, PictureRequest, own_defaults
+from lora_mixer.pictures import MAX_SEED, PICTURE_FIELDS, PictureRequest, own_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -102,11 +103,12 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
     except PlanError as error:
         problems.add(plan.line("output", "name"), f"output.name: {error}")
         return []
-    if plan.defaults.mix is not None:  # also where every job has its own
+    for key in MIX_FIELDS:  # also where every job has its own
         try:
-            plan.mix(plan.defaults.mix)
+            if (given := getattr(plan.defaults, key)) is not None:
+                plan.mix(given)
         except MixError as error:
-            problems.add(plan.line("defaults", "mix"), f"defaults.mix: {error}")
+            problems.add(plan.line("defaults", key), f"defaults.{key}: {error}")
     builder = _Builder(plan, adapters, wildcards, template, problems)
     for i, part in enumerate(parts):
         builder.add_job(i, part)
@@ -144,7 +146,7 @@ class _Builder:
         self.template, self.problems = template, problems
         self.found: list[PlannedPicture] = []
         self.defaults = plan.defaults.model_dump(exclude_none=True)
-        self.own = own_defaults(plan.model)
+        self.own = own_defaults(plan.options.model)
         self.names: dict[str, int] = {}
         self.mixes: dict[str, Mix] = {}
 
@@ -193,17 +195,15 @@ class _Builder:
         if seed > MAX_SEED:
             raise PictureError(f"seed: repeats would go beyond {MAX_SEED}")
         width, height = _size(fields)
+        said = {name: fields[name] for name in PICTURE_FIELDS if fields.get(name) is not None}
+        said |= {"seed": seed, "width": width, "height": height}
+        for name, place in (("prompt", ""), ("negative_prompt", "negative")):
+            said[name] = fill(said.get(name, ""), seed, self.wildcards, fixed, place)
+        negative = fields.get("negative_mix")
         request = PictureRequest(
-            prompt=fill(fields["prompt"], seed, self.wildcards, fixed),
-            negative_prompt=fill(
-                fields.get("negative_prompt") or "", seed, self.wildcards, fixed, "negative"
-            ),
-            seed=seed,
-            steps=fields.get("steps"),
-            guidance_scale=fields.get("guidance_scale"),
-            width=width,
-            height=height,
+            **said,
             mix=self._mix(fields.get("mix")),
+            negative_mix=None if negative is None else self._mix(negative),
         )
         for axis, value in values:
             if axis.axis is not None:
@@ -211,7 +211,7 @@ class _Builder:
         return self._checked(request.with_tags(self.adapters).with_defaults(self.own))
 
     def _checked(self, request: PictureRequest) -> PictureRequest:
-        unknown = [name for name in request.mix.names if name not in self.adapters]
+        unknown = [name for name in request.adapters if name not in self.adapters]
         if unknown:
             raise MixError(
                 f"names the adapter {', '.join(map(repr, unknown))}, which the plan does not have; it has: "
@@ -244,7 +244,7 @@ class _Builder:
                 "steps": request.steps or 0,
                 "width": request.width or 0,
                 "height": request.height or 0,
-                "key": request_digest(request)[:12],
+                "key": request.digest()[:12],
             }
         )
         other = self.names.setdefault(file.casefold(), index)
@@ -262,26 +262,6 @@ def _size(fields: Mapping[str, Any]) -> tuple[int | None, int | None]:
         wide, high = (int(part) for part in fields["size"].split("x"))
         width, height = width or wide, height or high
     return width, height
-
-
-def request_digest(request: PictureRequest) -> str:
-    """
-    Give 64 hexadecimal digits that are equal for equal requests.
-
-    Example:
-        >>> request_digest(PictureRequest("a", mix="x:1")) == request_digest(PictureRequest("a", mix={"x": 1.0}))
-        True
-    """
-    import hashlib
-
-    said = {
-        name: getattr(request, name)
-        for name in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height")
-    }
-    if said["guidance_scale"] is not None:
-        said["guidance_scale"] = float(said["guidance_scale"])
-    text = json.dumps({**said, "mix": request.mix.fingerprint}, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sheet_name(picture: PlannedPicture) -> str:

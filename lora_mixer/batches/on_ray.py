@@ -7,13 +7,13 @@ are told and answer; here is only who gets which pictures next.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.crew import Ready, WorkerGoneError, ready
 from lora_mixer.batches.worker import Reply, Worker, WorkSpec
-from lora_mixer.errors import MissingExtraError, WorkersError
+from lora_mixer.errors import WorkersError
+from lora_mixer.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,10 +70,7 @@ class RayActors:
         self, spec: WorkSpec, requests: Sequence[PictureRequest], workers: int | None, address: str | None
     ) -> None:
         """Connect."""
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise MissingExtraError("the engine ray needs Ray: pip install 'lora-mixer[ray]'") from error
+        self._ray: Any = require("ray", "ray")
         ray = self._ray
         self._ours = not ray.is_initialized()
         if self._ours:

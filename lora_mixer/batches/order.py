@@ -34,7 +34,7 @@ class Task:
     def alone(self, **changes: int) -> list[Task]:
         """Give each picture a task of its own, so that one that cannot be made costs no other."""
         return [
-            replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.mix.names)), **changes)
+            replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.adapters)), **changes)
             for picture in self.pictures
         ]
 
@@ -62,19 +62,19 @@ def make_tasks(pictures: Iterable[PlannedPicture], batch_size: int, *, mixed: bo
     rows: dict[tuple[object, ...], list[PlannedPicture]] = {}
     for picture in sorted(pictures, key=_place):
         request = picture.request
-        key = request.call_shape if mixed else (*request.call_shape, request.mix.fingerprint)
+        key = request.call_shape if mixed else (*request.call_shape, request.mix_key)
         rows.setdefault(key, []).append(picture)
     found = []
     for row in rows.values():
         for start in range(0, len(row), batch_size):
             part = tuple(row[start : start + batch_size])
-            found.append(Task(part, tuple(sorted({name for x in part for name in x.request.mix.names}))))
+            found.append(Task(part, tuple(sorted({name for x in part for name in x.request.adapters}))))
     return sorted(found, key=lambda task: _place(task.pictures[0]))
 
 
 def _place(picture: PlannedPicture) -> tuple[Names, str, int]:
-    mix = picture.request.mix
-    return (tuple(sorted(mix.names)), mix.fingerprint, picture.index)
+    request = picture.request
+    return (tuple(sorted(request.adapters)), request.mix_key, picture.index)
 
 
 class TaskQueue:

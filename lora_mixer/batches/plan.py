@@ -6,25 +6,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lora_mixer.batches.problems import Problems, shown
 from lora_mixer.batches.reading import Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.mixes import Mix
+from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from lora_mixer.pictures import PictureField
 
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
 """Forms of a plan by the ending of its file."""
 
-_Steps = Annotated[int, Field(ge=1, le=10_000)]
-_Side = Annotated[int, Field(ge=8, le=16_384)]
-_Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-_Scale = Annotated[float, Field(allow_inf_nan=False)]
+MIX_FIELDS = ("mix", "negative_mix")
+"""What a picture can be told beside ``PICTURE_FIELDS``: mixes, in any form."""
 _Size = Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")]
-_Text = Annotated[str, Field(max_length=100_000)]
 
 
 class _Strict(BaseModel):
@@ -49,18 +49,71 @@ class AdapterSpec(_Strict):
     max_rank: Annotated[int, Field(ge=1)] | None = None
 
 
-class Picture(_Strict):
-    """What a picture can be told; ``defaults`` of a plan, and part of each job."""
+def _annotation(about: PictureField) -> Any:
+    """Return a field of a picture as pydantic checks and describes it."""
+    if about.choices:
+        return Annotated[Literal[about.choices] | None, Field(description=about.help)]
+    if about.kind == "text":
+        limits: Any = Field(max_length=None if about.high is None else int(about.high))
+        return Annotated[
+            Annotated[str, limits, AfterValidator(_checked(about))] | None, Field(description=about.help)
+        ]
+    if about.kind == "whole":
+        return Annotated[
+            Annotated[int, Field(ge=about.low, le=about.high)] | None, Field(description=about.help)
+        ]
+    limits = Field(ge=about.low, le=about.high, allow_inf_nan=False)
+    return Annotated[Annotated[float, limits] | None, Field(description=about.help)]
 
-    prompt: _Text | None = None
-    negative_prompt: _Text | None = None
-    seed: _Seed | None = None
-    steps: _Steps | None = None
-    guidance_scale: _Scale | None = None
-    width: _Side | None = None
-    height: _Side | None = None
+
+def _checked(about: PictureField) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if (problem := about.problem(value)) is not None:
+            raise ValueError(problem.removeprefix(f"{about.name}: "))
+        return value
+
+    return check
+
+
+if TYPE_CHECKING:
+
+    class _PictureFields(_Strict):
+        """Made below, from the table."""
+
+else:
+    _PictureFields = create_model(
+        "_PictureFields",
+        __base__=_Strict,
+        **{name: (_annotation(about), None) for name, about in PICTURE_FIELDS.items()},
+    )
+
+
+class ModelSpec(_Strict):
+    """A model with more than its name."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="demo, a checkpoint (.safetensors), a diffusers folder, or a Hub repository.",
+        ),
+    ]
+    revision: Annotated[str | None, Field(description=MODEL_FIELDS["revision"]["help"])] = None
+    variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
+    vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
+    config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
+    allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
+
+
+class Picture(_PictureFields, _Strict):
+    """What a picture can be told, each of ``PICTURE_FIELDS`` and more; ``defaults`` of a plan, and part of each job."""
+
     size: Annotated[_Size | None, Field(description="WIDTHxHEIGHT")] = None
     mix: Annotated[Any, Field(description="A mix in any form of docs/mixes.md.")] = None
+    negative_mix: Annotated[
+        Any,
+        Field(description="That of the half of guidance without the prompt; the same where it is not said."),
+    ] = None
 
 
 class Job(Picture):
@@ -144,7 +197,8 @@ class Plan(_Strict):
     """
 
     model: Annotated[
-        str, Field(min_length=1, description="demo, a diffusers folder, or a Hub repository.")
+        Annotated[str, Field(min_length=1)] | ModelSpec,
+        Field(description="demo, a checkpoint (.safetensors), a diffusers folder, or a Hub repository."),
     ] = "demo"
     adapters: dict[str, AdapterSpec | str] = {}
     adapter_folders: Annotated[
@@ -180,6 +234,24 @@ class Plan(_Strict):
     def place(self, path: str) -> str:
         """Give a path as seen from the plan's folder; addresses stay as they are."""
         return path if "://" in path else str(self._folder / Path(path).expanduser())
+
+    @property
+    def options(self) -> ModelOptions:
+        """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
+        spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
+        values = spec.model_dump(exclude={"source"}, exclude_none=True)
+        for name in ("vae", "config"):
+            if name in values:
+                values[name] = self._here(values[name])
+        return ModelOptions(self._here(spec.source), device=self.run.device, dtype=self.run.dtype, **values)
+
+    def _here(self, name: str) -> str:
+        """Give the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""
+        try:
+            place = Path(self.place(name))
+            return str(place) if name != DEMO and place.exists() else name
+        except (OSError, ValueError):
+            return name
 
     def mix(self, given: Any) -> Mix:
         """
@@ -269,7 +341,7 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
     except ValidationError as error:
         for each in error.errors(include_url=False):
             path = each["loc"]
-            problems.add(located.line(path) if with_lines else None, _sentence(path, each))
+            problems.add(located.line(path) if with_lines else None, sentence(path, each))
         problems.finish()
         raise AssertionError from error  # a validation error has at least one problem
     except RecursionError:
@@ -281,14 +353,19 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
     return plan
 
 
-def _sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+def sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+    """Say what pydantic found, at a place or without one."""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
+    where = f"{where}: " if where else ""
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such setting"
+        return f"{where}there is no such setting"
     if error["type"] == "missing":
-        return f"{where}: is missing"
+        return f"{where}is missing"
     message = str(error["msg"]).replace("Input should be ", "expected ")
-    return f"{where}: {message}, got {shown(error['input'])}"
+    if error["type"] == "value_error":  # of our own checks, which say themselves what they got
+        name = next((str(part) for part in reversed(error["loc"]) if isinstance(part, str)), "")
+        return f"{where}{message.removeprefix('Value error, ').removeprefix(f'{name}: ')}"
+    return f"{where}{message}, got {shown(error['input'])}"
 
 
 def plan_schema() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.storage import Storage
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_mixer.batches.expansion import PlannedPicture
     from lora_mixer.batches.order import Task
     from lora_mixer.batches.plan import RunOptions
-    from lora_mixer.pictures import Picture, PictureRequest
+    from lora_mixer.pictures import ModelOptions, Picture, PictureRequest
 
 _SHARE_OF_FREE = 0.8
 _BATCH_AT_MOST = 64
@@ -34,15 +34,15 @@ class WorkSpec:
     What a worker has to know, all of it plain values.
 
     Attributes:
-        model: The pipeline's name.
+        model: The pipeline, and how it is loaded.
         adapters: Where adapters are.
         run: How pictures are made.
         folder: Where they go.
         quality: Of JPEG and WebP.
-        device: The worker's own device.
+        device: The worker's own device; ``auto`` is the model's.
     """
 
-    model: str
+    model: ModelOptions
     adapters: Mapping[str, AdapterPlace]
     run: RunOptions
     folder: str
@@ -129,7 +129,7 @@ class Worker:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        pipe = load_pipeline(spec.model, device=spec.device, dtype=spec.run.dtype)
+        pipe = load_pipeline(spec.model if spec.device == "auto" else replace(spec.model, device=spec.device))
         self.mixer = LoraMixer(pipe, keep_base=spec.run.keep_base)
         self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
         self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
@@ -163,14 +163,12 @@ class Worker:
 
         if self.mixer.pipe.device.type != "cuda":
             return 1
-        from dataclasses import replace
-
         from lora_mixer.mixes import Mix
 
         peaks = []
         for count in (1, 2):
             torch.cuda.reset_peak_memory_stats()
-            trial = replace(request, steps=1, mix=Mix())
+            trial = replace(request, steps=1, mix=Mix(), negative_mix=None)
             list(self.maker.make([trial] * count))
             peaks.append(torch.cuda.max_memory_allocated())
         torch.cuda.empty_cache()
@@ -209,13 +207,14 @@ class Worker:
     def _make(self, task: Task, done: set[int]) -> None:
         """Make pictures and have them written; ``done`` tells which, also where this raises."""
         requests = [picture.request for picture in task.pictures]
-        mixes = {request.mix.fingerprint: request.mix for request in requests}
-        if len(mixes) == 1 and (mix := requests[0].mix) != self.mixer.mix:
+        mixes = {request.mix_key for request in requests}
+        mix = requests[0].mix
+        if requests[0].negative_mix is None and len(mixes) == 1 and mix != self.mixer.mix:
             self.mixer.set_mix(mix)  # stays in effect, so that the next picture of this mix rewrites nothing
         elif len(mixes) > 1:
             self.mixer.set_mix({})
         for made in self.maker.make(requests):
-            hashes = self.cache.hashes(made.request.mix.names)
+            hashes = self.cache.hashes(made.request.adapters)
             self._saving.append(self._saver.submit(self._saved, task.pictures[made.index], made, hashes))
             done.add(made.index)
 
@@ -224,7 +223,7 @@ class Worker:
     ) -> Outcome:
         from lora_mixer.picture_metadata import PictureSettings
 
-        settings = PictureSettings.of_request(made.request, model=self.spec.model)
+        settings = PictureSettings.of_request(made.request, model=self.spec.model.title)
         try:
             digest = self.storage.save(planned.file, made.image, settings, hashes, self.spec.quality)
         except SaveError as error:

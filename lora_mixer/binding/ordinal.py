@@ -1,8 +1,8 @@
 """
 Counting modules as cloneofsimo/lora did (2022-23): the N-th Linear inside the target classes.
 
-The order is that of the models of that time: down, up, then mid blocks; in a block first ``attn1``, then the GEGLU,
-then ``attn2``; in a text encoder k, v, q, out.
+The order is that of the models of that time: down, up, then mid blocks; in a block ``attn1``, the GEGLU, ``attn2`` in 2022,
+``attn1``, ``attn2``, the GEGLU since 2023 (shapes tell which); in a text encoder k, v, q, out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 _ATTENTION = frozenset({"CrossAttention", "Attention"})
+_CLIP_ATTENTION = frozenset({"CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2"})
+ORDERS: tuple[tuple[str, ...], ...] = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
+"""The orders of a block's parts in which files are counted; the older first."""
 CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("CrossAttention",),
     ("CrossAttention", "GEGLU"),
@@ -29,37 +32,40 @@ _SIDE = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 _QKV = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def count_modules(paths: Iterable[str], classes: Collection[str]) -> list[str] | None:
+def count_modules(
+    paths: Iterable[str], classes: Collection[str], order: Collection[str] = ORDERS[0]
+) -> list[str] | None:
     """
     List the Linear modules inside ``classes`` in the order of that time.
 
     Args:
         paths: Dotted paths of all live modules.
         classes: Class names of that time, such as ``CrossAttention``, ``GEGLU``, ``CLIPAttention``.
+        order: The order of the parts of a block, one of ``ORDERS``.
 
     Returns:
         Paths by number, or None where a class name is unknown.
     """
-    if not set(classes) <= _ATTENTION | {"GEGLU", "CLIPAttention"}:
+    named = set(classes)
+    if not named <= _ATTENTION | _CLIP_ATTENTION | {"GEGLU"}:
         return None
-    attention, geglu, clip = bool(_ATTENTION & set(classes)), "GEGLU" in classes, "CLIPAttention" in classes
+    attention, geglu, clip = bool(_ATTENTION & named), "GEGLU" in named, bool(_CLIP_ATTENTION & named)
     blocks: list[tuple[tuple[int, ...], str]] = []
     layers: list[tuple[int, str]] = []
     for path in paths:
         block, layer = _BLOCK.match(path), _CLIP.match(path)
         if block:
-            order = (_SIDE[block[1]], int(block[2] or 0), int(block[3]), int(block[4]))
-            blocks.append((order, path))
+            place = (_SIDE[block[1]], int(block[2] or 0), int(block[3]), int(block[4]))
+            blocks.append((place, path))
         elif layer and clip:
             layers.append((int(layer[2]), path))
     found: list[str] = []
     for _, path in sorted(blocks):
-        if attention:
-            found += [f"{path}.attn1.{name}" for name in _QKV]
-        if geglu:
-            found.append(f"{path}.ff.net.0.proj")
-        if attention:
-            found += [f"{path}.attn2.{name}" for name in _QKV]
+        for part in order:
+            if part == "ff" and geglu:
+                found.append(f"{path}.ff.net.0.proj")
+            elif part != "ff" and attention:
+                found += [f"{path}.{part}.{name}" for name in _QKV]
     for _, path in sorted(layers):
         found += [f"{path}.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj")]
     return found

@@ -88,7 +88,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     tensors.pop("reshape_weight", None)
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
-        alpha = rule.alpha_of(group.target.module)
+        alpha = rule.alpha_of(*group.target.spellings)
     for role, tensor in tensors.items():
         if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
             msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
@@ -105,7 +105,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         module=group.target.module,
         scalar=1.0 if scalar is None else scalar,
         config={} if rule is None else rule.config,
-        rank=None if rule is None else rule.rank_of(group.target.module),
+        rank=None if rule is None else rule.rank_of(*group.target.spellings),
     )
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 

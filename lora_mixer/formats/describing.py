@@ -23,13 +23,13 @@ from lora_mixer.formats.building import rule_for
 from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.formats.names import Target
 from lora_mixer.sources import find_sidecars
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lora_mixer.formats.container import Header
+    from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
     from lora_mixer.sources import AdapterSource
@@ -121,6 +121,8 @@ def describe(
 
 def own_name(source: AdapterSource) -> str:
     """Name an adapter after its file, or after its folder where the file is called as every other."""
+    if source.parts:
+        return source.label.rpartition(": ")[2].rstrip("/").rpartition("/")[2] or source.label
     if isinstance(source.weights, Path):
         stem = source.weights.stem
         generic = stem in ("adapter_model", "pytorch_lora_weights")
@@ -172,9 +174,9 @@ def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, 
     if 0 in ranks or None in alphas or not all(dtype.is_floating_point for dtype in dtypes):
         return None
     for number in plan.bare if rules else ():
-        module = plan.names[number]
-        rule = rule_for(Target(plan.hints[number], module, module), rules)
-        alphas.add(None if rule is None else rule.alpha_of(module))
+        target = plan.targets[number]
+        rule = rule_for(target, rules)
+        alphas.add(None if rule is None else rule.alpha_of(*target.spellings))
     modules = Modules(
         plan.hints,
         plan.names,
@@ -191,6 +193,7 @@ class _Plan(NamedTuple):
 
     hints: tuple[str | None, ...]
     names: tuple[str, ...]
+    targets: tuple[Target, ...]
     downs: list[int]
     ups: list[int]
     alphas: list[int]
@@ -202,20 +205,24 @@ class _Plan(NamedTuple):
 def _plan(keys: tuple[str, ...]) -> _Plan | None:
     """Sort the keys of a plain LoRA into modules; None for what is none."""
     table: dict[tuple[str | None, str], list[int | None]] = {}
+    targets: dict[tuple[str | None, str], Target] = {}
     layouts: set[str] = set()
     for number, key in enumerate(keys):
         place = _place(key) if len(key) <= _LONG else None
         if place is None:
             return None
         slot, target, layout = place
-        parts = table.setdefault(target, [None, None, None])
+        module = (target.hint, target.module)
+        targets.setdefault(module, target)
+        parts = table.setdefault(module, [None, None, None])
         if parts[slot] is not None:
             return None
         parts[slot] = number
         layouts.add(layout)
     if not table:
         return None
-    plan = _Plan(tuple(hint for hint, _ in table), tuple(name for _, name in table), [], [], [], [], layouts)
+    hints, names = tuple(hint for hint, _ in table), tuple(name for _, name in table)
+    plan = _Plan(hints, names, tuple(targets.values()), [], [], [], [], layouts)
     for number, (down, up, alpha) in enumerate(table.values()):
         if down is None or up is None:
             return None
@@ -244,7 +251,7 @@ def _number(dtype: torch.dtype, raw: bytes) -> float | None:
 
 
 @lru_cache(maxsize=1 << 15)  # folders are full of files with the same names in them
-def _place(key: str) -> tuple[int, tuple[str | None, str], str] | None:
+def _place(key: str) -> tuple[int, Target, str] | None:
     """Say which slot of which module a key of a plain LoRA fills, and its layout; None for every other key."""
     if is_foreign(key) or safeloras.KEY.fullmatch(key) or safeloras.PREFIX in key:
         return None
@@ -254,4 +261,4 @@ def _place(key: str) -> tuple[int, tuple[str | None, str], str] | None:
     target, leaf, layout = locate(key, {}, {})
     if target is None or leaf is None:
         return None
-    return _SLOTS[leaf.role], (target.hint, target.module), layout
+    return _SLOTS[leaf.role], target, layout

@@ -66,7 +66,9 @@ DIT_FAMILIES = frozenset(
 )
 """Families whose denoiser is a transformer."""
 
-TEXT_HINTS = frozenset(("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5"))
+TEXT_HINTS = frozenset(
+    ("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5", "prior_text_encoder")
+)
 """Component hints that mean a text encoder."""
 _MANY, _LONG = 4096, 256  # modules and letters; beyond that nothing is kept in a cache
 _NUMBER = re.compile(r"\d+")
@@ -74,9 +76,11 @@ _UNET = (
     *("down_blocks", "up_blocks", "mid_block", "conv_", "time_embed", "add_embedding_"),
     *("input_blocks", "output_blocks", "middle_block", "label_emb_", "out_"),
 )
+_IN_UNET = re.compile(r"_(?:(?:down|up|input|output)_blocks_\d|mid_block_|middle_block_)")
+"""In a module's name behind a front that nobody knows: still no transformer."""
 _ONLY_SDXL = re.compile(r"transformer_blocks_[2-9]|^add_embedding_|^label_emb_")
 _CROSS_K = re.compile(r"attn2_to_k$")
-_TE_Q = re.compile(r"self_attn_q_proj$")
+_TE_Q = re.compile(r"self_attn_(?:q_proj|to_q)$")
 _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
@@ -120,13 +124,15 @@ def _told(
     counted = []
     for hint, module, width in zip(hints, names, widths, strict=True):
         flat = module.replace(".", "_")
-        part = "unet" if flat.startswith(_UNET) else "other"
+        part = "unet" if flat.startswith(_UNET) or _IN_UNET.search(flat) else "other"
         if hint in TEXT_HINTS:
             part = "text_encoder" if hint == "text_encoder" else "further"
         parts[part][flat] = width
         # counted, not named (safeloras): of a UNet's own widths none is that of a text
         if hint != "text_encoder" and module.startswith(ORDINAL):
             counted.append(width)
+    if "prior" in hints and parts["unet"]:
+        return "Stable Cascade", ""
     family = _transformer(parts["other"])
     if family:
         return family, ""

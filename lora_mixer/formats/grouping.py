@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
@@ -34,6 +34,7 @@ _OTHER_KINDS = (
 )
 
 
+_NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 SHARED = ("vera_A", "vera_B")
 """Roles whose tensors serve all modules of a component."""
 
@@ -168,9 +169,7 @@ def locate(
             if "_blocks." in target.module and ".attn" not in target.module
             else "diffusers-attn-procs"
         )
-        target = Target(target.hint, modernise(target.module), target.written)
-    elif "self_attn.to_" in target.module:  # the text encoders of the same age
-        target = Target(target.hint, modernise(target.module), target.written)
+        target = replace(target, module=modernise(target.module))
     return target, leaf, layout
 
 
@@ -179,7 +178,10 @@ def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Lea
     module, _, last = key.rpartition(".")
     if last == "weight" and f"{module}.on_input" in tensors:
         return module, Leaf("ia3_weight", "ia3")
-    if PEFT_ROOT in key and last in ("weight", "bias"):
+    if last not in ("weight", "bias"):
+        return None
+    # norms beside pairs, as control LoRAs have them; in a file of nothing else they are a model's own
+    if PEFT_ROOT in key or (_NORM.search(module) and tensors[key].ndim == 1):
         return module, Leaf(f"set_{last}", "set")
     return None
 

@@ -7,6 +7,7 @@ against the live model by :mod:`lora_mixer.binding`. Layout ids (K1, D3, ...) ar
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,20 +19,29 @@ class Target:
 
     Attributes:
         hint: The component it is said to be in: ``denoiser``, ``text_encoder``, ``text_encoder_2``,
-            ``text_encoder_3``, ``transformer``; None where the file does not say.
+            ``text_encoder_3``, ``transformer``, or the name of another component; None where the file does not say.
         module: The module's spelling without the component.
-        written: The whole spelling, for models whose own paths start like a component's name.
+        written: The whole spelling but for what wrappers put in front, for models whose own paths start like a
+            component's name.
     """
 
     hint: str | None
     module: str
     written: str
+    between: tuple[str, ...] = ()
+    """Spellings with some of their fronts taken off; where a model's own paths start with such a front, it is one of these."""
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every spelling that may be the module's own, the likeliest first."""
+        return tuple(dict.fromkeys((self.module, *self.between, self.written)))
 
 
 # (prefix, component hint, layout id). Longer prefixes first where one begins another.
 _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
+    ("lora_prior_unet_", "prior", "onetrainer"),
+    ("lora_prior_te_", "prior_text_encoder", "onetrainer"),
     ("lora_unet_unet_", "denoiser", "kohya"),
-    ("lora_unet__", "denoiser", "kohya"),
     ("lora_unet_", "denoiser", "kohya"),
     ("lora_te1_", "text_encoder", "kohya"),
     ("lora_te2_", "text_encoder_2", "kohya"),
@@ -56,7 +66,10 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("clip_g.", "clip_g", "omi"),
     ("t5.", "t5", "omi"),
     ("unet.", "denoiser", "diffusers"),
+    ("prior.", "prior", "diffusers"),
+    ("transformer_2.", "transformer_2", "diffusers"),
     ("transformer.", "transformer", "diffusers"),
+    ("controlnet.", "controlnet", "diffusers"),
     ("text_encoder_3.", "text_encoder_3", "diffusers"),
     ("text_encoder_2.", "text_encoder_2", "diffusers"),
     ("text_encoder.", "text_encoder", "diffusers"),
@@ -67,6 +80,8 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
     "denoiser": ("unet", "transformer"),
     "transformer": ("transformer", "unet"),
     "clip_g": ("text_encoder_2", "text_encoder"),
+    "prior": ("prior", "prior_prior"),
+    "prior_text_encoder": ("prior_text_encoder", "text_encoder"),
     "t5": ("text_encoder_3", "text_encoder_2", "text_encoder"),
 }
 """The pipeline components that a hint may mean, the likelier first; other hints mean themselves."""
@@ -74,14 +89,24 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 ENCODER_HINTS = ("clip_g", "t5")
 """Hints that name a kind of text encoder and not a component: which component it is, its widths tell."""
 
+COMPONENT_KEY = "lora_mixer.component"
+"""Header field of this package's PEFT files: the component that they are for, which PEFT's keys do not name."""
 PEFT_ROOT = "base_model.model."
-_OLD_TE = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.")
+"""What PEFT, DDP and ``torch.compile`` put in front of every path while a model is trained."""
+_INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Wrappers around single blocks; no module of a model is called so."""
+_INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
+
+
+_DENOISERS = frozenset(("denoiser", "transformer"))
+"""Hints that mean one component, so that their fronts may stand one behind the other."""
 
 
 @lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
 def split_component(spelling: str) -> tuple[Target, str]:
     """
-    Take the component's prefix off a module spelling.
+    Take the component's prefix off a module spelling, and what wrappers put before and behind it.
 
     Returns:
         The target and the layout's name (``kohya``, ``peft``, ``diffusers``, ``comfyui``, ``omi``, ``lycoris``,
@@ -90,27 +115,51 @@ def split_component(spelling: str) -> tuple[Target, str]:
     Example:
         >>> split_component("lora_te2_text_model_encoder_layers_0_mlp_fc1")[0].hint
         'text_encoder_2'
+        >>> split_component("base_model.model.unet.mid_block.resnets.0.conv1")[0].module
+        'mid_block.resnets.0.conv1'
     """
-    if spelling.startswith(PEFT_ROOT):
-        module = spelling[len(PEFT_ROOT) :]
-        return Target(None, module, module), "peft"
-    for prefix, hint, layout in _PREFIXES:
-        if spelling.startswith(prefix):
-            module = spelling[len(prefix) :]
-            if module.startswith(PEFT_ROOT):
-                return Target(hint, module[len(PEFT_ROOT) :], module[len(PEFT_ROOT) :]), "peft"
-            return Target(hint, module.lstrip("_"), spelling), layout
-    return Target(None, spelling, spelling), "plain"
+    hint: str | None = None
+    layout = "plain"
+    flat = False
+    module = written = spelling
+    seen = [spelling]
+    while True:
+        front = _front_of(module, hint, flat=flat)
+        if front is None:
+            break
+        prefix, named, found = front
+        module = module[len(prefix) :]
+        if named is not None:
+            hint = hint or named
+        layout = found if layout == "plain" or found == "peft" else layout
+        flat = flat or prefix.endswith("_")
+        if found == "plain" or (found == "peft" and hint is None):
+            written = module if hint is None else written
+            if found == "peft":
+                seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
+        seen.append(module)
+    module = _INNER_FLAT.sub("_", module) if flat else _INNER.sub("", module)
+    module = module.lstrip("_") if flat else module
+    return Target(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
+
+
+def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | None, str] | None:
+    """Find what stands before a path: a wrapper, or a component's name, which may stand twice."""
+    for wrapper in _WRAPPERS:
+        prefix = wrapper.replace(".", "_") if flat else wrapper
+        if text.startswith(prefix):
+            return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"
+    for prefix, named, layout in () if flat else _PREFIXES:
+        if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
+            return prefix, named, layout
+    return None
 
 
 def modernise(module: str) -> str:
     """
     Spell a module of diffusers' old attention processors as the live model does.
 
-    ``attn1.processor.to_out`` is the Linear ``attn1.to_out.0``, a text encoder's ``self_attn.to_q`` is ``q_proj``.
+    ``attn1.processor.to_out`` is the Linear ``attn1.to_out.0``.
     """
     module = module.replace(".processor.", ".")
-    head, _, last = module.rpartition(".")
-    if head.endswith("self_attn") and last in _OLD_TE:
-        return f"{head}.{_OLD_TE[last]}"
-    return f"{module}.0" if last == "to_out" else module
+    return f"{module}.0" if module.endswith(".to_out") else module

@@ -22,6 +22,8 @@ HEADER_KEY = "lora_adapter_metadata"
 # Fields of LoraConfig that change what the tensors mean in ways that no change of a weight can give.
 _REFUSED = {
     "use_qalora": "QA-LoRA",
+    "kasa_config": "KaSA, which takes small singular values out of the base as well",
+    "arrow_config": "Arrow, which chooses among adapters token by token",
     "use_bdlora": "BD-LoRA",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA (aLoRA)",
@@ -62,16 +64,26 @@ class ScaleRule:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration, for algorithms with options of their own."""
 
-    def alpha_of(self, module: str) -> float | None:
+    def alpha_of(self, *spellings: str) -> float | None:
         """Look a module's alpha up: the first pattern that matches the end of its path, else the common one."""
         return next(
-            (value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha
+            (
+                value
+                for pattern, value in self.alpha_pattern.items()
+                if any(_matches(pattern, module) for module in spellings)
+            ),
+            self.alpha,
         )
 
-    def rank_of(self, module: str) -> int | None:
+    def rank_of(self, *spellings: str) -> int | None:
         """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
         found = next(
-            (value for pattern, value in self.rank_pattern.items() if _matches(pattern, module)), self.rank
+            (
+                value
+                for pattern, value in self.rank_pattern.items()
+                if any(_matches(pattern, module) for module in spellings)
+            ),
+            self.rank,
         )
         return None if found is None or found < 1 else int(found)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.inspection import read_adapter
-from lora_mixer.picture_metadata.values import as_hash, clean_text
+from lora_mixer.parsing.values import as_hash, clean_text
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_mixer.mixes._frozen import FrozenMap
+from lora_mixer.parsing.frozen import FrozenMap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ from lora_mixer.library._searching import PAGE_AT_MOST, query
 from lora_mixer.library._walking import within
 from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
-from lora_mixer.picture_metadata.values import as_float, as_hash, clean_text
+from lora_mixer.parsing.values import as_float, as_hash, clean_text
 
 if TYPE_CHECKING:
     import sqlite3

@@ -10,15 +10,15 @@ from __future__ import annotations
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.blocks import Blocks, BlockTree
-from lora_mixer.mixes.curves import Keyframes, Ramp
-from lora_mixer.mixes.layout import BlockLayout, BlockShape
+from lora_mixer.mixes.grammar.prompt import format_prompt, parse_prompt
+from lora_mixer.mixes.grammar.schedules import schedule_of
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
 from lora_mixer.mixes.mask import Mask
 from lora_mixer.mixes.method import Composite, KLora, Method, Switch
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
-from lora_mixer.mixes.prompt import format_prompt, parse_prompt
-from lora_mixer.mixes.schedule import Constant, Schedule, SliderStart, Window
+from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
+from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape
 
 __all__ = [
     "B_LORA",
@@ -49,4 +49,5 @@ __all__ = [
     "format_prompt",
     "parse_prompt",
     "read_presets",
+    "schedule_of",
 ]

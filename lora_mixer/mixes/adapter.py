@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, shown
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.mask import Mask
+from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.schedule import Constant, Schedule
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import shown
 
 if TYPE_CHECKING:
-    from lora_mixer.mixes.layout import BlockLayout
+    from lora_mixer.mixes.unet_blocks import BlockLayout
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,14 @@ class AdapterMix:
         weight = self.component_weight(component)
         return weight if self.blocks is None else weight * self.blocks.weight(component, module, layout)
 
-    def share_at(self, component: str, step: int, steps: int, timestep: float | None = None) -> float:
+    def share_at(
+        self,
+        component: str,
+        step: int,
+        steps: int,
+        timestep: float | None = None,
+        level: tuple[int, int] | None = None,
+    ) -> float:
         """
         Give the value of a component's schedule.
 
@@ -150,6 +158,7 @@ class AdapterMix:
             step: The step, from 0; text encoders run before the first one and have its value at all steps.
             steps: How many steps there are.
             timestep: The scheduler's timestep, where it is known.
+            level: As ``Schedule.at`` has it.
 
         Returns:
             The factor at that step.
@@ -157,7 +166,9 @@ class AdapterMix:
         schedule = self.component_schedule(component)
         if schedule is None:
             return 1.0
-        return schedule.at(0, steps) if component in TEXT_ENCODERS else schedule.at(step, steps, timestep)
+        if component in TEXT_ENCODERS:
+            return schedule.at(0, steps)
+        return schedule.at(step, steps, timestep, level)
 
     def to_spec(self) -> object:
         """

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, list_of, shown
-from lora_mixer.mixes.layout import BlockLayout, BlockShape, Place, place_of
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Place, place_of
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,8 @@ class Blocks(ABC):
         if self.__dict__.get("_fits") is layout:
             return
         reading = Reading()
-        reading.problems.extend(self.misfits(layout) if layout.is_unet else ())
+        for problem in self.misfits(layout) if layout.is_unet else ():
+            reading.problem("", problem)
         reading.finish("set of block weights")
         object.__setattr__(self, "_fits", layout)
 

@@ -16,16 +16,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, number_text, shown
-from lora_mixer.mixes._split import is_number
 from lora_mixer.mixes.blocks import Blocks
-from lora_mixer.mixes.layout import Place, place_of
+from lora_mixer.mixes.grammar.tokens import is_number
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.mixes.unet_blocks import Place, place_of
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_mixer.mixes.layout import BlockLayout, BlockShape, Side
+    from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Side
 
 
 def _ids(prefix: str, *numbers: int) -> tuple[str, ...]:

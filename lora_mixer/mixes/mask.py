@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.mixes._reading import Reading, number_text, shown
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.problems import number_text, shown
 
 if TYPE_CHECKING:
     import numpy as np

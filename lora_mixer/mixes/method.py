@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes._calls import read_call
-from lora_mixer.mixes._reading import Reading, did_you_mean, list_of, shown
+from lora_mixer.mixes.grammar.tokens import read_call
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.problems import did_you_mean, list_of, shown
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,7 @@ def read_method(spec: object, where: str, reading: Reading) -> Method:
     try:
         return METHODS[name](**given)
     except MixError as error:
-        for problem in error.problems:
-            reading.problem(where, problem)
+        reading.take(where, error)
         return Method()
 
 

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import _text
-from lora_mixer.mixes._forms import is_full, is_name, read_parts
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, did_you_mean, fail, list_of, shown
-from lora_mixer.mixes._written import Written
 from lora_mixer.mixes.adapter import AdapterMix
+from lora_mixer.mixes.grammar import line
+from lora_mixer.mixes.grammar.forms import is_full, is_name, read_parts
 from lora_mixer.mixes.method import Method
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.data import dump_yaml, load_json, load_yaml, parsed
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import did_you_mean, fail, list_of, shown
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lora_mixer.mixes.layout import BlockLayout
+    from lora_mixer.mixes.unet_blocks import BlockLayout
 
 
 @dataclass(frozen=True, eq=False)
-class Mix(Written):
+class Mix:
     """
     A frozen, validated, serialisable value that says how adapters are mixed.
 
@@ -62,7 +64,8 @@ class Mix(Written):
                     str(name), f"expected an AdapterMix (Mix.of reads all forms), got {shown(adapter)}."
                 )
         if isinstance(self.method, Method):
-            reading.problems.extend(self.method.misfits(tuple(self.adapters)))
+            for problem in self.method.misfits(tuple(self.adapters)):
+                reading.problem("method", problem)
         else:
             reading.problem(
                 "method", f"expected a Method (Mix.of reads all forms), got {shown(self.method)}."
@@ -128,7 +131,15 @@ class Mix(Written):
         names = [names] if isinstance(names, str) else list(names)
         each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(each) != len(names):
-            fail("mix", [f"expected one weight for each of the {len(names)} names, got {len(each)} weights."])
+            fail(
+                "mix",
+                [
+                    Problem(
+                        "",
+                        f"expected one weight for each of the {len(names)} names, got {len(each)} weights.",
+                    )
+                ],
+            )
         return cls.of(
             [(name, 1.0 if weight is None else weight) for name, weight in zip(names, each, strict=True)]
         )
@@ -250,7 +261,7 @@ class Mix(Written):
 
         Args:
             name: The adapter.
-            component: The attribute of the pipeline, as ``unet``; text encoders have ``text_gain`` at all steps.
+            component: The attribute of the pipeline, as ``unet``; text encoders have the same gain at all steps.
             module: The layer's dotted path in the live component.
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
@@ -273,7 +284,13 @@ class Mix(Written):
         )
 
     def share_at(
-        self, name: str, component: str, step: int, steps: int, timestep: float | None = None
+        self,
+        name: str,
+        component: str,
+        step: int,
+        steps: int,
+        timestep: float | None = None,
+        level: tuple[int, int] | None = None,
     ) -> float:
         """
         Give what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
@@ -289,6 +306,7 @@ class Mix(Written):
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
             timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+            level: As ``Schedule.at`` has it.
 
         Returns:
             The schedule's value times the method's share.
@@ -303,26 +321,9 @@ class Mix(Written):
             turn = 0
             if adapter.has_own(component):
                 return adapter.share_at(component, 0, steps)
-        return adapter.share_at(component, step, steps, timestep) * self.method.share(name, self.names, turn)
-
-    def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """
-        Give the gain on a layer of a text encoder, which has one for the whole run; ``share_at`` says which.
-
-        Args:
-            name: The adapter.
-            component: The attribute of the pipeline, as ``text_encoder``.
-            module: The layer's dotted path in the live component.
-            layout: Not needed; the other gains have it.
-
-        Returns:
-            The gain.
-
-        Example:
-            >>> [Mix.of(f"a:1,{te}start=5").text_gain("a", "text_encoder", "x") for te in ("", "te=0.5,")]
-            [0.0, 0.5]
-        """
-        return self.gain_at(name, component, module, 0, 1, layout)
+        return adapter.share_at(component, step, steps, timestep, level) * self.method.share(
+            name, self.names, turn
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -353,4 +354,70 @@ class Mix(Written):
             The text, as ``a:0.7, b:0.8,te=0.2``.
         """
         method = "" if type(self.method) is Method else self.method.to_text()
-        return _text.write({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
+        return line.write({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Mix:
+        """
+        Read what ``to_dict`` gave.
+
+        Args:
+            data: The dict.
+
+        Returns:
+            The mix.
+
+        Raises:
+            MixError: With everything that is wrong.
+        """
+        return cls.of(data)
+
+    def to_json(self) -> str:
+        """
+        Give the mix as one line of JSON.
+
+        Returns:
+            The text.
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Mix:
+        """
+        Read JSON.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The mix.
+
+        Raises:
+            MixError: With everything that is wrong.
+        """
+        return cls.of(parsed(load_json, text))
+
+    def to_yaml(self) -> str:
+        """
+        Give the mix as YAML.
+
+        Returns:
+            The text, in the order of the names.
+        """
+        return dump_yaml(self.to_dict())
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Mix:
+        """
+        Read YAML.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The mix.
+
+        Raises:
+            MixError: With everything that is wrong.
+        """
+        return cls.of(parsed(load_yaml, text))

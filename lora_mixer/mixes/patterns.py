@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.mixes._reading import Reading, shown
 from lora_mixer.mixes.blocks import Blocks
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.problems import shown
 
 if TYPE_CHECKING:
-    from lora_mixer.mixes.layout import BlockLayout
+    from lora_mixer.mixes.unet_blocks import BlockLayout
 
 _REGEX = "re:"
 _GLOB_MARKS = frozenset("*?[.")

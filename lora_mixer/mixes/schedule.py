@@ -15,10 +15,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from lora_mixer.mixes._reading import Reading, number_text, shown
+from lora_mixer.parsing.problems import Problems, list_of, number_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Unit = Literal["fraction", "step"]
 
@@ -26,7 +26,11 @@ Unit = Literal["fraction", "step"]
 class Schedule(ABC):
     """A curve over the steps of the denoiser."""
 
-    def at(self, step: int, steps: int, timestep: float | None = None) -> float:
+    unit: Unit | None = None
+
+    def at(
+        self, step: int, steps: int, timestep: float | None = None, level: tuple[int, int] | None = None
+    ) -> float:
         """
         Give the value at one step.
 
@@ -34,6 +38,8 @@ class Schedule(ABC):
             step: The step, from 0; a step past the end counts as the last one.
             steps: How many steps there are.
             timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+            level: Which noise level of the run it is, from 0, and how many there are, where a scheduler has levels
+                between steps (DPM2, PNDM's warm-up): fractions go by it, steps by ``step``.
 
         Returns:
             The value.
@@ -46,9 +52,11 @@ class Schedule(ABC):
             [0.0, 0.0, 1.0, 1.0]
         """
         if step < 0 or steps < 1:
-            reading = Reading()
+            reading = Problems()
             reading.problem("", f"expected a step from 0 and at least one step, got step {step} of {steps}.")
             reading.finish("step")
+        if level is not None and self.unit != "step":
+            step, steps = level
         return self._at(min(step, steps - 1), steps, timestep)
 
     @abstractmethod
@@ -63,31 +71,6 @@ class Schedule(ABC):
         Returns:
             The text, which ``read_schedule`` reads back as the same value.
         """
-
-    @staticmethod
-    def of(spec: object) -> Schedule:
-        """
-        Read a schedule in any form; ``docs/mixes.md`` lists them.
-
-        Args:
-            spec: A schedule, a number, a text or a dict.
-
-        Returns:
-            The schedule.
-
-        Raises:
-            MixError: With everything that is wrong.
-
-        Example:
-            >>> Schedule.of("ease_in(0, 1, 0.2, 0.8)").at(9, 10)
-            1.0
-        """
-        from lora_mixer.mixes._schedule_forms import read_schedule
-
-        reading = Reading()
-        schedule = read_schedule(spec, "", reading)
-        reading.finish("schedule")
-        return schedule or Constant()
 
     def simplest(self) -> Schedule:
         """
@@ -116,7 +99,7 @@ class Constant(Schedule):
 
     def __post_init__(self) -> None:
         """Check the value."""
-        reading = Reading()
+        reading = Problems()
         object.__setattr__(self, "value", reading.number("value", self.value))
         reading.finish("schedule")
 
@@ -150,7 +133,7 @@ class Window(Schedule):
 
     def __post_init__(self) -> None:
         """Check the positions."""
-        reading = Reading()
+        reading = Problems()
         positions = [self.start] if self.stop is None else [self.start, self.stop]
         numbers, unit = read_positions(positions, self.unit, reading)
         if len(numbers) > 1 and numbers[0] >= numbers[1]:
@@ -198,7 +181,7 @@ class SliderStart(Schedule):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        reading = Reading()
+        reading = Problems()
         object.__setattr__(self, "train_steps", reading.number("train_steps", self.train_steps, low=1))
         noise = reading.number("start_noise", self.start_noise, low=0, high=max(self.train_steps, 1))
         object.__setattr__(self, "start_noise", noise)
@@ -218,7 +201,7 @@ class SliderStart(Schedule):
         return f"slider({', '.join(map(number_text, values))})"
 
 
-def read_positions(positions: Sequence[object], unit: object, reading: Reading) -> tuple[list[float], Unit]:
+def read_positions(positions: Sequence[object], unit: object, reading: Problems) -> tuple[list[float], Unit]:
     """
     Read positions, and tell what they count.
 
@@ -254,3 +237,162 @@ def position_text(position: float, unit: Unit | None) -> str:
         ('5s', '0.5')
     """
     return number_text(position) + ("s" if unit == "step" else "")
+
+
+EASES: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "ease_in": lambda t: t * t,
+    "ease_out": lambda t: 1.0 - (1.0 - t) * (1.0 - t),
+    "ease_in_out": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0,
+}
+"""How a ramp gets from its first value to its last one, as a map of [0, 1] onto itself."""
+
+
+@dataclass(frozen=True)
+class Ramp(Schedule):
+    """
+    From one value to another.
+
+    Attributes:
+        first: The value up to ``start``.
+        last: The value from ``stop`` on.
+        start: Where the ramp begins.
+        stop: Where it ends.
+        ease: ``linear``, ``ease_in`` (t^2), ``ease_out`` (1 - (1 - t)^2) or ``ease_in_out`` ((1 - cos(pi t)) / 2).
+        unit: What positions count; where None is given, fractions if none is above 1, else steps.
+
+    Example:
+        >>> [Ramp(1, 0, ease="ease_in").at(step, 3) for step in range(3)]
+        [1.0, 0.75, 0.0]
+    """
+
+    first: float = 0.0
+    last: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+    ease: str = "linear"
+    unit: Unit | None = None
+
+    def __post_init__(self) -> None:
+        """Check values and positions."""
+        reading = Problems()
+        object.__setattr__(self, "first", reading.number("first", self.first))
+        object.__setattr__(self, "last", reading.number("last", self.last))
+        (start, stop), unit = read_positions([self.start, self.stop], self.unit, reading)
+        if start >= stop:
+            reading.problem("", f"expected a start below the stop, got {self.start} and {self.stop}.")
+        if self.ease not in list(EASES):  # a list, as what was given may not be hashable
+            reading.problem("ease", f"expected one of {list_of(EASES)}, got {shown(self.ease)}.")
+        reading.finish("schedule")
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "unit", unit)
+
+    def _at(self, step: int, steps: int, timestep: float | None) -> float:
+        del timestep
+        position = _position(step, steps, self.unit)
+        if position <= self.start:
+            return self.first
+        if position >= self.stop:
+            return self.last
+        return _between(
+            self.first, self.last, EASES[self.ease]((position - self.start) / (self.stop - self.start))
+        )
+
+    def to_text(self) -> str:
+        """Write ``linear(first, last, start, stop)``, without positions where they are the whole run."""
+        values = [number_text(self.first), number_text(self.last)]
+        if (self.start, self.stop, self.unit) != (0.0, 1.0, "fraction"):
+            values += [position_text(position, self.unit) for position in (self.start, self.stop)]
+        return f"{self.ease}({', '.join(values)})"
+
+    def simplest(self) -> Schedule:
+        """Give a constant for a level ramp, and keyframes for a linear one."""
+        if self.first == self.last:
+            return Constant(self.first)
+        if self.ease == "linear":
+            return Keyframes(((self.start, self.first), (self.stop, self.last)), self.unit)
+        return self
+
+
+@dataclass(frozen=True)
+class Keyframes(Schedule):
+    """
+    Values at positions, with straight lines between them; before the first its value, after the last its value.
+
+    Two keyframes at one position are a jump, and the later one has the position.
+
+    Attributes:
+        points: Pairs (position, value); they are sorted by position.
+        unit: What positions count; where None is given, fractions if none is above 1, else steps.
+
+    Example:
+        >>> frames = Keyframes([(0, 0), (0.5, 1)])
+        >>> [frames.at(step, 5) for step in range(5)], frames.to_text()
+        ([0.0, 0.5, 1.0, 1.0, 1.0], '0@0,1@0.5')
+    """
+
+    points: Sequence[tuple[float, float]]
+    unit: Unit | None = None
+
+    def __post_init__(self) -> None:
+        """Check and sort the points."""
+        reading = Problems()
+        pairs: list[tuple[float, float]] = []
+        for index, point in enumerate(
+            self.points if isinstance(self.points, (list, tuple)) else [self.points]
+        ):
+            if isinstance(point, (list, tuple)) and len(point) == 2:
+                pairs.append((point[0], reading.number(f"points[{index}][1]", point[1])))
+            else:
+                reading.problem(f"points[{index}]", f"expected a pair (position, value), got {shown(point)}.")
+        positions, unit = read_positions([position for position, _ in pairs], self.unit, reading)
+        points = sorted(
+            zip(positions, (value for _, value in pairs), strict=True), key=lambda point: point[0]
+        )
+        for position in sorted({position for position in positions if positions.count(position) > 2}):
+            reading.problem(
+                "points", f"expected at most two keyframes at {number_text(position)} (a jump), got more."
+            )
+        if not points:
+            reading.problem("points", "expected at least one keyframe, got none.")
+        reading.finish("schedule")
+        object.__setattr__(self, "points", tuple(points))
+        object.__setattr__(self, "unit", unit)
+
+    def _at(self, step: int, steps: int, timestep: float | None) -> float:
+        del timestep
+        position = _position(step, steps, self.unit)
+        if position < self.points[0][0]:
+            return self.points[0][1]
+        # The last keyframe at or before the position, so that the later one of a jump has it.
+        index = max(i for i, (at, _) in enumerate(self.points) if at <= position)
+        at, value = self.points[index]
+        if at == position or index == len(self.points) - 1:
+            return value
+        next_at, next_value = self.points[index + 1]
+        return _between(value, next_value, (position - at) / (next_at - at))
+
+    def to_text(self) -> str:
+        """Write ``value@position,...``; steps have an "s" where they would be taken for fractions."""
+        ambiguous = self.unit == "step" and self.points[-1][0] <= 1.0
+        unit: Unit = "step" if ambiguous else "fraction"
+        return ",".join(f"{number_text(value)}@{position_text(at, unit)}" for at, value in self.points)
+
+    def simplest(self) -> Schedule:
+        """Give a constant where all values are the same."""
+        values = {value for _, value in self.points}
+        return Constant(values.pop()) if len(values) == 1 else self
+
+
+def _position(step: int, steps: int, unit: Unit | None) -> float:
+    if unit == "step":
+        return float(step)
+    return step / (steps - 1) if steps > 1 else 0.0
+
+
+def _between(first: float, last: float, share: float) -> float:
+    if first == last:
+        return first
+    low, high = min(first, last), max(first, last)
+    return min(max(first * (1.0 - share) + last * share, low), high)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.picture_metadata.values import clean_text, json_at
+from lora_mixer.parsing.values import clean_text, json_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import AdapterMix, LayerPatterns, Mask, Mix
-from lora_mixer.mixes._forms import entries_of
-from lora_mixer.mixes._reading import Reading
-from lora_mixer.picture_metadata.values import as_table
+from lora_mixer.mixes.grammar.forms import entries_of
+from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.values import as_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,8 @@ def read_mix_text(text: str, masks: object, notes: list[str]) -> Mix | None:
     entries = entries_of(text, reading)
     names = [name for name, _ in entries.adapters]
     if reading.problems or len(set(map(str, names))) < len(names):
-        notes.append(f"the mix cannot be read: {(reading.problems or ['a name stands twice'])[0][:300]}")
+        why = str(reading.problems[0]) if reading.problems else "a name stands twice"
+        notes.append(f"the mix cannot be read: {why[:300]}")
         return None
     return read_mix(
         {"adapters": {str(k): v for k, v in entries.adapters}, "method": entries.method}, masks, notes

@@ -13,7 +13,9 @@ from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import exif_of, png_texts
 from lora_mixer.picture_metadata.dialects import own
 from lora_mixer.picture_metadata.portable import portable
+from lora_mixer.picture_metadata.settings import PictureAdapter
 from lora_mixer.picture_metadata.tags import alias_of, with_tags
+from lora_mixer.pictures.samplers import usual_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+    from lora_mixer.picture_metadata.settings import PictureSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Formats by the ending of a file's name."""
@@ -65,13 +67,23 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         for adapter in settings.adapters
         if (digits := _shown_hash(adapter))
     ]
+    negative_prompt = settings.negative_prompt
+    if settings.negative_mix is not None:
+        other = settings.negative_mix
+        differing = [
+            name for name in other if settings.mix is None or other[name] != settings.mix.adapters.get(name)
+        ]
+        told = [PictureAdapter.of(name, portable(other)[name]) for name in differing]
+        negative_prompt, _ = with_tags(negative_prompt, told)
+    sampler, schedule = _names_of_sampler(settings)
     sized = settings.width is not None and settings.height is not None
     return parameters_text.write(
         prompt,
-        settings.negative_prompt,
+        negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": settings.sampler,
+            "Sampler": sampler,
+            "Schedule type": schedule,
             "CFG scale": settings.guidance_scale,
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}" if sized else None,
@@ -82,6 +94,15 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
             "Version": f"lora-mixer {settings.version}",
         },
     )
+
+
+def _names_of_sampler(settings: PictureSettings) -> tuple[str | None, str | None]:
+    """Give the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
+    sampler, word = settings.sampler, ""
+    if sampler is not None and sampler.endswith("Scheduler"):
+        sampler, word = usual_name(sampler)
+    words = settings.schedule or word
+    return sampler, (words.capitalize() if words.isalpha() else words) or None
 
 
 def save_picture(

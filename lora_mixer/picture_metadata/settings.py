@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import PictureMetadataError
 from lora_mixer.mixes import TE, AdapterMix, Mix
-from lora_mixer.mixes._frozen import FrozenMap
-from lora_mixer.picture_metadata.values import clean_text, encodable
+from lora_mixer.parsing.frozen import FrozenMap
+from lora_mixer.parsing.values import clean_text, encodable
+from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from lora_mixer.pictures import PictureRequest
+    from lora_mixer.pictures import PictureField, PictureRequest
 
 HASH_KINDS = {8: "autov1", 10: "autov2", 12: "autov3", 64: "sha256"}
 """What a hash of so many digits most likely is; how it is matched does not depend on it."""
-_SEED_LIMIT = 1 << 64
-_SIDE_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,6 @@ class PictureAdapter:
         """The first hash, or None."""
         return next(iter(self.hashes.values()), None)
 
-    @property
-    def hash_kind(self) -> str | None:
-        """The kind of the first hash, or None."""
-        return next(iter(self.hashes), None)
-
     def adapter_mix(self) -> AdapterMix:
         """Give what it says as a part of a mix."""
         if self.spec is not None:
@@ -100,7 +94,7 @@ class PictureAdapter:
 
 
 @dataclass(frozen=True)
-class PictureSettings:
+class PictureSettings(PictureFields):
     """
     What a picture was made with.
 
@@ -117,6 +111,7 @@ class PictureSettings:
         model_hash: Its hash, as written.
         adapters: The adapters, in their order; made from the mix where only that is given.
         mix: The whole mix, where it is known (this package's own pictures); in any form that ``Mix.of`` reads.
+        negative_mix: The same for the half of guidance without the prompt; None where it is no other.
         dialect: Which program's form it was read from.
         version: The writer's version.
         extra: What else was written, as text by key.
@@ -128,18 +123,11 @@ class PictureSettings:
         ('ink', 0.2)
     """
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    seed: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    sampler: str | None = None
     model: str | None = None
     model_hash: str | None = None
     adapters: tuple[PictureAdapter, ...] = ()
     mix: Mix | None = None
+    negative_mix: Mix | None = None
     dialect: str = ""
     version: str | None = None
     extra: Mapping[str, str] = field(default_factory=FrozenMap)
@@ -154,31 +142,23 @@ class PictureSettings:
             MixError: The mix makes no sense.
         """
         problems: list[str] = []
-        for name in ("prompt", "negative_prompt", "dialect"):
-            self._set(name, _text(name, getattr(self, name), problems))
-        for name in ("sampler", "model", "model_hash", "version"):
+        for name, about in PICTURE_FIELDS.items():
+            self._set(name, _value(about, getattr(self, name), problems))
+        self._set("dialect", _text("dialect", self.dialect, problems))
+        for name in ("model", "model_hash", "version"):
             if getattr(self, name) is not None:
                 self._set(name, _text(name, getattr(self, name), problems))
-        for name, low, high in (
-            ("seed", -_SEED_LIMIT, _SEED_LIMIT),
-            ("steps", 0, _SIDE_LIMIT),
-            ("width", 1, _SIDE_LIMIT),
-            ("height", 1, _SIDE_LIMIT),
-        ):
-            value: Any = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
-            ):
-                problems.append(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
-        if self.guidance_scale is not None and not _is_number(self.guidance_scale):
-            problems.append(f"guidance_scale: expected a finite number, got {self.guidance_scale!r}")
         if problems:
             raise PictureMetadataError(f"these settings cannot be those of a picture: {'; '.join(problems)}")
-        if self.mix is not None:
-            self._set("mix", Mix.of(self.mix))
+        for name in ("mix", "negative_mix"):
+            if getattr(self, name) is not None:
+                self._set(name, Mix.of(getattr(self, name)))
         adapters = tuple(self.adapters)
         if self.mix is not None and not adapters:
             adapters = tuple(PictureAdapter.of(name, self.mix[name]) for name in self.mix)
+            # those of the other half only: their hashes are to be known, too
+            more = () if self.negative_mix is None else self.negative_mix.names
+            adapters += tuple(PictureAdapter(name, 0.0) for name in more if name not in self.mix)
         self._set("adapters", adapters)
         self._set("extra", FrozenMap({clean_text(key): clean_text(text) for key, text in self.extra.items()}))
         self._set("notes", tuple(self.notes))
@@ -197,8 +177,8 @@ class PictureSettings:
             >>> PictureSettings.of_request(PictureRequest("a castle", seed=7), model="demo").seed
             7
         """
-        same = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "mix")
-        return cls(**{name: getattr(request, name) for name in same}, **more)
+        values = {name: getattr(request, name) for name in PICTURE_FIELDS}
+        return cls(**values, mix=request.mix, negative_mix=request.negative_mix, **more)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -225,6 +205,22 @@ class PictureSettings:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _value(about: PictureField, value: Any, problems: list[str]) -> Any:
+    """Check a field of a stranger's picture, whose limits may be wider than those of requests."""
+    if value is None:
+        return None
+    if about.kind == "text":
+        return _text(about.name, value, problems)
+    low, high = about.elsewhere
+    if about.kind == "whole" and (
+        isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
+    ):
+        problems.append(f"{about.name}: expected a whole number from {low} to {high}, got {value!r}")
+    elif about.kind == "number" and not _is_number(value):
+        problems.append(f"{about.name}: expected a finite number, got {value!r}")
+    return value
 
 
 def _text(name: str, value: object, problems: list[str]) -> str:

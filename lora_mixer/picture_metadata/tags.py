@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TE, Mix, format_prompt, parse_prompt
+from lora_mixer.parsing.values import as_float
 from lora_mixer.picture_metadata.settings import PictureAdapter
-from lora_mixer.picture_metadata.values import as_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +112,7 @@ def _read(body: str, notes: list[str], *, denoiser_first: bool) -> PictureAdapte
     except MixError as error:
         adapter, left = _plainly(name, items)
         if left:
-            why = error.problems[0].partition(": ")[2] if error.problems else str(error)
+            why = error.problems[0].text if error.problems else str(error)
             notes.append(f'"{name}": {", ".join(left)} was left out: {why[:200]}')
         return adapter
 

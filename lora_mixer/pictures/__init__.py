@@ -2,28 +2,92 @@
 
 from __future__ import annotations
 
-from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
-from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
-from lora_mixer.pictures.maker import PictureMaker, StepProgress
-from lora_mixer.pictures.queue import FairQueue
-from lora_mixer.pictures.request import MAX_SEED, Picture, PictureRequest
-from lora_mixer.pictures.sheet import Band, contact_sheet
+import importlib
+from typing import TYPE_CHECKING
+
+from lora_mixer.pictures.fields import MAX_SEED, PictureField, PictureFields
+from lora_mixer.pictures.model_options import DEMO, MODEL_FIELDS, ModelOptions
+from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
+
+if TYPE_CHECKING:
+    from lora_mixer.pictures.checkpoints import Checkpoint, find_models, read_checkpoint
+    from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
+    from lora_mixer.pictures.loading import load_outline, load_pipeline, own_defaults
+    from lora_mixer.pictures.maker import PictureMaker, StepProgress
+    from lora_mixer.pictures.proposals import Proposal, propose, propose_for
+    from lora_mixer.pictures.queue import FairQueue
+    from lora_mixer.pictures.recalled import Recalled, recalled_request
+    from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, usual_name
+    from lora_mixer.pictures.sheet import Band, contact_sheet
 
 __all__ = [
     "DEMO",
     "MAX_SEED",
+    "MODEL_FIELDS",
+    "PICTURE_FIELDS",
+    "SAMPLERS",
+    "SCHEDULES",
     "Band",
+    "Checkpoint",
     "FairQueue",
     "GridAxis",
+    "ModelOptions",
     "Picture",
+    "PictureField",
+    "PictureFields",
     "PictureMaker",
     "PictureRequest",
+    "Proposal",
+    "Recalled",
+    "Sampler",
     "StepProgress",
     "contact_sheet",
+    "find_models",
     "grid_requests",
     "grid_sheet",
     "load_outline",
     "load_pipeline",
     "own_defaults",
+    "propose",
+    "propose_for",
+    "read_checkpoint",
+    "recalled_request",
+    "usual_name",
     "with_adapter",
 ]
+
+# Imported at the first look: what a picture's fields are can be asked without torch, as commands do for their help.
+_MODULES = {
+    "Checkpoint": "checkpoints",
+    "find_models": "checkpoints",
+    "read_checkpoint": "checkpoints",
+    "GridAxis": "grid",
+    "Band": "sheet",
+    "FairQueue": "queue",
+    "PictureMaker": "maker",
+    "StepProgress": "maker",
+    "Proposal": "proposals",
+    "Recalled": "recalled",
+    "SAMPLERS": "samplers",
+    "SCHEDULES": "samplers",
+    "Sampler": "samplers",
+    "contact_sheet": "sheet",
+    "propose": "proposals",
+    "propose_for": "proposals",
+    "recalled_request": "recalled",
+    "usual_name": "samplers",
+    "grid_requests": "grid",
+    "grid_sheet": "grid",
+    "load_outline": "loading",
+    "load_pipeline": "loading",
+    "own_defaults": "loading",
+    "with_adapter": "grid",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -31,7 +31,7 @@ def batches(requests: Sequence[PictureRequest], size: int) -> list[list[int]]:
     """
     shapes: dict[object, dict[str, list[int]]] = {}
     for i, request in enumerate(requests):
-        shapes.setdefault(request.call_shape, {}).setdefault(request.mix.fingerprint, []).append(i)
+        shapes.setdefault(request.call_shape, {}).setdefault(request.mix_key, []).append(i)
     found = []
     for by_mix in shapes.values():
         row = [i for group in by_mix.values() for i in group]

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mix, parse_prompt
+from lora_mixer.pictures.fields import PictureFields, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from PIL.Image import Image
 
-MAX_SEED = 2**63 - 1
-"""The largest seed that torch's generators take."""
-MAX_STEPS = 10_000
-MAX_SIDE = 16_384
+    from lora_mixer.pictures.fields import PictureField
 
 
 @dataclass(frozen=True)
-class PictureRequest:
+class PictureRequest(PictureFields):
     """
     One picture, said in full: equal requests give equal pictures on one machine.
+
+    What each field means, its limits and how diffusers calls it stand in ``PICTURE_FIELDS``.
+    None is the maker's or the pipeline's own default.
 
     Attributes:
         prompt: What it shall show.
         negative_prompt: What it shall not show.
         seed: Its noise is drawn on the CPU from this seed alone, whatever batch it is made in.
-        steps: Denoising steps; None is the maker's or the pipeline's own default, as for the next three.
+        steps: Denoising steps.
         guidance_scale: How strongly the prompt is followed.
         width: Pixels.
         height: Pixels.
+        sampler: By the name that people use, or diffusers' class.
+        schedule: Words such as ``karras`` or ``trailing, zero_snr``.
         mix: What adapters do, in any form that ``Mix.of`` reads.
+        negative_mix: What they do in the half of guidance without the prompt; None is the same.
 
     Raises:
         PictureError: With everything that is wrong.
-        MixError: When the mix makes no sense.
+        MixError: When a mix makes no sense.
 
     Example:
         >>> request = PictureRequest("a castle", seed=7, steps=20, mix={"ink": 0.8})
@@ -46,52 +49,36 @@ class PictureRequest:
     """
 
     prompt: str
-    negative_prompt: str = ""
     seed: int = 0
-    steps: int | None = None
-    guidance_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
     mix: Mix = field(default_factory=Mix)
+    negative_mix: Mix | None = None
 
     def __post_init__(self) -> None:
-        """Check the values and read the mix."""
-        texts: list[tuple[str, object]] = [
-            ("prompt", self.prompt),
-            ("negative_prompt", self.negative_prompt),
-        ]
+        """Check the values and read the mixes."""
         problems = [
-            f"{name}: expected text, got {value!r}" for name, value in texts if not isinstance(value, str)
+            problem
+            for name, about in PICTURE_FIELDS.items()
+            if (problem := about.problem(getattr(self, name))) is not None
         ]
-        whole: list[tuple[str, object, int, int]] = [
-            ("seed", self.seed, 0, MAX_SEED),
-            ("steps", self.steps, 1, MAX_STEPS),
-            ("width", self.width, 8, MAX_SIDE),
-            ("height", self.height, 8, MAX_SIDE),
-        ]
-        for name, value, low, high in whole:
-            if value is None and name != "seed":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                problems.append(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
-        scale: object = self.guidance_scale
-        if scale is not None and (
-            isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale)
-        ):
-            problems.append(f"guidance_scale: expected a finite number, got {scale!r}")
         if problems:
             raise PictureError("This picture cannot be asked for: " + "; ".join(problems) + ".")
-        object.__setattr__(self, "mix", Mix.of(self.mix))
+        mix = Mix.of(self.mix)
+        object.__setattr__(self, "mix", mix)
+        if self.negative_mix is not None:
+            negative = Mix.of(self.negative_mix)
+            object.__setattr__(self, "negative_mix", None if negative == mix else negative)
 
     def with_tags(self, known: Iterable[str]) -> PictureRequest:
         """
-        Move ``<lora:NAME:WEIGHT>`` tags from the prompt into the mix; a tag wins over the mix's own entry.
+        Move ``<lora:NAME:WEIGHT>`` tags from the prompts into the mixes; a tag wins over the mix's own entry.
+
+        Tags in the negative prompt change the weights in the half of guidance without the prompt only.
 
         Args:
             known: The names that there are.
 
         Returns:
-            The same picture with a prompt free of tags.
+            The same picture with prompts free of tags.
 
         Raises:
             MixError: When a tag names an unknown adapter or makes no sense.
@@ -100,12 +87,19 @@ class PictureRequest:
             >>> request = PictureRequest("an owl <lora:ink:0.5>", mix="neon:1").with_tags(["ink", "neon"])
             >>> request.prompt, request.mix.to_text()
             ('an owl', 'neon:1, ink:0.5')
+            >>> PictureRequest("an owl", "rain <lora:ink:1>").with_tags(["ink"]).negative_mix.to_text()
+            'ink:1'
         """
-        prompt, tagged = parse_prompt(self.prompt, list(known))
-        if not tagged.names:
-            return self if prompt == self.prompt else replace(self, prompt=prompt)
-        adapters = {**self.mix.adapters, **tagged.adapters}
-        return replace(self, prompt=prompt, mix=Mix(adapters, self.mix.method))
+        names = list(known)
+        prompt, tagged = parse_prompt(self.prompt, names)
+        unwanted, less = parse_prompt(self.negative_prompt, names)
+        if prompt == self.prompt and unwanted == self.negative_prompt:
+            return self
+        mix = _with(self.mix, tagged)
+        negative = self.negative_mix
+        if negative is not None or less.names:
+            negative = _with(mix if negative is None else _with(negative, tagged), less)
+        return replace(self, prompt=prompt, negative_prompt=unwanted, mix=mix, negative_mix=negative)
 
     @property
     def call_shape(self) -> tuple[object, ...]:
@@ -116,8 +110,34 @@ class PictureRequest:
             >>> PictureRequest("a", seed=1).call_shape == PictureRequest("b", seed=2).call_shape
             True
         """
+        common = [getattr(self, name) for name, about in PICTURE_FIELDS.items() if not about.apart]
         # an empty negative prompt is not the same as none: some pipelines use zeros then
-        return (self.steps, self.guidance_scale, self.width, self.height, bool(self.negative_prompt))
+        return (*common, bool(self.negative_prompt))
+
+    @property
+    def mix_key(self) -> str:
+        """
+        Equal for pictures that are made with equal weights.
+
+        Example:
+            >>> PictureRequest("a", mix="x:1").mix_key == PictureRequest("b", mix={"x": 1.0}).mix_key
+            True
+        """
+        if self.negative_mix is None:
+            return self.mix.fingerprint
+        return f"{self.mix.fingerprint} {self.negative_mix.fingerprint}"
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """
+        The adapters that its mixes name.
+
+        Example:
+            >>> PictureRequest("a", mix="x:1", negative_mix="x:1, y:2").adapters
+            ('x', 'y')
+        """
+        more = () if self.negative_mix is None else self.negative_mix.names
+        return tuple(dict.fromkeys((*self.mix.names, *more)))
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> PictureRequest:
         """
@@ -138,6 +158,33 @@ class PictureRequest:
         """
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing) if missing else self
+
+    def digest(self) -> str:
+        """
+        Return 64 hexadecimal digits that are equal for equal requests; what is left open is left out.
+
+        Example:
+            >>> PictureRequest("a", mix="x:1").digest() == PictureRequest("a", mix={"x": 1.0}).digest()
+            True
+        """
+        import hashlib
+        import json
+
+        values = {
+            name: float(value) if about.kind == "number" else value
+            for name, about in PICTURE_FIELDS.items()
+            if (value := getattr(self, name)) != about.default
+        }
+        text = json.dumps({**values, "mix": self.mix_key}, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _with(mix: Mix, tagged: Mix) -> Mix:
+    return Mix({**mix.adapters, **tagged.adapters}, mix.method) if tagged.names else mix
+
+
+PICTURE_FIELDS: Mapping[str, PictureField] = fields_of(PictureRequest)
+"""The fields of a request but for its mixes: limits, diffusers' names, help; whatever reads or writes them looks here."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def curve(text: Any) -> dict[str, Any]:
             ]
         }
     except MixError as error:
-        return {"problem": "; ".join(error.problems) or str(error)}
+        return {"problem": "; ".join(problem.text for problem in error.problems) or str(error)}
     except LoraMixerError as error:
         return {"problem": words_of(error)}
 

@@ -1,19 +1,21 @@
 """
 The merged engine: a mix is written into the weights themselves, so a step costs what the base costs.
 
-All or nothing: if a write fails half-way, the mix from before is written again from the kept bases. What has to be
-written for a set of adapters is worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses
-it.
+If a write fails half-way, the mix from before is written again from the kept bases; a weight counts as blended from
+before its first write until its base is back, whatever fails in between. What has to be written for a set of adapters is
+worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses it.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.algorithms.columns import Padded
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.merged.grouped import Groups
@@ -25,10 +27,10 @@ from lora_mixer.engines.merged.kept_weight import (
     restore,
     unsupported,
 )
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.engines.merged.whole import WholeLayer, gathered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -47,10 +49,6 @@ _Key = tuple[tuple[str, bytes], ...]
 """Adapters, and which of their layers have a gain."""
 
 
-class MixLostError(PipelineStateError):
-    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
-
-
 @dataclass(eq=False)
 class _Touched:
     """A module that adapters change: its weight, its bias if it has one, and who needs it."""
@@ -59,7 +57,32 @@ class _Touched:
     weight: KeptWeight
     bias: KeptWeight | None
     transposed: bool
-    users: set[str] = field(default_factory=set)
+    root: nn.Module | None = None
+    """The component, where an adapter widens the weight."""
+
+    @property
+    def slots(self) -> tuple[KeptWeight, ...]:
+        """The weight, and the bias where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A layer of an adapter: what it changes, how, and to how many inputs it widens the weight."""
+
+    entry: _Touched
+    weights: LayerWeights
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
+class MergedRecord:
+    """What a merged engine held at one time."""
+
+    adapters: Mapping[str, list[_Held]]
+    wholes: Mapping[str, list[WholeLayer]]
+    touched: Mapping[tuple[int, str], _Touched]
+    active: Gains
 
 
 @dataclass(frozen=True)
@@ -90,54 +113,178 @@ class MergedEngine:
 
     Args:
         keep_on: Where bases are kept: ``"device"`` beside the weights, ``"host"`` in (pinned) host memory.
+        reshaped: Called with a component's name when a weight of it gets another shape.
     """
 
-    def __init__(self, keep_on: BaseDevice = "device") -> None:
+    def __init__(
+        self, keep_on: BaseDevice = "device", reshaped: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Start with nothing touched."""
         self._keep_on: BaseDevice = keep_on
-        self._adapters: dict[str, list[tuple[_Touched, LayerWeights]]] = {}
-        self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
+        self._reshaped = reshaped
+        self._adapters: dict[str, list[_Held]] = {}
+        self._wholes: dict[str, list[WholeLayer]] = {}
+        # by id of the module, which it keeps alive, and the parameter's name
+        self._touched: dict[tuple[int, str], _Touched] = {}
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
+        self._is_pruned = True
         self._hooks: list[RemovableHandle] = []
+        self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
-    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
-        """Take an adapter's layers; nothing is written yet."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the modules needs; plans hold addresses of these ones."""
+        return {**vars(self), "_plans": {}, "_touched": list(self._touched.values())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand on copied modules."""
+        vars(self).update(state)
+        self._touched = {(id(entry.module), entry.weight.attribute): entry for entry in state["_touched"]}
+
+    def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
         tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
-        taken: list[tuple[_Touched, LayerWeights]] = []
+        taken: list[_Held] = []
+        wholes: dict[int, WholeLayer] = {}
         for layer in layers:
             live = layer.live
-            entry = self._touched.get(id(live.module)) or tied.get(id(live.weight))
+            key = (id(live.module), live.attribute)
+            entry = self._touched.get(key) or tied.get(id(live.weight))
             if entry is None:
                 path = f"{live.component}.{live.path}"
                 bias = None
-                if getattr(live.module, "bias", None) is not None:
+                if not live.is_bare and getattr(live.module, "bias", None) is not None:
                     bias = KeptWeight(f"{path}.bias", live.module, "bias", self._keep_on)
-                weight = KeptWeight(f"{path}.weight", live.module, "weight", self._keep_on)
+                name_of_weight = path if live.is_bare else f"{path}.weight"
+                weight = KeptWeight(name_of_weight, live.module, live.attribute, self._keep_on)
                 entry = _Touched(live.module, weight, bias, live.transposed)
                 for slot in filter(None, (weight, bias)):
                     slot.stamp()
-                self._touched[id(live.module)] = tied[id(live.weight)] = entry
-            entry.users.add(name)
-            taken.append((entry, layer.weights))
+                self._touched[key] = tied[id(live.weight)] = entry
+            columns = None
+            if layer.widening is not None:
+                columns, entry.root = layer.widening.columns, layer.widening.root
+            taken.append(_Held(entry, layer.weights, columns))
+        for place, layer in enumerate(layers):  # all siblings are touched by now
+            siblings = layer.siblings
+            if siblings is not None:
+                # siblings were bound each with its own copy of what the file says of them all
+                mark = id(siblings.parts[0].live.module)
+                if mark not in wholes:
+                    parts = [
+                        (self._touched[id(p.live.module), p.live.attribute].weight, p.file_rows)
+                        for p in siblings.parts
+                    ]
+                    wholes[mark] = WholeLayer(parts, siblings.total)
+                own = gathered(layer.weights, wholes[mark], layer.live.shape)
+                taken[place] = replace(taken[place], weights=own)
         self._adapters[name] = taken
+        self._wholes[name] = list(wholes.values())
+        self._plans.clear()
+        self._prune()
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
+        self._wholes.pop(name, None)
         self._plans.clear()
-        for key, entry in list(self._touched.items()):
-            entry.users.discard(name)
-            if not entry.users:
-                del self._touched[key]
+        self._prune()
 
-    def rename(self, old: str, new: str) -> None:
-        """Let an adapter that is out of the weights go on under a name that is free."""
-        self._adapters[new] = self._adapters.pop(old)
-        for entry, _ in self._adapters[new]:
-            entry.users.discard(old)
-            entry.users.add(new)
+    def _prune(self) -> None:
+        """Let modules go that no adapter changes any more, once they hold their base."""
+        needed = {id(layer.entry) for taken in self._adapters.values() for layer in taken}
+        odd = {key: entry for key, entry in self._touched.items() if id(entry) not in needed}
+        self._is_pruned = not any(slot.blended for entry in odd.values() for slot in entry.slots)
+        if self._is_pruned:
+            self._touched = {key: entry for key, entry in self._touched.items() if key not in odd}
+
+    @property
+    def modules(self) -> Collection[int]:
+        """The identities of the modules that adapters change."""
+        return {number for number, _ in self._touched}
+
+    def keep_on(self, place: BaseDevice) -> None:
+        """Keep bases elsewhere from now on."""
+        self._keep_on = place
+        for slot in self._all_slots():
+            slot.keep_on = place
+
+    # --- all or nothing --------------------------------------------------------------------------------------------
+
+    def record(self) -> MergedRecord:
+        """Note what is held, for :meth:`roll_back`."""
+        self._fresh.clear()
+        return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
+
+    def roll_back(self, record: MergedRecord) -> None:
+        """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
+        kept = {id(entry) for entry in record.touched.values()}
+        odd = [entry for entry in self._touched.values() if id(entry) not in kept]
+        for entry in odd:
+            if entry.root is not None:
+                entry.weight.resize(None, entry.root)
+        restore([slot for entry in odd for slot in entry.slots])
+        self.put_back(record)
+
+    def put_back(self, record: MergedRecord) -> None:
+        """Hold the adapters that were recorded, where weights were not written since, or will be now."""
+        self._adapters, self._touched = dict(record.adapters), dict(record.touched)
+        self._wholes = dict(record.wholes)
         self._plans.clear()
+
+    def free_fresh(self) -> None:
+        """Let go of bases that were kept since the last record and that no mix needs."""
+        for slot in self._fresh:
+            if not slot.blended:
+                slot.base = None
+        self._fresh.clear()
+        self._plans.clear()
+
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
+        return [
+            entry.weight.name.rpartition(".")[0]
+            for (number, _), entry in self._touched.items()
+            if number in modules and any(slot.blended for slot in entry.slots)
+        ]
+
+    def leave(self, modules: Collection[int]) -> None:
+        """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
+        for (number, _), entry in self._touched.items():
+            if number in modules:
+                self._force(entry)
+                for slot in entry.slots:
+                    slot.blended = False  # what could not be written then is nobody's any more
+
+    def force_base(self, record: MergedRecord) -> list[str]:
+        """
+        Put the base back weight by weight, whatever fails, and hold the adapters that were recorded.
+
+        Returns:
+            The names of weights that could not be written; they stay blended, and their bases kept.
+        """
+        self._plans.clear()
+        self._drop_hooks()
+        self._active = {}
+        left = [name for entry in self._touched.values() for name in self._force(entry)]
+        odd = {key: x for key, x in self._touched.items() if any(slot.blended for slot in x.slots)}
+        self.put_back(record)
+        self._touched.update(odd)
+        self._is_pruned = False
+        return left
+
+    @staticmethod
+    def _force(entry: _Touched) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written."""
+        left = []
+        for slot in entry.slots:
+            try:
+                if slot is entry.weight and entry.root is not None:
+                    slot.resize(None, entry.root)
+                restore([slot])
+            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+                left.append(slot.name)
+        return left
 
     @property
     def has_hooks(self) -> bool:
@@ -146,7 +293,8 @@ class MergedEngine:
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
-        for entry, weights in self._adapters[name]:
+        for layer in self._adapters[name]:
+            entry, weights = layer.entry, layer.weights
             clean = entry.weight.live if entry.weight.base is None else entry.weight.base
             bias = entry.bias
             yield (
@@ -168,7 +316,7 @@ class MergedEngine:
 
     def locks(self, name: str) -> list[bool]:
         """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
-        return [entry.weight.locked for entry, _ in self._adapters[name]]
+        return [layer.entry.weight.locked for layer in self._adapters[name]]
 
     def apply(self, gains: Gains) -> None:
         """
@@ -176,20 +324,15 @@ class MergedEngine:
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
-            MixLostError: When writing failed twice.
         """
         self.look()
         before = self._active
         try:
             self._write(gains)
         except BaseException:
-            try:
+            with uninterrupted():
                 self._plans.clear()
                 self._write(before)
-            except BaseException as error:
-                self._write({})
-                msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
-                raise MixLostError(msg) from error
             raise
 
     def restore(self) -> None:
@@ -230,7 +373,7 @@ class MergedEngine:
         return table
 
     def _all_slots(self) -> list[KeptWeight]:
-        return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
+        return [slot for entry in self._touched.values() for slot in entry.slots]
 
     def _slots(self) -> list[KeptWeight]:
         return [slot for slot in self._all_slots() if not slot.locked]
@@ -240,6 +383,7 @@ class MergedEngine:
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
+        self._reshape(names, gains)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make_plan(names, gains)
@@ -261,16 +405,40 @@ class MergedEngine:
                     )
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        for whole in (whole for name in names for whole in self._wholes.get(name, ())):
+            whole.forget()
         self._active = gains
+        if not self._is_pruned:
+            self._prune()
+
+    def _reshape(self, names: Sequence[str], gains: Gains) -> None:
+        """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        wanted: dict[int, int] = {}
+        for name in names:
+            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
+                if gain and layer.columns is not None:
+                    mark = id(layer.entry)
+                    wanted[mark] = max(wanted.get(mark, 0), layer.columns)
+        for entry in self._touched.values():
+            if entry.root is None:
+                continue
+            columns = wanted.get(id(entry))
+            if entry.weight.resize(columns, entry.root):
+                self._plans.clear()
+                self._reshaped(entry.weight.name.partition(".")[0])
 
     def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
         plan = _Plan()
         parts: dict[_Touched, list[_Part]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix
-            for (entry, weights), gain in zip(self._adapters[name], gains[name], strict=True):
+            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
                 if gain:
+                    entry, weights = layer.entry, layer.weights
+                    self._fresh += [slot for slot in entry.slots if slot.base is None]
                     shape = tuple(entry.weight.parameter.shape)
+                    if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
+                        weights = Padded(weights, weights.in_width or shape[1], weights.alpha)
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
                     parts.setdefault(entry, []).append(_Part(weights, pair, place))
                 place += 1
@@ -278,7 +446,7 @@ class MergedEngine:
             base, live = entry.weight.keep(), entry.weight.live
             plan.written.add(entry.weight)
             pairs = [part.pair for part in own if part.pair is not None]
-            grouped = len(pairs) == len(own) and not entry.transposed
+            grouped = len(pairs) == len(own) and not entry.transposed and not entry.weight.is_wide
             if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
                 plan.singles.append((entry, own))
             clean = (

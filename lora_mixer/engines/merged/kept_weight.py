@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -44,6 +44,13 @@ class KeptWeight:
         self._storage: StorageWeakRef | None = None
         self._address = 0
         self._version = 0
+        # the base's own tensor, its number of inputs and the component's configuration, while it is wider
+        self._narrow: tuple[torch.Tensor, int, Any] | None = None
+        self._is_copy = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
+        return {**vars(self), "_storage": None, "_seen": None, "_is_copy": True}
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -60,6 +67,8 @@ class KeptWeight:
     def unchanged(self) -> bool:
         """Whether the parameter is where and what it was at the last :meth:`stamp`, but for our own writes."""
         parameter = self.parameter
+        if self._is_copy:
+            return False
         if self.locked:
             return parameter is self._seen
         return (
@@ -74,7 +83,7 @@ class KeptWeight:
 
     def stamp(self) -> None:
         """Remember the parameter as it is now, to notice when others move or change it."""
-        self._seen = self.parameter
+        self._seen, self._is_copy = self.parameter, False
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
             self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
@@ -97,6 +106,8 @@ class KeptWeight:
         return None
 
     def _overwritten(self, parameter: torch.Tensor) -> bool:
+        if self._is_copy:
+            return False
         # .to() keeps the object and its version; load_state_dict and others change one of them
         return parameter is not self._seen or _version(parameter) != self._version
 
@@ -124,29 +135,78 @@ class KeptWeight:
         host = torch.empty_like(live, device="cpu", pin_memory=True)
         return host.copy_(live)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the parameter has more inputs now than the base model's."""
+        return self._narrow is not None
+
+    def resize(self, columns: int | None, root: nn.Module) -> bool:
+        """
+        Give the parameter more inputs, zeros at first, or put the base's own tensor back.
+
+        Args:
+            columns: How many inputs; None for those of the base model.
+            root: The component, whose configuration tells pipelines how many there are.
+
+        Returns:
+            Whether anything was to be done.
+        """
+        own = self.module.__dict__
+        counted = "in_features" if "in_features" in own else "in_channels"
+        if self.parameter.shape[1] == columns or (columns is None and self._narrow is None):
+            return False
+        with torch.no_grad():
+            if self._narrow is None:
+                base = self.keep()
+                if self.blended:
+                    self.live.copy_(base)
+                self._narrow = (self.live, own[counted], root.__dict__.get("_internal_dict"))
+            narrow, before, config = self._narrow
+            narrow = narrow.to(self.live)  # others may have moved it
+            if columns is None:
+                self.parameter.data, self.base, self._narrow = narrow, None, None
+            else:
+                wide = narrow.new_zeros(narrow.shape[0], columns, *narrow.shape[2:])
+                wide[:, : narrow.shape[1]] = narrow
+                self.parameter.data = wide
+                self.base = self._copy(wide)
+        setattr(self.module, counted, before if columns is None else columns)
+        if config is not None and "in_channels" in config:
+            if columns is None:
+                root.__dict__["_internal_dict"] = config
+            else:
+                register: Any = root
+                register.register_to_config(in_channels=config["in_channels"] * columns // before)
+        self.blended = False
+        self.stamp()
+        return True
+
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
+        self._narrow = None
         self.base = None
         self.blended = False
         self.stamp()
 
 
 def restore(slots: Iterable[KeptWeight]) -> None:
-    """Write the bases of all blended parameters back, bit for bit, in a few large copies."""
+    """Write the bases of all blended parameters back, bit for bit, in a few large copies; blended until that is done."""
+    held = [slot for slot in slots if slot.base is not None and slot.blended]
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for slot in slots:
-        if slot.base is not None and slot.blended:
-            live, base = slot.live, slot.keep()
-            if live.is_inference():
-                with torch.inference_mode():
-                    live.copy_(base)
-            else:
-                own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
-                own[0].append(live)
-                own[1].append(base)
-        slot.blended = False
+    for slot in held:
+        live, base = slot.live, slot.keep()
+        if live.is_inference():
+            with torch.inference_mode():
+                live.copy_(base)
+        else:
+            own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+            own[0].append(live)
+            own[1].append(base)
     for lives, bases in pairs.values():
-        torch._foreach_copy_(lives, bases)
+        with torch.no_grad():
+            torch._foreach_copy_(lives, bases)
+    for slot in held:
+        slot.blended = False
 
 
 def unsupported(parameter: torch.Tensor) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.side.masks import coverage, scale_mask, token_grid
 from lora_mixer.errors import MixError
 
@@ -185,6 +186,22 @@ class GainBuffers:
         values = values if len(values) > 1 else values.expand(len(flat), -1)
         flat[: len(values)].copy_(values)
 
+    def repeated(self, layer: SideLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
+        """
+        Give the gains of a layer whose batch is not that of the call, (batch, ...).
+
+        Raises:
+            MixError: When its rows cannot be told.
+        """
+        found = repeated_rows(gains, self._moment.rows, self.count, batch)
+        if found is None:
+            msg = (
+                f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
+                "apart"
+            )
+            raise MixError(msg)
+        return found
+
     # --- masks -----------------------------------------------------------------------------------------------------
 
     def placed(self, layer: SideLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
@@ -193,18 +210,14 @@ class GainBuffers:
         key = (layer.span.start, shape, hidden.shape[0], hidden.dtype, hidden.device)
         if key not in self._cache:
             rows = torch.zeros(1, dtype=torch.long) if self._moment.rows is None else self._moment.rows
-            if len(rows) not in (1, hidden.shape[0]):
-                msg = (
-                    f"{layer.name}: got a batch of {hidden.shape[0]} inside a call with {len(rows)} rows; images "
-                    "cannot be told apart"
-                )
-                raise MixError(msg)
             owners = self._owners[layer.span]
             adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]
             spread = self._places(shape, channels_first=channels_first)[:, adapters][rows]
             assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
             values = self._shown[:, self._owners[layer.span]]
             full = values.view(len(values), -1, *[1] * len(shape)) * spread
+            if len(full) not in (1, hidden.shape[0]):
+                full = self.repeated(layer, full, hidden.shape[0])
             if not channels_first:
                 full = full.movedim(1, -1)
             self._cache[key] = full.to(hidden)

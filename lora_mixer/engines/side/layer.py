@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from lora_mixer.engines.denoiser.cuda_graph import in_graph
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,6 +156,7 @@ class SideLayer:
         key = tuple((id(part.pair.up), id(part.pair.down), part.pair.scale) for part in parts)
         if key == self._key:
             return
+        self._key = ("half written",)  # until all is in place
         wide = torch.promote_types(torch.float32, self.down.dtype)
         used = 0
         for part in parts:
@@ -221,13 +221,10 @@ class SideLayer:
         if scene.folds:
             return None
         batch = hidden.shape[0]
-        if not torch.compiler.is_compiling() and scene.count not in (1, batch):
-            msg = (
-                f"{self.name}: got a batch of {batch} inside a call with {scene.count} rows; images cannot be told "
-                "apart"
-            )
-            raise MixError(msg)
-        gain = self.gain[:batch]
+        if torch.compiler.is_compiling() or scene.count in (1, batch):
+            gain = self.gain[:batch]
+        else:
+            gain = scene.repeated(self, self.gain, batch)
         spread = [1] * (hidden.ndim - 2)
         return (
             gain.view(len(gain), -1, *spread)

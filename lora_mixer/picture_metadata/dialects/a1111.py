@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.values import as_float, as_hash, as_int, as_list, as_table, as_text, sides
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.settings import HASH_KINDS, PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import alias_of, take_tags
-from lora_mixer.picture_metadata.values import as_float, as_hash, as_int, as_list, as_table, as_text, sides
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

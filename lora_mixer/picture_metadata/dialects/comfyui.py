@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.picture_metadata.dialects.comfyui_loaders import adapters_of
-from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.tags import take_tags
-from lora_mixer.picture_metadata.values import (
+from lora_mixer.parsing.values import (
     as_float,
     as_int,
     as_list,
@@ -22,6 +19,9 @@ from lora_mixer.picture_metadata.values import (
     file_stem,
     read_json,
 )
+from lora_mixer.picture_metadata.dialects.comfyui_loaders import adapters_of
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+from lora_mixer.picture_metadata.tags import take_tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.values import as_float, as_list, as_table, file_stem
 from lora_mixer.picture_metadata.settings import PictureAdapter
-from lora_mixer.picture_metadata.values import as_float, as_list, as_table, file_stem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

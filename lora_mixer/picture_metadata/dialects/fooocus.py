@@ -10,12 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.picture_metadata import parameters_text
-from lora_mixer.picture_metadata.carriers import PARAMETERS
-from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
-from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.tags import take_tags
-from lora_mixer.picture_metadata.values import (
+from lora_mixer.parsing.values import (
     as_float,
     as_hash,
     as_int,
@@ -27,6 +22,11 @@ from lora_mixer.picture_metadata.values import (
     read_json,
     sides,
 )
+from lora_mixer.picture_metadata import parameters_text
+from lora_mixer.picture_metadata.carriers import PARAMETERS
+from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+from lora_mixer.picture_metadata.tags import take_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

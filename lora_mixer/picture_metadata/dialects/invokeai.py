@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.values import (
+from lora_mixer.parsing.values import (
     as_float,
     as_int,
     as_list,
@@ -19,6 +18,7 @@ from lora_mixer.picture_metadata.values import (
     clean_text,
     read_json,
 )
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,22 +11,24 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes import Mix
-from lora_mixer.picture_metadata.carriers import OWN_KEY
-from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
-from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.values import (
+from lora_mixer.parsing.values import (
     as_float,
     as_hash,
     as_int,
     as_list,
-    as_side,
     as_table,
     clean_text,
     read_json,
 )
+from lora_mixer.picture_metadata.carriers import OWN_KEY
+from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
+from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
+from lora_mixer.pictures import PICTURE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lora_mixer.pictures import PictureField
 
 NAME = "lora_mixer"
 _FORMAT = 1
@@ -46,14 +48,7 @@ def write(settings: PictureSettings, *, with_masks: bool = True) -> str:
     """
     table: dict[str, Any] = {
         "format": _FORMAT,
-        "prompt": settings.prompt,
-        "negative_prompt": settings.negative_prompt,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "width": settings.width,
-        "height": settings.height,
-        "sampler": settings.sampler,
+        **{name: getattr(settings, name) for name in PICTURE_FIELDS},
         "model": settings.model,
         "model_hash": settings.model_hash,
         "version": settings.version,
@@ -63,7 +58,11 @@ def write(settings: PictureSettings, *, with_masks: bool = True) -> str:
     if settings.mix is not None:
         mix = portable(settings.mix)
         table |= {"mix": mix.to_dict(), "fingerprint": mix.fingerprint}
-        if with_masks and (masks := masks_of(settings.mix)):
+        masks = masks_of(settings.mix)
+        if settings.negative_mix is not None:
+            table["negative_mix"] = portable(settings.negative_mix).to_dict()
+            masks |= masks_of(settings.negative_mix)
+        if with_masks and masks:
             table["masks"] = masks
     kept = {key: value for key, value in table.items() if value is not None}
     return json.dumps(kept, separators=(",", ":"), allow_nan=False)
@@ -86,26 +85,31 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     if mix is not None and table.get("fingerprint") not in (None, mix.fingerprint):
         notes.append("the mix is not the one that the fingerprint was written for; somebody changed it")
     return PictureSettings(
-        prompt=_text(table.get("prompt")),
-        negative_prompt=_text(table.get("negative_prompt")),
-        seed=as_int(table.get("seed"), -(1 << 64)),
-        steps=as_int(table.get("steps"), 0, 1 << 20),
-        guidance_scale=as_float(table.get("guidance_scale")),
-        width=as_side(table.get("width")),
-        height=as_side(table.get("height")),
-        sampler=_text_or_none(table.get("sampler")),
+        **{name: _field(about, table.get(name)) for name, about in PICTURE_FIELDS.items()},
         model=_text_or_none(table.get("model")),
         model_hash=_text_or_none(table.get("model_hash")),
         version=_text_or_none(table.get("version")),
         adapters=tuple(_adapters(as_list(table.get("adapters")), mix, notes)),
         mix=mix,
+        negative_mix=read_mix(table.get("negative_mix"), table.get("masks"), notes),
         dialect=NAME,
         extra={key: text for key, text in as_table(table.get("extra")).items() if isinstance(text, str)},
     )
 
 
-def _text(value: object) -> str:
-    return clean_text(value) if isinstance(value, str) else ""
+def _field(about: PictureField, value: object) -> Any:
+    """Return a field as it should be; others' limits may be wider than those of requests."""
+    if about.kind == "text":
+        return (
+            _text_or_none(value)
+            if about.default is None
+            else clean_text(value)
+            if isinstance(value, str)
+            else ""
+        )
+    if about.kind == "number":
+        return as_float(value)
+    return as_int(value, *about.elsewhere)
 
 
 def _text_or_none(value: object) -> str | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lora_mixer.parsing.values import as_float, as_hash
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
-from lora_mixer.picture_metadata.values import as_float, as_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""The ways of writing a mix; docs/mixes.md lists them."""

@@ -1,0 +1,125 @@
+"""Where a layer sits in a UNet: its block, read from its dotted path; and which blocks a live UNet has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Side = Literal["down", "mid", "up"]
+
+_PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.(\w+?)(?:\.(\d+))?(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    The place of a layer in a UNet.
+
+    Attributes:
+        side: ``down``, ``mid`` or ``up``.
+        block: The index of the block on its side.
+        kind: ``attentions``, ``resnets``, ``downsamplers``, ...
+        index: The index within its kind.
+    """
+
+    side: Side
+    block: int
+    kind: str
+    index: int
+
+
+@lru_cache(maxsize=8192)
+def place_of(module: str) -> Place | None:
+    """
+    Find the block of a layer.
+
+    Args:
+        module: The dotted path of the layer in the UNet.
+
+    Returns:
+        Its place, or None outside the blocks (``conv_in``, ``time_embedding.linear_1``, any other model).
+
+    Example:
+        >>> place_of("up_blocks.1.attentions.2.proj_in")
+        Place(side='up', block=1, kind='attentions', index=2)
+        >>> place_of("conv_in") is None
+        True
+    """
+    if not (match := _PLACE.match(module.removeprefix("_orig_mod."))):
+        return None
+    return Place(cast("Side", match[1] or match[3]), int(match[2] or 0), match[4], int(match[5] or 0))
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """
+    What one block of a UNet holds.
+
+    Attributes:
+        attentions: How many transformers.
+        resnets: How many residual blocks.
+    """
+
+    attentions: int = 0
+    resnets: int = 0
+
+    @property
+    def slots(self) -> int:
+        """How many weights a list for this block has: one for each transformer, or each resnet where there is none."""
+        return self.attentions or self.resnets
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """
+    The blocks of a live UNet, against which block weights are checked.
+
+    Attributes:
+        down: The down blocks.
+        mid: The middle block, or None.
+        up: The up blocks.
+
+    Example:
+        >>> BlockLayout.from_module_names(["mid_block.attentions.0.proj_in", "up_blocks.0.attentions.2.proj_in"]).up
+        (BlockShape(attentions=3, resnets=0),)
+    """
+
+    down: tuple[BlockShape, ...] = ()
+    mid: BlockShape | None = None
+    up: tuple[BlockShape, ...] = ()
+
+    @classmethod
+    def from_module_names(cls, names: Iterable[str]) -> BlockLayout:
+        """
+        Read the layout off the names of a model's modules.
+
+        Args:
+            names: The dotted paths of all modules, as ``named_modules`` gives them.
+
+        Returns:
+            The layout; without any block where the model is no UNet.
+        """
+        counts: dict[tuple[Side, int], dict[str, int]] = {}
+        for name in names:
+            if place := place_of(name):
+                kinds = counts.setdefault((place.side, place.block), {})
+                kinds[place.kind] = max(kinds.get(place.kind, 0), place.index + 1)
+        shapes = {
+            key: BlockShape(kinds.get("attentions", 0), kinds.get("resnets", 0))
+            for key, kinds in counts.items()
+        }
+        sides: dict[Side, tuple[BlockShape, ...]] = {}
+        for side in ("down", "up"):
+            last = max((block for of, block in shapes if of == side), default=-1)
+            sides[side] = tuple(shapes.get((side, block), BlockShape()) for block in range(last + 1))
+        return cls(sides["down"], shapes.get(("mid", 0)), sides["up"])
+
+    @property
+    def is_unet(self) -> bool:
+        """Whether there is any block."""
+        return bool(self.down or self.mid or self.up)

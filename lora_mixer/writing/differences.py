@@ -1,0 +1,115 @@
+"""An adapter out of two models: the change of every weight from one to the other, at a rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.errors import MatchError
+from lora_mixer.writing.compose import same
+from lora_mixer.writing.layers import NewLayer, Place
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_mixer.writing.compose import Cut, Progress
+    from lora_mixer.writing.skeleton import Skeleton
+
+    Job = tuple[str, str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """
+    What was found.
+
+    Attributes:
+        layers: The layers of the adapter.
+        left_out: Parameters that changed and are in no layer.
+    """
+
+    layers: tuple[NewLayer, ...]
+    left_out: tuple[str, ...]
+
+
+def changes(
+    base: Skeleton,
+    tuned: Skeleton,
+    *,
+    cut: Cut,
+    pairs_only: bool = False,
+    progress: Progress = same,
+) -> Extracted:
+    """
+    Give the change from one diffusers folder to another as an adapter.
+
+    Args:
+        base: The model to start from.
+        tuned: The same model after training.
+        cut: The rank of each layer.
+        pairs_only: Leave changes of biases and norms out, and list them.
+        progress: Wraps the work, to show how far it is.
+
+    Returns:
+        The layers that changed, with the error of each.
+
+    Raises:
+        MatchError: When the two are not the same model, or nothing changed.
+    """
+    missing = sorted(set(base.components) ^ set(tuned.components))
+    if missing:
+        raise MatchError(f"only one of {base.name} and {tuned.name} has {', '.join(missing)}")
+    jobs: list[Job] = [
+        (part, path, module)
+        for part, root in base.components.items()
+        for path, module in root.named_modules()
+        if getattr(module, "weight", None) is not None
+    ]
+    layers: list[NewLayer] = []
+    left_out: list[str] = []
+    for part, path, module in progress(jobs):
+        weight, bias = (_change(base, tuned, part, f"{path}.{name}") for name in ("weight", "bias"))
+        if pairs_only:
+            dropped = {"bias": bias, "weight": weight if weight is not None and weight.ndim < 2 else None}
+            left_out += [f"{part}.{path}.{name}" for name, change in dropped.items() if change is not None]
+            bias = None
+            weight = None if weight is None or weight.ndim < 2 else weight
+        if weight is not None or bias is not None:
+            layers.append(_layer(part, path, module, weight, bias, cut))
+    if not layers:
+        raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
+    return Extracted(tuple(layers), tuple(left_out))
+
+
+def _layer(
+    part: str,
+    path: str,
+    module: nn.Module,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    cut: Cut,
+) -> NewLayer:
+    shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
+    place = Place(part, path, shape, isinstance(module, torch.nn.Embedding))
+    if len(shape) < 2:
+        return NewLayer(place, vector=weight if weight is not None else torch.zeros(shape), bias=bias)
+    if weight is None:  # a pair of zeros carries the bias
+        return NewLayer(place, torch.zeros(shape[0], 1), torch.zeros(1, math.prod(shape[1:])), 1.0, bias)
+    form = cut.of_matrix(weight.flatten(1), place)
+    return NewLayer(place, form.up, form.down, float(form.rank), bias, error=form.error)
+
+
+def _change(base: Skeleton, tuned: Skeleton, part: str, name: str) -> torch.Tensor | None:
+    before, after = base.tensor(part, name), tuned.tensor(part, name)
+    if before is None or after is None:
+        if (before is None) != (after is None):
+            raise MatchError(f"only one of {base.name} and {tuned.name} has {part}.{name}")
+        return None
+    if before.shape != after.shape:
+        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
+        raise MatchError(f"{part}.{name} is {shapes} in {base.name} and {tuned.name}: not the same model")
+    change = after.float() - before.float()
+    return change if change.any() else None

@@ -1,0 +1,238 @@
+"""A field of a picture stands in one table: requests, plans, digests, metadata and commands all follow it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from typer.testing import CliRunner
+
+from lora_mixer import LoraMixer, PictureError, PictureMaker, PictureRequest, PictureSettings, PlanError
+from lora_mixer.batches import check_plan
+from lora_mixer.batches.plan import load_plan, plan_schema
+from lora_mixer.cli._app import app
+from lora_mixer.demo import demo_adapters
+from lora_mixer.mixes import Mix
+from lora_mixer.picture_metadata import read_picture, save_picture
+from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
+
+NUMBERS = [about for about in PICTURE_FIELDS.values() if about.kind != "text"]
+BEYOND = [
+    (about.name, value)
+    for about in NUMBERS
+    for value in (
+        *([] if about.low is None else [about.low - 1]),
+        *([] if about.high is None else [about.high + 1]),
+        True,
+        "x",
+        *([float("nan"), float("inf")] if about.kind == "number" else [1.5]),
+    )
+]
+SIZE = {"width": 64, "height": 64}
+
+
+SOME = {"sampler": "DPM++ 2M Karras", "schedule": "trailing"}
+
+
+def another(about):
+    """Give a value that is not the default."""
+    if about.name in SOME:
+        return SOME[about.name]
+    if about.choices:
+        return about.choices[-1]
+    if about.kind == "text":
+        return "some text"
+    low = 0 if about.low is None else about.low
+    high = low + 16 if about.high is None else about.high
+    return min(low + 8, high) if about.kind == "whole" else min(low + 0.5, high)
+
+
+def test_the_table_has_each_field_of_a_request_but_its_mixes():
+    names = {each.name for each in dataclasses.fields(PictureRequest)}
+
+    assert names - set(PICTURE_FIELDS) == {"mix", "negative_mix"}
+    assert set(PICTURE_FIELDS) <= {each.name for each in dataclasses.fields(PictureSettings)}
+    assert all(about.help.endswith(".") and about.label for about in PICTURE_FIELDS.values())
+    assert list(PICTURE_FIELDS) == [each.name for each in dataclasses.fields(PictureFields)]
+
+
+def test_what_diffusers_is_told_are_arguments_that_it_has():
+    takes = inspect.signature(StableDiffusionPipeline.__call__).parameters
+
+    assert {PICTURE_FIELDS[name].argument for name in ("prompt", "negative_prompt", "steps", "width")} <= set(
+        takes
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), BEYOND, ids=repr)
+def test_requests_plans_and_grids_refuse_the_same_values(name, value):
+    job = {"prompt": "a castle", name: value}
+    grid = {"prompt": "a castle", "grid": {name: [value]}}
+
+    with pytest.raises(PictureError, match=name):
+        PictureRequest(**{"prompt": "a castle", name: value})
+    with pytest.raises(PlanError, match=rf"jobs\[0\]\.{name}"):
+        load_plan({"jobs": [job]})
+    with pytest.raises(PlanError, match=rf"jobs\[0\]\.grid\.{name}"):
+        check_plan({"jobs": [grid]})
+
+
+@pytest.mark.parametrize("name", PICTURE_FIELDS)
+def test_a_plan_tells_each_field_to_its_pictures(name):
+    value = another(PICTURE_FIELDS[name])
+
+    planned = check_plan({"jobs": [{"prompt": "a castle", name: value}]})
+
+    assert getattr(planned.pictures[0].request, name) == value
+
+
+@pytest.mark.parametrize("name", PICTURE_FIELDS)
+def test_each_field_is_in_the_digest_and_splits_calls_unless_it_is_apart(name):
+    plain = PictureRequest("a castle")
+    other = dataclasses.replace(plain, **{name: another(PICTURE_FIELDS[name])})
+
+    assert plain.digest() != other.digest()
+    assert other.digest() == dataclasses.replace(other).digest()
+    if not PICTURE_FIELDS[name].apart:
+        assert plain.call_shape != other.call_shape
+
+
+@pytest.mark.parametrize("name", PICTURE_FIELDS)
+def test_a_picture_remembers_each_field(name, tmp_path):
+    value = another(PICTURE_FIELDS[name])
+    request = dataclasses.replace(PictureRequest("a castle", **SIZE), **{name: value})
+
+    path = save_picture(Image.new("RGB", (64, 64)), tmp_path / "x.png", PictureSettings.of_request(request))
+
+    assert getattr(read_picture(path), name) == value
+
+
+@pytest.mark.parametrize("name", PICTURE_FIELDS)
+def test_generate_has_an_option_for_each_field_with_its_meaning(name):
+    result = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "300"}, terminal_width=300)
+
+    assert f"--{name.replace('_', '-')}" in result.stdout
+    assert PICTURE_FIELDS[name].help.split(".")[0] in result.stdout
+
+
+@pytest.mark.parametrize("about", [about for about in NUMBERS if about.low is not None], ids=lambda x: x.name)
+def test_generate_refuses_what_the_table_refuses(about):
+    flag = f"--{about.name.replace('_', '-')}"
+
+    result = CliRunner().invoke(
+        app, ["generate", "--model", "demo", "--prompt", "x", flag, str(about.low - 1)]
+    )
+
+    assert result.exit_code == 2
+    assert flag in result.stderr
+
+
+def test_the_schema_describes_each_field():
+    schema = plan_schema()["$defs"]["Picture"]["properties"]
+
+    assert all(schema[name]["description"] == about.help for name, about in PICTURE_FIELDS.items())
+
+
+# --- the mix of the half without the prompt ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixer():
+    from lora_mixer import load_demo
+
+    made = LoraMixer(load_demo())
+    for name in ("ink", "neon"):
+        made.load_lora_weights(demo_adapters()[name].path, adapter_name=name)
+    made.set_mix({})
+    return made
+
+
+def by_hand(mixer, request, mix, negative):
+    import torch
+
+    with mixer.applied(mix, negative=negative):
+        image = mixer.pipe(
+            "a castle", negative_prompt="rain", num_inference_steps=2, guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(request.seed),
+        ).images[0]  # fmt: skip
+    return np.asarray(image)
+
+
+def test_a_negative_mix_is_what_the_mixer_makes_of_it(mixer):
+    request = PictureRequest(
+        "a castle", "rain", seed=3, steps=2, guidance_scale=3.0, mix="ink:0.7", negative_mix="ink:0.7, neon:1"
+    )
+    tagged = PictureRequest(
+        "a castle <lora:ink:0.7>", "rain <lora:neon:1>", seed=3, steps=2, guidance_scale=3.0
+    )
+
+    made, from_tags, without = (
+        np.asarray(picture.image)
+        for picture in PictureMaker(mixer).make(
+            [request, tagged, dataclasses.replace(request, negative_mix=None)]
+        )
+    )
+
+    expected = by_hand(mixer, request, {"ink": 0.7}, {"ink": 0.7, "neon": 1.0})
+    assert np.array_equal(made, expected)
+    assert np.array_equal(from_tags, expected)
+    assert not np.array_equal(without, expected)
+
+
+def test_pictures_with_negative_mixes_of_their_own_share_a_batch(mixer):
+    asked = [
+        PictureRequest("a castle", "rain", seed=1, steps=2, mix="ink:1", negative_mix="neon:1"),
+        PictureRequest("an owl", "rain", seed=2, steps=2, mix="neon:0.5"),
+    ]
+
+    alone = [next(iter(PictureMaker(mixer).make([request]))) for request in asked]
+    together = sorted(PictureMaker(mixer, batch_size=2).make(asked), key=lambda picture: picture.index)
+
+    assert [picture.batch for picture in together] == [2, 2]
+    for one, both in zip(alone, together, strict=True):
+        difference = np.abs(np.asarray(one.image).astype(int) - np.asarray(both.image).astype(int))
+        assert difference.max() <= 1
+
+
+def test_a_negative_mix_is_in_the_digest_and_in_the_picture(tmp_path):
+    plain = PictureRequest("a castle", mix="ink:1")
+    other = dataclasses.replace(plain, negative_mix="ink:1, neon:0.5")
+
+    path = save_picture(
+        Image.new("RGB", (64, 64)), tmp_path / "x.png", PictureSettings.of_request(other),
+        hashes={"neon": {"autov3": "0123456789ab"}},
+    )  # fmt: skip
+
+    assert plain.digest() != other.digest()
+    assert dataclasses.replace(plain, negative_mix="ink:1") == plain
+    back = read_picture(path)
+    assert (back.mix, back.negative_mix) == (Mix.of("ink:1"), Mix.of("ink:1, neon:0.5"))
+    assert back.adapters[1].hashes["autov3"] == "0123456789ab"
+
+
+def test_plans_give_negative_mixes_and_check_their_names():
+    adapters = {"ink": "demo:ink"}
+    planned = check_plan(
+        {"adapters": adapters, "jobs": [{"prompt": "a castle", "negative_prompt": "rain <lora:ink:2>"}]}
+    )
+
+    assert planned.pictures[0].request.negative_mix == Mix.of("ink:2")
+    assert planned.pictures[0].request.negative_prompt == "rain"
+    with pytest.raises(PlanError, match="neon"):
+        check_plan({"adapters": adapters, "jobs": [{"prompt": "a castle", "negative_mix": "neon:1"}]})
+
+
+def test_generate_makes_the_demo_as_the_demo_is_made_best(tmp_path):
+    out = tmp_path / "x.png"
+
+    result = CliRunner().invoke(
+        app, ["generate", "--model", "demo", "--prompt", "a castle", "--seed", "1", "--out", str(out)]
+    )
+
+    assert result.exit_code == 0, result.stderr
+    settings = read_picture(out)
+    assert (settings.steps, settings.guidance_scale, settings.width) == (20, 3.0, 128)
