@@ -75,6 +75,7 @@ ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
 """Algorithm name, as :mod:`lora_mixer.formats.leaves` gives it, to the function that builds its layers."""
 
 REFUSED = {
+    "kasa": "KaSA, which takes small singular values out of the base as well",
     "tlora": "T-LoRA, whose change is the difference from an initialisation that the file does not hold",
     "oft_old": "OFT of PEFT before 0.16 (oft_r), which rotates differently from release to release",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,12 +54,19 @@ class Reservation:
         rows: The rows of a batch that may differ; 1 where all have one mix.
         layers: By the identity of their modules.
         scenes: By component.
+        modules: The modules of the layers.
     """
 
     rank: int
     rows: int
     layers: dict[int, SideLayer]
     scenes: dict[str, GainBuffers]
+    modules: list[nn.Module]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand on copied modules, which have other identities."""
+        vars(self).update(state)
+        self.layers = dict(zip(map(id, self.modules), self.layers.values(), strict=True))
 
 
 class SideEngine:
@@ -140,10 +147,8 @@ class SideEngine:
             scene = GainBuffers(folds=len(mixes) == 1, masks=None if part in TEXT_ENCODERS else masks)
             made = make_layers([(seat.live, seat.rank) for seat in own_seats], scene, components[part])
             scene.load([(layer, seat.parts) for layer, seat in zip(made, own_seats, strict=True)])
-            self._handles += [
-                seat.live.module.register_forward_hook(layer)
-                for seat, layer in zip(own_seats, made, strict=True)
-            ]
+            for seat, layer in zip(own_seats, made, strict=True):
+                self._handles.append(seat.live.module.register_forward_hook(layer))
             self.scenes[part] = scene
             self.generations[part] += 1
         self._mixes, self._names, self._start = mixes, names, start
@@ -202,20 +207,31 @@ class SideEngine:
         self, layers: Sequence[LiveModule], rank: int, rows: int, components: Mapping[str, nn.Module]
     ) -> None:
         """Stand beside layers until :meth:`release`, adding nothing yet."""
-        self.release()
         by_module: dict[int, SideLayer] = {}
+        modules: list[nn.Module] = []
         scenes = {}
         for part in dict.fromkeys(live.component for live in layers):
             own = [live for live in layers if live.component == part]
             scene = GainBuffers(folds=rows == 1, rows=rows)
             made = make_layers([(live, rank) for live in own], scene, components[part])
             scene.load([])
-            for live, layer in zip(own, made, strict=True):
-                by_module[id(live.module)] = layer
-                self._held.append(live.module.register_forward_hook(layer))
+            modules += [live.module for live in own]
+            by_module.update(zip(map(id, modules[-len(own) :]), made, strict=True))
             scenes[part] = scene
-        self.reserved = Reservation(rank, rows, by_module, scenes)
-        self.generations.update(scenes.keys())
+        self.put_back(Reservation(rank, rows, by_module, scenes, modules))
+
+    def put_back(self, reservation: Reservation | None) -> None:
+        """Let this be what is reserved, with its own tensors; nothing happens where it is already."""
+        if reservation is self.reserved and (
+            reservation is None or len(self._held) == len(reservation.layers)
+        ):
+            return
+        self.release()
+        self.reserved = reservation
+        if reservation is not None:
+            for module in reservation.modules:
+                self._held.append(module.register_forward_hook(reservation.layers[id(module)]))
+            self.generations.update(reservation.scenes.keys())
 
     def release(self) -> None:
         """Take the reserved hooks away."""
