@@ -168,16 +168,12 @@ def instruct() -> Example:
 def perturbed() -> Example:
     pipe = built(StableDiffusionPAGPipeline)
     pipe.set_pag_applied_layers("mid")
-    return Example(
-        pipe, "unet", lambda n: {**drawn(n), "pag_scale": 2.0}, halves=((True, False, False),)
-    )
+    return Example(pipe, "unet", lambda n: {**drawn(n), "pag_scale": 2.0}, halves=((True, False, False),))
 
 
 def self_attention() -> Example:
     pipe = built(StableDiffusionSAGPipeline, scheduler=DDIMScheduler())
-    return Example(
-        pipe, "unet", lambda n: {**drawn(n), "sag_scale": 0.6}, halves=((True, False), (True,))
-    )
+    return Example(pipe, "unet", lambda n: {**drawn(n), "sag_scale": 0.6}, halves=((True, False), (True,)))
 
 
 def depth() -> Example:
@@ -204,14 +200,16 @@ def upscaling() -> Example:
     parts = {name: base.components[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
     pipe = StableDiffusionUpscalePipeline(**parts, unet=unet, low_res_scheduler=DDPMScheduler())
     # of several pictures of one prompt, each has another image to start from in diffusers itself
-    return Example(pipe, "unet", lambda n: {**prompts(n), "image": PICTURES[list(n), :, :16, :16]}, each=False)
+    return Example(
+        pipe, "unet", lambda n: {**prompts(n), "image": PICTURES[list(n), :, :16, :16]}, each=False
+    )
 
 
 def latent_upscaling() -> Example:
     base = tiny_sd()
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
-        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32, 32, 32),
+        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32, 64, 64),
         time_cond_proj_dim=SD_WIDTH + 128, conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=SD_WIDTH,
         down_block_types=("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3), in_channels=8, mid_block_type=None,
         only_cross_attention=False, out_channels=5, resnet_time_scale_shift="scale_shift",
@@ -219,7 +217,9 @@ def latent_upscaling() -> Example:
         up_block_types=(*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D"),
     ).eval()  # fmt: skip
     parts = {name: base.components[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
-    parts["scheduler"] = type(parts["scheduler"]).from_config(parts["scheduler"].config, prediction_type="sample")
+    parts["scheduler"] = type(parts["scheduler"]).from_config(
+        parts["scheduler"].config, prediction_type="sample"
+    )
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(8))
     return Example(
         StableDiffusionLatentUpscalePipeline(**parts, unet=unet),
@@ -284,9 +284,7 @@ def xl_inpainting() -> Example:
 def xl_perturbed() -> Example:
     pipe = StableDiffusionXLPAGPipeline(**parts_of(tiny_sdxl()))
     pipe.set_pag_applied_layers("mid")
-    return Example(
-        pipe, "unet", lambda n: {**drawn(n), "pag_scale": 2.0}, halves=((True, False, False),)
-    )
+    return Example(pipe, "unet", lambda n: {**drawn(n), "pag_scale": 2.0}, halves=((True, False, False),))
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -354,7 +352,9 @@ def flux() -> Example:
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=tiny_sd().vae,
         **dict.fromkeys(names),
     )  # fmt: skip
-    return Example(pipe, "transformer", pooled, scale="true_cfg_scale", each=False, halves=((False,), (True,)))
+    return Example(
+        pipe, "transformer", pooled, scale="true_cfg_scale", each=False, halves=((False,), (True,))
+    )
 
 
 EXAMPLES: dict[str, Callable[[], Example]] = {
