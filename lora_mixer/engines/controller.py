@@ -89,6 +89,35 @@ class EngineController:
         self.merged.replace(name, layers)
 
     @property
+    def layers(self) -> Mapping[str, Sequence[BoundLayer]]:
+        """The layers of each adapter."""
+        return self._layers
+
+    def rebind(self, layers: Mapping[str, Sequence[BoundLayer]], components: Mapping[str, nn.Module]) -> None:
+        """Go on with other modules: those that were replaced get their base back, the mix goes to those in their place."""
+        self._changing = True
+        now, held = self._now, self.beside.reserved
+        self._clear()
+        gone = {
+            id(old.live.module)
+            for name, others in layers.items()
+            for old, new in zip(self._layers[name], others, strict=True)
+            if old.live.module is not new.live.module
+        }
+        self.merged.leave(gone)
+        for name, others in layers.items():
+            if others is not self._layers[name]:
+                self.replace(name, others)
+        self._now = BASE
+        if held is not None and not gone.isdisjoint(held.layers):
+            self.reserve(held.rank, held.rows, components)
+        self.apply(now, components)
+
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
+        return self.merged.blended(modules)
+
+    @property
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
         return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
@@ -203,8 +232,7 @@ class EngineController:
         self._calls.clear()
         self.beside.clear()
         self.beside.release()
-        left = self.merged.force_base()
-        self.merged.put_back(record.merged)
+        left = self.merged.force_base(record.merged)
         self._changing = False
         return left
 

@@ -240,9 +240,25 @@ class MergedEngine:
         self._fresh.clear()
         self._plans.clear()
 
-    def force_base(self) -> list[str]:
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
+        return [
+            entry.weight.name.rpartition(".")[0]
+            for (number, _), entry in self._touched.items()
+            if number in modules and any(slot.blended for slot in entry.slots)
+        ]
+
+    def leave(self, modules: Collection[int]) -> None:
+        """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
+        for (number, _), entry in self._touched.items():
+            if number in modules:
+                self._force(entry)
+                for slot in entry.slots:
+                    slot.blended = False  # what could not be written then is nobody's any more
+
+    def force_base(self, record: MergedRecord) -> list[str]:
         """
-        Put the base back weight by weight, whatever fails.
+        Put the base back weight by weight, whatever fails, and hold the adapters that were recorded.
 
         Returns:
             The names of weights that could not be written; they stay blended, and their bases kept.
@@ -250,15 +266,24 @@ class MergedEngine:
         self._plans.clear()
         self._drop_hooks()
         self._active = {}
+        left = [name for entry in self._touched.values() for name in self._force(entry)]
+        odd = {key: x for key, x in self._touched.items() if any(slot.blended for slot in x.slots)}
+        self.put_back(record)
+        self._touched.update(odd)
+        self._is_pruned = False
+        return left
+
+    @staticmethod
+    def _force(entry: _Touched) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written."""
         left = []
-        for entry in self._touched.values():
-            for slot in entry.slots:
-                try:
-                    if slot is entry.weight and entry.root is not None:
-                        slot.resize(None, entry.root)
-                    restore([slot])
-                except Exception:  # noqa: BLE001 -- what cannot be written is told by name
-                    left.append(slot.name)
+        for slot in entry.slots:
+            try:
+                if slot is entry.weight and entry.root is not None:
+                    slot.resize(None, entry.root)
+                restore([slot])
+            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+                left.append(slot.name)
         return left
 
     @property
