@@ -31,7 +31,6 @@ from diffusers import (
     StableDiffusionSAGPipeline,
     StableDiffusionUpscalePipeline,
     StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPAGPipeline,
     TextToVideoSDPipeline,
     UNet2DConditionModel,
@@ -276,11 +275,6 @@ def xl_image_to_image() -> Example:
     return Example(pipe, "unet", lambda n: {**pictures(n), "strength": 1.0}, mixed=base)
 
 
-def xl_inpainting() -> Example:
-    pipe = StableDiffusionXLInpaintPipeline(**parts_of(tiny_sdxl()))
-    return Example(pipe, "unet", lambda n: {**pictures(n), "mask_image": MASKS[list(n)], "strength": 1.0})
-
-
 def xl_perturbed() -> Example:
     pipe = StableDiffusionXLPAGPipeline(**parts_of(tiny_sdxl()))
     pipe.set_pag_applied_layers("mid")
@@ -374,7 +368,6 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "text to video": video,
     "SDXL": xl,
     "SDXL img2img that shares parts": xl_image_to_image,
-    "SDXL inpainting": xl_inpainting,
     "SDXL perturbed attention": xl_perturbed,
     "PixArt": pixart,
     "SD3": sd3,
