@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.columns import Padded
+from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -27,7 +28,6 @@ from lora_mixer.engines.merged.kept_weight import (
     restore,
     unsupported,
 )
-from lora_mixer.engines.merged.whole import WholeLayer, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -172,7 +172,7 @@ class MergedEngine:
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight, p.file_rows)
+                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -295,7 +295,7 @@ class MergedEngine:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
         for layer in self._adapters[name]:
             entry, weights = layer.entry, layer.weights
-            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            clean = entry.weight.clean()
             bias = entry.bias
             yield (
                 entry.module,
@@ -474,7 +474,7 @@ class MergedEngine:
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
-            live.copy_(base if change is None else base + change.to(base))
+            write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
