@@ -327,7 +327,7 @@ class LoraMixer:
                 known = ", ".join(dict.fromkeys(word.token for word in held)) or "none"
                 raise AdapterNameError(
                     f"unload_textual_inversion names {', '.join(map(repr, sorted(odd)))}; loaded by themselves are: {known}. "
-                    "TokenSet that came with an adapter go with it (delete_adapters)"
+                    "those that came with an adapter go with it (delete_adapters)"
                 )
             with self._words.changed({None: [word for word in held if word.token not in names]}):
                 pass

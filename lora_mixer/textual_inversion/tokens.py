@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lora_mixer.engines.hooks import hook_input, hook_output
 from lora_mixer.errors import MatchError, PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from torch.utils.hooks import RemovableHandle
-
+    from lora_mixer.engines.hooks import HookHandle
     from lora_mixer.textual_inversion.files import Embedding
 
 _COMPONENTS = {
@@ -61,6 +61,7 @@ class _Rows:
         self.start, self.vectors = start, vectors
         self._placed: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._seen = threading.local()
+        self._traced: list[torch.Tensor] = []  # the same while code is compiled, which knows no threads
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the model needs; what another thread is looking at is not that."""
@@ -76,18 +77,28 @@ class _Rows:
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Note the ids, and let the embedding look up an id that it has in place of the new ones."""
-        ids = self._seen.ids = args[0] if args else kwargs["input"]
+        ids = args[0] if args else kwargs["input"]
+        if torch.compiler.is_compiling():
+            self._traced.append(ids)
+        else:
+            self._seen.ids = ids
         known = ids.masked_fill(self._mine(ids), 0)
         return ((known, *args[1:]), kwargs) if args else (args, {**kwargs, "input": known})
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         """Put the vectors where the new ids stand."""
-        ids = self._seen.ids
-        place = (output.device, output.dtype)
-        if place not in self._placed:
-            self._placed[place] = self.vectors.to(output.device, output.dtype)
-        rows = self._placed[place][(ids - self.start).clamp(0, len(self.vectors) - 1)]
+        ids = self._traced.pop() if torch.compiler.is_compiling() else self._seen.ids
+        vectors = self._at(output)  # (n, width)
+        rows = vectors[(ids - self.start).clamp(0, len(vectors) - 1)]  # (b, tokens, width)
         return torch.where(self._mine(ids).unsqueeze(-1), rows, output)
+
+    def _at(self, output: torch.Tensor) -> torch.Tensor:
+        place = (output.device, output.dtype)
+        if torch.compiler.is_compiling():  # a cache is Python's, and would be in the graph as it was then
+            return self.vectors.to(*place)
+        if place not in self._placed:
+            self._placed[place] = self.vectors.to(*place)
+        return self._placed[place]
 
 
 class _Taught:
@@ -98,14 +109,14 @@ class _Taught:
         own = dict(vars(tokenizer))
         vars(tokenizer).update(vars(copy.deepcopy(tokenizer)))
         self._own = own
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[HookHandle] = []
         try:
             start = self._add(words)
             rows = _Rows(start, torch.cat([word.vectors for word in words]))
             embedding = input_embedding(encoder)
             self._handles = [
-                embedding.register_forward_pre_hook(rows.before, with_kwargs=True),
-                embedding.register_forward_hook(rows.after),
+                hook_input(embedding, rows.before),
+                hook_output(embedding, rows.after),
             ]
         except BaseException:
             self._put_back()

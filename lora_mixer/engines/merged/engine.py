@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.merged.grouped import Groups
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -99,7 +99,7 @@ class MergedEngine:
         self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[HookHandle] = []
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers; nothing is written yet."""
@@ -261,6 +261,7 @@ class MergedEngine:
                     )
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         self._active = gains
 
     def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
@@ -300,7 +301,7 @@ class MergedEngine:
         if entry.bias is None:
             change = bias_change(None, terms)
             if change is not None:
-                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
+                self._hooks.append(hook_output(entry.module, AddBias(change)))
             return
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
