@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 
 packages = find_packages(str(ROOT), include=["lora_mixer", "lora_mixer.*"])
 package_dir: dict[str, str] = {}
-package_data = {"lora_mixer": ["py.typed", "*.pyi", "**/*.json"]}
+package_data = {"lora_mixer": ["py.typed", "*.pyi", "**/*.json", "**/*.gz", "**/NOTICE"]}
 
 # ui/ and assets/ stand beside the package in the tree and inside it when installed, so that there is one import name.
 if (ROOT / "ui").is_dir():

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.about import About
-from lora_mixer.algorithms.dora import DORA_STRENGTHS, with_dora_strength
 from lora_mixer.errors import MixError
 from lora_mixer.hashes import Hashes
 
@@ -112,6 +111,7 @@ class Adapter:
         unused: Keys that no layer uses, with the reason.
         notes: Remarks on the file as a whole, for the report.
         embeddings: Textual inversions that the file holds beside its layers.
+        component: The component that its folder or header names, for layers whose keys name none; or None.
     """
 
     info: AdapterInfo
@@ -119,6 +119,7 @@ class Adapter:
     unused: Mapping[str, str]
     notes: tuple[str, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    component: str | None = None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of every layer."""
@@ -147,6 +148,11 @@ class Adapter:
         Raises:
             MixError: When there is no strength of that name.
         """
+        from lora_mixer.algorithms.dora import (
+            DORA_STRENGTHS,
+            with_dora_strength,
+        )  # descriptions need no torch
+
         if strength not in DORA_STRENGTHS:
             raise MixError(f"dora_strength must be one of {', '.join(DORA_STRENGTHS)}, got {strength!r}")
         layers = tuple(

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_files(writers: Mapping[Path, Callable[[IO[bytes]], None]]) -> tuple[Path, ...]:
+def write_files(
+    writers: Mapping[Path, Callable[[IO[bytes]], None]],
+    *,
+    check: Callable[[Mapping[Path, Path]], None] | None = None,
+) -> tuple[Path, ...]:
     """
     Write several files; until all are complete, none of the old ones is touched.
 
     Args:
         writers: For each path the function that writes its content to a stream. Folders are made.
+        check: Looks at the complete files before any is moved over: for each path, where its content lies until then.
+            What it raises ends the writing.
 
     Returns:
         The paths.
@@ -45,6 +51,8 @@ def write_files(writers: Mapping[Path, Callable[[IO[bytes]], None]]) -> tuple[Pa
                     write(stream)
                     stream.flush()
                     os.fsync(stream.fileno())
+            if check is not None:
+                check(dict(zip(writers, staged, strict=True)))
             for spare, place in staged.items():
                 spare.replace(place)
         except OSError as error:

@@ -73,7 +73,7 @@ def load_demo(
     folder = demo_folder()
     import torch
 
-    with _quiet():
+    with quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
         pipelines: Any = StableDiffusionPipeline
@@ -136,7 +136,7 @@ def _folder(name: str, holds: str) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep what diffusers and transformers say while they load to themselves; afterwards they talk as before."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

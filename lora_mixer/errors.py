@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_mixer.problem import Problem
+    from lora_mixer.problem import Problem, SaveProblem
 
 
 class LoraMixerError(Exception):
@@ -78,7 +78,14 @@ class MatchError(LoraMixerError, ValueError):
 
 
 class SaveError(LoraMixerError, ValueError):
-    """What was asked for cannot be written: the format has no place for it, or the disk refuses."""
+    """
+    What was asked for cannot be written: the format has no place for it, or the disk refuses.
+
+    Attributes:
+        problems: One entry for each module or key in the way; empty where the trouble is another.
+    """
+
+    problems: tuple[SaveProblem, ...] = ()
 
 
 class AdapterNameError(LoraMixerError, ValueError):

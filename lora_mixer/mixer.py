@@ -24,7 +24,9 @@ from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import claim
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, TokenSet, checked, choose, with_words
+from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
+from lora_mixer.writing.compose import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.merging import MergeMethod
     from lora_mixer.writing import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
@@ -130,6 +133,10 @@ class LoraMixer:
         cache_dir: str | None = None,
         local_files_only: bool | None = None,
         force_download: bool = False,
+        proxies: Mapping[str, str] | None = None,
+        use_safetensors: bool | None = None,
+        low_cpu_mem_usage: bool | None = None,  # noqa: ARG002 -- diffusers' argument; nothing is built here to save on
+        load_into_transformer_2: bool = False,
         component: str | None = None,
         strict: bool = False,
         hotswap: bool = False,
@@ -153,7 +160,12 @@ class LoraMixer:
             cache_dir: The Hub cache to use.
             local_files_only: Never go to the network.
             force_download: Download again what is cached.
-            component: The component to load into, for files whose keys do not name one.
+            proxies: As in diffusers; refused where something would be downloaded, since huggingface_hub takes them from
+                the environment only.
+            use_safetensors: True refuses pickles; False wants one.
+            low_cpu_mem_usage: Taken for diffusers' sake: no module is built here, so there is nothing to save.
+            load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
+            component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
             hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
@@ -179,6 +191,7 @@ class LoraMixer:
         Warns:
             PartialMatchWarning: When only a part of the file was matched.
         """
+        component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
         with self._lock:
             name = self._free_name() if adapter_name is None else _checked_name(adapter_name)
             if hotswap and name not in self._loaded:
@@ -197,6 +210,8 @@ class LoraMixer:
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 force_download=force_download,
+                proxies=proxies,
+                use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
             components = find_components(self.pipe)
@@ -224,7 +239,7 @@ class LoraMixer:
                     self._swap_in(
                         name, _Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
                     )
-        if report.unmatched:
+        if _is_partial(report):
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
@@ -646,6 +661,10 @@ class LoraMixer:
         *,
         format: str = "diffusers",  # noqa: A002 -- the word for it
         rank: int | None = None,
+        conv_rank: int | None = None,
+        energy: float | None = None,
+        sv_ratio: float | None = None,
+        method: MergeMethod | str = "sum",
         dtype: torch.dtype | str | None = None,
         weights: Any = None,
     ) -> SaveReport:
@@ -658,7 +677,13 @@ class LoraMixer:
             adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
                 become one adapter; the mix in effect when None.
             format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
-            rank: The rank to cut to; None is exact, at the sum of the ranks.
+            rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``, the
+                most that a layer gets.
+            conv_rank: The same for convolutions with kernels above 1x1.
+            energy: The share of each layer's squared norm to keep.
+            sv_ratio: Keep a layer's singular values above its largest divided by this.
+            method: How several come together: a name of ``lora_mixer.merging.METHODS``, also with settings as
+                ``"ties(density=0.2)"``; those that make full matrices need a rank, an energy or an ``sv_ratio``.
             dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
             weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
 
@@ -680,8 +705,9 @@ class LoraMixer:
                 adapter_names,
                 weights,
                 format=format,
-                rank=rank,
+                cut=Cut(rank, conv_rank, energy, sv_ratio),
                 dtype=dtype,
+                method=method,
             )
             unknown = [name for name in choice.mix.names if name not in self._loaded]
             if unknown:
@@ -689,7 +715,7 @@ class LoraMixer:
             components = find_components(self.pipe)
             check_components(choice.mix, components)
             infos = {name: self._loaded[name].info for name in choice.mix.names}
-            return saving.save(choice, saving.hold(choice.mix, infos, self._stage, components), components)
+            return saving.save(choice, saving.hold(choice.mix, infos, self._stage), components)
 
     # --- when others changed the weights -----------------------------------------------------------------
 
@@ -767,6 +793,20 @@ class LoraMixer:
         return AdapterNameError(
             f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
         )
+
+
+def _one_component(component: str | None, *, load_into_transformer_2: bool) -> str | None:
+    if not load_into_transformer_2:
+        return component
+    if component not in (None, "transformer_2"):
+        msg = f"component={component!r} and load_into_transformer_2=True name two components; leave one out"
+        raise MatchError(msg)
+    return "transformer_2"
+
+
+def _is_partial(report: MatchReport) -> bool:
+    # words of textual inversions have a note and an argument of their own
+    return report.unmatched > 0 or any(token_of(key) is None for key in report.unused_keys)
 
 
 def _checked_name(name: Any) -> str:

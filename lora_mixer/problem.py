@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,21 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}" if self.place else self.text
+
+
+@dataclass(frozen=True)
+class SaveProblem:
+    """
+    One module or key that cannot be written as asked.
+
+    Attributes:
+        place: The module, by component and path, or the key of the file.
+        reason: ``rank``: it is not a low-rank pair, so a rank has to be given; ``base``: its change depends on the
+            base's weights, which are not at hand, and it needs a rank as well; ``unread``: no layer uses the key;
+            ``format``: the format has no place for it.
+        detail: What it is: the algorithm, or why the key is not used.
+    """
+
+    place: str
+    reason: Literal["rank", "base", "unread", "format"]
+    detail: str = ""

@@ -65,7 +65,7 @@ def test_a_killed_actor_costs_no_picture(model_folder, whole_grid, tmp_path, clu
 def test_a_process_that_still_loads_when_the_run_ends_is_not_waited_for(model_folder, tmp_path):
     checked = check_plan(plan_for(model_folder, tmp_path, [{}]))
     plan = checked.plan
-    backend = Processes(WorkSpec(plan.model, checked.adapters, plan.run, checked.folder, None), (), 1)
+    backend = Processes(WorkSpec(plan.options, checked.adapters, plan.run, checked.folder, None), (), 1)
 
     loading = backend.launch(0)
     backend.close()

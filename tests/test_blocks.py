@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes import BlockLayout, Mix
 from tests.small_unets import SD15, SDXL, build, gain_of, layers
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,16 @@ class TestDiffusersDicts:
                 assert gain(module) == expected.get(block, 1.0), module
 
     @pytest.mark.parametrize("tag", ["a_blockwise_scalar", "a_blockwise_list"])
-    def test_outputs_are_those_that_diffusers_gave(self, tag: str) -> None:
+    def test_outputs_are_those_that_diffusers_gave(self, tag: str, shared_data: Path) -> None:
         """The reference outputs, from weights merged with our gains: 1e-5 relative."""
-        golden = DATA / "generated/diffusers_peft/golden_sd_mix_0.7_0.4.json"
+        golden = shared_data / "generated/diffusers_peft/golden_sd_mix_0.7_0.4.json"
         note = next(n for n in json.loads(golden.read_text())["notes"] if n.startswith(tag))
         spec = json.loads(note[note.index("[{") + 1 : note.rindex("]")].replace("'", '"'))
         mix = Mix.of({"a": spec})
         pipelines: Any = StableDiffusionPipeline
-        pipe = pipelines.from_pretrained(DATA / "tiny-sd")
-        adapter = load_file(DATA / "generated/diffusers_peft/sd_lora_r4_unet_te.safetensors")
-        given_inputs = load_file(DATA / "generated/inputs_sd.safetensors")
+        pipe = pipelines.from_pretrained(shared_data / "tiny-sd")
+        adapter = load_file(shared_data / "generated/diffusers_peft/sd_lora_r4_unet_te.safetensors")
+        given_inputs = load_file(shared_data / "generated/inputs_sd.safetensors")
         layout = BlockLayout.from_module_names(name for name, _ in pipe.unet.named_modules())
 
         for key in (key for key in adapter if key.endswith(".lora_A.weight")):

@@ -143,12 +143,24 @@ def test_extract_says_what_has_no_place(tmp_path, model):
     (tuned / "model_index.json").write_text((model / "model_index.json").read_text())
     common = ["extract", model, tuned, "-o", tmp_path / "x.safetensors", "--rank", 1]
 
-    code, output = call(*common)
-    assert code == 2
-    assert "unet.conv_norm_out" in output
+    for form in ("diffusers", "peft"):
+        out = tmp_path / f"x-{form}"
+        code, output = call("extract", model, tuned, "-o", out, "--rank", 1, "--to", form)
+        assert code == 2
+        assert "unet.conv_norm_out" in output
+        assert not out.exists()
     assert "left out" in good(*common, "--pairs-only")
-    good(*common, "--to", "kohya")
-    assert "lora_unet_conv_norm_out.w_norm" in load_file(tmp_path / "x.safetensors")
+    assert set(load_file(tmp_path / "x.safetensors")) == {
+        "unet.conv_in.lora_A.weight",
+        "unet.conv_in.lora_B.weight",
+    }
+    # what no other format holds is written in the one that does, when none is asked for
+    for options in ([], ["--to", "kohya"]):
+        (tmp_path / "x.safetensors").unlink()
+        assert "kohya" in good(*common, *options)
+        mixer = LoraMixer(sd_pipe())
+        mixer.load_lora_weights(tmp_path / "x.safetensors", strict=True)
+        assert worst(weights_of(mixer.pipe), weights_of(pipe)) < 1e-6
 
 
 def test_bake_puts_the_mix_into_a_folder(tmp_path, shared_data):

@@ -113,8 +113,8 @@ FEATURES: dict[str, tuple[Any, dict[str, Any]]] = {
     "schedule": ({"a": {"weight": 1.0, "schedule": "0@0,1@1"}}, {}),
     "schedule, merged": ({"a": {"weight": 1.0, "schedule": "0@0,1@1"}}, {"engine": "merged"}),
     "mask": ({"a": {"weight": 1.0, "mask": _MASK}}, {}),
-    "list of mixes": ([{"a": 0.9}, {"a": 0.2}], {}),
-    "negative": ({"a": 0.9}, {"negative": {"a": -0.4}}),
+    "list of mixes": ([{"a": 0.9}, {"a": 0.2}], {"guidance_copies": 2}),
+    "negative": ({"a": 0.9}, {"negative": {"a": -0.4}, "guidance_copies": 2}),
     "side": ({"a": 0.7}, {"engine": "side"}),
     "bias by hook": ({"b": 0.6}, {}),
 }  # fmt: skip

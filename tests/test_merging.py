@@ -10,7 +10,7 @@ import torch
 
 from lora_mixer.errors import MixError
 from lora_mixer.merging import (
-    DENSE,
+    METHODS,
     MergeMethod,
     breadcrumbs,
     concatenate,
@@ -19,13 +19,13 @@ from lora_mixer.merging import (
     knots,
     magnitude_prune,
     orthogonal_sum,
+    pair_of,
     ties,
     truncate,
     truncate_pair,
     weighted_sum,
 )
 from lora_mixer.merging.della import keep_probabilities
-from lora_mixer.merging.method import layer_generator
 
 OUT, IN = 12, 9
 WEIGHTS = [0.7, -0.4, 1.3]
@@ -57,6 +57,10 @@ def largest(delta, count):
     for place in places:
         kept[place] = delta[place]
     return kept
+
+
+def seeds(*numbers):
+    return [torch.Generator().manual_seed(number) for number in numbers]
 
 
 def close(a, b):
@@ -120,20 +124,56 @@ def test_nothing_stays_nothing():
     assert not (form.up @ form.down).any()
 
 
+def sign_of(value):
+    return (value > 0) - (value < 0)
+
+
+def ties_by_hand(deltas, weights, density, majority, average):
+    """The paper's three steps on the weighted changes, entry by entry."""
+    trimmed = [w * largest(d, int(density * d.numel())) for w, d in zip(weights, deltas, strict=True)]
+    votes = {}
+    for place in entries(deltas[0].shape):
+        values = [float(t[place]) for t in trimmed]
+        votes[place] = sign_of(sum(values if majority == "total" else map(sign_of, values)))
+    most = sign_of(sum(votes.values()))
+    expected = torch.zeros(deltas[0].shape, dtype=torch.float64)
+    for place, vote in votes.items():
+        agreeing = [
+            (w, float(t[place]))
+            for w, t in zip(weights, trimmed, strict=True)
+            if float(t[place]) * (vote or most) > 0
+        ]
+        divisor = len(agreeing) if average == "count" else sum(abs(w) for w, _ in agreeing)
+        expected[place] = sum(value for _, value in agreeing) / (divisor or 1)
+    return expected
+
+
+@pytest.mark.parametrize("average", ["count", "weights"])
 @pytest.mark.parametrize("majority", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
-def test_ties_trims_elects_and_averages(density, majority):
+def test_ties_trims_weights_elects_and_averages(density, majority, average):
     deltas = deltas_of(random_pairs())
-    trimmed = [largest(d, int(density * d.numel())) for d in deltas]
-    expected = torch.zeros(OUT, IN, dtype=torch.float64)
-    for place in entries(expected.shape):
-        values = [float(t[place]) for t in trimmed]
-        votes = values if majority == "total" else [math.copysign(1, v) if v else 0 for v in values]
-        sign = 1 if sum(votes) >= 0 else -1
-        agreeing = [w * v for w, v in zip(WEIGHTS, values, strict=True) if v * sign > 0]
-        expected[place] = sum(agreeing) / max(len(agreeing), 1)
+    expected = ties_by_hand(deltas, WEIGHTS, density, majority, average)
 
-    close(ties(deltas, WEIGHTS, density, majority), expected)
+    close(ties(deltas, WEIGHTS, density, majority, average), expected)
+    close(ties(deltas, WEIGHTS, density, majority, average, scale=1.5), 1.5 * expected)
+
+
+def test_a_total_of_nothing_takes_the_sign_of_most():
+    a, b = torch.tensor([1.0, -2.0, -3.0]), torch.tensor([-1.0, -2.0, -3.0])
+
+    assert ties([a, b], [1, 1], density=1).tolist() == [-1.0, -2.0, -3.0]
+    assert ties([-a, -b], [1, 1], density=1).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_shares_of_a_half_are_as_strong_as_ones_where_the_mean_is_over_weights():
+    deltas = deltas_of(random_pairs((2, 3)))
+
+    whole = ties(deltas, [1, 1], 0.5)
+
+    close(ties(deltas, [0.5, 0.5], 0.5), 0.5 * whole)
+    close(ties(deltas, [0.5, 0.5], 0.5, scale=2.0), whole)
+    close(ties(deltas, [0.5, 0.5], 0.5, average="weights"), whole)
 
 
 def test_magnitude_prune_adds_the_largest_entries():
@@ -149,17 +189,18 @@ def test_breadcrumbs_drop_outliers_and_noise():
     deltas = deltas_of(random_pairs())
     expected = torch.zeros(OUT, IN, dtype=torch.float64)
     for w, d in zip(WEIGHTS, deltas, strict=True):
-        cut = largest(d, int(0.1 * d.numel()) + int(0.4 * d.numel())) - largest(d, int(0.1 * d.numel()))
-        expected += w * cut
+        for number, row in enumerate(d):  # nine entries: two outliers, then four
+            expected[number] += w * (largest(row, 2 + 4) - largest(row, 2))
 
-    close(breadcrumbs(deltas, WEIGHTS, 0.4, 0.1), expected)
+    close(breadcrumbs(deltas, WEIGHTS, 0.5, 0.25), expected)
+    close(breadcrumbs(deltas, WEIGHTS, 0.5, 0.25, scale=0.3), 0.3 * expected)
 
 
 def test_dare_keeps_the_mean_and_draws_by_seed():
     delta = torch.randn(40, 50, dtype=torch.float64)
-    draws = [dare([delta], [1.0], 0.3, generator=torch.Generator().manual_seed(s)) for s in range(400)]
+    draws = [dare([delta], [1.0], 0.3, generators=seeds(s)) for s in range(400)]
 
-    again = dare([delta], [1.0], 0.3, generator=torch.Generator().manual_seed(0))
+    again = dare([delta], [1.0], 0.3, generators=seeds(0))
 
     assert torch.equal(draws[0], again)
     assert not torch.equal(draws[0], draws[1])
@@ -174,11 +215,10 @@ def test_dare_keeps_the_mean_and_draws_by_seed():
 
 def test_dare_ties_elects_signs_on_what_was_drawn():
     deltas = deltas_of(random_pairs())
-    g = torch.Generator().manual_seed(3)
-    masks = [torch.rand(OUT, IN, generator=g, dtype=torch.float64) < 0.6 for _ in deltas]
+    masks = [torch.rand(OUT, IN, generator=g, dtype=torch.float64) < 0.6 for g in seeds(3, 4, 5)]
     drawn = [d * m / 0.6 for d, m in zip(deltas, masks, strict=True)]
 
-    merged = dare(deltas, WEIGHTS, 0.6, generator=torch.Generator().manual_seed(3), elect=True)
+    merged = dare(deltas, WEIGHTS, 0.6, generators=seeds(3, 4, 5), elect=True)
 
     close(merged, ties(drawn, WEIGHTS, density=1.0))
 
@@ -193,7 +233,7 @@ def test_della_keeps_large_entries_rather():
             assert float(chances[row, column]) == pytest.approx(0.2 + 0.6 * k / 10)
     g = torch.Generator().manual_seed(5)
     mask = torch.rand(7, 11, generator=g, dtype=torch.float64) < chances
-    merged = della([delta], [0.7], 0.5, 0.3, generator=torch.Generator().manual_seed(5))
+    merged = della([delta], [0.7], 0.5, 0.3, generators=seeds(5))
     close(merged, 0.7 * delta * mask / chances)
 
 
@@ -201,8 +241,8 @@ def test_della_without_reach_is_dare():
     deltas = deltas_of(random_pairs())
 
     close(
-        della(deltas, WEIGHTS, 0.5, 0.0, generator=torch.Generator().manual_seed(1), elect=False),
-        dare(deltas, WEIGHTS, 0.5, generator=torch.Generator().manual_seed(1)),
+        della(deltas, WEIGHTS, 0.5, 0.0, generators=seeds(1, 2, 3), elect=False),
+        dare(deltas, WEIGHTS, 0.5, generators=seeds(1, 2, 3)),
     )
 
 
@@ -250,31 +290,230 @@ def test_orthogonal_adapters_are_added_as_they_are():
     assert torch.allclose(up @ down, weighted_sum(deltas_of(pairs), WEIGHTS), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_one_seed_gives_one_result_and_layers_draw_for_themselves(name):
-    deltas = deltas_of(random_pairs())
-    method = MergeMethod(name, seed=4)
+# --- every method -----------------------------------------------------------------------------------------------------
 
-    assert torch.equal(
-        method.merge_deltas(deltas, WEIGHTS, "a"),
-        MergeMethod(name, seed=4).merge_deltas(deltas, WEIGHTS, "a"),
+# Settings under which a method keeps every entry, so that what it does beside choosing entries is seen.
+WHOLE = {
+    "knots": {"density": 1},
+    "ties": {"density": 1},
+    "dare": {"density": 1},
+    "dare-ties": {"density": 1},
+    "della": {"density": 1, "epsilon": 0},
+    "breadcrumbs": {"density": 1, "outliers": 0},
+    "magnitude": {"density": 1},
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def merged(method, pairs, weights, place="unet.layer"):
+    """Merge adapters of one layer by their names, and give the change."""
+    if method.needs_rank:
+        return method.merge_changes({n: up @ down for n, (up, down) in pairs.items()}, weights, place)
+    up, down = method.merge_pairs(pairs, weights, place)
+    return up @ down
+
+
+def named(ranks=(2, 3, 4), seed=0):
+    return dict(zip("abc", random_pairs(ranks, seed=seed), strict=False))
+
+
+def weights_of(*numbers):
+    return dict(zip("abc", numbers, strict=False))
+
+
+@every_method
+def test_the_order_of_adapters_does_not_matter_but_where_it_is_said(name):
+    method, pairs, weights = MergeMethod(name), named(), weights_of(0.7, -0.4, 1.3)
+
+    ways = [merged(method, {n: pairs[n] for n in order}, weights) for order in itertools.permutations("abc")]
+
+    assert all(torch.equal(way, ways[0]) for way in ways) is (name != "orthogonal")
+    vectors = {n: up[:, 0] for n, (up, _) in pairs.items()}
+    one, *others = (
+        method.merge_vectors({n: vectors[n] for n in order}, weights, "unet.norm")
+        for order in itertools.permutations("abc")
     )
-    assert layer_generator(4, "a").initial_seed() != layer_generator(4, "b").initial_seed()
+    assert all(torch.allclose(one, other, atol=1e-12) for other in others)
+
+
+@every_method
+@pytest.mark.parametrize("factor", [1e-9, 1e-3, 1e4])
+def test_adapters_that_are_smaller_or_larger_all_alike_give_the_same_smaller_or_larger(name, factor):
+    method, pairs, weights = MergeMethod(name), named(), weights_of(0.7, -0.4, 1.3)
+    scaled = {n: (up * factor, down) for n, (up, down) in pairs.items()}
+
+    whole = merged(method, pairs, weights)
+
+    assert torch.allclose(merged(method, scaled, weights) / factor, whole, atol=1e-9)
+    by_weight = {n: w * factor for n, w in weights.items()}
+    assert torch.allclose(merged(method, pairs, by_weight) / factor, whole, atol=1e-9)
+
+
+@every_method
+def test_adapters_that_are_the_same_give_themselves_or_their_sum(name):
+    """Means give the one; sums give twice, and the orthogonal sum leaves nothing for the second."""
+    method = MergeMethod(name, **WHOLE.get(name, {}))
+    pairs = named((3,))
+    pairs["b"] = pairs["a"]
+    (change,) = deltas_of([pairs["a"]])
+
+    times = {"sum": 2, "dare": 2, "breadcrumbs": 2, "magnitude": 2}.get(name, 1)
+
+    assert torch.allclose(merged(method, pairs, weights_of(1, 1)), times * change, atol=1e-9)
+
+
+@every_method
+def test_adapters_with_nothing_in_common_are_added(name):
+    method = MergeMethod(name, **WHOLE.get(name, {}))
+    up = torch.zeros(OUT, 2, dtype=torch.float64)
+    down = torch.zeros(2, IN, dtype=torch.float64)
+    up[2, 0], down[0, 1], up[5, 1], down[1, 4] = 1.5, -2.0, 0.5, 3.0
+    pairs = {"a": (up[:, :1], down[:1]), "b": (up[:, 1:], down[1:])}
+
+    expected = 0.7 * up[:, :1] @ down[:1] - 0.4 * up[:, 1:] @ down[1:]
+
+    assert torch.allclose(merged(method, pairs, weights_of(0.7, -0.4)), expected, atol=1e-12)
+
+
+@every_method
+@pytest.mark.parametrize("weight", [1.0, 0.6, -1.2])
+def test_one_adapter_alone_is_itself_as_far_as_it_is_kept(name, weight):
+    pairs = named((3,))
+    (change,) = deltas_of(pairs.values())
+    whole = merged(MergeMethod(name, **WHOLE.get(name, {})), pairs, weights_of(weight))
+    assert torch.allclose(whole, weight * change, atol=1e-10)
+
+    kept = merged(MergeMethod(name), pairs, weights_of(weight))
+    if name in ("ties", "magnitude"):
+        close(kept, weight * largest(change, change.numel() // 2))
+    elif name in ("dare", "dare-ties"):
+        close(kept[kept != 0], 2 * weight * change[kept != 0])
+        assert 0.2 < float((kept != 0).double().mean()) < 0.8
+    elif name == "breadcrumbs":
+        close(kept, weight * torch.stack([largest(row, 4) for row in change]))
+
+
+@every_method
+def test_a_negative_weight_is_the_opposite_adapter(name):
+    method, pairs = MergeMethod(name), named()
+    opposite = {n: (-up if n == "b" else up, down) for n, (up, down) in pairs.items()}
+
+    one = merged(method, pairs, weights_of(0.7, -0.4, 1.3))
+
+    assert torch.allclose(one, merged(method, opposite, weights_of(0.7, 0.4, 1.3)), atol=1e-10)
+    negated = merged(method, pairs, weights_of(-0.7, 0.4, -1.3))
+    assert torch.allclose(negated, -one, atol=1e-10)
+
+
+@every_method
+def test_a_change_without_a_pair_is_merged_by_its_singular_values(name):
+    """A full matrix as a pair is the same to every method as the pair that it was made of."""
+    method, pairs, weights = MergeMethod(name), named(), weights_of(0.7, -0.4, 1.3)
+    other = dict(pairs)
+    other["b"] = pair_of(pairs["b"][0] @ pairs["b"][1])
+
+    assert other["b"][0].shape[1] == 3
+    assert torch.allclose(merged(method, other, weights), merged(method, pairs, weights), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare-ties", "della", "knots"])
+def test_norms_and_biases_are_means_where_weights_are(name):
+    method = MergeMethod(name, **WHOLE[name])
+    change = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    assert torch.allclose(
+        method.merge_vectors({"a": change, "b": change}, weights_of(1, 1), "norm"), change, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["sum", "orthogonal", "dare", "breadcrumbs", "magnitude"])
+def test_norms_and_biases_are_added_where_weights_are(name):
+    method = MergeMethod(name, **WHOLE.get(name, {}))
+    one, two = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    both = method.merge_vectors({"a": one, "b": two}, weights_of(0.7, -0.4), "norm")
+
+    close(both, 0.7 * one - 0.4 * two)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.draws])
+def test_draws_are_those_of_seed_layer_and_adapter(name):
+    pairs, weights = named(), weights_of(0.7, -0.4, 1.3)
+
+    one = merged(MergeMethod(name, seed=4), pairs, weights)
+
+    assert torch.equal(one, merged(MergeMethod(name, seed=4), pairs, weights))
+    assert not torch.equal(one, merged(MergeMethod(name, seed=5), pairs, weights))
+    assert not torch.equal(one, merged(MergeMethod(name, seed=4), pairs, weights, "unet.other"))
+    drawn = [merged(MergeMethod(name, seed=4), {n: pairs["a"]}, {n: 1.0}) != 0 for n in ("a", "b")]
+    assert not torch.equal(*drawn)
+    # what one adapter keeps does not depend on who else is there
+    if name == "dare":
+        alone = {n: merged(MergeMethod(name, seed=4), {n: pairs[n]}, weights) for n in "abc"}
+        close(one, sum(alone.values()))
+
+
+@every_method
+def test_a_method_is_its_text(name):
+    method = MergeMethod(name)
+
+    assert MergeMethod.of(method.to_text()) == method == MergeMethod.of(name)
+    assert set(method.settings) == {setting.name for setting in METHODS[name].settings}
+    for setting in METHODS[name].settings:
+        other = setting.choices[-1] if setting.choices else 1 if setting.default != 1 else 0.5
+        other = 0.05 if setting.name in ("epsilon", "outliers") else other
+        if setting.name == "density":
+            other = 0.7
+        text = f"{name}({setting.name}={other})"
+        assert MergeMethod.of(text).settings[setting.name] == other
+        assert MergeMethod.of(text) == MergeMethod(name, **{setting.name: other}) != method
+    assert METHODS[name].summary
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("text", "said"),
     [
-        ({"name": "linear"}, "linear.*there are sum"),
-        ({"name": "ties", "density": 0}, "density"),
-        ({"name": "della", "density": 0.95}, "density - epsilon"),
-        ({"name": "breadcrumbs", "density": 0.995}, "outliers"),
-        ({"name": "ties", "majority": "loud"}, "majority"),
+        ("linear", "linear.*there are sum"),
+        ("b-lora", "block weights.*blocks=b-lora:content"),
+        ("ties(density=0)", "density must be above 0 and at most 1, got 0"),
+        ("ties(density=much)", "density must be a number, got 'much'"),
+        ("ties(density=nan)", "density must be a number"),
+        ("dare(seed=1.5)", "seed must be a whole number"),
+        ("della(density=0.95)", "density - epsilon"),
+        ("breadcrumbs(density=0.995)", "outliers"),
+        ("ties(majority=loud)", "majority must be total or frequency, got 'loud'"),
+        ("sum(density=0.5)", "sum has no setting 'density'; it has none"),
+        ("magnitude(epsilon=0.5, outliers=1)", "no setting 'epsilon'.*; .*no setting 'outliers'"),
+        ("ties(0.5)", "each setting once"),
+        ("ties(density=0.5, density=0.6)", "each setting once"),
+        ("ties(density=0.5", "expected a method"),
     ],
 )
-def test_impossible_methods_are_refused_by_name(settings, said):
+def test_impossible_methods_are_refused_by_name(text, said):
     with pytest.raises(MixError, match=said):
-        MergeMethod(**settings)
+        MergeMethod.of(text)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 7.5, 1e9])
+def test_a_ratio_keeps_the_singular_values_above_the_largest_by_it(ratio):
+    up, down = concatenate(random_pairs(), WEIGHTS)
+    values = torch.linalg.svdvals(up @ down)
+    wanted = max(int((values > values[0] / ratio).sum()), 1)
+
+    assert truncate_pair(up, down, sv_ratio=ratio).rank == wanted
+    assert truncate(up @ down, sv_ratio=ratio).rank == wanted
+    assert truncate_pair(up, down, rank=2, sv_ratio=ratio).rank == min(wanted, 2)
+
+
+def test_a_rank_beside_an_energy_is_the_most():
+    up, down = concatenate(random_pairs(), WEIGHTS)
+    free = truncate_pair(up, down, energy=0.99).rank
+
+    assert truncate_pair(up, down, rank=free - 1, energy=0.99).rank == free - 1
+    assert truncate_pair(up, down, rank=free + 1, energy=0.99).rank == free
+    assert truncate(up @ down, rank=1, energy=0.99).rank == 1
+    with pytest.raises(ValueError, match="none"):
+        truncate_pair(up, down)
 
 
 class Tiny(torch.nn.Module):
@@ -324,11 +563,12 @@ def test_peft_svd_is_the_truncated_weighted_sum():
 
 @pytest.mark.parametrize(("kind", "method"), [("ties_svd", ties), ("magnitude_prune_svd", magnitude_prune)])
 def test_peft_agrees_on_pruning_methods_of_full_matrices(kind, method):
+    """With equal weights: PEFT elects signs before it weights."""
     pairs = float_pairs()
 
-    peer = peft_merge(pairs, [0.7, 0.5], kind, svd_rank=9, density=0.4)
+    peer = peft_merge(pairs, [0.6, 0.6], kind, svd_rank=9, density=0.4)
 
-    assert torch.allclose(peer, method(deltas_of(pairs), [0.7, 0.5], 0.4), atol=1e-4)
+    assert torch.allclose(peer, method(deltas_of(pairs), [0.6, 0.6], 0.4), atol=1e-4)
 
 
 def test_peft_linear_is_no_weighted_sum():

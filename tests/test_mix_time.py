@@ -116,7 +116,7 @@ class TestSchedules:
         """They run once, before the loop; later steps change nothing."""
         mix = Mix.of({"a": spec})
 
-        assert mix.text_gain("a", "text_encoder", TEXT_LAYER) == expected
+        assert mix.gain_at("a", "text_encoder", TEXT_LAYER, 0, 1) == expected
         assert {mix.gain_at("a", "text_encoder", TEXT_LAYER, step, 9) for step in range(9)} == {expected}
 
     def test_a_slider_goes_by_the_timestep(self) -> None:
@@ -182,7 +182,7 @@ class TestMethods:
         """The text encoders run before the first turn."""
         mix = Mix.of("a:1, b:1, c:1,te=0.5 | switch")
 
-        assert [mix.text_gain(name, "text_encoder", TEXT_LAYER) for name in mix] == [1.0, 0.0, 0.5]
+        assert [mix.gain_at(name, "text_encoder", TEXT_LAYER, 0, 1) for name in mix] == [1.0, 0.0, 0.5]
 
     def test_the_order_of_turns_counts_and_nothing_else_does(self) -> None:
         """Equality of mixes ignores order, except for this method."""

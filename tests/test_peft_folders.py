@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from lora_mixer import LoraMixer, UnsupportedAdapterError
+from lora_mixer import LoraMixer, UnsupportedAdapterError, read_adapter
 
 
 class Small(nn.Module):
@@ -143,3 +145,92 @@ def test_method_that_holds_less_than_its_change_is_refused_by_name(tmp_path):
 
     with pytest.raises(UnsupportedAdapterError, match="PEFT method FOURIERFT"):
         LoraMixer(base).load_lora_weights(tmp_path)
+
+
+def _component_folder(folder, pairs, path, config=None):
+    """Write one pair as PEFT does, and give its product."""
+    down, up = pairs
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **(config or {})}))
+    key = f"base_model.model.{path}"
+    save_file(
+        {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, folder / "adapter_model.safetensors"
+    )
+    return up.double() @ down.double()
+
+
+class _Twins:
+    """A pipeline with components of equal modules."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *names):
+        self.components = {name: nn.ModuleDict({"proj": nn.Linear(6, 6, bias=False)}) for name in names}
+        self.__dict__.update(self.components)
+
+
+PARTS = ("unet", "text_encoder", "text_encoder_2", "transformer_2", "prior")
+
+
+def test_a_folder_of_components_loads_as_one_adapter(tmp_path):
+    """Each at its own alpha, on modules that are named alike in all components."""
+    pipe, right = _Twins(*PARTS), {}
+    for number, part in enumerate(PARTS):
+        pair = torch.randn(2, 6), torch.randn(6, 2)
+        change = _component_folder(tmp_path / "x" / part, pair, "proj", {"lora_alpha": 2 + 2 * number})
+        right[part] = pipe.components[part]["proj"].weight.double() + change * (1 + number)
+    mixer = LoraMixer(pipe)
+    report = mixer.load_lora_weights(tmp_path / "x", adapter_name="a")
+    assert report.complete
+    assert {part.component for part in report.components} == set(PARTS)
+    for part, want in right.items():
+        torch.testing.assert_close(pipe.components[part]["proj"].weight.double(), want, rtol=1e-5, atol=1e-5)
+    info = read_adapter(tmp_path / "x")
+    assert (info.name, info.format, info.ranks) == ("x", "peft", (2,))
+    assert info.bytes == 5 * 24 * 4
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("how", ["subfolder", "path"])
+def test_a_folders_name_says_which_component_is_meant(part, how, tmp_path):
+    pipe = _Twins(*PARTS)
+    _component_folder(tmp_path / part, (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    source, options = (tmp_path, {"subfolder": part}) if how == "subfolder" else (tmp_path / part, {})
+    report = LoraMixer(pipe).load_lora_weights(source, adapter_name="a", **options)
+    assert [each.component for each in report.components] == [part]
+
+
+def test_a_folders_name_does_not_keep_a_file_from_another_pipeline(tmp_path):
+    """Made for the second expert, loaded where there is one denoiser only."""
+    pipe = _Twins("transformer")
+    _component_folder(tmp_path / "transformer_2", (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    assert LoraMixer(pipe).load_lora_weights(tmp_path / "transformer_2", adapter_name="a").matched == 1
+
+
+def test_checkpoints_beside_components_are_left_alone(tmp_path):
+    pipe = _Twins("unet", "text_encoder")
+    for name in ("unet", "checkpoint-500", "logs"):
+        _component_folder(tmp_path / name, (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    report = LoraMixer(pipe).load_lora_weights(tmp_path, adapter_name="a")
+    assert [each.component for each in report.components] == ["unet"]
+
+
+@pytest.mark.parametrize(
+    "parts", [("unet", "text_encoder"), ("transformer", "transformer_2"), ("text_encoder_2",)]
+)
+def test_what_this_package_writes_for_components_it_reads_back(parts, tmp_path):
+    pipe = _Twins(*PARTS, "transformer")
+    mixer = LoraMixer(pipe)
+    file = {
+        f"{part}.proj.lora_{half}.weight": torch.randn(shape)
+        for part in parts
+        for half, shape in (("A", (2, 6)), ("B", (6, 2)))
+    }
+    mixer.load_lora_weights(file, adapter_name="a")
+    right = {part: pipe.components[part]["proj"].weight.clone() for part in pipe.components}
+    mixer.save_lora_weights(tmp_path / "mine", "a", format="peft")
+    mixer.unload_lora_weights()
+    report = mixer.load_lora_weights(tmp_path / "mine", adapter_name="a")
+    assert {part.component for part in report.components} == set(parts)
+    for part, want in right.items():
+        assert torch.equal(pipe.components[part]["proj"].weight, want)

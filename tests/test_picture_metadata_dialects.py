@@ -39,7 +39,7 @@ def test_automatic1111():
     assert settings.model_hash == "6ce0161689"
     assert weights(settings) == [("ink", 0.8, None), ("oil painting", 0.9, 0.2)]
     assert hashes(settings) == ["0123456789ab", "ba9876543210"]
-    assert settings.adapters[0].hash_kind == "autov3"
+    assert next(iter(settings.adapters[0].hashes)) == "autov3"
     assert settings.version == "v1.10.1"
     assert settings.extra == {"Clip skip": "2"}
     assert settings.notes == ()
@@ -145,7 +145,7 @@ def test_invokeai():
     assert settings.dialect == "invokeai"
     assert facts(settings) == ("a castle", "rain", 42, 30, 7.5, 1024, 768, "euler", "juggernaut")
     assert weights(settings) == [("ink", 0.75, None), ("oil", 0.0, None)]
-    assert settings.adapters[0].hash_kind == "blake3"
+    assert next(iter(settings.adapters[0].hashes)) == "blake3"
     assert settings.version == "5.4.0"
 
 
@@ -211,7 +211,7 @@ def test_lora_managers_recipe_adds_full_hashes_to_the_text():
     assert facts(settings) == ("a castle", "rain", 3, 20, 7.0, 512, 512, "Euler", "v1-5")
     assert weights(settings) == [("ink", 0.8, None), ("oil", 0.0, None)]
     assert hashes(settings) == ["ab" * 32, "cd" * 32]
-    assert settings.adapters[0].hash_kind == "sha256"
+    assert next(iter(settings.adapters[0].hashes)) == "sha256"
 
 
 def test_lora_managers_recipe_alone_says_the_rest_as_well():

@@ -121,8 +121,8 @@ class TestTime:
         """One weight for both starts late as a whole; a te of its own stands."""
         late, own = (parse_prompt(f"<lora:3d:{args}:start=5>", KNOWN)[1] for args in ("0.5", "0.5:0.5"))
 
-        assert late.text_gain("3d", "text_encoder", "x") == 0.0
-        assert own.text_gain("3d", "text_encoder", "x") == 0.5
+        assert late.gain_at("3d", "text_encoder", "x", 0, 1) == 0.0
+        assert own.gain_at("3d", "text_encoder", "x", 0, 1) == 0.5
 
 
 class TestDepth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import InvalidAdapterError, LoraMixer
+from lora_mixer import InvalidAdapterError, LoraMixer, PartialMatchWarning
 from tests.models import sd_unet
 from tests.spellings import kohya, state_dict
 from tests.weights import Pair, Snapshot, deltas, random_pairs
@@ -108,7 +108,8 @@ def test_an_alpha_that_is_no_finite_number_is_refused(alpha, sd, sd_base):
 def test_an_orphan_alpha_is_reported_and_the_rest_loads(sd, sd_base):
     table = conv_in(alpha=torch.tensor(2.0))
 
-    report = LoraMixer(sd).load_lora_weights({**table, "lora_unet_conv_out.alpha": torch.tensor(4.0)})
+    with pytest.warns(PartialMatchWarning, match=r"lora_unet_conv_out\.alpha"):
+        report = LoraMixer(sd).load_lora_weights({**table, "lora_unet_conv_out.alpha": torch.tensor(4.0)})
 
     sd_base[1].assert_holds(sd, {("unet", "conv_in"): change(table, 1.0)})
     assert list(report.unused_keys) == ["lora_unet_conv_out.alpha"]

@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 
 from lora_mixer import LoraMixer, Mix, MixError
-from lora_mixer.engines.denoiser.images import image_rows
-from lora_mixer.engines.denoiser.steps import StepClock
+from lora_mixer.engines.denoiser.images import stated_layout
+from lora_mixer.engines.denoiser.steps import NoiseLevels, StepClock
 from lora_mixer.engines.side.masks import scale_mask, token_grid
 from lora_mixer.mixes import Mask
 from tests.models import tiny_sd, tiny_sdxl
@@ -176,8 +176,8 @@ def test_steps_are_counted_from_the_denoisers_own_calls() -> None:
     def steps(scheduler: Any, start: int = 0) -> list[tuple[int, int]]:
         scheduler.set_timesteps(5)
         times = [float(t) for t in scheduler.timesteps]
-        clock = StepClock(lambda: times)
-        return [(step.index, step.total) for t in times[start:] for step in (clock.tick(t),)]
+        levels, clock = NoiseLevels.of(times, 5, scheduler.order), StepClock()
+        return [(step.index, step.total) for t in times[start:] for step in (clock.tick(t, levels),)]
 
     five = [(i, 5) for i in range(5)]
     assert steps(DDIMScheduler()) == five
@@ -188,21 +188,27 @@ def test_steps_are_counted_from_the_denoisers_own_calls() -> None:
 
 
 def test_a_second_run_starts_at_the_first_step_again() -> None:
-    clock = StepClock(lambda: [900.0, 500.0, 100.0])
+    levels, clock = NoiseLevels.of([900.0, 500.0, 100.0]), StepClock()
 
     seen = [
-        clock.tick(t).index for t in (900.0, 500.0, 500.0, 100.0, 900.0, 500.0, 500.0, 100.0, 500.0, 100.0)
+        clock.tick(t, levels).index
+        for t in (900.0, 500.0, 500.0, 100.0, 900.0, 500.0, 500.0, 100.0, 500.0, 100.0)
     ]
 
     assert seen == [0, 1, 1, 2, 0, 1, 1, 2, 0, 1]
 
 
 def test_rows_of_a_batch_find_their_image() -> None:
-    assert image_rows(None, 6, 3, copies=2).tolist() == [0, 1, 2, 0, 1, 2]
-    assert image_rows(None, 6, 3, copies=1).tolist() == [0, 0, 1, 1, 2, 2]
-    assert image_rows(None, 4, 1, copies=2) is None
-    with pytest.raises(MixError, match="3 mixes do not fit a batch of 4 rows"):
-        image_rows(None, 4, 3, copies=2)
+    def rows(batch: int, images: int, copies: int) -> list[int]:
+        layout = stated_layout(batch, images, copies, negatives=False)
+        found: list[int] = layout.rows(negatives=False).tolist()
+        return found
+
+    assert rows(6, 3, 2) == [0, 1, 2, 0, 1, 2]
+    assert rows(6, 3, 1) == [0, 0, 1, 1, 2, 2]
+    assert rows(3, 3, 2) == [0, 1, 2]
+    with pytest.raises(MixError, match="3 mixes with guidance_copies=2 do not fit a batch of 4 rows"):
+        rows(4, 3, 2)
 
 
 def test_masks_follow_the_layers_places() -> None:

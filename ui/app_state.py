@@ -22,7 +22,7 @@ from lora_mixer import (
 from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Library, SavedMixes, base_family
 from lora_mixer.mixes import BlockLayout
-from lora_mixer.pictures import DEMO, own_defaults
+from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
 
 from .masks import Masks
 from .preloading import Preloader
@@ -53,8 +53,7 @@ class ServerOptions:
         model: ``demo``, a folder or a Hub repository.
         loras: Folders of adapters; the demo's own where there are none and the model is the demo.
         out: Where pictures, uploads, masks, exports and saved mixes go.
-        device: As for ``load_pipeline``.
-        dtype: Likewise.
+        loading: How the model is loaded; None is as ``load_pipeline`` does it.
         max_upload: The largest file taken, in bytes.
         grid_batch: Cells of a grid in one call; with 1 they are, to the byte, what they would be alone.
     """
@@ -62,8 +61,7 @@ class ServerOptions:
     model: str = DEMO
     loras: tuple[Path, ...] = ()
     out: Path = Path("lora-mixer-ui")
-    device: str = "auto"
-    dtype: str = "auto"
+    loading: ModelOptions | None = None
     max_upload: int = MAX_UPLOAD
     grid_batch: int = GRID_BATCH
 
@@ -82,6 +80,8 @@ class AppState:
     def __init__(self, options: ServerOptions) -> None:
         """Load the pipeline and open the folders."""
         self.options = options
+        loading = options.loading or ModelOptions(options.model)
+        self.model_title = loading.title
         out = options.out.expanduser().resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports = out / "exports"
@@ -90,7 +90,7 @@ class AppState:
         folders = [Path(folder).expanduser().resolve() for folder in options.loras]
         if not folders and options.model == DEMO:
             folders = [next(iter(demo_adapters().values())).path.parent]
-        self.mixer = LoraMixer(load_pipeline(options.model, device=options.device, dtype=options.dtype))
+        self.mixer = LoraMixer(load_pipeline(loading))
         defaults = own_defaults(options.model)
         self.maker = PictureMaker(self.mixer, defaults=defaults)
         self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)

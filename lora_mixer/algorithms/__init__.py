@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.algorithms.adalora import AdaLora
@@ -23,6 +24,7 @@ from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.miss import MiSS
 from lora_mixer.algorithms.oft import OFT
 from lora_mixer.algorithms.oft_peft import PeftOFT
+from lora_mixer.algorithms.rows import Chunks
 from lora_mixer.algorithms.values import Tokens, Values
 from lora_mixer.algorithms.vera import Vera
 
@@ -31,7 +33,17 @@ if TYPE_CHECKING:
 
 
 def _diagonal_or_butterfly(parts: Parts) -> LayerWeights:
-    """Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages."""
+    """
+    Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages.
+
+    Kohya's OFT of a fused layer has numbered ones, a rotation for each part.
+    """
+    numbered = sorted((role for role in parts.tensors if role.startswith("oft_blocks_")), key=len)
+    if numbered:
+        tensors = parts.need(*(f"oft_blocks_{number}" for number in range(len(numbered))))
+        rotations = tuple(OFT.from_parts(replace(parts, tensors={"oft_blocks": t})) for t in tensors)
+        sizes = tuple(tensor.shape[0] * tensor.shape[1] for tensor in tensors)
+        return rotations[0] if len(rotations) == 1 else Chunks(rotations, sizes, None)
     blocks = parts.tensors.get("oft_blocks")
     return BOFT.from_parts(parts) if blocks is not None and blocks.ndim == 4 else OFT.from_parts(parts)
 
@@ -63,6 +75,7 @@ ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
 """Algorithm name, as :mod:`lora_mixer.formats.leaves` gives it, to the function that builds its layers."""
 
 REFUSED = {
+    "kasa": "KaSA, which takes small singular values out of the base as well",
     "tlora": "T-LoRA, whose change is the difference from an initialisation that the file does not hold",
     "oft_old": "OFT of PEFT before 0.16 (oft_r), which rotates differently from release to release",
 }

@@ -16,6 +16,9 @@ from lora_mixer.errors import InvalidAdapterError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+Ranges = tuple[tuple[int, int], ...]
+"""Rows of a weight as (start, stop) after (start, stop), in an order that need not be ascending."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -187,6 +190,40 @@ class LayerWeights(abc.ABC):
         """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
         return self
 
+    def rows(self, start: int, stop: int, total: int) -> LayerWeights:
+        """
+        Give the change of the rows from ``start`` up to ``stop`` of a layer of ``total`` rows, exactly.
+
+        Example:
+            >>> from lora_mixer.algorithms.full import Full
+            >>> fused = Full(torch.arange(6.0).reshape(3, 2), None, 1.0)
+            >>> fused.rows(1, 2, 3).delta(torch.zeros(1, 2), 2.0)
+            tensor([[4., 6.]])
+        """
+        return self.take(((start, stop),), total)
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """
+        Give the change of some rows of a layer of ``total`` rows, exactly.
+
+        Args:
+            ranges: (start, stop) after (start, stop), in the order in which the rows are to stand.
+            total: Rows of the whole layer.
+        """
+        return self if ranges == ((0, total),) else Sliced(self, ranges, total, self.alpha)
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002 -- most algorithms work row by row
+        """Say whether the change of a row of a weight of ``shape`` depends on other rows of the base."""
+        return False
+
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002 -- only rows of a fused layer can
+        """Say whether a weight of ``shape`` is too little to compute the change from: other modules hold the rest."""
+        return False
+
+    def is_zero(self) -> bool:
+        """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
+        return False
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
@@ -219,6 +256,89 @@ class LayerWeights(abc.ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Sliced(LayerWeights):
+    """
+    Some rows of another change.
+
+    Attributes:
+        inner: The change of the whole layer.
+        ranges: Which rows, as (start, stop), in the order in which the live module has them.
+        total: Rows of the whole layer.
+        alpha: The alpha in force.
+    """
+
+    algorithm: ClassVar[str] = "rows"
+
+    inner: LayerWeights
+    ranges: Ranges
+    total: int
+    alpha: float | None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those of the whole change."""
+        return self.inner.algorithms
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the whole change."""
+        return self.inner.rank
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width of the whole change."""
+        return self.inner.in_width
+
+    def limited(self, rank: int) -> LayerWeights:
+        """Limit the whole change."""
+        return Sliced(self.inner.limited(rank), self.ranges, self.total, self.alpha)
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        rows = count_rows(self.ranges)
+        if rows != shape[0]:
+            return f"{rows} rows of a fused layer, the module has {shape[0]}"
+        return self.inner.misfit((self.total, *shape[1:]))
+
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether other rows of the base are needed."""
+        return self.inner.mixes_rows((self.total, *shape[1:]))
+
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:
+        """Give the rows of ``up``, and the same ``down``."""
+        pair = self.inner.factors((self.total, *shape[1:]))
+        return None if pair is None else Factors(take_rows(pair.up, self.ranges), pair.down, pair.scale)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """
+        Give these rows of the change, from the base's own rows.
+
+        Raises:
+            TypeError: When other rows of the base are needed, so that :meth:`delta_of` has to be asked.
+        """
+        if self.needs_whole(tuple(base.shape)):
+            msg = f"{'+'.join(self.algorithms)} on a fused layer needs the base of the whole layer"
+            raise TypeError(msg)
+        return self.delta_of(spread_rows(base, self.ranges, self.total), gain)
+
+    def delta_of(self, whole: torch.Tensor, gain: float) -> torch.Tensor:
+        """
+        Give these rows of the change.
+
+        Args:
+            whole: The clean base of the whole layer, (total, in, *kernel), in the order of the file.
+            gain: The user's weight.
+        """
+        return take_rows(self.inner.delta(whole, gain), self.ranges)
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give these rows of the bias's change."""
+        whole = None if base is None else spread_rows(base, self.ranges, self.total)
+        change = self.inner.bias_delta(whole, gain)
+        return None if change is None else take_rows(change, self.ranges)
+
+
 class Factored(LayerWeights):
     """An algorithm that is a low-rank pair in disguise: its change is ``gain * scale * up @ down``."""
 
@@ -247,9 +367,34 @@ class HasPair(LayerWeights):
         """Input width."""
         return self.down.shape[1]
 
+    def is_zero(self) -> bool:
+        """Say whether a half of the pair is zero."""
+        return all_zero(self.up) or all_zero(self.down)
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+
+
+def count_rows(ranges: Ranges) -> int:
+    """Count the rows that ranges hold."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+    """Give rows of a tensor in the order of the ranges: a view where they are one."""
+    pieces = [tensor[start:stop] for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
+    """Put rows at their places among ``total``, zeros elsewhere."""
+    whole = rows.new_zeros(total, *rows.shape[1:])
+    start = 0
+    for first, last in ranges:
+        whole[first:last] = rows[start : start + last - first]
+        start += last - first
+    return whole
 
 
 def rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -270,6 +415,13 @@ def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
         if own == there
         else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
     )
+
+
+def all_zero(tensor: torch.Tensor | None) -> bool:
+    """Say whether a tensor is there and all zeros; nearly always its first value tells."""
+    if tensor is None or tensor.is_meta or tensor.numel() == 0 or float(tensor[(0,) * tensor.ndim]) != 0:
+        return False
+    return not bool(tensor.float().any())
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

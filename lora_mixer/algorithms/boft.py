@@ -63,6 +63,10 @@ class BOFT(LayerWeights):
             raise parts.broken("butterflies need an even block size")
         return cls(_checked(blocks, parts), parts.tensors.get("rescale"), parts.alpha or 0.0)
 
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002
+        """Rows of a block are rotated into each other."""
+        return True
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return rows_misfit(self.blocks.shape[1] * self.blocks.shape[2], self.rescale, shape)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import Factors, LayerWeights, wide
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,32 @@ class Stack(LayerWeights):
         """The input width of the first part that tells one."""
         return next((part.in_width for part in self.parts if part.in_width is not None), None)
 
+    def is_zero(self) -> bool:
+        """Say whether every part is zero."""
+        return all(part.is_zero() for part in self.parts)
+
     def limited(self, rank: int) -> Stack:
         """Limit every part."""
         return replace(self, parts=tuple(part.limited(rank) for part in self.parts))
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give rows of every part."""
+        return replace(self, parts=tuple(part.take(ranges, total) for part in self.parts))
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
+        """Say whether any part does."""
+        return any(part.mixes_rows(shape) for part in self.parts)
+
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether any part does."""
+        return any(part.needs_whole(shape) for part in self.parts)
+
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:
+        """Give all parts' pairs as one, where each has one."""
+        pairs = [part.factors(shape) for part in self.parts]
+        ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
+        downs = [wide(pair.down) for pair in pairs if pair is not None]
+        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if len(ups) == len(pairs) else None
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Give the first part's reason, or None."""

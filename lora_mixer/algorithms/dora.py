@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
+from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 DoraStrength = Literal["linear", "peft", "lycoris"]
 """What a weight other than 1 means for a DoRA."""
@@ -88,6 +90,21 @@ class Dora(LayerWeights):
         # Who writes a plain vector writes outputs, but PEFT on embeddings, whose weight lies the other way round.
         return self.magnitude.numel() == shape[0]
 
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give rows of the change and of the magnitude; lengths of inputs need the whole layer."""
+        if self.by_output is False or self.magnitude.numel() != total:
+            return super().take(ranges, total)
+        lengths = take_rows(self.magnitude.flatten(), ranges)
+        return replace(self, inner=self.inner.take(ranges, total), magnitude=lengths, by_output=True)
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
+        """Say whether lengths are those of inputs, over all rows, or the change itself mixes rows."""
+        return not self._rows(shape) or self.inner.mixes_rows(shape)
+
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether the change does."""
+        return self.inner.needs_whole(shape)
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         inner = self.inner.misfit(shape)
@@ -129,4 +146,6 @@ def with_dora_strength(weights: LayerWeights, strength: DoraStrength) -> LayerWe
         return replace(weights, strength=strength)
     if isinstance(weights, Stack):
         return replace(weights, parts=tuple(with_dora_strength(part, strength) for part in weights.parts))
+    if isinstance(weights, Sliced | Placed | Padded):
+        return replace(weights, inner=with_dora_strength(weights.inner, strength))
     return weights

@@ -6,15 +6,15 @@ LyCORIS ``full`` and ``norm`` (``w_norm``, ``b_norm`` of normalisation layers), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, squeezed
+from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed, take_rows
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,17 @@ class Full(LayerWeights):
     def in_width(self) -> int | None:
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the change knows its rows
+        """Give rows of the weight's change and of the bias's."""
+        weight = None if self.weight is None else take_rows(self.weight, ranges)
+        return replace(
+            self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
+        )
+
+    def is_zero(self) -> bool:
+        """Say whether all that it holds is zero."""
+        return all(part is None or all_zero(part) for part in (self.weight, self.bias))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

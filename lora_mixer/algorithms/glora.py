@@ -8,16 +8,16 @@ the side on which all four agree on the rank. The change depends on the base; it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, flat_misfit
+from lora_mixer.algorithms.base import LayerWeights, flat_misfit, take_rows
 from lora_mixer.algorithms.lora import fold_core
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class GLoRA(LayerWeights):
     def in_width(self) -> int:
         """Input width."""
         return self.a2.shape[1]
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- b1 knows its rows
+        """Give rows of ``b1``; the other part multiplies the base's own rows."""
+        return replace(self, b1=take_rows(self.b1, ranges))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

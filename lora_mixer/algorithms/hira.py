@@ -6,15 +6,15 @@ High-rank adaptation by a Hadamard product (ICLR 2025), as PEFT writes it; no al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import HasPair
+from lora_mixer.algorithms.base import HasPair, LayerWeights, take_rows
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class HiRA(HasPair):
             raise parts.broken("do not multiply: expected hira_B (out, rank), hira_A (rank, in)")
         # on an embedding the change is (B @ A)^T
         return cls(down.T, up.T) if flipped else cls(up, down)
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
+        """Give rows of ``up``; the product multiplies the base's own rows."""
+        return replace(self, up=take_rows(self.up, ranges))
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Give gain * W * (B @ A)."""

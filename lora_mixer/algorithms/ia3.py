@@ -9,16 +9,16 @@ over rows, where the bias is multiplied, too. PEFT knows no weights but 1; betwe
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class IA3(LayerWeights):
         if self.on_input is not None:
             return self.on_input
         return self.vector.numel() != shape[0]  # outputs are the rule, inputs the exception
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give the numbers of these outputs; those of inputs stay."""
+        if self.on_input or self.vector.numel() != total:
+            return replace(self, on_input=True)
+        return replace(self, vector=take_rows(self.vector.flatten(), ranges), on_input=False)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -7,15 +7,23 @@ convolutions, with w*_a transposed then. LyCORIS' ``merge_to`` applies alpha / r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, flat_misfit, rows_and_columns, wide
+from lora_mixer.algorithms.base import (
+    Factors,
+    LayerWeights,
+    all_zero,
+    flat_misfit,
+    rows_and_columns,
+    take_rows,
+    wide,
+)
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 def tucker_pair(
@@ -106,6 +114,16 @@ class LoHa(LayerWeights):
     def in_width(self) -> int:
         """Input width (times the kernel, for convolutions without cores)."""
         return self.w1_b.shape[1]
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give rows of both products' left factors; a Tucker core is cut after the product."""
+        if self.t1 is not None or self.t2 is not None:
+            return super().take(ranges, total)
+        return replace(self, w1_a=take_rows(self.w1_a, ranges), w2_a=take_rows(self.w2_a, ranges))
+
+    def is_zero(self) -> bool:
+        """Say whether a factor is zero."""
+        return any(map(all_zero, (self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.t1, self.t2)))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -11,16 +11,16 @@ writes a placeholder (9999220736.0), so alpha is ignored; PEFT scales by alpha /
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, flat_misfit, wide
+from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_misfit, take_rows, wide
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class LoKr(LayerWeights):
         inner = self.w2_b if self.w2_b is not None else self.w1_b
         return None if inner is None else inner.shape[0]
 
+    def is_zero(self) -> bool:
+        """Say whether a factor is zero."""
+        return any(map(all_zero, (self.w1, self.w1_a, self.w1_b, self.w2, self.w2_a, self.w2_b, self.t2)))
+
     def _outer(self) -> tuple[int, int]:
         left, right = (self.w1, self.w1) if self.w1 is not None else (self.w1_a, self.w1_b)
         assert left is not None and right is not None  # noqa: S101, PT018 -- from_parts has seen to it
@@ -101,6 +105,17 @@ class LoKr(LayerWeights):
     def in_width(self) -> int:
         """Input width (times the kernel, for convolutions)."""
         return self._outer()[1] * self._inner_size()[1]
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give rows of ``w1`` where they are whole blocks of the product; other rows are cut after it."""
+        block = self._inner_size()[0]
+        if any(edge % block for span in ranges for edge in span):
+            return super().take(ranges, total)
+        blocks = tuple((start // block, stop // block) for start, stop in ranges)
+        if self.w1 is not None:
+            return replace(self, w1=take_rows(self.w1, blocks))
+        assert self.w1_a is not None  # noqa: S101
+        return replace(self, w1_a=take_rows(self.w1_a, blocks))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, squeezed
+from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 INPAINT_CHANNELS = (4, 9)
 """Latent channels that an adapter was trained on and those of an inpainting UNet's first convolution."""
@@ -97,11 +97,21 @@ class LowRank(Factored):
         """The rank."""
         return self.up.shape[1]
 
+    def is_zero(self) -> bool:
+        """Say whether a half of the pair, or its core, is zero, and no bias is there."""
+        idle = all_zero(self.up) or all_zero(self.down) or all_zero(self.mid)
+        return idle and (self.up_bias is None or all_zero(self.up_bias))
+
     def limited(self, rank: int) -> LowRank:
         """Give the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""
         if self.mid is not None or rank >= self.rank:
             return self
         return replace(self, up=self.up[:, :rank], down=self.down[:rank])
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
+        """Give rows of ``up`` and of its bias, and the same ``down`` and scale."""
+        bias = None if self.up_bias is None else take_rows(self.up_bias.flatten(), ranges)
+        return replace(self, up=take_rows(self.up, ranges), up_bias=bias)
 
     @property
     def in_width(self) -> int:

@@ -50,6 +50,10 @@ class MiSS(LayerWeights):
         """The height of the shard."""
         return self.block.shape[-2]
 
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002
+        """Tiles of W @ block have as many rows as columns; the shard alone does not look at the base."""
+        return self.block.ndim == 3
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         if len(shape) != 2:

@@ -55,6 +55,10 @@ class OFT(LayerWeights):
             raise parts.broken("expected blocks (n, b, b)")
         return cls(blocks, parts.tensors.get("rescale"), parts.alpha or 0.0, old)
 
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002
+        """Rows of a block are rotated into each other."""
+        return True
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return rows_misfit(self.blocks.shape[0] * self.blocks.shape[1], self.rescale, shape)

@@ -8,17 +8,17 @@ others, so two adapters that set the same weight give W + (V1 - W) + (V2 - W).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.algorithms.full import value_misfit
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import Parts, Ranges
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Values(LayerWeights):
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
 
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the values know their rows
+        """Give rows of the weight and of the bias."""
+        weight = None if self.weight is None else take_rows(self.weight, ranges)
+        return replace(
+            self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
+        )
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot take the place of a weight of ``shape``, or None."""
         return value_misfit(self.weight, self.bias, shape)
@@ -69,13 +76,13 @@ class Tokens(LayerWeights):
     Rows of an embedding (PEFT's trainable tokens; its "delta" tensors are the new rows themselves).
 
     Attributes:
-        rows: (n, width).
+        vectors: (n, width).
         indices: The n token ids that they belong to.
     """
 
     algorithm: ClassVar[str] = "tokens"
 
-    rows: torch.Tensor
+    vectors: torch.Tensor
     indices: torch.Tensor
 
     @classmethod
@@ -102,8 +109,8 @@ class Tokens(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why these rows do not belong to a weight of ``shape``, or None."""
-        if len(shape) != 2 or shape[1] != self.rows.shape[1]:
-            return f"rows of {self.rows.shape[1]} values, the module has {shape}"
+        if len(shape) != 2 or shape[1] != self.vectors.shape[1]:
+            return f"rows of {self.vectors.shape[1]} values, the module has {shape}"
         last = int(self.indices.max())
         if last >= shape[0]:
             return f"token {last}, the module has {shape[0]}: add the new tokens to the tokenizer and the text encoder first"
@@ -114,7 +121,7 @@ class Tokens(LayerWeights):
         change = base.new_zeros(base.shape)
         if gain:
             indices = self.indices.to(base.device)
-            change[indices] = self.rows.to(base) - base[indices]
+            change[indices] = self.vectors.to(base) - base[indices]
         return change
 
 

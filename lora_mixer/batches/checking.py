@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.batches.plan import Plan
 
+_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle")
 _SAMPLES, _SAMPLE_BYTES = 16, 16384
 
 
@@ -55,8 +56,7 @@ class CheckedPlan:
         plan = self.plan
         parts = [
             picture.request.digest(),
-            plan.model,
-            plan.run.dtype,
+            *_model_parts(plan),
             plan.output.format,
             str(plan.output.quality),
             *(f"{name}={self.identities[name]}" for name in sorted(picture.request.adapters)),
@@ -98,6 +98,19 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     return CheckedPlan(
         plan, tuple(pictures), places, infos, identities, folder, _manifest(plan, folder, problems)
     )
+
+
+def _model_parts(plan: Plan) -> list[str]:
+    """Say what of the model changes pixels: its files as they are, all else as the plan names it."""
+    options = plan.options
+    named = plan.model if isinstance(plan.model, str) else plan.model.source
+    parts = [named, options.dtype]
+    for name in ("model", "vae"):
+        given = getattr(options, name)
+        if given is not None and Path(given).is_file():
+            parts.append(f"{name}={_identity(given)}")
+    said = options.said()
+    return parts + [f"{key}={said[key]}" for key in sorted(said) if key not in _NOT_IN_KEYS]
 
 
 def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
@@ -155,7 +168,7 @@ def _check_files(
     outline: Any,
 ) -> dict[str, AdapterInfo]:
     try:
-        outline = load_outline(plan.model) if outline is None else outline
+        outline = load_outline(plan.options) if outline is None else outline
     except LoraMixerError as error:
         problems.add(plan.line("model"), f"model: {error}")
     infos: dict[str, AdapterInfo] = {}

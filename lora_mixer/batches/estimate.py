@@ -136,7 +136,7 @@ def _trial(checked: CheckedPlan) -> tuple[float, int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.run.threads)
     try:
-        pipe = load_pipeline(plan.model, device=plan.run.device, dtype=plan.run.dtype)
+        pipe = load_pipeline(plan.options)
         maker = PictureMaker(LoraMixer(pipe))
         shapes: dict[tuple[object, ...], list[PlannedPicture]] = {}
         for picture in checked.pictures:

@@ -146,7 +146,7 @@ class _Builder:
         self.template, self.problems = template, problems
         self.found: list[PlannedPicture] = []
         self.defaults = plan.defaults.model_dump(exclude_none=True)
-        self.own = own_defaults(plan.model)
+        self.own = own_defaults(plan.options.model)
         self.names: dict[str, int] = {}
         self.mixes: dict[str, Mix] = {}
 

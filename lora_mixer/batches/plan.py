@@ -12,7 +12,7 @@ from lora_mixer.batches.problems import Problems, shown
 from lora_mixer.batches.reading import Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.mixes import Mix
-from lora_mixer.pictures import PICTURE_FIELDS
+from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +73,23 @@ else:
         __base__=_Strict,
         **{name: (_annotation(about), None) for name, about in PICTURE_FIELDS.items()},
     )
+
+
+class ModelSpec(_Strict):
+    """A model with more than its name."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="demo, a checkpoint (.safetensors), a diffusers folder, or a Hub repository.",
+        ),
+    ]
+    revision: Annotated[str | None, Field(description=MODEL_FIELDS["revision"]["help"])] = None
+    variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
+    vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
+    config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
+    allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
 
 class Picture(_PictureFields, _Strict):
@@ -167,7 +184,8 @@ class Plan(_Strict):
     """
 
     model: Annotated[
-        str, Field(min_length=1, description="demo, a diffusers folder, or a Hub repository.")
+        Annotated[str, Field(min_length=1)] | ModelSpec,
+        Field(description="demo, a checkpoint (.safetensors), a diffusers folder, or a Hub repository."),
     ] = "demo"
     adapters: dict[str, AdapterSpec | str] = {}
     adapter_folders: Annotated[
@@ -203,6 +221,24 @@ class Plan(_Strict):
     def place(self, path: str) -> str:
         """Give a path as seen from the plan's folder; addresses stay as they are."""
         return path if "://" in path else str(self._folder / Path(path).expanduser())
+
+    @property
+    def options(self) -> ModelOptions:
+        """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
+        spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
+        values = spec.model_dump(exclude={"source"}, exclude_none=True)
+        for name in ("vae", "config"):
+            if name in values:
+                values[name] = self._here(values[name])
+        return ModelOptions(self._here(spec.source), device=self.run.device, dtype=self.run.dtype, **values)
+
+    def _here(self, name: str) -> str:
+        """Give the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""
+        try:
+            place = Path(self.place(name))
+            return str(place) if name != DEMO and place.exists() else name
+        except (OSError, ValueError):
+            return name
 
     def mix(self, given: Any) -> Mix:
         """

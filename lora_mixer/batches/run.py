@@ -246,7 +246,7 @@ class _Run:
     ) -> Backend:
         plan = self.plan
         spec = WorkSpec(
-            plan.model,
+            plan.options,
             self.checked.adapters,
             plan.run,
             self.checked.folder,

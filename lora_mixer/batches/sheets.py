@@ -49,7 +49,7 @@ def make_sheets(checked: CheckedPlan, storage: Storage) -> Iterator[str]:
             continue
         name = sheet_name(pictures[0])
         sheet = contact_sheet([_band(checked, job, pictures, images)])
-        storage.save(name, sheet, PictureSettings(model=checked.plan.model), {}, None)
+        storage.save(name, sheet, PictureSettings(model=checked.plan.options.title), {}, None)
         yield name
 
 

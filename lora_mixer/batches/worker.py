@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.storage import Storage
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_mixer.batches.expansion import PlannedPicture
     from lora_mixer.batches.order import Task
     from lora_mixer.batches.plan import RunOptions
-    from lora_mixer.pictures import Picture, PictureRequest
+    from lora_mixer.pictures import ModelOptions, Picture, PictureRequest
 
 _SHARE_OF_FREE = 0.8
 _BATCH_AT_MOST = 64
@@ -34,15 +34,15 @@ class WorkSpec:
     What a worker has to know, all of it plain values.
 
     Attributes:
-        model: The pipeline's name.
+        model: The pipeline, and how it is loaded.
         adapters: Where adapters are.
         run: How pictures are made.
         folder: Where they go.
         quality: Of JPEG and WebP.
-        device: The worker's own device.
+        device: The worker's own device; ``auto`` is the model's.
     """
 
-    model: str
+    model: ModelOptions
     adapters: Mapping[str, AdapterPlace]
     run: RunOptions
     folder: str
@@ -129,7 +129,7 @@ class Worker:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        pipe = load_pipeline(spec.model, device=spec.device, dtype=spec.run.dtype)
+        pipe = load_pipeline(spec.model if spec.device == "auto" else replace(spec.model, device=spec.device))
         self.mixer = LoraMixer(pipe, keep_base=spec.run.keep_base)
         self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
         self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
@@ -163,8 +163,6 @@ class Worker:
 
         if self.mixer.pipe.device.type != "cuda":
             return 1
-        from dataclasses import replace
-
         from lora_mixer.mixes import Mix
 
         peaks = []
@@ -225,7 +223,7 @@ class Worker:
     ) -> Outcome:
         from lora_mixer.picture_metadata import PictureSettings
 
-        settings = PictureSettings.of_request(made.request, model=self.spec.model)
+        settings = PictureSettings.of_request(made.request, model=self.spec.model.title)
         try:
             digest = self.storage.save(planned.file, made.image, settings, hashes, self.spec.quality)
         except SaveError as error:

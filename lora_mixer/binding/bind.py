@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
+
+from lora_mixer.algorithms import Stack
+from lora_mixer.algorithms.columns import Padded
+from lora_mixer.algorithms.full import Full
+from lora_mixer.algorithms.rows import Placed
 from lora_mixer.binding.components import base_of
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.errors import MatchError
+from lora_mixer.families import family_of_class
 from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
@@ -21,27 +30,75 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.binding.index import LiveModule
+    from lora_mixer.binding.index import Found, LiveModule, Placement
 
 _SHOWN = 8
+_SAME = 1e-3  # two spellings of one change, each rounded by itself
 _COPIES = ("controlnet", "motion_adapter")
 """Components with copies of the denoiser's modules: files that do not name them are hardly meant for them."""
+_BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """
+    The live modules that together are one layer of the file, for changes that look at all of its rows.
+
+    Attributes:
+        parts: Each module and its rows.
+        total: Rows of the file's layer.
+    """
+
+    parts: tuple[Placement, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class Widening:
+    """
+    More inputs than the live module has, which the module gets while the adapter has a part.
+
+    Attributes:
+        columns: The inputs that the file's layer has.
+        root: The component, whose configuration says how many there are.
+    """
+
+    columns: int
+    root: nn.Module
 
 
 @dataclass(frozen=True)
 class BoundLayer:
-    """One module of the pipeline and what an adapter does to it."""
+    """
+    One module of the pipeline and what an adapter does to it.
+
+    Attributes:
+        live: The module, or a bare parameter.
+        weights: The change of its rows.
+        siblings: The whole layer of the file, where the change of these rows depends on the base of the others.
+        widening: What the module has to become, where the file's layer has more inputs.
+    """
 
     live: LiveModule
     weights: LayerWeights
+    siblings: Siblings | None = None
+    widening: Widening | None = None
 
 
 @dataclass(frozen=True)
 class Binding:
-    """All bound layers of an adapter, and the report of how they were found."""
+    """
+    All bound layers of an adapter, and the report of how they were found.
+
+    Attributes:
+        layers: One for each live module that is changed.
+        report: What was found and what was not.
+        sources: The layers of the file that each of ``layers`` is from.
+    """
 
     layers: tuple[BoundLayer, ...]
     report: MatchReport
+    sources: tuple[tuple[AdapterLayer, ...], ...] = ()
 
 
 @dataclass
@@ -50,6 +107,28 @@ class _Tally:
     unmatched: dict[str, str] = field(default_factory=dict)
     keys_used: int = 0
     keys_unused: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Share:
+    """What one layer of the file is to one live module."""
+
+    layer: AdapterLayer
+    found: Found
+    placement: Placement
+    own: LayerWeights
+    widening: Widening | None
+
+    @property
+    def weights(self) -> LayerWeights:
+        """The change of the live module's rows."""
+        live, own = self.placement.live, self.own
+        if live.is_bare and isinstance(own, Full) and own.weight is not None:
+            return replace(own, weight=own.weight.reshape(live.shape))
+        weights = own.take(self.placement.file_rows, self.found.total)
+        if self.placement.live_rows is None:
+            return weights
+        return Placed(weights, self.placement.live_rows, live.shape[0], weights.alpha)
 
 
 def bind(
@@ -65,8 +144,9 @@ def bind(
         component: The component to look in, whatever the keys say.
 
     Raises:
-        MatchError: When nothing matches, a shape is wrong, two components match alike, or two parts of the file
-            land on one module. The message names the reason; nothing has been changed.
+        MatchError: When nothing matches, a shape is wrong, two components match alike, two parts of the file land on
+            one module and differ, or most of the denoiser's part finds no module. The message names the reason;
+            nothing has been changed.
     """
     if component is not None and component not in components:
         msg = f"component {component!r} is not in this pipeline; it has {', '.join(components)}"
@@ -74,36 +154,40 @@ def bind(
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
     _choose_order(adapter.layers, indexes)
+    _prefer_layouts(adapter.layers, indexes)
     if component is None:
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
     unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
-    home = component if component is not None else _home(unnamed, indexes, adapter.info.source)
+    home = component
+    if home is None:
+        said = adapter.component  # by its folder or header, which may be of another pipeline
+        home = said if said in indexes else _home(unnamed, indexes, adapter.info.source)
+    routes = _routes(adapter.layers, indexes)
     tallies: dict[str, _Tally] = {}
-    bound: list[BoundLayer] = []
+    shares: dict[tuple[str, str], list[_Share]] = {}
     misfits: list[str] = []
-    twice: list[str] = []
     for layer in adapter.layers:
-        names = _candidates(layer, home, indexes, forced=component is not None)
-        live = _find(layer, names, indexes)
-        if live is None:
+        names = _candidates(layer, home, indexes, routes, forced=component is not None)
+        found = _find(layer, names, indexes)
+        if found is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
-            absent = not any(part in indexes for part in names)
-            tally.unmatched[layer.target.module] = (
-                "the pipeline has no such component" if absent else "no such module"
-            )
+            tally.unmatched[layer.target.module] = _absence(layer, names, indexes)
             tally.keys_unused.extend(layer.keys)
             continue
-        misfit = layer.weights.misfit(live.shape)
+        live = found.placements[0].live
+        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
             misfits.append(f"{live.component}.{live.path}: {misfit}")
             continue
         tally = tallies.setdefault(live.component, _Tally())
-        if live.path in tally.matched:
-            twice.append(f"{live.component}.{live.path}")
-        tally.matched[live.path] = None
         tally.keys_used += len(layer.keys)
-        bound.append(BoundLayer(live, layer.weights))
+        for placement in found.placements:
+            tally.matched[placement.live.path] = None
+            shares.setdefault((placement.live.component, placement.live.path), []).append(
+                _Share(layer, found, placement, weights, widening)
+            )
     report = MatchReport(
         adapter_name=name,
         source=adapter.info.source,
@@ -117,8 +201,150 @@ def bind(
     )
     if component is None:
         _refuse_foreign(adapter, components, report)
+    twice = (
+        []
+        if misfits
+        else [
+            f"{part}.{path}"
+            for (part, path), own in shares.items()
+            if _differ(own, known=indexes[part].family is not None)
+        ]
+    )
     _judge(adapter, components, report, misfits, twice)
-    return Binding(tuple(bound), report)
+    _refuse_partial(adapter, components, report, indexes)
+    bound = [_bound(own) for own in shares.values()]
+    return Binding(
+        tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
+    )
+
+
+def _misfit(weights: LayerWeights, found: Found) -> str | None:
+    """Say why a layer of the file is not for what its name means here, or None."""
+    live = found.placements[0].live
+    if any(
+        p.live_rows is not None and weights.take(p.file_rows, found.total).needs_whole(p.live.shape)
+        for p in found.placements
+    ):
+        return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
+    if live.is_bare:
+        whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
+        if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
+            return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
+        return None
+    misfit = weights.misfit(found.shape)
+    if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
+        misfit = "its parts have different inputs here"
+    return misfit
+
+
+def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
+    """Give a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
+    live, columns = found.placements[0].live, weights.in_width
+    shape = live.shape
+    if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
+        return weights, None
+    if columns < shape[1]:
+        return Padded(weights, columns, weights.alpha), None
+    fits = found.is_whole and weights.misfit((shape[0], columns, *shape[2:])) is None
+    return weights, Widening(columns, index.root) if fits else None
+
+
+def _bound(shares: Sequence[_Share]) -> BoundLayer:
+    """Give a live module all that layers of the file change in it: one layer, or several that have rows of their own."""
+    live = shares[0].placement.live
+    partial = [share for share in shares if share.placement.live_rows is not None]
+    if len(partial) > 1:
+        parts = tuple(share.weights for share in partial)
+        return BoundLayer(live, Stack(parts, parts[0].alpha))
+    weights, found = shares[0].weights, shares[0].found
+    mixes = not found.is_whole and not partial and weights.needs_whole(live.shape)
+    siblings = Siblings(found.placements, found.total) if mixes else None
+    return BoundLayer(live, weights, siblings, shares[0].widening)
+
+
+def _differ(shares: Sequence[_Share], *, known: bool) -> bool:
+    """
+    Say whether several layers of a file contradict each other in one module.
+
+    Those that change different rows of it do not, nor those that hold one change in two spellings, which counts once.
+    """
+    if len(shares) == 1:
+        return False
+    ranges = [share.placement.live_rows for share in shares]
+    if all(rows is not None for rows in ranges):
+        spans = sorted(span for rows in ranges if rows is not None for span in rows)
+        return any(before[1] > after[0] for before, after in pairwise(spans))
+    # trainers of transformers write fused and split keys of one change; for UNets no tool is known that does
+    return not known or not all(_same(shares[0], other) for other in shares[1:])
+
+
+def _same(one: _Share, other: _Share) -> bool:
+    live = one.placement.live
+    first, second = one.weights, other.weights
+    if first.needs_whole(live.shape) or second.needs_whole(live.shape):
+        return False
+    weight = live.weight
+    readable = weight.is_floating_point() and tuple(weight.shape) == live.shape and not weight.is_meta
+    base = weight.detach().float().cpu() if readable else torch.zeros(live.shape)
+    changes = [weights.map(lambda t: t.cpu()).delta(base, 1.0) for weights in (first, second)]
+    return float((changes[0] - changes[1]).norm()) <= _SAME * float(changes[0].norm())
+
+
+def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+    spellings = [layer.target.module for layer in layers if layer.target.hint not in TEXT_HINTS]
+    for part, index in indexes.items():
+        if part not in TEXT_HINTS:
+            index.prefer(spellings)
+
+
+def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:
+    present = [part for part in names if part in indexes]
+    if not present:
+        return "the pipeline has no such component"
+    index = indexes[present[0]]
+    if index.may_lack(layer.target.module) and index.family is not None:
+        return f"this {index.family.name} model has no such module"
+    return "no such module"
+
+
+def _refuse_partial(
+    adapter: Adapter,
+    components: Mapping[str, nn.Module],
+    report: MatchReport,
+    indexes: Mapping[str, ModuleIndex],
+) -> None:
+    """Refuse a file of whose denoiser part most, or whole blocks, have no place in a model of a known family."""
+    for part in report.components:
+        index = indexes.get(part.component)
+        if index is None or index.family is None:
+            continue
+        foreign = [spelling for spelling in part.unmatched if not index.may_lack(spelling)]
+        deeper = [spelling for spelling in foreign if _is_deeper(spelling, index)]
+        here = base_of(dict(components))
+        if deeper:
+            msg = (
+                f"{adapter.info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this model "
+                f"does not have, such as {deeper[0]}: the adapter ({adapter.info.base}) was made for a deeper model than "
+                f"this {here}; nothing was changed"
+            )
+            raise MatchError(msg)
+        if len(foreign) > len(part.matched):
+            msg = (
+                f"{adapter.info.source}: only {len(part.matched)} modules of this {here} are in it, and {len(foreign)} of "
+                f"its modules, such as {', '.join(foreign[:3])}, are not here: it is for another base "
+                f"({adapter.info.base}); nothing was changed"
+            )
+            raise MatchError(msg)
+
+
+def _is_deeper(spelling: str, index: ModuleIndex) -> bool:
+    """Say whether a module would be here if its block's number were smaller."""
+    number = _BLOCK.search(spelling)
+    return (
+        number is not None
+        and int(number[0]) > 0
+        and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
+    )
 
 
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
@@ -132,10 +358,11 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{base_of(dict(components))}: none of its {denoising} denoiser modules is here"
     )
-    if "transformer" in components:
+    transformer = components.get("transformer")
+    if transformer is not None and family_of_class(type(transformer).__name__) is None:
         msg += (
-            "; adapters for transformers load when their keys are the module paths of the diffusers model (as diffusers "
-            "and PEFT save them): convert this one to those names first"
+            "; other names than its own are not known of this class, so that adapters for it load when their keys are the "
+            "module paths of the diffusers model (as diffusers and PEFT save them): convert this one to those names first"
         )
     raise MatchError(msg)
 
@@ -172,12 +399,43 @@ def _judge(
         raise MatchError(msg)
 
 
+def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> dict[str, str]:
+    """
+    Find the text encoders that hints mean where the component of that name is not it.
+
+    The number in ``te3`` is an order of the tool, not of the pipeline: T5 is the third encoder of SD3 and the second of
+    Flux. The names of its modules and their shapes tell.
+    """
+    routes: dict[str, str] = {}
+    for hint in {layer.target.hint for layer in layers if layer.target.hint in TEXT_HINTS}:
+        own = [layer for layer in layers if layer.target.hint == hint]
+        named = [part for part in COMPONENTS_OF_HINT.get(hint or "", (hint,)) if part in indexes]
+        if any(_find(layer, [str(part)], indexes) is not None for part in named for layer in own):
+            continue
+        fits = {
+            part: sum(_fits(layer, index) for layer in own)
+            for part, index in indexes.items()
+            if part in TEXT_HINTS and part not in named
+        }
+        best = max(fits, key=lambda part: fits[part], default=None)
+        if best is not None and fits[best]:
+            routes[str(hint)] = best
+    return routes
+
+
 def _candidates(
-    layer: AdapterLayer, home: str | None, indexes: Mapping[str, ModuleIndex], *, forced: bool
+    layer: AdapterLayer,
+    home: str | None,
+    indexes: Mapping[str, ModuleIndex],
+    routes: Mapping[str, str],
+    *,
+    forced: bool,
 ) -> tuple[str, ...]:
     hint = layer.target.hint
     if forced or hint is None:
         return (home,) if home is not None else ()
+    if hint in routes:
+        return (routes[hint],)
     named = COMPONENTS_OF_HINT.get(hint, (hint,))
     present = tuple(part for part in named if part in indexes)
     if present[:1] != named[:1] and hint in ENCODER_HINTS:
@@ -187,7 +445,7 @@ def _candidates(
     return present[:1] or (("model",) if "model" in indexes else named[:1])
 
 
-def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> LiveModule | None:
+def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> Found | None:
     for part in names:
         index = indexes.get(part)
         if index is None:
@@ -196,14 +454,14 @@ def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Modul
     return None
 
 
-def _module(layer: AdapterLayer, index: ModuleIndex) -> LiveModule | None:
+def _module(layer: AdapterLayer, index: ModuleIndex) -> Found | None:
     # Spellings with more of their front serve models whose own paths start like a component's or a wrapper's name.
-    return next((live for x in _spellings(layer, index) if (live := index.find(x)) is not None), None)
+    return next((found for x in _spellings(layer, index) if (found := index.find(x)) is not None), None)
 
 
 def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
-    live = _module(layer, index)
-    return live is not None and layer.weights.misfit(live.shape) is None
+    found = _module(layer, index)
+    return found is not None and _misfit(layer.weights, found) is None
 
 
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:

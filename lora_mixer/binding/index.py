@@ -9,30 +9,48 @@ from typing import TYPE_CHECKING
 from lora_mixer.binding import ordinal
 from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
+from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
     from torch import nn
+
+    from lora_mixer.algorithms.base import Ranges
+    from lora_mixer.families import Family, Pieces
 
 _TEXT_ROOT = "text_model."
 
 
 @dataclass(frozen=True)
 class LiveModule:
-    """A module with a weight, at its own path in a component."""
+    """
+    A module with a weight, or a parameter that is no module's weight, at its own path in a component.
+
+    Attributes:
+        component: The component's name.
+        path: The module's path; a bare parameter's own.
+        module: The module, or the owner of the parameter.
+        attribute: The parameter's name in it.
+    """
 
     component: str
     path: str
     module: nn.Module
+    attribute: str = "weight"
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is a parameter that belongs to no module of its own, such as ``scale_shift_table``."""
+        return self.attribute != "weight"
 
     @property
     def weight(self) -> torch.Tensor:
         """The live weight; looked up anew each time, since ``.to`` may replace it."""
-        weight = self.module._parameters.get("weight")  # noqa: SLF001 -- ten times faster than getattr
-        return self.module.weight if weight is None else weight  # type: ignore[return-value]
+        weight = self.module._parameters.get(self.attribute)  # noqa: SLF001 -- ten times faster than getattr
+        return getattr(self.module, self.attribute) if weight is None else weight
 
     @property
     def transposed(self) -> bool:
@@ -43,10 +61,53 @@ class LiveModule:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as (out, in, *kernel): the layer's own sizes where its weight is packed."""
         wide, narrow = (getattr(self.module, key, None) for key in ("out_features", "in_features"))
+        if self.is_bare:
+            return tuple(self.weight.shape)
         if isinstance(wide, int) and isinstance(narrow, int):
             return (wide, narrow)
         shape = tuple(self.weight.shape)
         return shape[::-1] if self.transposed else shape
+
+
+@dataclass(frozen=True)
+class Placement:
+    """
+    A live module's part of a layer of a file.
+
+    Attributes:
+        live: The module.
+        file_rows: Which rows of the file's layer it gets, in the order in which it has them.
+        live_rows: Which of its own rows these are; None for all.
+    """
+
+    live: LiveModule
+    file_rows: Ranges
+    live_rows: Ranges | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    What a spelling means on a live model.
+
+    Attributes:
+        placements: The modules and their rows.
+        total: Rows of the file's layer.
+    """
+
+    placements: tuple[Placement, ...]
+    total: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layer is one live module, row by row."""
+        first = self.placements[0]
+        return len(self.placements) == 1 and first.live_rows is None and first.file_rows == ((0, self.total),)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that the file's layer has to be made for."""
+        return (self.total, *self.placements[0].live.shape[1:])
 
 
 class ModuleIndex:
@@ -63,7 +124,11 @@ class ModuleIndex:
         self.ordinal_classes: tuple[str, ...] | None = None
         self.ordinal_order = ordinal.ORDERS[0]
         self.component = component
+        self.root = root
+        self.family: Family | None = family_of_class(type(root).__name__)
         self._modules: dict[str, nn.Module] = {}
+        self._bare: dict[str, tuple[nn.Module, str]] = {}
+        self._preferred: tuple[str, ...] = ()
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
@@ -72,6 +137,9 @@ class ModuleIndex:
             self._all_paths.append(plain)
             if getattr(module, "weight", None) is not None:
                 self._modules[plain] = module
+            for name in module._parameters:  # noqa: SLF001 -- the module's own, named as they are
+                if name not in ("weight", "bias"):
+                    self._bare[f"{plain}.{name}".lstrip(".")] = (module, name)
 
     def __len__(self) -> int:
         """Count the modules that have a weight."""
@@ -106,7 +174,7 @@ class ModuleIndex:
     def _flat(self) -> dict[str, str | None]:
         """Underscored spelling to path; None where two modules share one."""
         table: dict[str, str | None] = {}
-        for path in self._modules:
+        for path in (*self._modules, *self._bare):
             for alias in self._aliases(path):
                 key = alias.replace(".", "_")
                 table[key] = path if table.get(key, path) == path else None
@@ -124,18 +192,104 @@ class ModuleIndex:
             self._ordinals[key] = ordinal.count_modules(self._all_paths, *key)
         return self._ordinals[key]
 
-    def find(self, spelling: str) -> LiveModule | None:
+    @cached_property
+    def _layouts(self) -> dict[str, tuple[dict[str, tuple[Pieces, ...]], dict[str, str | None]]]:
+        """The family's spellings of the live modules, dotted and flat, by layout."""
+        paths = self._modules.keys() | self._bare.keys()
+        tables = {} if self.family is None else self.family.layouts
+        spelled = {name: spell(table, paths) for name, table in tables.items()}
+        return {name: (dotted, flatten(dotted)) for name, dotted in spelled.items()}
+
+    def prefer(self, spellings: Sequence[str]) -> None:
         """
-        Find the module that a file spells so.
+        Decide which layout counts where a name stands in several: the one that has most of a file's names.
 
         Args:
-            spelling: Dotted, underscored, LDM (either way) or ordinal.
+            spellings: The names of the file's layers for this component.
         """
+        counts = {"": sum(self._own(x) is not None for x in spellings)}
+        if counts[""] == len(spellings):  # the usual case, in which no table needs to be spelled out
+            self._preferred = ("",)
+            return
+        counts |= {name: sum(self._layout(name, x) is not None for x in spellings) for name in self._layouts}
+        self._preferred = tuple(sorted(counts, key=lambda name: -counts[name]))
+
+    def may_widen(self, path: str) -> bool:
+        """Say whether adapters of this family may have more or fewer inputs than the module at a path."""
+        return self.family is not None and path in self.family.widens
+
+    def may_lack(self, spelling: str) -> bool:
+        """Say whether files of sibling models have such a module where this family's model may have none."""
+        return self.family is not None and may_be_absent(self.family.absent, spelling)
+
+    def _own(self, spelling: str) -> str | None:
+        """Find a path by the live model's own names, LDM's or by count."""
         path: str | None = spelling
         if spelling.startswith(ORDINAL):
             path = self._ordinal(spelling)
-        elif spelling not in self._modules:
+        elif spelling not in self._modules and spelling not in self._bare:
             path = self._flat.get(spelling.replace(".", "_"))
-        if path is None or path not in self._modules:
-            return None
-        return LiveModule(self.component, path, self._modules[path])
+        return path if path in self._modules or path in self._bare else None
+
+    def _layout(self, name: str, spelling: str) -> tuple[Pieces, ...] | None:
+        dotted, flat = self._layouts[name]
+        meaning = dotted.get(spelling)
+        if meaning is None:
+            whole = flat.get(spelling.replace(".", "_"))
+            meaning = None if whole is None else dotted[whole]
+        return meaning
+
+    def live(self, path: str) -> LiveModule:
+        """Give the module or the bare parameter at a path."""
+        if path in self._modules:
+            return LiveModule(self.component, path, self._modules[path])
+        return LiveModule(self.component, path, *self._bare[path])
+
+    def find(self, spelling: str) -> Found | None:
+        """
+        Find what a file spells so: modules, and rows of them.
+
+        Args:
+            spelling: Dotted, underscored, LDM (either way), ordinal, or as the family's other layouts spell it.
+        """
+        for name in self._preferred or ("", *self._layouts):
+            if name:
+                meaning = self._layout(name, spelling)
+                if meaning is not None:
+                    return self._placed(meaning)
+            elif (path := self._own(spelling)) is not None:
+                live = self.live(path)
+                rows = live.shape[0] if live.shape else 1
+                return Found((Placement(live, ((0, rows),)),), rows)
+        return None
+
+    def _placed(self, meaning: tuple[Pieces, ...]) -> Found:
+        placements: list[Placement] = []
+        total = 0
+        for pieces in meaning:
+            rows: dict[str, list[tuple[int, int, int]]] = {}  # of each module: live start, file start, count
+            start = 0
+            for piece in pieces:
+                height = self.live(piece.path).shape[0]
+                for part, parts in piece.chunks or ((0, 1),):
+                    count = height // parts
+                    rows.setdefault(piece.path, []).append((part * count, start, count))
+                    start += count
+            total = start
+            for path, spans in rows.items():
+                placements.append(self._placement(path, sorted(spans)))
+        return Found(tuple(placements), total)
+
+    def _placement(self, path: str, spans: list[tuple[int, int, int]]) -> Placement:
+        live = self.live(path)
+        file_rows: list[tuple[int, int]] = []
+        live_rows: list[tuple[int, int]] = []
+        for own, theirs, count in spans:
+            if file_rows and file_rows[-1][1] == theirs and live_rows[-1][1] == own:
+                file_rows[-1] = (file_rows[-1][0], theirs + count)
+                live_rows[-1] = (live_rows[-1][0], own + count)
+            else:
+                file_rows.append((theirs, theirs + count))
+                live_rows.append((own, own + count))
+        whole = sum(stop - start for start, stop in live_rows) == live.shape[0]
+        return Placement(live, tuple(file_rows), None if whole else tuple(live_rows))

@@ -15,7 +15,7 @@ from lora_mixer.cli._demo import demo
 from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
-from lora_mixer.cli._merge import merge
+from lora_mixer.cli._merge import MergeCommand, merge
 from lora_mixer.cli._terminal import print_error
 from lora_mixer.cli._ui import ui
 from lora_mixer.errors import LoraMixerError
@@ -50,7 +50,7 @@ app.command("inspect")(inspect)
 app.command("generate")(generate)
 app.command("batch")(batch)
 app.command("convert")(convert)
-app.command("merge")(merge)
+app.command("merge", cls=MergeCommand)(merge)
 app.command("resize")(resize)
 app.command("extract")(extract)
 app.command("bake")(bake)

@@ -33,8 +33,8 @@ def bake(
     """Write a diffusers folder with the mix in its weights; lora_mixer.json in it says what is in there."""
     options = read_options(lora)
     from lora_mixer.pictures import load_pipeline
-    from lora_mixer.writing.bake import bake as write
-    from lora_mixer.writing.bake import free_folder
+    from lora_mixer.writing import bake as write
+    from lora_mixer.writing import free_folder
 
     free_folder(out)  # before the model is loaded
     pipe = load_pipeline(model, device="cpu", dtype=dtype.value)

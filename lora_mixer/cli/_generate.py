@@ -6,17 +6,17 @@ import secrets
 import warnings
 from dataclasses import replace
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._options import AllowPickle, LoadEmbeddings, Model, Strict  # noqa: TC001 -- typer reads them at runtime
+from lora_mixer.cli._options import LoadEmbeddings, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._output import picture_paths
-from lora_mixer.cli._picture_options import picture_options
+from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning
 from lora_mixer.picture_metadata import PictureSettings, save_picture
+from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 if TYPE_CHECKING:
     from lora_mixer.mixer import LoraMixer
@@ -32,10 +32,11 @@ class DType(str, Enum):
 
 
 @picture_options
+@model_options()
 def generate(
     *,
     said: dict[str, Any],
-    model: Model,
+    options: ModelOptions,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,34 +57,31 @@ def generate(
         str,
         typer.Option(help="A .png, .jpg or .webp path, with {seed} and {index} where wanted, or a folder."),
     ] = ("lora-mixer-{seed}.png"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
     strict: Strict = False,
-    allow_pickle: AllowPickle = False,
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
-    options = read_options(lora or ())
+    loras = read_options(lora or ())
     first = said.setdefault("seed", secrets.randbelow(2**32))
     seeds = [first + number for number in range(count)]
     paths = picture_paths(out, seeds)
     from lora_mixer.mixes import Mix
     from lora_mixer.pictures import PictureMaker, PictureRequest, load_pipeline, own_defaults
 
-    given = {option.name: option.weights for option in options}
+    given = {each.name: each.weights for each in loras}
     request = PictureRequest(**said, mix=Mix.of(given if mix is None else mix))
     requests = [replace(request, seed=seed) for seed in seeds]
-    pipe = load_pipeline(model, device=device, dtype=dtype.value)
+    pipe = load_pipeline(options)
     mixer = load_adapters(
-        pipe, options, strict=strict, allow_pickle=allow_pickle, load_embeddings=load_embeddings
+        pipe, loras, strict=strict, allow_pickle=options.allow_pickle, load_embeddings=load_embeddings
     )
     hashes = {name: info.hashes for name, info in mixer.adapters.items()}
-    maker = PictureMaker(mixer, defaults=own_defaults(model))
+    maker = PictureMaker(mixer, defaults=own_defaults(options.model))
     for picture in maker.make(requests):
         settings = PictureSettings.of_request(
             picture.request,
             sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
-            model=Path(model).name or model if Path(model).is_dir() else model,
+            model=options.title,
         )
         path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
         console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)

@@ -68,6 +68,9 @@ def split_weights(text: str) -> tuple[str, AdapterMix]:
     # A file may have a colon in its name; weights never have a slash, and a drive's name is one letter.
     if not colon or _exists(text) or re.search(r"[/\\]", tail) or not source:
         return text, AdapterMix()
+    front, inner, before = source.rpartition(":")
+    if front and inner and "=" in before and not re.search(r"[/\\]", before):
+        source, tail = front, f"{before}:{tail}"  # a colon inside the weights: blocks=b-lora:style
     try:
         mix = Mix.of(f"x:{tail}")
     except MixError as error:

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from lora_mixer.cli._convert import DTypeOption, Format, Model, Pickle
-from lora_mixer.cli._lora_option import read_options
+from lora_mixer.cli._lora_option import split_weights
+from lora_mixer.cli._options import (
+    AllowPickle,
+    BaseModel,
+    ConvRank,
+    Energy,
+    Format,
+    Rank,
+    SaveType,
+    SumType,
+    SvRatio,
+)
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain
+from lora_mixer.cli._terminal import console, plain, print_warning
+
+
+class MergeCommand(TyperCommand):
+    """The command, whose help takes the methods and their settings from their table, when it is asked for."""
+
+    def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
+        """Return the help, complete."""
+        from lora_mixer.merging import METHODS
+
+        settings = {setting.name: setting for spec in METHODS.values() for setting in spec.settings}
+        for parameter in self.params:
+            if parameter.name == "method":
+                lines = [
+                    f"{spec.name}: {spec.summary}{'; needs a rank' if spec.works_on == 'changes' else ''}."
+                    for spec in METHODS.values()
+                ]
+                parameter.help = f"{' '.join(lines)} Also with settings: 'ties(density=0.2)'."  # type: ignore[attr-defined]
+            elif parameter.name in settings:
+                setting = settings[parameter.name]
+                users = [spec.name for spec in METHODS.values() if setting in spec.settings]
+                told = f"{setting.summary[0].upper()}{setting.summary[1:]}. Default: {setting.default}."
+                parameter.help = f"{told} For {', '.join(users)}."  # type: ignore[attr-defined]
+        return super().get_help(ctx)
 
 
 def merge(
@@ -18,49 +51,56 @@ def merge(
         list[str],
         typer.Argument(
             metavar="FILE[:WEIGHTS]...",
-            help="Adapters with their weights: a.safetensors:0.7 b:te=0.2,unet=0.9.",
+            help="Adapters with their weights: a.safetensors:0.7 b:te=0.2,unet=0.9 c:0.8,blocks=b-lora:style.",
         ),
     ],
     *,
     out: Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")],
-    method: Annotated[
-        str,
-        typer.Option(
-            help="sum (exact), knots, orthogonal, b-lora (content, then style); and, at a --rank: ties, dare, dare-ties, "
-            "della, breadcrumbs, magnitude."
-        ),
-    ] = "sum",
-    rank: Annotated[int | None, typer.Option(min=1, help="Default: the sum of the ranks, exactly.")] = None,
-    density: Annotated[float, typer.Option(help="Share of the entries that sparse methods keep.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the draws of dare and della.")] = 0,
+    method: Annotated[str, typer.Option(help="How they come together.")] = "sum",
+    rank: Rank = None,
+    conv_rank: ConvRank = None,
+    energy: Energy = None,
+    sv_ratio: SvRatio = None,
+    density: Annotated[float | None, typer.Option()] = None,
+    epsilon: Annotated[float | None, typer.Option()] = None,
+    outliers: Annotated[float | None, typer.Option()] = None,
+    majority: Annotated[str | None, typer.Option()] = None,
+    average: Annotated[str | None, typer.Option()] = None,
+    scale: Annotated[float | None, typer.Option("--lambda", "--scale")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
     to: Annotated[Format, typer.Option("--to", help="The format to write.")] = Format.DIFFUSERS,
-    dtype: DTypeOption = None,
-    model: Model = None,
-    allow_pickle: Pickle = False,
+    dtype: SumType = SaveType.FLOAT32,
+    model: BaseModel = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Make one adapter of several, without any pipeline; its header says what was mixed at which weights."""
-    from lora_mixer.merging import MergeMethod
-    from lora_mixer.mixes import Mix
-    from lora_mixer.writing import jobs
-    from lora_mixer.writing.encode import as_dtype
-    from lora_mixer.writing.files import open_files
+    from lora_mixer import writing
+    from lora_mixer.merging import METHODS, MergeMethod
 
-    chosen = MergeMethod(method, density=density, seed=seed)
-    options = read_options(sources)
-    files = open_files(
-        [option.source for option in options],
-        [option.name for option in options],
+    if seed is not None and (spec := METHODS.get(method)) is not None and not spec.draws:
+        print_warning(f"{method} draws nothing at random: --seed has no effect.")
+        seed = None
+    given: dict[str, Any] = {
+        "density": density,
+        "epsilon": epsilon,
+        "outliers": outliers,
+        "majority": majority,
+        "average": average,
+        "scale": scale,
+        "seed": seed,
+    }
+    report = writing.merge(
+        [split_weights(text) for text in sources],
+        out,
+        method=MergeMethod.of(method, **{name: value for name, value in given.items() if value is not None}),
+        format=to.value,
+        rank=rank,
+        conv_rank=conv_rank,
+        energy=energy,
+        sv_ratio=sv_ratio,
+        dtype=dtype.value,
         model=model,
         allow_pickle=allow_pickle,
-    )
-    report = jobs.merge(
-        files,
-        Mix.of({option.name: option.weights for option in options}),
-        Path(out),
-        format=to.value,
-        method=chosen,
-        rank=rank,
-        dtype=as_dtype(dtype and dtype.value),
-        watch=lambda places: bar(places, "merging"),
+        progress=lambda places: bar(places, "merging"),
     )
     console().print(plain(report), soft_wrap=True)

@@ -1,19 +1,23 @@
-"""An option for each field of a picture: name, limits and help from the one table of fields."""
+"""Options that come from tables: one for each field of a picture, one for each way to load a model."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_mixer.pictures import PICTURE_FIELDS
+from lora_mixer.errors import PictureError
+from lora_mixer.pictures import MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lora_mixer.pictures import PictureField
+
+    Command = Callable[..., None]
 
 _TYPES: dict[str, type] = {"text": str, "whole": int, "number": float}
 # What a command line says beside the field's own meaning.
@@ -23,40 +27,98 @@ _MORE = {
     "negative_prompt": "<lora:NAME:0.7> in it changes the weight in the half without the prompt only.",
     "seed": "That of the first picture; the next have the next. Default: any.",
 }
-SAID = "said"
-"""The argument in which a command gets what was said, by field."""
 
 
-def picture_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field; it gets those that were used as the dict ``said``."""
+def picture_options(command: Command) -> Command:
+    """Give a command an option for each field of a picture; it gets those that were used as the dict ``said``."""
+    required = {"prompt"}
+    added = {name: _of_picture(about, required=name in required) for name, about in PICTURE_FIELDS.items()}
+    return _with(command, "said", added, lambda values: {k: v for k, v in values.items() if v is not None})
+
+
+def model_options(*names: str, default: str | None = None) -> Callable[[Command], Command]:
+    """
+    Give a command the options by which a model is chosen and loaded; it gets them as ``options``, a ``ModelOptions``.
+
+    Args:
+        names: The options, by their fields; all where none is named.
+        default: The model where none is named; None makes ``--model`` required.
+    """
+
+    def decorate(command: Command) -> Command:
+        added = {name: _of_model(name, default) for name in names or MODEL_FIELDS}
+        return _with(command, "options", added, _read_model)
+
+    return decorate
+
+
+def _with(
+    command: Command, name: str, added: Mapping[str, inspect.Parameter], read: Callable[[dict[str, Any]], Any]
+) -> Command:
     own = inspect.signature(command, eval_str=True)
-    added = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if about.default == "" and name == "prompt" else None,
-            annotation=_annotation(about),
-        )
-        for name, about in PICTURE_FIELDS.items()
-    ]
-    first = [parameter for name, parameter in own.parameters.items() if name != SAID]
+    parameters = [each for each in own.parameters.values() if each.name != name] + list(added.values())
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        values = {name: given.pop(name) for name in PICTURE_FIELDS}
-        command(**given, said={name: value for name, value in values.items() if value is not None})
+        values = {key: _plain(given.pop(key)) for key in added}
+        command(**given, **{name: read(values)})
 
-    wrapped.__signature__ = own.replace(parameters=[*first, *added])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*first, *added)}
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapped
 
 
-def _annotation(about: PictureField) -> Any:
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _parameter(name: str, kind: Any, default: Any, help_text: str, **limits: Any) -> inspect.Parameter:
+    flag = option_of(name)
+    option = typer.Option(flag, help=help_text, **limits)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _of_picture(about: PictureField, *, required: bool) -> inspect.Parameter:
     limits: Any = {} if about.kind == "text" else {"min": about.low, "max": about.high}
-    help_text = " ".join(filter(None, (about.help, _MORE.get(about.name, _default(about)))))
-    kind: Any = _TYPES[about.kind] if about.name == "prompt" else _TYPES[about.kind] | None
-    option = typer.Option(option_of(about.name), help=help_text, **limits)
-    return Annotated[kind, option]
+    default = "Default: the pipeline's own." if about.default is None else ""
+    help_text = " ".join(filter(None, (about.help, _MORE.get(about.name, default))))
+    kind: Any = choice(about.name, about.choices) if about.choices else _TYPES[about.kind]
+    if required:
+        return _parameter(about.name, kind, inspect.Parameter.empty, help_text, **limits)
+    return _parameter(about.name, kind | None, None, help_text, **limits)
+
+
+def _of_model(name: str, model: str | None) -> inspect.Parameter:
+    about = MODEL_FIELDS[name]
+    default = about["default"]
+    if name == "model":
+        return _parameter(name, str, inspect.Parameter.empty if model is None else model, about["help"])
+    if isinstance(default, bool):
+        return _parameter(name, bool, default, about["help"])
+    kind: Any = choice(name, about["choices"]) if about["choices"] else str
+    if default is None:
+        return _parameter(name, kind | None, None, about["help"])
+    return _parameter(name, kind, kind(default), about["help"])
+
+
+def _read_model(values: dict[str, Any]) -> ModelOptions:
+    try:
+        return ModelOptions(**values)
+    except PictureError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def choice(name: str, choices: tuple[str, ...]) -> Any:
+    """
+    Return a type of which the values are some texts, as typer wants them.
+
+    Example:
+        >>> choice("dtype", ("auto", "float16"))("float16").value
+        'float16'
+    """
+    return Enum(name, {each: each for each in choices}, type=str)
 
 
 def option_of(name: str) -> str:
@@ -68,7 +130,3 @@ def option_of(name: str) -> str:
         '--guidance-scale'
     """
     return f"--{name.replace('_', '-')}"
-
-
-def _default(about: PictureField) -> str:
-    return "Default: the pipeline's own." if about.default is None else ""

@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._generate import DType
+from lora_mixer.cli._picture_options import model_options
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.extras import explained
+from lora_mixer.pictures import DEMO, ModelOptions
 
 
+@model_options(default=DEMO)
 def ui(
     *,
+    options: ModelOptions,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback need --auth.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Default: a free one from 7860 up.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
-    ] = "demo",
     loras: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Adapters. May be given several times.")
     ] = None,
@@ -34,8 +34,6 @@ def ui(
         typer.Option(metavar="USER:PASSWORD", envvar="LORA_MIXER_AUTH", help="Ask for a password."),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link; needs --auth.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")] = DType.AUTO,
 ) -> None:
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
     user, colon, password = (auth or "").partition(":")
@@ -52,5 +50,5 @@ def ui(
     missing = [str(folder) for folder in loras or () if not folder.expanduser().is_dir()]
     if missing:
         raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
-    options = ServerOptions(model=model, loras=tuple(loras or ()), out=out, device=device, dtype=dtype.value)
-    launch(options, host=host, port=port or None, auth=pair, share=share)
+    server = ServerOptions(model=options.model, loras=tuple(loras or ()), out=out, loading=options)
+    launch(server, host=host, port=port or None, auth=pair, share=share)

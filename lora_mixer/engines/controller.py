@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from lora_mixer.binding.components import component_name
 from lora_mixer.engines.active import BASE, ActiveMixes
-from lora_mixer.engines.denoiser.follower import START, DenoiserFollower, Prompts
+from lora_mixer.engines.denoiser.follower import START, DenoiserFollower
+from lora_mixer.engines.denoiser.prompts import Prompts
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
@@ -54,7 +55,7 @@ class EngineController:
     def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
         """Start with the base."""
         self._pipe = pipe
-        self.merged = MergedEngine(keep_on)
+        self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
         self._fused = FusedProjections()
         self._calls = Calls()
@@ -62,6 +63,10 @@ class EngineController:
         self._now = BASE
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
+
+    def _reshaped(self, component: str) -> None:
+        """Let what was recorded of a component be recorded anew: a weight of it is another tensor now."""
+        self.beside.generations[component] += 1
 
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers under a name; nothing takes effect yet."""
@@ -317,7 +322,7 @@ class EngineController:
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
             follower = DenoiserFollower(
-                self._pipe, passes, len(setting.negatives), setting.copies, put, prompts
+                self._pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.buffers:

@@ -66,7 +66,7 @@ class MixGains:
         one_alone = turn is not None and component not in TEXT_ENCODERS and self.passes > 1
         if one_alone and self.mix.names[(turn or 0) % self.passes] != name:
             return 0.0
-        return self.mix.share_at(name, component, step.index, step.total, step.timestep)
+        return self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Give the method's factor for each layer of an adapter, or None where it has none."""

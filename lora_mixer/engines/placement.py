@@ -85,7 +85,9 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
 
 def compute_device(module: nn.Module) -> torch.device:
     """Give the device that a layer computes on, also while its weight is offloaded."""
-    weight = module.weight
+    weight = getattr(module, "weight", None)
+    if weight is None:  # the owner of a bare parameter
+        weight = next(module.parameters(recurse=False), None)
     device = weight.device if isinstance(weight, torch.Tensor) else torch.device("cpu")
     if device.type != "meta":
         return device

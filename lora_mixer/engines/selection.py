@@ -89,7 +89,7 @@ def choose(
         if not dense:
             return Selection("side", chosen, moving or by_place)
         if not can_merge:
-            shown = ", ".join(f"{name} ({layer.weights.algorithm})" for name, layer in dense.items())
+            shown = ", ".join(f"{name} ({layer.weights.algorithms[0]})" for name, layer in dense.items())
             msg = (
                 f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
                 "constant mixes and schedules of it can be merged (engine='merged')"
@@ -98,7 +98,7 @@ def choose(
     chosen = beside(denoisers=False)
     raise_problems(
         [
-            f"{_path(layer)}: {unsupported(layer.live.weight)}; and {name} ({layer.weights.algorithm}) has no "
+            f"{_path(layer)}: {unsupported(layer.live.weight)}; and {name} ({layer.weights.algorithms[0]}) has no "
             "low-rank form there, so that it cannot run beside them either"
             for name, layer in _dense(layers, chosen, pairs).items()
         ]

@@ -121,6 +121,8 @@ def describe(
 
 def own_name(source: AdapterSource) -> str:
     """Name an adapter after its file, or after its folder where the file is called as every other."""
+    if source.parts:
+        return source.label.rpartition(": ")[2].rstrip("/").rpartition("/")[2] or source.label
     if isinstance(source.weights, Path):
         stem = source.weights.stem
         generic = stem in ("adapter_model", "pytorch_lora_weights")

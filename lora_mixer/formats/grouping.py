@@ -34,6 +34,7 @@ _OTHER_KINDS = (
 )
 
 
+_NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 SHARED = ("vera_A", "vera_B")
 """Roles whose tensors serve all modules of a component."""
 
@@ -177,7 +178,10 @@ def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Lea
     module, _, last = key.rpartition(".")
     if last == "weight" and f"{module}.on_input" in tensors:
         return module, Leaf("ia3_weight", "ia3")
-    if PEFT_ROOT in key and last in ("weight", "bias"):
+    if last not in ("weight", "bias"):
+        return None
+    # norms beside pairs, as control LoRAs have them; in a file of nothing else they are a model's own
+    if PEFT_ROOT in key or (_NORM.search(module) and tensors[key].ndim == 1):
         return module, Leaf(f"set_{last}", "set")
     return None
 

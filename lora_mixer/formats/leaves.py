@@ -56,6 +56,8 @@ _TABLE = (
     _row(r"\.ln_tuning_layers" + _NAME + r"\.weight", "set_weight", "set"),
     _row(r"\.ln_tuning_layers" + _NAME + r"\.bias", "set_bias", "set"),
     _row(r"(?:\.token_adapter)?\.trainable_tokens_delta" + _NAME, "tokens", "tokens"),
+    # behind a half of the pair: Flux files in the wild, and what diffusers makes of Kohya's
+    _row(r"[._]lora[._](?:A|B|down|up)" + _NAME + r"(?:\.weight)?\.alpha", "alpha", ""),
     _row(r"\.alpha", "alpha", ""),
     _row(r"\.scale", "scale", ""),
     _row(r"\.scalar", "scalar", ""),
@@ -65,16 +67,23 @@ _TABLE = (
     _row(r"\.hada_(?P<part>w[12]_[ab]|t[12])" + _NAME, "hada", "loha"),
     _row(r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])" + _NAME, "lokr", "lokr"),
     _row(r"\.(?P<part>[ab][12]|bm)\.weight", "glora", "glora"),
+    _row(
+        r"\.diff_(?P<modulation>m)", "diff", "full"
+    ),  # of the parameter ``modulation`` of what stands before it
     _row(r"\.diff(?P<part>_b)?", "diff", "full"),
     _row(r"\.(?P<part>[wb])_norm", "norm", "norm"),
     _row(r"\.on_input", "on_input", "ia3"),
     _row(r"\.ia3_l" + _NAME, "ia3_l", "ia3"),
+    _row(
+        r"\.oft_blocks\.(?P<part>\d{1,2})", "oft_blocks", "oft"
+    ),  # Kohya: one for each part of a fused layer
     _row(r"\.oft_(?P<part>blocks|diag)", "oft", "oft"),
     _row(r"\.rescale", "rescale", "oft"),
     _row(r"\.oft_(?P<part>R|embedding_R)" + _NAME + r"(?:\.weight)?", "oft", "oft_peft"),
     _row(r"\.oft_r" + _NAME, "oft_r", "oft_old"),
     _row(r"\.(?P<part>q_layer\.weight|p_layer\.weight|lambda_layer)", "tlora", "tlora"),
     _row(r"\.boft_(?P<part>R|s)" + _NAME, "boft", "boft_peft"),
+    _row(r"\.lora_diag" + _NAME, "diag", "kasa"),
     _row(r"\.lora_E" + _NAME, "lora_E", "adalora"),
     _row(r"\.ranknum" + _NAME, "ranknum", "adalora"),
     _row(r"\.vera_lambda_(?P<part>[bd])" + _NAME, "vera_lambda", "vera"),
@@ -98,6 +107,15 @@ _FAST = (  # plain suffixes that make up nearly all real files; the table handle
     (".lora_B.weight", Leaf("up", "lora")),
     (".alpha", Leaf("alpha", "")),
 )
+_ALPHA_OF_A_HALF = (
+    ".weight.alpha",
+    "_A.alpha",
+    "_B.alpha",
+    "_down.alpha",
+    "_up.alpha",
+    ".down.alpha",
+    ".up.alpha",
+)
 
 
 def split_key(key: str) -> tuple[str, Leaf] | None:
@@ -112,7 +130,7 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
         ('lora_unet_mid_block_attentions_0_proj_in', Leaf(role='up', algorithm='lora', inner=None, attn_processor=False))
     """
     for suffix, leaf in _FAST:
-        if key.endswith(suffix):
+        if key.endswith(suffix) and not key.endswith(_ALPHA_OF_A_HALF):
             return key[: -len(suffix)], leaf
     for pattern, role, algorithm in _TABLE:
         found = pattern.search(key)
@@ -123,5 +141,7 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
             old = found.group().startswith("_lora.")
             stream = groups.get("stream")
             spelling = key[: found.start()] + (f"_{stream}" if stream else "")
+            if groups.get("modulation"):
+                spelling += ".modulation"
             return spelling, Leaf(full_role, algorithm, groups.get("inner"), old)
     return None

@@ -89,12 +89,18 @@ COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
 ENCODER_HINTS = ("clip_g", "t5")
 """Hints that name a kind of text encoder and not a component: which component it is, its widths tell."""
 
+COMPONENT_KEY = "lora_mixer.component"
+"""Header field of this package's PEFT files: the component that they are for, which PEFT's keys do not name."""
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.")
 """What PEFT, DDP and ``torch.compile`` put in front of every path while a model is trained."""
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers around single blocks; no module of a model is called so."""
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
+
+
+_DENOISERS = frozenset(("denoiser", "transformer"))
+"""Hints that mean one component, so that their fronts may stand one behind the other."""
 
 
 @lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
@@ -144,7 +150,7 @@ def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | No
         if text.startswith(prefix):
             return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"
     for prefix, named, layout in () if flat else _PREFIXES:
-        if text.startswith(prefix) and (hint is None or hint == named):
+        if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
             return prefix, named, layout
     return None
 

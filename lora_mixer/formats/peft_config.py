@@ -22,6 +22,8 @@ HEADER_KEY = "lora_adapter_metadata"
 # Fields of LoraConfig that change what the tensors mean in ways that no change of a weight can give.
 _REFUSED = {
     "use_qalora": "QA-LoRA",
+    "kasa_config": "KaSA, which takes small singular values out of the base as well",
+    "arrow_config": "Arrow, which chooses among adapters token by token",
     "use_bdlora": "BD-LoRA",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA (aLoRA)",

@@ -12,6 +12,9 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
+from lora_mixer.formats.container import is_pickle, text_kind
+
+_SNIFFED = 256  # bytes that tell a web page from a file
 
 
 def load_pickle(stream: IO[bytes], label: str) -> Any:
@@ -20,7 +23,14 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
 
     Raises:
         CorruptFileError: When that loader refuses the file.
+        NotAnAdapterError: When it is a text, such as a web page.
     """
+    stream.seek(0)
+    first = stream.read(_SNIFFED)
+    text = None if is_pickle(first) else text_kind(first)
+    if text is not None:
+        msg = f"{label}: not a PyTorch file but {text}"
+        raise NotAnAdapterError(msg)
     stream.seek(0)
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
@@ -30,9 +40,14 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
         raise CorruptFileError(msg) from None
 
 
-def read_pickle(stream: IO[bytes], label: str) -> dict[str, torch.Tensor] | list[torch.Tensor]:
+def read_pickle(
+    stream: IO[bytes], label: str
+) -> tuple[dict[str, torch.Tensor] | list[torch.Tensor], tuple[str, ...]]:
     """
     Load a state dict, or cloneofsimo's bare list of tensors, from a ``.pt``/``.bin`` stream.
+
+    Returns:
+        The tensors, and the names of entries beside them that are none, such as a trainer's settings.
 
     Raises:
         CorruptFileError: When torch's restricted loader refuses the file.
@@ -42,10 +57,11 @@ def read_pickle(stream: IO[bytes], label: str) -> dict[str, torch.Tensor] | list
     if isinstance(content, Mapping):
         inner = content.get("state_dict")
         content = inner if isinstance(inner, Mapping) else content
-        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-            return {key: value.detach() for key, value in content.items()}
+        tensors = {key: value.detach() for key, value in content.items() if isinstance(value, torch.Tensor)}
+        if (tensors or not content) and all(isinstance(key, str) for key in content):
+            return tensors, tuple(key for key in content if key not in tensors)
     if isinstance(content, list) and content and all(isinstance(v, torch.Tensor) for v in content):
         # files of 2022 hold parameters, which want gradients
-        return [value.detach() for value in content]
+        return [value.detach() for value in content], ()
     msg = f"{label}: the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
     raise NotAnAdapterError(msg)

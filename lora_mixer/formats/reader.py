@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,9 +22,17 @@ from lora_mixer.adapter import Adapter
 from lora_mixer.errors import NotAnAdapterError, SourceError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
-from lora_mixer.formats.container import Header, open_weights, read_header, read_tensors, views
+from lora_mixer.formats.container import (
+    Header,
+    is_safetensors,
+    open_weights,
+    read_header,
+    read_tensors,
+    views,
+)
 from lora_mixer.formats.describing import Modules, describe, own_name, survey
 from lora_mixer.formats.grouping import group_keys
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.textual_inversion.files import alone, bundled, token_of
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from lora_mixer.textual_inversion.files import Embedding
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+_SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
 def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
@@ -54,15 +63,53 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
     """
     label, weights = source.label, source.weights
+    if source.parts:
+        return _joined(source, [read(part) for part in source.parts], name)
     if isinstance(weights, Mapping):
         return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
     with _stream(weights, label) as stream:
-        if not _is_pickle(weights):
+        if not _is_pickle(weights, stream):
             header = read_header(stream, label)
             return _from_header(stream, header, source, name)
-        content = read_pickle(stream, label)
+        content, others = read_pickle(stream, label)
         tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
-        return _assemble(tensors, {}, source, name, _hashes(source, stream, None))
+        adapter = _assemble(tensors, {}, source, name, _hashes(source, stream, None))
+    if not others:
+        return adapter
+    names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
+    note = f"{len(others)} entries are no tensors and have no effect: {names}"
+    return replace(adapter, notes=(*adapter.notes, note))
+
+
+def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:
+    """Make one adapter of those of single components, each in a folder of the component's name."""
+    layers: list[AdapterLayer] = []
+    unused: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for part, adapter in zip(source.parts, adapters, strict=True):
+        hint = {"unet": "denoiser"}.get(part.component or "", part.component)
+        layers += (
+            replace(x, target=replace(x.target, hint=hint)) if x.target.hint is None else x
+            for x in adapter.layers
+        )
+        unused |= {f"{part.component}/{key}": why for key, why in adapter.unused.items()}
+        metadata = {**adapter.info.metadata, **metadata}
+    metadata.pop(COMPONENT_KEY, None)
+    held = [t for layer in layers for t in layer.weights.tensors()]
+    info = describe(
+        source,
+        name,
+        _facts(layers),
+        layouts={layout for adapter in adapters for layout in adapter.info.format.split("+")},
+        dtypes={t.dtype for t in held},
+        size=sum(t.numel() * t.element_size() for t in held),
+        embeddings=[word for adapter in adapters for word in adapter.info.embeddings],
+        metadata=metadata,
+        hashes=hashes.Hashes(None),
+    )
+    notes = tuple(dict.fromkeys(note for adapter in adapters for note in adapter.notes))
+    embeddings = tuple(word for adapter in adapters for word in adapter.embeddings)
+    return Adapter(info, tuple(layers), unused, notes, embeddings)
 
 
 def read_info(source: AdapterSource) -> AdapterInfo:
@@ -73,9 +120,11 @@ def read_info(source: AdapterSource) -> AdapterInfo:
         FormatError: As :func:`read` does.
     """
     weights = source.weights
-    if isinstance(weights, Mapping) or _is_pickle(weights):
+    if isinstance(weights, Mapping) or source.parts:
         return read(source).info
     with _stream(weights, source.label) as stream:
+        if _is_pickle(weights, stream):
+            return read(source).info
         header = read_header(stream, source.label)
         rules = _rules(source, header.metadata)
         with nullcontext(weights) if isinstance(weights, bytes) else _mapped(stream, header) as data:
@@ -95,8 +144,9 @@ def read_info(source: AdapterSource) -> AdapterInfo:
         )
 
 
-def _is_pickle(weights: Path | bytes) -> bool:
-    return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES
+def _is_pickle(weights: Path | bytes, stream: IO[bytes]) -> bool:
+    """Say whether a file is to be unpickled: its name says so, and its content is nothing safer."""
+    return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES and not is_safetensors(stream)
 
 
 def _mapped(stream: IO[bytes], header: Header) -> AbstractContextManager[Any]:
@@ -144,7 +194,7 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
     if isinstance(weights, Mapping):
         return alone(_state_dict(weights, label), word, label)
     with _stream(weights, label) as stream:
-        if _is_pickle(weights):
+        if _is_pickle(weights, stream):
             return alone(load_pickle(stream, label), word, label)
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
@@ -222,6 +272,10 @@ def _assemble(
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
         notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
+    elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
+        notes.append(
+            f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
+        )
     held = [t for layer in layers for t in layer.weights.tensors()]
     info = describe(
         source,
@@ -234,7 +288,8 @@ def _assemble(
         metadata=metadata,
         hashes=file_hashes,
     )
-    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings)
+    component = metadata.get(COMPONENT_KEY) or source.component
+    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings, component)
 
 
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:

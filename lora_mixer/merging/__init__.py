@@ -1,30 +1,31 @@
 """
 Merging methods: pure functions on weight changes that make one new adapter out of several.
 
-One small file each, with the formula and the paper. ``combination_type="linear"`` of PEFT's ``add_weighted_adapter`` is
-none of them, since it is no weighted sum of weight changes: see :mod:`lora_mixer.merging.weighted_sum`.
+One small file each, with the formula, the paper and its row of :data:`METHODS`. ``combination_type="linear"`` of PEFT's
+``add_weighted_adapter`` is not among them, since it is not a weighted sum of weight changes: see
+:mod:`lora_mixer.merging.weighted_sum`.
 """
 
 from __future__ import annotations
 
-from lora_mixer.merging.blocks import b_lora_gains
 from lora_mixer.merging.breadcrumbs import breadcrumbs
 from lora_mixer.merging.dare import dare
 from lora_mixer.merging.della import della
 from lora_mixer.merging.knots import knots
-from lora_mixer.merging.low_rank import LowRankForm, truncate, truncate_pair
+from lora_mixer.merging.low_rank import LowRankForm, pair_of, truncate, truncate_pair
 from lora_mixer.merging.magnitude import magnitude_prune
-from lora_mixer.merging.method import DENSE, LOW_RANK, MergeMethod
+from lora_mixer.merging.method import MethodSpec, Setting
+from lora_mixer.merging.methods import METHODS, MergeMethod
 from lora_mixer.merging.orthogonal import orthogonal_sum
 from lora_mixer.merging.ties import ties
 from lora_mixer.merging.weighted_sum import concatenate, weighted_sum
 
 __all__ = [
-    "DENSE",
-    "LOW_RANK",
+    "METHODS",
     "LowRankForm",
     "MergeMethod",
-    "b_lora_gains",
+    "MethodSpec",
+    "Setting",
     "breadcrumbs",
     "concatenate",
     "dare",
@@ -32,6 +33,7 @@ __all__ = [
     "knots",
     "magnitude_prune",
     "orthogonal_sum",
+    "pair_of",
     "ties",
     "truncate",
     "truncate_pair",

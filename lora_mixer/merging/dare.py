@@ -2,21 +2,25 @@
 DARE (arXiv:2311.03099): drop entries at random and rescale the others, then add or merge by signs.
 
 Delta' = mask * Delta / density with mask ~ Bernoulli(density): the same change on average, with fewer entries in each
-other's way. The draw is seeded: one seed, one result.
+other's way. Draws are seeded, one source for each adapter: one seed, one result, whatever the order.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.merging.magnitude import check_share
+from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec
 from lora_mixer.merging.ties import agreeing_mean
 from lora_mixer.merging.weighted_sum import weighted_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lora_mixer.merging.ties import Average, Majority
 
 
 def drop_at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
@@ -45,8 +49,11 @@ def dare(
     weights: Sequence[float],
     density: float = 0.5,
     *,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     elect: bool = False,
+    majority: Majority = "total",
+    average: Average = "count",
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """
     Merge by DARE.
@@ -55,15 +62,41 @@ def dare(
         deltas: Weight changes of one shape.
         weights: One for each.
         density: Probability of an entry to stay.
-        generator: The source of the draws, seeded.
+        generators: The source of each adapter's draw, seeded.
         elect: Merge by elected signs, as TIES does, instead of adding.
+        majority: How signs are elected.
+        average: What the mean of those that agree divides by.
+        scale: Factor on the result.
 
     Returns:
         The merged change.
 
     Example:
-        >>> dare([torch.ones(3)], [0.5], density=1, generator=torch.Generator()).tolist()
+        >>> dare([torch.ones(3)], [0.5], density=1, generators=[torch.Generator()]).tolist()
         [0.5, 0.5, 0.5]
     """
-    sparse = [drop_at_random(delta, density, generator) for delta in deltas]
-    return agreeing_mean(sparse, weights) if elect else weighted_sum(sparse, weights)
+    sparse = [drop_at_random(d, density, g) for d, g in zip(deltas, generators, strict=True)]
+    if elect:
+        return agreeing_mean(sparse, weights, majority, average, scale)
+    return weighted_sum(sparse, weights) * scale
+
+
+DARE = MethodSpec(
+    "dare",
+    "drop at random and rescale, then add (arXiv:2311.03099)",
+    "changes",
+    dare,
+    dare,
+    (DENSITY, SCALE, SEED),
+    draws=True,
+)
+
+DARE_TIES = MethodSpec(
+    "dare-ties",
+    "drop at random and rescale, then elect signs as TIES does (arXiv:2311.03099)",
+    "changes",
+    partial(dare, elect=True),
+    partial(dare, elect=True),
+    (DENSITY, MAJORITY, AVERAGE, SCALE, SEED),
+    draws=True,
+)

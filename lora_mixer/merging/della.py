@@ -2,7 +2,8 @@
 DELLA (arXiv:2406.11617): drop entries at random, small ones rather than large ones, then merge by signs.
 
 In each row of a change the entry of rank k by magnitude (0 the smallest, n - 1 the largest) stays with probability
-p = density - epsilon + 2 epsilon k / (n - 1), and is divided by p. With epsilon 0 it is DARE.
+p = density - epsilon + 2 epsilon k / (n - 1), and is divided by p. With epsilon 0 it is DARE. (The paper's epsilon is
+the full width, 2 epsilon here; mergekit's is this one.)
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec, Setting
 from lora_mixer.merging.ties import agreeing_mean
 from lora_mixer.merging.weighted_sum import weighted_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from lora_mixer.merging.ties import Average, Majority
 
 
 def keep_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
@@ -77,8 +82,11 @@ def della(
     density: float = 0.5,
     epsilon: float = 0.1,
     *,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     elect: bool = True,
+    majority: Majority = "total",
+    average: Average = "count",
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """
     Merge by DELLA.
@@ -88,15 +96,46 @@ def della(
         weights: One for each.
         density: The mean probability to stay.
         epsilon: The reach of the probabilities.
-        generator: The source of the draws, seeded.
+        generators: The source of each adapter's draw, seeded.
         elect: Merge by elected signs (the paper); otherwise add.
+        majority: How signs are elected.
+        average: What the mean of those that agree divides by.
+        scale: Factor on the result, the paper's lambda.
 
     Returns:
         The merged change.
 
     Example:
-        >>> della([torch.ones(1, 2)], [0.5], 1.0, 0.0, generator=torch.Generator()).tolist()
+        >>> della([torch.ones(1, 2)], [0.5], 1.0, 0.0, generators=[torch.Generator()]).tolist()
         [[0.5, 0.5]]
     """
-    sparse = [drop_small_rather(delta, density, epsilon, generator) for delta in deltas]
-    return agreeing_mean(sparse, weights) if elect else weighted_sum(sparse, weights)
+    sparse = [drop_small_rather(d, density, epsilon, g) for d, g in zip(deltas, generators, strict=True)]
+    if elect:
+        return agreeing_mean(sparse, weights, majority, average, scale)
+    return weighted_sum(sparse, weights) * scale
+
+
+def _fits(settings: Mapping[str, Any]) -> str | None:
+    low, high = settings["density"] - settings["epsilon"], settings["density"] + settings["epsilon"]
+    if low > 0 and high <= 1:
+        return None
+    return f"della draws between density - epsilon and density + epsilon, got {low:g} to {high:g}"
+
+
+DELLA = MethodSpec(
+    "della",
+    "drop small entries rather than large ones, then elect signs (arXiv:2406.11617)",
+    "changes",
+    della,
+    della,
+    (
+        DENSITY,
+        Setting("epsilon", 0.1, "how far an entry's chance is from the density", 0, 1),
+        MAJORITY,
+        AVERAGE,
+        SCALE,
+        SEED,
+    ),
+    draws=True,
+    check=_fits,
+)

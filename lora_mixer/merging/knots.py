@@ -2,7 +2,7 @@
 KnOTS (arXiv:2410.19735): bring the adapters into one basis first, then merge there.
 
 [Delta_1 ... Delta_n] = U S [V_1 ... V_n]; the S V_i, all in the basis U, are merged by TIES; the result is U times that.
-With a plain sum in place of TIES it is the weighted sum. Since every Delta_i is B_i A_i, the basis comes from a core
+With a plain sum in place of TIES it is the weighted sum. Norms and biases are merged by TIES as they are. Since every Delta_i is B_i A_i, the basis comes from a core
 as small as the sum of the ranks, and the result has at most that rank: no full matrix is built.
 """
 
@@ -12,20 +12,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.merging.ties import ties
+from lora_mixer.merging.method import MethodSpec
+from lora_mixer.merging.ties import TIES, ties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_mixer.merging.ties import Majority
+    from lora_mixer.merging.ties import Average, Majority
     from lora_mixer.merging.weighted_sum import Pair
 
-NEGLIGIBLE = 1e-5
-"""Singular values up to this are dropped, as in the authors' code."""
+NEGLIGIBLE = 1e-10
+"""
+Singular values up to this share of the largest are dropped: they are the rounding of the stack.
+
+The authors drop those up to 1e-5, absolutely, which takes all of an adapter whose numbers are small.
+"""
 
 
 def knots(
-    pairs: Sequence[Pair], weights: Sequence[float], density: float = 0.5, majority: Majority = "total"
+    pairs: Sequence[Pair],
+    weights: Sequence[float],
+    density: float = 0.5,
+    majority: Majority = "total",
+    average: Average = "count",
+    scale: float = 1.0,
 ) -> Pair:
     """
     Merge by KnOTS with TIES.
@@ -35,6 +45,8 @@ def knots(
         weights: One for each.
         density: Share of the entries that TIES keeps.
         majority: How TIES elects signs.
+        average: What TIES' mean divides by.
+        scale: Factor on the result.
 
     Returns:
         The merged pair, fp64; its rank is at most the sum of the ranks.
@@ -50,10 +62,10 @@ def knots(
     q_up, r_up = torch.linalg.qr(ups)
     q_down, r_down = torch.linalg.qr(downs.T)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    kept = max(int((values > NEGLIGIBLE).sum()), 1)
+    kept = max(int((values > NEGLIGIBLE * values.max()).sum()), 1)
     basis = q_up @ left[:, :kept]  # (out, k)
     parts = (values[:kept, None] * right[:kept]) @ q_down.T  # (k, n * in)
-    return basis, ties(list(parts.split(widths, dim=1)), weights, density, majority)
+    return basis, ties(list(parts.split(widths, dim=1)), weights, density, majority, average, scale)
 
 
 def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -65,3 +77,13 @@ def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         whole[row : row + block.shape[0], column : column + block.shape[1]] = block
         row, column = row + block.shape[0], column + block.shape[1]
     return whole
+
+
+KNOTS = MethodSpec(
+    "knots",
+    "TIES in the common basis of all adapters (arXiv:2410.19735)",
+    "pairs",
+    knots,
+    ties,
+    TIES.settings,
+)

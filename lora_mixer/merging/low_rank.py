@@ -35,7 +35,11 @@ class LowRankForm:
 
 
 def truncate_pair(
-    up: torch.Tensor, down: torch.Tensor, rank: int | None = None, energy: float | None = None
+    up: torch.Tensor,
+    down: torch.Tensor,
+    rank: int | None = None,
+    energy: float | None = None,
+    sv_ratio: float | None = None,
 ) -> LowRankForm:
     """
     Give the best form of ``up @ down`` at a lower rank, worked out in the core of R x R in fp64.
@@ -43,25 +47,26 @@ def truncate_pair(
     Args:
         up: (out, R).
         down: (R, in).
-        rank: The rank wanted; one that the matrix does not reach gives the whole.
-        energy: Instead of a rank, the share of the squared norm to keep: the lowest rank that keeps it is taken.
+        rank: The rank wanted; one that the matrix does not reach gives the whole. Beside the others: the most.
+        energy: The share of the squared norm to keep: the lowest rank that keeps it is taken.
+        sv_ratio: Keep singular values above the largest divided by this.
 
     Returns:
         The pair, in fp64 for fp64 input and in fp32 otherwise.
 
     Raises:
-        ValueError: When neither or both of rank and energy are given, or one is impossible.
+        ValueError: When none of them is given, or one is impossible.
 
     Example:
         >>> form = truncate_pair(torch.eye(3), torch.diag(torch.tensor([3.0, 4.0, 0.0])), rank=1)
         >>> form.rank, round(form.error, 3)
         (1, 0.6)
     """
-    _check(rank, energy)
+    _check(rank, energy, sv_ratio)
     q_up, r_up = torch.linalg.qr(up.double())  # (out, R), (R, R)
     q_down, r_down = torch.linalg.qr(down.double().T)  # (in, R), (R, R)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    kept = _kept(values, rank, energy)
+    kept = _kept(values, rank, energy, sv_ratio)
     root = values[:kept].sqrt()
     wide = torch.float64 if up.dtype == torch.float64 else torch.float32
     return LowRankForm(
@@ -71,28 +76,34 @@ def truncate_pair(
     )
 
 
-def truncate(matrix: torch.Tensor, rank: int | None = None, energy: float | None = None) -> LowRankForm:
+def truncate(
+    matrix: torch.Tensor,
+    rank: int | None = None,
+    energy: float | None = None,
+    sv_ratio: float | None = None,
+) -> LowRankForm:
     """
     Give the best form of a full matrix at a lower rank.
 
     Args:
         matrix: (out, in).
-        rank: The rank wanted.
-        energy: Instead of a rank, the share of the squared norm to keep.
+        rank: The rank wanted; beside the others, the most.
+        energy: The share of the squared norm to keep.
+        sv_ratio: Keep singular values above the largest divided by this.
 
     Returns:
         The pair, in fp64 for fp64 input and in fp32 otherwise.
 
     Raises:
-        ValueError: When neither or both of rank and energy are given, or one is impossible.
+        ValueError: When none of them is given, or one is impossible.
 
     Example:
         >>> truncate(torch.ones(4, 6), energy=0.99).rank
         1
     """
-    _check(rank, energy)
+    _check(rank, energy, sv_ratio)
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    kept = _kept(values, rank, energy)
+    kept = _kept(values, rank, energy, sv_ratio)
     root = values[:kept].sqrt()
     wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     return LowRankForm(
@@ -102,22 +113,51 @@ def truncate(matrix: torch.Tensor, rank: int | None = None, energy: float | None
     )
 
 
-def _check(rank: int | None, energy: float | None) -> None:
-    if (rank is None) == (energy is None):
-        raise ValueError(f"expected either a rank or an energy, got rank={rank}, energy={energy}")
+NEGLIGIBLE = 1e-12
+"""Singular values up to this share of the largest are rounding, in fp64."""
+
+
+def pair_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Return a full matrix as a pair of the least rank that it has in fp64, by its singular values.
+
+    Args:
+        matrix: (out, in).
+
+    Returns:
+        ``up`` (out, rank) and ``down`` (rank, in), fp64; the rows of ``down`` are orthogonal.
+
+    Example:
+        >>> up, down = pair_of(torch.ones(4, 6))
+        >>> up.shape, down.shape
+        (torch.Size([4, 1]), torch.Size([1, 6]))
+    """
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = max(int((values > NEGLIGIBLE * values.max()).sum()), 1)
+    return left[:, :kept] * values[:kept], right[:kept]
+
+
+def _check(rank: int | None, energy: float | None, sv_ratio: float | None) -> None:
+    if rank is None and energy is None and sv_ratio is None:
+        raise ValueError("expected a rank, an energy or a ratio of singular values, got none")
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+    if sv_ratio is not None and not sv_ratio >= 1:
+        raise ValueError(f"sv_ratio must be at least 1, got {sv_ratio}")
 
 
-def _kept(values: torch.Tensor, rank: int | None, energy: float | None) -> int:
-    if rank is not None:
-        return min(rank, len(values))
-    shares = values.square().cumsum(0)
-    # rounding must not ask for one more value than there are
-    wanted = shares[-1] * (energy or 1.0) * (1 - 1e-15)
-    return min(int((shares < wanted).sum()) + 1, len(values))
+def _kept(values: torch.Tensor, rank: int | None, energy: float | None, sv_ratio: float | None) -> int:
+    kept = len(values) if rank is None else min(rank, len(values))
+    if energy is not None:
+        shares = values.square().cumsum(0)
+        # rounding must not ask for one more value than there are
+        wanted = shares[-1] * energy * (1 - 1e-15)
+        kept = min(kept, int((shares < wanted).sum()) + 1)
+    if sv_ratio is not None:
+        kept = min(kept, max(int((values > values[0] / sv_ratio).sum()), 1))
+    return kept
 
 
 def _tail(values: torch.Tensor, kept: int) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.merging.method import DENSITY, MethodSpec
 from lora_mixer.merging.weighted_sum import weighted_sum
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
 
     Args:
         delta: A weight change.
-        density: Share of the entries to keep, 0 to 1; the count is rounded down, as in PEFT.
+        density: Share of the entries to keep, above 0 and up to 1; the count is rounded down, as in PEFT, but at
+            least one stays.
 
     Returns:
         The pruned change, of the same shape.
@@ -31,7 +33,7 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     if density == 1:
         return delta
     flat = delta.flatten()
-    places = flat.abs().topk(int(density * flat.numel())).indices
+    places = flat.abs().topk(share_of(density, flat.numel())).indices
     return torch.zeros_like(flat).index_copy_(0, places, flat[places]).view_as(delta)
 
 
@@ -56,6 +58,17 @@ def magnitude_prune(
     return weighted_sum([keep_largest(delta, density) for delta in deltas], weights)
 
 
+def share_of(density: float, count: int) -> int:
+    """
+    Return how many of some entries a share is: rounded down, at least one for a share above 0.
+
+    Example:
+        >>> share_of(0.5, 7), share_of(0.1, 3), share_of(0, 3)
+        (3, 1, 0)
+    """
+    return max(int(density * count), 1 if density > 0 and count else 0)
+
+
 def check_share(name: str, value: float, *, least: float = 0.0) -> None:
     """
     Refuse a share that is none.
@@ -65,3 +78,13 @@ def check_share(name: str, value: float, *, least: float = 0.0) -> None:
     """
     if not least <= value <= 1:
         raise ValueError(f"{name} must be from {least:g} to 1, got {value}")
+
+
+MAGNITUDE = MethodSpec(
+    "magnitude",
+    "keep the largest entries, then add",
+    "changes",
+    magnitude_prune,
+    magnitude_prune,
+    (DENSITY,),
+)

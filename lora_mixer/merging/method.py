@@ -1,160 +1,183 @@
-"""A merging method by name, with its settings, checked once and applied layer by layer."""
+"""
+What a merging method is: a row with its function, what it works on and its settings; and a method with chosen settings.
+
+A new method is one file with its functions and its row, and a line in :mod:`lora_mixer.merging.methods`. Names,
+checks, the command line's help and what headers say come from the row.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lora_mixer.errors import MixError
-from lora_mixer.merging.breadcrumbs import breadcrumbs
-from lora_mixer.merging.dare import dare
-from lora_mixer.merging.della import della
-from lora_mixer.merging.knots import knots
-from lora_mixer.merging.magnitude import magnitude_prune
-from lora_mixer.merging.orthogonal import orthogonal_sum
-from lora_mixer.merging.ties import ties
-from lora_mixer.merging.weighted_sum import concatenate
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from lora_mixer.merging.ties import Majority
-    from lora_mixer.merging.weighted_sum import Pair
-
-LOW_RANK = ("sum", "knots", "orthogonal", "b-lora")
-"""Methods that work on low-rank pairs and give one, at most of the sum of the ranks."""
-
-DENSE = ("ties", "dare", "dare-ties", "della", "breadcrumbs", "magnitude")
-"""Methods that work on full matrices, layer by layer; a rank must be asked for."""
+Value = float | int | str
 
 
 @dataclass(frozen=True)
-class MergeMethod:
+class Setting:
     """
-    How several adapters become one.
+    A number or a word that a method takes.
 
     Attributes:
-        name: One of ``LOW_RANK`` and ``DENSE``.
-        density: Share of the entries that sparse methods keep.
-        seed: Of the draws of ``dare``, ``dare-ties`` and ``della``; each layer draws by itself, so neither the order
-            of layers nor other layers matter.
-        epsilon: The reach of DELLA's probabilities.
-        outliers: Share of the largest entries that Breadcrumbs drops.
-        majority: How TIES elects signs: ``total`` or ``frequency``.
-
-    Raises:
-        MixError: When the name is unknown or a setting is impossible.
-
-    Example:
-        >>> MergeMethod("ties", density=0.2).is_dense
-        True
+        name: The parameter's name in the method's function.
+        default: Its value where none is given; its type is the type that is taken.
+        summary: What it is, in half a line.
+        low: The least number.
+        high: The largest number.
+        above_low: Whether ``low`` itself is too little.
+        choices: The words that there are; empty for numbers.
     """
 
-    name: str = "sum"
-    density: float = 0.5
-    seed: int = 0
-    epsilon: float = 0.1
-    outliers: float = 0.01
-    majority: Majority = "total"
+    name: str
+    default: Value
+    summary: str
+    low: float = -math.inf
+    high: float = math.inf
+    above_low: bool = False
+    choices: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Check everything."""
-        problems = []
-        if self.name not in LOW_RANK + DENSE:
-            problems.append(f"method {self.name!r} is unknown; there are {', '.join(LOW_RANK + DENSE)}")
-        if not 0 < self.density <= 1:
-            problems.append(f"density must be above 0 and at most 1, got {self.density}")
-        spread = (self.density - self.epsilon, self.density + self.epsilon)
-        if self.name == "della" and not (self.epsilon >= 0 and spread[0] > 0 and spread[1] <= 1):
-            problems.append(
-                f"della draws between density - epsilon and density + epsilon, got {spread[0]:g} to {spread[1]:g}"
-            )
-        if self.name == "breadcrumbs" and not (self.outliers >= 0 and self.density + self.outliers <= 1):
-            problems.append(f"outliers must be from 0 to {1 - self.density:g} here, got {self.outliers}")
-        if self.majority not in ("total", "frequency"):
-            problems.append(f"majority must be total or frequency, got {self.majority!r}")
-        if problems:
-            raise MixError("; ".join(problems), problems=tuple(Problem("", text) for text in problems))
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether it works on full matrices, so that a rank must be asked for."""
-        return self.name in DENSE
-
-    def merge_pairs(self, pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
+    def read(self, value: object) -> Value:
         """
-        Merge one layer's low-rank pairs; for the methods in ``LOW_RANK``.
+        Return a value, from text too, as what the setting takes.
 
-        Args:
-            pairs: (up, down) of each adapter, alpha / rank multiplied in.
-            weights: One for each; those of ``b-lora`` have the blocks in them already.
-
-        Returns:
-            The merged pair.
-        """
-        if self.name == "knots":
-            return knots(pairs, weights, self.density, self.majority)
-        if self.name == "orthogonal":
-            return orthogonal_sum(pairs, weights)
-        return concatenate(pairs, weights)
-
-    def merge_deltas(
-        self, deltas: Sequence[torch.Tensor], weights: Sequence[float], place: str
-    ) -> torch.Tensor:
-        """
-        Merge one layer's full weight changes; for the methods in ``DENSE``.
-
-        Args:
-            deltas: The change of each adapter at weight 1.
-            weights: One for each.
-            place: The layer's name, which its draw is seeded with besides the seed.
-
-        Returns:
-            The merged change.
-        """
-        if self.name == "ties":
-            return ties(deltas, weights, self.density, self.majority)
-        if self.name == "breadcrumbs":
-            return breadcrumbs(deltas, weights, self.density, self.outliers)
-        if self.name == "magnitude":
-            return magnitude_prune(deltas, weights, self.density)
-        generator = layer_generator(self.seed, place)
-        if self.name == "della":
-            return della(deltas, weights, self.density, self.epsilon, generator=generator)
-        return dare(deltas, weights, self.density, generator=generator, elect=self.name == "dare-ties")
-
-    def to_text(self) -> str:
-        """
-        Give the method as one word with the settings that it uses.
+        Raises:
+            ValueError: When it is something else; its text says what is expected.
 
         Example:
-            >>> MergeMethod("dare", seed=7).to_text()
-            'dare(density=0.5, seed=7)'
+            >>> Setting("density", 0.5, "share", 0, 1).read("0.25")
+            0.25
         """
-        used = {
-            "knots": ("density", "majority"),
-            "ties": ("density", "majority"),
-            "dare": ("density", "seed"),
-            "dare-ties": ("density", "seed"),
-            "della": ("density", "epsilon", "seed"),
-            "breadcrumbs": ("density", "outliers"),
-            "magnitude": ("density",),
-        }.get(self.name, ())
-        settings = ", ".join(f"{name}={getattr(self, name)}" for name in used)
-        return f"{self.name}({settings})" if settings else self.name
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
+            return str(value)
+        number = _number(value)
+        whole = isinstance(self.default, int)
+        if number is None or (whole and number != int(number)):
+            raise ValueError(f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}")
+        if not self.low <= number <= self.high or (self.above_low and number == self.low):
+            raise ValueError(f"{self.name} must be {self.range}, got {number:g}")
+        return int(number) if whole else number
+
+    @property
+    def range(self) -> str:
+        """The numbers that are taken, as text."""
+        least = f"{'above' if self.above_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
+        most = f"at most {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(part for part in (least, most) if part) or "any number"
 
 
-def layer_generator(seed: int, place: str) -> torch.Generator:
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _no_problem(settings: Mapping[str, Any]) -> str | None:
+    del settings
+    return None
+
+
+@dataclass(frozen=True)
+class MethodSpec:
     """
-    Give the source of draws of one layer, the same for a seed and a name everywhere.
+    One merging method: a row of :data:`METHODS`.
+
+    Attributes:
+        name: Its name.
+        summary: What it does, in half a line.
+        works_on: ``pairs``, (up, down) of each adapter, which gives one pair of at most the sum of the ranks; or
+            ``changes``, full matrices (out, in * kernel), whose result has to be cut to a rank.
+        merge: The function: parts, weights, and the settings by name; with ``draws``, one seeded generator for each
+            adapter as ``generators``.
+        merge_vectors: The same for changes of norms and biases (n,), which have no input directions.
+        settings: What it takes.
+        draws: Whether it draws at random; ``seed`` is then one of the settings.
+        ordered: Whether the order of the adapters counts.
+        is_sum: Whether it is the weighted sum itself, of pairs and full matrices alike.
+        check: Says what is wrong with settings that do not go together, or None.
+    """
+
+    name: str
+    summary: str
+    works_on: Literal["pairs", "changes"]
+    merge: Callable[..., Any]
+    merge_vectors: Callable[..., torch.Tensor]
+    settings: tuple[Setting, ...] = ()
+    draws: bool = False
+    ordered: bool = False
+    is_sum: bool = False
+    check: Callable[[Mapping[str, Any]], str | None] = _no_problem
+
+
+DENSITY = Setting("density", 0.5, "share of the entries that stay", 0, 1, above_low=True)
+SEED = Setting("seed", 0, "of the draws; each layer of each adapter draws for itself")
+SCALE = Setting("scale", 1.0, "factor on the result (lambda of the papers), for means of weak weights")
+MAJORITY = Setting(
+    "majority",
+    "total",
+    "signs are elected by their total or by the number of adapters",
+    choices=("total", "frequency"),
+)
+AVERAGE = Setting(
+    "average",
+    "count",
+    "the mean is over the number of agreeing adapters or over their weights",
+    choices=("count", "weights"),
+)
+
+
+def layer_generator(seed: int, place: str, adapter: str) -> torch.Generator:
+    """
+    Return the source of draws of one adapter in one layer, the same for a seed and these names everywhere.
 
     Example:
-        >>> layer_generator(0, "a").initial_seed() == layer_generator(0, "b").initial_seed()
+        >>> layer_generator(0, "unet.a", "ink").initial_seed() == layer_generator(0, "unet.a", "oil").initial_seed()
         False
     """
-    digest = hashlib.sha256(f"{seed}\n{place}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\n{place}\n{adapter}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def read_settings(spec: MethodSpec, given: Mapping[str, object]) -> dict[str, Value]:
+    """
+    Return all settings of a method, defaults where none is given.
+
+    Raises:
+        MixError: When there is no such setting, or a value is impossible; all problems at once.
+    """
+    known = {setting.name: setting for setting in spec.settings}
+    problems, values = [], {}
+    for name in given:
+        if name not in known:
+            has = f"its settings are {', '.join(known)}" if known else "it has none"
+            problems.append(f"{spec.name} has no setting {name!r}; {has}")
+    for name, setting in known.items():
+        try:
+            values[name] = setting.read(given.get(name, setting.default))
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems and (why := spec.check(values)) is not None:
+        problems.append(why)
+    refuse(problems)
+    return values
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise all problems as one ``MixError``, if there are any."""
+    if problems:
+        raise MixError("; ".join(problems), problems=tuple(Problem("method", text) for text in problems))

@@ -4,7 +4,7 @@ Orthogonal sum: adapters answer to input directions of their own.
 Orthogonal Adaptation (arXiv:2312.02432) trains adapters whose down projections are orthogonal to each other, so that
 their plain sum keeps each one intact. For adapters that were not trained so, this takes from each the input directions
 that those before it use, A_i' = A_i (I - Q Q^T) with Q an orthonormal basis of their rows, and then adds. The first is
-kept whole; the order counts.
+kept whole; the order counts. Norms and biases have no input directions: they are added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.merging.weighted_sum import concatenate
+from lora_mixer.merging.method import MethodSpec
+from lora_mixer.merging.weighted_sum import concatenate, weighted_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,3 +54,13 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         largest = float(values.max()) if len(values) else 0.0
         basis = left[:, values > _TINY * largest] if largest else None
     return concatenate(freed, weights)
+
+
+ORTHOGONAL = MethodSpec(
+    "orthogonal",
+    "each adapter without the input directions of those before it (after arXiv:2312.02432)",
+    "pairs",
+    orthogonal_sum,
+    weighted_sum,
+    ordered=True,
+)

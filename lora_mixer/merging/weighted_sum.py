@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.merging.method import MethodSpec
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,3 +67,13 @@ def wide_type(tensors: object) -> torch.dtype:
     """Give fp64 where any of the tensors has it, else fp32: sums of halves would round."""
     found: list[torch.Tensor] = list(tensors)  # type: ignore[call-overload]
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in found) else torch.float32
+
+
+SUM = MethodSpec(
+    "sum",
+    "the weighted sum, exactly (arXiv:2212.04089)",
+    "pairs",
+    concatenate,
+    weighted_sum,
+    is_sum=True,
+)

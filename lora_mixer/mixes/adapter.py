@@ -142,7 +142,14 @@ class AdapterMix:
         weight = self.component_weight(component)
         return weight if self.blocks is None else weight * self.blocks.weight(component, module, layout)
 
-    def share_at(self, component: str, step: int, steps: int, timestep: float | None = None) -> float:
+    def share_at(
+        self,
+        component: str,
+        step: int,
+        steps: int,
+        timestep: float | None = None,
+        level: tuple[int, int] | None = None,
+    ) -> float:
         """
         Give the value of a component's schedule.
 
@@ -151,6 +158,7 @@ class AdapterMix:
             step: The step, from 0; text encoders run before the first one and have its value at all steps.
             steps: How many steps there are.
             timestep: The scheduler's timestep, where it is known.
+            level: As ``Schedule.at`` has it.
 
         Returns:
             The factor at that step.
@@ -158,7 +166,9 @@ class AdapterMix:
         schedule = self.component_schedule(component)
         if schedule is None:
             return 1.0
-        return schedule.at(0, steps) if component in TEXT_ENCODERS else schedule.at(step, steps, timestep)
+        if component in TEXT_ENCODERS:
+            return schedule.at(0, steps)
+        return schedule.at(step, steps, timestep, level)
 
     def to_spec(self) -> object:
         """

@@ -261,7 +261,7 @@ class Mix:
 
         Args:
             name: The adapter.
-            component: The attribute of the pipeline, as ``unet``; text encoders have ``text_gain`` at all steps.
+            component: The attribute of the pipeline, as ``unet``; text encoders have the same gain at all steps.
             module: The layer's dotted path in the live component.
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
@@ -284,7 +284,13 @@ class Mix:
         )
 
     def share_at(
-        self, name: str, component: str, step: int, steps: int, timestep: float | None = None
+        self,
+        name: str,
+        component: str,
+        step: int,
+        steps: int,
+        timestep: float | None = None,
+        level: tuple[int, int] | None = None,
     ) -> float:
         """
         Give what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
@@ -300,6 +306,7 @@ class Mix:
             step: The step, from 0; one past the end counts as the last.
             steps: How many steps there are.
             timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+            level: As ``Schedule.at`` has it.
 
         Returns:
             The schedule's value times the method's share.
@@ -314,26 +321,9 @@ class Mix:
             turn = 0
             if adapter.has_own(component):
                 return adapter.share_at(component, 0, steps)
-        return adapter.share_at(component, step, steps, timestep) * self.method.share(name, self.names, turn)
-
-    def text_gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """
-        Give the gain on a layer of a text encoder, which has one for the whole run; ``share_at`` says which.
-
-        Args:
-            name: The adapter.
-            component: The attribute of the pipeline, as ``text_encoder``.
-            module: The layer's dotted path in the live component.
-            layout: Not needed; the other gains have it.
-
-        Returns:
-            The gain.
-
-        Example:
-            >>> [Mix.of(f"a:1,{te}start=5").text_gain("a", "text_encoder", "x") for te in ("", "te=0.5,")]
-            [0.0, 0.5]
-        """
-        return self.gain_at(name, component, module, 0, 1, layout)
+        return adapter.share_at(component, step, steps, timestep, level) * self.method.share(
+            name, self.names, turn
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -26,7 +26,11 @@ Unit = Literal["fraction", "step"]
 class Schedule(ABC):
     """A curve over the steps of the denoiser."""
 
-    def at(self, step: int, steps: int, timestep: float | None = None) -> float:
+    unit: Unit | None = None
+
+    def at(
+        self, step: int, steps: int, timestep: float | None = None, level: tuple[int, int] | None = None
+    ) -> float:
         """
         Give the value at one step.
 
@@ -34,6 +38,8 @@ class Schedule(ABC):
             step: The step, from 0; a step past the end counts as the last one.
             steps: How many steps there are.
             timestep: The scheduler's timestep, which ``SliderStart`` is exact with.
+            level: Which noise level of the run it is, from 0, and how many there are, where a scheduler has levels
+                between steps (DPM2, PNDM's warm-up): fractions go by it, steps by ``step``.
 
         Returns:
             The value.
@@ -49,6 +55,8 @@ class Schedule(ABC):
             reading = Problems()
             reading.problem("", f"expected a step from 0 and at least one step, got step {step} of {steps}.")
             reading.finish("step")
+        if level is not None and self.unit != "step":
+            step, steps = level
         return self._at(min(step, steps - 1), steps, timestep)
 
     @abstractmethod

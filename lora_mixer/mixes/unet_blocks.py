@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 Side = Literal["down", "mid", "up"]
 
-SAMPLERS = ("downsamplers", "upsamplers")
-
 _PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.(\w+?)(?:\.(\d+))?(?:\.|$)")
 
 

@@ -30,7 +30,7 @@ def load_json(text: str, reading: Problems, where: str = "") -> object:
 
     Example:
         >>> from lora_mixer.extras import require
-    from lora_mixer.parsing.problems import Problems
+        >>> from lora_mixer.parsing.problems import Problems
         >>> load_json('{"a": 0.5}', Problems())
         {'a': 0.5}
     """
@@ -51,7 +51,7 @@ def load_yaml(text: str, reading: Problems, where: str = "") -> object:
 
     Example:
         >>> from lora_mixer.extras import require
-    from lora_mixer.parsing.problems import Problems
+        >>> from lora_mixer.parsing.problems import Problems
         >>> load_yaml("a: {unet: 0.5}", Problems())
         {'a': {'unet': 0.5}}
     """

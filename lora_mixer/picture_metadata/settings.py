@@ -86,11 +86,6 @@ class PictureAdapter:
         """The first hash, or None."""
         return next(iter(self.hashes.values()), None)
 
-    @property
-    def hash_kind(self) -> str | None:
-        """The kind of the first hash, or None."""
-        return next(iter(self.hashes), None)
-
     def adapter_mix(self) -> AdapterMix:
         """Give what it says as a part of a mix."""
         if self.spec is not None:

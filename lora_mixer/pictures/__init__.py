@@ -6,11 +6,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 from lora_mixer.pictures.fields import MAX_SEED, PictureField, PictureFields
+from lora_mixer.pictures.model_options import DEMO, MODEL_FIELDS, ModelOptions
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 
 if TYPE_CHECKING:
+    from lora_mixer.pictures.checkpoints import Checkpoint, find_models, read_checkpoint
     from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
-    from lora_mixer.pictures.loading import DEMO, load_outline, load_pipeline, own_defaults
+    from lora_mixer.pictures.loading import load_outline, load_pipeline, own_defaults
     from lora_mixer.pictures.maker import PictureMaker, StepProgress
     from lora_mixer.pictures.queue import FairQueue
     from lora_mixer.pictures.sheet import Band, contact_sheet
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DEMO",
     "MAX_SEED",
+    "MODEL_FIELDS",
     "PICTURE_FIELDS",
     "Band",
+    "Checkpoint",
     "FairQueue",
     "GridAxis",
+    "ModelOptions",
     "Picture",
     "PictureField",
     "PictureFields",
@@ -29,17 +34,21 @@ __all__ = [
     "PictureRequest",
     "StepProgress",
     "contact_sheet",
+    "find_models",
     "grid_requests",
     "grid_sheet",
     "load_outline",
     "load_pipeline",
     "own_defaults",
+    "read_checkpoint",
     "with_adapter",
 ]
 
 # Imported at the first look: what a picture's fields are can be asked without torch, as commands do for their help.
 _MODULES = {
-    "DEMO": "loading",
+    "Checkpoint": "checkpoints",
+    "find_models": "checkpoints",
+    "read_checkpoint": "checkpoints",
     "GridAxis": "grid",
     "Band": "sheet",
     "FairQueue": "queue",

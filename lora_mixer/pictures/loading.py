@@ -1,63 +1,223 @@
-"""A pipeline by name: the embedded demo, a folder or a Hub repository, on a device, in a dtype."""
+"""A pipeline by name: the embedded demo, a checkpoint in one file, a folder or a Hub repository; on a device, in a dtype."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import tempfile
 import warnings
-from typing import Any, Literal
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
-from lora_mixer.errors import MissingExtraError, PictureError, SourceNotFoundError
+from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, SourceNotFoundError
 from lora_mixer.extras import install
+from lora_mixer.pictures.base_configs import write_config_folder
+from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.model_options import DEMO, ModelOptions
 
-DEMO = "demo"
-"""The name of the embedded pipeline."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lora_mixer.pictures.checkpoints import Checkpoint
 
 _QUANTISERS = ("bitsandbytes", "torchao", "quanto")
 """What messages call the libraries of the extra ``quant``."""
 
-DType = Literal["auto", "float32", "float16", "bfloat16"]
 
-
-def load_pipeline(model: str = DEMO, *, device: str = "auto", dtype: str = "auto") -> Any:
+def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
     """
-    Load a diffusers pipeline.
+    Load a pipeline: the one loader of commands, plans, workers and the page.
 
     Args:
-        model: ``demo`` for the embedded one, a folder, or the name of a Hub repository.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        dtype: ``float32``, ``float16``, ``bfloat16``; ``auto`` is float16 on a GPU, and float32 on the CPU and for the
-            demo, which was tested in it.
+        model: ``demo`` for the embedded one, a checkpoint in one file, a diffusers folder, the name of a Hub repository;
+            or all options as one value.
+        options: Fields of :class:`ModelOptions`: ``device``, ``dtype``, ``revision``, ``variant``, ``vae``, ``config``, ...
 
     Returns:
         The pipeline.
 
     Raises:
-        SourceNotFoundError: When there is no pipeline of that name.
-        PictureError: When the device or the dtype cannot be used.
+        SourceNotFoundError: When there is no pipeline of that name, or the file is of another kind; it says of which.
+        CorruptFileError: When a file is damaged or only a part of it is there.
+        PictureError: When the device, the dtype or another option cannot be used.
         MissingExtraError: When the pipeline is quantised by a library that is not installed.
 
     Example:
         >>> type(load_pipeline("demo")).__name__  # doctest: +SKIP
         'StableDiffusionPipeline'
+        >>> pipe = load_pipeline("juggernaut.safetensors", dtype="float16")  # doctest: +SKIP
     """
-    chosen = _device(device)
-    if dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise PictureError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
-    if model == DEMO:
+    wanted = replace(model, **options) if isinstance(model, ModelOptions) else ModelOptions(model, **options)
+    device = _device(wanted.device)
+    half = torch.float32 if device.type == "cpu" or wanted.model == DEMO else torch.float16
+    dtype = half if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
+    with _told(wanted.model):
+        more = {} if wanted.vae is None else {"vae": _load_vae(wanted, dtype)}
+        pipe = _load(wanted, dtype, more)
+        return pipe.to(device)
+
+
+def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:
+    """Load a pipeline of any kind into host memory."""
+    if wanted.model == DEMO:
         from lora_mixer.demo import load_demo
 
-        return load_demo(dtype=None if dtype == "auto" else getattr(torch, dtype), device=chosen)
+        pipe: Any = load_demo(dtype=dtype)
+        if more:
+            pipe.register_modules(**more)
+        return pipe
     from diffusers import DiffusionPipeline
 
+    if is_checkpoint_name(wanted.model) and not Path(wanted.model).expanduser().is_dir():
+        return _load_file(wanted, dtype, more)
     pipelines: Any = DiffusionPipeline
-    half = torch.float32 if chosen.type == "cpu" else torch.float16
-    loaded_as = half if dtype == "auto" else getattr(torch, dtype)
+    given = {
+        name: getattr(wanted, name) for name in ("revision", "variant") if getattr(wanted, name) is not None
+    }
+    return pipelines.from_pretrained(wanted.model, torch_dtype=dtype, **given, **more)
+
+
+def _load_file(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:
+    checkpoint = read_checkpoint(wanted.model, allow_pickle=wanted.allow_pickle)
+    if checkpoint.kind == "denoiser" and wanted.config is not None:
+        return _load_denoiser(checkpoint, wanted, dtype, more)
+    if checkpoint.kind != "pipeline":
+        raise SourceNotFoundError(f"{wanted.model} is {OTHERWISE[checkpoint.kind]}")
+    from lora_mixer.demo import quiet_libraries
+
+    with config_of(checkpoint, wanted.config) as folder, quiet_libraries():
+        kind = _class_of(folder, "model_index.json")
+        loaded = kind.from_single_file(
+            str(checkpoint.path), config=str(folder), torch_dtype=dtype, local_files_only=True, **more
+        )
+    # the folder may have been a temporary one: nothing may look there again
+    loaded.register_to_config(_name_or_path=wanted.model)
+    return loaded
+
+
+def _load_denoiser(
+    checkpoint: Checkpoint, wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]
+) -> Any:
+    """Put a denoiser of its own, GGUF ones included, into the pipeline of a folder."""
+    import diffusers
+
+    folder = Path(str(wanted.config)).expanduser()
+    index = _json(folder / "model_index.json")
+    part = next((name for name in ("transformer", "unet") if isinstance(index.get(name), list)), None)
+    if part is None:
+        raise SourceNotFoundError(f"{folder}: its model_index.json names no transformer and no unet")
+    given: dict[str, Any] = {}
+    if checkpoint.path.suffix.lower() == ".gguf":
+        if importlib.util.find_spec("gguf") is None:  # diffusers asks for it in the middle of its work
+            raise MissingExtraError(
+                f"{checkpoint.path} is a GGUF file, and the package gguf is missing; "
+                f"install it with: {install('quant')}"
+            )
+        quantised: Any = diffusers.GGUFQuantizationConfig
+        given["quantization_config"] = quantised(compute_dtype=dtype)
+    denoiser = getattr(diffusers, index[part][1]).from_single_file(
+        str(checkpoint.path), config=str(folder), subfolder=part, torch_dtype=dtype, **given
+    )
+    pipelines: Any = diffusers.DiffusionPipeline
+    return pipelines.from_pretrained(str(folder), torch_dtype=dtype, **{part: denoiser}, **more)
+
+
+@contextmanager
+def config_of(checkpoint: Checkpoint, given: str | None = None) -> Iterator[Path]:
+    """
+    Find the configuration of a single file, without a network.
+
+    Args:
+        checkpoint: What the file is.
+        given: A diffusers folder; None is one of the file's name beside it, else what this package brings along.
+
+    Yields:
+        A diffusers folder, which may be a temporary one.
+
+    Raises:
+        SourceNotFoundError: When there is none.
+    """
+    beside = checkpoint.path.with_suffix("") if given is None else Path(given).expanduser()
+    if (beside / "model_index.json").is_file():
+        yield beside
+        return
+    if given is not None:
+        raise SourceNotFoundError(f"{given}: expected a diffusers folder with model_index.json (--config)")
+    with tempfile.TemporaryDirectory(prefix="lora-mixer-config-") as folder:
+        yield write_config_folder(checkpoint, Path(folder))
+
+
+def _load_vae(wanted: ModelOptions, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    vaes: Any = AutoencoderKL
+    place = Path(str(wanted.vae)).expanduser()
+    if not is_checkpoint_name(str(place)) or place.is_dir():
+        below = {"subfolder": "vae"} if (place / "vae").is_dir() else {}
+        return vaes.from_pretrained(str(wanted.vae), torch_dtype=dtype, **below)
+    held = read_checkpoint(place, allow_pickle=wanted.allow_pickle)
+    if held.kind not in ("vae", "pipeline"):
+        raise SourceNotFoundError(f"{wanted.vae} is expected to be a VAE, and is {OTHERWISE[held.kind]}")
+    with _vae_config(wanted) as folder:
+        return vaes.from_single_file(str(place), config=str(folder), torch_dtype=dtype, local_files_only=True)
+
+
+@contextmanager
+def _vae_config(wanted: ModelOptions) -> Iterator[Path]:
+    """Give the configuration of the VAE of the model that another one is for."""
+    model = Path(wanted.model).expanduser()
+    if wanted.model == DEMO:
+        from lora_mixer.demo import demo_folder
+
+        yield demo_folder() / "vae"
+    elif is_checkpoint_name(wanted.model) and not model.is_dir():
+        checkpoint = read_checkpoint(wanted.model, allow_pickle=wanted.allow_pickle)
+        with config_of(checkpoint, wanted.config) as folder:
+            yield folder / "vae"
+    elif model.is_dir():
+        yield model / "vae"
+    else:
+        from huggingface_hub import snapshot_download
+
+        yield (
+            Path(snapshot_download(wanted.model, allow_patterns=["vae/*.json"], revision=wanted.revision))
+            / "vae"
+        )
+
+
+def _class_of(folder: Path, name: str) -> Any:
+    import diffusers
+
+    wanted = _json(folder / name).get("_class_name")
+    kind = getattr(diffusers, str(wanted), None)
+    if kind is None or not hasattr(kind, "from_single_file"):
+        raise SourceNotFoundError(f"{folder / name}: diffusers reads no single files as {wanted!r}")
+    return kind
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceNotFoundError(f"{path} cannot be read: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+@contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Say in one sentence what went wrong with a model."""
     try:
         with warnings.catch_warnings():
             # Named "dtype" in the newest releases only, which still take this one.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return pipelines.from_pretrained(model, torch_dtype=loaded_as).to(chosen)
+            yield
+    except LoraMixerError:
+        raise
     except ImportError as error:
         if any(library in str(error).lower() for library in _QUANTISERS):
             raise MissingExtraError(
@@ -65,11 +225,13 @@ def load_pipeline(model: str = DEMO, *, device: str = "auto", dtype: str = "auto
                 f"install it with: {install('quant')}"
             ) from error
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        first_line = str(error).strip().split("\n", 1)[0][:500]
         raise SourceNotFoundError(
-            f"the model {model!r} must be 'demo', a folder or a Hub repository with a diffusers pipeline "
-            f"(model_index.json), and could not be loaded: {first_line}"
+            f"the model {model!r} must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
+            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line}"
         ) from error
 
 
@@ -102,12 +264,13 @@ def own_defaults(model: str) -> dict[str, Any]:
     return {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
 
 
-def load_outline(model: str = DEMO) -> Any:
+def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
     """
     Build the modules of a pipeline without their weights, to check adapters and mixes against.
 
     Args:
-        model: ``demo``, a diffusers folder, or the name of a Hub repository, of which only configurations are read.
+        model: As for :func:`load_pipeline`; of a file and of a Hub repository only headers and configurations are read.
+        options: Likewise.
 
     Returns:
         Something with ``components``, as a pipeline has, on the meta device.
@@ -119,22 +282,30 @@ def load_outline(model: str = DEMO) -> Any:
         >>> sorted(load_outline("demo").components)
         ['text_encoder', 'unet']
     """
-    from pathlib import Path
-
     from lora_mixer.writing.skeleton import of_folder
 
-    if model == DEMO:
+    wanted = replace(model, **options) if isinstance(model, ModelOptions) else ModelOptions(model, **options)
+    name = wanted.model
+    if name == DEMO:
         from lora_mixer.demo import demo_folder
 
         return of_folder(demo_folder())
-    if not Path(model).expanduser().exists() and model.count("/") == 1:
+    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
+        checkpoint = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
+        if checkpoint.kind == "denoiser" and wanted.config is not None:
+            return of_folder(wanted.config)
+        if checkpoint.kind != "pipeline":
+            raise SourceNotFoundError(f"{name} is {OTHERWISE[checkpoint.kind]}")
+        with config_of(checkpoint, wanted.config) as folder:
+            return replace(of_folder(folder), name=name, folder=None)
+    if not Path(name).expanduser().exists() and name.count("/") == 1:
         from huggingface_hub import snapshot_download
 
         try:
-            return of_folder(snapshot_download(model, allow_patterns=["*.json"]))
+            return of_folder(snapshot_download(name, allow_patterns=["*.json"], revision=wanted.revision))
         except (OSError, ValueError) as error:
             raise SourceNotFoundError(
-                f"the model {model!r} is no folder here, and its configurations cannot be had from the Hub: "
+                f"the model {name!r} is no folder here, and its configurations cannot be had from the Hub: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
-    return of_folder(model)
+    return of_folder(name)

@@ -22,7 +22,16 @@ from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
 
 from ._hub_errors import translate
 from ._local import read_config
-from ._names import CONFIG_NAME, check_allowed, choose, safe_relative
+from ._names import (
+    ADAPTER_SUFFIXES,
+    CONFIG_NAME,
+    candidates,
+    check_allowed,
+    choose,
+    component_files,
+    component_of,
+    safe_relative,
+)
 from ._types import AdapterSource
 
 if TYPE_CHECKING:
@@ -53,9 +62,18 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
             f"call since 1.0. Set the environment variables HTTPS_PROXY and HTTP_PROXY instead."
         )
     subfolder = safe_relative(request.subfolder, "subfolder") if request.subfolder else ""
-    name = request.weight_name or _chosen(repo_id, subfolder, request)
-    name = safe_relative(name, "weight_name")
-    name = f"{subfolder}/{name}" if subfolder else name
+    names = [request.weight_name] if request.weight_name else _chosen(repo_id, subfolder, request)
+    names = [safe_relative(name, "weight_name") for name in names]
+    found = [_one(repo_id, f"{subfolder}/{name}" if subfolder else name, request) for name in names]
+    if len(found) == 1:
+        return found[0]
+    label = f"{repo_id}: {subfolder}" if subfolder else repo_id
+    return AdapterSource(
+        label, found[0].weights, repo_id=repo_id, revision=found[0].revision, parts=tuple(found)
+    )
+
+
+def _one(repo_id: str, name: str, request: Request) -> AdapterSource:
     label = f"{repo_id}: {name}"
     check_allowed(name, label, request)
     try:
@@ -65,7 +83,9 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
     commit = _commit_of(weights, name)
     # The same commit for both, even if somebody pushes in between.
     config = _config_beside(repo_id, name, request if commit is None else replace(request, revision=commit))
-    return AdapterSource(label=label, weights=weights, config=config, repo_id=repo_id, revision=commit)
+    folder = name.rpartition("/")[0].rpartition("/")[2]
+    named = component_of(folder) if config is not None else None
+    return AdapterSource(label, weights, config, repo_id, commit, named)
 
 
 def from_url(url: str, request: Request) -> AdapterSource:
@@ -104,12 +124,14 @@ def from_url(url: str, request: Request) -> AdapterSource:
     return from_repo(repo_id, replace(request, revision=revision, weight_name=inside))
 
 
-def _chosen(repo_id: str, subfolder: str, request: Request) -> str:
+def _chosen(repo_id: str, subfolder: str, request: Request) -> list[str]:
     prefix = f"{subfolder}/" if subfolder else ""
     names = _cached_names(repo_id, request) if request.local_files_only else _listed_names(repo_id, request)
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
-    return choose(inside, where, request)
+    here = [name for name in inside if "/" not in name]
+    parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
+    return parts or [choose(inside, where, request)]
 
 
 def _listed_names(repo_id: str, request: Request) -> list[str]:

@@ -15,6 +15,9 @@ from ._names import (
     candidates,
     check_allowed,
     choose,
+    component_files,
+    component_of,
+    is_pickle,
     listing,
     safe_relative,
 )
@@ -42,11 +45,50 @@ def from_path(path: Path, request: Request) -> AdapterSource:
         SourceError: There is no such file, there are several, it leads out of the folder or is not allowed.
         CorruptFileError: ``adapter_config.json`` is no JSON object.
     """
-    weights = _in_folder(path, request) if path.is_dir() else _single_file(path, request)
-    check_allowed(weights.name, str(weights), request)
-    return AdapterSource(
-        label=str(weights), weights=weights, config=read_config(weights.parent / CONFIG_NAME)
-    )
+    if path.is_dir():
+        parts = _parts(path, request)
+        if len(parts) == 1:
+            return parts[0]
+        if parts:
+            folder = path / request.subfolder if request.subfolder else path
+            return AdapterSource(label=str(folder), weights=parts[0].weights, parts=parts)
+        return _one(_in_folder(path, request), request)
+    return _one(_single_file(path, request), request)
+
+
+def _one(weights: Path, request: Request) -> AdapterSource:
+    if not _is_safetensors(weights):
+        check_allowed(weights.name, str(weights), request)
+    config = read_config(weights.parent / CONFIG_NAME)
+    named = component_of(weights.parent.name) if config is not None else None
+    return AdapterSource(label=str(weights), weights=weights, config=config, component=named)
+
+
+def _is_safetensors(weights: Path) -> bool:
+    """Say whether a file named as a pickle holds safetensors, which nobody has to trust."""
+    if not is_pickle(weights.name):
+        return False
+    try:
+        size = weights.stat().st_size
+        with weights.open("rb") as stream:
+            first = stream.read(9)
+    except OSError:
+        return False
+    return first[8:] == b"{" and 8 + int.from_bytes(first[:8], "little") <= size
+
+
+def _parts(root: Path, request: Request) -> tuple[AdapterSource, ...]:
+    """Find the adapters of single components below a folder that has none of its own."""
+    folder = root / safe_relative(request.subfolder, "subfolder") if request.subfolder else root
+    if request.weight_name is not None or not folder.is_dir() or leads_out(root, folder):
+        return ()
+    names = _file_names(folder)
+    if candidates([name for name in names if "/" not in name], ADAPTER_SUFFIXES):
+        return ()
+    files = [folder / name for name in component_files(names, request)]
+    for file in files:
+        _refuse_escape(root, file)
+    return tuple(_one(file, request) for file in files)
 
 
 def _single_file(path: Path, request: Request) -> Path:

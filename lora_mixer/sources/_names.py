@@ -22,6 +22,9 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 _LISTED_AT_MOST = 20
+_COMPONENT = re.compile(
+    r"(?:unet|transformer|text_encoder|prior|decoder|controlnet|connectors)(?:_[a-z0-9]+)*"
+)
 
 # Names that transformers, diffusers, accelerate and the trainers give to whole models and to training state.
 _NOT_AN_ADAPTER = re.compile(
@@ -97,6 +100,31 @@ def candidates(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
         if suffix and not _NOT_AN_ADAPTER.fullmatch(file_name[: -len(suffix)]):
             found.append(name)
     return sorted(found)
+
+
+def component_of(folder: str) -> str | None:
+    """Give the pipeline component that a folder is named after, or None."""
+    return folder if _COMPONENT.fullmatch(folder) else None
+
+
+def component_files(names: Iterable[str], request: Request) -> list[str]:
+    """
+    Return the adapters of single components, each in a folder of the component's name with its own configuration.
+
+    Example:
+        >>> from lora_mixer.sources._types import Request
+        >>> folders = [f"{part}/{name}" for part in ("unet", "text_encoder", "checkpoint-500")
+        ...            for name in ("adapter_config.json", "adapter_model.safetensors")]
+        >>> component_files(folders, Request())
+        ['text_encoder/adapter_model.safetensors', 'unet/adapter_model.safetensors']
+    """
+    names = list(names)
+    found = []
+    for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
+        inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
+        if component_of(folder) and CONFIG_NAME in inside:
+            found.append(f"{folder}/{choose(inside, folder, request)}")
+    return found
 
 
 def choose(names: Iterable[str], where: str, request: Request) -> str:

@@ -23,6 +23,8 @@ class AdapterSource:
         config: The parsed ``adapter_config.json`` beside the weights, where there is one.
         repo_id: The Hub repository, where it is one.
         revision: The commit that the files are from, where it is known.
+        component: The pipeline component that its folder is named after, or None.
+        parts: The single components' sources, where a folder holds one below it for each; ``weights`` is the first's.
     """
 
     label: str
@@ -30,6 +32,8 @@ class AdapterSource:
     config: Mapping[str, Any] | None = None
     repo_id: str | None = None
     revision: str | None = None
+    component: str | None = None
+    parts: tuple[AdapterSource, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,23 @@
-"""Adapters to files that other programs read: Kohya's, PEFT's and diffusers' formats, one adapter or a mix."""
+"""
+Adapters to files that other programs read: convert, merge, resize and extract files, bake a mix into a model.
+
+Formats are Kohya's, PEFT's and diffusers'. ``LoraMixer.save_lora_weights`` writes what a mixer holds by the same parts.
+"""
 
 from __future__ import annotations
 
-from lora_mixer.writing.bake import bake
-from lora_mixer.writing.compose import as_loaded, mixed
-from lora_mixer.writing.formats import FORMATS, write
-from lora_mixer.writing.layers import NewLayer, Part, Place
-from lora_mixer.writing.names import Names
+from lora_mixer.writing.bake import bake, free_folder
+from lora_mixer.writing.export import convert, extract, merge, resize
+from lora_mixer.writing.formats import FORMATS
 from lora_mixer.writing.report import SaveReport
 
 __all__ = [
     "FORMATS",
-    "Names",
-    "NewLayer",
-    "Part",
-    "Place",
     "SaveReport",
-    "as_loaded",
     "bake",
-    "mixed",
-    "write",
+    "convert",
+    "extract",
+    "free_folder",
+    "merge",
+    "resize",
 ]

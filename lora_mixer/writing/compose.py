@@ -2,58 +2,140 @@
 Parts of adapters to the layers of a new one: as loaded, or several made one.
 
 Sums are made in fp32 (fp64 for fp64 tensors). A layer whose parts are all low-rank never becomes a full matrix, unless
-the method asks for that; one with parts that are no pair does, alone, and needs a rank.
+the method asks for that; one with parts that are not a pair does, alone, and needs a rank.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.errors import SaveError
-from lora_mixer.merging import MergeMethod, truncate, truncate_pair
-from lora_mixer.writing.layers import NewLayer, Part, Place
+from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
+from lora_mixer.problem import SaveProblem
+from lora_mixer.writing.layers import NewLayer, Part, Place, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
     from lora_mixer.algorithms import Factors
     from lora_mixer.merging.weighted_sum import Pair
 
-    Watch = Callable[[Iterable[Place]], Iterable[Place]]
-    """Wraps the places, to show how far the work is."""
+    Progress = Callable[[Iterable[Any]], Iterable[Any]]
+    """Wraps what is gone through, to show how far the work is."""
 
 _SHOWN = 8
 
 
-def same(places: Iterable[Place]) -> Iterable[Place]:
+def same(places: Iterable[Any]) -> Iterable[Any]:
     """Show nothing."""
     return places
 
 
-def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, rank: int | None = None) -> list[NewLayer]:
+@dataclass(frozen=True)
+class Cut:
     """
-    Give the layers of one adapter with its own tensors and scales.
+    To which rank each layer is cut by its singular values.
+
+    Attributes:
+        rank: The rank; beside ``energy`` or ``sv_ratio``, the most that a layer gets.
+        conv_rank: The same for convolutions with kernels above 1x1; ``rank`` where it is None.
+        energy: The share of a layer's squared norm to keep, at the lowest rank that does.
+        sv_ratio: Keep singular values above the largest divided by this.
+
+    Raises:
+        SaveError: When one is impossible.
+
+    Example:
+        >>> Cut(rank=8, energy=0.9).to_text(), Cut(rank=8).to_text()
+        ('rank 8, energy 0.9', '8')
+    """
+
+    rank: int | None = None
+    conv_rank: int | None = None
+    energy: float | None = None
+    sv_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything."""
+        problems = []
+        for name in ("rank", "conv_rank"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                problems.append(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
+            problems.append(f"energy must be above 0 and at most 1, got {self.energy!r}")
+        if self.sv_ratio is not None and not (_is_number(self.sv_ratio) and self.sv_ratio >= 1):
+            problems.append(f"sv_ratio must be at least 1, got {self.sv_ratio!r}")
+        if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
+            problems.append(
+                "conv_rank is for convolutions beside a rank, an energy or an sv_ratio for all layers"
+            )
+        if problems:
+            raise SaveError("; ".join(problems))
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is cut at all."""
+        return self != Cut()
+
+    def rank_at(self, place: Place) -> int | None:
+        """Return the rank, or the most, for a module; None where there is no limit."""
+        kernel = math.prod(place.shape[2:]) > 1 and not place.embedding
+        return self.conv_rank if kernel and self.conv_rank is not None else self.rank
+
+    def of_matrix(self, matrix: torch.Tensor, place: Place) -> LowRankForm:
+        """Cut a full matrix (out, in * kernel)."""
+        return truncate(matrix, self.rank_at(place), self.energy, self.sv_ratio)
+
+    def of_pair(self, pair: Pair, place: Place) -> LowRankForm | None:
+        """Cut a pair; None where there is nothing to cut."""
+        rank = self.rank_at(place)
+        dynamic = self.energy is not None or self.sv_ratio is not None
+        if not dynamic and (rank is None or pair[0].shape[1] <= rank):
+            return None
+        return truncate_pair(*pair, rank, self.energy, self.sv_ratio)
+
+    def to_text(self) -> str:
+        """Return what is set, as headers say it; nothing where nothing is."""
+        names = ("rank", "conv_rank", "energy", "sv_ratio")
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if set(values) == {"rank"}:
+            return f"{self.rank}"
+        return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = None) -> list[NewLayer]:
+    """
+    Return the layers of one adapter with its own tensors and scales.
 
     Args:
         parts: All parts of the adapter.
         keep_leaves: Whether tensors of other algorithms may be kept under their own leaf names.
-        rank: For layers that are no pair: the rank to write them at.
+        cut: For layers that are not a pair: the rank to write them at.
 
     Returns:
         One layer for each part.
 
     Raises:
-        SaveError: When layers are no pair and no rank is given; all are named.
+        SaveError: When layers are not a pair and no rank is given; all are named.
     """
+    chosen = cut or Cut()
     layers, refused = [], []
     for part in parts:
         layer = _own_layer(part, keep_leaves=keep_leaves)
         if layer is None:
-            layer = _dense_layer(part.place, [(part, 1.0)], rank, None)
+            layer = _summed_layer(part.place, [Share("", part, 1.0)], chosen)
         if layer is None:
-            refused.append(_reason(part))
+            refused.append(_problem(part))
         else:
             layers.append(layer)
     _refuse(refused)
@@ -61,42 +143,42 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, rank: int | None = No
 
 
 def mixed(
-    parts: Mapping[Place, Sequence[tuple[Part, float]]],
+    shares: Mapping[Place, Sequence[Share]],
     *,
-    rank: int | None = None,
-    energy: float | None = None,
+    cut: Cut | None = None,
     method: MergeMethod | None = None,
-    watch: Watch = same,
+    progress: Progress = same,
 ) -> list[NewLayer]:
     """
     Make one adapter of several.
 
     Args:
-        parts: For each module the parts of the adapters and their weights.
-        rank: The rank to cut to; None keeps the sum of the ranks, exactly.
-        energy: Instead of a rank, the share of each layer's squared norm to keep.
+        shares: For each module what the adapters add to it.
+        cut: The rank to cut to; None keeps the sum of the ranks, exactly.
         method: How they come together; the weighted sum when None.
-        watch: Wraps the places, to show how far the work is.
+        progress: Wraps the places, to show how far the work is.
 
     Returns:
         One layer for each module that changes; alpha is the rank, so scales are in the tensors.
 
     Raises:
-        SaveError: When full matrices come in (by the method, or an algorithm that is no pair) and no rank is given.
+        SaveError: When full matrices come in (by the method, or an algorithm that is not a pair) and no rank is given.
     """
-    chosen = method or MergeMethod()
-    if chosen.is_dense and rank is None and energy is None:
+    chosen, ranks = method or MergeMethod(), cut or Cut()
+    if chosen.needs_rank and not ranks.is_wanted:
         raise SaveError(
-            f"{chosen.name} makes full matrices: say with rank= (--rank) at which rank to write them"
+            f"{chosen.name} makes full matrices: say at which rank to write them (rank=, energy= or sv_ratio=; --rank, "
+            "--energy or --sv-ratio)"
         )
-    layers, refused = [], []
-    for place in watch(list(parts)):
-        own = [(part, gain) for part, gain in parts[place] if gain]
+    layers: list[NewLayer] = []
+    refused: list[SaveProblem] = []
+    for place in progress(list(shares)):
+        own = [share for share in shares[place] if share.gain]
         if not own:
             continue
-        layer = _mixed_layer(place, own, rank, energy, chosen)
+        layer = _mixed_layer(place, own, ranks, chosen)
         if layer is None:
-            refused += [_reason(part) for part, _ in own if _pair(part) is None]
+            refused += [_problem(share.part) for share in own if _pair(share.part) is None]
         else:
             layers.append(layer)
     _refuse(refused)
@@ -104,10 +186,10 @@ def mixed(
 
 
 def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
-    """Give a part as it is, or None if it is no pair and has no leaves to keep."""
+    """Return a part as it is, or None if it is not a pair and has no leaves to keep."""
     place, weights = part.place, part.weights
     if len(place.shape) < 2 and not (keep_leaves and part.leaves):
-        return _vector_layer(place, [(part, 1.0)])
+        return _vector_layer(place, [Share("", part, 1.0)], MergeMethod())
     plain = weights.algorithm == "lora"
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):
         return NewLayer(place, leaves=part.leaves)
@@ -122,76 +204,92 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
 
 
 def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
-    """Give the change of the bias before the pair's scale is applied."""
+    """Return the change of the bias before the pair's scale is applied."""
     stored: torch.Tensor | None = getattr(part.weights, "up_bias", None)
-    if stored is not None and getattr(part.weights, "set_bias", None) is None:
+    if stored is not None:
         return stored
     change = part.weights.bias_delta(_wide(part.bias), 1.0)
     return None if change is None or not pair.scale else (change.double() / pair.scale).to(change)
 
 
-def _mixed_layer(
-    place: Place,
-    own: Sequence[tuple[Part, float]],
-    rank: int | None,
-    energy: float | None,
-    method: MergeMethod,
-) -> NewLayer | None:
+def _mixed_layer(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+    """Merge what the adapters add to one module; None if a rank or a base is missing."""
     if len(place.shape) < 2:
-        return _vector_layer(place, own)
-    pairs = [_pair(part) for part, _ in own]
-    gains = [gain for _, gain in own]
-    if method.is_dense:
-        deltas = []
-        for (part, _), pair in zip(own, pairs, strict=True):
-            delta = pair[0] @ pair[1] if pair is not None else _delta(part, 1.0)
-            if delta is None:
+        return _vector_layer(place, own, method)
+    if method.needs_rank:
+        return _merged_changes(place, own, cut, method)
+    if method.spec.is_sum and any(_pair(share.part) is None for share in own):
+        return _summed_layer(place, own, cut)  # the same, without a decomposition of each
+    return _merged_pairs(place, own, cut, method)
+
+
+def _merged_changes(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+    changes = {}
+    for share in own:
+        change = _change(share)
+        if change is None:
+            return None
+        changes[share.adapter] = change.flatten(1)
+    form = cut.of_matrix(method.merge_changes(changes, _gains(own), str(place)), place)
+    return NewLayer(place, form.up, form.down, form.rank, _bias(place, own, method), error=form.error)
+
+
+def _merged_pairs(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+    pairs, names = {}, set()
+    for share in own:
+        pair = _pair(share.part)
+        if pair is None:
+            change = _change(share) if cut.is_wanted else None
+            if change is None:
                 return None
-            deltas.append(delta.flatten(1))
-        form = truncate(method.merge_deltas(deltas, gains, str(place)), rank, energy)
-        return NewLayer(place, form.up, form.down, form.rank, _bias(own), error=form.error)
-    found = [pair for pair in pairs if pair is not None]
-    if len(found) < len(pairs):
-        return _dense_layer(place, own, rank, energy)
-    up, down = method.merge_pairs(found, gains)
-    if (rank is not None and up.shape[1] > rank) or energy is not None:
-        form = truncate_pair(up, down, rank, energy)
-        return NewLayer(place, form.up, form.down, form.rank, _bias(own), error=form.error)
-    return NewLayer(place, _narrow(up), _narrow(down), up.shape[1], _bias(own))
+            pair = pair_of(change.flatten(1))
+            names.add(share.part.weights.algorithm)
+        pairs[share.adapter] = pair
+    up, down = method.merge_pairs(pairs, _gains(own), str(place))
+    note = f"{', '.join(sorted(names))} takes part by the singular values of its change" if names else ""
+    bias = _bias(place, own, method)
+    short = cut.of_pair((up, down), place)
+    if short is None:
+        return NewLayer(place, _narrow(up), _narrow(down), up.shape[1], bias, note=note)
+    return NewLayer(place, short.up, short.down, short.rank, bias, error=short.error, note=note)
 
 
-def _dense_layer(
-    place: Place, own: Sequence[tuple[Part, float]], rank: int | None, energy: float | None
-) -> NewLayer | None:
+def _gains(own: Sequence[Share]) -> dict[str, float]:
+    return {share.adapter: share.gain for share in own}
+
+
+def _summed_layer(place: Place, own: Sequence[Share], cut: Cut) -> NewLayer | None:
     """Sum full weight changes of one layer and cut them to a rank; None if there is no rank or no base."""
-    if rank is None and energy is None:
+    if not cut.is_wanted:
         return None
     total: torch.Tensor | None = None
-    for part, gain in own:
-        delta = _delta(part, gain)
+    for share in own:
+        delta = _delta(share.part, share.gain)
         if delta is None:
             return None
         total = delta if total is None else total + delta
     if total is None:
         return None
-    form = truncate(total.flatten(1), rank, energy)
-    names = sorted({part.weights.algorithm for part, _ in own if part.weights.algorithm != "lora"})
+    form = cut.of_matrix(total.flatten(1), place)
+    names = sorted({s.part.weights.algorithm for s in own if s.part.weights.algorithm != "lora"})
     note = f"{', '.join(names)} is written by singular values, as it is at these weights"
-    return NewLayer(place, form.up, form.down, form.rank, _bias(own), error=form.error, note=note)
+    bias = _bias(place, own, MergeMethod())
+    return NewLayer(place, form.up, form.down, form.rank, bias, error=form.error, note=note)
 
 
-def _vector_layer(place: Place, own: Sequence[tuple[Part, float]]) -> NewLayer | None:
-    total: torch.Tensor | None = None
-    for part, gain in own:
-        delta = _delta(part, gain)
-        if delta is None:
+def _vector_layer(place: Place, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+    changes = {}
+    for share in own:
+        change = _change(share)
+        if change is None:
             return None
-        total = delta if total is None else total + delta
-    return NewLayer(place, vector=total, bias=_bias(own))
+        changes[share.adapter] = change
+    total = method.merge_vectors(changes, _gains(own), str(place))
+    return NewLayer(place, vector=total, bias=_bias(place, own, method))
 
 
 def _pair(part: Part) -> Pair | None:
-    """Give the pair with its scale in it, in fp32 at least; None where there is none."""
+    """Return the pair with its scale in it, in fp32 at least; None where there is none."""
     pair = part.weights.factors(part.place.shape) if len(part.place.shape) > 1 else None
     if pair is None:
         return None
@@ -199,19 +297,35 @@ def _pair(part: Part) -> Pair | None:
     return pair.up.to(wide) * pair.scale, pair.down.to(wide)
 
 
+def _change(share: Share) -> torch.Tensor | None:
+    """Return a change at its weight, divided by the weight: what depends on the base is taken as it is there."""
+    delta = _delta(share.part, share.gain)
+    return None if delta is None else delta / share.gain
+
+
 def _delta(part: Part, gain: float) -> torch.Tensor | None:
-    """Give the full change; algorithms that look at the base have none without it."""
+    """Return the full change, of the weight's shape; None where it depends on a base that is not at hand."""
     pair = _pair(part)
     if pair is not None:
         return ((pair[0] @ pair[1]) * gain).reshape(part.place.shape)
     base = _wide(part.base)
-    return None if base is None else part.weights.delta(base, gain)
+    if base is not None:
+        return part.weights.delta(base, gain)
+    # What comes out alike from two bases does not depend on the base.
+    zeros = torch.zeros(part.place.shape)
+    change = part.weights.delta(zeros, gain)
+    other = torch.randn(part.place.shape, generator=torch.Generator().manual_seed(0))
+    return change if torch.equal(change, part.weights.delta(other, gain)) else None
 
 
-def _bias(own: Sequence[tuple[Part, float]]) -> torch.Tensor | None:
-    changes = [part.weights.bias_delta(_wide(part.bias), gain) for part, gain in own]
-    found = [change for change in changes if change is not None]
-    return torch.stack(found).sum(0) if found else None
+def _bias(place: Place, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
+    changes, gains = {}, {}
+    for share in own:
+        change = share.part.weights.bias_delta(_wide(share.part.bias), share.gain)
+        if change is not None:
+            changes[share.adapter] = change / share.gain
+            gains[share.adapter] = share.gain
+    return method.merge_vectors(changes, gains, f"{place}.bias") if changes else None
 
 
 def _wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -222,17 +336,27 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float()
 
 
-def _reason(part: Part) -> str:
-    why = "" if part.base is not None else ", and no base weights at hand"
-    return f"{part.place} ({part.weights.algorithm}{why})"
+def _problem(part: Part) -> SaveProblem:
+    lost = part.base is None and _delta(part, 1.0) is None
+    return SaveProblem(str(part.place), "base" if lost else "rank", "+".join(part.weights.algorithms))
 
 
-def _refuse(refused: Sequence[str]) -> None:
-    if refused:
-        more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-        bases = any("no base" in reason for reason in refused)
-        advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
-        raise SaveError(
-            f"{len(refused)} modules are no low-rank pair: {', '.join(refused[:_SHOWN])}{more}; to write them as the "
-            f"best pair of a rank, {advice}"
-        )
+def _refuse(refused: Sequence[SaveProblem]) -> None:
+    """
+    Raise what cannot be written, all of it at once.
+
+    Raises:
+        SaveError: When there is anything.
+    """
+    if not refused:
+        return
+    said = {"rank": "", "base": ", and no base weights at hand"}
+    shown = ", ".join(f"{x.place} ({x.detail}{said.get(x.reason, '')})" for x in refused[:_SHOWN])
+    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    bases = any(problem.reason == "base" for problem in refused)
+    advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
+    error = SaveError(
+        f"{len(refused)} modules are no low-rank pair: {shown}{more}; to write them as the best pair of a rank, {advice}"
+    )
+    error.problems = tuple(refused)
+    raise error

@@ -8,10 +8,12 @@ from typing import IO, TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import HEADER_KEY
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
 from lora_mixer.writing.peft import lora_config, refuse_what_peft_lacks, to_peft
+from lora_mixer.writing.read_back import check_written
 from lora_mixer.writing.report import SaveReport
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.writing.layers import NewLayer
     from lora_mixer.writing.names import Names
+    from lora_mixer.writing.read_back import Locate
 
     Writers = dict[Path, Callable[[IO[bytes]], None]]
 
@@ -40,9 +43,10 @@ def write(
     metadata: Mapping[str, str],
     family: str,
     title: str,
+    locate: Locate | None = None,
 ) -> SaveReport:
     """
-    Write an adapter.
+    Write an adapter, and read it back before it takes its place.
 
     Args:
         path: A ``.safetensors`` file or a folder; PEFT's format is a folder, with one folder per component inside it
@@ -54,6 +58,7 @@ def write(
         metadata: Texts for the header.
         family: The base family.
         title: The adapter's name.
+        locate: Finds the modules of an adapter that is read back; None where only its spelling can be compared.
 
     Returns:
         What was written.
@@ -64,6 +69,7 @@ def write(
     check_format(format, path)
     if not layers:
         raise SaveError("there is nothing to write: the mix changes no module")
+    spelling = names.kohya if format == "kohya" else None
     if format == "peft":
         writers = _peft_folder(path, layers, dtype, metadata)
     else:
@@ -75,7 +81,9 @@ def write(
             tensors, texts = _diffusers_file(layers, names, dtype, metadata)
         writers = {file: partial(_safetensors, tensors=tensors, texts=texts)}
     return SaveReport(
-        files=write_files(writers),
+        files=write_files(
+            writers, check=partial(check_written, layers=layers, spelling=spelling, locate=locate)
+        ),
         format=format,
         ranks={str(layer.place): layer.rank for layer in layers},
         errors={str(layer.place): layer.error for layer in layers},
@@ -147,7 +155,7 @@ def _peft_folder(
         }
         text = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         tensors = to_peft(own, lambda layer: f"base_model.model.{layer.place.path}", dtype)
-        texts = {"format": "pt", **metadata, "lora_mixer.component": component}
+        texts = {"format": "pt", **metadata, COMPONENT_KEY: component}
         writers[folder / _PEFT_NAME] = partial(_safetensors, tensors=tensors, texts=texts)
         writers[folder / "adapter_config.json"] = partial(_write_bytes, content=text)
     return writers

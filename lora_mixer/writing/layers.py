@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
+    from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
 
 
@@ -53,6 +54,38 @@ class Part:
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterParts:
+    """
+    One adapter, from a file or from a mixer, as what a new one is made of.
+
+    Attributes:
+        info: Its description.
+        parts: Its layers.
+        unused: Keys of its file that are in none, with the reason.
+    """
+
+    info: AdapterInfo
+    parts: Sequence[Part]
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Share:
+    """
+    What one adapter adds to one module of a mix.
+
+    Attributes:
+        adapter: The adapter's name.
+        part: Its part in the module.
+        gain: Its weight there, blocks and components in it.
+    """
+
+    adapter: str
+    part: Part
+    gain: float
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lora_mixer.errors import MixError, SaveError
-from lora_mixer.mixes import BlockLayout, Mix
-from lora_mixer.writing import provenance
-from lora_mixer.writing.compose import as_loaded, mixed
+from lora_mixer.errors import MixError
+from lora_mixer.merging import MergeMethod
+from lora_mixer.mixes import Mix
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import check_format, write
-from lora_mixer.writing.kohya import with_one_alpha
-from lora_mixer.writing.layers import Part, Place
+from lora_mixer.writing.export import write_adapters
+from lora_mixer.writing.formats import check_format
+from lora_mixer.writing.layers import AdapterParts, Part, Place
 from lora_mixer.writing.names import Names
+from lora_mixer.writing.parts import located
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,23 +25,8 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.engines import EngineController
+    from lora_mixer.writing.compose import Cut
     from lora_mixer.writing.report import SaveReport
-
-
-@dataclass(frozen=True)
-class Held:
-    """
-    An adapter of a mixer, with the gain of each of its layers in the mix to save.
-
-    Attributes:
-        info: Its description.
-        parts: Its layers.
-        gains: One for each.
-    """
-
-    info: AdapterInfo
-    parts: Sequence[Part]
-    gains: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -54,16 +39,18 @@ class Choice:
         one: The adapter to write as it was loaded, or None for the mix made one.
         path: Where to.
         format: ``diffusers``, ``kohya`` or ``peft``.
-        rank: The rank to cut to, or None.
+        cut: The rank to cut to.
         dtype: The dtype to store in, or None.
+        method: How adapters come together.
     """
 
     mix: Mix
     one: str | None
     path: Path
     format: str
-    rank: int | None
+    cut: Cut
     dtype: torch.dtype | None
+    method: MergeMethod
 
 
 def choose(
@@ -73,8 +60,9 @@ def choose(
     weights: Any,
     *,
     format: str,  # noqa: A002 -- the name that users give it
-    rank: int | None,
+    cut: Cut,
     dtype: torch.dtype | str | None,
+    method: MergeMethod | str = "sum",
 ) -> Choice:
     """
     Read the arguments of ``save_lora_weights``.
@@ -85,8 +73,9 @@ def choose(
         adapter_names: One name or several; None is the mix in effect.
         weights: Weights as ``set_adapters`` takes them, or, without names, a mix in any form.
         format: The format.
-        rank: The rank to cut to.
+        cut: The rank to cut to.
         dtype: The dtype to store in.
+        method: How adapters come together.
 
     Returns:
         The choice.
@@ -97,8 +86,7 @@ def choose(
     """
     place = Path(path).expanduser()
     check_format(format, place)
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise SaveError(f"rank must be a whole number of at least 1, got {rank!r}")
+    chosen = MergeMethod.of(method)
     names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
     if names is not None:
         mix = Mix.from_weights(list(names), weights)
@@ -114,82 +102,60 @@ def choose(
             "hold; save each adapter, or give weights="
         )
     alone = len(mix.names) == 1 and mix == Mix.of({mix.names[0]: 1.0})
-    one = mix.names[0] if alone and rank is None else None
-    return Choice(mix, one, place, format, rank, as_dtype(dtype))
+    one = mix.names[0] if alone and not cut.is_wanted and chosen.spec.is_sum else None
+    return Choice(mix, one, place, format, cut, as_dtype(dtype), chosen)
 
 
-def hold(
-    mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController, components: Mapping[str, nn.Module]
-) -> dict[str, Held]:
+def hold(mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController) -> list[AdapterParts]:
     """
-    Gather the layers of a mix's adapters, with the gain of each.
+    Gather the layers of a mix's adapters.
 
     Args:
         mix: The mix to save.
         infos: The adapters' descriptions by name.
         stage: What holds their tensors, and the clean base.
-        components: The pipeline's modules by name.
 
     Returns:
-        The adapters by name, ready to be written.
-
-    Raises:
-        MixError: When block weights do not fit the pipeline.
+        The adapters in the mix's order, ready to be written.
     """
-    layouts = {part: BlockLayout.from_module_names(paths) for part, paths in module_paths(components).items()}
-    table = {}
+    adapters = []
     for name in mix.names:
-        parts, gains = [], []
-        for layer, (module, weights, base, bias) in zip(
-            stage.layers(name), stage.merged.held(name), strict=True
-        ):
+        parts = []
+        held = zip(stage.layers(name), stage.merged.held(name), strict=True)
+        for layer, (module, weights, base, bias) in held:
             live = layer.live
             embedding = isinstance(module, nn.Embedding)
             parts.append(Part(Place(live.component, live.path, live.shape, embedding), weights, base, bias))
-            gains.append(mix.gain(name, live.component, live.path, layouts.get(live.component)))
-        table[name] = Held(infos[name], parts, gains)
-    return table
+        adapters.append(AdapterParts(infos[name], parts))
+    return adapters
 
 
-def save(choice: Choice, held: Mapping[str, Held], components: Mapping[str, nn.Module]) -> SaveReport:
+def save(choice: Choice, adapters: Sequence[AdapterParts], components: Mapping[str, nn.Module]) -> SaveReport:
     """
     Write what was chosen.
 
     Args:
         choice: What and how.
-        held: The adapters of the mix by name.
+        adapters: The adapters of the mix, in its order.
         components: The pipeline's modules by name, for the spelling.
 
     Returns:
         What was written.
 
     Raises:
+        MixError: When block weights do not fit the pipeline.
         SaveError: When the format cannot carry a layer, a rank is needed, or the disk refuses.
     """
-    infos = [held[name].info for name in choice.mix.names]
-    if choice.one is not None:
-        layers = as_loaded(held[choice.one].parts, keep_leaves=choice.format == "kohya")
-        metadata, title = provenance.of_one(infos[0]), infos[0].name
-    else:
-        table: dict[Place, list[tuple[Part, float]]] = {}
-        for name in choice.mix.names:
-            for part, gain in zip(held[name].parts, held[name].gains, strict=True):
-                table.setdefault(part.place, []).append((part, gain))
-        layers = mixed(table, rank=choice.rank)
-        if choice.format == "kohya":
-            layers = with_one_alpha(layers)
-        rank = None if choice.rank is None else str(choice.rank)
-        metadata = provenance.of_mix(infos, choice.mix.to_text(), "sum", rank)
-        title = " + ".join(choice.mix.names)
-    return write(
+    return write_adapters(
+        adapters,
         choice.path,
-        layers,
-        Names(module_paths(components)),
+        names=Names(module_paths(components)),
+        locate=lambda adapter: located(adapter, components),
+        mix=None if choice.one is not None else choice.mix,
+        method=choice.method,
         format=choice.format,
+        cut=choice.cut,
         dtype=choice.dtype,
-        metadata=metadata,
-        family=provenance.common_family(infos),
-        title=title,
     )
 
 

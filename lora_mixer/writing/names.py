@@ -39,16 +39,16 @@ class Names:
 
     def __init__(self, paths: Mapping[str, Collection[str]]) -> None:
         """Take the paths."""
-        self._paths = paths
+        self.paths = paths
 
     @cached_property
     def is_sdxl(self) -> bool:
         """Whether the pipeline is of SDXL's kind, by its second text encoder or its size embeddings."""
-        return "text_encoder_2" in self._paths or "add_embedding.linear_1" in self._paths.get("unet", ())
+        return "text_encoder_2" in self.paths or "add_embedding.linear_1" in self.paths.get("unet", ())
 
     @cached_property
     def _ldm(self) -> dict[str, str]:
-        return block_prefixes(self._paths.get("unet", ()))
+        return block_prefixes(self.paths.get("unet", ()))
 
     def dotted(self, place: Place) -> str:
         """Spell the path in a component with dots, ``text_model.`` in it for CLIP."""

@@ -21,6 +21,7 @@ class SaveReport:
         ranks: The rank of each layer, by component and path; 0 for layers that are no pair.
         errors: What the rank left out of each layer, as a share of the norm of its change; 0 is exact up to the
             rounding of the dtype.
+        left_out: Parameters that changed, too, and are in no layer, as ``extract(pairs_only=True)`` leaves them.
         notes: Remarks, such as layers of other algorithms that were written as pairs.
     """
 
@@ -29,6 +30,7 @@ class SaveReport:
     ranks: Mapping[str, int]
     errors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def worst_error(self) -> float:
@@ -49,5 +51,11 @@ class SaveReport:
         lines = [
             f"{', '.join(map(str, self.files))}: {self.format}, {len(self.ranks)} modules, {shown}, {kept}"
         ]
+        if self.left_out:
+            more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
+            shown = ", ".join(self.left_out[:3])
+            lines.append(
+                f"  left out: {len(self.left_out)} biases and norms that changed, too: {shown}{more}"
+            )
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

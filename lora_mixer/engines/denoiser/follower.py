@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.engines.denoiser.images import image_rows
-from lora_mixer.engines.denoiser.steps import Step, StepClock, Timesteps
+from lora_mixer.engines.denoiser.caller import calling
+from lora_mixer.engines.denoiser.images import layout_of, stated_layout, text_of
+from lora_mixer.engines.denoiser.steps import Step, StepReader, timestep_of
 from lora_mixer.engines.methods.composite import all_passes
-from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from lora_mixer.engines.denoiser.caller import Caller
+    from lora_mixer.engines.denoiser.prompts import Prompts
 
 START = Step(0, 1, 1000.0)
 """What holds before the first step, and for text encoders."""
@@ -23,10 +26,11 @@ class DenoiserFollower:
     What is done at the calls of one denoiser.
 
     Args:
-        pipe: The pipeline, for its scheduler and guidance.
+        pipe: The mixer's pipeline, for its scheduler where no other is calling.
+        part: The denoiser's name.
         passes: How many forwards each mix takes: those of the prompts, then those of the halves without.
         negatives: How many of the latter there are.
-        copies: How often guidance repeats the batch; None asks the pipeline.
+        copies: How often guidance repeats the batch; None asks the pipeline that is calling.
         put: Puts the gains of a step, a pass, the mixes of the rows and the size of the latents into effect.
         prompts: Told that the prompts are read.
     """
@@ -34,6 +38,7 @@ class DenoiserFollower:
     def __init__(
         self,
         pipe: Any,
+        part: str,
         passes: Sequence[int],
         negatives: int,
         copies: int | None,
@@ -41,14 +46,13 @@ class DenoiserFollower:
         prompts: Prompts,
     ) -> None:
         """Start before the first call."""
-        self._pipe = pipe
+        self._part = part
         self._passes = passes
         self._negatives = negatives
         self._prompts = prompts
         self._copies = copies
         self._put = put
-        self._timesteps = Timesteps(pipe)
-        self._clock = StepClock(self._timesteps.read)
+        self._steps = StepReader(pipe)
         self._now: tuple[Step, torch.Tensor | None, tuple[int, int]] = (START, None, (0, 0))
 
     @property
@@ -64,13 +68,12 @@ class DenoiserFollower:
             return
         if sample.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
+        caller = calling(self._part)
         latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
-        images = len(self._passes) - self._negatives
-        rows = image_rows(
-            self._pipe, int(sample.shape[0]), images, self._copies, negatives=self._negatives > 0
-        )
+        step = self._steps.read(timestep_of(args, kwargs), caller)
+        rows = self._rows(caller, sample, text_of(args, kwargs), step)
         self._prompts.restart()
-        self._now = (self._clock.tick(self._timesteps.of(args, kwargs)), rows, latents)
+        self._now = (step, rows, latents)
         self._run(0)
 
     def after(
@@ -84,56 +87,18 @@ class DenoiserFollower:
 
         return all_passes(output, self._passes, self._now[1], run)
 
+    def _rows(self, caller: Caller, sample: torch.Tensor, text: Any, step: Step) -> torch.Tensor | None:
+        """Give the mix of each row; None where there is one for all."""
+        images, negatives = len(self._passes) - self._negatives, self._negatives > 0
+        if images == 1 and not negatives:
+            return None
+        if self._copies is not None:
+            layout = stated_layout(int(sample.shape[0]), images, self._copies, negatives=negatives)
+        else:
+            first = step.index < 2  # pictures that start from the same noise differ from the second step on
+            layout = layout_of(caller, sample, text, images, negatives=negatives, first=first)
+        return layout.rows(negatives=negatives)
+
     def _run(self, turn: int) -> None:
         step, rows, latents = self._now
         self._put(step, turn, rows, latents)
-
-
-class Prompts:
-    """
-    Which mix each prompt of a text encoder's batch has.
-
-    Pipelines read the prompts in one call and the negative prompts in the next; after a denoiser call all begins anew.
-
-    Args:
-        images: How many mixes there are.
-        negatives: How many of the halves without the prompt.
-    """
-
-    def __init__(self, images: int, negatives: int) -> None:
-        """Begin before the first call."""
-        self._images = images
-        self._negatives = negatives
-        self._calls: dict[str, int] = {}
-
-    def restart(self) -> None:
-        """Take the next call for prompts again."""
-        self._calls.clear()
-
-    def before(
-        self, part: str, show: Callable[[torch.Tensor], None]
-    ) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-        """
-        Make what is called before a text encoder.
-
-        Args:
-            part: The text encoder's name.
-            show: Takes the mix of each prompt.
-        """
-
-        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            images = self._images
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            batch = len(ids) if isinstance(ids, torch.Tensor) else images
-            if batch % images:
-                msg = (
-                    f"{images} mixes, but {part} was called with {batch} prompts: pass a list of {images} prompts, "
-                    "one for each mix"
-                )
-                raise MixError(msg)
-            number = self._calls.get(part, 0)
-            self._calls[part] = number + 1
-            rows = torch.arange(batch) % images
-            show(rows + images if self._negatives and number % 2 else rows)
-
-        return call

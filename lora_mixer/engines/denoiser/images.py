@@ -1,74 +1,241 @@
-"""Which image each row of a denoiser's batch belongs to."""
+"""
+Which image each row of a denoiser's batch belongs to, and which half of guidance.
+
+The pipeline that is calling says how many pictures it is making, so how often guidance has repeated them, and which texts
+are those of the half without the prompt. What it does not say is refused before the first step, never guessed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_mixer.errors import MixError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def guidance_copies(pipe: Any) -> int:
-    """Count how often a pipeline's guidance repeats the batch in one denoiser call."""
-    copies = 1
-    for name in ("do_classifier_free_guidance", "do_perturbed_attention_guidance"):
-        copies += bool(_flag(pipe, name))
-    return copies
+    from lora_mixer.engines.denoiser.caller import Caller
 
-
-def _flag(pipe: Any, name: str) -> bool:
-    try:
-        return bool(getattr(pipe, name, False))
-    except (AttributeError, TypeError):  # properties of a pipeline that has not run yet
-        return False
+_PICTURES = ("latents", "intermediate_images")
+"""Local names of what a pipeline denoises, one row for each picture."""
+_EACH = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+_GUIDED = ("do_classifier_free_guidance", "do_true_cfg")
+_PERTURBED = "do_perturbed_attention_guidance"
+_SAY = "or say how often guidance repeats the batch in a call: guidance_copies=1, 2, ..."
 
 
-def image_rows(
-    pipe: Any, batch: int, images: int, copies: int | None, *, negatives: bool = False
-) -> torch.Tensor | None:
+@dataclass(frozen=True)
+class BatchLayout:
     """
-    Give the mix of each row.
+    How the rows of a denoiser's batch are laid out.
 
     diffusers repeats a batch for guidance as a whole, ``[all without, all with]``, and the images of one prompt side by
     side.
 
-    Args:
-        pipe: The pipeline, asked for its guidance.
-        batch: Rows of the call.
+    Attributes:
         images: How many mixes there are, one for each prompt.
-        copies: How often guidance repeats the batch; None asks the pipeline.
-        negatives: Whether rows without the prompt have mixes of their own, which follow those of the prompts.
+        each: How many rows of a copy each of them has.
+        without: For each copy, whether it is the half without the prompt.
+    """
 
-    Returns:
-        (batch,) numbers of mixes; None for a single one.
+    images: int
+    each: int
+    without: tuple[bool, ...]
+
+    def rows(self, *, negatives: bool) -> torch.Tensor:
+        """
+        Give the mix of each row.
+
+        Args:
+            negatives: Whether rows without the prompt have mixes of their own, which follow those of the prompts.
+
+        Example:
+            >>> BatchLayout(2, 2, (True, False)).rows(negatives=False).tolist()
+            [0, 0, 1, 1, 0, 0, 1, 1]
+            >>> BatchLayout(2, 1, (True, False)).rows(negatives=True).tolist()
+            [2, 3, 0, 1]
+        """
+        own = torch.arange(self.images).repeat_interleave(self.each)
+        return torch.cat([own + self.images * (negatives and half) for half in self.without])
+
+
+def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> BatchLayout:
+    """
+    Lay a batch out as the caller of the mixer has said: ``copies`` copies, the first one without the prompt.
+
+    A call with one row for each image is one copy, as where guidance has calls of its own.
 
     Raises:
         MixError: When the batch is no multiple of what mixes and guidance need.
 
     Example:
-        >>> image_rows(None, 8, 2, copies=2).tolist()
-        [0, 0, 1, 1, 0, 0, 1, 1]
-        >>> image_rows(None, 4, 2, copies=2, negatives=True).tolist()
-        [2, 3, 0, 1]
+        >>> stated_layout(6, 3, 2, negatives=False)
+        BatchLayout(images=3, each=1, without=(True, False))
     """
-    if images == 1 and not negatives:
+    if batch % (images * copies) == 0:
+        return BatchLayout(images, batch // (images * copies), (copies > 1, *[False] * (copies - 1)))
+    if batch == images and not negatives:
+        return BatchLayout(images, 1, (False,))
+    raise MixError(
+        f"{_mixes(images)} with guidance_copies={copies} do not fit a batch of {batch} rows: pass one prompt for each mix"
+        + ("; the half without the prompt needs both halves in one call of the denoiser" if negatives else "")
+    )
+
+
+def layout_of(
+    caller: Caller, sample: torch.Tensor, text: Any, images: int, *, negatives: bool, first: bool
+) -> BatchLayout:
+    """
+    Lay the batch of a call out as the pipeline that makes it says.
+
+    Args:
+        caller: Who is calling.
+        sample: The batch, (rows, ...).
+        text: What the rows attend to, (rows, tokens, width), or None.
+        images: How many mixes there are.
+        negatives: Whether the half without the prompt has mixes of its own.
+        first: Whether it is one of the first steps, where the rows themselves are looked at, too.
+
+    Raises:
+        MixError: When it cannot be told which rows belong to which mix.
+    """
+    batch = int(sample.shape[0])
+    latents = caller.local(*_PICTURES) if caller.pipe is not None else None
+    if not isinstance(latents, torch.Tensor) or latents.ndim < 2:
+        if batch == images and not negatives:
+            return BatchLayout(images, 1, (False,))
+        who = "a loop" if caller.pipe is None else type(caller.pipe).__name__
+        raise MixError(
+            f"{who} that does not say how it lays its batches out calls the denoiser with {batch} rows for "
+            f"{_mixes(images)}: call it with one row for each mix, {_SAY}"
+        )
+    name = type(caller.pipe).__name__
+    pictures = int(latents.shape[0])
+    each = _rows_each(caller, name, pictures, images)
+    if batch % pictures:
+        raise MixError(
+            f"{name} calls the denoiser with {batch} rows for {pictures} pictures, so that {_mixes(images)} cannot be told "
+            f"apart in them: make one picture at a time, {_SAY}"
+        )
+    copies = batch // pictures
+    if first and copies > 1 and not _is_repeated(sample, latents, copies):
+        raise MixError(
+            f"{name} does not repeat its batch as a whole for guidance, so that {_mixes(images)} cannot be told apart in "
+            "it: make one picture at a time"
+        )
+    halves = _halves(caller, name, text, copies) if negatives else (False,) * copies
+    return BatchLayout(images, each, halves)
+
+
+def _rows_each(caller: Caller, name: str, pictures: int, images: int) -> int:
+    """Give the pictures that each mix has; one mix has them all."""
+    if images == 1:
+        return pictures
+    said = caller.local(*_EACH)
+    each = said if isinstance(said, int) and said > 0 else 1
+    if pictures != images * each:
+        prompts = f"{pictures // each} prompts" if pictures % each == 0 else f"{pictures} pictures"
+        raise MixError(
+            f"{images} mixes, but {name} is called with {prompts}: pass a list of {images} prompts, one for each mix"
+        )
+    return each
+
+
+def _is_repeated(sample: torch.Tensor, latents: torch.Tensor, copies: int) -> bool:
+    """Tell whether a batch is copies of all pictures one after the other; what is beside the latents may differ."""
+    if sample.ndim != latents.ndim:
+        return True  # packed in another way: nothing to compare
+    own = sample
+    for axis, size in enumerate(latents.shape[1:], start=1):
+        own = own.narrow(axis, 0, min(size, own.shape[axis]))
+    parts = own.chunk(copies)
+    return all(torch.equal(part, parts[0]) for part in parts[1:])
+
+
+def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ...]:
+    """Tell which copies are those without the prompt."""
+    guided = caller.flag(*_GUIDED)
+    if guided and caller.flag(_PERTURBED):
+        raise MixError(
+            f"{name} splits its batch inside of layers for perturbed attention, so that the half without the prompt "
+            "cannot have a mix of its own: leave negative= out, or set pag_scale=0"
+        )
+    if guided is False:
+        return (False,) * copies
+    if guided and copies == 2:
+        return (True, False)
+    if copies == 1 and (found := _half_of(caller, text)) is not None:
+        return (found,)
+    raise MixError(
+        f"{name} calls the denoiser with {_times(copies)} of its batch, and it cannot be told which of them are without "
+        "the prompt: leave negative= out" + (", or turn guidance off" if guided else "")
+    )
+
+
+def _half_of(caller: Caller, text: Any) -> bool | None:
+    """Tell by its text whether a call is that without the prompt; None where both have the same, or it has another."""
+    without, own = caller.local("negative_prompt_embeds"), caller.local("prompt_embeds")
+    if not isinstance(text, torch.Tensor) or not isinstance(without, torch.Tensor):
         return None
-    repeats = guidance_copies(pipe) if copies is None else copies
-    if batch % (images * repeats):
-        # guidance in separate calls, or none at all in this one
-        if batch % images:
-            msg = f"{images} mixes do not fit a batch of {batch} rows: pass one prompt for each mix"
-            raise MixError(msg)
-        if negatives:
-            msg = (
-                f"a batch of {batch} rows does not hold {repeats} copies for guidance: this pipeline calls its denoiser "
-                "for each of them, so that the half without the prompt cannot have a mix of its own"
-            )
-            raise MixError(msg)
-        repeats = 1
-    each = batch // (images * repeats)
-    rows = torch.arange(images).repeat_interleave(each).repeat(repeats)
-    if negatives and repeats > 1:
-        rows[: images * each] += images
-    return rows
+    if text is without or text is own:  # guidance in two calls: no need to wait for the values
+        return text is without
+    rows = text.shape[0]
+    same = [
+        isinstance(one, torch.Tensor) and one.shape[1:] == text.shape[1:] and torch.equal(one[-rows:], text)
+        for one in (without, own)
+    ]
+    return same[0] if same[0] != same[1] else None
+
+
+def repeated_rows(
+    gains: torch.Tensor, rows: torch.Tensor | None, count: int, batch: int
+) -> torch.Tensor | None:
+    """
+    Give the gains of a layer whose batch is not that of the denoiser's call.
+
+    Layers inside of video models see each frame or place as a row, those of one picture side by side. Perturbed attention
+    splits the batch into copies, which is no matter where all copies have the same mixes.
+
+    Args:
+        gains: Of the rows of the call, (count or more, ...).
+        rows: The mix of each row of the call.
+        count: Rows of the call.
+        batch: Rows of the layer.
+
+    Returns:
+        (batch, ...); None where it cannot be told.
+
+    Example:
+        >>> gains = torch.tensor([[1.0], [2.0], [1.0], [2.0], [1.0], [2.0]])
+        >>> repeated_rows(gains, torch.tensor([0, 1, 0, 1, 0, 1]), 6, 4).tolist()
+        [[1.0], [2.0], [1.0], [2.0]]
+        >>> repeated_rows(gains[:2], torch.tensor([0, 1]), 2, 4).tolist()
+        [[1.0], [1.0], [2.0], [2.0]]
+    """
+    if batch % count == 0:
+        return gains[:count].repeat_interleave(batch // count, 0)
+    if rows is None or batch > count:
+        return None
+    period = next(n for n in range(1, count + 1) if count % n == 0 and _has_period(rows, n))
+    return gains[:batch] if batch % period == 0 else None
+
+
+def _has_period(rows: torch.Tensor, period: int) -> bool:
+    parts = rows.view(-1, period)
+    return bool((parts == parts[0]).all())
+
+
+def _mixes(images: int) -> str:
+    return "a mix and that of the half without the prompt" if images == 1 else f"{images} mixes"
+
+
+def _times(copies: int) -> str:
+    return "one copy" if copies == 1 else f"{copies} copies"
+
+
+def text_of(args: Sequence[Any], kwargs: Any) -> Any:
+    """Find what the rows attend to in a denoiser call: the argument of that name, or the third one."""
+    return kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)

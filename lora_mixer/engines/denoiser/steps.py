@@ -1,9 +1,9 @@
 """
-Which step a denoiser call belongs to, read from the call itself.
+Which step a denoiser call belongs to, read from the call and from the pipeline that makes it.
 
-No callback has to be passed: the timestep of each call is looked up among those of the pipeline's scheduler. Calls at
-the same noise level are one step, so guidance in two calls and schedulers with several calls a step are counted right,
-and img2img, which starts late, counts from where it starts.
+No callback has to be passed: the timestep of each call is looked up among those of the run. Calls at the same noise
+level are one, so guidance in two calls and schedulers with several calls a step are counted right, and img2img, which
+starts late, counts from where it starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
+
+    from lora_mixer.engines.denoiser.caller import Caller
+
+_SAME = 2e-5
+"""Distance of timesteps that are one noise level, as a part of the run: schedulers work them out in fp32, by logarithms."""
+_FOUND = 1e-4
+"""The same for a timestep that was passed on, in half precision of a denoiser maybe."""
 
 
 @dataclass(frozen=True)
@@ -24,44 +31,119 @@ class Step:
 
     Attributes:
         index: The step, from 0.
-        total: How many steps the run has.
+        total: How many steps the run has: the ``num_inference_steps`` that were asked for.
         timestep: The timestep of the call, as the scheduler counts.
+        level: Which of the run's noise levels it is, from 0, and how many there are; some schedulers have levels between
+            steps. None where they are the steps.
     """
 
     index: int
     total: int
     timestep: float
+    level: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """
+    The different noise levels of a run.
+
+    Attributes:
+        timesteps: That of each level, in the order of the run.
+        steps: The step that each level belongs to.
+        total: How many steps there are.
+    """
+
+    timesteps: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+    total: int = 0
+
+    @classmethod
+    def of(cls, timesteps: Sequence[float], steps: int | None = None, order: int = 1) -> NoiseLevels:
+        """
+        Read a scheduler's timesteps.
+
+        Args:
+            timesteps: One for each call of the denoiser, in their order.
+            steps: How many steps were asked for; None goes by ``order``.
+            order: Calls that the scheduler takes for a step.
+
+        Example:
+            >>> NoiseLevels.of([9.0, 6.0, 6.0, 3.0, 3.0], order=2).steps  # Heun: two calls at a level
+            (0, 1, 2)
+            >>> NoiseLevels.of([9.0, 7.5, 6.0, 4.5, 3.0], order=2).steps  # DPM2: levels between steps
+            (0, 0, 1, 1, 2)
+        """
+        levels: list[float] = []
+        firsts: list[int] = []
+        apart = _SAME * (max(timesteps, default=0.0) - min(timesteps, default=0.0))
+        for place, value in enumerate(timesteps):
+            if not levels or abs(value - levels[-1]) > apart:
+                levels.append(value)
+                firsts.append(place)
+        wanted = -(-len(timesteps) // max(order, 1))
+        total = wanted if steps is None or (order > 1 and steps > wanted) else steps
+        if total == len(timesteps):  # timesteps that were rounded to the same are steps of their own
+            found = tuple(firsts)
+        elif total > len(timesteps):
+            found, total = tuple(range(len(levels))), len(levels)
+        elif order > 1 or total == 1 or len(levels) <= total:
+            spans = max(len(levels) - 1, 1)
+            found = tuple(place * (total - 1) // spans for place in range(len(levels)))
+        else:  # PNDM's warm-up: levels between the first steps only, which lie at equal distances
+            size = (levels[-1] - levels[0]) / (total - 1)
+            found = tuple(int((level - levels[0]) / size + 0.25) for level in levels)
+        return cls(tuple(levels), found, total)
+
+    def find(self, timestep: float) -> int | None:
+        """Give the level that is nearest to a timestep, or None where none is near."""
+        if not self.timesteps:
+            return None
+        place = min(range(len(self.timesteps)), key=lambda n: abs(self.timesteps[n] - timestep))
+        gap = abs(self.timesteps[place] - timestep)
+        return place if gap <= _FOUND * max(1.0, abs(timestep)) else None
+
+    def step(self, level: int, first: int = 0) -> Step:
+        """
+        Give the step of a level.
+
+        Args:
+            level: The level.
+            first: The one that the run starts at.
+        """
+        began = self.steps[first]
+        return Step(
+            self.steps[level] - began,
+            max(self.total - began, 1),
+            self.timesteps[level],
+            (level - first, len(self.timesteps) - first),
+        )
 
 
 class StepClock:
-    """
-    Counts the steps of one denoiser.
+    """Counts the steps of a denoiser where only its scheduler is known, not where the run starts."""
 
-    Args:
-        scheduled: Gives the timesteps of the present run in order; None or empty where there is no scheduler.
-    """
-
-    def __init__(self, scheduled: Callable[[], Sequence[float] | None]) -> None:
+    def __init__(self) -> None:
         """Start before any call."""
-        self._scheduled = scheduled
-        self._levels: tuple[float, ...] = ()
+        self._levels: NoiseLevels | None = None
         self._first = 0
         self._last = -1
         self._seen: float | None = None
 
-    def tick(self, timestep: float) -> Step:
+    def tick(self, timestep: float, levels: NoiseLevels) -> Step:
         """
         Note a call of the denoiser.
 
         Args:
             timestep: What it was called with.
+            levels: Those of the scheduler; none where there is no scheduler.
 
         Returns:
             The step that the call belongs to.
         """
-        levels = _distinct(self._scheduled() or ())
-        position = _find(levels, timestep)
+        position = levels.find(timestep)
         fresh = levels != self._levels
+        known = position is not None
         if position is None:  # scaled or foreign timesteps: count the changes
             moved = self._seen is None or timestep != self._seen
             back = self._seen is not None and timestep > self._seen
@@ -71,64 +153,47 @@ class StepClock:
         elif fresh or position < self._last or self._last < 0:
             self._first = position
         self._levels, self._last, self._seen = levels, position, timestep
+        if known:
+            return levels.step(position, self._first)
         index = position - self._first
-        return Step(index, max(len(levels) - self._first, index + 1), timestep)
-
-
-def _distinct(timesteps: Sequence[float]) -> tuple[float, ...]:
-    levels: list[float] = []
-    for value in timesteps:
-        if not levels or value != levels[-1]:
-            levels.append(value)
-    return tuple(levels)
-
-
-def _find(levels: Sequence[float], timestep: float) -> int | None:
-    for position, level in enumerate(levels):
-        if abs(level - timestep) <= 1e-4 * max(1.0, abs(level)):
-            return position
-    return None
+        return Step(index, max(levels.total - self._first, index + 1), timestep)
 
 
 class Timesteps:
-    """
-    The timesteps that a pipeline's scheduler is set to.
+    """Reads timesteps without waiting for the device that they lie on, where that can be."""
 
-    Args:
-        pipe: The pipeline.
-    """
-
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self) -> None:
         """Read nothing yet."""
-        self._pipe = pipe
         self._kept: tuple[Any, int] | None = None
         self._values: list[float] = []
+        self._levels: dict[tuple[int | None, int], NoiseLevels] = {}
 
-    def read(self) -> Sequence[float] | None:
-        """Give all in order, read once until they change; None where there is no scheduler."""
-        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
-        if timesteps is None:
-            return None
+    def read(self, timesteps: Any) -> list[float]:
+        """Give all of a scheduler's in order, read once until they change."""
         version = _version(timesteps)
         if self._kept is None or timesteps is not self._kept[0] or version != self._kept[1]:
             self._kept = timesteps, version
             self._values = [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
+            self._levels = {}
         return self._values
 
-    def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-        """Find the timestep of a denoiser call: the argument of that name, or the second one."""
-        value = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        if value is None:
-            return 0.0
-        if not isinstance(value, torch.Tensor):
-            return float(value)
-        known = self._known(value)
-        return float(value.flatten()[0].item()) if known is None else known
+    def levels(self, timesteps: Any, steps: int | None, order: int) -> NoiseLevels:
+        """Give the noise levels of a scheduler's timesteps; :meth:`NoiseLevels.of` has the arguments."""
+        values = self.read(timesteps)
+        if (steps, order) not in self._levels:
+            self._levels[steps, order] = NoiseLevels.of(values, steps, order)
+        return self._levels[steps, order]
+
+    def value(self, timestep: Any) -> float:
+        """Give one timestep as a number."""
+        if not isinstance(timestep, torch.Tensor):
+            return float(timestep)
+        known = self._known(timestep)
+        return float(timestep.flatten()[0].item()) if known is None else known
 
     def _known(self, value: torch.Tensor) -> float | None:
-        """Give the value of a tensor that is a part of the scheduler's: reading it would wait for the GPU at each step."""
-        values = self.read()
-        whole = self._kept[0] if values and self._kept is not None else None
+        """Give the value of a tensor that is a part of those read: reading it would wait for the GPU at each step."""
+        whole = self._kept[0] if self._values and self._kept is not None else None
         if not isinstance(whole, torch.Tensor) or whole.ndim != 1 or value.numel() == 0:
             return None
         if value.dtype != whole.dtype or value.device != whole.device:
@@ -139,6 +204,88 @@ class Timesteps:
             int(value.storage_offset()) - int(whole.storage_offset()), int(whole.stride(0)) or 1
         )
         return self._values[place] if not rest and 0 <= place < len(self._values) else None
+
+
+class StepReader:
+    """
+    Reads the step of each call of one denoiser.
+
+    The pipeline that is calling has the timesteps of its run under a local name, and the one that it is at under
+    another; else its scheduler is asked, or one that a hand-written loop has, or that of the pipeline of the mixer.
+
+    Args:
+        pipe: The mixer's pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Start before any call."""
+        self._pipe = pipe
+        self._clock = StepClock()
+        self._timesteps = Timesteps()
+
+    def read(self, timestep: Any, caller: Caller) -> Step:
+        """
+        Give the step of a call.
+
+        Args:
+            timestep: What the denoiser was called with; some denoisers are given it scaled.
+            caller: Who is calling.
+        """
+        mine = getattr(self._pipe, "scheduler", None)
+        scheduler = caller.scheduler
+        if scheduler is None or _timesteps_of(scheduler) is None:
+            scheduler = mine
+        order = getattr(scheduler, "order", 1)
+        order = order if isinstance(order, int) else 1
+        given = [] if timestep is None else [timestep]
+        if caller.pipe is not None:
+            run, now = caller.local("timesteps"), caller.local("t")
+            steps = caller.local("num_inference_steps")
+            values = [now, *given] if _is_number(now) else given
+            if _is_list(run):
+                levels = self._timesteps.levels(run, steps if isinstance(steps, int) else None, order)
+                for value in values:
+                    level = levels.find(self._timesteps.value(value))
+                    if level is not None:
+                        return levels.step(level)
+        else:
+            values = given
+        known = _timesteps_of(scheduler)
+        if known is None:
+            levels = NoiseLevels()
+        else:
+            asked = getattr(scheduler, "num_inference_steps", None)
+            levels = self._timesteps.levels(known, asked if isinstance(asked, int) else None, order)
+        numbers = [self._timesteps.value(value) for value in values] or [0.0]
+        trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+        if isinstance(trained, int):
+            numbers.append(numbers[-1] * trained)  # flow models are given fractions
+        found = next((number for number in numbers if levels.find(number) is not None), None)
+        return self._clock.tick(
+            self._timesteps.value(given[0]) if found is None and given else found or 0.0, levels
+        )
+
+
+def timestep_of(args: Sequence[Any], kwargs: Any) -> Any:
+    """Find the timestep of a denoiser call: the argument of that name, or the second one; None where there is none."""
+    return kwargs.get("timestep", args[1] if len(args) > 1 else None)
+
+
+def _timesteps_of(scheduler: Any) -> Any:
+    timesteps = getattr(scheduler, "timesteps", None)
+    return timesteps if _is_list(timesteps) else None
+
+
+def _is_list(timesteps: Any) -> bool:
+    if isinstance(timesteps, torch.Tensor):
+        return timesteps.ndim == 1 and len(timesteps) > 0
+    return isinstance(timesteps, list | tuple) and bool(timesteps) and all(map(_is_number, timesteps))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float)
 
 
 def _version(timesteps: Any) -> int:

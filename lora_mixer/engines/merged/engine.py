@@ -9,11 +9,12 @@ it.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.algorithms.columns import Padded
 from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
@@ -26,10 +27,11 @@ from lora_mixer.engines.merged.kept_weight import (
     restore,
     unsupported,
 )
+from lora_mixer.engines.merged.whole import WholeLayer, gathered
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -60,6 +62,17 @@ class _Touched:
     bias: KeptWeight | None
     transposed: bool
     users: set[str] = field(default_factory=set)
+    root: nn.Module | None = None
+    """The component, where an adapter widens the weight."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A layer of an adapter: what it changes, how, and to how many inputs it widens the weight."""
+
+    entry: _Touched
+    weights: LayerWeights
+    columns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +103,19 @@ class MergedEngine:
 
     Args:
         keep_on: Where bases are kept: ``"device"`` beside the weights, ``"host"`` in (pinned) host memory.
+        reshaped: Called with a component's name when a weight of it gets another shape.
     """
 
-    def __init__(self, keep_on: BaseDevice = "device") -> None:
+    def __init__(
+        self, keep_on: BaseDevice = "device", reshaped: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Start with nothing touched."""
         self._keep_on: BaseDevice = keep_on
-        self._adapters: dict[str, list[tuple[_Touched, LayerWeights]]] = {}
-        self._touched: dict[int, _Touched] = {}  # by id of the module, which it keeps alive
+        self._reshaped = reshaped
+        self._adapters: dict[str, list[_Held]] = {}
+        self._wholes: dict[str, list[WholeLayer]] = {}
+        # by id of the module, which it keeps alive, and the parameter's name
+        self._touched: dict[tuple[int, str], _Touched] = {}
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._hooks: list[HookHandle] = []
@@ -104,27 +123,48 @@ class MergedEngine:
     def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers; nothing is written yet."""
         tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
-        taken: list[tuple[_Touched, LayerWeights]] = []
+        taken: list[_Held] = []
+        wholes: dict[int, WholeLayer] = {}
         for layer in layers:
             live = layer.live
-            entry = self._touched.get(id(live.module)) or tied.get(id(live.weight))
+            key = (id(live.module), live.attribute)
+            entry = self._touched.get(key) or tied.get(id(live.weight))
             if entry is None:
                 path = f"{live.component}.{live.path}"
                 bias = None
-                if getattr(live.module, "bias", None) is not None:
+                if not live.is_bare and getattr(live.module, "bias", None) is not None:
                     bias = KeptWeight(f"{path}.bias", live.module, "bias", self._keep_on)
-                weight = KeptWeight(f"{path}.weight", live.module, "weight", self._keep_on)
+                name_of_weight = path if live.is_bare else f"{path}.weight"
+                weight = KeptWeight(name_of_weight, live.module, live.attribute, self._keep_on)
                 entry = _Touched(live.module, weight, bias, live.transposed)
                 for slot in filter(None, (weight, bias)):
                     slot.stamp()
-                self._touched[id(live.module)] = tied[id(live.weight)] = entry
+                self._touched[key] = tied[id(live.weight)] = entry
             entry.users.add(name)
-            taken.append((entry, layer.weights))
+            columns = None
+            if layer.widening is not None:
+                columns, entry.root = layer.widening.columns, layer.widening.root
+            taken.append(_Held(entry, layer.weights, columns))
+        for place, layer in enumerate(layers):  # all siblings are touched by now
+            siblings = layer.siblings
+            if siblings is not None:
+                # siblings were bound each with its own copy of what the file says of them all
+                mark = id(siblings.parts[0].live.module)
+                if mark not in wholes:
+                    parts = [
+                        (self._touched[id(p.live.module), p.live.attribute].weight, p.file_rows)
+                        for p in siblings.parts
+                    ]
+                    wholes[mark] = WholeLayer(parts, siblings.total)
+                own = gathered(layer.weights, wholes[mark], layer.live.shape)
+                taken[place] = replace(taken[place], weights=own)
         self._adapters[name] = taken
+        self._wholes[name] = list(wholes.values())
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
+        self._wholes.pop(name, None)
         self._plans.clear()
         for key, entry in list(self._touched.items()):
             entry.users.discard(name)
@@ -134,9 +174,10 @@ class MergedEngine:
     def rename(self, old: str, new: str) -> None:
         """Let an adapter that is out of the weights go on under a name that is free."""
         self._adapters[new] = self._adapters.pop(old)
-        for entry, _ in self._adapters[new]:
-            entry.users.discard(old)
-            entry.users.add(new)
+        self._wholes[new] = self._wholes.pop(old, [])
+        for layer in self._adapters[new]:
+            layer.entry.users.discard(old)
+            layer.entry.users.add(new)
         self._plans.clear()
 
     @property
@@ -146,7 +187,8 @@ class MergedEngine:
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
-        for entry, weights in self._adapters[name]:
+        for layer in self._adapters[name]:
+            entry, weights = layer.entry, layer.weights
             clean = entry.weight.live if entry.weight.base is None else entry.weight.base
             bias = entry.bias
             yield (
@@ -168,7 +210,7 @@ class MergedEngine:
 
     def locks(self, name: str) -> list[bool]:
         """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
-        return [entry.weight.locked for entry, _ in self._adapters[name]]
+        return [layer.entry.weight.locked for layer in self._adapters[name]]
 
     def apply(self, gains: Gains) -> None:
         """
@@ -240,6 +282,7 @@ class MergedEngine:
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
+        self._reshape(names, gains)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make_plan(names, gains)
@@ -262,16 +305,37 @@ class MergedEngine:
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
+        for whole in (whole for name in names for whole in self._wholes.get(name, ())):
+            whole.forget()
         self._active = gains
+
+    def _reshape(self, names: Sequence[str], gains: Gains) -> None:
+        """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        wanted: dict[int, int] = {}
+        for name in names:
+            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
+                if gain and layer.columns is not None:
+                    mark = id(layer.entry)
+                    wanted[mark] = max(wanted.get(mark, 0), layer.columns)
+        for entry in self._touched.values():
+            if entry.root is None:
+                continue
+            columns = wanted.get(id(entry))
+            if entry.weight.resize(columns, entry.root):
+                self._plans.clear()
+                self._reshaped(entry.weight.name.partition(".")[0])
 
     def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
         plan = _Plan()
         parts: dict[_Touched, list[_Part]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix
-            for (entry, weights), gain in zip(self._adapters[name], gains[name], strict=True):
+            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
                 if gain:
+                    entry, weights = layer.entry, layer.weights
                     shape = tuple(entry.weight.parameter.shape)
+                    if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
+                        weights = Padded(weights, weights.in_width or shape[1], weights.alpha)
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
                     parts.setdefault(entry, []).append(_Part(weights, pair, place))
                 place += 1
@@ -279,7 +343,7 @@ class MergedEngine:
             base, live = entry.weight.keep(), entry.weight.live
             plan.written.add(entry.weight)
             pairs = [part.pair for part in own if part.pair is not None]
-            grouped = len(pairs) == len(own) and not entry.transposed
+            grouped = len(pairs) == len(own) and not entry.transposed and not entry.weight.is_wide
             if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
                 plan.singles.append((entry, own))
             clean = (

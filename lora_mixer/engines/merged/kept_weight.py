@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -44,6 +44,8 @@ class KeptWeight:
         self._storage: StorageWeakRef | None = None
         self._address = 0
         self._version = 0
+        # the base's own tensor, its number of inputs and the component's configuration, while it is wider
+        self._narrow: tuple[torch.Tensor, int, Any] | None = None
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -124,8 +126,55 @@ class KeptWeight:
         host = torch.empty_like(live, device="cpu", pin_memory=True)
         return host.copy_(live)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the parameter has more inputs now than the base model's."""
+        return self._narrow is not None
+
+    def resize(self, columns: int | None, root: nn.Module) -> bool:
+        """
+        Give the parameter more inputs, zeros at first, or put the base's own tensor back.
+
+        Args:
+            columns: How many inputs; None for those of the base model.
+            root: The component, whose configuration tells pipelines how many there are.
+
+        Returns:
+            Whether anything was to be done.
+        """
+        own = self.module.__dict__
+        counted = "in_features" if "in_features" in own else "in_channels"
+        if self.parameter.shape[1] == columns or (columns is None and self._narrow is None):
+            return False
+        with torch.no_grad():
+            if self._narrow is None:
+                base = self.keep()
+                if self.blended:
+                    self.live.copy_(base)
+                self._narrow = (self.live, own[counted], root.__dict__.get("_internal_dict"))
+            narrow, before, config = self._narrow
+            narrow = narrow.to(self.live)  # others may have moved it
+            if columns is None:
+                self.parameter.data, self.base, self._narrow = narrow, None, None
+            else:
+                wide = narrow.new_zeros(narrow.shape[0], columns, *narrow.shape[2:])
+                wide[:, : narrow.shape[1]] = narrow
+                self.parameter.data = wide
+                self.base = self._copy(wide)
+        setattr(self.module, counted, before if columns is None else columns)
+        if config is not None and "in_channels" in config:
+            if columns is None:
+                root.__dict__["_internal_dict"] = config
+            else:
+                register: Any = root
+                register.register_to_config(in_channels=config["in_channels"] * columns // before)
+        self.blended = False
+        self.stamp()
+        return True
+
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
+        self._narrow = None
         self.base = None
         self.blended = False
         self.stamp()

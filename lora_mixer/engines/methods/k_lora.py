@@ -73,10 +73,11 @@ def contest(content: Sequence[BoundLayer], style: Sequence[BoundLayer]) -> Conte
     Raises:
         MixError: When a layer that both change has no rank in one of them.
     """
-    others = {id(layer.live.module): layer for layer in style}
-    both = [(layer, others[id(layer.live.module)]) for layer in content if id(layer.live.module) in others]
+    others = {(layer.live.component, layer.live.path): layer for layer in style}
+    places = [(layer.live.component, layer.live.path) for layer in content]
+    both = [(layer, others[place]) for layer, place in zip(content, places, strict=True) if place in others]
     odd = [
-        f"{x.live.component}.{x.live.path} ({x.weights.algorithm})"
+        f"{x.live.component}.{x.live.path} ({x.weights.algorithms[0]})"
         for pair in both
         for x in pair
         if x.weights.rank is None
@@ -84,6 +85,10 @@ def contest(content: Sequence[BoundLayer], style: Sequence[BoundLayer]) -> Conte
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise MixError(f"k_lora goes by ranks, and there is none in {', '.join(odd[:3])}{more}")
+    fused = [x for pair in both for x in pair if x.siblings is not None]
+    if fused:
+        shown = f"{fused[0].live.component}.{fused[0].live.path} ({'+'.join(fused[0].weights.algorithms)})"
+        raise MixError(f"k_lora compares layers one by one, and {shown} is computed from several at once")
     sums = {}
     quotients = []
     for one, other in both:

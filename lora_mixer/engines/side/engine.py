@@ -141,7 +141,9 @@ class SideEngine:
             wanted = [one for one in wanted if one.live.component not in held.buffers]
         for component in dict.fromkeys(one.live.component for one in wanted):
             members = [one for one in wanted if one.live.component == component]
-            buffers = GainBuffers(folds=len(mixes) == 1, masks=masks)
+            # a text has no places: masks are no matter for what it is read with
+            placed = None if component in TEXT_ENCODERS else masks
+            buffers = GainBuffers(folds=len(mixes) == 1, masks=placed)
             layers = make_layers([(one.live, one.rank) for one in members], buffers, components[component])
             buffers.load([(layer, one.parts) for layer, one in zip(layers, members, strict=True)])
             for one, layer in zip(members, layers, strict=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.side.masks import coverage, scale_mask, token_grid
 from lora_mixer.errors import MixError
 
@@ -262,6 +263,22 @@ class GainBuffers:
         values = values if len(values) > 1 else values.expand(len(flat), -1)
         flat[: len(values)].copy_(values)
 
+    def repeated(self, layer: GainedLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
+        """
+        Give the gains of a layer whose batch is not that of the call, (batch, ...).
+
+        Raises:
+            MixError: When its rows cannot be told.
+        """
+        found = repeated_rows(gains, self._call.rows, self.count, batch)
+        if found is None:
+            msg = (
+                f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
+                "apart"
+            )
+            raise MixError(msg)
+        return found
+
     # --- masks -----------------------------------------------------------------------------------------------------
 
     def placed(self, layer: GainedLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
@@ -278,12 +295,6 @@ class GainBuffers:
         self, layer: GainedLayer, hidden: torch.Tensor, shape: tuple[int, ...], *, channels_first: bool
     ) -> torch.Tensor:
         rows = torch.zeros(1, dtype=torch.long) if self._call.rows is None else self._call.rows
-        if len(rows) not in (1, hidden.shape[0]):
-            msg = (
-                f"{layer.name}: got a batch of {hidden.shape[0]} inside a call with {len(rows)} rows; images "
-                "cannot be told apart"
-            )
-            raise MixError(msg)
         owners = self._owners[layer.span]  # (rank,)
         adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]  # (rank,)
         spread = self._places(shape, channels_first=channels_first)[:, adapters][
@@ -292,6 +303,8 @@ class GainBuffers:
         assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
         values = self._shown[:, owners]  # (rows, rank)
         full = values.view(len(values), -1, *[1] * len(shape)) * spread  # (rows, rank, *places)
+        if len(full) not in (1, hidden.shape[0]):
+            full = self.repeated(layer, full, hidden.shape[0])
         return (full if channels_first else full.movedim(1, -1)).to(hidden)
 
     def _places(self, shape: tuple[int, ...], *, channels_first: bool) -> torch.Tensor:

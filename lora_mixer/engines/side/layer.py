@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from lora_mixer.engines.denoiser.cuda_graph import in_graph
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -210,13 +209,11 @@ class SideLayer:
         if buffers.folds:
             return None
         batch = hidden.shape[0]
-        if not torch.compiler.is_compiling() and buffers.count not in (1, batch):
-            msg = (
-                f"{self.name}: got a batch of {batch} inside a call with {buffers.count} rows; images cannot be told "
-                "apart"
-            )
-            raise MixError(msg)
-        gain = self.gain[:batch].to(hidden)  # (b, R), or (1, R)
+        room = self.gain.shape[0]
+        # a graph does not ask how many rows a call has: it would be another one for each number
+        told = room == 1 or batch <= room if torch.compiler.is_compiling() else buffers.count in (1, batch)
+        gain = self.gain[:batch] if told else buffers.repeated(self, self.gain, batch)
+        gain = gain.to(hidden)  # (b, R), or (1, R)
         spread = [1] * (hidden.ndim - 2)
         return (
             gain.view(len(gain), -1, *spread)

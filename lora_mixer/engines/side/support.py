@@ -45,7 +45,11 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
 
 def side_pair(layer: BoundLayer) -> Factors | None:
     """Give the factors that a side path needs for a layer, or None where it has none."""
-    if layer_kind(layer.live.module) is None or layer.weights.bias_delta(None, 1.0) is not None:
+    if (
+        layer.live.is_bare
+        or layer_kind(layer.live.module) is None
+        or layer.weights.bias_delta(None, 1.0) is not None
+    ):
         return None
     return layer.weights.factors(layer.live.shape)
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MatchError
-from lora_mixer.merging import truncate
+from lora_mixer.writing.compose import same
 from lora_mixer.writing.layers import NewLayer, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from torch import nn
 
+    from lora_mixer.writing.compose import Cut, Progress
     from lora_mixer.writing.skeleton import Skeleton
 
     Job = tuple[str, str, nn.Module]
@@ -36,14 +35,13 @@ class Extracted:
     left_out: tuple[str, ...]
 
 
-def extract(
+def changes(
     base: Skeleton,
     tuned: Skeleton,
     *,
-    rank: int | None = None,
-    energy: float | None = None,
+    cut: Cut,
     pairs_only: bool = False,
-    watch: Callable[[list[Job]], Iterable[Job]] = list,
+    progress: Progress = same,
 ) -> Extracted:
     """
     Give the change from one diffusers folder to another as an adapter.
@@ -51,10 +49,9 @@ def extract(
     Args:
         base: The model to start from.
         tuned: The same model after training.
-        rank: The rank of each layer.
-        energy: Instead of a rank, the share of each layer's squared norm to keep.
+        cut: The rank of each layer.
         pairs_only: Leave changes of biases and norms out, and list them.
-        watch: Wraps the work, to show how far it is.
+        progress: Wraps the work, to show how far it is.
 
     Returns:
         The layers that changed, with the error of each.
@@ -73,7 +70,7 @@ def extract(
     ]
     layers: list[NewLayer] = []
     left_out: list[str] = []
-    for part, path, module in watch(jobs):
+    for part, path, module in progress(jobs):
         weight, bias = (_change(base, tuned, part, f"{path}.{name}") for name in ("weight", "bias"))
         if pairs_only:
             dropped = {"bias": bias, "weight": weight if weight is not None and weight.ndim < 2 else None}
@@ -81,7 +78,7 @@ def extract(
             bias = None
             weight = None if weight is None or weight.ndim < 2 else weight
         if weight is not None or bias is not None:
-            layers.append(_layer(part, path, module, weight, bias, rank, energy))
+            layers.append(_layer(part, path, module, weight, bias, cut))
     if not layers:
         raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
     return Extracted(tuple(layers), tuple(left_out))
@@ -93,8 +90,7 @@ def _layer(
     module: nn.Module,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    rank: int | None,
-    energy: float | None,
+    cut: Cut,
 ) -> NewLayer:
     shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
     place = Place(part, path, shape, isinstance(module, torch.nn.Embedding))
@@ -102,7 +98,7 @@ def _layer(
         return NewLayer(place, vector=weight if weight is not None else torch.zeros(shape), bias=bias)
     if weight is None:  # a pair of zeros carries the bias
         return NewLayer(place, torch.zeros(shape[0], 1), torch.zeros(1, math.prod(shape[1:])), 1.0, bias)
-    form = truncate(weight.flatten(1), rank, energy)
+    form = cut.of_matrix(weight.flatten(1), place)
     return NewLayer(place, form.up, form.down, float(form.rank), bias, error=form.error)
 
 

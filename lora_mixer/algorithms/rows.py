@@ -1,0 +1,150 @@
+"""
+Rows of a change: what one live module gets of a layer that the file keeps fused, or of a layer that is a part of it.
+
+A file may hold one layer where the live model has several (``qkv`` is ``to_q``, ``to_k`` and ``to_v``), or several
+where it has one (``up_proj`` and ``gate_proj`` are the halves of one ``proj``). With D the change of the file's layer,
+a live module gets ``D[rows]``. Pairs are sliced (``up[rows]`` beside the same ``down``); everything else is computed on
+the whole layer and cut. Where a row's change depends on *other* rows of the base (DoRA with lengths of inputs,
+rotations of outputs), the whole layer's base has to be handed in: :meth:`~lora_mixer.algorithms.base.Sliced.delta_of`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.base import Factors, LayerWeights, count_rows, spread_rows, take_rows
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import Ranges
+
+
+@dataclass(frozen=True)
+class Placed(LayerWeights):
+    """
+    A change of some rows of a live module; the others stay.
+
+    Attributes:
+        inner: The change.
+        ranges: The live module's rows, in the order in which the change has them.
+        total: Rows of the live module.
+        alpha: The alpha in force.
+    """
+
+    algorithm: ClassVar[str] = "placed"
+
+    inner: LayerWeights
+    ranges: Ranges
+    total: int
+    alpha: float | None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those of the change."""
+        return self.inner.algorithms
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the change."""
+        return self.inner.rank
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width of the change."""
+        return self.inner.in_width
+
+    def limited(self, rank: int) -> LayerWeights:
+        """Limit the change."""
+        return Placed(self.inner.limited(rank), self.ranges, self.total, self.alpha)
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change rows of a weight of ``shape``, or None."""
+        if self.total != shape[0]:
+            return f"rows of a layer of {self.total} outputs, the module has {shape[0]}"
+        return self.inner.misfit((count_rows(self.ranges), *shape[1:]))
+
+    def needs_whole(self, shape: tuple[int, ...]) -> bool:
+        """Say whether the change does."""
+        return self.inner.needs_whole((count_rows(self.ranges), *shape[1:]))
+
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:
+        """Give ``up`` with zeros for the rows that stay."""
+        pair = self.inner.factors((count_rows(self.ranges), *shape[1:]))
+        return (
+            None
+            if pair is None
+            else Factors(spread_rows(pair.up, self.ranges, self.total), pair.down, pair.scale)
+        )
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give the change, zeros where rows stay."""
+        return spread_rows(self.inner.delta(take_rows(base, self.ranges), gain), self.ranges, self.total)
+
+    def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
+        """Give the bias's change, zeros where rows stay."""
+        change = self.inner.bias_delta(None if base is None else take_rows(base, self.ranges), gain)
+        return None if change is None else spread_rows(change, self.ranges, self.total)
+
+
+@dataclass(frozen=True)
+class Chunks(LayerWeights):
+    """
+    A layer that the file keeps in one piece, with a change of its own for each part (Kohya's OFT on fused layers).
+
+    Attributes:
+        parts: The changes, from the first rows to the last.
+        sizes: Rows of each.
+        alpha: The alpha in force.
+    """
+
+    algorithm: ClassVar[str] = "chunks"
+
+    parts: tuple[LayerWeights, ...]
+    sizes: tuple[int, ...]
+    alpha: float | None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those of the first part; all are alike."""
+        return self.parts[0].algorithms
+
+    @property
+    def _spans(self) -> tuple[tuple[int, int], ...]:
+        ends = [sum(self.sizes[: number + 1]) for number in range(len(self.sizes))]
+        return tuple((end - size, end) for end, size in zip(ends, self.sizes, strict=True))
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this cannot change a weight of ``shape``, or None."""
+        if sum(self.sizes) != shape[0]:
+            return f"made for parts of {' + '.join(map(str, self.sizes))} outputs, the module has {shape[0]}"
+        return next(
+            (
+                why
+                for part, size in zip(self.parts, self.sizes, strict=True)
+                if (why := part.misfit((size, *shape[1:])))
+            ),
+            None,
+        )
+
+    def mixes_rows(self, shape: tuple[int, ...]) -> bool:
+        """Say whether any part does."""
+        return any(
+            part.mixes_rows((size, *shape[1:])) for part, size in zip(self.parts, self.sizes, strict=True)
+        )
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Give the part that has exactly these rows, where there is one."""
+        spans = self._spans
+        if len(ranges) == 1 and ranges[0] in spans:
+            return self.parts[spans.index(ranges[0])]
+        return super().take(ranges, total)
+
+    def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
+        """Give each part's change of its own rows."""
+        pieces = [
+            part.delta(base[start:stop], gain)
+            for part, (start, stop) in zip(self.parts, self._spans, strict=True)
+        ]
+        return torch.cat(pieces)

@@ -1,0 +1,135 @@
+"""
+Who is calling a component: the pipeline whose method is running, and what it holds at that moment.
+
+A component is shared by pipelines that know nothing of each other (``from_pipe``), and some of them keep in local names
+what others have as properties. So the pipeline that is asked for its steps, its guidance and its prompts is the one on
+the stack, not the one that a mixer was made with.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+
+_NEAR = 3
+"""How many frames of a loop without pipeline are looked into."""
+_PASSED = ("torch", "lora_mixer", "accelerate", "diffusers")
+"""Packages whose frames lie between a loop and the component that it calls."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """
+    A pipeline in the middle of a call, or a loop without one.
+
+    Attributes:
+        pipe: The pipeline; None where none is on the stack.
+        frames: The local names of its running methods, innermost first; without pipeline, those of the nearest functions.
+        frame: The frame of the outermost of them; who keeps it keeps its locals alive.
+    """
+
+    pipe: Any = None
+    frames: tuple[Mapping[str, Any], ...] = ()
+    frame: FrameType | None = None
+
+    def local(self, *names: str) -> Any:
+        """Give the innermost value that is not None under the first of some local names that has one."""
+        for name in names:
+            for frame in self.frames:
+                value = frame.get(name)
+                if value is not None:
+                    return value
+        return None
+
+    def outermost(self, name: str) -> Any:
+        """Give what the outermost method has under a local name that it was called with, or None."""
+        for frame in reversed(self.frames):
+            if name in frame:
+                return frame[name]
+        return None
+
+    def flag(self, *names: str) -> bool | None:
+        """Give what a local name, or else a property of the pipeline, says; None where none of the names is known."""
+        for name in names:
+            for frame in self.frames:
+                if isinstance(frame.get(name), bool):
+                    return bool(frame[name])
+        for name in names:
+            try:
+                value = getattr(self.pipe, name, None)
+            except Exception:  # noqa: BLE001, S112 -- properties of a pipeline that has not run yet
+                continue
+            if isinstance(value, bool):
+                return value
+        return None
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that steps: the pipeline's, or one that a loop has under a local name; None where there is none."""
+        if self.pipe is not None:
+            return getattr(self.pipe, "scheduler", None)
+        for frame in self.frames:
+            for value in list(frame.values()):
+                kind = type(value)
+                if hasattr(kind, "set_timesteps") and hasattr(kind, "step") and hasattr(value, "timesteps"):
+                    return value
+        return None
+
+
+def calling(part: str) -> Caller:
+    """
+    Find the pipeline that is calling one of its components now.
+
+    Args:
+        part: The component's name, which the pipeline has as an attribute.
+
+    Example:
+        >>> calling("unet").pipe is None
+        True
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- inspect.currentframe is the same
+    near: list[Mapping[str, Any]] = []
+    while frame is not None:
+        owner = _owner(frame)
+        if owner is not None and hasattr(owner, part):
+            return _methods_of(owner, frame)
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if len(near) < _NEAR and package not in _PASSED:
+            near.append(frame.f_locals)
+        frame = frame.f_back
+    return Caller(None, tuple(near))
+
+
+def _owner(frame: FrameType) -> Any:
+    """Give the pipeline that a frame's method belongs to; nested functions have it from outside."""
+    code = frame.f_code
+    if "self" not in code.co_varnames and "self" not in code.co_freevars:
+        return None
+    owner = frame.f_locals.get("self")
+    if owner is None or isinstance(owner, nn.Module):
+        return None
+    return owner if hasattr(type(owner), "components") or "components" in _attributes(owner) else None
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    """Give the attributes that an object holds itself; none for those with slots."""
+    return getattr(value, "__dict__", {})
+
+
+def _methods_of(owner: Any, frame: FrameType) -> Caller:
+    """Collect the running methods of a pipeline, from the innermost one outwards."""
+    found, outermost = [], frame
+    step: FrameType | None = frame
+    while step is not None:
+        if _owner(step) is owner:
+            found.append(step.f_locals)
+            outermost = step
+        step = step.f_back
+    return Caller(owner, tuple(found), outermost)

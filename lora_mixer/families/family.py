@@ -1,0 +1,53 @@
+"""What is known of one base family, as one frozen row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    One base family.
+
+    Attributes:
+        name: How messages and descriptions call it, such as ``Flux.1``.
+        classes: How the names of its denoiser classes begin; the longest beginning among all families counts.
+        layouts: How the modules of a file are spelled, by the name of the spelling, where it is not the live model's own:
+            a table in the language of :mod:`lora_mixer.families.spelling`. The first is the original code's.
+        absent: Spellings, one a line in the same language, that files of sibling models have and this one need not.
+        marks: A regular expression over flattened module names with every number 0, that only this family has.
+        widths: Widths that its attention works at, where names do not tell it from another family.
+        headers: What ``ss_base_model_version`` or ``modelspec.architecture`` contain.
+        said: How the names begin that users and model sites give to it.
+        cross_attention: The width of the text that its UNet attends to; 0 for transformers.
+        kohya: ``ss_base_model_version``, ``ss_v2`` and ``modelspec.architecture`` that Kohya's trainer writes.
+        unet: The arguments of its UNet's class, to build its modules without weights.
+        text_encoders: Class, hidden size, inner size, layers and heads of each text encoder, likewise.
+        widens: Live modules (in the tables' language) whose inputs an adapter may widen, or need not fill.
+        kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    absent: str = ""
+    marks: str = ""
+    widths: frozenset[int] = frozenset()
+    headers: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    cross_attention: int = 0
+    kohya: tuple[str, str, str] | None = None
+    unet: Mapping[str, Any] | None = None
+    text_encoders: Mapping[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
+    widens: tuple[str, ...] = ()
+    kohya_flat: str = ""
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether its denoiser is a transformer."""
+        return not self.cross_attention

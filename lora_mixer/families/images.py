@@ -1,0 +1,219 @@
+"""Further models of pictures: Sana, PixArt, AuraFlow, Cosmos (and Anima), Krea 2, HiDream, OmniGen, Stable Cascade, ..."""
+
+from __future__ import annotations
+
+from lora_mixer.families.family import Family
+
+_CROSS = """
+blocks.N.attn.qkv -> transformer_blocks.N.attn1.to_q .to_k .to_v
+blocks.N.attn.proj -> transformer_blocks.N.attn1.to_out.0
+blocks.N.cross_attn.q_linear -> transformer_blocks.N.attn2.to_q
+blocks.N.cross_attn.kv_linear -> transformer_blocks.N.attn2.to_k .to_v
+blocks.N.cross_attn.proj -> transformer_blocks.N.attn2.to_out.0
+blocks.N.scale_shift_table -> transformer_blocks.N.scale_shift_table
+y_embedder.y_proj.{fc1,fc2} -> caption_projection.{linear_1,linear_2}
+final_layer.linear -> proj_out
+final_layer.scale_shift_table -> scale_shift_table
+"""
+
+SANA = Family(
+    "Sana",
+    classes=("Sana",),
+    layouts={
+        "original": _CROSS
+        + """
+blocks.N.mlp.{inverted_conv,depth_conv,point_conv}.conv -> transformer_blocks.N.ff.{conv_inverted,conv_depth,conv_point}
+t_block.1 -> time_embed.linear
+t_embedder.mlp.{0,2} -> time_embed.emb.timestep_embedder.{linear_1,linear_2}
+attention_y_norm -> caption_norm
+x_embedder.proj -> patch_embed.proj
+""",
+    },
+    marks=r"(?:^|_)(?:blocks_0_mlp|transformer_blocks_0_ff)_(?:inverted_conv|depth_conv|point_conv|conv_(?:inverted|depth|point))",
+    widths=frozenset((2240, 1120)),
+    headers=("sana",),
+    said=("sana",),
+    kohya_flat="original",
+)
+
+PIXART = Family(
+    "PixArt",
+    classes=("PixArt",),
+    layouts={
+        "original": _CROSS
+        + """
+blocks.N.mlp.{fc1,fc2} -> transformer_blocks.N.{ff.net.0.proj,ff.net.2}
+t_block.1 -> adaln_single.linear
+t_embedder.mlp.{0,2} -> adaln_single.emb.timestep_embedder.{linear_1,linear_2}
+csize_embedder.mlp.{0,2} -> adaln_single.emb.resolution_embedder.{linear_1,linear_2}
+ar_embedder.mlp.{0,2} -> adaln_single.emb.aspect_ratio_embedder.{linear_1,linear_2}
+x_embedder.proj -> pos_embed.proj
+""",
+    },
+    marks=r"(?:^|_)blocks_0_cross_attn_(?:q_linear|kv_linear)$",
+    widths=frozenset((1152,)),
+    headers=("pixart",),
+    said=("pixart",),
+    kohya_flat="original",
+)
+
+AURAFLOW = Family(
+    "AuraFlow",
+    classes=("AuraFlow",),
+    layouts={
+        "original": """
+double_layers.N.attn.{w2q,w2k,w2v,w2o} -> joint_transformer_blocks.N.attn.{to_q,to_k,to_v,to_out.0}
+double_layers.N.attn.{w1q,w1k,w1v,w1o} -> joint_transformer_blocks.N.attn.{add_q_proj,add_k_proj,add_v_proj,to_add_out}
+double_layers.N.mlpX.{c_fc1,c_fc2,c_proj} -> joint_transformer_blocks.N.ff.{linear_1,linear_2,out_projection}
+double_layers.N.mlpC.{c_fc1,c_fc2,c_proj} -> joint_transformer_blocks.N.ff_context.{linear_1,linear_2,out_projection}
+double_layers.N.{modX,modC}.1 -> joint_transformer_blocks.N.{norm1,norm1_context}.linear
+single_layers.N.attn.{w1q,w1k,w1v,w1o} -> single_transformer_blocks.N.attn.{to_q,to_k,to_v,to_out.0}
+single_layers.N.mlp.{c_fc1,c_fc2,c_proj} -> single_transformer_blocks.N.ff.{linear_1,linear_2,out_projection}
+single_layers.N.modCX.1 -> single_transformer_blocks.N.norm1.linear
+modF.1 -> norm_out.linear[swap]
+cond_seq_linear -> context_embedder
+final_linear -> proj_out
+init_x_linear -> pos_embed.proj
+t_embedder.mlp.{0,2} -> time_step_proj.{linear_1,linear_2}
+""",
+    },
+    marks=r"(?:^|_)(?:double_layers|single_layers|joint_transformer_blocks)_0",
+    headers=("auraflow",),
+    said=("auraflow", "aura flow"),
+    kohya_flat="original",
+)
+
+COSMOS = Family(
+    "Cosmos",
+    classes=("Cosmos",),
+    layouts={
+        "original": """
+blocks.N.self_attn.{q_proj,k_proj,v_proj,output_proj} -> transformer_blocks.N.attn1.{to_q,to_k,to_v,to_out.0}
+blocks.N.cross_attn.{q_proj,k_proj,v_proj,output_proj} -> transformer_blocks.N.attn2.{to_q,to_k,to_v,to_out.0}
+blocks.N.self_attn.{q_norm,k_norm} -> transformer_blocks.N.attn1.{norm_q,norm_k}
+blocks.N.cross_attn.{q_norm,k_norm} -> transformer_blocks.N.attn2.{norm_q,norm_k}
+blocks.N.mlp.{layer1,layer2} -> transformer_blocks.N.{ff.net.0.proj,ff.net.2}
+blocks.N.adaln_modulation_{self_attn,cross_attn,mlp}.1 -> transformer_blocks.N.{norm1,norm2,norm3}.linear_1
+blocks.N.adaln_modulation_{self_attn,cross_attn,mlp}.2 -> transformer_blocks.N.{norm1,norm2,norm3}.linear_2
+final_layer.adaln_modulation.{1,2} -> norm_out.{linear_1,linear_2}
+final_layer.linear -> proj_out
+t_embedder.1.{linear_1,linear_2} -> time_embed.t_embedder.{linear_1,linear_2}
+t_embedding_norm -> time_embed.norm
+x_embedder.proj.1 -> patch_embed.proj
+""",
+        "cosmos1": """
+blocks.blockN.* -> transformer_blocks.*
+""",
+    },
+    marks=r"(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$|adaln_modulation_(?:self_attn|cross_attn|mlp)",
+    headers=("cosmos",),
+    said=("cosmos",),
+    kohya_flat="original",
+)
+
+ANIMA = Family(
+    "Anima",
+    marks=r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$",
+    headers=("anima",),
+    said=("anima",),
+    layouts=COSMOS.layouts,
+    kohya_flat="original",
+)
+
+_KREA_ATTENTION = "{blocks,txtfusion.layerwise_blocks,txtfusion.refiner_blocks}.N"
+_KREA_LIVE = "{transformer_blocks,text_fusion.layerwise_blocks,text_fusion.refiner_blocks}.N"
+KREA2 = Family(
+    "Krea 2",
+    classes=("Krea2",),
+    layouts={
+        "original": "\n".join(
+            f"{_KREA_ATTENTION}.{theirs} -> {_KREA_LIVE}.{ours}"
+            for theirs, ours in (
+                ("attn.wq", "attn.to_q"),
+                ("attn.wk", "attn.to_k"),
+                ("attn.wv", "attn.to_v"),
+                ("attn.wo", "attn.to_out.0"),
+                ("attn.gate", "attn.to_gate"),
+                ("mlp.gate", "ff.gate"),
+                ("mlp.up", "ff.up"),
+                ("mlp.down", "ff.down"),
+                ("attn.qknorm.qnorm.scale", "attn.norm_q"),
+                ("attn.qknorm.knorm.scale", "attn.norm_k"),
+                ("prenorm.scale", "norm1"),
+                ("postnorm.scale", "norm2"),
+                ("mod.lin", "scale_shift_table"),
+            )
+        )
+        + """
+txtfusion.projector -> text_fusion.projector
+first -> img_in
+last.linear -> final_layer.linear
+last.norm.scale -> final_layer.norm
+last.modulation.lin -> final_layer.scale_shift_table
+tmlp.{0,2} -> time_embed.{linear_1,linear_2}
+tproj.1 -> time_mod_proj
+txtmlp.0.scale -> txt_in.norm
+txtmlp.{1,3} -> txt_in.{linear_1,linear_2}
+""",
+    },
+    marks=r"txtfusion|text_fusion|(?:^|_)blocks_0_attn_w[qkvo]$",
+    headers=("krea2", "krea-2"),
+    said=("krea 2", "krea2"),
+    kohya=("krea2", "False", "krea-2/lora"),
+    kohya_flat="original",
+)
+
+HIDREAM = Family(
+    "HiDream",
+    classes=("HiDream",),
+    marks=r"(?:^|_)(?:double|single)_stream_blocks_0",
+    headers=("hidream",),
+    said=("hidream",),
+)
+
+OMNIGEN = Family(
+    "OmniGen",
+    classes=("OmniGen",),
+    layouts={
+        "original": """
+{llm.layers,layers}.N.self_attn.qkv_proj -> {layers,layers}.N.self_attn.to_q .to_k .to_v
+{llm.layers,layers}.N.self_attn.o_proj -> {layers,layers}.N.self_attn.to_out.0
+llm.layers.* -> layers.*
+llm.norm -> norm
+final_layer.adaLN_modulation.1 -> norm_out.linear
+final_layer.linear -> proj_out
+x_embedder.proj -> patch_embedding.output_image_proj
+input_x_embedder.proj -> patch_embedding.input_image_proj
+time_token.mlp.{0,2} -> time_token.{linear_1,linear_2}
+t_embedder.mlp.{0,2} -> t_embedder.{linear_1,linear_2}
+""",
+    },
+    marks=r"^llm_layers_0_self_attn",
+    headers=("omnigen",),
+    said=("omnigen",),
+)
+
+ACE_STEP = Family(
+    "ACE-Step",
+    classes=("AceStep", "ACEStep"),
+    layouts={
+        "original": """
+layers.N.{self_attn,cross_attn}.q_proj -> layers.N.{self_attn,cross_attn}.to_q
+layers.N.{self_attn,cross_attn}.k_proj -> layers.N.{self_attn,cross_attn}.to_k
+layers.N.{self_attn,cross_attn}.v_proj -> layers.N.{self_attn,cross_attn}.to_v
+layers.N.{self_attn,cross_attn}.o_proj -> layers.N.{self_attn,cross_attn}.to_out.0
+""",
+    },
+    headers=("ace-step", "acestep"),
+    said=("ace-step", "acestep"),
+)
+
+STABLE_CASCADE = Family(
+    "Stable Cascade", classes=("StableCascade",), marks=r"^lora_prior_", said=("stable cascade",)
+)
+ERNIE_IMAGE = Family("Ernie-Image", classes=("ErnieImage",), headers=("ernie",), said=("ernie",))
+BRIA_FIBO = Family(
+    "Bria Fibo", classes=("BriaFibo",), headers=("bria-fibo", "bria_fibo"), said=("bria fibo",)
+)
+PRX = Family("PRX", classes=("PRX",), marks=r"attention_(?:img_qkv|txt_kv)_proj$", said=("prx",))
+MOTIF = Family("Motif", classes=("Motif",), said=("motif",))

@@ -1,0 +1,157 @@
+"""Further models of films: LTX-Video and LTX-2, Mochi, CogVideoX (and CogView4), Kandinsky 5, MiniMax-H3."""
+
+from __future__ import annotations
+
+from lora_mixer.families.family import Family
+
+LTX = Family(
+    "LTX-Video",
+    classes=("LTXVideo",),
+    layouts={
+        "original": """
+patchify_proj -> proj_in
+adaln_single.* -> time_embed.*
+transformer_blocks.N.{attn1,attn2}.q_norm -> transformer_blocks.N.{attn1,attn2}.norm_q
+transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.norm_k
+""",
+    },
+    marks=r"^patchify_proj",
+    widths=frozenset((2048,)),
+    headers=("ltx",),
+    said=("ltx",),
+)
+
+LTX2 = Family(
+    "LTX-Video 2",
+    classes=("LTX2",),
+    layouts={
+        "original": """
+audio_patchify_proj -> audio_proj_in
+audio_adaln_single.* -> audio_time_embed.*
+av_ca_video_scale_shift_adaln_single.* -> av_cross_attn_video_scale_shift.*
+av_ca_a2v_gate_adaln_single.* -> av_cross_attn_video_a2v_gate.*
+av_ca_audio_scale_shift_adaln_single.* -> av_cross_attn_audio_scale_shift.*
+av_ca_v2a_gate_adaln_single.* -> av_cross_attn_audio_v2a_gate.*
+transformer_blocks.N.scale_shift_table_a2v_ca_{video,audio} -> transformer_blocks.N.{video,audio}_a2v_cross_attn_scale_shift_table
+audio_prompt_adaln_single.* -> audio_prompt_adaln.*
+prompt_adaln_single.* -> prompt_adaln.*
+patchify_proj -> proj_in
+adaln_single.* -> time_embed.*
+transformer_blocks.N.*.q_norm -> transformer_blocks.N.*.norm_q
+transformer_blocks.N.*.k_norm -> transformer_blocks.N.*.norm_k
+""",
+    },
+    marks=r"^audio_patchify_proj|av_ca_|transformer_blocks_0_audio_attn",
+    widths=frozenset((4096,)),
+    headers=("ltx-2", "ltx2", "ltx-video-2"),
+    said=("ltx-2", "ltx2", "ltxv2", "ltxv 2"),
+)
+
+MOCHI = Family(
+    "Mochi",
+    classes=("Mochi",),
+    layouts={
+        "original": """
+blocks.N.attn.qkv_x -> transformer_blocks.N.attn1.to_q .to_k .to_v
+blocks.N.attn.qkv_y -> transformer_blocks.N.attn1.add_q_proj .add_k_proj .add_v_proj
+blocks.N.attn.{proj_x,proj_y} -> transformer_blocks.N.attn1.{to_out.0,to_add_out}
+blocks.N.attn.{q_norm_x,k_norm_x} -> transformer_blocks.N.attn1.{norm_q,norm_k}
+blocks.N.attn.{q_norm_y,k_norm_y} -> transformer_blocks.N.attn1.{norm_added_q,norm_added_k}
+blocks.N.{mlp_x,mlp_y}.w1 -> transformer_blocks.N.{ff,ff_context}.net.0.proj[swap]
+blocks.N.{mlp_x,mlp_y}.w2 -> transformer_blocks.N.{ff,ff_context}.net.2
+blocks.N.mod_x -> transformer_blocks.N.norm1.linear
+blocks.N.mod_y -> transformer_blocks.N.norm1_context.linear
+blocks.N.mod_y -> transformer_blocks.N.norm1_context.linear_1
+final_layer.mod -> norm_out.linear[swap]
+final_layer.linear -> proj_out
+x_embedder.proj -> patch_embed.proj
+t_embedder.mlp.{0,2} -> time_embed.timestep_embedder.{linear_1,linear_2}
+t5_y_embedder.* -> time_embed.pooler.*
+t5_yproj -> time_embed.caption_proj
+""",
+    },
+    absent="""
+blocks.N.attn.proj_y
+blocks.N.mlp_y.{w1,w2}
+transformer_blocks.N.attn1.to_add_out
+transformer_blocks.N.ff_context.*
+""",
+    marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy])$",
+    headers=("mochi",),
+    said=("mochi",),
+    kohya_flat="original",
+)
+
+_SAT = """
+transformer.layers.N.attention.query_key_value -> transformer_blocks.N.attn1.to_q .to_k .to_v
+transformer.layers.N.attention.dense -> transformer_blocks.N.attn1.to_out.0
+transformer.layers.N.mlp.{dense_h_to_4h,dense_4h_to_h} -> transformer_blocks.N.{ff.net.0.proj,ff.net.2}
+layers.N.attention.query_key_value -> transformer_blocks.N.attn1.to_q .to_k .to_v
+layers.N.attention.dense -> transformer_blocks.N.attn1.to_out.0
+layers.N.mlp.{dense_h_to_4h,dense_4h_to_h} -> transformer_blocks.N.{ff.net.0.proj,ff.net.2}
+"""
+
+COGVIDEOX = Family(
+    "CogVideoX",
+    classes=("CogVideoX", "ConsisID"),
+    layouts={
+        "sat": _SAT
+        + """
+mixins.adaln_layer.adaLN_modulations.N.1 -> transformer_blocks.N.norm1.linear[0/6,1/6,2/6] transformer_blocks.N.norm2.linear[0/6,1/6,2/6] transformer_blocks.N.norm1.linear[3/6,4/6,5/6] transformer_blocks.N.norm2.linear[3/6,4/6,5/6]
+mixins.final_layer.adaLN_modulation.1 -> norm_out.linear
+mixins.final_layer.linear -> proj_out
+""",
+    },
+    marks=r"attention_query_key_value|adaLN_modulations_0",
+    headers=("cogvideo",),
+    said=("cogvideo",),
+)
+
+COGVIEW4 = Family(
+    "CogView4",
+    classes=("CogView4",),
+    layouts={
+        "sat": _SAT
+        + """
+{transformer.layers,layers}.N.adaln.1 -> {transformer_blocks,transformer_blocks}.N.norm1.linear
+mixins.final_layer.adaLN_modulation.1 -> norm_out.linear[swap]
+""",
+    },
+    headers=("cogview4",),
+    said=("cogview4",),
+)
+
+KANDINSKY5 = Family(
+    "Kandinsky 5",
+    classes=("Kandinsky5",),
+    marks=r"(?:^|_)(?:text|visual)_transformer_blocks_0",
+    headers=("kandinsky5", "kandinsky-5"),
+    said=("kandinsky 5", "kandinsky5"),
+)
+
+MINIMAX_H3 = Family(
+    "MiniMax-H3",
+    classes=("MiniMaxH3",),
+    layouts={
+        "original": """
+blocks.N.attn.qkv_proj -> transformer_blocks.N.attn.to_q .to_k .to_v
+blocks.N.attn.out_proj -> transformer_blocks.N.attn.to_out.0
+blocks.N.mlp.fc1 -> transformer_blocks.N.ff.net.0.proj[swap]
+blocks.N.mlp.fc2 -> transformer_blocks.N.ff.net.2
+blocks.N.adaln_proj.linear -> transformer_blocks.N.adaln_proj.linear
+token_refiner.blocks.N.attn.qkv_proj -> token_refiner.refiner_blocks.N.attn.to_q .to_k .to_v
+token_refiner.blocks.N.attn.out_proj -> token_refiner.refiner_blocks.N.attn.to_out.0
+token_refiner.blocks.N.mlp.fc1 -> token_refiner.refiner_blocks.N.ff.net.0.proj[swap]
+token_refiner.blocks.N.mlp.fc2 -> token_refiner.refiner_blocks.N.ff.net.2
+video_patch_proj -> proj_in
+condition_proj -> context_embedder
+final_layer.video_out -> proj_out
+final_layer.adaln_proj.linear -> norm_out.linear
+time_embedder.{proj_in,proj_out} -> time_embedder.{linear_1,linear_2}
+""",
+    },
+    marks=r"(?:^|_)blocks_0_attn_qkv_proj$",
+    headers=("minimax",),
+    said=("minimax",),
+    kohya_flat="original",
+)

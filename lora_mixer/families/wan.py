@@ -1,0 +1,53 @@
+"""Wan 2.1 and 2.2, VACE, Fun, Animate, and the models built on them."""
+
+from __future__ import annotations
+
+from lora_mixer.families.family import Family
+
+WAN = Family(
+    "Wan",
+    classes=("Wan", "SkyReelsV2", "ChronoEdit", "Helios", "AnyFlow"),
+    layouts={
+        "original": """
+{blocks,vace_blocks}.N.self_attn.q -> {blocks,vace_blocks}.N.attn1.to_q
+{blocks,vace_blocks}.N.self_attn.k -> {blocks,vace_blocks}.N.attn1.to_k
+{blocks,vace_blocks}.N.self_attn.v -> {blocks,vace_blocks}.N.attn1.to_v
+{blocks,vace_blocks}.N.self_attn.o -> {blocks,vace_blocks}.N.attn1.to_out.0
+{blocks,vace_blocks}.N.cross_attn.q -> {blocks,vace_blocks}.N.attn2.to_q
+{blocks,vace_blocks}.N.cross_attn.k -> {blocks,vace_blocks}.N.attn2.to_k
+{blocks,vace_blocks}.N.cross_attn.v -> {blocks,vace_blocks}.N.attn2.to_v
+{blocks,vace_blocks}.N.cross_attn.o -> {blocks,vace_blocks}.N.attn2.to_out.0
+{blocks,vace_blocks}.N.self_attn.norm_q -> {blocks,vace_blocks}.N.attn1.norm_q
+{blocks,vace_blocks}.N.self_attn.norm_k -> {blocks,vace_blocks}.N.attn1.norm_k
+{blocks,vace_blocks}.N.cross_attn.norm_q -> {blocks,vace_blocks}.N.attn2.norm_q
+{blocks,vace_blocks}.N.cross_attn.norm_k -> {blocks,vace_blocks}.N.attn2.norm_k
+blocks.N.cross_attn.{k_img,v_img,norm_k_img} -> blocks.N.attn2.{add_k_proj,add_v_proj,norm_added_k}
+{blocks,vace_blocks}.N.ffn.0 -> {blocks,vace_blocks}.N.ffn.net.0.proj
+{blocks,vace_blocks}.N.ffn.2 -> {blocks,vace_blocks}.N.ffn.net.2
+{blocks,vace_blocks}.N.norm3 -> {blocks,vace_blocks}.N.norm2
+{blocks,vace_blocks}.N.modulation -> {blocks,vace_blocks}.N.scale_shift_table
+vace_blocks.N.{before_proj,after_proj} -> vace_blocks.N.{proj_in,proj_out}
+head.modulation -> scale_shift_table
+head.head -> proj_out
+time_embedding.{0,2} -> condition_embedder.time_embedder.{linear_1,linear_2}
+text_embedding.{0,2} -> condition_embedder.text_embedder.{linear_1,linear_2}
+time_projection.1 -> condition_embedder.time_proj
+img_emb.proj.{0,4} -> condition_embedder.image_embedder.{norm1,norm2}
+img_emb.proj.1 -> condition_embedder.image_embedder.ff.net.0.proj
+img_emb.proj.3 -> condition_embedder.image_embedder.ff.net.2
+face_adapter.fuser_blocks.N.linear1_kv -> face_adapter.N.to_k .to_v
+face_adapter.fuser_blocks.N.{linear1_q,linear2} -> face_adapter.N.{to_q,to_out}
+""",
+    },
+    absent="""
+blocks.N.cross_attn.{k_img,v_img,norm_k_img}
+blocks.N.attn2.{add_k_proj,add_v_proj,norm_added_k}
+img_emb.*
+condition_embedder.image_embedder.*
+""",
+    marks=r"(?:^|_)(?:blocks|vace_blocks)_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
+    headers=("wan",),
+    said=("wan",),
+    kohya=("wan2.1", "False", "wan2.1/lora"),
+    kohya_flat="original",
+)

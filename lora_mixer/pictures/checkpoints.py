@@ -1,0 +1,245 @@
+"""
+What a file off a model site is, by its header alone: a whole pipeline in one file, a part of one, or something else.
+
+No tensor is read. The names are those of the original code (``model.diffusion_model.``, ``first_stage_model.``,
+``cond_stage_model.``, ``conditioner.``), which nearly all checkpoints have.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+from lora_mixer.formats.container import open_weights, read_header
+from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Keys = tuple[str, ...]
+
+CheckpointKind = Literal[
+    "pipeline", "denoiser", "vae", "text encoder", "controlnet", "adapter", "embedding", "unknown"
+]
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_UNET = "model.diffusion_model."
+_FIRST = f"{_UNET}input_blocks.0.0.weight"
+_ATTENDS = re.compile(r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight$")
+_TEXT = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
+_ADAPTER = re.compile(r"(?:^|[._])(?:lora_(?:down|up|A|B|mid)|lokr_w|hada_w|oft_|boft_|ia3_|dora_scale)")
+_TRANSFORMER = (
+    "double_blocks.", "single_blocks.", "joint_blocks.", "single_transformer_blocks.", "transformer_blocks.",
+)  # fmt: skip
+# Text widths that the UNet attends to, and what they tell.
+_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
+_IMAGE_CHANNELS, _INPAINTING_CHANNELS, _EDIT_CHANNELS = 4, 9, 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    What a file holds.
+
+    Attributes:
+        path: The file.
+        kind: What it is; only a ``pipeline`` has a denoiser, text encoders and a VAE.
+        family: Of a UNet: ``SD 1.x``, ``SD 2.x``, ``SDXL``, ``SDXL refiner``; empty where that does not show.
+        task: ``text``, ``inpainting`` or ``edit`` (instructions), by the denoiser's inputs.
+        prediction: ``v_prediction`` where the file says so itself, else empty.
+        zero_snr: Whether the file says that it was trained down to pure noise.
+    """
+
+    path: Path
+    kind: CheckpointKind
+    family: str = ""
+    task: Literal["text", "inpainting", "edit"] = "text"
+    prediction: str = ""
+    zero_snr: bool = False
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """
+    Tell whether a name is that of a file rather than of a folder or a repository.
+
+    Example:
+        >>> is_checkpoint_name("models/x.safetensors"), is_checkpoint_name("user/repo")
+        (True, False)
+    """
+    return name.lower().endswith(CHECKPOINT_SUFFIXES)
+
+
+def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """
+    Say what a file holds.
+
+    Args:
+        path: The file.
+        allow_pickle: Whether .ckpt, .pt and .bin files may be opened, by torch's ``weights_only`` loader.
+
+    Raises:
+        SourceNotFoundError: When there is no such file, or it is a pickle and none may be opened.
+        CorruptFileError: When it is damaged or only a part of it is there.
+
+    Example:
+        >>> read_checkpoint("juggernaut.safetensors").family  # doctest: +SKIP
+        'SDXL'
+    """
+    place = Path(path).expanduser()
+    if not place.is_file():
+        what = "is no file" if place.exists() else "is not there"
+        raise SourceNotFoundError(f"{path} {what}; expected a checkpoint")
+    suffix = place.suffix.lower()
+    if suffix == ".gguf":
+        return Checkpoint(place, "denoiser")
+    if suffix in PICKLED:
+        if not allow_pickle:
+            raise SourceNotFoundError(
+                f"{path} is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
+                "allow_pickle=True); better take its .safetensors form"
+            )
+        return describe(place, _shapes_of_pickle(place))
+    with open_weights(place, str(path)) as stream:
+        try:
+            header = read_header(stream, str(path))
+        except NotAnAdapterError as error:
+            raise CorruptFileError(str(error)) from error
+    return describe(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
+
+
+def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        first = str(error).strip().split("\n", 1)[0][:200]
+        raise CorruptFileError(f"{path}: torch cannot read it as weights only: {first}") from error
+    table = held.get("state_dict", held) if isinstance(held, dict) else {}
+    return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
+
+
+def describe(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """
+    Say what tensors of these names and shapes are.
+
+    Example:
+        >>> describe(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
+        'adapter'
+    """
+    kind = _kind(shapes)
+    if kind not in ("pipeline", "denoiser"):
+        return Checkpoint(path, kind)
+    first = shapes.get(_FIRST, ())
+    channels = first[1] if len(first) > 1 else _IMAGE_CHANNELS
+    width = next((shape[1] for key, shape in shapes.items() if _ATTENDS.search(key) and len(shape) > 1), 0)
+    return Checkpoint(
+        path,
+        kind,
+        family=_FAMILIES.get(width, ""),
+        task="inpainting"
+        if channels == _INPAINTING_CHANNELS
+        else "edit"
+        if channels == _EDIT_CHANNELS
+        else "text",
+        # checkpoints of v-prediction carry empty tensors of these names
+        prediction="v_prediction" if "v_pred" in shapes else "",
+        zero_snr="ztsnr" in shapes,
+    )
+
+
+def _kind(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointKind:
+    return next((kind for kind, is_one in _KINDS if is_one(tuple(shapes))), "unknown")
+
+
+def _begins(*fronts: str) -> Callable[[Keys], bool]:
+    return lambda keys: any(key.startswith(fronts) for key in keys)
+
+
+def _is_pipeline(keys: Keys) -> bool:
+    parts = (_begins(_UNET), _begins(*_TEXT), _begins("first_stage_model.", "vae."))
+    return all(part(keys) for part in parts)
+
+
+def _is_denoiser(keys: Keys) -> bool:
+    bare = (key.removeprefix(_UNET).removeprefix("diffusion_model.") for key in keys)
+    return any(key.startswith(("input_blocks.", "down_blocks.", *_TRANSFORMER)) for key in bare)
+
+
+def _is_controlnet(keys: Keys) -> bool:
+    return any(
+        key.startswith(("control_model.", "controlnet_")) or "input_hint_block." in key for key in keys
+    )
+
+
+# The first that fits: parts of a name may stand in several kinds.
+_KINDS: tuple[tuple[CheckpointKind, Callable[[Keys], bool]], ...] = (
+    ("adapter", lambda keys: any(_ADAPTER.search(key) for key in keys)),
+    ("controlnet", _is_controlnet),
+    ("pipeline", _is_pipeline),
+    ("denoiser", _is_denoiser),
+    (
+        "vae",
+        _begins("first_stage_model.", "encoder.down", "decoder.up", "encoder.conv_in", "decoder.conv_in"),
+    ),
+    ("text encoder", _begins("text_model.", *_TEXT, "transformer.resblocks.", "encoder.block.")),
+    ("embedding", _begins("emb_params", "clip_l", "clip_g", "string_to_param")),
+)
+
+
+OTHERWISE = {
+    "adapter": "an adapter, not a model: load it with --lora (load_lora_weights)",
+    "vae": "a VAE alone: give it with --vae beside a model",
+    "controlnet": "a ControlNet: give it with --controlnet beside a model",
+    "text encoder": "a text encoder alone; a model has a denoiser and a VAE, too",
+    "embedding": "a textual inversion: load it with load_textual_inversion beside a model",
+    "denoiser": "a denoiser alone, without text encoders and VAE: name a diffusers folder that has them with --config",
+    "unknown": "nothing that is known as a model: its tensors have other names",
+}
+"""What to do with files that are no whole pipeline, by kind."""
+
+
+def find_models(folder: str | Path) -> Iterator[str]:
+    """
+    Give the models in a folder: diffusers folders, and files that hold whole pipelines, by their headers.
+
+    Args:
+        folder: Where to look; folders in it are looked into, but for diffusers folders themselves.
+
+    Returns:
+        Paths in their order; files that cannot be read are left out.
+
+    Raises:
+        SourceNotFoundError: When there is no such folder.
+
+    Example:
+        >>> list(find_models("models/"))  # doctest: +SKIP
+        ['models/juggernaut.safetensors', 'models/tiny-sd']
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise SourceNotFoundError(f"{folder}: there is no such folder")
+    yield from sorted(_models_below(root, 0))
+
+
+def _models_below(folder: Path, depth: int) -> Iterator[str]:
+    if (folder / "model_index.json").is_file():
+        yield str(folder)
+        return
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return
+    for path in inside:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink() and depth < 8:
+            yield from _models_below(path, depth + 1)
+        elif path.suffix.lower() == ".safetensors" and path.is_file():
+            try:
+                if read_checkpoint(path).kind == "pipeline":
+                    yield str(path)
+            except (CorruptFileError, SourceNotFoundError):
+                continue

@@ -1,0 +1,417 @@
+"""
+Adapters to adapter files: convert, merge, resize and extract files, and what a mixer's save shares with them.
+
+All end in :func:`write_adapters`: adapters' parts and a mix come in, one file or folder goes out. No pipeline is needed:
+the modules of SD 1.x, SD 2.x and SDXL are known by name and shape, ``model`` names a diffusers folder for other bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer import __version__
+from lora_mixer.errors import MixError, SaveError
+from lora_mixer.formats.leaves import split_key
+from lora_mixer.merging import MergeMethod
+from lora_mixer.mixes import BlockLayout, Mix
+from lora_mixer.problem import SaveProblem
+from lora_mixer.writing import provenance
+from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
+from lora_mixer.writing.encode import as_dtype
+from lora_mixer.writing.formats import check_format, write
+from lora_mixer.writing.kohya import with_one_alpha
+from lora_mixer.writing.layers import Share
+from lora_mixer.writing.names import Names
+from lora_mixer.writing.parts import located, open_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_mixer.writing.compose import Progress
+    from lora_mixer.writing.layers import AdapterParts, NewLayer, Place
+    from lora_mixer.writing.read_back import Locate
+    from lora_mixer.writing.report import SaveReport
+
+
+def convert(
+    adapter: Any,
+    path: str | Path,
+    *,
+    format: str,  # noqa: A002 -- the name that users give it
+    dtype: torch.dtype | str | None = None,
+    rank: int | None = None,
+    model: str | Path | None = None,
+    allow_pickle: bool = False,
+) -> SaveReport:
+    """
+    Write one adapter in another format, with its own tensors and scales.
+
+    Args:
+        adapter: A file, a folder, a Hub repository or a state dict.
+        path: A ``.safetensors`` file or a folder; a folder for ``peft``.
+        format: ``diffusers``, ``kohya`` or ``peft``.
+        dtype: To store in: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
+        rank: For layers that are not a low-rank pair, where the format has no place for them: the rank to write them at.
+        model: The base, a diffusers folder: for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
+            names, and for algorithms whose change depends on the base's weights.
+        allow_pickle: Open ``.pt`` and ``.bin`` files.
+
+    Returns:
+        What was written; it has been read back and compared.
+
+    Raises:
+        SourceError: When the file or the model is not there.
+        FormatError: When the file is not an adapter.
+        MatchError: When it does not fit the model in full.
+        SaveError: When the format cannot carry something, or the disk refuses; what was there before still is.
+
+    Example:
+        >>> import tempfile
+        >>> from lora_mixer import demo_adapters
+        >>> out = tempfile.mkdtemp()
+        >>> report = convert(demo_adapters()["ink"].path, f"{out}/ink.safetensors", format="diffusers", dtype="float32")
+        >>> len(report.ranks), report.worst_error
+        (124, 0.0)
+    """
+    place = _place(path, format)
+    files = open_files([adapter], model=model, allow_pickle=allow_pickle)
+    return write_adapters(
+        files.adapters,
+        place,
+        names=files.names,
+        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        format=format,
+        cut=Cut(rank),
+        dtype=as_dtype(dtype),
+    )
+
+
+def merge(
+    adapters: Mapping[Any, Any] | Sequence[Any],
+    path: str | Path,
+    *,
+    method: MergeMethod | str = "sum",
+    format: str = "diffusers",  # noqa: A002
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    energy: float | None = None,
+    sv_ratio: float | None = None,
+    dtype: torch.dtype | str | None = None,
+    model: str | Path | None = None,
+    allow_pickle: bool = False,
+    progress: Progress = same,
+) -> SaveReport:
+    """
+    Write several adapters as one.
+
+    Args:
+        adapters: Sources with their weights: a dict, or a list of sources and ``(source, weights)`` pairs. Weights are
+            what a mix takes for one adapter: a number, a dict by component, block weights.
+        path: A ``.safetensors`` file or a folder; a folder for ``peft``.
+        method: How they come together: a name of ``METHODS``, also with settings as ``"ties(density=0.2)"``, or a
+            ``MergeMethod``.
+        format: ``diffusers``, ``kohya`` or ``peft``.
+        rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``: the most.
+        conv_rank: The same for convolutions with kernels above 1x1.
+        energy: The share of each layer's squared norm to keep, above 0 and up to 1, at the lowest rank that does.
+        sv_ratio: Keep a layer's singular values above its largest divided by this.
+        dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
+        model: The base, a diffusers folder, as for :func:`convert`.
+        allow_pickle: Open ``.pt`` and ``.bin`` files.
+        progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
+
+    Returns:
+        What was written, with the error of each layer that was cut; it has been read back and compared.
+
+    Raises:
+        SourceError: When a file or the model is not there.
+        FormatError: When a file is not an adapter.
+        MatchError: When they are for different bases, or do not fit the model in full.
+        MixError: When weights or the method make no sense, or change from step to step.
+        SaveError: When the format cannot carry something, a rank is needed, or the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from lora_mixer import demo_adapters
+        >>> demo, out = demo_adapters(), tempfile.mkdtemp()
+        >>> both = {demo["ink"].path: 0.7, demo["neon"].path: {"unet": 0.3}}
+        >>> merge(both, f"{out}/both.safetensors").worst_error
+        0.0
+        >>> set(merge(both, f"{out}/small.safetensors", method="ties(density=0.2)", rank=4).ranks.values())
+        {4}
+    """
+    place, cut = _place(path, format), Cut(rank, conv_rank, energy, sv_ratio)
+    chosen = MergeMethod.of(method)
+    pairs = [
+        entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
+        for entry in (adapters.items() if isinstance(adapters, Mapping) else adapters)
+    ]
+    if not pairs:
+        raise MixError("expected one adapter or more, got none")
+    files = open_files([source for source, _ in pairs], model=model, allow_pickle=allow_pickle)
+    given = zip(files.adapters, pairs, strict=True)
+    mix = Mix.of({one.info.name: weights for one, (_, weights) in given})
+    return write_adapters(
+        files.adapters,
+        place,
+        names=files.names,
+        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        mix=mix,
+        method=chosen,
+        format=format,
+        cut=cut,
+        dtype=as_dtype(dtype),
+        progress=progress,
+    )
+
+
+def resize(
+    adapter: Any,
+    path: str | Path,
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    energy: float | None = None,
+    sv_ratio: float | None = None,
+    format: str = "diffusers",  # noqa: A002
+    dtype: torch.dtype | str | None = None,
+    model: str | Path | None = None,
+    allow_pickle: bool = False,
+    progress: Progress = same,
+) -> SaveReport:
+    """
+    Write an adapter at lower ranks, by singular values.
+
+    Args:
+        adapter: A file, a folder, a Hub repository or a state dict.
+        path: A ``.safetensors`` file or a folder; a folder for ``peft``.
+        rank: The rank of every layer; beside ``energy`` or ``sv_ratio``, the most that one gets (Kohya's ``new_rank``).
+        conv_rank: The same for convolutions with kernels above 1x1 (Kohya's ``new_conv_rank``).
+        energy: The share of each layer's squared norm to keep; Kohya's ``sv_fro`` p is the energy p * p.
+        sv_ratio: Keep a layer's singular values above its largest divided by this, as Kohya's ``sv_ratio``.
+        format: ``diffusers``, ``kohya`` or ``peft``.
+        dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
+        model: The base, a diffusers folder, as for :func:`convert`.
+        allow_pickle: Open ``.pt`` and ``.bin`` files.
+        progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
+
+    Returns:
+        What was written, with what each layer lost; it has been read back and compared.
+
+    Raises:
+        SourceError: When the file or the model is not there.
+        FormatError: When the file is not an adapter.
+        MatchError: When it does not fit the model in full.
+        SaveError: When nothing says how far to cut, the format cannot carry something, or the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from lora_mixer import demo_adapters
+        >>> small = f"{tempfile.mkdtemp()}/small.safetensors"
+        >>> max(resize(demo_adapters()["ink"].path, small, rank=2, energy=0.9).ranks.values())
+        2
+    """
+    if not Cut(rank, conv_rank, energy, sv_ratio).is_wanted:
+        raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
+    return merge(
+        [(adapter, 1.0)],
+        path,
+        format=format,
+        rank=rank,
+        conv_rank=conv_rank,
+        energy=energy,
+        sv_ratio=sv_ratio,
+        dtype=dtype,
+        model=model,
+        allow_pickle=allow_pickle,
+        progress=progress,
+    )
+
+
+def extract(
+    base: str | Path,
+    tuned: str | Path,
+    path: str | Path,
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    energy: float | None = None,
+    sv_ratio: float | None = None,
+    pairs_only: bool = False,
+    format: str | None = None,  # noqa: A002
+    dtype: torch.dtype | str | None = None,
+    progress: Progress = same,
+) -> SaveReport:
+    """
+    Write what training changed in the denoiser and the text encoders as an adapter.
+
+    Args:
+        base: The model to start from, a diffusers folder.
+        tuned: The same model after training, a diffusers folder.
+        path: A ``.safetensors`` file or a folder; a folder for ``peft``.
+        rank: The rank of every layer; beside ``energy`` or ``sv_ratio``, the most that one gets.
+        conv_rank: The same for convolutions with kernels above 1x1.
+        energy: The share of each layer's squared norm to keep.
+        sv_ratio: Keep a layer's singular values above its largest divided by this.
+        pairs_only: Leave changes of biases and norms out; the report names them.
+        format: ``diffusers``, ``kohya`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
+            changed that only this has a place for.
+        dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
+        progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
+
+    Returns:
+        What was written, with what the rank lost of each layer.
+
+    Raises:
+        SourceError: When a folder is not there.
+        MatchError: When the two are not the same model, or nothing changed.
+        SaveError: When nothing says how far to cut, the format cannot carry something, or the disk refuses.
+
+    Example:
+        >>> extract("base", "tuned", "tuned.safetensors", rank=32)  # doctest: +SKIP
+    """
+    from lora_mixer.library import base_family
+    from lora_mixer.writing.differences import changes
+    from lora_mixer.writing.skeleton import of_folder
+
+    cut, place = Cut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
+    if not cut.is_wanted:
+        raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
+    if format is not None:
+        check_format(format, place)
+    before, after = of_folder(base), of_folder(tuned)
+    found = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
+    only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
+    chosen = format or ("kohya" if only_kohya else "diffusers")
+    names = Names(before.paths)
+    report = write(
+        place,
+        found.layers,
+        names,
+        format=chosen,
+        dtype=as_dtype(dtype),
+        metadata={
+            "lora_mixer.version": __version__,
+            "lora_mixer.extracted": f"{tuned} - {base}",
+            "lora_mixer.rank": cut.to_text(),
+        },
+        family=_family(before.components, base_family),
+        title=Path(tuned).name,
+        locate=lambda adapter: located(adapter, before.components),
+    )
+    notes = report.notes
+    if format is None and only_kohya:
+        notes += (
+            f"Kohya's format, since {len(only_kohya)} norms or biases changed that the others cannot hold",
+        )
+    return replace(report, left_out=found.left_out, notes=notes)
+
+
+def write_adapters(
+    adapters: Sequence[AdapterParts],
+    path: Path,
+    *,
+    names: Names,
+    locate: Locate | None = None,
+    mix: Mix | None = None,
+    method: MergeMethod | None = None,
+    format: str,  # noqa: A002
+    cut: Cut | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress = same,
+) -> SaveReport:
+    """
+    Write one adapter as it was loaded, or several as one.
+
+    Args:
+        adapters: Their parts; one of them where there is no mix.
+        path: Where to.
+        names: The spelling of modules.
+        locate: Finds the modules of what is read back.
+        mix: Their weights; None writes the one adapter with its own tensors and scales.
+        method: How they come together; the weighted sum when None.
+        format: ``diffusers``, ``kohya`` or ``peft``.
+        cut: The rank to cut to.
+        dtype: To store in; None keeps each tensor's own, float32 for sums.
+        progress: Wraps the list of modules.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MixError: When the mix changes from step to step, or its block weights do not fit.
+        SaveError: When the format cannot carry something, a rank is needed, or the disk refuses.
+    """
+    _refuse_unused(adapters)
+    chosen, ranks = method or MergeMethod(), cut or Cut()
+    infos = [adapter.info for adapter in adapters]
+    layers: Sequence[NewLayer]
+    if mix is None:
+        (adapter,) = adapters
+        layers = as_loaded(adapter.parts, keep_leaves=format == "kohya", cut=ranks)
+        metadata, title = provenance.of_one(adapter.info), adapter.info.name
+    else:
+        if not mix.is_constant:
+            raise MixError(
+                "this mix has schedules, masks or a method that changes it from step to step, which no adapter file can "
+                "hold; save each adapter, or give weights without them"
+            )
+        layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
+        if format == "kohya":
+            layers = with_one_alpha(layers)
+        metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
+        title = " + ".join(mix.names)
+    return write(
+        path,
+        layers,
+        names,
+        format=format,
+        dtype=dtype,
+        metadata=metadata,
+        family=provenance.common_family(infos),
+        title=title,
+        locate=locate,
+    )
+
+
+def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Place, list[Share]]:
+    layouts = {part: BlockLayout.from_module_names(paths) for part, paths in names.paths.items()}
+    mix.check(layouts)
+    table: dict[Place, list[Share]] = {}
+    for adapter in adapters:
+        name = adapter.info.name
+        for part in adapter.parts:
+            place = part.place
+            gain = mix.gain(name, place.component, place.path, layouts.get(place.component))
+            table.setdefault(place, []).append(Share(name, part, gain))
+    return table
+
+
+def _place(path: str | Path, format: str) -> Path:  # noqa: A002
+    place = Path(path).expanduser()
+    check_format(format, place)
+    return place
+
+
+def _family(components: Mapping[str, Any], told: Any) -> str:
+    denoiser = next((components[name] for name in ("unet", "transformer") if name in components), None)
+    return "unknown" if denoiser is None else str(told(denoiser))
+
+
+def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
+    """Refuse keys that no layer uses: they would be lost without a word. A lone alpha says nothing."""
+    for adapter in adapters:
+        lost = []
+        for key, why in adapter.unused.items():
+            ending = split_key(key)
+            if ending is None or ending[1].algorithm:
+                lost.append(SaveProblem(key, "unread", why))
+        if lost:
+            shown = ", ".join(f"{x.place} ({x.detail})" for x in lost[:5])
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            error = SaveError(f"{adapter.info.source}: {len(lost)} keys would be lost: {shown}{more}")
+            error.problems = tuple(lost)
+            raise error

@@ -1,0 +1,274 @@
+"""
+Adapter files to parts, without a pipeline: bound to a skeleton of their base, or by their own names.
+
+A base family that is known gives the skeleton; ``--model`` names another. Files of other families, whose keys have
+dotted names, are taken by these names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lora_mixer.algorithms import Stack
+from lora_mixer.algorithms.values import Values
+from lora_mixer.binding import bind
+from lora_mixer.errors import MatchError, SaveError
+from lora_mixer.formats import read
+from lora_mixer.formats.container import open_weights, read_header, read_tensors
+from lora_mixer.formats.describing import own_name
+from lora_mixer.formats.families import DIT_FAMILIES
+from lora_mixer.formats.leaves import split_key
+from lora_mixer.mixes.unet_blocks import place_of
+from lora_mixer.problem import SaveProblem
+from lora_mixer.sources import resolve_source
+from lora_mixer.writing.layers import AdapterParts, Part, Place
+from lora_mixer.writing.names import Names
+from lora_mixer.writing.skeleton import FAMILIES, Skeleton, of_family, of_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from lora_mixer.adapter import Adapter, AdapterInfo, AdapterLayer
+    from lora_mixer.algorithms import LayerWeights
+
+_T5 = {"SD3": "text_encoder_3", "Flux.1": "text_encoder_2"}
+_LEAVES = ("kohya", "lycoris")  # layouts whose leaf names are those of Kohya's files
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """
+    Adapters of one base.
+
+    Attributes:
+        adapters: In the order given.
+        names: The spelling of their modules.
+        skeleton: The base's modules, or None where the files' own names had to do.
+        denoiser: The component that layers belong to whose file names none, where there is no skeleton.
+    """
+
+    adapters: tuple[AdapterParts, ...]
+    names: Names
+    skeleton: Skeleton | None
+    denoiser: str = "model"
+
+    def locate(self, adapter: Adapter) -> list[tuple[Place, LayerWeights]]:
+        """
+        Find the modules of an adapter of the same base.
+
+        Raises:
+            MatchError: When not all of it is there.
+            SaveError: When its names do not tell.
+        """
+        if self.skeleton is None:
+            return [(part.place, part.weights) for part in _by_own_names(adapter, {}, self.denoiser)]
+        return located(adapter, self.skeleton.components)
+
+
+def open_files(
+    sources: Sequence[Any],
+    *,
+    model: str | Path | None = None,
+    allow_pickle: bool = False,
+) -> FileSet:
+    """
+    Read adapters of one base.
+
+    Args:
+        sources: Files, folders or repositories.
+        model: A diffusers folder that they are for; by default the base family that they name.
+        allow_pickle: Open ``.pt`` and ``.bin`` files.
+
+    Returns:
+        The adapters, named after their files (twins get numbers), their modules under the same names.
+
+    Raises:
+        SourceError: When a file or the model is not there.
+        FormatError: When a file is no adapter.
+        MatchError: When adapters are for different bases, or do not fit the model in full.
+    """
+    found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
+    names = _different([own_name(source) for source in found])
+    adapters = [read(source, name=name) for source, name in zip(found, names, strict=True)]
+    skeleton = of_folder(model) if model is not None else _skeleton_for([a.info for a in adapters])
+    raws = [
+        _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
+        for source, a in zip(found, adapters, strict=True)
+    ]
+    if skeleton is None:
+        denoiser = _denoiser(adapters)
+        parts = [_by_own_names(adapter, raw, denoiser) for adapter, raw in zip(adapters, raws, strict=True)]
+        paths: dict[str, list[str]] = {}
+        for part in (part for own in parts for part in own):
+            paths.setdefault(part.place.component, []).append(part.place.path)
+        return FileSet(_together(adapters, parts), Names(paths), None, denoiser)
+    parts = [_bound(adapter, raw, skeleton) for adapter, raw in zip(adapters, raws, strict=True)]
+    return FileSet(_together(adapters, parts), Names(skeleton.paths), skeleton)
+
+
+def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) -> tuple[AdapterParts, ...]:
+    return tuple(AdapterParts(a.info, own, a.unused) for a, own in zip(adapters, parts, strict=True))
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    different: list[str] = []
+    for name in names:
+        number, one = 1, name
+        while one in different:
+            number += 1
+            one = f"{name}_{number}"
+        different.append(one)
+    return different
+
+
+def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple[Place, LayerWeights]]:
+    """
+    Find the modules of a written adapter on components, in the component that its header names if it does.
+
+    Raises:
+        MatchError: When not all of it is there.
+    """
+    binding = bind(
+        adapter,
+        dict(components),
+        adapter.info.name,
+        component=adapter.component,
+    )
+    if not binding.report.complete:
+        raise MatchError(str(binding.report))
+    return [
+        (
+            Place(b.live.component, b.live.path, b.live.shape, isinstance(b.live.module, nn.Embedding)),
+            b.weights,
+        )
+        for b in binding.layers
+    ]
+
+
+def _skeleton_for(infos: Sequence[AdapterInfo]) -> Skeleton | None:
+    bases = {info.base for info in infos}
+    if bases == {"SD 1.x or SDXL"}:  # text encoders of 768 alone
+        bases = {"SD 1.x"}
+    bases.discard("SD 1.x or SDXL")
+    if len(bases) > 1:
+        table = ", ".join(f"{info.source} ({info.base})" for info in infos)
+        msg = f"these adapters are for different bases and cannot become one: {table}"
+        raise MatchError(msg)
+    (base,) = bases
+    return of_family(base) if base in FAMILIES else None
+
+
+def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
+    binding = bind(adapter, skeleton.components, adapter.info.name)
+    if binding.report.unmatched:
+        msg = f"{adapter.info.source}: a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
+        raise MatchError(msg)
+    by_weights = {id(layer.weights): layer for layer in adapter.layers}
+    parts = []
+    for bound in binding.layers:
+        live = bound.live
+        place = Place(live.component, live.path, live.shape, isinstance(live.module, nn.Embedding))
+        base = skeleton.tensor(live.component, f"{live.path}.weight") if _needs_base(bound.weights) else None
+        bias = skeleton.tensor(live.component, f"{live.path}.bias")
+        layer = by_weights[id(bound.weights)]
+        if bias is None and getattr(live.module, "bias", None) is not None:
+            _refuse_unknown_bias(layer)
+        parts.append(Part(place, bound.weights, base, bias, _leaves(layer, raw)))
+    return tuple(parts)
+
+
+def _needs_base(weights: Any) -> bool:
+    return bool(weights.algorithm != "lora")
+
+
+def _refuse_unknown_bias(layer: AdapterLayer) -> None:
+    """Refuse a trained bias whose base is not at hand: the change of it cannot be told."""
+    if any(isinstance(part, Values) and part.bias is not None for part in _each(layer.weights)):
+        error = SaveError(
+            f"{layer.target.written}: holds a trained bias that replaces the model's own; name the base model "
+            "(--model), so that the change of it can be written"
+        )
+        error.problems = (SaveProblem(layer.target.written, "base", "set"),)
+        raise error
+
+
+def _each(weights: LayerWeights) -> Iterator[LayerWeights]:
+    yield weights
+    if isinstance(weights, Stack):
+        for part in weights.parts:
+            yield from _each(part)
+
+
+def _denoiser(adapters: Sequence[Adapter]) -> str:
+    """
+    Name the denoiser of a base that is not known, once for all files of a set.
+
+    One file may say ``transformer.``, the next ``diffusion_model.`` and the third nothing at all.
+    """
+    targets = [layer.target for adapter in adapters for layer in adapter.layers]
+    hints = {target.hint for target in targets}
+    if "transformer" in hints or any(adapter.info.base in DIT_FAMILIES for adapter in adapters):
+        return "transformer"
+    own = [target for target in targets if target.hint in (None, "denoiser")]
+    if any(place_of(target.module) for target in own) or any(t.written.startswith("unet.") for t in own):
+        return "unet"
+    return "transformer" if "denoiser" in hints else "model"
+
+
+def _component(hint: str | None, denoiser: str, base: str) -> str:
+    if hint in (None, "denoiser", "transformer"):
+        return denoiser
+    if hint == "t5":
+        return _T5.get(base, "text_encoder")
+    return "text_encoder_2" if hint == "clip_g" else hint or denoiser
+
+
+def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: str) -> tuple[Part, ...]:
+    written = adapter.component
+    parts: dict[Place, Part] = {}
+    twice = []
+    for layer in adapter.layers:
+        own = getattr(layer.weights, "shape", None)
+        if own is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
+            raise SaveError(
+                f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
+                "or shape cannot be told; name the base model, a diffusers folder (--model)"
+            )
+        _refuse_unknown_bias(layer)
+        hint = written if layer.target.hint is None and written is not None else layer.target.hint
+        component = _component(hint, denoiser, adapter.info.base)
+        path = layer.target.module
+        if component.startswith("text_encoder"):
+            path = path.removeprefix("text_model.")  # older transformers had this root, newer do not
+        place = Place(component, path, tuple(own))
+        if place in parts:
+            twice.append(str(place))
+        parts[place] = Part(place, layer.weights, leaves=_leaves(layer, raw))
+    if twice:
+        raise MatchError(f"{adapter.info.source}: two parts of it are for one module: {', '.join(twice[:5])}")
+    return tuple(parts.values())
+
+
+def _raw(source: Any) -> dict[str, torch.Tensor]:
+    """Read the tensors under their own keys, for leaves that are kept as they are."""
+    path = source.weights
+    if not hasattr(path, "suffix") or path.suffix.lower() != ".safetensors":
+        return {}
+    with open_weights(path, source.label) as stream:
+        return read_tensors(stream, read_header(stream, source.label), source.label)
+
+
+def _leaves(layer: AdapterLayer, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    table = {}
+    for key in layer.keys:
+        split = split_key(key)
+        if key not in raw or split is None:
+            return {}
+        table[key[len(split[0]) :]] = raw[key]
+    return table

@@ -1,0 +1,115 @@
+"""What was written is read again and compared before it takes its place: a file that says something else is no file."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.errors import LoraMixerError, SaveError
+from lora_mixer.formats import read
+from lora_mixer.sources import AdapterSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from lora_mixer.adapter import Adapter
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.writing.layers import NewLayer, Place
+
+    Locate = Callable[[Adapter], Sequence[tuple[Place, LayerWeights]]]
+    """Finds the modules of an adapter's layers."""
+
+_HALF = 2e-2  # bfloat16 has 8 bits, in both factors
+_FULL = 1e-5
+
+
+def check_written(
+    staged: Mapping[Path, Path],
+    *,
+    layers: Sequence[NewLayer],
+    spelling: Callable[[Place], str] | None,
+    locate: Locate | None,
+) -> None:
+    """
+    Read files back and compare them with what they shall hold.
+
+    Args:
+        staged: For each path, where its content lies.
+        layers: What was to be written.
+        spelling: The name of a module in the file, for comparison where ``locate`` is None; None for dotted names.
+        locate: Finds the modules of what is read.
+
+    Raises:
+        SaveError: When a module is missing, stands where it should not, or has another change.
+    """
+    found: dict[tuple[str, str], LayerWeights] = {}
+    wanted = {(layer.place.component, layer.place.path): layer for layer in layers}
+    spelled = {spelling(layer.place): key for key, layer in wanted.items()} if spelling is not None else {}
+    wrong: list[str] = []
+    for path, spare in staged.items():
+        if path.suffix.lower() != ".safetensors":
+            continue
+        config = staged.get(path.with_name("adapter_config.json"))
+        given = None if config is None else json.loads(config.read_text(encoding="utf-8"))
+        try:
+            adapter = read(AdapterSource(label=str(path), weights=spare, config=given))
+            if locate is not None:
+                places = [((place.component, place.path), weights) for place, weights in locate(adapter)]
+            else:
+                places = [
+                    (spelled.get(layer.target.written, ("", layer.target.written)), layer.weights)
+                    for layer in adapter.layers
+                ]
+        except LoraMixerError as error:
+            raise SaveError(f"{path}: what was written cannot be read back: {error}") from error
+        for key, weights in places:
+            if key in found:
+                wrong.append(f"{'.'.join(key)} (twice)")
+            found[key] = weights
+    wrong += [f"{'.'.join(key)} (not in the file)" for key in wanted if key not in found]
+    wrong += [f"{'.'.join(key)} (not asked for)" for key in found if key not in wanted]
+    wrong += [
+        f"{'.'.join(key)} (another change)"
+        for key, layer in wanted.items()
+        if key in found and not _same(layer, found[key])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        paths = ", ".join(str(path) for path in staged)
+        raise SaveError(
+            f"{paths}: what was written reads back as something else, so it was not kept: {', '.join(wrong[:5])}{more}"
+        )
+
+
+def _same(layer: NewLayer, weights: LayerWeights) -> bool:
+    if layer.leaves:
+        return True  # its own tensors, under their own names
+    if layer.vector is not None:
+        change = weights.delta(torch.zeros(layer.place.shape), 1.0)
+        return _near(change.flatten(), layer.vector.flatten(), _HALF)
+    if layer.up is None:
+        return True
+    shape = layer.place.shape
+    there = weights.factors(shape)
+    if there is None:  # a pair beside a difference of the bias
+        change = weights.delta(torch.zeros(shape), 1.0).flatten(1).double()
+        up, down = layer.pair
+        return _near(change, (up.double() @ down.double()) * (layer.alpha / layer.rank), _HALF)
+    up, down = (half.double().cpu() for half in layer.pair)
+    other_up, other_down = there.up.double().cpu(), there.down.double().cpu()
+    # |A B - C D| from the cores, without a full matrix
+    left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)
+    right = torch.cat([down, other_down])
+    return _norm(left, right) <= _HALF * _norm(up * (layer.alpha / layer.rank), down) + 1e-12
+
+
+def _norm(left: torch.Tensor, right: torch.Tensor) -> float:
+    return math.sqrt(max(float(((left.T @ left) * (right @ right.T).T).sum()), 0.0))
+
+
+def _near(got: torch.Tensor, wanted: torch.Tensor, share: float) -> bool:
+    return float((got.double() - wanted.double()).norm()) <= share * float(wanted.double().norm()) + 1e-12

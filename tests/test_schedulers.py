@@ -1,0 +1,248 @@
+"""A schedule on every scheduler of diffusers that denoises: fractions from 0 to 1, step numbers as they were asked for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+from lora_mixer import LoraMixer
+from lora_mixer.engines.denoiser.steps import NoiseLevels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*__array_wrap__:DeprecationWarning")  # of DPM2 with NumPy 2
+
+STEPS = 6
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+BETWEEN = {"KDPM2DiscreteScheduler"}
+"""Schedulers with a noise level between each two steps."""
+REPEATED = {
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "PNDMScheduler",
+}
+"""Those that come back to a noise level."""
+NOT_FOR_PICTURES = {
+    "AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler",
+    "DiscreteDDIMScheduler", "EntropyBoundScheduler", "HeliosDMDScheduler", "HeliosScheduler", "MiniMaxH3Scheduler",
+    "RFD4ProteinaScheduler", "SCMScheduler", "VQDiffusionScheduler", "KarrasVeScheduler", "ScoreSdeVpScheduler",
+    "ScoreSdeVeScheduler", "UnCLIPScheduler", "RePaintScheduler", "DDPMWuerstchenScheduler",
+}  # fmt: skip
+"""Of tokens, of audio, of distilled models with steps of their own."""
+
+
+def names_of_schedulers() -> list[str]:
+    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    kinds = {name: getattr(diffusers.schedulers, name) for name in names}
+    return [
+        name
+        for name, kind in kinds.items()
+        if name not in NOT_FOR_PICTURES
+        and issubclass(kind, SchedulerMixin)  # else a library that it needs is not here
+    ]
+
+
+class Denoiser(nn.Module):
+    """Predicts nothing; the weight of its layer tells the gain of an adapter of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+        self.config = SimpleNamespace(in_channels=4)
+        self.gains: list[float] = []
+        self.base = float(self.layer.weight.detach())
+
+    def forward(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        self.gains.append(float(self.layer.weight.detach()) - self.base)
+        return torch.zeros_like(sample)
+
+
+class Pipeline:
+    """A pipeline that calls a denoiser at each timestep of its own scheduler."""
+
+    def __init__(self, unet: Denoiser, scheduler: Any) -> None:
+        self.components = {"unet": unet, "scheduler": scheduler}
+        self.unet = unet
+        self.scheduler = scheduler
+
+    def __call__(self, num_inference_steps: int, *, skip: int = 0, scale: float = 1.0) -> None:
+        self.scheduler.set_timesteps(num_inference_steps)
+        order = getattr(self.scheduler, "order", 1)
+        timesteps = self.scheduler.timesteps[skip * order :]
+        num_inference_steps -= skip
+        latents = torch.zeros(1, 4, 2, 2)
+        for t in timesteps:
+            self.unet(latents, (t / scale).expand(1))
+
+
+@pytest.fixture
+def unet() -> Iterator[Denoiser]:
+    unet = Denoiser()
+    ones = {"unet.layer.lora_A.weight": torch.ones(1, 1), "unet.layer.lora_B.weight": torch.ones(1, 1)}
+    mixer = LoraMixer(Pipeline(unet, EulerDiscreteScheduler(**BETAS)))
+    mixer.load_lora_weights(ones, "a")
+    unet.mixer = mixer  # type: ignore[assignment]
+    yield unet
+    mixer.unload_lora_weights()
+
+
+def gains(unet: Denoiser, schedule: str, run: Any) -> list[float]:
+    unet.gains.clear()
+    with unet.mixer.applied({"a": {"schedule": schedule}}, engine="merged"):  # type: ignore[operator, union-attr]
+        run()
+    return [round(gain, 4) for gain in unet.gains]
+
+
+def made(name: str) -> Any:
+    kind = getattr(diffusers.schedulers, name)
+    try:
+        return (
+            kind(**BETAS) if not name.startswith(("Flow", "EDM", "IPNDM", "LTX", "Pi", "Cosine")) else kind()
+        )
+    except TypeError:
+        return kind()
+
+
+def expected_places(name: str) -> tuple[list[float], list[int]]:
+    """Fractions and steps of the calls, by what each scheduler is known to do."""
+    if name in BETWEEN:
+        calls = 2 * STEPS - 1
+        return [call / (calls - 1) for call in range(calls)], [call // 2 for call in range(calls)]
+    steps = list(range(STEPS))
+    if name in REPEATED:
+        # Heun, DPM2 a: each level but the first twice
+        steps = [0, *[step for step in range(1, STEPS) for _ in range(2)]]
+    return [step / (STEPS - 1) for step in steps], steps
+
+
+@pytest.mark.parametrize("name", sorted(set(names_of_schedulers()) - {"PNDMScheduler"}))
+def test_fractions_go_from_0_to_1_and_steps_are_those_asked_for(unet: Denoiser, name: str) -> None:
+    pipe = Pipeline(unet, made(name))
+    fractions, steps = expected_places(name)
+
+    assert gains(unet, "linear(0, 1)", lambda: pipe(STEPS)) == [round(place, 4) for place in fractions]
+    for start, stop in ((0, 2), (2, 3), (STEPS - 1, STEPS)):
+        within = [float(start <= step < stop) for step in steps]
+        assert gains(unet, f"window({start}s, {stop}s)", lambda: pipe(STEPS)) == within
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"skip_prk_steps": True}, [0, 1, 1, 2, 3, 4, 5]),
+        # the warm-up has a level between each two of its three steps, called twice, and begins a step where the last ended
+        ({}, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5]),
+    ],
+)
+def test_pndm_and_its_warm_up_end_at_1_and_count_steps(
+    unet: Denoiser, options: dict[str, Any], steps: list[int]
+) -> None:
+    pipe = Pipeline(unet, diffusers.PNDMScheduler(**options))
+
+    found = gains(unet, "linear(0, 1)", lambda: pipe(STEPS))
+
+    assert (found[0], found[-1]) == (0.0, 1.0)
+    assert found == sorted(found)
+    for stop in range(1, STEPS + 1):
+        within = [float(step < stop) for step in steps]
+        assert gains(unet, f"window(0s, {stop}s)", lambda: pipe(STEPS)) == within
+
+
+@pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])  # fmt: skip
+def test_a_run_that_starts_late_counts_from_where_it_starts(unet: Denoiser, name: str) -> None:
+    pipe = Pipeline(unet, made(name))
+
+    found = gains(unet, "linear(0, 1)", lambda: pipe(STEPS, skip=2))
+    again = gains(unet, "linear(0, 1)", lambda: pipe(STEPS, skip=3))
+
+    assert (found[0], found[-1], again[0], again[-1]) == (0.0, 1.0, 0.0, 1.0)
+    assert gains(unet, "window(1s, 2s)", lambda: pipe(STEPS, skip=2)).count(1.0) in (1, 2)
+
+
+def test_timesteps_that_the_denoiser_is_given_as_fractions_are_those_of_the_scheduler(unet: Denoiser) -> None:
+    pipe = Pipeline(unet, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.scheduler.set_timesteps(4)
+    levels = pipe.scheduler.timesteps.tolist()
+
+    assert gains(unet, "linear(0, 1)", lambda: pipe(4, scale=1000.0)) == [0.0, 0.3333, 0.6667, 1.0]
+    assert gains(unet, "slider(700)", lambda: pipe(4, scale=1000.0)) == [float(t <= 700) for t in levels]
+
+
+def test_a_run_that_was_broken_off_does_not_reach_into_the_next_one(unet: Denoiser) -> None:
+    pipe = Pipeline(unet, made("DDIMScheduler"))
+    unet.mixer.set_mix({"a": {"schedule": "linear(0, 1)"}}, engine="merged")  # type: ignore[operator, union-attr]
+    pipe.scheduler.set_timesteps(STEPS)
+    unet(torch.zeros(1, 4, 2, 2), pipe.scheduler.timesteps[1])
+    unet.gains.clear()
+
+    pipe(STEPS, skip=2)
+
+    assert [round(gain, 4) for gain in unet.gains] == [0.0, 0.3333, 0.6667, 1.0]
+
+
+def test_a_loop_by_hand_has_the_steps_of_its_own_scheduler(unet: Denoiser) -> None:
+    unet.mixer.pipe.scheduler.set_timesteps(3)  # type: ignore[operator, union-attr]
+
+    def loop() -> None:
+        scheduler = made("DPMSolverMultistepScheduler")
+        scheduler.set_timesteps(5)
+        for t in scheduler.timesteps:
+            unet(torch.zeros(1, 4, 2, 2), t)
+
+    assert gains(unet, "linear(0, 1)", loop) == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_second_pipeline_of_diffusers_brings_its_own_steps(sd: StableDiffusionPipeline) -> None:
+    parts = {name: part for name, part in sd.components.items() if name != "image_encoder"}
+    second = StableDiffusionPipeline(
+        **{**parts, "scheduler": diffusers.UniPCMultistepScheduler(**BETAS)}, requires_safety_checker=False
+    )
+    second.set_progress_bar_config(disable=True)
+    sd.scheduler.set_timesteps(3)
+    path, weight = "conv_out", sd.unet.conv_out.weight
+    before = weight.detach().clone()
+    pair = {
+        f"unet.{path}.lora_A.weight": torch.ones(1, *weight.shape[1:]) * 1e-2,
+        f"unet.{path}.lora_B.weight": torch.ones(weight.shape[0], 1, 1, 1),
+    }
+    mixer = LoraMixer(sd)
+    mixer.load_lora_weights(pair, "a")
+    seen: list[float] = []
+
+    with mixer.applied({"a": {"schedule": "linear(0, 1)"}}, engine="merged"):
+        hook = sd.unet.register_forward_hook(
+            lambda *_: seen.append(float((weight.detach() - before).mean()) / 1e-2)
+        )
+        second("a cat", num_inference_steps=8, height=32, width=32, output_type="latent")
+        hook.remove()
+    mixer.unload_lora_weights()
+
+    assert seen == pytest.approx([step / 7 for step in range(8)], abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50, 99, 333])
+@pytest.mark.parametrize("options", [{}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"}])
+def test_noise_levels_that_differ_by_rounding_are_one(steps: int, options: dict[str, str]) -> None:
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler(**BETAS, **options)
+    scheduler.set_timesteps(steps)
+
+    levels = NoiseLevels.of(scheduler.timesteps.tolist(), steps, scheduler.order)
+
+    assert (levels.total, len(levels.timesteps)) == (steps, steps)
+    assert levels.steps == tuple(range(steps))
+
+
+def test_timesteps_that_were_rounded_to_the_same_number_are_steps_of_their_own() -> None:
+    levels = NoiseLevels.of([9.0, 5.0, 2.0, 2.0, 1.0], 5)
+
+    assert (levels.total, levels.steps) == (5, (0, 1, 2, 4))
