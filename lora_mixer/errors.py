@@ -20,6 +20,7 @@ Every error that the package raises on purpose.
     ├── PictureCancelled        raised by those who stop a picture that is being made
     ├── PictureMetadataError    a picture without settings that can be read, or settings that cannot be (also a ValueError)
     ├── PipelineStateError      the pipeline is in a state that cannot be worked on (also a RuntimeError)
+    │   └── MixLostError            a mix could not be written, nor the one before: none is active
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
 After any of them the pipeline is exactly as it was before the call.
@@ -146,6 +147,17 @@ class PictureMetadataError(LoraMixerError, ValueError):
 
 class PipelineStateError(LoraMixerError, RuntimeError):
     """The pipeline cannot be worked on as it is: weights on meta, quantised, or changed by others."""
+
+
+class MixLostError(PipelineStateError):
+    """
+    Neither a mix nor the one before could be put into effect: no adapter is active any more.
+
+    Attributes:
+        unwritten: Weights that could not be given their base back either; it is kept, and the next call writes it.
+    """
+
+    unwritten: tuple[str, ...] = ()
 
 
 class MissingExtraError(LoraMixerError, ImportError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING
 
@@ -39,13 +40,15 @@ def compute(stream: IO[bytes], data_start: int | None) -> dict[str, str]:
     Returns:
         ``sha256`` of the file; ``autov2``, its first 10 digits; ``autov1`` (A1111's old 8 digits of the bytes at
         1 MiB); ``sshs_model_hash`` over the tensors alone, and ``autov3``, its first 12 digits;
-        ``sshs_legacy_hash``, AutoV1 of the file as Kohya's scripts hash it: with their own metadata only.
+        ``sshs_legacy_hash``, AutoV1 of the file as Kohya's scripts hash it: with their own metadata only. Of a range
+        without a byte there is no hash: files under 1 MiB have no ``autov1``.
     """
     full = _digest(stream, 0)
-    stream.seek(_LEGACY_START)
-    legacy = hashlib.sha256(stream.read(_LEGACY_SIZE)).hexdigest()[:8]
-    table = {"sha256": full, "autov1": legacy, "autov2": full[:10]}
-    if data_start is not None:
+    table = {"sha256": full, "autov2": full[:10]}
+    legacy = _window(stream, _LEGACY_START)
+    if legacy is not None:
+        table["autov1"] = legacy
+    if data_start is not None and stream.seek(0, os.SEEK_END) > data_start:
         tensors = _digest(stream, data_start)
         table |= {"sshs_model_hash": tensors, "autov3": tensors[:12]}
         own = _sshs_legacy(stream, data_start)
@@ -69,8 +72,14 @@ def _sshs_legacy(stream: IO[bytes], data_start: int) -> str | None:
     skipped = _LEGACY_START - 8 - len(text) - filled
     if skipped < 0:
         return None
-    stream.seek(data_start + skipped)
-    return hashlib.sha256(stream.read(_LEGACY_SIZE)).hexdigest()[:8]
+    return _window(stream, data_start + skipped)
+
+
+def _window(stream: IO[bytes], start: int) -> str | None:
+    """Give AutoV1's digits of the bytes at a place; None where there are none, since all such files would have one hash."""
+    stream.seek(start)
+    found = stream.read(_LEGACY_SIZE)
+    return hashlib.sha256(found).hexdigest()[:8] if found else None
 
 
 class Hashes(Mapping[str, str]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,19 +10,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding import BoundLayer, MatchReport, bind, check_components, find_components
+from lora_mixer.binding import MatchReport, bind, check_components, find_components
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine, EngineController, MixLostError
+from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
 from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.errors import AdapterNameError, MatchError, MixError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
 from lora_mixer.formats import paused_gc, read, read_embeddings
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
-from lora_mixer.ownership import claim
+from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, TokenSet, checked, choose, with_words
+from lora_mixer.textual_inversion import Token, checked, choose, with_words
 from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
@@ -64,14 +63,6 @@ class TokenInfo:
     adapter: str | None
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """What is remembered of a loaded adapter."""
-
-    info: AdapterInfo
-    report: MatchReport
-
-
 class LoraMixer:
     """
     Load, mix and remove LoRA adapters on a pipeline; the pipeline itself stays what it is.
@@ -107,17 +98,29 @@ class LoraMixer:
     def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
-            msg = f"keep_base must be 'device' or 'host', got {keep_base!r}"
-            raise ValueError(msg)
+            raise PipelineStateError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
-        self._stage = EngineController(pipe, keep_base)
-        self._words = TokenSet(pipe)
-        self._loaded: dict[str, _Loaded] = {}
-        self._held = BASE
-        self._enabled = True
-        self._lock = threading.RLock()
+        self._own = MixerState(pipe, keep_base)
+
+    @classmethod
+    def of(cls, pipe: Any) -> LoraMixer:
+        """
+        Return the mixer whose adapters are on a pipeline, also where its variable is lost; else a new one.
+
+        Args:
+            pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
+
+        Raises:
+            PipelineStateError: When ``pipe`` has no modules, or several mixers have left adapters on it.
+
+        Example:
+            >>> LoraMixer.of(pipe).unload_lora_weights()  # doctest: +SKIP
+        """
+        state = state_of(pipe)
+        mixer = None if state is None else state.mixer
+        return mixer if isinstance(mixer, cls) else cls(pipe)
 
     # --- loading -----------------------------------------------------------------------------------------
 
@@ -192,15 +195,9 @@ class LoraMixer:
             PartialMatchWarning: When only a part of the file was matched.
         """
         component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
-        with self._lock:
-            name = self._free_name() if adapter_name is None else _checked_name(adapter_name)
-            if hotswap and name not in self._loaded:
-                raise self._unknown([name], "hotswap")
-            if name in self._loaded and not hotswap:
-                msg = (
-                    f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
-                )
-                raise AdapterNameError(msg)
+        with self._call() as state:
+            name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
+            _check_free(state, name, hotswap=hotswap)
             source = resolve_source(
                 pretrained_model_name_or_path_or_dict,
                 weight_name=weight_name,
@@ -214,8 +211,7 @@ class LoraMixer:
                 use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
-            components = find_components(self.pipe)
-            claim(self, components.values())
+            components = state.components()
             with paused_gc():
                 adapter = read(source, name=name)
                 if max_rank is not None:
@@ -225,20 +221,30 @@ class LoraMixer:
                 words: tuple[Token, ...] = ()
                 if load_embeddings:
                     embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
-                    words = self._words.fit(embeddings, name, adapter.info.source)
+                    words = state.tokens.fit(embeddings, name, adapter.info.source)
                     adapter = with_words(adapter, words)
                 binding = bind(adapter, components, name, component=component)
                 report = binding.report
                 if strict and not report.complete:
                     msg = f"strict=True, and not all of the file was matched:\n{report}"
                     raise MatchError(msg)
+                reached = {layer.live.component for layer in binding.layers}
+                reached |= {word.component for word in words}
+                state.claim(
+                    {part: components[part] for part in reached},
+                    [layer.live.module for layer in binding.layers],
+                )
                 layers = copy_to_devices(binding.layers)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
-                with self._words.changed({name: words}, shown=True if activate and not hotswap else None):
-                    self._swap_in(
-                        name, _Loaded(adapter.info, report), layers, hotswap=hotswap, activate=activate
-                    )
+                state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
+                state.controller.replace(name, layers)
+                state.loaded[name] = Loaded(adapter.info, report)
+                state.inherited.discard(name)
+                if activate and not hotswap:
+                    state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
+                if name in state.held.names:
+                    self._apply(state, state.held if state.enabled else BASE)
         if _is_partial(report):
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
@@ -292,7 +298,7 @@ class LoraMixer:
             >>> mixer.load_textual_inversion("cat-toy.safetensors", token="<cat-toy>")  # doctest: +SKIP
             ('<cat-toy>',)
         """
-        with self._lock:
+        with self._call() as state:
             source = resolve_source(
                 pretrained_model_name_or_path,
                 weight_name=weight_name,
@@ -313,10 +319,13 @@ class LoraMixer:
             if token is not None:
                 found = (dataclasses.replace(found[0], token=token),)
             found = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in found)
-            claim(self, find_components(self.pipe).values())
-            words = self._words.fit(found, "", source.label)
-            with self._words.changed({None: (*self._words.held.get(None, ()), *words)}):
-                return tuple(dict.fromkeys(word.token for word in words))
+            state.let_go({embedding.token for embedding in found})
+            words = state.tokens.fit(found, "", source.label)
+            components = state.components()
+            state.claim({word.component: components[word.component] for word in words}, ())
+            state.tokens.change({None: (*state.tokens.held.get(None, ()), *words)})
+            state.inherited_tokens -= {word.token for word in words}
+            return tuple(dict.fromkeys(word.token for word in words))
 
     def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
         """
@@ -328,8 +337,8 @@ class LoraMixer:
         Raises:
             AdapterNameError: When a word is unknown or came with an adapter; nothing is taken away then.
         """
-        with self._lock:
-            held = self._words.held.get(None, ())
+        with self._call() as state:
+            held = state.tokens.held.get(None, ())
             names = (
                 {word.token for word in held}
                 if tokens is None
@@ -342,10 +351,9 @@ class LoraMixer:
                 known = ", ".join(dict.fromkeys(word.token for word in held)) or "none"
                 raise AdapterNameError(
                     f"unload_textual_inversion names {', '.join(map(repr, sorted(odd)))}; loaded by themselves are: {known}. "
-                    "those that came with an adapter go with it (delete_adapters)"
+                    "Words that came with an adapter go with it (delete_adapters)"
                 )
-            with self._words.changed({None: [word for word in held if word.token not in names]}):
-                pass
+            state.tokens.change({None: [word for word in held if word.token not in names]})
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """
@@ -355,26 +363,23 @@ class LoraMixer:
             AdapterNameError: When a name is unknown; nothing is deleted then.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with self._lock:
-            unknown = [name for name in names if name not in self._loaded]
+        with self._call() as state:
+            unknown = [name for name in names if name not in state.loaded]
             if unknown:
-                raise self._unknown(unknown, "delete_adapters")
-            kept = self._held.without(names)
-            with self._words.changed(drop=names):
-                self._apply(kept if self._enabled else BASE)
-            self._held = kept
-            for name in dict.fromkeys(names):
-                del self._loaded[name]
-                self._stage.remove(name)
+                raise _unknown(state, unknown, "delete_adapters")
+            kept = state.held.without(names)
+            state.tokens.change(drop=names)
+            self._apply(state, kept if state.enabled else BASE)
+            state.held = kept
+            state.forget(names)
 
     def unload_lora_weights(self) -> None:
         """Give the base back, bit for bit, and forget every adapter, kept copy and textual inversion."""
-        with self._lock, self._words.changed(drop=self._words.held, shown=True):
-            self._apply(BASE)
-            self._held, self._enabled = BASE, True
-            for name in list(self._loaded):
-                del self._loaded[name]
-                self._stage.remove(name)
+        with self._call() as state:
+            state.tokens.change(drop=state.tokens.held, shown=True)
+            self._apply(state, BASE)
+            state.held, state.enabled = BASE, True
+            state.forget(list(state.loaded))
 
     # --- mixing ------------------------------------------------------------------------------------------
 
@@ -430,9 +435,10 @@ class LoraMixer:
             MixError: When it cannot be applied.
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
-        with self._lock, self._words.changed(shown=True):
-            self._apply(wanted)
-            self._held, self._enabled = wanted, True
+        with self._call() as state:
+            state.tokens.change(shown=True)
+            self._apply(state, wanted)
+            state.held, state.enabled = wanted, True
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -442,8 +448,8 @@ class LoraMixer:
             AdapterNameError: When it names an unknown adapter.
             MixError: When it makes no sense.
         """
-        with self._lock:
-            self._check_mix(Mix.of(mix), find_components(self.pipe))
+        with self._look() as state:
+            _check_mix(state, Mix.of(mix), state.components())
 
     @contextmanager
     def applied(
@@ -469,32 +475,35 @@ class LoraMixer:
             >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
             ...     image = pipe("a castle").images[0]
         """
-        with self._lock:
-            before, enabled = self._held, self._enabled
-            wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
+        wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
+        with self._look() as state:
+            before, enabled = state.held, state.enabled
             if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
                 self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
                 yield self
             finally:
-                # adapters that were deleted inside the block are gone from what was there, too
-                kept = before.without(name for name in before.names if name not in self._loaded)
-                if (self._held, self._enabled) != (kept, enabled):
-                    with self._words.changed(shown=enabled):
-                        self._apply(kept if enabled else BASE)
-                self._held, self._enabled = kept, enabled
+                try:
+                    self._back_to(before, enabled=enabled)
+                except Exception:
+                    self._back_to(
+                        before, enabled=enabled
+                    )  # what failed once, such as full memory, may have passed
+                    raise
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
-        with self._lock, self._words.changed(shown=False):
-            self._apply(BASE)
-            self._enabled = False
+        with self._call() as state:
+            state.tokens.change(shown=False)
+            self._apply(state, BASE)
+            state.enabled = False
 
     def enable_lora(self) -> None:
         """Bring the mix back that was active before ``disable_lora``."""
-        with self._lock, self._words.changed(shown=True):
-            self._apply(self._held)
-            self._enabled = True
+        with self._call() as state:
+            state.tokens.change(shown=True)
+            self._apply(state, state.held)
+            state.enabled = True
 
     def parse_prompt(
         self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
@@ -518,22 +527,22 @@ class LoraMixer:
             >>> with mixer.applied(mix, negative=less):  # doctest: +SKIP
             ...     pipe(prompt, negative_prompt=unwanted)
         """
-        with self._lock:
-            return parse_prompt(prompt, list(self._loaded), presets)
+        with self._look() as state:
+            return parse_prompt(prompt, list(state.loaded), presets)
 
     # --- what is loaded and in effect --------------------------------------------------------------------
 
     @property
     def adapters(self) -> Mapping[str, AdapterInfo]:
         """What is loaded, by name: source, format, base family, ranks, sizes, hashes, trigger words, metadata."""
-        with self._lock:
-            return MappingProxyType({name: loaded.info for name, loaded in self._loaded.items()})
+        with self._look() as state:
+            return MappingProxyType({name: loaded.info for name, loaded in state.loaded.items()})
 
     @property
     def reports(self) -> Mapping[str, MatchReport]:
         """The report of each load, by adapter name."""
-        with self._lock:
-            return MappingProxyType({name: loaded.report for name, loaded in self._loaded.items()})
+        with self._look() as state:
+            return MappingProxyType({name: loaded.report for name, loaded in state.loaded.items()})
 
     @property
     def mix(self) -> Mix:
@@ -547,19 +556,19 @@ class LoraMixer:
     @property
     def mixes(self) -> tuple[Mix, ...]:
         """The mixes in effect: one for all images, or one for each prompt of a batch."""
-        with self._lock:
-            return self._held.mixes if self._enabled else ()
+        with self._look() as state:
+            return state.held.mixes if state.enabled else ()
 
     def get_active_adapters(self) -> list[str]:
         """List the names in effect, in the order given to ``set_adapters``; none while disabled."""
-        with self._lock:
-            return list(self._held.names) if self._enabled else []
+        with self._look() as state:
+            return list(state.held.names) if state.enabled else []
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """List the loaded adapters of each component that has any."""
-        with self._lock:
+        with self._look() as state:
             table: dict[str, list[str]] = {}
-            for name, loaded in self._loaded.items():
+            for name, loaded in state.loaded.items():
                 for part in loaded.report.components:
                     if part.matched:
                         table.setdefault(part.component, []).append(name)
@@ -568,21 +577,21 @@ class LoraMixer:
     @property
     def is_in_parameters(self) -> bool:
         """Whether the whole mix is in the pipeline's parameters, so that ``save_pretrained`` saves it."""
-        with self._lock:
-            return self._stage.is_in_parameters
+        with self._look() as state:
+            return state.controller.is_in_parameters
 
     def memory(self) -> MemoryReport:
         """Count the bytes of adapters and kept bases."""
-        with self._lock:
-            sizes = {name: loaded.info.bytes for name, loaded in self._loaded.items()}
-            return MemoryReport(sizes, self._stage.merged.base_bytes(), self._keep_base)
+        with self._look() as state:
+            sizes = {name: loaded.info.bytes for name, loaded in state.loaded.items()}
+            return MemoryReport(sizes, state.controller.base_bytes(), state.keep_base)
 
     @property
     def tokens(self) -> Mapping[str, TokenInfo]:
         """The words that are loaded, whether the pipeline knows them now or, while disabled, not."""
-        with self._lock:
+        with self._look() as state:
             table: dict[str, TokenInfo] = {}
-            for owner, words in self._words.held.items():
+            for owner, words in state.tokens.held.items():
                 for word in words:
                     vectors = {**table[word.token].vectors} if word.token in table else {}
                     vectors[word.component] = len(word.vectors)
@@ -615,13 +624,13 @@ class LoraMixer:
         for name, value in (("rank", rank), ("rows", rows)):
             if type(value) is not int or value < 1:
                 raise MixError(f"{name} must be a whole number of at least 1, got {value!r}")
-        with self._lock:
-            self._stage.reserve(rank, rows, find_components(self.pipe))
+        with self._call() as state:
+            state.controller.reserve(rank, rows, state.components())
 
     def release(self) -> None:
         """Take the reserved side path away; the mix in effect goes on without it."""
-        with self._lock:
-            self._stage.release(find_components(self.pipe))
+        with self._call() as state:
+            state.controller.release(state.components())
 
     @contextmanager
     def capture(self) -> Iterator[dict[str, Captured]]:
@@ -643,13 +652,13 @@ class LoraMixer:
             ...         with mixer.applied(mix):
             ...             pipe("a castle")
         """
-        with self._lock:
+        with self._look() as state:
             parts = {
                 name: module
                 for name, module in callers(self.pipe).items()
                 if name in _DENOISERS and name not in TEXT_ENCODERS
             }
-            with captured(parts, self._stage.beside.generations.__getitem__) as held:
+            with captured(parts, state.controller.generation) as held:
                 yield held
 
     # --- writing -----------------------------------------------------------------------------------------
@@ -698,9 +707,9 @@ class LoraMixer:
         Example:
             >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
-        with self._lock:
+        with self._look() as state:
             choice = saving.choose(
-                self._held.every if self._enabled else (),
+                state.held.every if state.enabled else (),
                 save_directory_or_path,
                 adapter_names,
                 weights,
@@ -709,13 +718,10 @@ class LoraMixer:
                 dtype=dtype,
                 method=method,
             )
-            unknown = [name for name in choice.mix.names if name not in self._loaded]
-            if unknown:
-                raise self._unknown(unknown, "save_lora_weights")
-            components = find_components(self.pipe)
-            check_components(choice.mix, components)
-            infos = {name: self._loaded[name].info for name in choice.mix.names}
-            return saving.save(choice, saving.hold(choice.mix, infos, self._stage), components)
+            components = state.components()
+            _check_mix(state, choice.mix, components, "save_lora_weights")
+            infos = {name: state.loaded[name].info for name in choice.mix.names}
+            return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 
     # --- when others changed the weights -----------------------------------------------------------------
 
@@ -725,74 +731,91 @@ class LoraMixer:
 
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
         """
-        with self._lock, self._words.changed(shown=False):
-            self._stage.rebase()
-            self._enabled = False
+        with self._call() as state:
+            state.tokens.change(shown=False)
+            state.controller.rebase()
+            state.enabled = False
 
     def restore_base(self) -> None:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
-        with self._lock, self._words.changed(shown=False):
-            self._stage.restore()
-            self._enabled = False
+        with self._call() as state:
+            state.tokens.change(shown=False)
+            state.controller.restore()
+            state.enabled = False
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _check_mix(self, mix: Mix, components: Mapping[str, nn.Module]) -> None:
-        unknown = [name for name in mix.names if name not in self._loaded]
-        if unknown:
-            raise self._unknown(unknown, "the mix")
-        check_components(mix, components)
+    @property
+    def _state(self) -> MixerState:
+        """The state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
+        if self._own.is_empty:
+            left = state_of(self.pipe)
+            if left is not None and left is not self._own and left.mixer is None:
+                left.take_over(self, self.pipe, self._keep_base)
+                self._own = left
+        return self._own
 
-    def _apply(self, wanted: ActiveMixes) -> None:
-        components = find_components(self.pipe)
+    @contextmanager
+    def _look(self) -> Iterator[MixerState]:
+        """Hold the state still."""
+        state = self._state
+        with state.lock:
+            yield state
+
+    @contextmanager
+    def _call(self) -> Iterator[MixerState]:
+        """Change the state, all or nothing."""
+        state = self._state
+        with state.lock, state.transaction(self):
+            yield state
+
+    @staticmethod
+    def _apply(state: MixerState, wanted: ActiveMixes) -> None:
+        components = state.components()
         for mix in wanted.every:
-            self._check_mix(mix, components)
-        try:
-            self._stage.apply(wanted, components)
-        except MixLostError:
-            self._enabled = False
-            raise
+            _check_mix(state, mix, components)
+        state.controller.apply(wanted, components)
 
-    def _swap_in(
-        self, name: str, loaded: _Loaded, layers: Sequence[BoundLayer], *, hotswap: bool, activate: bool
-    ) -> None:
-        """Let an adapter take effect under its name; if that fails, all is as it was."""
-        before = self._loaded.get(name)
-        spare = f"{name}\n"  # no adapter can be called so: names are printable
-        if before is not None:
-            self._apply(BASE)
-            self._stage.rename(name, spare)
-        try:
-            self._stage.add(name, layers)
-            self._loaded[name] = loaded
-            wanted = self._held if hotswap else ActiveMixes.of({name: 1.0})
-            if activate or hotswap:
-                self._apply(wanted if self._enabled or not hotswap else BASE)
-        except BaseException:
-            self._stage.remove(name)
-            if before is None:
-                self._loaded.pop(name, None)
-            else:
-                self._stage.rename(spare, name)
-                self._loaded[name] = before
-                self._apply(self._held if self._enabled else BASE)
-            raise
-        if before is not None:
-            self._stage.remove(spare)
-        if activate and not hotswap:
-            self._held, self._enabled = wanted, True
+    def _back_to(self, before: ActiveMixes, *, enabled: bool) -> None:
+        """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
+        with self._call() as state:
+            kept = before.without(name for name in before.names if name not in state.loaded)
+            if (state.held, state.enabled) != (kept, enabled):
+                state.tokens.change(shown=enabled)
+                self._apply(state, kept if enabled else BASE)
+            state.held, state.enabled = kept, enabled
 
-    def _free_name(self) -> str:
-        number = len(self._loaded)
-        while f"default_{number}" in self._loaded:
-            number += 1
-        return f"default_{number}"
 
-    def _unknown(self, names: Sequence[str], where: str) -> AdapterNameError:
-        loaded = ", ".join(self._loaded) or "none"
-        return AdapterNameError(
-            f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+def _check_mix(
+    state: MixerState, mix: Mix, components: Mapping[str, nn.Module], where: str = "the mix"
+) -> None:
+    unknown = [name for name in mix.names if name not in state.loaded]
+    if unknown:
+        raise _unknown(state, unknown, where)
+    check_components(mix, components)
+
+
+def _free_name(state: MixerState) -> str:
+    number = len(state.loaded)
+    while f"default_{number}" in state.loaded:
+        number += 1
+    return f"default_{number}"
+
+
+def _check_free(state: MixerState, name: str, *, hotswap: bool) -> None:
+    if hotswap and name not in state.loaded:
+        raise _unknown(state, [name], "hotswap")
+    if name in state.loaded and not hotswap and name not in state.inherited:
+        raise AdapterNameError(
+            f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
         )
+
+
+def _unknown(state: MixerState, names: Sequence[str], where: str) -> AdapterNameError:
+    loaded = ", ".join(state.loaded) or "none"
+    return AdapterNameError(
+        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+    )
 
 
 def _one_component(component: str | None, *, load_into_transformer_2: bool) -> str | None:

@@ -1,38 +1,289 @@
-"""One mixer per pipeline: two kept bases of the same weights would contradict each other."""
+"""
+Whose modules these are: what a mixer holds belongs to the modules that it changes.
+
+Adapters, kept bases, hooks and words are held by the modules themselves, in one :class:`MixerState` for all parts that a
+mix reaches. It outlives the mixer: the next one on the same modules takes it over, and only who deletes the model
+deletes the base. A mixer is a front door to it.
+"""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.binding import find_components
+from lora_mixer.engines import BASE, EngineController
+from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.errors import MixLostError, PipelineStateError
+from lora_mixer.textual_inversion import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import nn
 
-    from lora_mixer.mixer import LoraMixer
+    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.binding import MatchReport
+    from lora_mixer.engines import ActiveMixes, BaseDevice
+    from lora_mixer.engines.controller import ControllerRecord
+    from lora_mixer.textual_inversion.tokens import TokenRecord
 
-_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[LoraMixer]] = weakref.WeakKeyDictionary()
+_MARK = "_lora_mixer_state"
+"""Under this name a part holds the state that it belongs to: no module, parameter or buffer, so no key changes."""
+
+_states: weakref.WeakSet[MixerState] = weakref.WeakSet()
+"""All states that are alive; what keeps one alive is its marks, and the mixer while there is one."""
 
 
-def claim(mixer: LoraMixer, roots: Iterable[nn.Module]) -> None:
+@dataclass(frozen=True)
+class Loaded:
+    """What is remembered of a loaded adapter."""
+
+    info: AdapterInfo
+    report: MatchReport
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a state held at one time."""
+
+    loaded: Mapping[str, Loaded]
+    inherited: frozenset[str]
+    inherited_tokens: frozenset[str]
+    held: ActiveMixes
+    enabled: bool
+    tokens: TokenRecord
+    controller: ControllerRecord
+
+
+class MixerState:
     """
-    Note that a mixer works on these modules from now on.
+    All that adapters are on one pipeline.
+
+    Args:
+        pipe: The pipeline, or a bare module.
+        keep_base: Where bases are kept.
+
+    Attributes:
+        loaded: The adapters by name.
+        inherited: Names that a mixer loaded which is gone; loading under one of them replaces what it left.
+        inherited_tokens: The same for words that were loaded by themselves.
+        held: The mixes in effect, or those that ``enable_lora`` brings back.
+        enabled: Whether they are in effect.
+        roots: The parts that adapters and words reach, by component, as they were when these were bound.
+        owner: The mixer that works on it, as long as it is alive.
+    """
+
+    def __init__(self, pipe: Any, keep_base: BaseDevice) -> None:
+        """Start with nothing."""
+        self.pipe = pipe
+        self.keep_base: BaseDevice = keep_base
+        self.controller = EngineController(pipe, keep_base)
+        self.tokens = TokenSet(pipe)
+        self.loaded: dict[str, Loaded] = {}
+        self.inherited: set[str] = set()
+        self.inherited_tokens: set[str] = set()
+        self.held = BASE
+        self.enabled = True
+        self.roots: dict[str, nn.Module] = {}
+        self._reach: tuple[str, ...] = ()
+        self.lock = threading.RLock()
+        self.owner: weakref.ref[Any] | None = None
+        _states.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
+        return {**vars(self), "lock": None, "owner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be the state of copied parts, for the next mixer on them."""
+        vars(self).update(state)
+        self.lock = threading.RLock()
+        _states.add(self)
+
+    # --- all or nothing --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self, mixer: Any) -> Iterator[None]:
+        """
+        Change what is held; if that fails, all is exactly as before.
+
+        Args:
+            mixer: The mixer that works on it from now on.
+
+        Raises:
+            MixLostError: When a change failed and so did the way back; no adapter is in effect then.
+        """
+        record = self._record()
+        try:
+            self.owner = weakref.ref(mixer)
+            yield
+            self.mark()
+        except BaseException as error:
+            with uninterrupted():
+                self._roll_back(record, error)
+            raise
+
+    def _record(self) -> _Record:
+        return _Record(
+            dict(self.loaded),
+            frozenset(self.inherited),
+            frozenset(self.inherited_tokens),
+            self.held,
+            self.enabled,
+            self.tokens.record(),
+            self.controller.record(),
+        )
+
+    def _roll_back(self, record: _Record, error: BaseException) -> None:
+        self.loaded, self.inherited = dict(record.loaded), set(record.inherited)
+        self.inherited_tokens = set(record.inherited_tokens)
+        self.held, self.enabled = record.held, record.enabled
+        try:
+            self.tokens.roll_back(record.tokens)
+            self.controller.roll_back(record.controller, self.components())
+        except BaseException as again:
+            self.enabled = False
+            self.tokens.drop_all()
+            left = self.controller.force_base(record.controller)
+            state = (
+                f"{len(left)} weights could not be given their base back either ({', '.join(left[:3])}); it is kept, and "
+                "the next call writes it"
+                if left
+                else "the base is back"
+            )
+            lost = MixLostError(
+                f"{type(error).__name__} ({error}), and on the way back {type(again).__name__} ({again}): no adapter is "
+                f"active, {state}; enable_lora() brings the mix from before again"
+            )
+            lost.unwritten = tuple(left)
+            raise lost from again
+        finally:
+            self.mark()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let adapters go that are in no mix any more."""
+        for name in dict.fromkeys(names):
+            del self.loaded[name]
+            self.inherited.discard(name)
+            self.controller.remove(name)
+
+    def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
+        """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
+        with self.lock, self.transaction(mixer):
+            self.inherited = set(self.loaded)
+            self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}
+            self.keep_base = keep_base
+            self.controller.keep_on(keep_base)
+            if pipe is not self.pipe:
+                self.pipe = self.controller.pipe = self.tokens.pipe = pipe
+                self.controller.apply(self.held if self.enabled else BASE, self.components())
+
+    def let_go(self, tokens: Iterable[str]) -> None:
+        """Make room for words that a mixer loaded which is gone."""
+        old = self.inherited_tokens & set(tokens)
+        if old:
+            self.tokens.change({None: [w for w in self.tokens.held.get(None, ()) if w.token not in old]})
+
+    # --- on modules ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no adapter and no word is loaded."""
+        return not self.loaded and not self.tokens.held
+
+    @property
+    def mixer(self) -> Any:
+        """The mixer that works on it; None when that is gone."""
+        return None if self.owner is None else self.owner()
+
+    def components(self) -> dict[str, nn.Module]:
+        """List the pipeline's modules by component."""
+        return find_components(self.pipe)
+
+    def mark(self) -> None:
+        """Let the parts hold the state that adapters and words reach now, and no others."""
+        reach = (*self.controller.components, *self.tokens.components)
+        if reach == self._reach:
+            return
+        components = self.components()
+        reached, self._reach = set(reach), reach
+        roots = {part: self.roots.get(part, components.get(part)) for part in reached}
+        before = list(self.roots.values())
+        self.roots = {part: root for part, root in roots.items() if root is not None}
+        for root in self.roots.values():
+            if root.__dict__.get(_MARK) is not self:
+                root.__dict__[_MARK] = self
+        for root in before:
+            if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
+                del root.__dict__[_MARK]
+
+    def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
+        """
+        Check that no other state has adapters or words on what is to be changed.
+
+        Args:
+            roots: The parts that will be reached, by component.
+            modules: The modules that will be changed.
+
+        Raises:
+            PipelineStateError: Naming the parts, the adapters and the way out.
+        """
+        touched = {id(module) for module in modules}
+        for other in list(_states):
+            if other is self or other.is_empty:
+                continue
+            shared = [name for name, root in roots.items() if any(root is x for x in other.roots.values())]
+            if not shared and touched.isdisjoint(other.controller.modules):
+                continue
+            where = " and ".join(shared or roots)
+            what = ", ".join([*other.loaded, *dict.fromkeys(other.tokens.names)])
+            if other.mixer is not None:
+                raise PipelineStateError(
+                    f"another LoraMixer has adapters loaded on {where} ({what}); use that one (LoraMixer.of(pipe) gives "
+                    "it), or call its unload_lora_weights() first"
+                )
+            raise PipelineStateError(
+                f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
+                f"({', '.join(other.roots)}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+            )
+
+    def is_on(self, pipe: Any, components: Mapping[str, nn.Module]) -> bool:
+        """Whether it is the state of this pipeline: of the same object, or one that has all parts which are reached."""
+        if self.is_empty:
+            return False
+        if self.pipe is pipe:
+            return True
+        mine = {id(root) for root in self.roots.values()}
+        reached = mine & {id(root) for root in components.values()}
+        odd = [p for p, root in self.roots.items() if id(root) not in reached and p in components]
+        return bool(reached) and not odd
+
+
+def state_of(pipe: Any) -> MixerState | None:
+    """
+    Find what adapters are on a pipeline's parts, whoever loaded them.
 
     Raises:
-        PipelineStateError: When another living mixer has adapters or words loaded on one of them.
+        PipelineStateError: When several mixers have left adapters on it.
     """
-    held = list(roots)
-    for root in held:
-        reference = _owners.get(root)
-        other = reference() if reference is not None else None
-        if other is not None and other is not mixer and (other.adapters or other.tokens):
-            msg = (
-                f"another LoraMixer has adapters loaded on this {type(root).__name__}; use that one, or call its "
-                "unload_lora_weights() first"
-            )
-            raise PipelineStateError(msg)
-    for root in held:
-        _owners[root] = weakref.ref(mixer)
+    components = find_components(pipe)
+    found = [state for state in list(_states) if state.is_on(pipe, components)]
+    if len(found) > 1:
+        parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in found)
+        raise PipelineStateError(
+            f"several mixers have left adapters on this pipeline ({parts}); make a LoraMixer of each of these parts and "
+            "call its unload_lora_weights() first"
+        )
+    return found[0] if found else None
+
+
+def forget_all() -> None:
+    """Take all marks from modules, whatever they hold; for tests that put weights back by themselves."""
+    for state in list(_states):
+        for root in state.roots.values():
+            root.__dict__.pop(_MARK, None)
+    _states.clear()

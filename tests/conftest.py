@@ -145,7 +145,7 @@ def sd(sd_base: tuple[StableDiffusionPipeline, Snapshot]) -> Iterator[StableDiff
     """A small SD 1.x pipeline, shared by tests; put back after each, whatever it left behind."""
     pipe, clean = sd_base
     yield pipe
-    ownership._owners.clear()  # of a test that failed before it unloaded
+    ownership.forget_all()  # of a test that failed before it unloaded
     clean.put_back(pipe)
 
 
@@ -154,5 +154,5 @@ def sdxl(sdxl_base: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[Stab
     """A small SDXL pipeline, shared by tests; put back after each, whatever it left behind."""
     pipe, clean = sdxl_base
     yield pipe
-    ownership._owners.clear()  # of a test that failed before it unloaded
+    ownership.forget_all()  # of a test that failed before it unloaded
     clean.put_back(pipe)

@@ -317,5 +317,5 @@ def test_a_mixer_on_a_shared_component_is_refused(bench: Bench) -> None:
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(PipelineStateError, match="expected a diffusers pipeline"):
         LoraMixer("unet")
-    with pytest.raises(ValueError, match="keep_base"):
+    with pytest.raises(PipelineStateError, match="keep_base"):
         LoraMixer(small_pipe(), keep_base="disk")

@@ -76,7 +76,7 @@ def unet(width: int, **fields: Any) -> UNet2DConditionModel:
 def _free() -> Iterator[None]:
     """Let a test that failed before it unloaded not keep the others from these models."""
     yield
-    lora_mixer.ownership._owners.clear()
+    lora_mixer.ownership.forget_all()
 
 
 @pytest.fixture(scope="module")

@@ -178,13 +178,14 @@ def test_a_hotswap_that_fails_leaves_the_old_one_in_effect(
     if stage == "reading":
         file["unet.linear.lora_A.weight"] = torch.ones(2, 7)
     else:
-        add = bench.mixer._stage.add
+        controller = bench.mixer._state.controller
+        replace = controller.replace
 
         def fail(name: str, layers: Any) -> None:
-            add(name, layers)
+            replace(name, layers)
             raise MemoryError(name)
 
-        monkeypatch.setattr(bench.mixer._stage, "add", fail)
+        monkeypatch.setattr(controller, "replace", fail)
 
     with pytest.raises((MatchError, InvalidAdapterError, MemoryError)):
         bench.mixer.load_lora_weights(file, "b", hotswap=True)

@@ -336,12 +336,17 @@ def test_a_deep_copy_holds_the_mix_and_lives_alone(bench: Bench) -> None:
 
     assert_same(values(copy), held)
     second = LoraMixer(copy)
+    assert list(second.adapters) == ["a", "b", "c"]
+    assert second.mix == bench.mixer.mix
     second.load_lora_weights(written(bench.pairs["b"]), "b")
+    bench.assert_mix(a=0.5)
+    second.set_adapters("a", 0.5)
+    assert_same(values(copy), held)
+    second.disable_lora()
     bench.assert_mix(a=0.5)
     bench.mixer.disable_lora()
     bench.assert_base()
-    second.disable_lora()
-    assert_same(values(copy), held)
+    assert_same(values(copy), values(bench.pipe))
 
 
 def test_memory_counts_the_bytes_of_bases_and_adapters() -> None:

@@ -245,7 +245,7 @@ class TestTheWayBack:
         def broken(*_):
             raise RuntimeError("no memory")
 
-        monkeypatch.setattr(mixer._stage, "add", broken)
+        monkeypatch.setattr(mixer._state.controller, "replace", broken)
         with pytest.raises(RuntimeError, match="no memory"):
             mixer.load_lora_weights({**lora(sd), "<dog>": rows(1)}, "b", load_embeddings=True)
         monkeypatch.undo()

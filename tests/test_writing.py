@@ -176,7 +176,7 @@ def _layers(mixer, names):
     return {
         (layer.live.component, layer.live.path): layer.weights
         for name in names
-        for layer in mixer._stage.layers(name)
+        for layer, *_ in mixer._state.controller.held(name)
     }
 
 

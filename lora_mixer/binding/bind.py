@@ -199,7 +199,7 @@ def bind(
         unused_keys=adapter.unused,
         notes=adapter.notes,
     )
-    if component is None:
+    if component is None and not misfits:
         _refuse_foreign(adapter, components, report)
     twice = (
         []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lora_mixer.engines.active import BASE, ActiveMixes, Engine
 from lora_mixer.engines.controller import EngineController
-from lora_mixer.engines.merged.engine import MixLostError
 from lora_mixer.engines.merged.kept_weight import BaseDevice
 
-__all__ = ["BASE", "ActiveMixes", "BaseDevice", "Engine", "EngineController", "MixLostError"]
+__all__ = ["BASE", "ActiveMixes", "BaseDevice", "Engine", "EngineController"]

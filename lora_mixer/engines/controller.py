@@ -11,6 +11,7 @@ Puts mixes into effect: chooses between rewriting weights and the side path, and
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from lora_mixer.engines.denoiser.prompts import Prompts
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
-from lora_mixer.engines.merged.engine import MergedEngine, MixLostError
+from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
@@ -32,15 +33,27 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
 
-    from lora_mixer.algorithms import Factors
+    from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.steps import Step
+    from lora_mixer.engines.merged.engine import MergedRecord
     from lora_mixer.engines.merged.kept_weight import BaseDevice
+    from lora_mixer.engines.side.engine import Reservation
     from lora_mixer.mixes import Mix
+
+
+@dataclass(frozen=True)
+class ControllerRecord:
+    """What a controller held at one time."""
+
+    layers: Mapping[str, Sequence[BoundLayer]]
+    now: ActiveMixes
+    merged: MergedRecord
+    reserved: Reservation | None
 
 
 class EngineController:
@@ -54,33 +67,32 @@ class EngineController:
 
     def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
         """Start with the base."""
-        self._pipe = pipe
+        self.pipe = pipe
         self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
         self._fused = FusedProjections()
         self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
+        self._parts: dict[str, tuple[Sequence[BoundLayer], tuple[str, ...]]] = {}
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
+        self._changing = False  # whether anything may be written since the last record
 
     def _reshaped(self, component: str) -> None:
         """Let what was recorded of a component be recorded anew: a weight of it is another tensor now."""
         self.beside.generations[component] += 1
 
-    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
-        """Take an adapter's layers under a name; nothing takes effect yet."""
-        self.merged.add(name, layers)
+    def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter's layers under a name, in the place of those that it has; the next mix takes effect by them."""
+        self._forget(name)
         self._layers[name] = layers
-
-    def layers(self, name: str) -> Sequence[BoundLayer]:
-        """Give the layers of an adapter, in the order of ``merged.held``."""
-        return self._layers[name]
+        self.merged.replace(name, layers)
 
     @property
     def is_in_parameters(self) -> bool:
-        """Whether all that is in effect is in parameters: no side path, no bias on a module without one."""
-        return not self.beside.active and not self.merged.has_hooks
+        """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
+        return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
@@ -89,11 +101,39 @@ class EngineController:
             self._forget(name)
             self.merged.remove(name)
 
-    def rename(self, old: str, new: str) -> None:
-        """Let an adapter that is in no mix go on under another name."""
-        self._layers[new] = self._layers.pop(old)
-        self._forget(old)
-        self.merged.rename(old, new)
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that adapters change."""
+        for name, layers in self._layers.items():
+            if name not in self._parts or self._parts[name][0] is not layers:
+                self._parts[name] = layers, tuple(dict.fromkeys(layer.live.component for layer in layers))
+        return tuple(dict.fromkeys(part for name in self._layers for part in self._parts[name][1]))
+
+    @property
+    def modules(self) -> Collection[int]:
+        """The identities of the modules that adapters change."""
+        return self.merged.modules
+
+    def keep_on(self, place: BaseDevice) -> None:
+        """Keep bases elsewhere from now on."""
+        self.merged.keep_on(place)
+
+    def base_bytes(self) -> dict[str, int]:
+        """Count the bytes of kept bases by device."""
+        return self.merged.base_bytes()
+
+    def generation(self, part: str) -> int:
+        """Give a number that is another one as soon as the hooks on a component are others."""
+        return self.beside.generations[part]
+
+    def held(
+        self, name: str
+    ) -> Iterator[tuple[BoundLayer, nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
+        """Give each layer of an adapter: as bound, its module, tensors, clean weight (out, in, *kernel) and clean bias."""
+        for layer, (module, weights, base, bias) in zip(
+            self._layers[name], self.merged.held(name), strict=True
+        ):
+            yield layer, module, weights, base, bias
 
     def _forget(self, name: str) -> None:
         self._pairs.pop(name, None)
@@ -101,7 +141,7 @@ class EngineController:
 
     def apply(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
         """
-        Put a setting into effect, all or nothing.
+        Put a setting into effect; where that fails half-way, :meth:`roll_back` is for the caller.
 
         Args:
             setting: The mixes and how to serve them.
@@ -115,19 +155,12 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
-        before = self._now
-        try:
-            self._enter(setting, components, chosen)
-        except MixLostError:
-            self._clear()
-            self._now = BASE
-            raise
-        except BaseException:
-            self._enter(before, components, self._choose(before))
-            raise
+        self._changing = True
+        self._enter(setting, components, chosen)
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        self._changing = True
         self._clear()
         self._now = BASE
         self.merged.restore()
@@ -135,9 +168,53 @@ class EngineController:
 
     def rebase(self) -> None:
         """Take what the weights hold now as the new base."""
+        self._changing = True
         self._clear()
         self._now = BASE
         self.merged.rebase()
+
+    # --- all or nothing --------------------------------------------------------------------------------------------
+
+    def record(self) -> ControllerRecord:
+        """Note what is held and in effect, for :meth:`roll_back`."""
+        self._changing = False
+        return ControllerRecord(dict(self._layers), self._now, self.merged.record(), self.beside.reserved)
+
+    def roll_back(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> None:
+        """Put back what was recorded, whatever state a change was left in; it can fail like any change."""
+        self._layers = dict(record.layers)
+        self._pairs.clear()
+        self._contests.clear()
+        if not self._changing:
+            self.merged.put_back(record.merged)
+            return
+        self._fused.clear()
+        self._calls.clear()
+        self.beside.clear()
+        self.merged.roll_back(record.merged)
+        self._fused.copy_again()
+        self.beside.put_back(record.reserved)
+        self._enter(record.now, components, self._choose(record.now))
+        self.merged.free_fresh()
+        self._changing = False
+
+    def force_base(self, record: ControllerRecord) -> list[str]:
+        """
+        Put the base back after :meth:`roll_back` has failed, too: adapters as recorded, none in effect.
+
+        Returns:
+            The names of weights that could not be written; their bases are kept, and the next call tries again.
+        """
+        self._layers, self._now = dict(record.layers), BASE
+        self._fused.clear()
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.release()
+        left = self.merged.force_base()
+        self._fused.copy_again()
+        self.merged.put_back(record.merged)
+        self._changing = False
+        return left
 
     def _clear(self) -> None:
         self._fused.clear()
@@ -165,21 +242,14 @@ class EngineController:
                 "no loaded adapter changes a denoiser's layers that a side path can stand beside; load the adapters "
                 "first, or one that changes the same layers"
             )
-        held = self.beside.reserved
-        before = None if held is None else (held.rank, held.rows)
+        self._changing = True
         self._clear()
         self.beside.reserve(list(found.values()), rank, rows, components)
-        try:
-            self.apply(self._now, components)
-        except BaseException:
-            self.beside.release()
-            if before is not None:
-                self.beside.reserve(list(found.values()), *before, components)
-            self.apply(self._now, components)
-            raise
+        self.apply(self._now, components)
 
     def release(self, components: Mapping[str, nn.Module]) -> None:
         """Give the reserved side path back; the mix in effect goes on by other means."""
+        self._changing = True
         self._clear()
         self.beside.release()
         self.apply(self._now, components)
@@ -304,7 +374,7 @@ class EngineController:
         remerge: bool,
     ) -> None:
         """Watch each denoiser that an active adapter changes, and text encoders where each prompt has its own mix."""
-        outer = callers(self._pipe)
+        outer = callers(self.pipe)
         start = merged_gains(START, None)
 
         def put(step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
@@ -322,7 +392,7 @@ class EngineController:
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
             follower = DenoiserFollower(
-                self._pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
+                self.pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.buffers:

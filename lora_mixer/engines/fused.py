@@ -10,8 +10,8 @@ layer that is fused while something stands beside its parts has it from its firs
 from __future__ import annotations
 
 import operator
+from functools import partial
 from itertools import chain
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +73,7 @@ class FusedProjections:
         """Start with none."""
         self._holders: dict[int, nn.Module] = {}  # attentions that have, or may get, fused layers
         self._known: tuple[Sequence[BoundLayer], ...] = ()  # the layers that holders were looked for
+        self._followed: list[tuple[nn.Module, list[nn.Module]]] = []  # in step before the last change
         self._standing: list[nn.Module] = []
 
     def find(self, adapters: Iterable[Sequence[BoundLayer]], components: Mapping[str, nn.Module]) -> None:
@@ -116,7 +117,12 @@ class FusedProjections:
 
     def in_step(self) -> list[tuple[nn.Module, list[nn.Module]]]:
         """Return those that are their parts now, for :meth:`copy` after the parts were written."""
-        return [(fused, parts) for fused, parts in self.rewritable() if _same(fused, parts)]
+        self._followed = [(fused, parts) for fused, parts in self.rewritable() if _same(fused, parts)]
+        return self._followed
+
+    def copy_again(self) -> None:
+        """Copy those anew that were in step before a change that failed."""
+        self.copy(self._followed)
 
     @staticmethod
     def copy(layers: Sequence[tuple[nn.Module, list[nn.Module]]]) -> None:
@@ -134,7 +140,7 @@ class FusedProjections:
         for holder in self._standing:
             _attach(holder)
             if hasattr(holder, "fuse_projections"):
-                holder.__dict__["fuse_projections"] = MethodType(_fuse, holder)
+                holder.__dict__["fuse_projections"] = partial(_fuse, holder)
 
     def clear(self) -> None:
         """Take away what stands beside fused layers."""

@@ -22,16 +22,14 @@ _KEY = "_lora_mixer_hooks"
 
 
 class _Attached:
-    """The hooks of ours on one module, and the ``forward`` that stands in its dictionary for them."""
+    """The hooks of ours on one module by torch's numbers, and the ``forward`` in its dictionary for their sake."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.after: list[Callable[..., Any]] = []
-        self.count = 0
+        self.after: dict[int, Callable[..., Any]] = {}
+        self.numbers: list[int] = []
         self.before = module.__dict__.get("forward")
         self.forward = (
-            MethodType(type(module).forward, module)
-            if self.before is None
-            else MethodType(_pass_on, self.before)
+            MethodType(type(module).forward, module) if self.before is None else _PassOn(self.before)
         )
         module.__dict__["forward"] = self.forward
 
@@ -45,8 +43,14 @@ class _Attached:
             module.__dict__["forward"] = self.before
 
 
-def _pass_on(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return forward(*args, **kwargs)
+class _PassOn:
+    """Calls a ``forward`` that another library has put in the place of the class' own."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
 
 
 class HookHandle:
@@ -56,34 +60,38 @@ class HookHandle:
     Args:
         module: The hooked module.
         handle: torch's own handle.
-        hook: The hook, where it runs after the module.
     """
 
-    def __init__(
-        self, module: nn.Module, handle: RemovableHandle, hook: Callable[..., Any] | None = None
-    ) -> None:
-        """Count the hook among the module's."""
+    def __init__(self, module: nn.Module, handle: RemovableHandle) -> None:
+        """Hold both."""
         self._module: nn.Module | None = module
-        self._handle, self._hook = handle, hook
-        attached = module.__dict__.get(_KEY)
-        if attached is None:
-            attached = module.__dict__[_KEY] = _Attached(module)
-        attached.count += 1
-        if hook is not None:
-            attached.after.append(hook)
+        self._handle = handle
 
     def remove(self) -> None:
         """Take the hook away; with the last one, the module is what it was."""
         module, self._module = self._module, None
-        if module is None:
-            return
-        self._handle.remove()
-        attached: _Attached = module.__dict__[_KEY]
-        attached.count -= 1
-        if self._hook is not None:
-            attached.after = [hook for hook in attached.after if hook is not self._hook]
-        if attached.count == 0:
-            attached.detach(module)
+        if module is not None:
+            self._handle.remove()
+            forget_removed(module)
+
+
+def _attached(module: nn.Module) -> _Attached:
+    if _KEY not in module.__dict__:
+        module.__dict__[_KEY] = _Attached(module)
+    attached: _Attached = module.__dict__[_KEY]
+    return attached
+
+
+def forget_removed(module: nn.Module) -> None:
+    """Let a module be what it was once none of our hooks is on it, however they were removed."""
+    attached: _Attached | None = module.__dict__.get(_KEY)
+    if attached is None:
+        return
+    left = module._forward_hooks.keys() | module._forward_pre_hooks.keys()  # noqa: SLF001
+    attached.numbers = [number for number in attached.numbers if number in left]
+    attached.after = {number: hook for number, hook in attached.after.items() if number in left}
+    if not attached.numbers:
+        attached.detach(module)
 
 
 def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
@@ -107,7 +115,11 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
-    return HookHandle(module, module.register_forward_hook(hook), hook)
+    attached = _attached(module)
+    handle = module.register_forward_hook(hook)
+    attached.numbers.append(handle.id)
+    attached.after[handle.id] = hook
+    return HookHandle(module, handle)
 
 
 def hook_input(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
@@ -118,10 +130,13 @@ def hook_input(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         module: A layer.
         hook: Called with the module, its arguments and those by name; what it returns takes their place.
     """
-    return HookHandle(module, module.register_forward_pre_hook(hook, with_kwargs=True))
+    attached = _attached(module)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    attached.numbers.append(handle.id)
+    return HookHandle(module, handle)
 
 
 def output_hooks(module: nn.Module) -> Sequence[Callable[..., Any]]:
     """Return the hooks of this package that change what a module returns, in the order in which they run."""
     attached = module.__dict__.get(_KEY)
-    return () if attached is None else tuple(attached.after)
+    return () if attached is None else tuple(attached.after.values())

@@ -51,6 +51,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         problems: Where it is noted that a folder could not be listed.
     """
     waiting = [("", os.fspath(root))]
+    links: list[str] = []
     real = os.path.realpath(root)
     while waiting:
         folder, path = waiting.pop()
@@ -58,7 +59,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or _leads_out(entry, real, links):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         if folder.count("/") < _DEPTH_AT_MOST:
@@ -70,6 +71,34 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
             continue
         for name in candidates(facts, (SAFETENSORS_SUFFIX,)):
             yield _found(path, folder, name, facts)
+    problems.extend(_of_links(root, links))
+
+
+def _of_links(root: Path, links: list[str]) -> list[str]:
+    """Say what links were left out, and what to do about them."""
+    if not links:
+        return []
+    where = os.path.dirname(os.path.realpath(links[0]))  # noqa: PTH120 -- as the rest of this walk
+    return [
+        (
+            f"{root}: {len(links)} links lead to files or folders outside of it and are left out, such as {links[0]}; "
+            f"give the library the folder that they lead to ({where}) as one of its own"
+        )
+    ]
+
+
+def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> bool:
+    """Say whether this is a link to an adapter or a folder that lies elsewhere, and note it."""
+    if not entry.is_symlink():
+        return False
+    try:
+        wanted = entry.is_dir() or entry.name.lower().endswith(SAFETENSORS_SUFFIX)
+        if not wanted or within(entry.path, real_root):
+            return False
+    except OSError:
+        return False
+    links.append(entry.path)
+    return True
 
 
 def _facts(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:

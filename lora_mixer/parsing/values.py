@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -99,10 +100,18 @@ def sides(value: object) -> tuple[int | None, int | None]:
     return (as_side(found[1]), as_side(found[2])) if found else (None, None)
 
 
+_OF_NOTHING = hashlib.sha256().hexdigest()
+
+
 def as_hash(value: object) -> str | None:
-    """Give 8 to 64 hexadecimal digits in lower case, without ``0x``; or None."""
+    """
+    Give 8 to 64 hexadecimal digits in lower case, without ``0x``; or None.
+
+    None for the digest of nothing, too: programs write it for every file that is too short for their way of hashing.
+    """
     found = _DIGITS.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 80 else None
-    return found[1].lower() if found else None
+    digits = found[1].lower() if found else None
+    return None if digits is None or _OF_NOTHING.startswith(digits) else digits
 
 
 def file_stem(value: object) -> str | None:

@@ -135,15 +135,15 @@ class _Here:
             return [wanted]
         return self._names.get(_folded(wanted)) or self._aliases.get(_folded(wanted), [])
 
-    def hashed(self, digits: list[str]) -> str | None:
-        """Give the adapter that has one of these hashes; of several the one with most digits in common."""
-        found = [
-            (-min(len(text), len(own)), order, name)
-            for text in digits
-            for order, (name, own) in enumerate(self._by_start.get(text[:_SHORTEST], ()))
-            if same_hash(text, own)
-        ]
-        return min(found)[2] if found else None
+    def hashed(self, digits: list[str]) -> list[str]:
+        """Give the adapters that have one of these hashes; of several those with most digits in common."""
+        found: dict[str, int] = {}
+        for text in digits:
+            for name, own in self._by_start.get(text[:_SHORTEST], ()):
+                if same_hash(text, own):
+                    found[name] = max(found.get(name, 0), min(len(text), len(own)))
+        most = max(found.values(), default=0)
+        return [name for name, common in found.items() if common == most]
 
     @cached_property
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:
@@ -190,15 +190,14 @@ def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
     ]
     by_name = here.named(adapter.name)
     # Files of that name first: computing a hash reads the whole file.
-    name = next(
-        (
-            each
-            for each in by_name
-            if digits and any(same_hash(a, b) for a in digits for b in here.hashes(each))
-        ),
-        None,
-    )
-    if digits and (name := name or here.hashed(digits)):
+    same = [
+        each for each in by_name if digits and any(same_hash(a, b) for a in digits for b in here.hashes(each))
+    ] or here.hashed(digits)
+    if len(same) > 1:
+        note = f'"{adapter.name}" could be {", ".join(same)}, whose hashes are equal'
+        return AdapterMatch(adapter, None, "ambiguous", tuple(same), note)
+    if same:
+        (name,) = same
         note = "" if name == adapter.name else f'"{adapter.name}" is called "{name}" here'
         return AdapterMatch(adapter, name, "hash", (), note)
     if len(by_name) > 1:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import copy
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lora_mixer.engines.hooks import hook_input, hook_output
+from lora_mixer.engines.hooks import forget_removed, hook_input, hook_output
 from lora_mixer.errors import MatchError, PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from lora_mixer.engines.hooks import HookHandle
     from lora_mixer.textual_inversion.files import Embedding
 
 _COMPONENTS = {
@@ -102,25 +100,26 @@ class _Rows:
 
 
 class _Taught:
-    """A tokenizer and an embedding that know words, until :meth:`forget`."""
+    """A tokenizer and an embedding that know words from :meth:`teach` until :meth:`forget`."""
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, words: Sequence[Token]) -> None:
         self.tokenizer, self.component = tokenizer, words[0].component
-        own = dict(vars(tokenizer))
-        vars(tokenizer).update(vars(copy.deepcopy(tokenizer)))
-        self._own = own
-        self._handles: list[HookHandle] = []
-        try:
-            start = self._add(words)
-            rows = _Rows(start, torch.cat([word.vectors for word in words]))
-            embedding = input_embedding(encoder)
-            self._handles = [
-                hook_input(embedding, rows.before),
-                hook_output(embedding, rows.after),
-            ]
-        except BaseException:
-            self._put_back()
-            raise
+        self.embedding = input_embedding(encoder)
+        self._words = words
+        self._own: dict[str, Any] = dict(vars(tokenizer))
+        self._left: dict[str, Any] = {}
+        self._done = False
+        self._size = len(tokenizer)
+
+    def teach(self) -> None:
+        """Let the tokenizer know the words and the embedding answer for them; what fails half-way is for forget."""
+        self._left = vars(copy.deepcopy(self.tokenizer))
+        vars(self.tokenizer).update(self._left)
+        start = self._add(self._words)
+        rows = _Rows(start, torch.cat([word.vectors for word in self._words]))
+        hook_input(self.embedding, rows.before)
+        hook_output(self.embedding, rows.after)
+        self._done = True
 
     def _add(self, words: Sequence[Token]) -> int:
         pieces = [piece for word in words for piece in word.pieces]
@@ -144,13 +143,22 @@ class _Taught:
             )
 
     def forget(self) -> None:
-        """Take the hooks off and give the tokenizer its own insides back."""
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        now, left = vars(self.tokenizer), getattr(self, "_left", vars(self.tokenizer))
+        """Take the hooks off and give the tokenizer its own insides back; done twice it does no harm."""
+        module = self.embedding
+        for hooks, with_kwargs in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),  # noqa: SLF001
+            (module._forward_hooks, module._forward_hooks_with_kwargs),  # noqa: SLF001
+        ):
+            for number in [
+                n for n, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Rows)
+            ]:
+                del hooks[number]
+                with_kwargs.pop(number, None)
+        forget_removed(module)
+        now, left = vars(self.tokenizer), self._left
+        if not self._done and left:
+            now.update(self._own)
+            left = {name: value for name, value in now.items() if name not in self._own}
         for name in list(now):
             if (
                 name in left and now[name] is left[name]
@@ -159,6 +167,14 @@ class _Taught:
                     now[name] = self._own[name]
                 else:
                     del now[name]
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """What a pipeline's words were at one time."""
+
+    held: Mapping[str | None, tuple[Token, ...]]
+    shown: bool
 
 
 class TokenSet:
@@ -170,15 +186,26 @@ class TokenSet:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._held: dict[str | None, tuple[Token, ...]] = {}
+        self.pipe = pipe
+        self._held: Mapping[str | None, tuple[Token, ...]] = {}
         self._taught: list[_Taught] = []
         self._shown = True
+        self._changing = False
 
     @property
     def held(self) -> Mapping[str | None, tuple[Token, ...]]:
         """The words by owner, in the order in which they came."""
         return self._held
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All words, each once."""
+        return tuple(dict.fromkeys(word.token for words in self._held.values() for word in words))
+
+    @property
+    def components(self) -> set[str]:
+        """The text encoders that words are for."""
+        return {word.component for words in self._held.values() for word in words}
 
     def fit(self, embeddings: Sequence[Embedding], owner: str | None, label: str) -> tuple[Token, ...]:
         """
@@ -227,49 +254,56 @@ class TokenSet:
             )
         return tuple(words)
 
-    @contextmanager
-    def changed(
+    def record(self) -> TokenRecord:
+        """Note what is held and shown, for :meth:`roll_back`."""
+        return TokenRecord(self._held, self._shown)
+
+    def roll_back(self, record: TokenRecord) -> None:
+        """Teach again what was recorded, whatever state a change was left in."""
+        if (self._held, self._shown) == (record.held, record.shown) and not self._changing:
+            return
+        self._teach(record.held if record.shown else {})
+        self._held, self._shown, self._changing = record.held, record.shown, False
+
+    def drop_all(self) -> None:
+        """Let the pipeline know no word any more; what is held can be shown again."""
+        while self._taught:
+            self._taught[-1].forget()
+            self._taught.pop()
+        self._shown, self._changing = False, False
+
+    def change(
         self,
         put: Mapping[str | None, Sequence[Token]] | None = None,
         *,
         drop: Iterable[str | None] = (),
         shown: bool | None = None,
-    ) -> Iterator[None]:
+    ) -> None:
         """
-        Change what is held for good, unless the block fails: then all is as it was.
+        Change what is held; where that fails half-way, :meth:`roll_back` is for the caller.
 
         Args:
             put: Owners and the words that each holds from now on, and no others.
             drop: Owners that hold none any more.
             shown: Whether the pipeline knows the words; None leaves that as it is.
         """
-        before, was_shown = self._held, self._shown
-        held = {owner: words for owner, words in before.items() if owner not in set(drop)}
+        gone = set(drop)
+        held = {owner: words for owner, words in self._held.items() if owner not in gone}
         held.update({owner: tuple(words) for owner, words in (put or {}).items()})
-        self._change(held, shown=was_shown if shown is None else shown)
-        try:
-            yield
-        except BaseException:
-            self._change(before, shown=was_shown)
-            raise
-
-    def _change(self, held: Mapping[str | None, tuple[Token, ...]], *, shown: bool) -> None:
         held = {owner: words for owner, words in held.items() if words}
+        shown = self._shown if shown is None else shown
         if held == self._held and shown == self._shown:
             return
         for taught in self._taught:
             taught.check()
-        before, was_shown = self._held, self._shown
-        try:
-            self._teach(held if shown else {})
-        except BaseException:
-            self._teach(before if was_shown else {})
-            raise
-        self._held, self._shown = held, shown
+        self._changing = True
+        self._teach(held if shown else {})
+        self._held, self._shown, self._changing = held, shown, False
 
     def _teach(self, held: Mapping[str | None, tuple[Token, ...]]) -> None:
         while self._taught:
-            self._taught.pop().forget()
+            self._taught[-1].forget()
+            self._taught.pop()
         lessons: dict[str, list[Token]] = {}
         for words in held.values():
             for word in words:
@@ -281,11 +315,14 @@ class TokenSet:
                     f"{component} or its tokenizer is gone from the pipeline, and the words "
                     f"{', '.join(w.token for w in lesson)} are for it; put it back, or unload them"
                 )
-            self._taught.append(_Taught(*encoders[component], lesson))
+            self._taught.append(
+                _Taught(*encoders[component], lesson)
+            )  # before it teaches: so it is forgotten, too
+            self._taught[-1].teach()
 
     def _encoders(self) -> dict[str, tuple[Any, nn.Module]]:
         """Give (tokenizer, encoder) of each text encoder that has a tokenizer."""
-        table = getattr(self._pipe, "components", None) or {}
+        table = getattr(self.pipe, "components", None) or {}
         found = {}
         for number in ("", "_2", "_3"):
             tokenizer, encoder = table.get(f"tokenizer{number}"), table.get(f"text_encoder{number}")

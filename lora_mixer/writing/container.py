@@ -82,7 +82,7 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
 
     Returns:
         ``sshs_model_hash``: SHA-256 of the tensors' bytes. ``sshs_legacy_hash``: the first 8 digits of the SHA-256 of
-        64 KiB at 1 MiB of the file that has only ``ss_*`` in its header.
+        64 KiB at 1 MiB of the file that has only ``ss_*`` in its header; a shorter file has none.
     """
     whole, window = hashlib.sha256(), bytearray()
     head = _header(tensors, {key: text for key, text in metadata.items() if key.startswith("ss_")})
@@ -95,10 +95,10 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
         if end > 0:
             window += block[start:end]
         position += len(block)
-    return {
-        "sshs_model_hash": whole.hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8],
-    }
+    found = {"sshs_model_hash": whole.hexdigest()}
+    if window:
+        found["sshs_legacy_hash"] = hashlib.sha256(window).hexdigest()[:8]
+    return found
 
 
 def _ordered(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

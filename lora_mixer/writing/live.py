@@ -106,14 +106,14 @@ def choose(
     return Choice(mix, one, place, format, cut, as_dtype(dtype), chosen)
 
 
-def hold(mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController) -> list[AdapterParts]:
+def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineController) -> list[AdapterParts]:
     """
     Gather the layers of a mix's adapters.
 
     Args:
         mix: The mix to save.
         infos: The adapters' descriptions by name.
-        stage: What holds their tensors, and the clean base.
+        controller: What holds their tensors, and the clean base.
 
     Returns:
         The adapters in the mix's order, ready to be written.
@@ -121,8 +121,7 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], stage: EngineController) ->
     adapters = []
     for name in mix.names:
         parts = []
-        held = zip(stage.layers(name), stage.merged.held(name), strict=True)
-        for layer, (module, weights, base, bias) in held:
+        for layer, module, weights, base, bias in controller.held(name):
             live = layer.live
             embedding = isinstance(module, nn.Embedding)
             parts.append(Part(Place(live.component, live.path, live.shape, embedding), weights, base, bias))

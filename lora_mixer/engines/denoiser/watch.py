@@ -65,6 +65,11 @@ class Calls:
 
             self._handles.append(outer.register_forward_hook(outside(hook), with_kwargs=True))
 
+    @property
+    def watching(self) -> bool:
+        """Whether any component is watched."""
+        return bool(self._handles or self._wrapped)
+
     def clear(self) -> None:
         """Take everything away."""
         for handle in self._handles:

@@ -1,21 +1,22 @@
 """
 The merged engine: a mix is written into the weights themselves, so a step costs what the base costs.
 
-All or nothing: if a write fails half-way, the mix from before is written again from the kept bases. What has to be
-written for a set of adapters is worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses
-it.
+If a write fails half-way, the mix from before is written again from the kept bases; a weight counts as blended from
+before its first write until its base is back, whatever fails in between. What has to be written for a set of adapters is
+worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses it.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.engines.hooks import HookHandle, hook_output
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
 from lora_mixer.engines.merged.grouped import Groups
@@ -28,10 +29,9 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.whole import WholeLayer, gathered
-from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -49,10 +49,6 @@ _Key = tuple[tuple[str, bytes], ...]
 """Adapters, and which of their layers have a gain."""
 
 
-class MixLostError(PipelineStateError):
-    """Neither a mix nor the one before could be written: the base is in effect, and no adapter is active."""
-
-
 @dataclass(eq=False)
 class _Touched:
     """A module that adapters change: its weight, its bias if it has one, and who needs it."""
@@ -61,9 +57,13 @@ class _Touched:
     weight: KeptWeight
     bias: KeptWeight | None
     transposed: bool
-    users: set[str] = field(default_factory=set)
     root: nn.Module | None = None
     """The component, where an adapter widens the weight."""
+
+    @property
+    def slots(self) -> tuple[KeptWeight, ...]:
+        """The weight, and the bias where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,16 @@ class _Held:
     entry: _Touched
     weights: LayerWeights
     columns: int | None = None
+
+
+@dataclass(frozen=True)
+class MergedRecord:
+    """What a merged engine held at one time."""
+
+    adapters: Mapping[str, list[_Held]]
+    wholes: Mapping[str, list[WholeLayer]]
+    touched: Mapping[tuple[int, str], _Touched]
+    active: Gains
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,21 @@ class MergedEngine:
         self._touched: dict[tuple[int, str], _Touched] = {}
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
+        self._is_pruned = True
         self._hooks: list[HookHandle] = []
+        self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
-    def add(self, name: str, layers: Sequence[BoundLayer]) -> None:
-        """Take an adapter's layers; nothing is written yet."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the modules needs; plans hold addresses of these ones."""
+        return {**vars(self), "_plans": {}, "_touched": list(self._touched.values())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand on copied modules."""
+        vars(self).update(state)
+        self._touched = {(id(entry.module), entry.weight.attribute): entry for entry in state["_touched"]}
+
+    def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
         tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
         taken: list[_Held] = []
         wholes: dict[int, WholeLayer] = {}
@@ -140,7 +161,6 @@ class MergedEngine:
                 for slot in filter(None, (weight, bias)):
                     slot.stamp()
                 self._touched[key] = tied[id(live.weight)] = entry
-            entry.users.add(name)
             columns = None
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
@@ -160,25 +180,86 @@ class MergedEngine:
                 taken[place] = replace(taken[place], weights=own)
         self._adapters[name] = taken
         self._wholes[name] = list(wholes.values())
+        self._plans.clear()
+        self._prune()
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
         self._wholes.pop(name, None)
         self._plans.clear()
-        for key, entry in list(self._touched.items()):
-            entry.users.discard(name)
-            if not entry.users:
-                del self._touched[key]
+        self._prune()
 
-    def rename(self, old: str, new: str) -> None:
-        """Let an adapter that is out of the weights go on under a name that is free."""
-        self._adapters[new] = self._adapters.pop(old)
-        self._wholes[new] = self._wholes.pop(old, [])
-        for layer in self._adapters[new]:
-            layer.entry.users.discard(old)
-            layer.entry.users.add(new)
+    def _prune(self) -> None:
+        """Let modules go that no adapter changes any more, once they hold their base."""
+        needed = {id(layer.entry) for taken in self._adapters.values() for layer in taken}
+        odd = {key: entry for key, entry in self._touched.items() if id(entry) not in needed}
+        self._is_pruned = not any(slot.blended for entry in odd.values() for slot in entry.slots)
+        if self._is_pruned:
+            self._touched = {key: entry for key, entry in self._touched.items() if key not in odd}
+
+    @property
+    def modules(self) -> Collection[int]:
+        """The identities of the modules that adapters change."""
+        return {number for number, _ in self._touched}
+
+    def keep_on(self, place: BaseDevice) -> None:
+        """Keep bases elsewhere from now on."""
+        self._keep_on = place
+        for slot in self._all_slots():
+            slot.keep_on = place
+
+    # --- all or nothing --------------------------------------------------------------------------------------------
+
+    def record(self) -> MergedRecord:
+        """Note what is held, for :meth:`roll_back`."""
+        self._fresh.clear()
+        return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
+
+    def roll_back(self, record: MergedRecord) -> None:
+        """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
+        kept = {id(entry) for entry in record.touched.values()}
+        odd = [entry for entry in self._touched.values() if id(entry) not in kept]
+        for entry in odd:
+            if entry.root is not None:
+                entry.weight.resize(None, entry.root)
+        restore([slot for entry in odd for slot in entry.slots])
+        self.put_back(record)
+
+    def put_back(self, record: MergedRecord) -> None:
+        """Hold the adapters that were recorded, where weights were not written since, or will be now."""
+        self._adapters, self._touched = dict(record.adapters), dict(record.touched)
+        self._wholes = dict(record.wholes)
         self._plans.clear()
+
+    def free_fresh(self) -> None:
+        """Let go of bases that were kept since the last record and that no mix needs."""
+        for slot in self._fresh:
+            if not slot.blended:
+                slot.base = None
+        self._fresh.clear()
+        self._plans.clear()
+
+    def force_base(self) -> list[str]:
+        """
+        Put the base back weight by weight, whatever fails.
+
+        Returns:
+            The names of weights that could not be written; they stay blended, and their bases kept.
+        """
+        self._plans.clear()
+        self._drop_hooks()
+        self._active = {}
+        left = []
+        for entry in self._touched.values():
+            for slot in entry.slots:
+                try:
+                    if slot is entry.weight and entry.root is not None:
+                        slot.resize(None, entry.root)
+                    restore([slot])
+                except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+                    left.append(slot.name)
+        return left
 
     @property
     def has_hooks(self) -> bool:
@@ -218,20 +299,15 @@ class MergedEngine:
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
-            MixLostError: When writing failed twice.
         """
         self.look()
         before = self._active
         try:
             self._write(gains)
         except BaseException:
-            try:
+            with uninterrupted():
                 self._plans.clear()
                 self._write(before)
-            except BaseException as error:
-                self._write({})
-                msg = "writing a mix failed, and so did writing the one before; the base is back, no adapter is active"
-                raise MixLostError(msg) from error
             raise
 
     def restore(self) -> None:
@@ -272,7 +348,7 @@ class MergedEngine:
         return table
 
     def _all_slots(self) -> list[KeptWeight]:
-        return [s for entry in self._touched.values() for s in (entry.weight, entry.bias) if s is not None]
+        return [slot for entry in self._touched.values() for slot in entry.slots]
 
     def _slots(self) -> list[KeptWeight]:
         return [slot for slot in self._all_slots() if not slot.locked]
@@ -308,6 +384,8 @@ class MergedEngine:
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
         self._active = gains
+        if not self._is_pruned:
+            self._prune()
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
@@ -333,6 +411,7 @@ class MergedEngine:
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
                 if gain:
                     entry, weights = layer.entry, layer.weights
+                    self._fresh += [slot for slot in entry.slots if slot.base is None]
                     shape = tuple(entry.weight.parameter.shape)
                     if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
                         weights = Padded(weights, weights.in_width or shape[1], weights.alpha)

@@ -46,6 +46,11 @@ class KeptWeight:
         self._version = 0
         # the base's own tensor, its number of inputs and the component's configuration, while it is wider
         self._narrow: tuple[torch.Tensor, int, Any] | None = None
+        self._is_copy = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
+        return {**vars(self), "_storage": None, "_seen": None, "_is_copy": True}
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -62,6 +67,8 @@ class KeptWeight:
     def unchanged(self) -> bool:
         """Whether the parameter is where and what it was at the last :meth:`stamp`, but for our own writes."""
         parameter = self.parameter
+        if self._is_copy:
+            return False
         if self.locked:
             return parameter is self._seen
         return (
@@ -76,7 +83,7 @@ class KeptWeight:
 
     def stamp(self) -> None:
         """Remember the parameter as it is now, to notice when others move or change it."""
-        self._seen = self.parameter
+        self._seen, self._is_copy = self.parameter, False
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
             self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
@@ -99,6 +106,8 @@ class KeptWeight:
         return None
 
     def _overwritten(self, parameter: torch.Tensor) -> bool:
+        if self._is_copy:
+            return False
         # .to() keeps the object and its version; load_state_dict and others change one of them
         return parameter is not self._seen or _version(parameter) != self._version
 
@@ -181,21 +190,23 @@ class KeptWeight:
 
 
 def restore(slots: Iterable[KeptWeight]) -> None:
-    """Write the bases of all blended parameters back, bit for bit, in a few large copies."""
+    """Write the bases of all blended parameters back, bit for bit, in a few large copies; blended until that is done."""
+    held = [slot for slot in slots if slot.base is not None and slot.blended]
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for slot in slots:
-        if slot.base is not None and slot.blended:
-            live, base = slot.live, slot.keep()
-            if live.is_inference():
-                with torch.inference_mode():
-                    live.copy_(base)
-            else:
-                own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
-                own[0].append(live)
-                own[1].append(base)
-        slot.blended = False
+    for slot in held:
+        live, base = slot.live, slot.keep()
+        if live.is_inference():
+            with torch.inference_mode():
+                live.copy_(base)
+        else:
+            own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+            own[0].append(live)
+            own[1].append(base)
     for lives, bases in pairs.values():
-        torch._foreach_copy_(lives, bases)
+        with torch.no_grad():
+            torch._foreach_copy_(lives, bases)
+    for slot in held:
+        slot.blended = False
 
 
 def unsupported(parameter: torch.Tensor) -> str | None:

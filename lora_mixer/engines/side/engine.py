@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,12 +54,19 @@ class Reservation:
         rows: The rows of a batch that may differ; 1 where all have one mix.
         layers: By the identity of their modules.
         buffers: By component.
+        modules: The modules of the layers.
     """
 
     rank: int
     rows: int
     layers: dict[int, SideLayer]
     buffers: dict[str, GainBuffers]
+    modules: list[nn.Module]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand on copied modules, which have other identities."""
+        vars(self).update(state)
+        self.layers = dict(zip(map(id, self.modules), self.layers.values(), strict=True))
 
 
 class SideEngine:
@@ -206,8 +213,8 @@ class SideEngine:
         self, layers: Sequence[LiveModule], rank: int, rows: int, components: Mapping[str, nn.Module]
     ) -> None:
         """Stand beside layers until :meth:`release`, adding nothing yet."""
-        self.release()
         by_module: dict[int, SideLayer] = {}
+        modules: list[nn.Module] = []
         by_component: dict[str, GainBuffers] = {}
         for component in dict.fromkeys(live.component for live in layers):
             members = [live for live in layers if live.component == component]
@@ -216,10 +223,22 @@ class SideEngine:
             buffers.load([])
             for live, layer in zip(members, made, strict=True):
                 by_module[id(live.module)] = layer
-                self._held.append(hook_output(live.module, layer))
+                modules.append(live.module)
             by_component[component] = buffers
-        self.reserved = Reservation(rank, rows, by_module, by_component)
-        self.generations.update(by_component.keys())
+        self.put_back(Reservation(rank, rows, by_module, by_component, modules))
+
+    def put_back(self, reservation: Reservation | None) -> None:
+        """Let this be what is reserved, with its own tensors; nothing happens where it is already."""
+        if reservation is self.reserved and (
+            reservation is None or len(self._held) == len(reservation.layers)
+        ):
+            return
+        self.release()
+        self.reserved = reservation
+        if reservation is not None:
+            for module in reservation.modules:
+                self._held.append(hook_output(module, reservation.layers[id(module)]))
+            self.generations.update(reservation.buffers.keys())
 
     def release(self) -> None:
         """Take the reserved hooks away."""

@@ -134,6 +134,7 @@ class SideLayer:
         key = tuple((id(part.pair.up), id(part.pair.down), part.pair.scale) for part in parts)
         if key == self._key:
             return
+        self._key = ("half written",)  # until all is in place
         wide = torch.promote_types(torch.float32, self.down.dtype)
         used = 0
         for part in parts:

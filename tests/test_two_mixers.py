@@ -1,0 +1,251 @@
+"""What a mixer holds belongs to the modules: mixers come and go, and the base stays within reach."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lora_mixer import LoraMixer, PipelineStateError
+from tests.models import tiny_sd
+from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
+from tests.weights import Snapshot, components
+
+
+def hooks(pipe: Any) -> int:
+    """Count the hooks on all modules."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for root in components(pipe).values()
+        for module in root.modules()
+    )
+
+
+SCHEDULE = {"a": {"weight": 1.0, "schedule": "0@1,1@0.5"}}
+
+
+def two_lines(pipe: Any, file: Any, **options: Any) -> LoraMixer:
+    """As the README has them."""
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(file, **options)
+    return mixer
+
+
+def test_two_lines_that_are_run_again_and_again_add_one_change() -> None:
+    pipe = small_pipe()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    for _ in range(3):  # in a function whose mixer goes with it
+        two_lines(pipe, written(pairs), adapter_name="a")
+        clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    for _ in range(3):  # in a notebook's cell, where the old one goes when the new one is there
+        mixer = LoraMixer(pipe)
+        mixer.load_lora_weights(written(pairs), adapter_name="a")
+        clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    mixer.disable_lora()
+    clean.assert_untouched(pipe)
+
+
+def test_without_names_each_run_has_the_next_default_name_and_is_alone_in_effect() -> None:
+    pipe = small_pipe()
+    one, two = pairs_for(pipe, 1), pairs_for(pipe, 2)
+    clean = Snapshot.of(pipe)
+    two_lines(pipe, written(one))
+
+    mixer = two_lines(pipe, written(two))
+
+    assert list(mixer.adapters) == ["default_0", "default_1"]
+    clean.assert_holds(pipe, mixed((two, 1.0)))
+    mixer.set_adapters(["default_0", "default_1"], [0.5, -1.0])
+    clean.assert_holds(pipe, mixed((one, 0.5), (two, -1.0)))
+
+
+def test_the_next_mixer_has_adapters_weights_and_the_way_back() -> None:
+    pipe = small_pipe()
+    pairs = {"a": pairs_for(pipe, 1), "b": pairs_for(pipe, 2)}
+    clean = Snapshot.of(pipe)
+    first = LoraMixer(pipe)
+    for name, own in pairs.items():
+        first.load_lora_weights(written(own), name)
+    first.set_adapters(["a", "b"], [0.7, -0.2])
+    first.disable_lora()
+    infos, reports = dict(first.adapters), dict(first.reports)
+    del first
+
+    second = LoraMixer(pipe)
+
+    assert dict(second.adapters) == infos
+    assert dict(second.reports) == reports
+    assert second.get_active_adapters() == []
+    second.enable_lora()
+    assert second.get_active_adapters() == ["a", "b"]
+    clean.assert_holds(pipe, mixed((pairs["a"], 0.7), (pairs["b"], -0.2)))
+    second.unload_lora_weights()
+    clean.assert_untouched(pipe)
+    assert second.memory().total == 0
+
+
+@pytest.mark.parametrize("how", ["schedule", "side", "reserved"])
+def test_hooks_of_a_mixer_that_is_gone_are_the_next_ones(how: str) -> None:
+    pipe = tiny_sd()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    mixer = two_lines(pipe, written(pairs), adapter_name="a")
+    if how == "schedule":
+        mixer.set_mix(SCHEDULE)
+    elif how == "side":
+        mixer.set_mix({"a": 0.5}, engine="side")
+    else:
+        mixer.reserve(rank=8)
+    left = hooks(pipe)
+    assert left
+    said = mixer.mix
+    del mixer
+    gc.collect()
+    assert hooks(pipe) == left
+
+    mixer = LoraMixer(pipe)
+
+    assert mixer.mix == said
+    mixer.set_adapters("a", 0.25)
+    mixer.release()
+    clean.assert_holds(pipe, mixed((pairs, 0.25)))
+    mixer.unload_lora_weights()
+    assert hooks(pipe) == 0
+    clean.assert_untouched(pipe)
+
+
+def test_another_pipeline_object_with_the_same_parts_goes_on() -> None:
+    pipe = small_pipe()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    two_lines(pipe, written(pairs), adapter_name="a")
+    other = SmallPipe(**components(pipe))
+    del pipe
+
+    mixer = LoraMixer(other)
+
+    assert list(mixer.adapters) == ["a"]
+    mixer.set_adapters("a", 0.5)
+    clean.assert_holds(other, mixed((pairs, 0.5)))
+    mixer.disable_lora()
+    clean.assert_untouched(other)
+
+
+def test_a_part_alone_gives_all_parts_their_base_back() -> None:
+    pipe = small_pipe()
+    clean = Snapshot.of(pipe)
+    two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")
+
+    LoraMixer(pipe.components["unet"]).unload_lora_weights()
+
+    clean.assert_untouched(pipe)
+
+
+def test_a_pipeline_that_shares_one_part_only_is_refused_and_the_way_out_works() -> None:
+    pipe, other = small_pipe(), small_pipe(seed=5)
+    clean = Snapshot.of(pipe)
+    pairs = pairs_for(pipe, 1)
+    two_lines(pipe, written(pairs), adapter_name="a")
+    shared = SmallPipe(**{**components(other), "text_encoder": pipe.components["text_encoder"]})
+
+    with pytest.raises(
+        PipelineStateError, match=r"text_encoder carries what a LoraMixer has loaded that is gone \(a\)"
+    ):
+        two_lines(shared, written(pairs), adapter_name="b")
+
+    clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    LoraMixer(pipe.components["text_encoder"]).unload_lora_weights()
+    clean.assert_untouched(pipe)
+    two_lines(shared, written(pairs), adapter_name="b")
+
+
+def test_pipelines_that_share_parts_which_no_adapter_changes_have_a_mixer_each() -> None:
+    base, refiner = tiny_sd(), tiny_sd()
+    refiner.vae, refiner.text_encoder = base.vae, base.text_encoder
+    only_unet = pairs_for(base, 1, lambda part, _: part == "unet")
+    one, two = LoraMixer(base), LoraMixer(refiner)
+
+    one.load_lora_weights(written(only_unet), "a")
+    two.load_lora_weights(written(only_unet), "a")
+
+    with_text = pairs_for(base, 2)
+    one.load_lora_weights(written(with_text), "t")
+    with pytest.raises(PipelineStateError, match=r"loaded on text_encoder \(a, t\)"):
+        two.load_lora_weights(written(with_text), "t")
+    assert two.get_active_adapters() == ["a"]
+    one.delete_adapters("t")
+    two.load_lora_weights(written(with_text), "t")
+
+
+def test_a_lost_variable_is_found_again() -> None:
+    pipe = small_pipe()
+    kept = [two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")]
+
+    assert LoraMixer.of(pipe) is kept[0]
+
+    kept.clear()
+    again = LoraMixer.of(pipe)
+    assert list(again.adapters) == ["a"]
+    again.unload_lora_weights()
+    assert LoraMixer.of(pipe) is not again or not again.adapters
+
+
+def test_a_model_that_is_deleted_takes_everything_along() -> None:
+    import weakref
+
+    pipe = small_pipe()
+    two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")
+    gone = [weakref.ref(module) for root in components(pipe).values() for module in root.modules()]
+
+    del pipe
+    gc.collect()
+
+    assert [ref for ref in gone if ref() is not None] == []
+
+
+def test_words_of_a_mixer_that_is_gone_are_taught_anew(sd: Any) -> None:
+    vectors = torch.randn(2, sd.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    embedding = sd.text_encoder.get_input_embeddings()
+    size = len(sd.tokenizer)
+    for _ in range(3):
+        LoraMixer(sd).load_textual_inversion({"ohwx": vectors})
+        assert len(sd.tokenizer) == size + 2
+        assert len(embedding._forward_hooks) == 1
+    mixer = LoraMixer(sd)
+    assert list(mixer.tokens) == ["ohwx"]
+    mixer.unload_textual_inversion()
+    assert len(sd.tokenizer) == size
+    assert hooks(sd) == 0
+
+
+def test_no_key_buffer_or_module_comes_with_what_is_held() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    keys, tree = list(model.state_dict()), [name for name, _ in model.named_modules()]
+    before = dict(vars(model))
+    LoraMixer(model).load_lora_weights(
+        {"0.lora_A.weight": torch.ones(1, 3), "0.lora_B.weight": torch.ones(3, 1)}, "a"
+    )
+    assert (list(model.state_dict()), [name for name, _ in model.named_modules()]) == (keys, tree)
+    LoraMixer(model).unload_lora_weights()
+    assert dict(vars(model)) == before
+
+
+def test_two_pipelines_left_by_two_mixers_are_not_taken_for_one() -> None:
+    pipe = small_pipe()
+    for part in ("unet", "text_encoder"):
+        pairs = pairs_for(pipe, 1, lambda name, _, own=part: name == own)
+        file = {key.removeprefix(f"{part}."): value for key, value in written(pairs).items()}
+        two_lines(pipe.components[part], file, adapter_name=part)
+    with pytest.raises(PipelineStateError, match="several mixers have left adapters"):
+        LoraMixer(pipe).adapters  # noqa: B018
+    before = values(pipe)
+    for part in ("unet", "text_encoder"):
+        LoraMixer(pipe.components[part]).unload_lora_weights()
+    LoraMixer(pipe).load_lora_weights(written(pairs_for(pipe, 1)), "a")
+    LoraMixer(pipe).unload_lora_weights()
+    with pytest.raises(AssertionError):
+        assert_same(before, values(pipe))
