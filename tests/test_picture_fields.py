@@ -35,8 +35,13 @@ BEYOND = [
 SIZE = {"width": 64, "height": 64}
 
 
+SOME = {"sampler": "DPM++ 2M Karras", "schedule": "trailing"}
+
+
 def another(about):
     """Give a value that is not the default."""
+    if about.name in SOME:
+        return SOME[about.name]
     if about.choices:
         return about.choices[-1]
     if about.kind == "text":

@@ -33,8 +33,8 @@ HASHES = {
     "oil": {"autov2": "c" * 10},
 }
 FULL = PictureSettings(
-    'a "castle", 城 🏰\nover: two lines', "rain\nNegative prompt: snow", 2**63, 20, 7.5, 64, 96, "euler", "demo, v1",
-    "0123456789", mix="ink:0.8,te=0.2,schedule=linear(0, 1), oil:-0.5,lbw=OUTALL", version="0.1.0",
+    'a "castle", 城 🏰\nover: two lines', "rain\nNegative prompt: snow", 2**63, 20, 7.5, 64, 96, sampler="euler",
+    model="demo, v1", model_hash="0123456789", mix="ink:0.8,te=0.2,schedule=linear(0, 1), oil:-0.5,lbw=OUTALL", version="0.1.0",
     extra={"scheduler": "karras"},
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lora_mixer.batches.plan import MIX_FIELDS, Picture
+from lora_mixer.batches.plan import MIX_FIELDS, Picture, sentence
 from lora_mixer.batches.problems import shown
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
@@ -137,8 +137,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
         if axis.key in MIX_FIELDS and value is not None:
             plan.mix(value)
     except ValidationError as error:
-        message = str(error.errors(include_url=False)[0]["msg"]).replace("Input should be ", "expected ")
-        return f"{message}, got {shown(value)}"
+        return sentence((), error.errors(include_url=False)[0])
     except MixError as error:
         return str(error)
     return ""

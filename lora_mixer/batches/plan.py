@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lora_mixer.batches.problems import Problems, shown
 from lora_mixer.batches.reading import Located, decode, read_text
@@ -15,7 +15,7 @@ from lora_mixer.mixes import Mix
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lora_mixer.pictures import PictureField
 
@@ -51,15 +51,28 @@ class AdapterSpec(_Strict):
 
 def _annotation(about: PictureField) -> Any:
     """Return a field of a picture as pydantic checks and describes it."""
+    if about.choices:
+        return Annotated[Literal[about.choices] | None, Field(description=about.help)]
     if about.kind == "text":
         limits: Any = Field(max_length=None if about.high is None else int(about.high))
-        return Annotated[Annotated[str, limits] | None, Field(description=about.help)]
+        return Annotated[
+            Annotated[str, limits, AfterValidator(_checked(about))] | None, Field(description=about.help)
+        ]
     if about.kind == "whole":
         return Annotated[
             Annotated[int, Field(ge=about.low, le=about.high)] | None, Field(description=about.help)
         ]
     limits = Field(ge=about.low, le=about.high, allow_inf_nan=False)
     return Annotated[Annotated[float, limits] | None, Field(description=about.help)]
+
+
+def _checked(about: PictureField) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if (problem := about.problem(value)) is not None:
+            raise ValueError(problem.removeprefix(f"{about.name}: "))
+        return value
+
+    return check
 
 
 if TYPE_CHECKING:
@@ -328,7 +341,7 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
     except ValidationError as error:
         for each in error.errors(include_url=False):
             path = each["loc"]
-            problems.add(located.line(path) if with_lines else None, _sentence(path, each))
+            problems.add(located.line(path) if with_lines else None, sentence(path, each))
         problems.finish()
         raise AssertionError from error  # a validation error has at least one problem
     except RecursionError:
@@ -340,14 +353,19 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
     return plan
 
 
-def _sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+def sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+    """Say what pydantic found, at a place or without one."""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
+    where = f"{where}: " if where else ""
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such setting"
+        return f"{where}there is no such setting"
     if error["type"] == "missing":
-        return f"{where}: is missing"
+        return f"{where}is missing"
     message = str(error["msg"]).replace("Input should be ", "expected ")
-    return f"{where}: {message}, got {shown(error['input'])}"
+    if error["type"] == "value_error":  # of our own checks, which say themselves what they got
+        name = next((str(part) for part in reversed(error["loc"]) if isinstance(part, str)), "")
+        return f"{where}{message.removeprefix('Value error, ').removeprefix(f'{name}: ')}"
+    return f"{where}{message}, got {shown(error['input'])}"
 
 
 def plan_schema() -> dict[str, Any]:

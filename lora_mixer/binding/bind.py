@@ -13,13 +13,14 @@ from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
-from lora_mixer.binding.components import base_of
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
+from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
 from lora_mixer.families import family_of_class
-from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
+from lora_mixer.families.of_pipeline import describe_base
+from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -320,7 +321,7 @@ def _refuse_partial(
             continue
         foreign = [spelling for spelling in part.unmatched if not index.may_lack(spelling)]
         deeper = [spelling for spelling in foreign if _is_deeper(spelling, index)]
-        here = base_of(dict(components))
+        here = describe_base(components)
         if deeper:
             msg = (
                 f"{adapter.info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this model "
@@ -352,11 +353,11 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
     info = adapter.info
     denoising = sum(1 for layer in adapter.layers if layer.target.hint not in TEXT_HINTS)
     matched = sum(len(part.matched) for part in report.components if part.component not in TEXT_HINTS)
-    if info.base not in DIT_FAMILIES or matched or not denoising:
+    if info.base not in TRANSFORMERS or matched or not denoising:
         return
     msg = (
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
-        f"{base_of(dict(components))}: none of its {denoising} denoiser modules is here"
+        f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
@@ -377,7 +378,7 @@ def _judge(
     info = adapter.info
     width = next((width for width, family in CROSS_ATTENTION.items() if family == info.base), None)
     made_with = f"{info.base} (cross-attention {width})" if width else info.base
-    made_for = f"the adapter is for {made_with}, this pipeline is {base_of(dict(components))}"
+    made_for = f"the adapter is for {made_with}, this pipeline is {describe_base(components)}"
     if misfits:
         more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
         msg = (

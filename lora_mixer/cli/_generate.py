@@ -20,6 +20,7 @@ from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at
 
 if TYPE_CHECKING:
     from lora_mixer.mixer import LoraMixer
+    from lora_mixer.mixes import Mix
 
 
 class DType(str, Enum):
@@ -57,6 +58,14 @@ def generate(
         str,
         typer.Option(help="A .png, .jpg or .webp path, with {seed} and {index} where wanted, or a folder."),
     ] = ("lora-mixer-{seed}.png"),
+    as_proposed: Annotated[
+        bool,
+        typer.Option(
+            "--as-proposed",
+            help="Take steps, guidance and sampler that a few-step adapter or model (LCM, Lightning, Hyper, DMD2, "
+            "Turbo) was made for, where nothing else is said.",
+        ),
+    ] = False,
     strict: Strict = False,
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
@@ -76,15 +85,28 @@ def generate(
         pipe, loras, strict=strict, allow_pickle=options.allow_pickle, load_embeddings=load_embeddings
     )
     hashes = {name: info.hashes for name, info in mixer.adapters.items()}
-    maker = PictureMaker(mixer, defaults=own_defaults(options.model))
+    defaults = own_defaults(options.model) | _proposed(mixer, request.mix, options.title, taken=as_proposed)
+    maker = PictureMaker(mixer, defaults=defaults)
     for picture in maker.make(requests):
-        settings = PictureSettings.of_request(
-            picture.request,
-            sampler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
-            model=options.title,
-        )
+        settings = PictureSettings.of_request(picture.request, model=options.title)
         path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
         console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
+
+
+def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool) -> dict[str, Any]:
+    """Say what few-step adapters and models are made for, and give it where it is to be taken."""
+    from lora_mixer.pictures import propose, propose_for
+
+    found = propose_for({name: mixer.adapters[name] for name in mix.names if name in mixer.adapters})
+    if (of_model := propose(model)) is not None:
+        found[model] = of_model
+    for name, proposal in found.items():
+        values = ", ".join(f"{key} {value}" for key, value in proposal.fields.items())
+        more = "taken where nothing else is said" if taken else "--as-proposed takes these"
+        console().print(
+            plain(f"{name} is of the kind {proposal.method}, made for {values} ({more})"), soft_wrap=True
+        )
+    return next(iter(found.values())).fields if found and taken else {}
 
 
 def load_adapters(

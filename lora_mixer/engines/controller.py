@@ -30,7 +30,7 @@ from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -88,6 +88,35 @@ class EngineController:
         self._forget(name)
         self._layers[name] = layers
         self.merged.replace(name, layers)
+
+    @property
+    def layers(self) -> Mapping[str, Sequence[BoundLayer]]:
+        """The layers of each adapter."""
+        return self._layers
+
+    def rebind(self, layers: Mapping[str, Sequence[BoundLayer]], components: Mapping[str, nn.Module]) -> None:
+        """Go on with other modules: those that were replaced get their base back, the mix goes to those in their place."""
+        self._changing = True
+        now, held = self._now, self.beside.reserved
+        self._clear()
+        gone = {
+            id(old.live.module)
+            for name, others in layers.items()
+            for old, new in zip(self._layers[name], others, strict=True)
+            if old.live.module is not new.live.module
+        }
+        self.merged.leave(gone)
+        for name, others in layers.items():
+            if others is not self._layers[name]:
+                self.replace(name, others)
+        self._now = BASE
+        if held is not None and not gone.isdisjoint(held.layers):
+            self.reserve(held.rank, held.rows, components)
+        self.apply(now, components)
+
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
+        return self.merged.blended(modules)
 
     @property
     def is_in_parameters(self) -> bool:
@@ -210,9 +239,8 @@ class EngineController:
         self._calls.clear()
         self.beside.clear()
         self.beside.release()
-        left = self.merged.force_base()
+        left = self.merged.force_base(record.merged)
         self._fused.copy_again()
-        self.merged.put_back(record.merged)
         self._changing = False
         return left
 
@@ -322,9 +350,9 @@ class EngineController:
             self._fused.stand()
 
     def _contest(self, mix: Mix) -> Contest | None:
-        if not isinstance(mix.method, KLora):
+        roles = mix.method.rivals(mix.names)
+        if roles is None:
             return None
-        roles = mix.method.roles(mix.names)
         if roles not in self._contests:
             content, style = (
                 [layer for layer in self._layers[name] if layer.live.component not in TEXT_ENCODERS]

@@ -18,9 +18,9 @@ import torch
 
 from lora_mixer.about import about
 from lora_mixer.adapter import AdapterInfo
+from lora_mixer.families.telling import base_family
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import rule_for
-from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.sources import find_sidecars

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureMetadataError
 from lora_mixer.picture_metadata.carriers import read_texts, shown_keys
-from lora_mixer.picture_metadata.dialects import DIALECTS
+from lora_mixer.picture_metadata.dialects import DIALECTS, own
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_mixer.picture_metadata.carriers import Source
     from lora_mixer.picture_metadata.settings import PictureSettings
+
+
+_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "schedule": ("Schedule type", "Schedule", "Scheduler", "scheduler", "noise_schedule"),
+}
+"""Where programs say what is a field here; each keeps it among the ``extra`` of its settings, too."""
+
+
+def _from_extra(settings: PictureSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if settings.dialect == own.NAME:  # which says them itself
+        return found
+    for name, keys in _ELSEWHERE.items():
+        value = next((settings.extra[key] for key in keys if settings.extra.get(key)), None)
+        if getattr(settings, name) is None and value is not None:
+            found[name] = value
+    return found
 
 
 def read_picture(source: Source) -> PictureSettings:
@@ -47,7 +66,8 @@ def read_picture(source: Source) -> PictureSettings:
         settings = read(texts, notes)
         if settings is not None:
             width, height = (settings.width, settings.height) if settings.width else size
-            return replace(settings, width=width, height=height, notes=tuple(dict.fromkeys(notes)))
+            settings = replace(settings, width=width, height=height, notes=tuple(dict.fromkeys(notes)))
+            return replace(settings, **_from_extra(settings))
     why = "; ".join(notes) if notes else f"no known settings among its texts (it has {shown_keys(texts)})"
     raise PictureMetadataError(
         f"{source if isinstance(source, str | PathLike) else 'the picture'}: {why}. Pictures lose their settings where "

@@ -15,6 +15,7 @@ from lora_mixer.picture_metadata.dialects import own
 from lora_mixer.picture_metadata.portable import portable
 from lora_mixer.picture_metadata.settings import PictureAdapter
 from lora_mixer.picture_metadata.tags import alias_of, with_tags
+from lora_mixer.pictures.samplers import usual_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,13 +75,15 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         ]
         told = [PictureAdapter.of(name, portable(other)[name]) for name in differing]
         negative_prompt, _ = with_tags(negative_prompt, told)
+    sampler, schedule = _names_of_sampler(settings)
     sized = settings.width is not None and settings.height is not None
     return parameters_text.write(
         prompt,
         negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": settings.sampler,
+            "Sampler": sampler,
+            "Schedule type": schedule,
             "CFG scale": settings.guidance_scale,
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}" if sized else None,
@@ -91,6 +94,15 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
             "Version": f"lora-mixer {settings.version}",
         },
     )
+
+
+def _names_of_sampler(settings: PictureSettings) -> tuple[str | None, str | None]:
+    """Give the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
+    sampler, word = settings.sampler, ""
+    if sampler is not None and sampler.endswith("Scheduler"):
+        sampler, word = usual_name(sampler)
+    words = settings.schedule or word
+    return sampler, (words.capitalize() if words.isalpha() else words) or None
 
 
 def save_picture(

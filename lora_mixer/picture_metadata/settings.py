@@ -123,7 +123,6 @@ class PictureSettings(PictureFields):
         ('ink', 0.2)
     """
 
-    sampler: str | None = None
     model: str | None = None
     model_hash: str | None = None
     adapters: tuple[PictureAdapter, ...] = ()
@@ -146,7 +145,7 @@ class PictureSettings(PictureFields):
         for name, about in PICTURE_FIELDS.items():
             self._set(name, _value(about, getattr(self, name), problems))
         self._set("dialect", _text("dialect", self.dialect, problems))
-        for name in ("sampler", "model", "model_hash", "version"):
+        for name in ("model", "model_hash", "version"):
             if getattr(self, name) is not None:
                 self._set(name, _text(name, getattr(self, name), problems))
         if problems:

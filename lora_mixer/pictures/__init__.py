@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
     from lora_mixer.pictures.loading import load_outline, load_pipeline, own_defaults
     from lora_mixer.pictures.maker import PictureMaker, StepProgress
+    from lora_mixer.pictures.proposals import Proposal, propose, propose_for
     from lora_mixer.pictures.queue import FairQueue
+    from lora_mixer.pictures.recalled import Recalled, recalled_request
+    from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, usual_name
     from lora_mixer.pictures.sheet import Band, contact_sheet
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "MAX_SEED",
     "MODEL_FIELDS",
     "PICTURE_FIELDS",
+    "SAMPLERS",
+    "SCHEDULES",
     "Band",
     "Checkpoint",
     "FairQueue",
@@ -32,6 +37,9 @@ __all__ = [
     "PictureFields",
     "PictureMaker",
     "PictureRequest",
+    "Proposal",
+    "Recalled",
+    "Sampler",
     "StepProgress",
     "contact_sheet",
     "find_models",
@@ -40,7 +48,11 @@ __all__ = [
     "load_outline",
     "load_pipeline",
     "own_defaults",
+    "propose",
+    "propose_for",
     "read_checkpoint",
+    "recalled_request",
+    "usual_name",
     "with_adapter",
 ]
 
@@ -54,7 +66,16 @@ _MODULES = {
     "FairQueue": "queue",
     "PictureMaker": "maker",
     "StepProgress": "maker",
+    "Proposal": "proposals",
+    "Recalled": "recalled",
+    "SAMPLERS": "samplers",
+    "SCHEDULES": "samplers",
+    "Sampler": "samplers",
     "contact_sheet": "sheet",
+    "propose": "proposals",
+    "propose_for": "proposals",
+    "recalled_request": "recalled",
+    "usual_name": "samplers",
     "grid_requests": "grid",
     "grid_sheet": "grid",
     "load_outline": "loading",

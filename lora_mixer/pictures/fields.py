@@ -7,8 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_mixer.errors import PictureError
+from lora_mixer.pictures.samplers import read_sampler
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Kind = Literal["text", "whole", "number"]
 _KEY = "picture_field"
@@ -17,6 +20,7 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 10_000
 MAX_SIDE = 16_384
 MAX_TEXT = 100_000
+MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class PictureField:
         choices: The texts that it may be; any where there are none.
         elsewhere: Within what whole numbers of other programs' pictures are kept when they are read.
         infotext: How AUTOMATIC1111 calls it in a picture's text; None where it has no name there.
+        check: Returns what else is wrong with a value, or None.
         label: What stands at it on a page.
         name: Its name in a request.
         default: Its value where nothing is said; None is the pipeline's own.
@@ -53,6 +58,7 @@ class PictureField:
     choices: tuple[str, ...] = ()
     elsewhere: tuple[int, int] = (0, 1 << 20)
     infotext: str | None = None
+    check: Callable[[Any], str | None] | None = None
     label: str = ""
     name: str = ""
     default: Any = None
@@ -82,7 +88,7 @@ class PictureField:
             return f"{self.name}: expected one of {', '.join(self.choices)}, got {_short(value)}"
         if self.high is not None and len(value) > self.high:
             return f"{self.name}: expected at most {self.high:g} characters, got {len(value)}"
-        return None
+        return None if self.check is None else self.check(value)
 
     def _within(self, value: Any) -> bool:
         low = -math.inf if self.low is None else self.low
@@ -154,6 +160,30 @@ class PictureFields:
         default=None,
         metadata=_said("In pixels.", "whole", 8, MAX_SIDE, argument="height", elsewhere=(1, 1 << 20)),
     )
+    sampler: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "The sampler: DPM++ 2M Karras, Euler a, LCM, ... or a scheduler class of diffusers (docs/samplers.md).",
+            "text", high=MAX_NAME, infotext="Sampler", check=lambda name: _refused(name, None),
+        ),
+    )  # fmt: skip
+    schedule: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "How its steps are spread: karras, exponential, beta, ays, trailing, zero_snr, v_prediction, ...",
+            "text", high=MAX_NAME, infotext="Schedule type", check=lambda words: _refused(None, words),
+        ),
+    )  # fmt: skip
+
+
+def _refused(sampler: str | None, schedule: str | None) -> str | None:
+    try:
+        read_sampler(sampler, schedule)
+    except PictureError as error:
+        return str(error)
+    return None
 
 
 def fields_of(request: type[PictureFields]) -> Mapping[str, PictureField]:

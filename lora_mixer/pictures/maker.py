@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from lora_mixer.errors import MixError, PictureError
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import Progress
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
+from lora_mixer.pictures.samplers import AYS, ays_timesteps, make_scheduler, read_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +84,7 @@ class PictureMaker:
             raise PictureError(f"defaults are known for {', '.join(_OPEN)}; got {', '.join(sorted(unknown))}")
         self.mixer = mixer
         self.batch_size = batch_size
+        self._schedulers: dict[tuple[int, str | None, str | None], tuple[Any, Any]] = {}
         self._takes = inspect.signature(mixer.pipe.__call__).parameters
         self._defaults = {**self._of_pipeline(), **(defaults or {})}
         PictureRequest("").with_defaults(self._defaults)  # a clear error now rather than at the first picture
@@ -109,11 +112,52 @@ class PictureMaker:
                 self.mixer.check_mix(mix)
         asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
         asked |= {"negative_prompt"} if request.negative_prompt else set()
+        self._scheduler(full)  # a clear error now
         missing = sorted(asked - set(self._takes))
         if missing:
             kind = type(self.mixer.pipe).__name__
             raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
         return full
+
+    def _scheduler(self, request: PictureRequest) -> Any:
+        """Give the scheduler that a request asks for; each is made once."""
+        own = getattr(self.mixer.pipe, "scheduler", None)
+        choice = read_sampler(request.sampler, request.schedule)
+        if not choice.changes:
+            return own
+        if own is None:
+            raise PictureError(f"{type(self.mixer.pipe).__name__} has no scheduler, so it takes no sampler")
+        key = (id(own), request.sampler, request.schedule)
+        if key not in self._schedulers:
+            made = make_scheduler(own, choice)
+            if AYS in choice.words:
+                self._ays(made, request.steps or 10)
+            self._schedulers[key] = (own, made)  # the own one stays, so that its id is no other's
+        return self._schedulers[key][1]
+
+    def _ays(self, scheduler: Any, steps: int) -> list[int]:
+        if "timesteps" not in self._takes:
+            raise PictureError(
+                f"schedule: {type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}"
+            )
+        return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
+
+    @contextmanager
+    def _sampling(self, request: PictureRequest) -> Iterator[dict[str, Any]]:
+        """Give the pipeline the scheduler of a request, and the arguments that go with it; put its own back."""
+        pipe = self.mixer.pipe
+        own, wanted = getattr(pipe, "scheduler", None), self._scheduler(request)
+        more: dict[str, Any] = {}
+        if AYS in read_sampler(request.sampler, request.schedule).words:
+            more = {"timesteps": self._ays(wanted, request.steps or 10)}
+        if wanted is own:
+            yield more
+            return
+        pipe.scheduler = wanted
+        try:
+            yield more
+        finally:
+            pipe.scheduler = own
 
     def make(
         self,
@@ -168,7 +212,14 @@ class PictureMaker:
                 continue
             seconds = (time.perf_counter() - start) / len(batch)
             for i, image in zip(batch, images, strict=True):
-                yield Picture(i, _sized(requests[i], image), image, seconds, len(batch))
+                yield Picture(i, self._filled(requests[i], image), image, seconds, len(batch))
+
+    def _filled(self, request: PictureRequest, image: Image) -> PictureRequest:
+        """Fill in what was used where nothing was said."""
+        used: dict[str, Any] = {"width": image.width, "height": image.height}
+        if hasattr(self.mixer.pipe, "scheduler"):
+            used["sampler"] = type(self.mixer.pipe.scheduler).__name__
+        return request.with_defaults(used)
 
     def _call(
         self,
@@ -186,7 +237,10 @@ class PictureMaker:
             arguments["negative_prompt"] = [request.negative_prompt for request in batch]
         if on_step is not None and "callback_on_step_end" in self._takes:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
-        with self._mixed(batch), _quiet_bar(pipe):
+        with self._sampling(first) as sampling, self._mixed(batch), _quiet_bar(pipe):
+            arguments |= sampling
+            if "timesteps" in sampling:
+                arguments.pop("num_inference_steps", None)
             try:
                 images: list[Image] = pipe(
                     [request.prompt for request in batch],
@@ -214,10 +268,6 @@ def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[li
     for i in batch:
         groups.setdefault(requests[i].mix_key, []).append(i)
     return list(groups.values())
-
-
-def _sized(request: PictureRequest, image: Image) -> PictureRequest:
-    return request.with_defaults({"width": image.width, "height": image.height})
 
 
 def _watcher(

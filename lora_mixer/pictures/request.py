@@ -33,6 +33,8 @@ class PictureRequest(PictureFields):
         guidance_scale: How strongly the prompt is followed.
         width: Pixels.
         height: Pixels.
+        sampler: By the name that people use, or diffusers' class.
+        schedule: Words such as ``karras`` or ``trailing, zero_snr``.
         mix: What adapters do, in any form that ``Mix.of`` reads.
         negative_mix: What they do in the half of guidance without the prompt; None is the same.
 

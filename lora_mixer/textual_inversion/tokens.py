@@ -265,6 +265,19 @@ class TokenSet:
         self._teach(record.held if record.shown else {})
         self._held, self._shown, self._changing = record.held, record.shown, False
 
+    def follow(self) -> None:
+        """Teach the tokenizers and embeddings that are there now, where others stand in the place of those that know."""
+        encoders = self._encoders() if self._taught else {}
+        for taught in self._taught:
+            tokenizer, encoder = encoders.get(taught.component, (None, None))
+            if encoder is not None and (
+                tokenizer is not taught.tokenizer or input_embedding(encoder) is not taught.embedding
+            ):
+                self._changing = True
+                self._teach(self._held if self._shown else {})
+                self._changing = False
+                return
+
     def drop_all(self) -> None:
         """Let the pipeline know no word any more; what is held can be shown again."""
         while self._taught:

@@ -49,7 +49,6 @@ def write(settings: PictureSettings, *, with_masks: bool = True) -> str:
     table: dict[str, Any] = {
         "format": _FORMAT,
         **{name: getattr(settings, name) for name in PICTURE_FIELDS},
-        "sampler": settings.sampler,
         "model": settings.model,
         "model_hash": settings.model_hash,
         "version": settings.version,
@@ -87,7 +86,6 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
         notes.append("the mix is not the one that the fingerprint was written for; somebody changed it")
     return PictureSettings(
         **{name: _field(about, table.get(name)) for name, about in PICTURE_FIELDS.items()},
-        sampler=_text_or_none(table.get("sampler")),
         model=_text_or_none(table.get("model")),
         model_hash=_text_or_none(table.get("model_hash")),
         version=_text_or_none(table.get("version")),

@@ -1,0 +1,89 @@
+"""From what a picture says of itself back to a request: what can be used is, and what cannot is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.mixes import Mix
+from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
+
+if TYPE_CHECKING:
+    from lora_mixer.picture_metadata import PictureSettings
+
+_FOREIGN_CLIP_SKIP = ("SDXL", "SD 2.x")  # others' "clip skip 2" is what these bases do by themselves
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """
+    A request out of a picture.
+
+    Attributes:
+        request: With everything that can be used; adapters are named as the picture names them.
+        used: The fields that came from the picture.
+        unused: What the picture says and the request does not, each with the reason.
+    """
+
+    request: PictureRequest
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
+    """
+    Make a request of a picture's settings.
+
+    Args:
+        settings: As ``read_picture`` gives them.
+        base: The family of the model that it is for, where that is known.
+
+    Returns:
+        The request, and what was used of the settings and what was not.
+
+    Example:
+        >>> from lora_mixer import PictureSettings
+        >>> found = recalled_request(PictureSettings("a castle", seed=-1, steps=20, sampler="DPM fast"))
+        >>> found.request.steps, found.request.sampler, len(found.unused)
+        (20, None, 2)
+    """
+    values: dict[str, Any] = {}
+    unused: list[str] = []
+    for name, about in PICTURE_FIELDS.items():
+        value = getattr(settings, name)
+        if value is None or value == about.default:
+            continue
+        problem = about.problem(value)
+        if (
+            problem is None
+            and name == "clip_skip"
+            and settings.dialect != "lora_mixer"
+            and base in _FOREIGN_CLIP_SKIP
+        ):
+            problem = f"clip_skip: on {base} the programs that write it do so by themselves"
+        if problem is not None:
+            unused.append(problem)
+        else:
+            values[name] = value
+    mix = settings.mix
+    if mix is None:
+        mix = Mix({adapter.name: adapter.adapter_mix() for adapter in settings.adapters})
+    request = PictureRequest(**{"prompt": "", **values}, mix=mix, negative_mix=settings.negative_mix)
+    unused += [
+        f"{key}: {text[:80]!r} has no counterpart" for key, text in settings.extra.items() if key not in _SAID
+    ]
+    return Recalled(request, tuple(values), tuple(unused))
+
+
+_SAID = frozenset(
+    (
+        "Schedule type",
+        "Schedule",
+        "Scheduler",
+        "scheduler",
+        "noise_schedule",
+        "Clip skip",
+        "clip_skip",
+        "clipskip",
+    )
+)
