@@ -29,7 +29,7 @@ from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -327,9 +327,9 @@ class EngineController:
         self._now = setting
 
     def _contest(self, mix: Mix) -> Contest | None:
-        if not isinstance(mix.method, KLora):
+        roles = mix.method.rivals(mix.names)
+        if roles is None:
             return None
-        roles = mix.method.roles(mix.names)
         if roles not in self._contests:
             content, style = (
                 [layer for layer in self._layers[name] if layer.live.component not in TEXT_ENCODERS]

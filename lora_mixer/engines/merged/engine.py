@@ -18,7 +18,7 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -474,7 +474,7 @@ class MergedEngine:
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
-            live.copy_(base if change is None else base + change.to(base))
+            write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
