@@ -193,7 +193,7 @@ def bind(
                 _Share(layer, found, placement, weights, widening)
             )
     if component is None:
-        _refuse_partial(adapter, components, tallies, indexes)
+        _refuse_partial(adapter, components, tallies, indexes, fits=not misfits)
     report = MatchReport(
         adapter_name=name,
         source=adapter.info.source,
@@ -317,6 +317,8 @@ def _refuse_partial(
     components: Mapping[str, nn.Module],
     tallies: Mapping[str, _Tally],
     indexes: Mapping[str, ModuleIndex],
+    *,
+    fits: bool,
 ) -> None:
     """
     Refuse a file that a model of a known family takes a part of by accident.
@@ -338,7 +340,7 @@ def _refuse_partial(
                 f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
                 f"{', '.join(foreign[:3])}; nothing was changed"
             )
-        deeper = [spelling for spelling in foreign if _is_deeper(spelling, index, tally.named)]
+        deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
             raise MatchError(
                 f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
