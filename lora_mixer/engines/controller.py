@@ -21,6 +21,7 @@ from lora_mixer.binding.components import component_name
 from lora_mixer.engines.active import BASE, ActiveMixes
 from lora_mixer.engines.denoiser.follower import START, DenoiserFollower
 from lora_mixer.engines.denoiser.prompts import Prompts
+from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
@@ -304,6 +305,10 @@ class EngineController:
         self._calls.clear()
         self.beside.clear()
         names = tuple(sorted(setting.names))
+        parts = {layer.live.component for name in names for layer in self._layers[name]} - set(TEXT_ENCODERS)
+        check_has_steps(
+            setting.every, {part: components[part] for part in sorted(parts) if part in components}
+        )
         layouts = self._layouts(setting, components)
         for mix in setting.every:
             if layouts:
