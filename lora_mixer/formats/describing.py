@@ -12,7 +12,7 @@ import struct
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -136,6 +136,14 @@ def own_name(source: AdapterSource) -> str:
     return source.label
 
 
+class Sliced(Protocol):
+    """Bytes of which slices are read."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """Give the bytes of a slice."""
+        ...
+
+
 class Survey(NamedTuple):
     """What a header alone tells of a plain LoRA."""
 
@@ -145,7 +153,7 @@ class Survey(NamedTuple):
     size: int
 
 
-def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
+def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
     """
     Look through the header of a plain LoRA.
 

@@ -16,6 +16,7 @@ import torch
 
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
+from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -129,7 +129,7 @@ class MergedEngine:
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._is_pruned = True
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[HookHandle] = []
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -405,6 +405,7 @@ class MergedEngine:
                     )
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
         self._active = gains
@@ -468,7 +469,7 @@ class MergedEngine:
         if entry.bias is None:
             change = bias_change(None, terms)
             if change is not None:
-                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
+                self._hooks.append(hook_output(entry.module, AddBias(change)))
             return
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
