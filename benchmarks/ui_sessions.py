@@ -33,7 +33,7 @@ def compare(desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int) -
             desk.page.get_by_text("Save and share").click()
             desk.page.locator("#mix-text textarea").fill(mix)
             desk.page.locator("#mix-apply").click()
-            desk.page.locator("#mix-rows .lm-row").first.wait_for()
+            desk.page.locator("#board .lm-row").first.wait_for()
         desk.fill(PROMPT, seed=100 * number, steps=steps, count=pictures)
     for desk in desks:
         desk.page.locator("#make-button").click()
@@ -45,7 +45,7 @@ def compare(desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int) -
             links = []
             for at in range(pictures):
                 picks.nth(at).click()
-                links.append(desk.page.locator("#job .lm-final").get_attribute("src"))
+                links.append(desk.page.locator("#stage .lm-final").get_attribute("src"))
         else:
             links = [desk.shown()]
         found.append([desk.fetch(link) for link in links])
@@ -74,11 +74,11 @@ def first_preview(desk: Any) -> float:
         """() => new Promise(done => {
             const start = performance.now();
             const look = new MutationObserver(() => {
-                if (!document.querySelector("#job .lm-preview")) return;
+                if (!document.querySelector("#stage .lm-preview")) return;
                 look.disconnect();
                 done((performance.now() - start) / 1000);
             });
-            look.observe(document.querySelector("#job"), { childList: true, subtree: true });
+            look.observe(document.querySelector("#stage"), { childList: true, subtree: true });
             document.querySelector("#make-button").click();
         })"""
     )

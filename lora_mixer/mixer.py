@@ -17,7 +17,7 @@ from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
-from lora_mixer.formats import paused_gc, read, read_embeddings
+from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.engines.denoiser.cuda_graph import Captured
     from lora_mixer.merging import MergeMethod
+    from lora_mixer.ownership import Parts
     from lora_mixer.writing import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
@@ -214,6 +215,7 @@ class LoraMixer:
             components = state.components()
             with paused_gc():
                 adapter = read(source, name=name)
+                check_held(adapter)
                 if max_rank is not None:
                     adapter = adapter.limited(max_rank)
                 if dora_strength is not None:
@@ -238,9 +240,7 @@ class LoraMixer:
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                state.controller.replace(name, layers)
-                state.loaded[name] = Loaded(adapter.info, report)
-                state.inherited.discard(name)
+                state.take(name, Loaded(adapter.info, report), layers)
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:
@@ -363,7 +363,7 @@ class LoraMixer:
             AdapterNameError: When a name is unknown; nothing is deleted then.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with self._call() as state:
+        with self._call("leave") as state:
             unknown = [name for name in names if name not in state.loaded]
             if unknown:
                 raise _unknown(state, unknown, "delete_adapters")
@@ -375,7 +375,7 @@ class LoraMixer:
 
     def unload_lora_weights(self) -> None:
         """Give the base back, bit for bit, and forget every adapter, kept copy and textual inversion."""
-        with self._call() as state:
+        with self._call("leave") as state:
             state.tokens.change(drop=state.tokens.held, shown=True)
             self._apply(state, BASE)
             state.held, state.enabled = BASE, True
@@ -493,7 +493,7 @@ class LoraMixer:
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
-        with self._call() as state:
+        with self._call("leave") as state:
             state.tokens.change(shown=False)
             self._apply(state, BASE)
             state.enabled = False
@@ -731,14 +731,14 @@ class LoraMixer:
 
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
         """
-        with self._call() as state:
+        with self._call("take") as state:
             state.tokens.change(shown=False)
             state.controller.rebase()
             state.enabled = False
 
     def restore_base(self) -> None:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
-        with self._call() as state:
+        with self._call("put back") as state:
             state.tokens.change(shown=False)
             state.controller.restore()
             state.enabled = False
@@ -763,10 +763,10 @@ class LoraMixer:
             yield state
 
     @contextmanager
-    def _call(self) -> Iterator[MixerState]:
+    def _call(self, parts: Parts = "bind") -> Iterator[MixerState]:
         """Change the state, all or nothing."""
         state = self._state
-        with state.lock, state.transaction(self):
+        with state.lock, state.transaction(self, parts):
             yield state
 
     @staticmethod

@@ -12,27 +12,31 @@ import threading
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from lora_mixer.binding import find_components
+from lora_mixer import guards
+from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.errors import MixLostError, PipelineStateError
 from lora_mixer.textual_inversion import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
-    from lora_mixer.binding import MatchReport
+    from lora_mixer.binding import BoundLayer, MatchReport
     from lora_mixer.engines import ActiveMixes, BaseDevice
     from lora_mixer.engines.controller import ControllerRecord
     from lora_mixer.textual_inversion.tokens import TokenRecord
 
 _MARK = "_lora_mixer_state"
 """Under this name a part holds the state that it belongs to: no module, parameter or buffer, so no key changes."""
+
+Parts = Literal["bind", "leave", "take", "put back"]
 
 _states: weakref.WeakSet[MixerState] = weakref.WeakSet()
 """All states that are alive; what keeps one alive is its marks, and the mixer while there is one."""
@@ -57,6 +61,7 @@ class _Record:
     enabled: bool
     tokens: TokenRecord
     controller: ControllerRecord
+    lineage: Lineage | None
 
 
 class MixerState:
@@ -90,13 +95,14 @@ class MixerState:
         self.enabled = True
         self.roots: dict[str, nn.Module] = {}
         self._reach: tuple[str, ...] = ()
+        self._lineage: Lineage | None = None
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
         _states.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        return {**vars(self), "lock": None, "owner": None}
+        return {**vars(self), "lock": None, "owner": None, "_lineage": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
@@ -107,12 +113,15 @@ class MixerState:
     # --- all or nothing --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def transaction(self, mixer: Any) -> Iterator[None]:
+    def transaction(self, mixer: Any, parts: Parts = "bind") -> Iterator[None]:
         """
         Change what is held; if that fails, all is exactly as before.
 
         Args:
             mixer: The mixer that works on it from now on.
+            parts: What to do where others have replaced parts of the pipeline: ``bind`` adapters to the new ones;
+                ``leave`` those that no adapter fits, for calls that only give the base back; ``take`` the new ones
+                whatever they were made from; ``put back`` the old ones where a mix is in them.
 
         Raises:
             MixLostError: When a change failed and so did the way back; no adapter is in effect then.
@@ -120,12 +129,78 @@ class MixerState:
         record = self._record()
         try:
             self.owner = weakref.ref(mixer)
+            self._follow(parts)
             yield
             self.mark()
+            self._guard()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back(record, error)
             raise
+
+    def _follow(self, parts: Parts) -> None:
+        """Bind adapters and words to what stands in the pipeline now."""
+        if self.is_empty:
+            return
+        components = self.components()
+        if self._lineage is None:  # a copy
+            self._lineage = Lineage(self.roots, self.controller.modules)
+        if not self._lineage.holds(components):
+            if parts == "put back":
+                self._lineage.put_back({m for m in self.controller.modules if self.controller.blended({m})})
+            self._rebind(components, parts)
+        self.tokens.follow()
+
+    def _rebind(self, components: Mapping[str, nn.Module], parts: Parts) -> None:
+        finder = Rebinder(self.roots, components)
+        bound = {name: finder.layers(layers) for name, layers in self.controller.layers.items()}
+        if finder.problems:
+            if parts in ("leave", "put back"):
+                return
+            raise PipelineStateError(
+                f"parts of the pipeline were replaced, and {len(finder.problems)} modules that the adapters change "
+                f"({', '.join(self.loaded)}) are not in the new ones: {'; '.join(finder.problems[:3])}. Put the old parts "
+                "back, or call unload_lora_weights() and load adapters that fit"
+            )
+        inner = {
+            number
+            for number, one in finder.replaced.items()
+            if components.get(one.new.component) is self.roots.get(one.old.component)
+        }
+        odd = [] if parts == "take" else self.controller.blended(inner)
+        if odd:
+            now = next(type(finder.replaced[n].new.module).__name__ for n in inner)
+            raise PipelineStateError(
+                f"{len(odd)} modules ({', '.join(odd[:3])}) were replaced (by {now}) while a mix was in their weights, so "
+                "that what stands there now was made from the mix: call restore_base() to put the old modules with their "
+                "base back, or rebase() to take what is there now as the base; replace modules under disable_lora()"
+            )
+        new = {finder.component(part): root for part, root in self.roots.items()}
+        roots = {part: components.get(part, root) for part, root in new.items()}
+        for root in roots.values():
+            self._take_copy(root)
+        self.claim(roots, [one.new.module for one in finder.replaced.values()])
+        moved = {
+            name: copy_to_devices(layers)
+            if any(id(old.live.module) in finder.replaced for old in self.controller.layers[name])
+            else layers
+            for name, layers in bound.items()
+        }
+        self.controller.rebind(moved, components)
+        for root in self.roots.values():
+            if root.__dict__.get(_MARK) is self:
+                del root.__dict__[_MARK]
+        self.roots, self._reach, self._lineage = roots, (), None
+
+    def _take_copy(self, root: nn.Module) -> None:
+        """Give a part its base that bears a state without mixer, such as a copy of a part of this pipeline."""
+        other = root.__dict__.get(_MARK)
+        if isinstance(other, MixerState) and other is not self and other.mixer is None:
+            other.controller.apply(BASE, other.components())
+            other.tokens.drop_all()
+            other.loaded.clear()
+            del root.__dict__[_MARK]
+            _states.discard(other)
 
     def _record(self) -> _Record:
         return _Record(
@@ -136,12 +211,13 @@ class MixerState:
             self.enabled,
             self.tokens.record(),
             self.controller.record(),
+            self._lineage,
         )
 
     def _roll_back(self, record: _Record, error: BaseException) -> None:
         self.loaded, self.inherited = dict(record.loaded), set(record.inherited)
         self.inherited_tokens = set(record.inherited_tokens)
-        self.held, self.enabled = record.held, record.enabled
+        self.held, self.enabled, self._lineage = record.held, record.enabled, record.lineage
         try:
             self.tokens.roll_back(record.tokens)
             self.controller.roll_back(record.controller, self.components())
@@ -163,6 +239,20 @@ class MixerState:
             raise lost from again
         finally:
             self.mark()
+            self._guard()
+
+    def _guard(self) -> None:
+        own = {
+            part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
+        }
+        guards.guard_scale({**self.roots, **own}, active=self.enabled and bool(self.held.names))
+
+    def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
+        """Take an adapter, in the place of one of that name; nothing takes effect yet."""
+        self.controller.replace(name, layers)
+        self.loaded[name] = loaded
+        self.inherited.discard(name)
+        self._lineage = None
 
     def forget(self, names: Iterable[str]) -> None:
         """Let adapters go that are in no mix any more."""
@@ -179,6 +269,8 @@ class MixerState:
             self.keep_base = keep_base
             self.controller.keep_on(keep_base)
             if pipe is not self.pipe:
+                guards.take_away(self.pipe, ())
+                guards.place(pipe, (), self)
                 self.pipe = self.controller.pipe = self.tokens.pipe = pipe
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
@@ -207,19 +299,24 @@ class MixerState:
     def mark(self) -> None:
         """Let the parts hold the state that adapters and words reach now, and no others."""
         reach = (*self.controller.components, *self.tokens.components)
-        if reach == self._reach:
+        if reach == self._reach and self._lineage is not None:
             return
         components = self.components()
         reached, self._reach = set(reach), reach
         roots = {part: self.roots.get(part, components.get(part)) for part in reached}
         before = list(self.roots.values())
         self.roots = {part: root for part, root in roots.items() if root is not None}
+        guards.take_away(self.pipe, before)
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is not self:
                 root.__dict__[_MARK] = self
+        if not self.is_empty:
+            guards.place(self.pipe, self.roots.values(), self)
         for root in before:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
+        # now, not at the next call: by then others may have replaced what is bound
+        self._lineage = Lineage(self.roots, self.controller.modules)
 
     def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
         """

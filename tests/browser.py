@@ -80,7 +80,7 @@ class Desk:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.locator("#make-button").wait_for()
-        self.page.locator("#mix-rows h2").wait_for()
+        self.page.locator("#board h2").wait_for()
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name).click()
@@ -93,7 +93,7 @@ class Desk:
         self.tab("Make")
 
     def row(self, name):
-        return self.page.locator(f'#mix-rows [data-name="{name}"]')
+        return self.page.locator(f'#board [data-name="{name}"]')
 
     def weight(self, name, value, part="UNet"):
         self.page.get_by_label(f"{name}: {part}", exact=True).fill(str(value))
@@ -104,7 +104,7 @@ class Desk:
             self.page.get_by_label(label, exact=True).fill(str(value))
             self.page.get_by_label(label, exact=True).blur()
 
-    def state(self, name, where="#job"):
+    def state(self, name, where="#stage"):
         return self.page.locator(f"{where} [data-state={name}]")
 
     def make(self):
@@ -113,17 +113,17 @@ class Desk:
         self.page.locator("#make-button").click()
         self.page.wait_for_function(
             """before => {
-                const view = document.querySelector("#job .lm-job");
+                const view = document.querySelector("#stage .lm-stage");
                 const shown = view?.querySelector(".lm-final")?.getAttribute("src");
                 return view?.dataset.state === "error" || (view?.dataset.state === "done" && shown !== before);
             }""",
             arg=before,
         )
-        assert self.state("done").count(), self.page.locator("#job .lm-error").inner_text()
+        assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()
         return self.fetch(self.shown())
 
     def shown(self):
-        found = self.page.locator("#job .lm-final")
+        found = self.page.locator("#stage .lm-final")
         return found.first.get_attribute("src") if found.count() else None
 
     def fetch(self, address):
@@ -139,9 +139,10 @@ class Desk:
         return base64.b64decode(encoded)
 
     def toast(self):
-        found = self.page.get_by_test_id("toast-body")
-        found.first.wait_for()
-        return found.first.inner_text()
+        """What the page says in a corner, the latest."""
+        found = self.page.locator("[data-testid=toast-body], [data-testid=lm-said]")
+        found.last.wait_for()
+        return found.last.inner_text()
 
     def upload(self, where, *paths):
         self.page.locator(f"{where} input[type=file]").set_input_files([str(path) for path in paths])

@@ -35,7 +35,7 @@ def test_a_dropped_picture_gives_the_same_picture_again(desk, app, chromium, sit
     other.tab("Gallery")
     other.upload("#picture-drop", tmp_path / "made.png")
     other.row("halftone").wait_for()
-    assert other.page.locator("#mix-rows .lm-row").count() == 3
+    assert other.page.locator("#board .lm-row").count() == 3
     assert other.page.get_by_label("ink: UNet", exact=True).input_value() == "0"
     other.tab("Make")
     assert other.page.get_by_label("Prompt", exact=True).input_value() == PROMPT
@@ -57,7 +57,7 @@ def test_a_missing_adapter_keeps_its_place(desk, tmp_path):
     desk.tab("Gallery")
     desk.upload("#picture-drop", tmp_path / "a1111.png")
     desk.row("pixel").wait_for()
-    names = desk.page.locator("#mix-rows .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
+    names = desk.page.locator("#board .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
     assert names == ["ink", "gone", "pixel"]
     assert "not in the library" in desk.row("gone").get_by_role("note").inner_text()
     assert "gone" in desk.page.locator(".lm-slots .lm-missing").inner_text()
@@ -92,9 +92,7 @@ def test_pictures_of_other_programs_give_their_settings(desk, tmp_path):
             "seed => document.querySelector('#seed input, #seed textarea').value === seed", arg=fields[0]
         )
         desk.row("neon").wait_for(state="detached")
-        found = desk.page.locator("#mix-rows .lm-row").evaluate_all(
-            "rows => rows.map(row => row.dataset.name)"
-        )
+        found = desk.page.locator("#board .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
         assert found == [row for row, _ in rows], name
         for row, weight in rows:
             assert desk.page.get_by_label(f"{row}: UNet", exact=True).input_value() == weight, (name, row)

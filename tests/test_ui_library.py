@@ -83,6 +83,7 @@ def test_html_in_metadata_is_text(desk, app, tmp_path):
     desk.page.locator(".lm-cards").get_by_text("onerror").first.wait_for()
     (entry,) = app.library.find("evil")
     desk.page.locator(f".lm-card[data-id='{entry.id}']").get_by_text("Details").click()
+    desk.page.locator(".lm-details").get_by_text("Metadata").click()
     desk.page.locator(".lm-details").get_by_text("ss_training_comment").wait_for()
     assert evil in desk.page.locator(".lm-details").inner_text()
     desk.page.locator(".lm-details").get_by_text("Add to mix").click()
@@ -96,6 +97,7 @@ def test_details_show_hashes_and_strength_by_block(desk, app):
     desk.page.get_by_role("button", name="Show details of ink").click()
     shown = desk.page.locator(".lm-details")
     shown.get_by_text("Strength by layer").wait_for()
+    shown.get_by_text("Hashes").click()
     (entry,) = app.library.find("ink")
     assert app.library.hashes(entry.id)["sha256"] in shown.inner_text()
     known = layer_norms(entry.path)
@@ -113,9 +115,9 @@ def test_the_two_files_of_a_peft_folder_are_one_adapter(desk, app):
     refused = desk.page.locator("#library-refused")
     refused.get_by_text("by dropping its two files").wait_for()
     desk.upload("#library-upload", weights, config)
-    desk.page.get_by_text("Added adapter_model").wait_for()
+    desk.page.get_by_text("Added PEFT adapter (the same file as neon)").wait_for()
 
-    desk.add("adapter_model")
+    desk.add("PEFT adapter")
     desk.fill(PROMPT)
     assert pixels(desk.make()) == alone(app, {"neon": 1})
 

@@ -30,9 +30,9 @@ def test_mixes_are_saved_loaded_written_as_text_and_undone(desk, app):
     text.fill("neon:0.5,te=0.1,schedule=linear(0, 1)")
     desk.page.locator("#mix-apply").click()
     desk.row("neon").wait_for()
-    assert desk.page.locator("#mix-rows .lm-row").count() == 1
+    assert desk.page.locator("#board .lm-row").count() == 1
     assert desk.page.get_by_label("neon: Text", exact=True).input_value() == "0.1"
-    desk.page.locator("#mix-load").click()
+    desk.page.get_by_label("Load the mix evening").click()
     desk.row("pixel").wait_for()
 
 
@@ -102,7 +102,7 @@ def test_a_painted_mask_keeps_an_adapter_to_its_place(desk, app):
 def ordered(desk, *names):
     """Wait until the rows stand in this order."""
     desk.page.wait_for_function(
-        """names => [...document.querySelectorAll("#mix-rows .lm-row")].map(row => row.dataset.name).join() === names""",
+        """names => [...document.querySelectorAll("#board .lm-row")].map(row => row.dataset.name).join() === names""",
         arg=",".join(names),
     )
 

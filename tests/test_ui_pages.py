@@ -34,7 +34,7 @@ def test_a_mix_changes_the_picture_and_all_off_is_the_base_to_the_byte(desk, app
 def test_stop_ends_within_a_step_and_the_next_picture_is_right(desk, app):
     desk.fill(PROMPT, steps=200)
     desk.page.locator("#make-button").click()
-    desk.page.locator("#job .lm-preview").wait_for()
+    desk.page.locator("#stage .lm-preview").wait_for()
     desk.page.locator("#stop-button").click()
     desk.state("stopped").wait_for()
     assert len(app.queue) == 0

@@ -203,7 +203,7 @@ def test_the_server_functions_take_texts_only(site):
     url, _ = site
     with httpx.Client(timeout=60) as client:
         parts = client.get(f"{url}config").json()["components"]
-        rows = next(part["id"] for part in parts if part["props"].get("elem_id") == "mix-rows")
+        rows = next(part["id"] for part in parts if part["props"].get("elem_id") == "board")
         for value in ("0@" + "9" * 400, {"a": 1}, "x" * 100_000, None):
             body = {"data": value, "component_id": rows, "fn_name": "curve", "session_hash": "attacker"}
             answer = client.post(f"{url}gradio_api/component_server", json=body)

@@ -37,10 +37,10 @@ def test_one_session_cannot_stop_another(site, chromium):
         "a rose"
     )  # now, so that the first is still at work when the second asks, however slow the machine
     one.page.locator("#make-button").click()
-    one.page.locator("#job .lm-preview").wait_for()
+    one.page.locator("#stage .lm-preview").wait_for()
     other.page.locator("#stop-button").click()
     other.page.locator("#make-button").click()
-    other.page.locator("#job").get_by_text("Waiting: 1 ahead of you").wait_for()
+    other.page.locator("#stage").get_by_text("Waiting: 1 ahead of you").wait_for()
     one.state("done").wait_for()
     other.state("done").wait_for()
     for context in contexts:
@@ -74,7 +74,7 @@ def test_a_killed_server_loses_no_saved_mix_and_no_finished_picture(chromium, tm
         made = desk.make()
         desk.fill("a castle", steps=200)
         desk.page.locator("#make-button").click()
-        desk.page.locator("#job .lm-preview").wait_for()
+        desk.page.locator("#stage .lm-preview").wait_for()
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()

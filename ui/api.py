@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from . import gallery
+from . import checks, gallery
 from .handlers import library as handlers
 from .handlers.gallery import of_gallery
 from .handlers.make import MAX_COUNT, read_request, several
-from .jobs import Job, make_all
+from .jobs import make_all
 from .mix_rows import read_mix
-from .pages.shared import guarded, owner_of
+from .pages.shared import guarded
 
 if TYPE_CHECKING:
     from .pages.shared import Shared
@@ -24,7 +24,7 @@ def add_api(shared: Shared) -> None:
     app = shared.app
 
     @guarded
-    def make(
+    async def make(
         prompt: str,
         mix: str,
         seed: int,
@@ -37,13 +37,16 @@ def add_api(shared: Shared) -> None:
         request: gr.Request,
     ) -> list[dict[str, Any]]:
         """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
-        from . import checks
-
         wanted = read_request(app, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None)
-        wanted = _with_mix(wanted, read_mix(mix, app))
-        number = checks.whole(count, "count", 1, MAX_COUNT)
-        job = Job(owner_of(request), threading.Event())
-        made = make_all(app, job, several(wanted, number), lambda _: None)
+        requests = several(
+            replace(wanted, mix=read_mix(mix, app)), checks.whole(count, "count", 1, MAX_COUNT)
+        )
+        made = await shared.jobs.result(
+            shared.owner_of(request),
+            "api",
+            "a program's pictures",
+            lambda job: make_all(app, job, requests, lambda _: None),
+        )
         return [
             {
                 "id": name,
@@ -72,9 +75,3 @@ def add_api(shared: Shared) -> None:
 
     for function in (make, adapters, picture):
         gr.api(function, api_name=function.__name__, concurrency_limit=None)  # type: ignore[attr-defined]
-
-
-def _with_mix(request: Any, mix: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(request, mix=mix)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import html
 import ipaddress
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from lora_mixer.errors import LoraMixerError
 
 from .api import add_api
 from .app_state import AppState, ServerOptions
+from .guard import LOOPBACK, Guard
 from .jobs import Jobs
 from .pages.compare import compare_page
 from .pages.export import export_page
 from .pages.gallery import gallery_page
 from .pages.library import library_page
 from .pages.make import make_page
-from .pages.mix import connect_side, make_mix_rows, make_side
+from .pages.mix import make_mix_rows
 from .pages.shared import QUIET, Shared
 from .theme import css, head, theme
 
@@ -40,34 +43,34 @@ def build(app: AppState) -> Any:
     Returns:
         The ``gr.Blocks``; :func:`launch` serves it safely.
     """
-    jobs = Jobs()
+    jobs = Jobs(present=app.sessions.present)
     with gr.Blocks(title="lora_mixer", delete_cache=CACHE_SECONDS, analytics_enabled=False) as blocks:
         top = gr.HTML(_top(app), elem_id="top", apply_default_css=False, padding=False)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="side", scale=0, min_width=300):
-                mix_rows = make_mix_rows(app)
-                side = make_side(app)
+                mix_rows = make_mix_rows(app, jobs)
             with gr.Column(elem_id="work"), gr.Tabs(elem_id="tabs", selected="make") as tabs:
                 shared = Shared(app, jobs, mix_rows, str(Path(blocks.GRADIO_CACHE).resolve()))
-                with gr.Tab("Make", id="make"):
+                with gr.Tab("Make", id="make", elem_id="tab-make"):
                     fields = make_page(shared)
-                with gr.Tab("Library", id="library"):
-                    library_page(shared, fields, blocks)
-                with gr.Tab("Compare", id="compare"):
-                    compare_page(shared, fields)
-                with gr.Tab("Gallery", id="gallery") as gallery_tab:
+                with gr.Tab("Library", id="library", elem_id="tab-library"):
+                    library_page(shared, blocks)
+                with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
+                    compare_page(shared, fields, tabs)
+                with gr.Tab("Gallery", id="gallery", elem_id="tab-gallery") as gallery_tab:
                     gallery_page(shared, fields, gallery_tab, tabs)
-                with gr.Tab("Export", id="export"):
+                with gr.Tab("Export", id="export", elem_id="tab-export"):
                     export_page(shared)
-        connect_side(shared, fields, side)
         add_api(shared)
         gr.Timer(3.0).tick(lambda: _top(app), None, top, **QUIET)
-
-        def left(request: gr.Request) -> None:
-            jobs.stop(str(request.session_hash))
-
-        blocks.unload(left)
+        blocks.unload(
+            _nothing
+        )  # with it, Gradio's pages keep a stream open, by which the guard sees who is there
     return blocks
+
+
+def _nothing() -> None:
+    """Do nothing: jobs end by themselves when nobody listens."""
 
 
 def _top(app: AppState) -> str:
@@ -102,6 +105,26 @@ def check_reach(host: str, *, share: bool, auth: tuple[str, str] | None) -> None
         )
 
 
+def check_port(host: str, port: int | None) -> None:
+    """
+    Look whether a port is free, before a model is loaded for nothing.
+
+    Raises:
+        LoraMixerError: When something listens there already.
+    """
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise LoraMixerError(
+                f"port {port} of {host} cannot be had ({error.strerror}): end what uses it, or give another --port"
+            ) from error
+
+
 def launch(
     options: ServerOptions,
     *,
@@ -134,8 +157,10 @@ def launch(
         >>> launch(ServerOptions(), port=7861)  # doctest: +SKIP
     """
     check_reach(host, share=share, auth=auth)
+    check_port(host, port)
     app = app or AppState(options)
     blocks = build(app)
+    hosts = None if auth is not None else (*LOOPBACK, host)
     served: Sequence[str] = [str(app.pictures)]
     blocks.queue(default_concurrency_limit=None, max_size=512, api_open=True)
     blocks.launch(
@@ -159,6 +184,7 @@ def launch(
         state_session_capacity=2000,
         quiet=True,
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(Guard, app.sessions, hosts, app.pictures)]},
         inbrowser=False,
     )
     app.preloader.warm_up()

@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,15 @@ from lora_mixer import (
     load_pipeline,
 )
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Library, SavedMixes, base_family
+from lora_mixer.library import Library, SavedMixes, base_family, safe_name
 from lora_mixer.mixes import BlockLayout
 from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
 
+from .guard import Sessions
 from .masks import Masks
+from .messages import without_paths
 from .preloading import Preloader
+from .saved_rows import SavedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,15 +100,18 @@ class AppState:
         self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)
         self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
         self.queue = FairQueue()
+        self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
         self.scanning, self.scanned_at = "", 0.0
         self.scan(wait=SCAN_WAIT)
         self.mixes = SavedMixes(out / "mixes.json")
+        self.saved_rows = SavedRows(out / "rows.json")
         self.masks = Masks(out / "masks")
         self.base = base_family(self.mixer.pipe)
         self.size = _own_size(self.mixer.pipe)
         self.layout = _layout(self.mixer.pipe)
         self.loads = 0
+        self.hashing = False
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
         self.preloader = Preloader(self)
@@ -113,24 +120,36 @@ class AppState:
 
     def name_of(self, entry: Entry) -> str:
         """Give the name that an entry has in mixes: its own, or with its id where another has that too."""
-        first = next(iter(self.library.find(entry.name)), None)
+        first = next(iter(self._in_turn(self.library.find(entry.name))), None)
         alone = first is None or first.id == entry.id
         return entry.name if alone else f"{entry.name}-{entry.id[:ID_DIGITS]}"
 
     def entry_named(self, name: str) -> Entry | None:
         """Find the entry that a mix calls by this name."""
-        found = self.library.find(name)
+        found = self._in_turn(self.library.find(name))
         if found:
             return next((entry for entry in found if entry.name == name), found[0])
         stem, _, start = name.rpartition("-")
         alike = self.library.find(stem) if stem and len(start) == ID_DIGITS else ()
         return next((entry for entry in alike if entry.id.startswith(start)), None)
 
+    def _in_turn(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return entries in the order in which they have a right to their names: uploads come last."""
+        return sorted(entries, key=lambda entry: (entry.offline, entry.root == self.uploads))
+
+    def free_name(self, wanted: str) -> str:
+        """Return a name for a new file that nothing is called by yet, so that no mix means another file from now on."""
+        stem = safe_name(wanted)
+        tries = (stem, *(f"{stem}-{number}" for number in range(2, 10_000)))
+        return next(name for name in tries if self.entry_named(name) is None)
+
     def names(self) -> list[str]:
         """List the names that mixes may use."""
-        entries = self.every_entry()
+        entries = self._in_turn(self.every_entry())
         firsts = {entry.name: entry.id for entry in reversed(entries)}
-        return [e.name if firsts[e.name] == e.id else f"{e.name}-{e.id[:ID_DIGITS]}" for e in entries]
+        return [
+            e.name if firsts[e.name] == e.id else f"{e.name}-{e.id[:ID_DIGITS]}" for e in self.every_entry()
+        ]
 
     def every_entry(self) -> list[Entry]:
         """List the whole library."""
@@ -179,7 +198,7 @@ class AppState:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
         if fits or entry.problem or entry.offline:
-            return "" if fits else reason
+            return "" if fits else without_paths(reason.replace(str(entry.path), entry.name))
         return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:
@@ -187,6 +206,24 @@ class AppState:
         if self.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")
+
+    def hash_all(self, entries: Iterable[Entry]) -> None:
+        """Compute the hashes that are not known yet, one file after the other, in a thread of its own."""
+        wanted = [entry.id for entry in entries if not set(entry.hashes) - {"declared"}]
+        with self._lock:
+            if not wanted or self.hashing:
+                return
+            self.hashing = True
+
+        def work() -> None:
+            try:
+                for entry_id in wanted:
+                    with suppress(LoraMixerError, OSError):
+                        self.library.hashes(entry_id)
+            finally:
+                self.hashing = False
+
+        threading.Thread(target=work, name="hashes", daemon=True).start()
 
     # --- adapters ------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,14 @@ import math
 import re
 from typing import Any
 
-from lora_mixer.errors import PictureError
+from .messages import FieldError
 
 MAX_TEXT = 20_000
 MAX_NAME = 120
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-def text(value: Any, what: str, limit: int = MAX_TEXT) -> str:
+def text(value: Any, what: str, limit: int = MAX_TEXT, field: str = "") -> str:
     """
     Read a text of limited length.
 
@@ -21,18 +21,19 @@ def text(value: Any, what: str, limit: int = MAX_TEXT) -> str:
         value: What came.
         what: What it is called in the message.
         limit: The most characters.
+        field: The page's field, which the message stands at.
 
     Raises:
-        PictureError: When it is none.
+        FieldError: When it is not such a text.
     """
     if value is None:
         return ""
     if not isinstance(value, str) or len(value) > limit:
-        raise PictureError(f"{what}: expected a text of at most {limit} characters")
+        raise FieldError(f"{what}: at most {limit} characters fit", field)
     return value
 
 
-def number(value: Any, what: str, low: float, high: float) -> float:
+def number(value: Any, what: str, low: float, high: float, field: str = "") -> float:
     """
     Read a finite number within limits.
 
@@ -41,20 +42,21 @@ def number(value: Any, what: str, low: float, high: float) -> float:
         what: What it is called in the message.
         low: The least.
         high: The greatest.
+        field: The page's field, which the message stands at.
 
     Raises:
-        PictureError: When it is none.
+        FieldError: When it is not such a number.
     """
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, bool) or not math.isfinite(found) or not low <= found <= high:
-        raise PictureError(f"{what}: expected a number from {low:g} to {high:g}, got {str(value)[:40]!r}")
+        raise FieldError(f"{what}: a number from {low:g} to {high:g} is needed{_instead(value)}", field)
     return found
 
 
-def whole(value: Any, what: str, low: int, high: int) -> int:
+def whole(value: Any, what: str, low: int, high: int, field: str = "") -> int:
     """
     Read a whole number within limits; large ones keep all digits.
 
@@ -63,19 +65,26 @@ def whole(value: Any, what: str, low: int, high: int) -> int:
         what: What it is called in the message.
         low: The least.
         high: The greatest.
+        field: The page's field, which the message stands at.
 
     Raises:
-        PictureError: When it is none.
+        FieldError: When it is not such a number.
     """
     try:
-        found = int(value) if isinstance(value, str) else value
+        found = int(value) if isinstance(value, str) and len(value) <= MAX_NAME else value
     except ValueError:
         found = None
     if isinstance(found, float) and found.is_integer():
         found = int(found)
     if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
-        raise PictureError(f"{what}: expected a whole number from {low} to {high}, got {str(value)[:40]!r}")
+        raise FieldError(f"{what}: a whole number from {low} to {high} is needed{_instead(value)}", field)
     return found
+
+
+def _instead(value: Any) -> str:
+    if value is None or value == "":
+        return "; it is empty"
+    return f", not {str(value)[:40]}" if isinstance(value, str | int | float) else ""
 
 
 def opaque(value: Any, what: str) -> str:
@@ -87,10 +96,10 @@ def opaque(value: Any, what: str) -> str:
         what: What it is the id of.
 
     Raises:
-        PictureError: When it is none.
+        FieldError: When it is not one.
     """
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise PictureError(f"{what}: expected an id that the page gave, got {str(value)[:40]!r}")
+        raise FieldError(f"{what}: this is not an id that the page gave out")
     return value
 
 
@@ -99,20 +108,20 @@ def table(value: Any, what: str) -> dict[str, Any]:
     Read a JSON object.
 
     Raises:
-        PictureError: When it is none.
+        FieldError: When it is something else.
     """
     if not isinstance(value, dict):
-        raise PictureError(f"{what}: expected an object, got {type(value).__name__}")
+        raise FieldError(f"{what}: expected an object")
     return value
 
 
-def choice(value: Any, what: str, known: tuple[str, ...]) -> str:
+def choice(value: Any, what: str, known: tuple[str, ...], field: str = "") -> str:
     """
     Read one of several words.
 
     Raises:
-        PictureError: When it is none of them.
+        FieldError: When it is another.
     """
     if value not in known:
-        raise PictureError(f"{what}: expected one of {', '.join(known)}, got {str(value)[:40]!r}")
+        raise FieldError(f"{what}: one of {', '.join(known)} is needed{_instead(value)}", field)
     return str(value)

@@ -6,7 +6,6 @@ import re
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from lora_mixer import __version__
 from lora_mixer.errors import PictureError, PictureMetadataError
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 PAGE = 24
 THUMB = 320
+TRASH, TRASHED = "trash", 500
+"""Where deleted pictures go, and how many of them are kept."""
 _NAME = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}(?:-sheet)?")
 
 
@@ -72,13 +73,13 @@ def path_of(app: AppState, value: Any) -> Path:
     name = checks.opaque(value, "picture")
     path = app.pictures / f"{name}.png"
     if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
-        raise PictureError(f"there is no picture {name!r} any more")
+        raise PictureError(f"There is no picture {name} any more.")
     return path
 
 
 def url_of(path: Path) -> str:
-    """Give the address under which the page finds a picture; only the folder of pictures is served."""
-    return f"gradio_api/file={quote(str(path))}"
+    """Give the address under which the page finds a picture; the guard knows where it lies, the address does not."""
+    return f"pictures/{path.name}"
 
 
 def card(app: AppState, name: str, image: Image | None = None) -> dict[str, Any]:
@@ -146,6 +147,39 @@ def listing(app: AppState, page: Any = 0) -> dict[str, Any]:
     return {"pictures": cards, "total": len(names), "page": number, "pages": pages}
 
 
-def remove(app: AppState, value: Any) -> None:
-    """Delete a picture."""
-    path_of(app, value).unlink()
+def remove(app: AppState, value: Any) -> str:
+    """
+    Put a picture into the trash, from which it can be had back; the oldest beyond ``TRASHED`` go for good.
+
+    Returns:
+        Its id.
+
+    Raises:
+        PictureError: When there is none.
+    """
+    path = path_of(app, value)
+    trash = app.out / TRASH
+    trash.mkdir(exist_ok=True)
+    path.replace(trash / path.name)
+    old = sorted(trash.glob("*.png"), key=lambda each: each.stat().st_ctime_ns)
+    for each in old[: max(0, len(old) - TRASHED)]:
+        each.unlink(missing_ok=True)
+    return path.stem
+
+
+def restore(app: AppState, value: Any) -> str:
+    """
+    Take a picture out of the trash again.
+
+    Returns:
+        Its id.
+
+    Raises:
+        PictureError: When it is not there any more.
+    """
+    name = checks.opaque(value, "picture")
+    path = app.out / TRASH / f"{name}.png"
+    if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
+        raise PictureError("This picture is not in the trash any more.")
+    path.replace(app.pictures / path.name)
+    return name

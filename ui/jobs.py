@@ -1,18 +1,21 @@
-"""Pictures made for one session: its turns in the queue, what is told while they form, and how they are stopped."""
+"""Work done for one session: what it asked for in a row, what is told while it goes on, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 
 from . import gallery
+from .messages import FieldError, told
 from .thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -22,55 +25,257 @@ if TYPE_CHECKING:
 
     from .app_state import AppState
 
+    Tell = Callable[[dict[str, Any]], None]
+    View = dict[str, Any]
+
 PREVIEW_EVERY = 0.3
 """Seconds between previews; the first comes with the first step."""
 PREVIEW_SIDE = 384
-_OVERTAKEN = ("running", "queued")
+MAX_JOBS = 32
+"""Sessions whose pictures may be under way or wait at one time; one more is refused."""
+MAX_WAITING = 8
+"""What one session may have waiting behind what is being made."""
+GRACE = 30.0
+"""Seconds that a job goes on when nobody listens: long enough to load the page again."""
+_LOOK_EVERY = 2.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Job:
-    """Work that a session waits for."""
+class Order:
+    """
+    One press of a button.
 
-    owner: str
-    stop: threading.Event = field(default_factory=threading.Event)
+    Attributes:
+        label: What people see of it while it waits.
+        work: Does it; takes the job, and returns what the last event has as its ``result``.
+        number: Told apart by this.
+    """
+
+    label: str
+    work: Callable[[Job], Any]
+    number: int = field(default_factory=itertools.count(1).__next__)
+
+
+class Job:
+    """
+    What a session has under way: orders one after the other, and one view of them that listeners follow.
+
+    Args:
+        owner: The session.
+        kind: Orders of one kind may wait for each other.
+        view: What is shown before anything was told.
+        heard: Takes the view and what was told, and gives the next view.
+    """
+
+    def __init__(self, owner: str, kind: str, view: View, heard: Callable[[View, View], View]) -> None:
+        """Start with no order."""
+        self.owner, self.kind, self.stop = owner, kind, threading.Event()
+        self.orders: deque[Order] = deque()
+        self.seen = time.monotonic()
+        self.over = False
+        self._view, self._heard, self._version = view, heard, 0
+        self._listeners: set[Callable[[], None]] = set()
+        self._lock = threading.RLock()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Take in what happened, and wake whoever listens."""
+        with self._lock:
+            self._view = self._heard(self._view, event)
+        self.changed()
+
+    def changed(self) -> None:
+        """Wake whoever listens."""
+        with self._lock:
+            self._version += 1
+            listeners = list(self._listeners)
+        for wake in listeners:
+            wake()
+
+    @property
+    def view(self) -> View:
+        """What is shown now."""
+        with self._lock:
+            waiting = [{"number": order.number, "label": order.label} for order in self.orders]
+            return {**self._view, "waiting": waiting}
+
+    async def follow(self) -> AsyncIterator[View]:
+        """Give each new view until the job is over; those that a slow listener missed are left out."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the listener's loop is closed: nobody is there to be woken
+                loop.call_soon_threadsafe(news.set)
+
+        with self._lock:
+            self._listeners.add(wake)
+        seen = -1
+        try:
+            while True:
+                with self._lock:
+                    version, over, view = self._version, self.over, self.view
+                if version != seen:
+                    seen = version
+                    yield view
+                elif over:
+                    return
+                else:
+                    await news.wait()
+                    news.clear()
+        finally:
+            with self._lock:
+                self._listeners.discard(wake)
 
 
 class Jobs:
-    """The running jobs, at most one for each session."""
+    """
+    The running jobs, at most one for each session and ``limit`` in all; those that nobody listens to any more end.
 
-    def __init__(self) -> None:
+    Args:
+        limit: How many.
+        present: Says whether a session is still there; without it, all are.
+    """
+
+    def __init__(self, limit: int = MAX_JOBS, present: Callable[[str], bool] | None = None) -> None:
         """Start with none."""
+        self._limit, self._present = limit, present
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
+        self._watching = False
 
-    def start(self, owner: str) -> Job:
+    def submit(
+        self,
+        owner: str,
+        kind: str,
+        order: Order,
+        view: View,
+        heard: Callable[[View, View], View],
+    ) -> tuple[Job, bool]:
         """
-        Take the session's one place.
+        Begin a job, or put an order behind those of the same kind that the session has under way.
+
+        Args:
+            owner: The session.
+            kind: ``make`` can wait behind itself; others are refused while something is under way.
+            order: What to do.
+            view: What is shown first.
+            heard: As for :class:`Job`.
+
+        Returns:
+            The job, and whether it is new.
 
         Raises:
-            PictureError: When it has a job already.
+            PictureError: When the session or all sessions together have too much under way.
         """
         with self._lock:
-            if owner in self._jobs:
-                raise PictureError("pictures are still being made: wait for them, or stop them first")
-            self._jobs[owner] = Job(owner)
-            return self._jobs[owner]
+            job = self._jobs.get(owner)
+            if job is not None:
+                if kind != "make" or job.kind != kind:
+                    raise PictureError(
+                        "Pictures of yours are still being made: wait for them, or stop them first."
+                    )
+                if len(job.orders) >= MAX_WAITING:
+                    raise PictureError(
+                        f"{MAX_WAITING} of yours wait already: take one out, or wait until one begins."
+                    )
+                job.orders.append(order)
+                job.changed()
+                return job, False
+            if len(self._jobs) >= self._limit:
+                raise PictureError(
+                    f"The device has work for {self._limit} sessions already; try again when some are finished."
+                )
+            job = self._jobs[owner] = Job(owner, kind, view, heard)
+            job.orders.append(order)
+            if self._present is not None and not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="absent sessions", daemon=True).start()
+        threading.Thread(target=self._run, args=(job,), name=f"work of {owner[:8]}", daemon=True).start()
+        return job, True
+
+    async def result(self, owner: str, kind: str, label: str, work: Callable[[Job], Any]) -> Any:
+        """
+        Do one piece of work as a job of its own and wait for it, in no thread of the page's handlers.
+
+        Returns:
+            What the work returns.
+
+        Raises:
+            PictureError: When it failed, was stopped, or too much is under way.
+        """
+        view: View = {"state": "queued"}
+        job, _ = self.submit(owner, kind, Order(label, work), view, lambda _, event: event)
+        async for view in job.follow():  # noqa: B007 -- the last one counts
+            pass
+        if view["state"] == "error":
+            raise FieldError(view["message"], view["field"])
+        if view["state"] != "done":
+            raise PictureCancelled("stopped")
+        return view.get("result")
+
+    def of(self, owner: str) -> Job | None:
+        """Return the session's job, or None."""
+        with self._lock:
+            return self._jobs.get(owner)
 
     def stop(self, owner: str) -> bool:
-        """Stop the session's job within one step; true where there was one."""
-        with self._lock:
-            job = self._jobs.get(owner)
+        """Stop what is being made for a session within one step; true where there was something."""
+        job = self.of(owner)
         if job is not None:
             job.stop.set()
         return job is not None
 
-    def end(self, job: Job) -> None:
-        """Give the place back."""
+    def rearrange(self, owner: str, number: int, to: int | None) -> None:
+        """Move a waiting order of the session to a place, or take it out where that is None."""
         with self._lock:
-            if self._jobs.get(job.owner) is job:
-                del self._jobs[job.owner]
+            job = self._jobs.get(owner)
+            order = next((each for each in job.orders if each.number == number), None) if job else None
+            if job is None or order is None:
+                return
+            job.orders.remove(order)
+            if to is not None:
+                job.orders.insert(max(0, to), order)
+        job.changed()
+
+    def _next(self, job: Job) -> Order | None:
+        with self._lock:
+            if job.orders:
+                job.stop.clear()
+                return job.orders.popleft()
+            self._jobs.pop(job.owner, None)
+            job.over = True
+        job.changed()
+        return None
+
+    def _run(self, job: Job) -> None:
+        while (order := self._next(job)) is not None:
+            try:
+                job.tell({"state": "done", "result": order.work(job)})
+            except PictureCancelled:
+                job.tell({"state": "stopped"})
+            except LoraMixerError as error:
+                job.tell({"state": "error", **told(error)})
+            except Exception as error:  # noqa: BLE001 -- said on the page and in the log, whatever it is
+                _log.exception("a picture could not be made")
+                text = f"This should not have happened ({type(error).__name__}); the server's log has more."
+                job.tell({"state": "error", **told(PictureError(text))})
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_EVERY)
+            with self._lock:
+                if not self._jobs:
+                    self._watching = False
+                    return
+                jobs = list(self._jobs.values())
+            now = time.monotonic()
+            for job in jobs:
+                if self._present is None or self._present(job.owner.partition("/")[0]):
+                    job.seen = now
+                elif now - job.seen > GRACE:
+                    with self._lock:
+                        job.orders.clear()
+                    job.stop.set()
 
 
 class Clock:
@@ -100,7 +305,7 @@ def make_all(
     app: AppState,
     job: Job,
     requests: Sequence[PictureRequest],
-    tell: Callable[[dict[str, Any]], None],
+    tell: Tell,
     *,
     maker: PictureMaker | None = None,
     batch: int = 1,
@@ -113,7 +318,7 @@ def make_all(
         job: Whose; its ``stop`` is looked at in each step.
         requests: What.
         tell: Takes what changes: places in the queue, steps with previews, finished pictures.
-        maker: The app's own where None.
+        maker: The page's own where None.
         batch: How many share a turn.
 
     Returns:
@@ -157,7 +362,7 @@ def make_all(
 
 
 def _watcher(
-    job: Job, clock: Clock, tell: Callable[[dict[str, Any]], None], start: int, count: int, size: int
+    job: Job, clock: Clock, tell: Tell, start: int, count: int, size: int
 ) -> Callable[[StepProgress], None]:
     last = 0.0
 
@@ -186,80 +391,3 @@ def _watcher(
         tell(event)
 
     return watch
-
-
-class Mailbox:
-    """Events on their way to a page: what a slow page has not fetched yet is overtaken by what came later."""
-
-    def __init__(self) -> None:
-        """Start empty; used within one event loop only."""
-        self._events: deque[dict[str, Any]] = deque()
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: dict[str, Any]) -> None:
-        """Add an event; a step or a place in the queue takes the place of the one before, whose preview it keeps."""
-        if self._events and event["state"] == self._events[-1]["state"] and event["state"] in _OVERTAKEN:
-            last = self._events.pop()
-            event = {**{key: last[key] for key in ("previews", "indices") if key in last}, **event}
-        self._events.append(event)
-        self._news.set()
-
-    def close(self) -> None:
-        """Say that nothing more comes."""
-        self._closed = True
-        self._news.set()
-
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        """Give the events in their order, until it is closed and empty."""
-        while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._closed:
-                return
-            self._news.clear()
-            await self._news.wait()
-
-
-async def stream(
-    work: Callable[[Callable[[dict[str, Any]], None]], Any], jobs: Jobs, job: Job
-) -> AsyncIterator[dict[str, Any]]:
-    """
-    Run work in a thread of its own and give what it tells; whoever stops listening stops it.
-
-    Args:
-        work: Takes ``tell``.
-        jobs: Where the job's place is given back.
-        job: The job.
-
-    Returns:
-        What was told, those that were overtaken left out, and at the end ``done``, ``stopped`` or ``error``.
-    """
-    loop = asyncio.get_running_loop()
-    told = Mailbox()
-
-    def tell(event: dict[str, Any]) -> None:
-        loop.call_soon_threadsafe(told.put, event)
-
-    def run() -> None:
-        try:
-            result = work(tell)
-            tell({"state": "done", "result": result})
-        except PictureCancelled:
-            tell({"state": "stopped"})
-        except LoraMixerError as error:
-            tell({"state": "error", "message": str(error)})
-        except Exception as error:  # noqa: BLE001 -- said on the page and in the log, whatever it is
-            _log.exception("a picture could not be made")
-            text = f"{type(error).__name__}: {error}"
-            tell({"state": "error", "message": f"This should not have happened. {text[:500]}"})
-        finally:
-            jobs.end(job)
-            loop.call_soon_threadsafe(told.close)
-
-    threading.Thread(target=run, name=f"pictures of {job.owner[:8]}", daemon=True).start()
-    try:
-        async for event in told:
-            yield event
-    finally:
-        job.stop.set()

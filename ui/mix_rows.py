@@ -7,16 +7,17 @@ triggers and reasons are looked up again each time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import AdapterMix, LbwWeights, Mix
 
 from . import checks
+from .thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from lora_mixer.library import Entry
     from lora_mixer.picture_metadata import AdapterMatches
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 32
 MAX_WEIGHT = 100.0
 MAX_STARS = 6
+OFF = "off:"
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,38 @@ class MixRows:
         Raises:
             MixError: With everything that makes no sense.
         """
-        adapters = {
-            row.name: row.spec() for row in self.rows if row.on and app.entry_named(row.name) is not None
-        }
-        if not self.method.strip() or not adapters:
-            return Mix.of(adapters, masks=app.masks)
-        return Mix.of({"adapters": adapters, "method": self.method.strip()}, masks=app.masks)
+        return _mix([row for row in self.rows if row.on and app.entry_named(row.name)], self.method, app)
+
+    def whole(self, app: AppState) -> Mix:
+        """
+        Give the mix of the rows that are on, whether their files are here or not: what is saved and shared.
+
+        Raises:
+            MixError: With everything that makes no sense.
+        """
+        return _mix([row for row in self.rows if row.on], self.method, app)
+
+    def text(self, app: AppState) -> str:
+        """
+        Write the mix as people share it: one line, and below it, after ``off:``, what is switched off.
+
+        Raises:
+            MixError: With everything that makes no sense.
+        """
+        written = self.whole(app).to_text()
+        off = [row for row in self.rows if not row.on]
+        return f"{written}\n{OFF} {_mix(off, '', app).to_text()}" if off else written
+
+    def plain(self) -> dict[str, Any]:
+        """Give what the browser may change, as JSON has it; :func:`read_rows` reads it back."""
+        return {"rows": [asdict(row) for row in self.rows], "method": self.method}
+
+
+def _mix(rows: Sequence[Row], method: str, app: AppState) -> Mix:
+    adapters = {row.name: row.spec() for row in rows}
+    if not method.strip() or not adapters:
+        return Mix.of(adapters, masks=app.masks)
+    return Mix.of({"adapters": adapters, "method": method.strip()}, masks=app.masks)
 
 
 def read_rows(value: Any) -> MixRows:
@@ -159,6 +187,23 @@ def _tame(blocks: dict[str, Any], name: str) -> None:
             raise PictureError(
                 f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions"
             )
+
+
+def read_text(text: Any, app: AppState) -> MixRows:
+    """
+    Read a mix that somebody wrote or shared, with the line ``off: ...`` of what is switched off.
+
+    Raises:
+        PictureError: When it is something else.
+        MixError: When it makes no sense.
+    """
+    lines = checks.text(text, "The mix as text").strip().splitlines()
+    off = [line[len(OFF) :] for line in lines if line.lower().startswith(OFF)]
+    mix = read_mix("\n".join(line for line in lines if not line.lower().startswith(OFF)), app)
+    rows = {row.name: row for line in off for row in rows_of(read_mix(line, app)).rows}
+    found = rows_of(mix)
+    others = (replace(row, on=False) for name, row in rows.items() if name not in mix.names)
+    return replace(found, rows=(*found.rows, *others))
 
 
 def read_mix(text: Any, app: AppState) -> Mix:
@@ -233,54 +278,27 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
     return MixRows(tuple(found), kept.method)
 
 
-def with_row(mix_rows: MixRows, row: Row) -> MixRows:
-    """
-    Add an adapter at the end; one that is there already is switched on.
-
-    Raises:
-        PictureError: When the mix_rows is full.
-    """
-    if any(each.name == row.name for each in mix_rows.rows):
-        return replace(
-            mix_rows, rows=tuple(replace(r, on=True) if r.name == row.name else r for r in mix_rows.rows)
-        )
-    if len(mix_rows.rows) >= MAX_ROWS:
-        raise PictureError(f"the mix has {MAX_ROWS} adapters, the most that fit; take one out first")
-    return replace(mix_rows, rows=(*mix_rows.rows, row))
-
-
 def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
     """Give the mix_rows as the page draws it: what the browser may change, and what it only shows."""
     return {"rows": [_shown_row(row, app) for row in mix_rows.rows], "method": mix_rows.method}
 
 
 def _shown_row(row: Row, app: AppState) -> dict[str, Any]:
-    from .thumbs import thumbnail_uri
+    return {**asdict(row), **facts_of(row.name, app)}
 
-    entry = app.entry_named(row.name)
-    about: Mapping[str, Any]
+
+def facts_of(name: str, app: AppState) -> dict[str, Any]:
+    """Give what a row shows of its adapter and the browser may not change."""
+    entry = app.entry_named(name)
     if entry is None:
-        about = {"title": row.name, "problem": "not in the library here: add its file, its place is kept"}
-    else:
-        about = {
-            "id": entry.id,
-            "title": row.name,
-            "about": facts_line(app, entry),
-            "triggers": trigger_list(entry.trigger_words),
-            "problem": app.refusal(entry),
-            "thumb": thumbnail_uri(app.library, entry, 96),
-        }
+        return {"title": name, "problem": "not in the library here: add its file, its place is kept"}
     return {
-        "name": row.name,
-        "on": row.on,
-        "unet": row.unet,
-        "te": row.te,
-        "blocks": row.blocks,
-        "schedule": row.schedule,
-        "mask": row.mask,
-        "feather": row.feather,
-        "more": row.more,
-        **about,
+        "id": entry.id,
+        "title": name,
+        "about": facts_line(app, entry),
+        "triggers": trigger_list(entry.trigger_words),
+        "problem": app.refusal(entry),
+        "thumb": thumbnail_uri(app.library, entry, 96),
     }
 
 

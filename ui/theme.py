@@ -8,7 +8,16 @@ from typing import Any
 import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core.js", "mix_rows.js", "row_details.js", "mask.js", "job.js", "library.js", "gallery.js")
+SCRIPTS = (
+    "core.js",
+    "share.js",
+    "mix_rows.js",
+    "row_details.js",
+    "mask.js",
+    "job.js",
+    "library.js",
+    "gallery.js",
+)
 STYLES = ("base.css", "parts.css")
 
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]

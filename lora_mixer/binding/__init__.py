@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from lora_mixer.binding.bind import Binding, BoundLayer, bind
 from lora_mixer.binding.components import check_components, find_components
+from lora_mixer.binding.lineage import Lineage, Rebinder
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 
 __all__ = [
     "Binding",
     "BoundLayer",
     "ComponentMatch",
+    "Lineage",
     "MatchReport",
+    "Rebinder",
     "bind",
     "check_components",
     "find_components",

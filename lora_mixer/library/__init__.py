@@ -6,6 +6,7 @@ Everything here is plain Python for whoever has many adapters: the web page, bat
 
 from __future__ import annotations
 
+from lora_mixer.library.adding import safe_name
 from lora_mixer.library.compatibility import Compatibility, base_family, compatible
 from lora_mixer.library.entry import Entry, Page, Refreshed
 from lora_mixer.library.library import Library
@@ -23,4 +24,5 @@ __all__ = [
     "base_family",
     "compatible",
     "layer_norms",
+    "safe_name",
 ]

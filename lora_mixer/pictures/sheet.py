@@ -45,7 +45,7 @@ def contact_sheet(bands: Sequence[Band]) -> Image:
     font = ImageFont.load_default(TEXT_SIZE)
     width, height = bands[0].rows[0][1][0].size
     words = [word for band in bands for label, _ in band.rows for word in label.split()]
-    left = int(max(font.getlength(word) for word in words)) + 4 * GAP
+    left = int(max((font.getlength(word) for word in words), default=0)) + 4 * GAP
     columns = max(len(band.headings) for band in bands)
     head = 2 * _LINE + 3 * GAP
     sheet = Image.new(

@@ -9,8 +9,9 @@ from lora_mixer import GridAxis, Mix, grid_requests, grid_sheet
 from lora_mixer.errors import LoraMixerError, PictureError
 
 from .. import checks, gallery
-from ..jobs import Jobs, make_all, stream
-from .make import JobView
+from ..jobs import Jobs, Order, make_all
+from ..messages import FieldError, told
+from .make import IDLE, heard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from lora_mixer import PictureRequest
 
     from ..app_state import AppState
+    from ..jobs import Job
 
 MAX_CELLS = 144
+EMPTY = "The mix is empty: add adapters in the Library, and switch them on."
 AXES = {
     "nothing": "none",
     "adapter's weight": "weight",
@@ -55,7 +58,7 @@ def alone_axes(request: PictureRequest) -> tuple[GridAxis, GridAxis]:
     """Give the axes of: base, each adapter alone, all together."""
     mix = request.mix
     if not mix.names:
-        raise PictureError("the mix is empty: add adapters in the Library, and switch them on")
+        raise PictureError(EMPTY)
     rows = {"base": Mix(), **{name: Mix({name: mix[name]}) for name in mix}}
     if len(mix) > 1:
         rows["all together"] = mix
@@ -82,23 +85,20 @@ class CompareHandlers:
         try:
             request = self.app.tagged(request)
             if not request.mix.names:
-                raise PictureError("the mix is empty: add adapters in the Library, and switch them on")
-            job = self.jobs.start(owner)
+                raise PictureError(EMPTY)
+            pair = [replace(request, mix=Mix()), request]
+            order = Order(
+                "base and mix", lambda job: [name for _, name in make_all(self.app, job, pair, job.tell)]
+            )
+            view = {**IDLE, "state": "queued", "count": 2, "ahead": 0}
+            job, _ = self.jobs.submit(owner, "compare", order, view, _compared)
         except LoraMixerError as error:
-            yield {"state": "error", "message": str(error), "pictures": []}, None
+            yield {**IDLE, "state": "error", **told(error)}, None
             return
-        pair = [replace(request, mix=Mix()), request]
-        view = JobView(2)
-
-        def work(tell: Any) -> list[str]:
-            return [name for _, name in make_all(self.app, job, pair, tell)]
-
-        async for event in stream(work, self.jobs, job):
-            names = event.get("result")
-            both = None
-            if names:
-                both = tuple(str(gallery.path_of(self.app, name)) for name in names)
-            yield view.heard(event), both  # type: ignore[misc]
+        async for shown in job.follow():
+            names = shown.pop("names", None)
+            both = names and tuple(gallery.url_of(gallery.path_of(self.app, name)) for name in names)
+            yield shown, both or None
 
     async def grid(
         self, owner: str, request: PictureRequest, columns: GridAxis, rows: GridAxis
@@ -106,51 +106,63 @@ class CompareHandlers:
         """Make a grid in mixed batches; gives the grid to show, again and again."""
         try:
             request = self.app.tagged(request)
+            if columns.kind not in ("none", "prompt") and _changed(columns) == _changed(rows):
+                raise FieldError(
+                    f"Both axes change {_changed(columns)}, so one would undo the other: choose something else for one.",
+                    "rows-kind",
+                )
             requests = grid_requests(request, columns, rows)
             if len(requests) > MAX_CELLS:
-                raise PictureError(f"the page makes at most {MAX_CELLS} cells, got {len(requests)}")
-            job = self.jobs.start(owner)
+                raise PictureError(
+                    f"The page makes at most {MAX_CELLS} cells; these axes have {len(requests)}."
+                )
+
+            def work(job: Job) -> str:
+                made = make_all(
+                    self.app,
+                    job,
+                    requests,
+                    job.tell,
+                    maker=self.app.grid_maker,
+                    batch=self.app.options.grid_batch,
+                )
+                return gallery.keep_sheet(
+                    self.app, grid_sheet([picture.image for picture, _ in made], columns, rows)
+                )
+
+            view: dict[str, Any] = {
+                "state": "queued",
+                "ahead": 0,
+                "columns": list(columns.labels),
+                "rows": list(rows.labels),
+                "cells": [None] * len(requests),
+            }
+            job, _ = self.jobs.submit(owner, "grid", Order("a grid", work), view, self._grid_heard)
         except LoraMixerError as error:
-            yield {"state": "error", "message": str(error)}
+            yield {"state": "error", **told(error)}
             return
-        shown: dict[str, Any] = {
-            "state": "queued",
-            "ahead": 0,
-            "columns": list(columns.labels),
-            "rows": list(rows.labels),
-            "cells": [None] * len(requests),
-        }
-        yield shown
-
-        def work(tell: Any) -> str:
-            made = make_all(
-                self.app,
-                job,
-                requests,
-                tell,
-                maker=self.app.grid_maker,
-                batch=self.app.options.grid_batch,
-            )
-            return gallery.keep_sheet(
-                self.app, grid_sheet([picture.image for picture, _ in made], columns, rows)
-            )
-
-        async for event in stream(work, self.jobs, job):
-            shown = _heard(self.app, shown, event)
+        async for shown in job.follow():
             yield shown
 
+    def _grid_heard(self, shown: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+        cells = list(shown["cells"])
+        if event["state"] == "picture":
+            cells[event["index"]] = event["card"]
+            return {**shown, "cells": cells}
+        for index, preview in zip(event.get("indices", ()), event.get("previews", ()), strict=False):
+            if cells[index] is None:
+                cells[index] = None if not preview else {"id": "", "thumb": preview, "mix": ""}
+        kept = {key: part for key, part in event.items() if key not in ("previews", "indices", "result")}
+        found = {**shown, **kept, "cells": cells}
+        if event.get("result"):
+            found["sheet"] = gallery.url_of(gallery.path_of(self.app, event["result"]))
+        return found
 
-def _heard(app: AppState, shown: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
-    cells = list(shown["cells"])
-    if event["state"] == "picture":
-        cells[event["index"]] = event["card"]
-        return {**shown, "cells": cells}
-    previews, indices = event.pop("previews", []), event.pop("indices", [])
-    for index, preview in zip(indices, previews, strict=False):
-        if cells[index] is None:
-            cells[index] = None if not preview else {"id": "", "thumb": preview, "mix": ""}
-    sheet = event.pop("result", None)
-    found = {**shown, **event, "cells": cells}
-    if sheet:
-        found["sheet"] = gallery.url_of(gallery.path_of(app, sheet))
-    return found
+
+def _changed(axis: GridAxis) -> str:
+    return f"the {axis.kind} of {axis.adapter}" if axis.adapter else f"the {axis.kind}"
+
+
+def _compared(view: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    value = heard(view, event)
+    return {**value, "names": event["result"]} if event.get("result") else value

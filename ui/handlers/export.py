@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,54 +13,89 @@ from lora_mixer.errors import PictureError
 from lora_mixer.writing import bake
 
 from .. import checks
+from ..messages import FieldError
 from ..mix_rows import read_rows
 
 if TYPE_CHECKING:
     from ..app_state import AppState
 
-FORMATS = ("diffusers", "kohya")
+FORMATS = ("diffusers", "kohya", "peft")
+SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,80}")
 
 
-def _place(app: AppState, name: Any, suffix: str) -> Path:
-    wanted = checks.text(name, "name", 81).strip()
+def _place(app: AppState, name: Any, suffix: str, field: str) -> Path:
+    wanted = checks.text(name, "Name", 81, field).strip()
     if not _NAME.fullmatch(wanted) or wanted.endswith((".", " ")):
-        raise PictureError(
-            "name: use letters, digits, space, '-', '_' and '.', and begin with a letter or digit"
+        raise FieldError(
+            "Name: use letters, digits, space, '-', '_' and '.', and begin with a letter or digit", field
         )
     place = app.exports / f"{wanted.removesuffix('.safetensors')}{suffix}"
     if place.exists():
-        raise PictureError(f"there is an export {place.name!r} already; choose another name")
+        raise FieldError(f"Name: there is an export {place.name} already; choose another", field)
     return place
+
+
+@dataclass(frozen=True)
+class Exported:
+    """
+    What an export wrote.
+
+    Attributes:
+        files: The files to be had.
+        report: What was written, in words.
+        lost: The share of the worst layer's change that the rank left out.
+        layer: That layer.
+    """
+
+    files: tuple[Path, ...]
+    report: str
+    lost: float = 0.0
+    layer: str = ""
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """What the loss means, for the page to show in its colour."""
+        if not self.lost:
+            return {"level": "good", "text": "Exact: the file does what the mix does."}
+        text = f"At most {self.lost:.0%} of what a layer does is lost (most in {self.layer})."
+        if self.lost < SMALL_LOSS:
+            return {"level": "good", "text": f"{text} That is hard to see."}
+        return {
+            "level": "fair" if self.lost < LARGE_LOSS else "bad",
+            "text": f"{text} A higher rank keeps more.",
+        }
 
 
 def one_file(
     app: AppState, owner: str, mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any
-) -> tuple[Path, str]:
+) -> Exported:
     """
-    Write the mix as one adapter file.
+    Write the mix as one adapter file, or as PEFT's folder of two.
 
     Returns:
-        Its path, and what was written, with the error of the rank.
+        What was written, with what the rank costs.
 
     Raises:
         LoraMixerError: When it cannot be written so.
     """
-    place = _place(app, name, ".safetensors")
-    form = checks.choice(form, "format", FORMATS)
-    number = None if rank in (None, "", 0) else checks.whole(rank, "rank", 1, 4096)
-    kind = checks.choice(dtype or DTYPES[0], "type", DTYPES)
+    form = checks.choice(form, "Format", FORMATS, "export-format")
+    place = _place(app, name, "" if form == "peft" else ".safetensors", "export-name")
+    number = None if rank in (None, "", 0) else checks.whole(rank, "Rank", 1, 4096, "export-rank")
+    kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
     mix = read_rows(mix_rows).mix(app)
     if not mix.names:
-        raise PictureError("the mix is empty: there is nothing to export; switch an adapter on")
+        raise PictureError("The mix is empty: there is nothing to export. Switch an adapter on.")
     app.exports.mkdir(parents=True, exist_ok=True)
     with app.queue.turn(owner):
         app.ready(mix.names)
         report = app.mixer.save_lora_weights(
             place, weights=mix, format=form, rank=number, dtype=None if kind == DTYPES[0] else kind
         )
-    return place, str(report).replace(str(place), place.name)
+    layer = max(report.errors, key=report.errors.__getitem__, default="")
+    words = str(report).replace(str(place), place.name)
+    return Exported(report.files, words, report.worst_error, layer)
 
 
 def offered(place: Path, cache: str) -> str:
@@ -85,9 +121,9 @@ def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
     Raises:
         LoraMixerError: When it cannot be written so.
     """
-    place = _place(app, name, "")
+    place = _place(app, name, "", "bake-name")
     mix = read_rows(mix_rows).mix(app)
     with app.queue.turn(owner):
         app.ready(mix.names)
         bake(app.mixer, place, mix, model=app.options.model)
-    return f"exports/{place.name}: {app.options.model} with {mix.to_text() or 'no adapters'}"
+    return f"exports/{place.name}: {Path(app.options.model).name} with {mix.to_text() or 'no adapters'}"

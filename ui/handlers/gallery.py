@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import LoraMixerError, PictureError
+from lora_mixer.errors import PictureError
 from lora_mixer.picture_metadata import AdapterMatches, PictureSettings, match_adapters, read_picture
 
 from .. import gallery
@@ -17,41 +17,34 @@ if TYPE_CHECKING:
     from ..app_state import AppState
 
 MAX_PICTURE = 64 << 20
-
-
-class _LazyHashes(Mapping[str, str]):
-    """An adapter's hashes, read when somebody looks."""
-
-    def __init__(self, app: AppState, entry_id: str) -> None:
-        self._app, self._id = app, entry_id
-        self._table: dict[str, str] | None = None
-
-    def _all(self) -> dict[str, str]:
-        if self._table is None:
-            try:
-                self._table = dict(self._app.library.hashes(self._id))
-            except (LoraMixerError, OSError):
-                self._table = {}
-        return self._table
-
-    def __getitem__(self, kind: str) -> str:
-        return self._all()[kind]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
+OWN = "lora_mixer"
+WEIGHTED = re.compile(r"\([^()]+:-?\d+(?:\.\d+)?\)")
+OTHER_KEYS = (
+    "Hires upscale",
+    "Hires upscaler",
+    "Denoising strength",
+    "VAE",
+    "Variation seed",
+    "Refiner",
+    "ENSD",
+)
 
 
 def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
-    """Give the mix_rows of a picture's mix: by hash first, then by name; what is missing keeps its place."""
-    known = {
-        name: _LazyHashes(app, entry.id)
+    """
+    Give the rows of a picture's mix: by hash first, then by name; what is missing keeps its place.
+
+    Only hashes that are known already are looked at, so that no picture makes the server read all of its files; where one
+    of the picture's stays unknown, the others are computed behind the page.
+    """
+    entries = {
+        name: entry
         for name, entry in zip(app.names(), app.every_entry(), strict=True)
         if not entry.problem and not entry.offline
     }
-    found = match_adapters(settings, known)
+    found = match_adapters(settings, {name: entry.hashes for name, entry in entries.items()})
+    if any(slot.adapter.hashes and slot.found_by != "hash" for slot in found.slots):
+        app.hash_all(entries.values())
     for slot in found.slots:
         mask = slot.adapter.spec.mask if slot.adapter.spec is not None else None
         if mask is not None and mask.picture is not None:
@@ -59,6 +52,18 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
                 app.masks.put_values(mask.picture)
     app.preloader.want(found.mix.names)
     return shown(recalled_rows(found), app), found
+
+
+def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
+    """Give rows with those of before that were switched off and are not among them; a comparison knows nothing of these."""
+    names = {row["name"] for row in rows["rows"]}
+    old = before.get("rows", []) if isinstance(before, dict) else []
+    off = [
+        row
+        for row in old
+        if isinstance(row, dict) and row.get("on") is False and row.get("name") not in names
+    ]
+    return {**rows, "rows": [*rows["rows"], *off]}
 
 
 def dropped(path: Any, cache: str) -> PictureSettings:
@@ -77,11 +82,11 @@ def dropped(path: Any, cache: str) -> PictureSettings:
     try:
         real = given.resolve(strict=True)
     except (OSError, ValueError) as error:
-        raise PictureError("the upload is gone; drop the picture again") from error
+        raise PictureError("The upload is gone; drop the picture again.") from error
     if given.is_symlink() or not real.is_relative_to(Path(cache).resolve()) or not real.is_file():
-        raise PictureError("this is not an upload")
+        raise PictureError("This is not an upload.")
     if real.stat().st_size > MAX_PICTURE:
-        raise PictureError(f"the picture is larger than {MAX_PICTURE >> 20} MB")
+        raise PictureError(f"The picture is larger than {MAX_PICTURE >> 20} MB")
     return read_picture(real.read_bytes())
 
 
@@ -95,7 +100,26 @@ def of_gallery(app: AppState, picture_id: Any) -> PictureSettings:
     return read_picture(gallery.path_of(app, picture_id))
 
 
-def report(settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:
+def unused(app: AppState, settings: PictureSettings) -> list[str]:
+    """Say what a picture had that this page does not use, so that a picture made anew may differ."""
+    said = []
+    if settings.sampler:
+        said.append(f"sampler {settings.sampler}: the model's own is used here")
+    model = Path(str(app.options.model)).name
+    if settings.model and Path(settings.model.replace("\\", "/")).stem not in (model, Path(model).stem):
+        said.append(f"model {settings.model}: here it is {model}")
+    skip = settings.extra.get("Clip skip")
+    if skip and skip != "1":
+        said.append(f"clip skip {skip}")
+    if WEIGHTED.search(settings.prompt + settings.negative_prompt) and settings.dialect not in ("", OWN):
+        said.append("weights of words such as (x:1.3): they are read as plain text here")
+    others = [key for key in settings.extra if key in OTHER_KEYS]
+    if others:
+        said.append(", ".join(f"{key} {settings.extra[key]}" for key in others))
+    return [f"Not used: {text}." for text in said]
+
+
+def report(app: AppState, settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:
     """Say what was read and which adapters were found, for the page."""
     words = {"hash": "found by hash", "name": "found by name"}
     slots = []
@@ -107,9 +131,12 @@ def report(settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:
             else f"{slot.adapter.name}: {slot.note or slot.found_by}; its place is kept"
         )
         slots.append({"ok": ok, "text": text + (f" ({slot.note})" if ok and slot.note else "")})
+    notes = [*settings.notes, *found.notes, *unused(app, settings)]
+    if app.hashing:
+        notes.append("Some files' hashes are not known yet; they are computed now: take it again in a while.")
     return {
         **gallery.about(settings),
         "title": f"Settings read ({settings.dialect})" if settings.dialect else "Settings read",
         "slots": slots,
-        "notes": [*settings.notes, *found.notes],
+        "notes": notes,
     }

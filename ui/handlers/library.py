@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import filecmp
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from lora_mixer.errors import LoraMixerError, PictureError
-from lora_mixer.library import layer_norms
+from lora_mixer.library import layer_norms, safe_name
 
 from .. import checks
-from ..mix_rows import facts_line, trigger_list
+from ..messages import FieldError, words_of
+from ..mix_rows import MAX_WEIGHT, facts_line, trigger_list
 from ..thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
@@ -28,7 +32,12 @@ SORTS = {
     "Most used": ("uses", True),
 }
 ANY_BASE = "Any base"
-MAX_UPLOADS = 50
+MAX_UPLOADS, MAX_ALIKE = 50, 20
+PEFT_NAME = "PEFT adapter"
+HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#]+/[^/?#]+)"
+    r"(?:/(?:blob|resolve|raw)/[^/?#]+/(?P<file>[^?#]+)|/tree/[^?#]*)?/?(?:[?#].*)?"
+)
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model"
 _SHOWN_METADATA, _LAYERS = 60, 3000
 _LONGEST_METADATA = 160
@@ -66,6 +75,7 @@ def _card(app: AppState, entry: Entry) -> dict[str, Any]:
         "about": facts_line(app, entry),
         "bytes": entry.bytes,
         "triggers": trigger_list(entry.trigger_words),
+        "weight": entry.weight if entry.weight is not None and abs(entry.weight) <= MAX_WEIGHT else None,
         "problem": app.refusal(entry),
         "thumb": thumbnail_uri(app.library, entry, 256),
     }
@@ -94,7 +104,9 @@ def details(app: AppState, entry_id: Any) -> dict[str, Any]:
         if known.unknown:
             found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:
-        found["strengthNote"] = str(error)
+        found["strengthNote"] = (
+            words_of(error) if isinstance(error, LoraMixerError) else "The file cannot be read."
+        )
     facts = {
         "Title": entry.title,
         "Base": app.called(entry.base),
@@ -130,17 +142,18 @@ def keep(app: AppState, entry_id: Any, weight: Any, notes: Any) -> None:
     app.library.set_default(wanted, weight=number, notes=checks.text(notes, "notes", 4000))
 
 
-def upload(app: AppState, files: Any, cache: str) -> tuple[str, str]:
+def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str]:
     """
-    Take uploaded adapters into the library.
+    Take uploaded adapters into the library, under names that nothing had before.
 
     Args:
         app: Where.
         files: Paths of what the browser uploaded: safetensors files, or the two files of a PEFT folder.
         cache: The folder that uploads lie in; nothing outside of it is read.
+        name: What to call a single one; its file's name where empty.
 
     Returns:
-        What was added, and what was refused and why.
+        What was added, with what is to be said of it, and what was refused and why.
     """
     given: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
     paths = [Path(str(each)) for each in given[:MAX_UPLOADS]]
@@ -156,21 +169,57 @@ def upload(app: AppState, files: Any, cache: str) -> tuple[str, str]:
         weights = [
             path for path in weights if path.stem != PEFT_WEIGHTS
         ]  # half of it would be another adapter
+    called = checks.text(name, "Name", checks.MAX_NAME, "upload-name").strip() if len(weights) == 1 else ""
     for path in weights:
         try:
+            file = _uploaded(path, cache)
+            wanted = safe_name(called or path.name)
+            if not called and wanted.lower() == PEFT_WEIGHTS:
+                wanted = PEFT_NAME
+            same = _same_file(app, file)
+            if same is not None and same.name.lower() == wanted.lower():
+                refused.append(
+                    f"{path.name}: it is here already, as {app.name_of(same)}; it is not added twice"
+                )
+                continue
             entry = app.library.add(
-                _uploaded(path, cache),
-                path.name,
+                file,
+                app.free_name(wanted),
                 folder=app.uploads,
                 limit=app.options.max_upload,
                 config=None if config is None else _uploaded(config, cache),
             )
-            added.append(entry.name)
+            added.append(_told(app, entry, wanted, same))
         except LoraMixerError as error:
-            refused.append(str(error))
+            refused.append(words_of(error))
         except (OSError, ValueError) as error:
             refused.append(f"{path.name}: it cannot be read ({type(error).__name__})")
     return ", ".join(added), "\n".join(refused)
+
+
+def _told(app: AppState, entry: Entry, wanted: str, same: Entry | None) -> str:
+    remarks = []
+    if entry.name != wanted:
+        remarks.append(f"there is another {wanted} already")
+    if same is not None:
+        remarks.append(f"the same file as {app.name_of(same)}")
+    reason = app.refusal(entry)
+    if reason:
+        remarks.append(f"it cannot be used here: {reason}")
+    return f"{app.name_of(entry)} ({'; '.join(remarks)})" if remarks else app.name_of(entry)
+
+
+def _same_file(app: AppState, file: Path) -> Entry | None:
+    """Find an entry with the same bytes; only files of the same size are read."""
+    size = file.stat().st_size
+    alike = [entry for entry in app.every_entry() if entry.bytes == size and not entry.offline]
+    for entry in alike[:MAX_ALIKE]:
+        try:
+            if filecmp.cmp(file, app.library.source(entry.id), shallow=False):
+                return entry
+        except (LoraMixerError, OSError):
+            continue
+    return None
 
 
 def _uploaded(path: Path, cache: str) -> Path:
@@ -184,16 +233,32 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> str:
     """
     Take an adapter from the Hub into the library.
 
+    Args:
+        app: Where.
+        repo: ``owner/name``, or the address of its page or of a file there, as copied from the browser.
+        weight_name: Which file, where it has several.
+
     Returns:
-        Its name.
+        Its name, with what is to be said of it.
 
     Raises:
         LoraMixerError: When there is none, or it cannot be read.
     """
-    repo_id = checks.text(repo, "Hub repository", 200).strip()
+    given = checks.text(repo, "Hub repository", 400, "hub-repo").strip()
+    found = HUB_PAGE.fullmatch(given)
+    repo_id, file = (found["repo"], found["file"] or "") if found else (given, "")
     if repo_id.count("/") != 1 or not all(part and not part.startswith(".") for part in repo_id.split("/")):
-        raise PictureError(
-            "a Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl"
+        raise FieldError(
+            "A Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl, or as its page's address.",
+            "hub-repo",
         )
-    name = checks.text(weight_name, "file in it", 200).strip()
-    return app.library.add_from_hub(repo_id, weight_name=name or None, folder=app.uploads).name
+    wanted = checks.text(weight_name, "File in it", 200, "hub-file").strip() or unquote(file)
+    before = app.names()
+    entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads)
+    name = app.name_of(entry)
+    taken = entry.name in before and name != entry.name
+    return (
+        _told(app, entry, entry.name, None)
+        if not taken
+        else f"{name} (there is another {entry.name} already)"
+    )

@@ -1,27 +1,33 @@
-"""The handlers of the Make page: requests out of the page's fields, and the view that shows how they come along."""
+"""The handlers of the Make page: requests out of the page's fields, and the view of how they come along."""
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import PictureRequest
-from lora_mixer.errors import LoraMixerError
+from lora_mixer.errors import LoraMixerError, PictureCancelled
 
 from .. import checks
-from ..jobs import Jobs, make_all, stream
+from ..jobs import Jobs, Order, make_all
+from ..messages import told
 from ..mix_rows import read_rows
+from ..thumbs import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ..app_state import AppState
+    from ..jobs import Job
 
 MAX_COUNT = 64
 MAX_STEPS = 500
 MAX_SIDE = 4096
 MAX_SEED = 2**63 - 1 - MAX_COUNT
-IDLE = {"state": "idle", "pictures": [], "message": ""}
+DRAFT_STEPS = 6
+DRAFT_SIDE = 512
+IDLE: dict[str, Any] = {"state": "idle", "pictures": [], "message": "", "waiting": []}
 
 
 def random_seed() -> str:
@@ -44,59 +50,40 @@ def read_request(
     Read the page's fields, or what was sent in their place.
 
     Raises:
-        PictureError: With what is wrong.
+        FieldError: With what is wrong, and where.
         MixError: When the mix makes no sense.
     """
     return PictureRequest(
-        checks.text(prompt, "prompt"),
-        checks.text(negative, "negative prompt"),
-        checks.whole(seed, "seed", 0, MAX_SEED),
-        checks.whole(steps, "steps", 1, MAX_STEPS),
-        checks.number(guidance, "guidance", 0, 100),
-        checks.whole(width, "width", 16, MAX_SIDE) // 8 * 8,
-        checks.whole(height, "height", 16, MAX_SIDE) // 8 * 8,
+        checks.text(prompt, "Prompt", field="prompt"),
+        checks.text(negative, "Negative prompt", field="negative"),
+        checks.whole(seed, "Seed", 0, MAX_SEED, "seed"),
+        checks.whole(steps, "Steps", 1, MAX_STEPS, "steps"),
+        checks.number(guidance, "Guidance", 0, 100, "guidance"),
+        checks.whole(width, "Width", 16, MAX_SIDE, "width") // 8 * 8,
+        checks.whole(height, "Height", 16, MAX_SIDE, "height") // 8 * 8,
         read_rows(mix_rows).mix(app),
     )
 
 
 def several(request: PictureRequest, count: int) -> list[PictureRequest]:
     """Give the same with one seed after the other."""
-    from dataclasses import replace
-
     return [replace(request, seed=request.seed + number) for number in range(count)]
 
 
-class JobView:
-    """What the page shows of a job, built up from what the job tells."""
-
-    def __init__(self, count: int) -> None:
-        """Start with nothing shown."""
-        self.value: dict[str, Any] = {
-            "state": "queued",
-            "pictures": [],
-            "count": count,
-            "message": "",
-            "ahead": 0,
-        }
-
-    def heard(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Take in one event and give the whole to show."""
-        value = dict(self.value)
-        if event["state"] == "picture":
-            value["pictures"] = [*value["pictures"], event["card"]]
-            value.pop("preview", None)
-        elif event["state"] == "running":
-            previews = event.pop("previews", None)
-            value |= event
-            if previews:
-                value["preview"] = previews[0]
-        else:
-            event.pop("result", None)
-            value |= event
-            if event["state"] != "queued":
-                value.pop("preview", None)
-        self.value = value
+def heard(view: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    """Take one event into the view of pictures that are made; those of earlier orders of the job stay."""
+    value = dict(view)
+    if event["state"] == "picture":
+        value["pictures"] = [*value["pictures"], event["card"]]
+        value.pop("preview", None)
         return value
+    shown = {key: part for key, part in event.items() if key not in ("previews", "indices", "result")}
+    value |= shown
+    if event.get("previews"):
+        value["preview"] = event["previews"][0]
+    if event["state"] not in ("running", "queued"):
+        value.pop("preview", None)
+    return value
 
 
 class MakeHandlers:
@@ -129,18 +116,83 @@ class MakeHandlers:
         """Make the pictures that the page asks for; gives the view and the seed, again and again."""
         used = str(seed) if locked and seed not in (None, "") else random_seed()
         try:
-            number = checks.whole(count, "count", 1, MAX_COUNT)
+            number = checks.whole(count, "Pictures", 1, MAX_COUNT, "count")
             request = read_request(self.app, prompt, negative, used, steps, guidance, width, height, mix_rows)
-            job = self.jobs.start(owner)
+            job, fresh = self.submit(owner, several(request, number))
         except LoraMixerError as error:
-            yield {**IDLE, "state": "error", "message": str(error)}, str(seed or "")
+            running = self.jobs.of(owner)
+            if running is None:
+                yield {**IDLE, "state": "error", **told(error)}, str(seed or "")
+            else:  # what is under way goes on, with the words beside it
+                running.tell({**_still(running), **told(error)})
             return
-        view = JobView(number)
-        yield view.value, used
-        requests = several(request, number)
-        async for event in stream(lambda tell: len(make_all(self.app, job, requests, tell)), self.jobs, job):
-            yield view.heard(event), used
+        if not fresh:
+            return
+        self.jobs.stop(draft_of(owner))
+        async for view in job.follow():
+            yield view, used
+
+    def submit(self, owner: str, requests: list[PictureRequest]) -> tuple[Job, bool]:
+        """
+        Begin pictures, or put them behind those that the session has under way.
+
+        Raises:
+            PictureError: When too much is under way.
+        """
+        label = requests[0].prompt[:60] or "no prompt"
+        words = f"{len(requests)} × {label}" if len(requests) > 1 else label
+
+        def work(job: Job) -> int:
+            job.tell({"state": "queued", "ahead": 0, "count": len(requests), "message": "", "field": ""})
+            return len(make_all(self.app, job, requests, job.tell))
+
+        return self.jobs.submit(owner, "make", Order(words, work), {**IDLE, "state": "queued"}, heard)
+
+    async def follow(self, owner: str) -> AsyncIterator[dict[str, Any]]:
+        """Give the views of what a session has under way, when its page was loaded again."""
+        job = self.jobs.of(owner)
+        if job is None or job.kind != "make":
+            return
+        async for view in job.follow():
+            yield view
+
+    async def draft(self, owner: str, *fields: Any) -> AsyncIterator[dict[str, Any]]:
+        """Make a picture of few steps that is not kept; one that comes after it takes its place."""
+        name = draft_of(owner)
+        if self.jobs.of(owner) is not None:
+            return
+        try:
+            request = self.app.tagged(read_request(self.app, *fields))
+            request = replace(request, steps=min(request.steps or DRAFT_STEPS, DRAFT_STEPS))
+            order = Order("draft", lambda job: self._draft(job, request))
+            job, _ = self.jobs.submit(
+                name, "draft", order, {"state": "queued"}, lambda view, event: {**view, **event}
+            )
+        except LoraMixerError:  # nobody asked for it; Make says what is wrong
+            return
+        async for view in job.follow():
+            if view["state"] == "done":
+                yield {"preview": view["result"], "mix": request.mix.to_text()}
+
+    def _draft(self, job: Job, request: PictureRequest) -> str:
+        def watch(_: Any) -> None:
+            if job.stop.is_set():
+                raise PictureCancelled("a newer draft is wanted")
+
+        with self.app.queue.turn(job.owner, stopped=job.stop.is_set):
+            self.app.ready(request.mix.names)
+            (picture,) = self.app.maker.make([request], on_step=watch)
+        return data_uri(picture.image, DRAFT_SIDE)
 
     def stop(self, owner: str) -> bool:
-        """Stop the session's pictures within one step."""
+        """Stop the session's picture within one step."""
         return self.jobs.stop(owner)
+
+
+def draft_of(owner: str) -> str:
+    """Give the name under which a session's draft is a job of its own."""
+    return f"{owner}/draft"
+
+
+def _still(job: Job) -> dict[str, Any]:
+    return {"state": job.view["state"]}

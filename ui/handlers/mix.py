@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
-from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
+from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
 
 from .. import checks
 from ..masks import painted
-from ..mix_rows import Row, read_mix, read_rows, rows_of, shown, with_row
+from ..messages import FieldError, words_of
+from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, read_rows, read_text, rows_of, shown
+from ..thumbs import data_uri
 
 if TYPE_CHECKING:
     from ..app_state import AppState
 
 CURVE_STEPS = 50
+MASK_SIDE = 512
 SHAPES = (
     ("constant", ""),
     ("fade in", "linear(0, 1)"),
@@ -25,7 +28,6 @@ SHAPES = (
     ("slow start", "ease_in(0, 1)"),
     ("bell", "0@0,1@0.5,0@1"),
 )
-METHODS = ("sum", "switch(tau=5)", "composite", "k_lora()")
 
 
 def kit(app: AppState) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def kit(app: AppState) -> dict[str, Any]:
         "presets": {name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts},
         "forms": ["b-lora:content", "b-lora:style"] if 12 in counts else [],
         "shapes": [list(shape) for shape in SHAPES],
-        "methods": list(METHODS),
+        "methods": [method.example for method in METHODS.values()],
     }
 
 
@@ -70,32 +72,31 @@ def curve(text: Any) -> dict[str, Any]:
     except MixError as error:
         return {"problem": "; ".join(problem.text for problem in error.problems) or str(error)}
     except LoraMixerError as error:
-        return {"problem": str(error)}
+        return {"problem": words_of(error)}
 
 
-def added(app: AppState, mix_rows: Any, entry_id: Any) -> dict[str, Any]:
+def look_up(app: AppState, names: Any) -> dict[str, Any]:
     """
-    Put an adapter of the library into a mix, at its own default weight.
+    Give what rows show of their adapters, and load soon what they will need.
 
-    Raises:
-        PictureError: When there is no such adapter, or it cannot be used here.
+    Args:
+        app: Where.
+        names: Their names, as a browser kept them.
+
+    Returns:
+        The facts by name.
     """
-    entry = app.entry(checks.opaque(entry_id, "adapter"))
-    reason = app.refusal(entry)
-    if reason:
-        raise PictureError(f"{entry.name} cannot be added: {reason}")
-    row = Row(app.name_of(entry), unet=1.0 if entry.weight is None else entry.weight)
-    app.preloader.want([row.name])
-    return shown(with_row(read_rows(mix_rows), row), app)
+    wanted = [checks.text(name, "name", 256) for name in names][:MAX_ROWS] if isinstance(names, list) else []
+    app.preloader.want([name for name in wanted if app.entry_named(name)])
+    return {name: facts_of(name, app) for name in wanted}
 
 
-def as_text(app: AppState, mix_rows: Any) -> tuple[str, str]:
+def as_text(app: AppState, rows: Any) -> dict[str, str]:
     """Give a mix as text, and what is wrong with it (one of the two is empty)."""
     try:
-        mix = read_rows(mix_rows).mix(app)
+        return {"text": read_rows(rows).text(app), "problem": ""}
     except LoraMixerError as error:
-        return "", str(error)
-    return mix.to_text(), ""
+        return {"text": "", "problem": words_of(error)}
 
 
 def from_text(app: AppState, text: Any) -> dict[str, Any]:
@@ -105,72 +106,80 @@ def from_text(app: AppState, text: Any) -> dict[str, Any]:
     Raises:
         LoraMixerError: When it makes no sense.
     """
-    mix = read_mix(text, app)
-    app.preloader.want(mix.names)
-    return shown(rows_of(mix), app)
+    found = read_text(text, app)
+    app.preloader.want([row.name for row in found.rows if row.on])
+    return shown(found, app)
 
 
-def with_mask(app: AppState, mix_rows: Any, name: Any, png: Any) -> dict[str, Any]:
+def keep_mask(app: AppState, png: Any) -> dict[str, str]:
     """
-    Give a row the mask that was painted.
+    Keep a painted mask.
 
-    Args:
-        app: Where masks are kept.
-        mix_rows: The mix.
-        name: The row's adapter.
-        png: The mask as a ``data:image/png`` address.
+    Returns:
+        Its digest, and a small picture of it.
 
     Raises:
-        PictureError: When it is none, nothing is painted, or there is no such row.
+        PictureError: When nothing is painted.
     """
-    found = read_rows(mix_rows)
-    wanted = checks.text(name, "adapter", 256)
-    if wanted not in [row.name for row in found.rows]:
-        raise PictureError(f"the mix has no adapter {wanted[:40]!r}")
     digest = app.masks.put(painted(png))
-    rows = tuple(replace(row, mask=digest) if row.name == wanted else row for row in found.rows)
-    return shown(replace(found, rows=rows), app)
+    return {"digest": digest, "png": mask_png(app, digest)}
 
 
-def with_word(prompt: Any, word: Any) -> str:
-    """Put a trigger word into a prompt, at its end; one that is in it stays where it is."""
-    text, wanted = checks.text(prompt, "prompt").rstrip(), checks.text(word, "trigger word", 200).strip()
-    if not wanted or wanted.lower() in text.lower():
-        return text
-    return f"{text.rstrip(',')}, {wanted}" if text else wanted
+def mask_png(app: AppState, digest: Any) -> str:
+    """Give a mask as a picture that the page paints on; empty where it is not here."""
+    try:
+        return data_uri(app.masks[checks.opaque(digest, "mask")], MASK_SIDE, "png")  # type: ignore[arg-type]
+    except KeyError:
+        return ""
 
 
-def keep_default(app: AppState, mix_rows: Any, name: Any) -> str:
+def keep_default(app: AppState, name: Any, weight: Any) -> str:
     """
     Keep a row's weight as the adapter's own default.
 
     Raises:
-        PictureError: When there is no such row or adapter.
+        PictureError: When there is no such adapter.
     """
     wanted = checks.text(name, "adapter", 256)
-    row = next((row for row in read_rows(mix_rows).rows if row.name == wanted), None)
     entry = app.entry_named(wanted)
-    if row is None or entry is None:
-        raise PictureError("there is no such adapter in the mix")
-    app.library.set_default(entry.id, weight=row.unet)
-    return f"{wanted} now starts at {row.unet:g}"
+    if entry is None:
+        raise PictureError(f"{wanted} is not in the library here")
+    number = checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+    app.library.set_default(entry.id, weight=number)
+    return f"{wanted} now starts at {number:g}"
 
 
 # --- saved mixes -----------------------------------------------------------------------------------------------------
 
 
-def save(app: AppState, name: Any, mix_rows: Any) -> str:
+def saved(app: AppState) -> list[str]:
+    """List the saved mixes."""
+    return list(app.mixes.list())
+
+
+def save(app: AppState, name: Any, rows: Any, *, replacing: bool) -> dict[str, Any]:
     """
-    Save a mix under a name.
+    Save a mix under a name, rows that are off or missing included.
+
+    Returns:
+        ``exists`` where the name is taken and ``replacing`` is false; else what is said of it.
 
     Raises:
         LoraMixerError: When the name or the mix cannot be.
     """
-    wanted = checks.text(name, "name", checks.MAX_NAME).strip()
+    wanted = checks.text(name, "The name", checks.MAX_NAME).strip()
     if not wanted:
-        raise PictureError("give the mix a name first")
-    app.mixes.save(wanted, read_rows(mix_rows).mix(app))
-    return wanted
+        raise FieldError("Give the mix a name first.", "mix-name")
+    found = read_rows(rows)
+    if not found.rows:
+        raise PictureError("The mix is empty: there is nothing to save.")
+    taken = wanted in app.mixes.list()
+    if taken and not replacing:
+        return {"exists": wanted}
+    mix = found.whole(app)
+    app.saved_rows.put(wanted, _key(mix), found.plain())
+    app.mixes.save(wanted, mix)
+    return {"said": f"{'Replaced' if taken else 'Saved'} {wanted}", "name": wanted, "names": saved(app)}
 
 
 def load(app: AppState, name: Any) -> dict[str, Any]:
@@ -180,39 +189,47 @@ def load(app: AppState, name: Any) -> dict[str, Any]:
     Raises:
         LoraMixerError: When there is none of that name.
     """
-    mix = app.mixes.load(_saved(name))
+    wanted = _saved(name)
+    mix = app.mixes.load(wanted)
     for adapter in mix.adapters.values():
         if adapter.mask is not None and adapter.mask.picture is not None:
             app.masks.put_values(adapter.mask.picture)
     app.preloader.want(mix.names)
-    return shown(rows_of(mix), app)
+    rows = app.saved_rows.get(wanted, _key(mix))
+    try:
+        return shown(rows_of(mix) if rows is None else read_rows(rows), app)
+    except PictureError:  # somebody edited the file
+        return shown(rows_of(mix), app)
 
 
-def delete(app: AppState, name: Any) -> None:
+def _key(mix: Mix) -> str:
+    return json.dumps(mix.to_dict(), sort_keys=True, default=str)
+
+
+def delete(app: AppState, name: Any) -> dict[str, Any]:
     """
     Delete a saved mix.
 
     Raises:
         LoraMixerError: When there is none of that name.
     """
-    app.mixes.delete(_saved(name))
+    wanted = _saved(name)
+    app.mixes.delete(wanted)
+    return {"said": f"Deleted {wanted}", "names": saved(app)}
 
 
 def _saved(name: Any) -> str:
-    wanted = checks.text(name, "name", checks.MAX_NAME)
+    wanted = checks.text(name, "The name", checks.MAX_NAME)
     if not wanted:
-        raise PictureError("choose a saved mix from the list first")
+        raise PictureError("Choose a saved mix first.")
     return wanted
 
 
-def undo(app: AppState) -> str:
+def undo(app: AppState) -> dict[str, Any]:
     """
     Take the last change of the saved mixes back.
-
-    Returns:
-        What was taken back.
 
     Raises:
         LoraMixerError: When there is none.
     """
-    return app.mixes.undo()
+    return {"said": f"Taken back: {app.mixes.undo()}", "names": saved(app)}

@@ -9,10 +9,11 @@ import gradio as gr
 from lora_mixer.errors import LoraMixerError
 
 from ..handlers import compare as handlers
-from ..handlers.gallery import of_gallery, recalled
+from ..handlers.gallery import of_gallery, recalled, with_off_rows
 from ..handlers.make import IDLE, read_request
+from ..messages import told
 from ..theme import part
-from .shared import QUIET, guarded, owner_of
+from .shared import QUIET, guarded
 
 if TYPE_CHECKING:
     from .shared import Fields, Shared
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _VALUES = "0, 0.5, 1    ·    0-1 (+0.25)    ·    1-4    ·    ink, neon"
 
 
-def compare_page(shared: Shared, fields: Fields) -> None:
+def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
     """Lay the page out and connect it; prompt and settings are those of the Make page."""
     app, compared = shared.app, handlers.CompareHandlers(shared.app, shared.jobs)
     given = [*fields.request, shared.mix_rows]
@@ -33,17 +34,8 @@ def compare_page(shared: Shared, fields: Fields) -> None:
                 both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=88)
                 alone = gr.Button("Each alone", elem_id="alone-button", min_width=92)
                 stop = gr.Button("Stop", elem_id="compare-stop", min_width=60)
-            slider = gr.ImageSlider(
-                label="Base and mix",
-                type="filepath",
-                format="png",
-                show_label=False,
-                elem_id="compare-slider",
-                max_height=520,
-                interactive=False,
-                buttons=["fullscreen"],
-            )
-            state = part("job", value=IDLE, elem_id="compare-state", elem_classes="lm-onlystate")
+            slider = part("slider", value=None, elem_id="compare-slider")
+            state = part("progress", value=IDLE, elem_id="compare-state")
         with gr.Column(scale=7, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
                 axes = [_axis("Left to right", "columns", "adapter's weight", "0-1 (+0.5)"),
@@ -61,10 +53,10 @@ def compare_page(shared: Shared, fields: Fields) -> None:
         try:
             wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows)
         except LoraMixerError as error:
-            yield {**IDLE, "state": "error", "message": str(error)}, gr.skip()
+            yield {**IDLE, "state": "error", **told(error)}, gr.skip()
             return
-        async for view, pair in compared.slider(owner_of(request), wanted):
-            yield view, pair or gr.skip()
+        async for view, pair in compared.slider(shared.owner_of(request), wanted):
+            yield view, list(pair) if pair else gr.skip()
 
     both.click(compare, given, [state, slider], **QUIET)
 
@@ -76,9 +68,9 @@ def compare_page(shared: Shared, fields: Fields) -> None:
             wanted = app.tagged(request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows))
             columns, rows = handlers.alone_axes(wanted)
         except LoraMixerError as error:
-            yield {"state": "error", "message": str(error)}
+            yield {"state": "error", **told(error)}
             return
-        async for shown in compared.grid(owner_of(request), wanted, columns, rows):
+        async for shown in compared.grid(shared.owner_of(request), wanted, columns, rows):
             yield shown
 
     alone.click(each, given, grid, **QUIET)
@@ -92,25 +84,26 @@ def compare_page(shared: Shared, fields: Fields) -> None:
             columns = handlers.read_axis(app, kind, text, adapter)
             rows = handlers.read_axis(app, kind_2, text_2, adapter_2)
         except LoraMixerError as error:
-            yield {"state": "error", "message": str(error)}
+            yield {"state": "error", **told(error)}
             return
-        async for shown in compared.grid(owner_of(request), wanted, columns, rows):
+        async for shown in compared.grid(shared.owner_of(request), wanted, columns, rows):
             yield shown
 
     grid_button.click(make_grid, [*given, *axes[0], *axes[1]], grid, **QUIET)
 
     def halt(request: gr.Request) -> None:
-        shared.jobs.stop(owner_of(request))
+        shared.jobs.stop(shared.owner_of(request))
 
     stop.click(halt, None, None, **QUIET)
 
     @guarded
-    def take(event: gr.EventData) -> Any:
-        mix_rows, _ = recalled(app, of_gallery(app, event.id))
-        gr.Info("The mix of this cell is now yours.")
-        return mix_rows
+    def take(mix_rows: Any, event: gr.EventData) -> Any:
+        settings = of_gallery(app, event.id)
+        rows, _ = recalled(app, settings)
+        gr.Info("Mix, seed, steps and words are those of this cell now.")
+        return [with_off_rows(rows, mix_rows), *fields.values_of(settings), gr.Tabs(selected="make")]
 
-    grid.take(take, None, shared.mix_rows, **QUIET)
+    grid.take(take, shared.mix_rows, [shared.mix_rows, *fields.taken, tabs], **QUIET)
 
     def named(mix_rows: Any, first: Any, second: Any) -> tuple[Any, Any]:
         rows = mix_rows.get("rows", []) if isinstance(mix_rows, dict) else []

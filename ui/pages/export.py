@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..handlers import export as handlers
-from .shared import QUIET, guarded, owner_of
+from ..theme import part
+from .shared import QUIET, guarded
 
 if TYPE_CHECKING:
     from .shared import Shared
@@ -31,7 +32,6 @@ def export_page(shared: Shared) -> None:
                     label="Rank (0: exact)",
                     value=0,
                     precision=0,
-                    minimum=0,
                     elem_id="export-rank",
                     min_width=100,
                 )
@@ -41,7 +41,8 @@ def export_page(shared: Shared) -> None:
                 )  # fmt: skip
             write = gr.Button("Export", variant="primary", elem_id="export-button")
             said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
-            file = gr.File(label="Download", interactive=False, elem_id="export-file")
+            verdict = part("verdict", value=None, elem_id="export-verdict")
+            file = gr.File(file_count="multiple", label="Download", interactive=False, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
             gr.Markdown(
                 "### Baked model\nA diffusers folder with the mix in its weights; it stays on this machine, "
@@ -53,17 +54,29 @@ def export_page(shared: Shared) -> None:
             baked = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="bake-report")
 
     @guarded
-    def export(
+    async def export(
         mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
-    ) -> tuple[str, str]:
-        place, words = handlers.one_file(app, owner_of(request), mix_rows, name, form, rank, dtype)
-        return handlers.offered(place, shared.cache), words
+    ) -> tuple[list[str], str, dict[str, Any]]:
+        owner = shared.owner_of(request)
+        made = await shared.jobs.result(
+            f"{owner}/export",
+            "export",
+            "an export",
+            lambda job: handlers.one_file(app, job.owner, mix_rows, name, form, rank, dtype),
+        )
+        return [handlers.offered(place, shared.cache) for place in made.files], made.report, made.verdict
 
     busy = {**QUIET, "show_progress": "minimal"}
-    write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said], **busy)
+    write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said, verdict], **busy)
 
     @guarded
-    def to_folder(mix_rows: Any, name: Any, request: gr.Request) -> str:
-        return handlers.baked(app, owner_of(request), mix_rows, name)
+    async def to_folder(mix_rows: Any, name: Any, request: gr.Request) -> Any:
+        owner = shared.owner_of(request)
+        return await shared.jobs.result(
+            f"{owner}/export",
+            "bake",
+            "a baked model",
+            lambda job: handlers.baked(app, job.owner, mix_rows, name),
+        )
 
     bake.click(to_folder, [shared.mix_rows, folder], baked, **busy)

@@ -10,6 +10,7 @@ from lora_mixer.errors import LoraMixerError
 
 from .. import gallery
 from ..handlers import gallery as handlers
+from ..messages import words_of
 from ..theme import part
 from .shared import QUIET, guarded, plain
 
@@ -38,9 +39,9 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
                     height=150,
                     elem_id="picture-drop",
                 )
-            pictures = part("gallery", "open", "turn", value=None, elem_id="gallery")
+            pictures = part("gallery", "open", "turn", "fresh", value=None, elem_id="gallery")
         with gr.Column(scale=6, min_width=320):
-            shot = part("shot", "use", "remove", value=None, elem_id="shot")
+            shot = part("shot", "use", value=None, elem_id="shot")
 
     def refresh() -> Any:
         return gallery.listing(app)
@@ -59,35 +60,15 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
 
     pictures.open(show, None, shot, **QUIET)
 
-    @guarded
-    def remove(event: gr.EventData) -> Any:
-        gallery.remove(app, event.id)
-        return None, gallery.listing(app)
+    def afresh(event: gr.EventData) -> Any:
+        return gallery.listing(app, event.page)
 
-    shot.remove(remove, None, [shot, pictures], **QUIET)
-    outputs = [
-        shared.mix_rows, fields.prompt, fields.negative, fields.seed, fields.locked, fields.steps,
-        fields.guidance, fields.width, fields.height, shot,
-    ]  # fmt: skip
+    pictures.fresh(guarded(afresh), None, pictures, **QUIET)
+    outputs = [shared.mix_rows, *fields.taken, shot]
 
     def taken(settings: PictureSettings) -> list[Any]:
         mix_rows, found = handlers.recalled(app, settings)
-
-        def known(value: Any) -> Any:
-            return gr.skip() if value is None else value
-
-        return [
-            mix_rows,
-            settings.prompt,
-            settings.negative_prompt,
-            gr.skip() if settings.seed is None else str(settings.seed),
-            True,
-            known(settings.steps),
-            known(settings.guidance_scale),
-            known(settings.width),
-            known(settings.height),
-            handlers.report(settings, found),
-        ]
+        return [mix_rows, *fields.values_of(settings), handlers.report(app, settings, found)]
 
     def dropped(path: Any) -> list[Any]:
         # the field is emptied whatever came of it, so that the next picture can be dropped
@@ -95,7 +76,7 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             if path is not None:
                 return [*taken(handlers.dropped(path, shared.cache)), None]
         except LoraMixerError as error:
-            gr.Warning(plain(error), title="No settings read", duration=12)
+            gr.Warning(plain(words_of(error)), title="No settings read", duration=12)
         return [*[gr.skip()] * len(outputs), None]
 
     drop.upload(dropped, drop, [*outputs, drop], **QUIET)

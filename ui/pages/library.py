@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..handlers import library as handlers
-from ..handlers import mix as mix_handlers
 from ..theme import part
 from .shared import QUIET, guarded
 
 if TYPE_CHECKING:
-    from .shared import Fields, Shared
+    from .shared import Shared
 
 
 TICK = 2.0
 
 
-def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
+def library_page(shared: Shared, blocks: Any) -> None:
     """Lay the page out and connect it."""
     app = shared.app
     with gr.Column(elem_classes="lm-panel"):
@@ -46,18 +45,27 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
                 height=150,
                 elem_id="library-upload",
             )
+            called = gr.Textbox(
+                label="Name, for a single one",
+                placeholder="the file's own",
+                elem_id="upload-name",
+                max_length=120,
+            )
             with gr.Row(elem_classes="lm-bottom"):
-                repo = gr.Textbox(label="From the Hub", placeholder="owner/name", elem_id="hub-repo", scale=3)
+                repo = gr.Textbox(
+                    label="From the Hub",
+                    placeholder="owner/name, or the address of its page",
+                    elem_id="hub-repo",
+                    scale=3,
+                )
                 weight_name = gr.Textbox(
                     label="File in it, where it has several", elem_id="hub-file", scale=3
                 )
                 fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
             again = gr.Button("Look through the folders again", elem_id="library-refresh")
         refused = gr.Markdown("", elem_id="library-refused", visible=False)
-    details = part("details", "pick", "close", "word", "keep", value=None, elem_id="details")
-    cards = part(
-        "cards", "pick", "details", "turn", value=handlers.search(app, "", "", "Name"), elem_id="cards"
-    )
+    details = part("details", "close", "keep", value=None, elem_id="details")
+    cards = part("cards", "details", "turn", value=handlers.search(app, "", "", "Name"), elem_id="cards")
     query = [words, base, sort]
 
     @guarded
@@ -74,24 +82,11 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     cards.turn(turn, query, cards, **QUIET)
 
     @guarded
-    def add(mix_rows: Any, event: gr.EventData) -> Any:
-        return mix_handlers.added(app, mix_rows, event.id)
-
-    cards.pick(add, shared.mix_rows, shared.mix_rows, **QUIET)
-    details.pick(add, shared.mix_rows, shared.mix_rows, **QUIET)
-
-    @guarded
     def show(event: gr.EventData) -> Any:
         return handlers.details(app, event.id)
 
     cards.details(show, None, details, **QUIET)
     details.close(lambda: None, None, details, **QUIET)
-
-    @guarded
-    def word(prompt: Any, event: gr.EventData) -> str:
-        return mix_handlers.with_word(prompt, event.word)
-
-    details.word(word, fields.prompt, fields.prompt, **QUIET)
 
     @guarded
     def keep(event: gr.EventData) -> None:
@@ -101,16 +96,19 @@ def library_page(shared: Shared, fields: Fields, blocks: Any) -> None:
     details.keep(keep, None, None, **QUIET)
 
     @guarded
-    def upload(given: Any, words: Any, base: Any, sort: Any) -> Any:
-        added, problems = handlers.upload(app, given, shared.cache)
+    def upload(given: Any, name: Any, words: Any, base: Any, sort: Any) -> Any:
+        added, problems = handlers.upload(app, given, shared.cache, name)
         found = handlers.search(app, words, base, sort, status=f"Added {added}" if added else "")
-        return None, found, _refusals(problems), gr.Dropdown(choices=_bases(shared))
+        return None, "", found, _refusals(problems), gr.Dropdown(choices=_bases(shared))
 
-    files.upload(upload, [files, *query], [files, cards, refused, base], **QUIET)
+    files.upload(upload, [files, called, *query], [files, called, cards, refused, base], **QUIET)
 
     @guarded
-    def hub(repo: Any, name: Any, words: Any, base: Any, sort: Any) -> Any:
-        added = handlers.from_hub(app, repo, name)
+    async def hub(repo: Any, name: Any, words: Any, base: Any, sort: Any, request: gr.Request) -> Any:
+        owner = f"{shared.owner_of(request)}/hub"
+        added = await shared.jobs.result(
+            owner, "hub", "a download", lambda _: handlers.from_hub(app, repo, name)
+        )
         return handlers.search(app, words, base, sort, status=f"Added {added}")
 
     fetch.click(hub, [repo, weight_name, *query], cards, **{**QUIET, "show_progress": "minimal"})

@@ -6,70 +6,105 @@ from typing import Any
 
 import gradio as gr
 
-from ..handlers.make import IDLE, MAX_COUNT, MAX_STEPS, MakeHandlers, random_seed
+from .. import checks
+from ..handlers.make import IDLE, MakeHandlers, random_seed
 from ..theme import part
-from .shared import QUIET, Fields, Shared, owner_of
+from .shared import QUIET, Fields, Shared
 
 
 def make_page(shared: Shared) -> Fields:
-    """Lay the page out and connect it."""
+    """Lay the page out and connect it: the picture first, what it is made of below."""
     app, handlers = shared.app, MakeHandlers(shared.app, shared.jobs)
     width, height = app.size
-    with gr.Row(elem_classes="lm-row2", equal_height=False):
-        with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
+    view = part("job", "hello", "draft", value=IDLE, elem_id="stage")
+    draft = part("draft", value=None, elem_id="draft", elem_classes="lm-unseen")
+    with gr.Column(elem_classes="lm-panel", elem_id="words"):
+        with gr.Row(elem_classes="lm-prompts"):
             prompt = gr.Textbox(
-                label="Prompt",
-                lines=4,
-                max_lines=10,
-                elem_id="prompt",
+                label="Prompt", lines=2, max_lines=10, elem_id="prompt", scale=5, min_width=240,
                 placeholder="a castle, watercolor painting    ·    <lora:name:0.8> works here too",
+            )  # fmt: skip
+            negative = gr.Textbox(
+                label="Negative prompt", lines=2, max_lines=5, elem_id="negative", scale=3, min_width=200
             )
-            negative = gr.Textbox(label="Negative prompt", lines=2, max_lines=5, elem_id="negative")
-            with gr.Row(elem_classes="lm-bottom"):
-                seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
-                dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)
-            locked = gr.Checkbox(label="Keep this seed", value=True, elem_id="seed-lock")
-            with gr.Row():
-                steps = gr.Number(
-                    label="Steps", value=app.defaults["steps"], precision=0, minimum=1, maximum=MAX_STEPS,
-                    elem_id="steps", min_width=80,
-                )  # fmt: skip
-                guidance = gr.Number(
-                    label="Guidance", value=app.defaults["guidance_scale"], minimum=0, step=0.5,
-                    elem_id="guidance", min_width=80,
-                )  # fmt: skip
-                count = gr.Number(
-                    label="Pictures", value=1, precision=0, minimum=1, maximum=MAX_COUNT,
-                    elem_id="count", min_width=80,
-                )  # fmt: skip
-            with gr.Row():
-                wide = gr.Number(
-                    label="Width", value=width, precision=0, step=8, elem_id="width", min_width=80
-                )
-                high = gr.Number(
-                    label="Height", value=height, precision=0, step=8, elem_id="height", min_width=80
-                )
-            with gr.Row():
-                make = gr.Button("Make", variant="primary", elem_id="make-button", scale=3, min_width=120)
-                stop = gr.Button("Stop", elem_id="stop-button", scale=1, min_width=80)
-        with gr.Column(scale=7, min_width=320):
-            view = part("job", value=IDLE, elem_id="job")
+            with gr.Column(scale=0, min_width=148, elem_id="make-bar"):
+                make = gr.Button("Make", variant="primary", elem_id="make-button", min_width=80)
+                stop = gr.Button("Stop", elem_id="stop-button", min_width=60)
+        with gr.Row(elem_classes="lm-bottom lm-settings"):
+            seed = gr.Textbox(label="Seed", value=random_seed, elem_id="seed", min_width=120, scale=3)
+            dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)
+            locked = gr.Checkbox(
+                label="Keep this seed", value=True, elem_id="seed-lock", min_width=130, scale=2
+            )
+            steps = gr.Number(
+                label="Steps",
+                value=app.defaults["steps"],
+                precision=0,
+                elem_id="steps",
+                min_width=72,
+                scale=1,
+            )
+            guidance = gr.Number(
+                label="Guidance", value=app.defaults["guidance_scale"], step=0.5, elem_id="guidance",
+                min_width=72, scale=1,
+            )  # fmt: skip
+            wide = gr.Number(
+                label="Width", value=width, precision=0, step=8, elem_id="width", min_width=72, scale=1
+            )
+            high = gr.Number(
+                label="Height", value=height, precision=0, step=8, elem_id="height", min_width=72, scale=1
+            )
+            count = gr.Number(label="Pictures", value=1, precision=0, elem_id="count", min_width=72, scale=1)
     fields = Fields(prompt, negative, seed, locked, steps, guidance, wide, high)
 
     async def run(
         prompt: Any, negative: Any, seed: Any, locked: Any, steps: Any, guidance: Any, wide: Any, high: Any,
         count: Any, mix_rows: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
-        async for shown in handlers.make(
-            owner_of(request), prompt, negative, seed, locked, steps, guidance, wide, high, count, mix_rows
+        fresh = True  # the seed is written once: later it may be somebody's next one
+        async for shown, used in handlers.make(
+            shared.owner_of(request),
+            prompt,
+            negative,
+            seed,
+            locked,
+            steps,
+            guidance,
+            wide,
+            high,
+            count,
+            mix_rows,
+        ):
+            yield shown, used if fresh else gr.skip()
+            fresh = False
+
+    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, shared.mix_rows]
+    make.click(run, values, [view, seed], trigger_mode="multiple", **QUIET)
+
+    async def hello(event: gr.EventData, request: gr.Request) -> Any:
+        token = checks.opaque(event.token, "token")
+        if not token.startswith("browser-"):
+            return
+        app.sessions.join(str(request.session_hash), token)
+        async for shown in handlers.follow(token):
+            yield shown
+
+    view.hello(hello, None, view, **QUIET)
+
+    async def drafted(
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
+        request: gr.Request,
+    ) -> Any:  # fmt: skip
+        owner = shared.owner_of(request)
+        async for shown in handlers.draft(
+            owner, prompt, negative, seed, steps, guidance, wide, high, mix_rows
         ):
             yield shown
 
-    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, shared.mix_rows]
-    make.click(run, values, [view, seed], **QUIET)
+    view.draft(drafted, [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET)
 
     def halt(request: gr.Request) -> None:
-        handlers.stop(owner_of(request))
+        handlers.stop(shared.owner_of(request))
 
     stop.click(halt, None, None, **QUIET)
     dice.click(random_seed, None, seed, **QUIET)

@@ -12,8 +12,12 @@ import gradio as gr
 
 from lora_mixer.errors import LoraMixerError
 
+from ..messages import told, words_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lora_mixer.picture_metadata import PictureSettings
 
     from ..app_state import AppState
     from ..jobs import Jobs
@@ -27,7 +31,7 @@ class Shared:
     Attributes:
         app: What sessions share.
         jobs: The running jobs.
-        mix_rows: The session's mix.
+        mix_rows: The session's mix, as the browser has it.
         cache: The folder that uploads lie in.
     """
 
@@ -35,6 +39,10 @@ class Shared:
     jobs: Jobs
     mix_rows: Any
     cache: str
+
+    def owner_of(self, request: gr.Request) -> str:
+        """Give who asks: the browser's own token where it brought one, else Gradio's session."""
+        return self.app.sessions.owner(str(request.session_hash or "api"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,38 @@ class Fields:
             self.height,
         ]
 
+    @property
+    def taken(self) -> list[Any]:
+        """Those that a picture's settings go into, in the order of ``values_of``."""
+        return [
+            self.prompt,
+            self.negative,
+            self.seed,
+            self.locked,
+            self.steps,
+            self.guidance,
+            self.width,
+            self.height,
+        ]
+
+    @staticmethod
+    def values_of(settings: PictureSettings) -> list[Any]:
+        """Give a picture's settings for the fields; what it does not say stays as it is."""
+
+        def known(value: Any) -> Any:
+            return gr.skip() if value is None else value
+
+        return [
+            settings.prompt,
+            settings.negative_prompt,
+            gr.skip() if settings.seed is None else str(settings.seed),
+            True,
+            known(settings.steps),
+            known(settings.guidance_scale),
+            known(settings.width),
+            known(settings.height),
+        ]
+
 
 def plain(message: object) -> str:
     """Give a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
@@ -70,23 +110,49 @@ def plain(message: object) -> str:
 
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show the package's errors as messages on the page; others as Gradio shows them."""
+    """Show the package's errors as messages on the page, at their field where they have one; others as Gradio does."""
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise TypeError("streams show their own errors")
+
+    if inspect.iscoroutinefunction(handler):
+
+        @functools.wraps(handler)
+        async def guard_async(*values: Any, **named: Any) -> Any:
+            try:
+                return await handler(*values, **named)
+            except LoraMixerError as error:
+                raise _shown(error) from error
+
+        return guard_async
 
     @functools.wraps(handler)
     def guard(*values: Any, **named: Any) -> Any:
         try:
             return handler(*values, **named)
         except LoraMixerError as error:
-            raise gr.Error(plain(error), title="Not possible", duration=12, print_exception=False) from error
+            raise _shown(error) from error
 
     return guard
 
 
-def owner_of(request: gr.Request) -> str:
-    """Give the session that asks."""
-    return str(request.session_hash or "api")
+def _shown(error: LoraMixerError) -> Exception:
+    return gr.Error(plain(words_of(error)), title="Not possible", duration=12, print_exception=False)
+
+
+def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a server function's errors as ``{"problem": ..., "field": ...}``: those are shown where they belong."""
+
+    @functools.wraps(handler)
+    def answer(*values: Any, **named: Any) -> Any:
+        try:
+            return handler(*values, **named)
+        except LoraMixerError as error:
+            words = told(error)
+            return {"problem": words["message"], "field": words["field"]}
+        except (TypeError, KeyError, AttributeError) as error:  # not what the page sends
+            return {"problem": f"This is not what the page sends ({type(error).__name__}).", "field": ""}
+
+    return answer
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}

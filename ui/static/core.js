@@ -20,7 +20,7 @@ window.lm = (() => {
 
   function picture(source, alt, cls) {
     // Only what this server made: data URIs of pictures, and its own picture folder.
-    const safe = /^data:image\/(webp|jpeg|png);base64,/.test(source || "") || /^gradio_api\/file=/.test(source || "");
+    const safe = /^data:image\/(webp|jpeg|png);base64,/.test(source || "") || /^pictures\/[\w-]+\.png$/.test(source || "");
     return safe
       ? h("img", { src: source, alt, class: cls, loading: "lazy", draggable: "false" })
       : h("div", { class: `${cls} lm-blank`, "aria-hidden": "true" }, (alt || "?").slice(0, 1).toUpperCase());
@@ -34,14 +34,27 @@ window.lm = (() => {
     };
   }
 
-  function empty(title, text) {
-    return h("div", { class: "lm-empty" }, h("strong", {}, title), h("p", {}, text));
+  function empty(title, text, ...more) {
+    return h("div", { class: "lm-empty" }, h("strong", {}, title), h("p", {}, text), more);
   }
 
   // What a click opened somewhere else on the page comes into view.
   function reveal(node) {
     const top = node.getBoundingClientRect().top;
     if (top < 0 || top > innerHeight * 0.6) node.scrollIntoView({ block: "start", behavior: "smooth" });
+  }
+
+  // Redraw a part; what had the focus has it again, or what took its place.
+  function redraw(root, ...children) {
+    const held = root.contains(document.activeElement) ? document.activeElement : null;
+    const label = held?.getAttribute("aria-label"), all = held ? [...root.querySelectorAll("button, input, select, textarea, a")] : [];
+    const at = all.indexOf(held), kind = label?.split(" ")[0];
+    root.replaceChildren(...children.flat(2).filter(Boolean));
+    if (!held) return;
+    const now = [...root.querySelectorAll("button, input, select, textarea, a")].filter((each) => !each.disabled);
+    const same = label && now.find((each) => each.getAttribute("aria-label") === label);
+    const alike = now.filter((each) => kind && each.getAttribute("aria-label")?.startsWith(kind));
+    (same || alike.find((each) => now.indexOf(each) >= at) || alike.at(-1) || now[Math.min(Math.max(at, 0), now.length - 1)])?.focus({ preventScroll: true });
   }
 
   const number = (value, digits = 2) => String(Math.round(value * 10 ** digits) / 10 ** digits);
@@ -58,7 +71,148 @@ window.lm = (() => {
     return `${count} B`;
   }
 
-  return { h, picture, later, empty, reveal, number, bytes, parts, start };
+  // What was done, said in a corner; with a way back where there is one.
+  let corner = null;
+  function say(text, { undo = null, bad = false } = {}) {
+    if (!corner) document.body.append(corner = h("div", { class: "lm-root lm-said", role: "status", "aria-live": "polite" }));
+    const note = h("div", { class: `lm-note-box${bad ? " lm-bad" : ""}`, "data-testid": "lm-said" }, h("span", {}, text),
+      undo && h("button", { class: "lm-button", onclick: () => { note.remove(); undo(); } }, "Undo"),
+      h("button", { class: "lm-icon", "aria-label": "Close this message", onclick: () => note.remove() }, "✕"));
+    corner.replaceChildren(note);
+    if (undo) { const length = lm.history.length; lm.history.watch((now) => { if (now !== length) note.remove(); }); } // it would take something else back
+    setTimeout(() => note.remove(), bad || undo ? 15000 : 5000);
+  }
+
+  // Ask the server; an answer with a problem is said, at its field where it has one, and is no answer.
+  let server = null;
+  async function ask(name, data = null) {
+    try {
+      const found = await server[name](data);
+      if (found?.problem && name !== "curve" && name !== "described") {
+        fault(found.problem, found.field);
+        return null;
+      }
+      return found;
+    } catch {
+      say("The server does not answer. What you did on this page is kept in the browser.", { bad: true });
+      return null;
+    }
+  }
+
+  // An error at its field: marked, named and told by screen readers; elsewhere in the corner.
+  let marked = null;
+  function unmark() {
+    marked?.querySelector(".lm-fielderror")?.remove();
+    marked?.querySelector("input, textarea")?.removeAttribute("aria-invalid");
+    marked = null;
+  }
+  function mark(field, text) {
+    unmark();
+    const box = field ? document.getElementById(field) : null, input = box?.querySelector("input, textarea");
+    if (!input) return false;
+    marked = box;
+    input.setAttribute("aria-invalid", "true");
+    box.append(h("p", { class: "lm-root lm-fielderror" }, text));
+    input.addEventListener("input", unmark, { once: true });
+    return true;
+  }
+  function fault(text, field) {
+    if (!mark(field, text)) say(text, { bad: true });
+  }
+
+  return { h, picture, later, empty, reveal, redraw, number, bytes, parts, start, say, ask, fault, mark, unmark, serve: (given) => { server = given; } };
+})();
+
+// One way back for everything that a person does here, the latest first.
+lm.history = (() => {
+  const past = [], watchers = [];
+  const changed = () => watchers.forEach((each) => each(past.length));
+  return {
+    push(undo) { past.push(undo); if (past.length > 200) past.shift(); changed(); },
+    back() { const undo = past.pop(); changed(); if (undo) undo(); return !!undo; },
+    watch(each) { watchers.push(each); each(past.length); },
+    get length() { return past.length; },
+  };
+})();
+
+// What is kept in the browser: this tab's own state outlives a reload and a restart of the server; the last state of any tab
+// is offered to a new one.
+lm.store = (() => {
+  const HERE = "lora-mixer-tab", LAST = "lora-mixer-last", TOKEN = "lora-mixer-token";
+  const read = (where, key) => { try { return JSON.parse(where.getItem(key)) || null; } catch { return null; } };
+  const write = (where, key, value) => { try { where.setItem(key, JSON.stringify(value)); } catch { /* full, or switched off */ } };
+  const before = read(sessionStorage, HERE), last = read(localStorage, LAST);
+  const now = before || {};
+  const copy = lm.later(300, () => { if (now.mix?.rows?.length || now.fields?.prompt) write(localStorage, LAST, { mix: now.mix, fields: now.fields }); });
+  let token = sessionStorage.getItem(TOKEN);
+  if (!/^browser-[0-9a-f]{32}$/.test(token || "")) {
+    token = `browser-${[...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+    try { sessionStorage.setItem(TOKEN, token); } catch { /* then a reload is another person */ }
+  }
+  return {
+    token, before, last,
+    get: (part) => now[part],
+    put(part, value) {
+      now[part] = value;
+      write(sessionStorage, HERE, now);
+      copy();
+    },
+  };
+})();
+
+// The fields of Gradio's that say what a picture is, by their elements.
+lm.fields = (() => {
+  const NAMES = ["prompt", "negative", "seed", "seed-lock", "steps", "guidance", "width", "height", "count"];
+  const input = (name) => document.querySelector(`#${name} textarea, #${name} input`);
+  const get = (name) => { const found = input(name); return found && (found.type === "checkbox" ? found.checked : found.value); };
+  function set(name, value) {
+    const found = input(name);
+    if (!found || value === undefined || value === null || get(name) === value) return;
+    if (found.type === "checkbox") { found.click(); return; }
+    const kind = found.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(found, value);
+    for (const event of ["input", "change", "blur"]) found.dispatchEvent(new Event(event, { bubbles: event !== "blur" }));
+  }
+  const all = () => Object.fromEntries(NAMES.map((name) => [name, get(name)]).filter(([, value]) => value !== null && value !== undefined));
+  const there = () => new Promise((done) => { const look = () => (NAMES.every(input) ? done() : setTimeout(look, 40)); look(); });
+  function remember() {
+    const found = JSON.stringify(all());
+    if (found !== JSON.stringify(lm.store.get("fields"))) lm.store.put("fields", JSON.parse(found));
+  }
+  // Words go in where the browser has the text, so that nothing that is typed or clicked meanwhile is lost.
+  function addWord(word) {
+    const text = (get("prompt") || "").replace(/\s+$/, "");
+    if (!word || text.toLowerCase().includes(word.toLowerCase())) return;
+    set("prompt", text ? `${text.replace(/,$/, "")}, ${word}` : word);
+    lm.history.push(() => {
+      const here = get("prompt") || "", at = here.lastIndexOf(word);
+      if (at >= 0) set("prompt", (here.slice(0, at).replace(/,\s*$/, "") + here.slice(at + word.length)).replace(/^,\s*/, ""));
+    });
+  }
+  there().then(() => {
+    const kept = lm.store.before?.fields;
+    if (kept) Object.entries(kept).forEach(([name, value]) => NAMES.includes(name) && set(name, value));
+    else set("seed", String(crypto.getRandomValues(new Uint32Array(1))[0]));
+    document.addEventListener("input", lm.later(60, remember));
+    setInterval(remember, 500);
+    addEventListener("pagehide", remember);
+  });
+  return { get, set, all, there, addWord };
+})();
+
+// The address carries the tab: a reload, a bookmark and Back come to the same place.
+lm.tabs = (() => {
+  const buttons = () => [...document.querySelectorAll("#tabs button[role=tab]")];
+  const at = () => (location.hash.match(/^#(make|library|compare|gallery|export)\b/) || [])[1];
+  const shown = () => buttons().find((each) => each.getAttribute("aria-selected") === "true")?.textContent.trim().toLowerCase();
+  const open = (name) => buttons().find((each) => each.textContent.trim().toLowerCase() === name)?.click();
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest?.("#tabs button[role=tab]");
+    if (tab && event.isTrusted) history.pushState(null, "", `#${tab.textContent.trim().toLowerCase()}`);
+  });
+  addEventListener("popstate", () => open(at() || "make"));
+  lm.fields.there().then(() => { if (at()) open(at()); });
+  return { open, shown };
 })();
 
 // Dark or light as the person chose before, or as the system has it.
@@ -74,13 +228,19 @@ window.lm = (() => {
     apply(on);
     localStorage.setItem("lora-mixer-theme", on ? "dark" : "light");
   };
-  window.lm.dark = () => apply(dark);
 })();
 
-// Ctrl+Enter makes, from anywhere.
+// Ctrl+Enter presses the main button of what is seen; Ctrl+Z goes back, except where one writes.
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+  if (!(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
+  if (event.key === "Enter") {
     event.preventDefault();
-    document.querySelector("#make-button")?.click();
+    const main = { compare: "#compare-button", export: "#export-button", library: null, gallery: null }[lm.tabs.shown()];
+    if (main === undefined) document.querySelector("#make-button")?.click();
+    else if (main) document.querySelector(main)?.click();
+  } else if (event.key === "z" && !event.shiftKey && !event.target.matches("textarea, input[type=text], input[type=search], [contenteditable]")) {
+    if (event.target.matches("input[type=number]") && !event.target.closest("#board")) return;
+    event.preventDefault();
+    lm.history.back();
   }
 });

@@ -1,22 +1,50 @@
 // Pictures on disk, and how one was made.
 lm.parts.gallery = (root, { props, trigger, watch }) => {
-  const { h, picture, empty } = lm;
+  const { h, picture, empty, redraw } = lm;
   function draw() {
     const v = props.value || { pictures: [], page: 0, pages: 1, total: 0 };
     const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => trigger("turn", { page: v.page + step }) }, step < 0 ? "← Newer" : "Older →");
-    root.replaceChildren(
+    redraw(root,
       h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count" }, `${v.total} picture${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
         v.pages > 1 && [turn(-1), h("span", { class: "lm-count" }, `${v.page + 1} / ${v.pages}`), turn(1)]),
       v.pictures.length ? h("div", { class: "lm-shots" }, v.pictures.map((each) => h("button", { class: "lm-shot", "data-id": each.id, "aria-label": `Open picture ${each.id}`,
         onclick: () => trigger("open", { id: each.id }) }, picture(each.thumb, each.id, `lm-cover${each.id.endsWith("-sheet") ? " lm-whole" : ""}`))))
         : empty("No pictures yet", "Every picture that you make is kept here, with its mix inside the PNG."));
   }
+  root.addEventListener("keydown", (e) => {
+    const all = [...root.querySelectorAll(".lm-shot")], at = all.indexOf(document.activeElement);
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
+    if (at < 0 || !by) return;
+    e.preventDefault();
+    all[Math.min(all.length - 1, Math.max(0, at + by))].focus();
+  });
+  lm.galleryFresh = () => trigger("fresh", { page: props.value?.page || 0 });
   watch("value", draw);
   draw();
 };
 
 lm.parts.shot = (root, { props, trigger, watch }) => {
   const { h, picture, empty, reveal } = lm;
+  // Into the trash, and back from there: a click is never the end of a picture.
+  async function remove(v) {
+    const found = await lm.ask("remove_picture", v.id);
+    if (!found) return;
+    lm.gone.add(v.id);
+    lm.stripDrop?.(v.id);
+    props.value = null;
+    draw();
+    lm.galleryFresh?.();
+    const back = async () => {
+      const again = await lm.ask("restore_picture", v.id);
+      if (!again) return;
+      lm.gone.delete(v.id);
+      props.value = v;
+      draw();
+      lm.galleryFresh?.();
+    };
+    lm.history.push(back);
+    lm.say("The picture is in the trash.", { undo: lm.history.back });
+  }
   function draw() {
     const v = props.value;
     if (!v) return root.replaceChildren(empty("No picture open", "Choose one on the left, or drop a picture from here or another program above to get its settings back."));
@@ -31,7 +59,7 @@ lm.parts.shot = (root, { props, trigger, watch }) => {
       h("div", { class: "lm-line" },
         v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => trigger("use", { id: v.id }) }, "Use these settings"),
         v.url && h("a", { class: "lm-button lm-quiet", href: v.url, download: `${v.id}.png` }, "Download"),
-        v.id && h("button", { class: "lm-button lm-quiet", onclick: () => trigger("remove", { id: v.id }) }, "Delete"))));
+        v.id && h("button", { class: "lm-button lm-quiet", onclick: () => remove(v) }, "Delete"))));
     reveal(root);
   }
   watch("value", draw);

@@ -1,11 +1,11 @@
 // Cards of adapters, and what is known of one.
 lm.parts.cards = (root, { props, trigger, watch }) => {
-  const { h, picture, empty, bytes } = lm;
+  const { h, picture, empty, bytes, redraw } = lm;
   function draw() {
     const v = props.value || { entries: [], total: 0, page: 0, pages: 1 };
     const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages,
       onclick: () => trigger("turn", { page: v.page + step }) }, step < 0 ? "← Previous" : "Next →");
-    root.replaceChildren(
+    redraw(root,
       h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count", role: "status" }, v.status || `${v.total} adapter${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
         v.pages > 1 && [turn(-1), h("span", { class: "lm-count" }, `${v.page + 1} / ${v.pages}`), turn(1)]),
       v.entries.length ? h("div", { class: "lm-cards" }, v.entries.map((each) =>
@@ -15,7 +15,7 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
             h("div", { class: "lm-sub" }, bytes(each.bytes), each.triggers.length > 0 && ` · ${each.triggers.slice(0, 2).join(", ")}`),
             each.problem && h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem)),
           h("div", { class: "lm-cardfoot" },
-            h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => trigger("pick", { id: each.id }) }, "Add to mix"),
+            h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => lm.mix.add(each) }, "Add"),
             h("button", { class: "lm-button lm-quiet", "aria-label": `Show details of ${each.title}`, onclick: () => trigger("details", { id: each.id }) }, "Details")))))
         : empty(v.searched ? "Nothing found" : "No adapters here yet",
             v.searched ? "No adapter has these words or this base. Clear the search to see all." : "Drop .safetensors files above, name a Hub repository, or start with --loras FOLDER."));
@@ -24,9 +24,10 @@ lm.parts.cards = (root, { props, trigger, watch }) => {
   draw();
 };
 
+// All that is known of one adapter, in a drawer beside the library: what one changes first, what one looks up folded below.
 lm.parts.details = (root, { props, trigger, watch }) => {
-  const { h, picture, reveal } = lm;
-  let last = null;
+  const { h, picture } = lm;
+  let last = null, from = null;
   // One bar for each layer, in the file's order; the name is in its tooltip.
   function layerPlot(layers) {
     const high = Math.max(1e-12, ...layers.map(([, size]) => size)), step = 300 / layers.length;
@@ -35,35 +36,41 @@ lm.parts.details = (root, { props, trigger, watch }) => {
         h("title", {}, `${name}: ${size.toPrecision(3)}`))));
   }
   const table = (pairs) => h("dl", { class: "lm-facts" }, pairs.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]));
+  const fold = (title, ...inside) => h("details", { class: "lm-foldin" }, h("summary", {}, title), inside);
+  function close() {
+    trigger("close", {});
+    from?.isConnected && from.focus();
+  }
   function draw() {
     const v = props.value;
+    document.body.classList.toggle("lm-drawer", !!v?.id);
     if (!v || !v.id) {
       last = null;
       return root.replaceChildren();
     }
+    if (v.id !== last) from = document.activeElement;
     const high = Math.max(1e-12, ...(v.strengths || []).map(([, size]) => size));
     const weight = h("input", { type: "number", class: "lm-number", step: 0.05, value: v.weight ?? "", placeholder: "1", "aria-label": "Default weight" });
     const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes", value: v.notes || "" });
     root.replaceChildren(h("section", { class: "lm-details", "aria-label": `Details of ${v.title}` },
       h("div", { class: "lm-panel-head" }, h("h2", {}, v.title), h("span", { class: "lm-space" }),
-        h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => trigger("pick", { id: v.id }) }, "Add to mix"),
-        h("button", { class: "lm-icon", "aria-label": "Close details", onclick: () => trigger("close", {}) }, "✕")),
+        h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => lm.mix.add(v) }, "Add to mix"),
+        h("button", { class: "lm-icon", "aria-label": "Close details", onclick: close }, "✕")),
       v.problem && h("p", { class: "lm-problem", role: "note" }, v.problem),
-      h("div", { class: "lm-detailgrid" },
-        h("div", {}, picture(v.thumb, v.title, "lm-cover lm-large"), table(v.facts),
-          v.triggers.length > 0 && h("div", { class: "lm-chips" }, v.triggers.map((word) => h("button", { class: "lm-chip", onclick: () => trigger("word", { word }) }, `+ ${word}`))),
-          v.tags.length > 0 && h("p", { class: "lm-sub" }, `Tags: ${v.tags.join(", ")}`)),
-        h("div", {},
-          v.layers?.length > 0 && [h("h3", {}, "Strength by layer"), layerPlot(v.layers), h("h3", {}, "Strength by block")],
-          v.strengths?.length ? h("div", { class: "lm-bars" }, v.strengths.map(([name, size]) => h("div", { class: "lm-barline", title: `${name}: ${size.toPrecision(3)}` },
-            h("span", {}, name), h("div", {}, h("i", { style: `width:${(size / high) * 100}%` })), h("b", {}, size.toPrecision(2))))) : h("p", { class: "lm-hint" }, v.strengthNote || "Not known."),
-          h("h3", {}, "Your defaults"),
-          h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight)), notes,
-          h("button", { class: "lm-button", onclick: () => trigger("keep", { id: v.id, weight: weight.value, notes: notes.value }) }, "Keep defaults")),
-        h("div", {}, h("h3", {}, "Hashes"), table(v.hashes), h("h3", {}, "Metadata"), v.metadata.length ? table(v.metadata) : h("p", { class: "lm-hint" }, "The file has none.")))));
-    if (v.id !== last) reveal(root);
+      picture(v.thumb, v.title, "lm-cover lm-large"),
+      v.triggers.length > 0 && h("div", { class: "lm-chips" }, v.triggers.map((word) => h("button", { class: "lm-chip", onclick: () => lm.fields.addWord(word) }, `+ ${word}`))),
+      h("h3", {}, "Your notes and weight"),
+      notes, h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight),
+        h("button", { class: "lm-button", onclick: () => { lm.defaults[v.title] = weight.value === "" ? null : Number(weight.value); trigger("keep", { id: v.id, weight: weight.value, notes: notes.value }); } }, "Keep defaults")),
+      v.layers?.length > 0 && [h("h3", {}, "Strength by layer"), layerPlot(v.layers), h("h3", {}, "Strength by block")],
+      v.strengths?.length ? h("div", { class: "lm-bars", tabindex: 0, role: "region", "aria-label": "Strength by block" }, v.strengths.map(([name, size]) => h("div", { class: "lm-barline", title: `${name}: ${size.toPrecision(3)}` },
+        h("span", {}, name), h("div", {}, h("i", { style: `width:${(size / high) * 100}%` })), h("b", {}, size.toPrecision(2))))) : h("p", { class: "lm-hint" }, v.strengthNote || "Not known."),
+      table(v.facts), v.tags.length > 0 && h("p", { class: "lm-sub" }, `Tags: ${v.tags.join(", ")}`),
+      fold("Hashes", table(v.hashes)), fold("Metadata", v.metadata.length ? table(v.metadata) : h("p", { class: "lm-hint" }, "The file has none."))));
+    if (v.id !== last) root.querySelector("[aria-label='Close details']").focus({ preventScroll: true });
     last = v.id;
   }
+  document.addEventListener("keydown", (e) => { if (e.key === "Escape" && last && !document.querySelector("dialog[open]")) close(); });
   watch("value", draw);
   draw();
 };

@@ -1,120 +1,162 @@
-// The mix: one row for each adapter. The browser keeps it; it goes along with each request.
+lm.defaults = {}; // weights that were kept since the cards were drawn
+// The mix: one line for each adapter. The browser owns it; a copy goes along with each request.
 lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
-  const { h, picture, later, empty } = lm;
+  const { h, picture, later, empty, redraw, ask } = lm;
   const kit = props.kit;
-  let rows = [], method = "", open = new Set(), past = [], gesture = "", gestureAt = 0;
+  const PLAIN = ["name", "on", "unet", "te", "blocks", "schedule", "mask", "feather", "more"];
+  let rows = [], method = "", open = new Set(), gesture = "", gestureAt = 0;
+  lm.serve(server);
 
   const value = () => ({ rows: rows.map((row) => ({ ...row })), method });
-  const told = later(250, () => trigger("edited", {}));
+  const plain = () => ({ rows: rows.map((row) => Object.fromEntries(PLAIN.map((key) => [key, row[key] ?? null]))), method });
+  const told = later(250, () => { trigger("edited", {}); lm.share?.describe(); });
 
+  function put(given) {
+    rows = (given?.rows || []).map((row) => ({ on: true, unet: 1, title: row.name, ...row }));
+    method = given?.method || "";
+    gesture = "";
+    commit();
+    draw();
+  }
   function remember(what) {
     // A slider that is dragged is one change, however many values it passes; what redraws the rows is one each time.
     const now = Date.now();
-    if (!what || what !== gesture || now - gestureAt > 900) past.push(JSON.stringify(value()));
-    if (past.length > 100) past.shift();
+    if (!what || what !== gesture || now - gestureAt > 900) {
+      const before = JSON.stringify(value());
+      lm.history.push(() => put(JSON.parse(before)));
+    }
     gesture = what;
     gestureAt = now;
   }
   function commit() {
     props.value = value();
+    lm.store.put("mix", plain());
     told();
   }
-  function change(what, work, redraw = false) {
-    remember(redraw ? "" : what);
+  function change(what, work, again = false) {
+    remember(again ? "" : what);
     work();
     commit();
-    if (redraw) draw();
-    else undo.disabled = !past.length;
+    if (again) draw();
   }
-  function take(given, keep) {
-    if (keep) remember(`server ${Date.now()}`);
-    rows = (given?.rows || []).map((row) => ({ ...row }));
-    method = given?.method || "";
+  function replaceAll(given) {
+    remember("");
+    put(given);
+  }
+  async function refresh(names) {
+    const found = await ask("look_up", names);
+    if (!found) return;
+    rows.forEach((row) => { if (found[row.name]) { delete row.problem; Object.assign(row, found[row.name]); } });
+    props.value = value();
     draw();
   }
-  function back() {
-    if (!past.length) return;
-    const last = JSON.parse(past.pop());
-    rows = last.rows;
-    method = last.method;
-    gesture = "";
-    commit();
-    draw();
+  function add(card) {
+    const there = rows.find((row) => row.name === card.title);
+    if (there?.on) return lm.say(`${card.title} is in the mix already.`);
+    if (!there && rows.length >= 32) return lm.say("The mix has 32 adapters, the most that fit; take one out first.", { bad: true });
+    change("add", () => {
+      if (there) there.on = true;
+      else rows.push({ name: card.title, title: card.title, on: true, unet: lm.defaults[card.title] ?? card.weight ?? 1, te: null, blocks: null, schedule: "", mask: "", feather: 0, more: null,
+        id: card.id, about: card.about, triggers: card.triggers, problem: card.problem, thumb: card.thumb });
+    }, true);
+    if (innerWidth <= 900) lm.say(`${card.title} is in the mix now.`, { undo: lm.history.back });
+    ask("look_up", [card.title]);
   }
   function move(from, to) {
     if (to < 0 || to >= rows.length || from === to) return;
-    const name = rows[from].name;
     change("order", () => rows.splice(to, 0, ...rows.splice(from, 1)), true);
-    root.querySelector(`[data-name="${CSS.escape(name)}"] .lm-grip`)?.focus();
   }
 
-  const undo = h("button", { class: "lm-button lm-quiet", onclick: back, title: "Undo (Ctrl+Z)", "aria-label": "Undo" }, "↶ Undo");
+  const undo = h("button", { class: "lm-button lm-quiet", onclick: () => lm.history.back(), title: "Undo (Ctrl+Z)", "aria-label": "Undo" }, "↶");
+  lm.history.watch((count) => { undo.disabled = !count; });
+  const tool = (label, title, work) => h("button", { class: "lm-chip", title, onclick: work }, label);
   const allOff = h("button", { class: "lm-button lm-quiet", "aria-label": "Switch all off or on",
     onclick: () => change("all", () => { const on = !rows.some((row) => row.on); rows.forEach((row) => { row.on = on; }); }, true) }, "All off");
+  const quick = h("button", { class: "lm-button lm-quiet", "aria-label": "Save this mix", title: "Save this mix under its adapters' names", onclick: () => lm.share.quick() }, "Save");
   const count = h("span", { class: "lm-count" });
   const list = h("div", { class: "lm-rows" });
   const methodInput = h("input", { class: "lm-input", list: "lm-methods", placeholder: "sum", "aria-label": "Method of the mix",
     oninput: (e) => change("method", () => { method = e.target.value; }) });
+  const each = (work) => change("many", () => rows.filter((row) => row.on).forEach(work), true);
   const foot = h("div", { class: "lm-rows-foot" },
     h("label", { class: "lm-field" }, h("span", {}, "Method"), methodInput),
-    h("datalist", { id: "lm-methods" }, kit.methods.map((each) => h("option", { value: each }))));
+    h("datalist", { id: "lm-methods" }, kit.methods.map((name) => h("option", { value: name }))),
+    tool("Random", "Random weights from 0.2 to 1", () => each((row) => { row.unet = Math.round((0.2 + Math.random() * 0.8) * 20) / 20; row.te = null; })),
+    tool("Sum 1", "Scale the weights so that they add up to 1", () => {
+      const sum = rows.filter((row) => row.on).reduce((all, row) => all + Math.abs(row.unet), 0);
+      if (sum) each((row) => { row.unet = Math.round((row.unet / sum) * 1000) / 1000; });
+    }));
+  const close = h("button", { class: "lm-icon lm-sheetclose", "aria-label": "Close the mix", onclick: () => sheet(false) }, "✕");
+  const share = h("div", { class: "lm-share" });
   root.replaceChildren(
-    h("div", { class: "lm-panel-head" }, h("h2", {}, "Mix"), count, h("span", { class: "lm-space" }), allOff, undo), list, foot);
-  root.addEventListener("keydown", (e) => {
-    if ((e.ctrlKey || e.metaKey) && e.key === "z" && !e.target.matches("input[type=text], textarea")) {
-      e.preventDefault();
-      back();
-    }
-  });
+    h("div", { class: "lm-panel-head" }, h("h2", {}, "Mix"), count, h("span", { class: "lm-space" }), allOff, quick, undo, close), list, foot, share);
 
-  function slider(row, field, label, fallback) {
-    const shown = () => (row[field] === null || row[field] === undefined ? fallback(row) : row[field]);
-    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: shown(), "aria-label": `${row.title}: ${label} slider` });
-    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: shown(), "aria-label": `${row.title}: ${label}` });
-    const set = (text, from) => {
-      const next = Number(text);
-      if (text === "" || !Number.isFinite(next)) return;
-      change(`${row.name} ${field}`, () => { row[field] = next; });
+  // On a phone the mix is a sheet over the page, opened from the bar at the bottom.
+  const grab = h("button", { class: "lm-button lm-mixbutton", "aria-expanded": "false", onclick: () => sheet(!document.body.classList.contains("lm-sheet")) }, "Mix");
+  function sheet(on, focus = true) {
+    document.body.classList.toggle("lm-sheet", on);
+    grab.setAttribute("aria-expanded", String(on));
+    if (on && focus) list.querySelector("input")?.focus({ preventScroll: true });
+  }
+  lm.fields.there().then(() => {
+    document.body.append(h("div", { class: "lm-root lm-phonebar", role: "group", "aria-label": "Mix and Make" }, grab,
+      h("button", { class: "lm-button lm-main", "aria-label": "Make the picture", onclick: () => { sheet(false); lm.tabs.open("make"); document.querySelector("#make-button")?.click(); document.querySelector("#stage")?.scrollIntoView({ block: "start" }); } }, "Make")));
+  });
+  document.addEventListener("keydown", (e) => { if (e.key === "Escape") sheet(false); });
+  root.addEventListener("focusin", () => { if (innerWidth <= 900) sheet(true, false); }); // who comes here by keyboard sees it
+
+  const place = (value) => `${((Math.min(2, Math.max(-1, value)) + 1) / 3) * 100}%`;
+  function weights(row) {
+    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet slider`, style: `--at:${place(row.unet)}` });
+    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet`, title: "UNet weight" });
+    const text = h("input", { type: "number", class: `lm-number lm-te${row.te === null || row.te === undefined ? " lm-equal" : ""}`, step: 0.05, value: row.te ?? row.unet, "aria-label": `${row.title}: Text`, title: "Text encoders' weight; as the UNet's until you change it" });
+    const set = (given, from) => {
+      const next = Number(given);
+      if (given === "" || !Number.isFinite(next)) return;
+      change(`${row.name} unet`, () => { row.unet = next; });
       if (from !== range) range.value = next;
       if (from !== box) box.value = next;
-      range.style.setProperty("--at", `${((Math.min(2, Math.max(-1, next)) + 1) / 3) * 100}%`);
-      if (field === "unet" && (row.te === null || row.te === undefined)) range.dispatchEvent(new CustomEvent("lm-follow", { bubbles: true, detail: next }));
+      if (row.te === null || row.te === undefined) text.value = next;
+      range.style.setProperty("--at", place(next));
     };
-    range.style.setProperty("--at", `${((Math.min(2, Math.max(-1, shown())) + 1) / 3) * 100}%`);
     range.addEventListener("input", () => set(range.value, range));
     box.addEventListener("input", () => set(box.value, box));
-    return { range, box, line: h("div", { class: `lm-slider lm-${field}` }, h("span", {}, label), range, box) };
+    range.addEventListener("change", () => lm.draft?.());
+    box.addEventListener("change", () => lm.draft?.());
+    text.addEventListener("change", () => lm.draft?.());
+    text.addEventListener("input", () => {
+      const next = Number(text.value);
+      if (text.value === "" || !Number.isFinite(next)) return;
+      change(`${row.name} te`, () => { row.te = next; });
+      text.classList.remove("lm-equal");
+    });
+    return [range, box, text];
   }
 
   function drawRow(row, index) {
     const isOpen = open.has(row.name);
-    const unet = slider(row, "unet", "UNet", () => 1);
-    const te = slider(row, "te", "Text", (each) => each.unet);
-    unet.range.addEventListener("lm-follow", (e) => {
-      te.range.value = te.box.value = e.detail;
-      te.range.style.setProperty("--at", unet.range.style.getPropertyValue("--at"));
-    });
     const words = (row.triggers || []).map((word) =>
-      h("button", { class: "lm-chip", title: "Put into the prompt", onclick: () => trigger("word", { word }) }, `+ ${word}`));
-    const marks = [row.blocks && "blocks", row.schedule && "schedule", row.mask && "mask"].filter(Boolean);
-    const grip = h("button", { class: "lm-grip", draggable: "true", title: "Drag, or Alt+Up and Alt+Down",
+      h("button", { class: "lm-chip", title: "Put into the prompt", onclick: () => lm.fields.addWord(word) }, `+ ${word}`));
+    const marks = [row.blocks && "blocks", row.schedule && "schedule"].filter(Boolean).map((mark) => h("span", { class: "lm-mark" }, mark));
+    if (row.mask) marks.push(h("span", { class: "lm-mark" }, "mask"));
+    const grip = h("button", { class: "lm-grip", draggable: "true", title: `${row.title}${row.about ? ` · ${row.about}` : ""}\nDrag, or Alt+Up and Alt+Down, to move`,
       "aria-label": `Move ${row.title}`, onkeydown: (e) => {
         if (e.altKey && e.key === "ArrowUp") { e.preventDefault(); move(index, index - 1); }
         if (e.altKey && e.key === "ArrowDown") { e.preventDefault(); move(index, index + 1); }
-      } }, "⠿");
+      } }, picture(row.thumb, row.title, "lm-thumb"));
     const node = h("section", { class: `lm-row${isOpen ? " lm-open" : ""}${row.on && !row.problem ? "" : " lm-off"}${row.problem ? " lm-bad" : ""}`, "data-name": row.name, "aria-label": row.title },
-      h("div", { class: "lm-row-head" }, grip, picture(row.thumb, row.title, "lm-thumb"),
+      h("div", { class: "lm-row-head" }, grip,
         h("div", { class: "lm-names" }, h("div", { class: "lm-title", title: row.title }, row.title),
-          h("div", { class: "lm-sub" }, row.problem ? "" : row.about, marks.map((mark) => h("span", { class: "lm-mark" }, mark)))),
+          h("div", { class: "lm-under" }, marks.length ? marks : !isOpen && words.slice(0, 1))),
+        weights(row),
         h("label", { class: "lm-switch" }, h("input", { type: "checkbox", role: "switch", checked: row.on, "aria-label": `${row.title} on`,
-          onchange: (e) => change("on", () => { row.on = e.target.checked; }, true) }), h("span", {})),
+          onchange: (e) => { change("on", () => { row.on = e.target.checked; }, true); lm.draft?.(); } }), h("span", {})),
         h("button", { class: "lm-icon", "aria-expanded": String(isOpen), "aria-label": `More for ${row.title}`, title: "Blocks, schedule, mask",
           onclick: () => { isOpen ? open.delete(row.name) : open.add(row.name); draw(); } }, isOpen ? "▴" : "▾"),
         h("button", { class: "lm-icon", "aria-label": `Remove ${row.title}`, title: "Remove",
           onclick: () => change("remove", () => rows.splice(rows.indexOf(row), 1), true) }, "✕")),
       row.problem && h("p", { class: "lm-problem", role: "note" }, row.problem),
-      unet.line, te.line,
-      words.length > 0 && h("div", { class: "lm-chips" }, isOpen ? words : words.slice(0, 3)),
+      isOpen && words.length > 0 && h("div", { class: "lm-chips" }, words),
       isOpen && more(row, index));
     grip.addEventListener("dragstart", (e) => { e.dataTransfer.setData("text/lm-row", String(index)); e.dataTransfer.setDragImage(node, 10, 10); });
     node.addEventListener("dragover", (e) => { if (e.dataTransfer.types.includes("text/lm-row")) { e.preventDefault(); node.classList.add("lm-over"); } });
@@ -124,29 +166,55 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   }
 
   function more(row, index) {
-    return h("div", { class: "lm-more" }, lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server),
-      lm.maskEditor(row, kit, change, trigger),
+    return h("div", { class: "lm-more" }, row.about && h("p", { class: "lm-sub" }, row.about),
+      lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server), lm.maskEditor(row, kit, change),
       h("div", { class: "lm-line" },
-        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "↑ Up"),
-        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "↓ Down"),
+        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "Up"),
+        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "Down"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`,
-          onclick: () => change("te", () => { row.te = null; }, true) }, "Text = UNet"),
+          onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Keep the weights of ${row.title} as its default`,
-          onclick: () => trigger("standard", { name: row.name }) }, "Keep as default")));
+          onclick: async () => { const found = await ask("keep_default", { name: row.name, weight: row.unet }); if (found) { lm.defaults[row.name] = row.unet; lm.say(found.said); } } }, "Keep the weights")));
   }
 
   function draw() {
     const active = rows.filter((row) => row.on && !row.problem).length;
     count.textContent = rows.length ? `${active} of ${rows.length} on` : "";
-    allOff.textContent = rows.some((row) => row.on) || !rows.length ? "All off" : "All on";
-    allOff.disabled = !rows.length;
-    undo.disabled = !past.length;
+    grab.textContent = rows.length ? `Mix · ${active}` : "Mix";
+    const some = rows.some((row) => row.on) || !rows.length;
+    allOff.textContent = some ? "All off" : "All on";
+    allOff.setAttribute("aria-label", some ? "Switch all off or on" : "Switch all on or off");
+    allOff.disabled = quick.disabled = !rows.length;
     if (document.activeElement !== methodInput) methodInput.value = method;
     foot.hidden = rows.length < 2;
-    list.replaceChildren(...(rows.length ? rows.map(drawRow)
-      : [empty("No adapters yet", "Add some in the Library, or write <lora:name:0.8> in the prompt. Without any you get the base.")]));
+    redraw(list, rows.length ? rows.map(drawRow)
+      : [empty("No adapters yet", "Add some in the Library, or write <lora:name:0.8> in the prompt. Without any you get the base.",
+        h("button", { class: "lm-button", onclick: () => lm.tabs.open("library") }, "Open the Library"))]);
+    lm.mixChanged?.(rows);
   }
 
-  watch("value", () => { if (JSON.stringify(props.value) !== JSON.stringify(value())) take(props.value, true); });
-  take(props.value, false);
+  lm.mix = { add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
+  watch("value", () => { if (JSON.stringify(props.value) !== JSON.stringify(value())) replaceAll(props.value); });
+
+  const kept = lm.store.before?.mix;
+  if (kept?.rows?.length) {
+    put(kept);
+    refresh(kept.rows.map((row) => row.name));
+  } else draw();
+  lm.sharePanel(share);
+  offer();
+  async function offer() {
+    const written = location.hash.match(/[#&]mix=([^&]*)/);
+    if (written) {
+      const found = await ask("from_text", decodeURIComponent(written[1]));
+      if (found) replaceAll(found);
+      history.replaceState(null, "", location.pathname + location.search);
+    } else if (!lm.store.before && lm.store.last?.mix) {
+      const last = lm.store.last;
+      const bar = h("div", { class: "lm-root lm-offer", role: "note" }, h("span", {}, "Go on with the mix and prompt of last time?"),
+        h("button", { class: "lm-button", onclick: () => { bar.remove(); replaceAll(last.mix); refresh(last.mix.rows.map((row) => row.name)); Object.entries(last.fields || {}).forEach(([name, text]) => lm.fields.set(name, text)); } }, "Bring back"),
+        h("button", { class: "lm-icon", "aria-label": "No, start anew", onclick: () => bar.remove() }, "✕"));
+      root.prepend(bar);
+    }
+  }
 };

@@ -19,6 +19,7 @@ lm.blocksEditor = (row, kit, change) => {
       else if (chosen !== "custom") row.blocks = chosen || null;
     });
     draw();
+    lm.draft?.();
   } },
     h("option", { value: "" }, "all layers alike"),
     tree.length > 0 && [h("option", { value: "tree" }, `${tree.length} sliders by block`), ["down", "mid", "up"].map((side) => h("option", { value: `only ${side}` }, `${side} blocks only`))],
@@ -36,7 +37,7 @@ lm.blocksEditor = (row, kit, change) => {
           change(`${row.name} blocks`, () => set(at, next));
           pick.value = name();
           shown.textContent = lm.number(next);
-        } }), h("span", {}, ids[at]));
+        }, onchange: () => lm.draft?.() }), h("span", {}, ids[at]));
     })));
   }
   function draw() {
@@ -60,8 +61,8 @@ lm.scheduleEditor = (row, kit, change, server) => {
     kit.shapes.map(([label, text]) => h("option", { value: text }, label)), h("option", { value: "?" , hidden: true }, "own"));
   const ask = later(150, async () => {
     const text = row.schedule || "";
-    const found = await server.curve(text);
-    if (text !== (row.schedule || "")) return;
+    const found = await lm.ask("curve", text);
+    if (!found || text !== (row.schedule || "")) return;
     curve.replaceChildren(found.problem ? h("p", { class: "lm-problem" }, found.problem) : plot(found.points));
   });
   function set(text) {

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.columns import Padded
+from lora_mixer.algorithms.whole import WholeLayer, gathered
+from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -27,13 +29,11 @@ from lora_mixer.engines.merged.kept_weight import (
     restore,
     unsupported,
 )
-from lora_mixer.engines.merged.whole import WholeLayer, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -129,7 +129,7 @@ class MergedEngine:
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._is_pruned = True
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[HookHandle] = []
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class MergedEngine:
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight, p.file_rows)
+                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -240,9 +240,25 @@ class MergedEngine:
         self._fresh.clear()
         self._plans.clear()
 
-    def force_base(self) -> list[str]:
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
+        return [
+            entry.weight.name.rpartition(".")[0]
+            for (number, _), entry in self._touched.items()
+            if number in modules and any(slot.blended for slot in entry.slots)
+        ]
+
+    def leave(self, modules: Collection[int]) -> None:
+        """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
+        for (number, _), entry in self._touched.items():
+            if number in modules:
+                self._force(entry)
+                for slot in entry.slots:
+                    slot.blended = False  # what could not be written then is nobody's any more
+
+    def force_base(self, record: MergedRecord) -> list[str]:
         """
-        Put the base back weight by weight, whatever fails.
+        Put the base back weight by weight, whatever fails, and hold the adapters that were recorded.
 
         Returns:
             The names of weights that could not be written; they stay blended, and their bases kept.
@@ -250,15 +266,24 @@ class MergedEngine:
         self._plans.clear()
         self._drop_hooks()
         self._active = {}
+        left = [name for entry in self._touched.values() for name in self._force(entry)]
+        odd = {key: x for key, x in self._touched.items() if any(slot.blended for slot in x.slots)}
+        self.put_back(record)
+        self._touched.update(odd)
+        self._is_pruned = False
+        return left
+
+    @staticmethod
+    def _force(entry: _Touched) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written."""
         left = []
-        for entry in self._touched.values():
-            for slot in entry.slots:
-                try:
-                    if slot is entry.weight and entry.root is not None:
-                        slot.resize(None, entry.root)
-                    restore([slot])
-                except Exception:  # noqa: BLE001 -- what cannot be written is told by name
-                    left.append(slot.name)
+        for slot in entry.slots:
+            try:
+                if slot is entry.weight and entry.root is not None:
+                    slot.resize(None, entry.root)
+                restore([slot])
+            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+                left.append(slot.name)
         return left
 
     @property
@@ -270,7 +295,7 @@ class MergedEngine:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
         for layer in self._adapters[name]:
             entry, weights = layer.entry, layer.weights
-            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            clean = entry.weight.clean()
             bias = entry.bias
             yield (
                 entry.module,
@@ -380,6 +405,7 @@ class MergedEngine:
                     )
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
         self._active = gains
@@ -443,13 +469,13 @@ class MergedEngine:
         if entry.bias is None:
             change = bias_change(None, terms)
             if change is not None:
-                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
+                self._hooks.append(hook_output(entry.module, AddBias(change)))
             return
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
-            live.copy_(base if change is None else base + change.to(base))
+            write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:

@@ -30,13 +30,14 @@ _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @cache
 def _launches() -> Any:
-    """Give the class that launches the kernel, or None where Triton is missing or cannot compile."""
+    """Return the class that launches the kernel, or None where Triton is missing or cannot compile."""
     try:
         from lora_mixer.engines.merged.kernel import Launch
 
         a = torch.eye(16, device="cuda", dtype=torch.float16)
         out = torch.empty_like(a)
-        Launch([out], [a], [a], [a], [16]).write(torch.ones(1, device="cuda"))
+        one = torch.ones(16, device="cuda")
+        Launch([out], [a], [a], [a], [16]).write(one, one[:1], one.double(), one[:1].int() * 0)
         return Launch if torch.equal(out, 2 * a) else None
     except Exception:  # noqa: BLE001 -- no compiler, an old driver, another vendor: there is the other way
         return None
@@ -64,37 +65,26 @@ class Group:
     downs: list[torch.Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
-    _ready: tuple[torch.Tensor, torch.Tensor, Any] | None = None
 
-    def write(self, gains: torch.Tensor) -> None:
+    def launch(self) -> Any:
+        """Return what writes all layers by one kernel, or None where that cannot be."""
+        alike = len({x.dtype for x in (*self.ups, *self.downs)}) == 1 and self.ups[0].dtype in _KERNEL_DTYPES
+        launches = _launches() if alike and self.weights[0].dtype in _KERNEL_DTYPES else None
+        if launches is None:
+            return None
+        made = launches(self.weights, self.bases, self.ups, self.downs, self.ranks)
+        self.ups, self.downs = [], []  # packed now
+        return made
+
+    def write_batched(self, factors: torch.Tensor) -> None:
         """
-        Write every layer's ``base + sum of gain * scale * up @ down`` into its weight.
+        Write all layers by one batched product after the other.
 
         Args:
-            gains: All gains, fp64, on the device.
+            factors: gain * scale of every pair of every layer, on the device.
         """
-        if self._ready is None:
-            self._ready = self._prepared(gains.device)
-        places, scales, launch = self._ready
-        factors = (gains[places] * scales).float()
-        if launch is not None:
-            launch.write(factors)
-        else:
-            self._write_batched(
-                factors.repeat_interleave(torch.tensor(self.ranks * len(self.weights)).to(factors.device))
-            )
-
-    def _prepared(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        places = torch.tensor(self.places, device=device)
-        scales = torch.tensor(self.scales, dtype=torch.float64, device=device)
-        factors = [*self.ups, *self.downs]
-        alike = len({x.dtype for x in factors}) == 1 and factors[0].dtype in _KERNEL_DTYPES
-        fits = alike and self.weights[0].dtype in _KERNEL_DTYPES and all(x.is_contiguous() for x in factors)
-        launches = _launches() if fits else None
-        launch = launches and launches(self.weights, self.bases, self.ups, self.downs, self.ranks)
-        return places, scales, launch
-
-    def _write_batched(self, factors: torch.Tensor) -> None:
+        repeats = torch.tensor(self.ranks * len(self.weights), device=factors.device)
+        factors = factors.float().repeat_interleave(repeats)
         rows, columns = self.weights[0].shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
         size = max(1, _CHUNK // max(rows * columns, rank * (rows + columns)))
@@ -111,12 +101,85 @@ class Group:
             torch._foreach_copy_(self.weights[start : start + n], layers)
 
 
+class _Device:
+    """
+    All groups of one device: their gains are worked out together, by a handful of operations for hundreds of layers.
+
+    Args:
+        groups: The groups.
+        device: Where they are.
+    """
+
+    def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
+        self._batched = []
+        self._launches: list[tuple[Any, slice, slice]] = []  # with their layers and their ranks of all layers
+        places: list[list[int]] = []  # by layer
+        scales: list[list[float]] = []
+        pair_of: list[torch.Tensor] = []  # of every rank of every layer, in the table of (layers, pairs)
+        peaks: list[torch.Tensor] = []
+        largest: list[float] = []
+        most = max(len(group.ranks) for group in groups)
+        ranks = 0
+        for group in groups:
+            launch = group.launch()
+            pairs = len(group.ranks)
+            if launch is None:
+                tables = (
+                    torch.tensor(group.places, device=device),
+                    torch.tensor(group.scales, dtype=torch.float64),
+                )
+                self._batched.append((group, tables[0], tables[1].to(device)))
+                continue
+            first, count = len(places), len(group.weights)
+            for layer in range(count):
+                own = slice(layer * pairs, (layer + 1) * pairs)
+                filling = most + 1 - pairs  # the last column has no gain: that of ranks that only fill up
+                places.append([*group.places[own], *[0] * filling])
+                scales.append([*group.scales[own], *[0.0] * filling])
+            columns = torch.tensor([most if pair == pairs else pair for pair in launch.pair_of])
+            rows = torch.arange(first, first + count)[:, None] * (most + 1)
+            pair_of.append((rows + columns).flatten())
+            known = torch.nan_to_num(
+                launch.peaks, nan=1.0, posinf=1e30
+            )  # one NaN must not reach a whole layer
+            peaks.append(torch.nn.functional.pad(known, (0, most + 1 - pairs)))
+            largest += [launch.largest or 1.0] * count
+            self._launches.append(
+                (launch, slice(first, first + count), slice(ranks, ranks + count * len(columns)))
+            )
+            ranks += count * len(columns)
+        if self._launches:
+            self._places = torch.tensor(places, device=device)
+            self._scales = torch.tensor(scales, dtype=torch.float64, device=device)
+            self._pair_of = torch.cat(pair_of).to(device)
+            self._layer_of = (torch.cat(pair_of) // (most + 1)).to(device)
+            self._peaks = torch.cat(peaks)
+            self._largest = torch.tensor(largest, dtype=torch.float64, device=device)
+
+    def write(self, gains: torch.Tensor) -> None:
+        """Write all layers; ``gains``: all gains, fp64, on the device."""
+        for group, places, scales in self._batched:
+            group.write_batched(gains[places] * scales)
+        if not self._launches:
+            return
+        pairs = gains[self._places].mul_(self._scales)  # (layers, pairs)
+        peak = (pairs.abs() * self._peaks).amax(1).clamp_(1e-30, 1e30)  # (layers,)
+        power = torch.exp2(torch.floor(torch.log2(self._largest / peak)))
+        exact = pairs.view(-1)[self._pair_of]  # (every rank of every layer,)
+        scaled = (exact * power[self._layer_of]).float()
+        unscale = (1.0 / power).float()
+        counts = torch.zeros(len(self._launches), dtype=torch.int32, device=gains.device)
+        for number, (launch, layers, ranks) in enumerate(self._launches):
+            launch.write(scaled[ranks], unscale[layers], exact[ranks], counts[number : number + 1])
+
+
 class Groups:
     """Sorts layers into groups and writes them all."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._groups: dict[tuple[object, ...], Group] = {}
+        self._devices: dict[torch.device, _Device] = {}
 
     def add(
         self, weight: torch.Tensor, base: torch.Tensor, pairs: Sequence[Factors], places: Sequence[int]
@@ -131,35 +194,52 @@ class Groups:
             places: Where their gains stand in the list of all gains.
 
         Returns:
-            False unless all is on one GPU, contiguous, and at most fp32.
+            False unless all is on one GPU, dense in memory (channels last, too), and at most fp32.
         """
+        flat, clean = _flat(weight), _flat(base)
         if not (
             weight.is_cuda
             and weight.dtype.itemsize <= 4
             and base.device == weight.device
-            and weight.is_contiguous()
-            and base.is_contiguous()
+            and flat is not None
+            and clean is not None
+            and weight.is_contiguous() == base.is_contiguous()
             and not weight.is_inference()
             and all(p.up.device == p.down.device == weight.device and p.up.dtype.itemsize > 1 for p in pairs)
         ):
             return False
-        rows = weight.shape[0]
-        flat = weight.view(rows, -1)
         ranks = tuple(pair.down.shape[0] for pair in pairs)
         group = self._groups.setdefault((flat.shape, weight.dtype, weight.device, ranks), Group(ranks))
         group.weights.append(flat)
-        group.bases.append(base.view(rows, -1))
+        group.bases.append(clean)
         group.ups.extend(pair.up for pair in pairs)
-        group.downs.extend(pair.down for pair in pairs)
+        group.downs.extend(
+            pair.down if weight.is_contiguous() else _channels_last(pair.down, weight) for pair in pairs
+        )
         group.places.extend(places)
         group.scales.extend(pair.scale for pair in pairs)
         return True
 
     def write(self, gains: Sequence[float]) -> None:
         """Write all layers of all groups."""
-        moved: dict[torch.device, torch.Tensor] = {}
-        for group in self._groups.values():
-            device = group.weights[0].device
-            if device not in moved:
-                moved[device] = torch.tensor(gains, dtype=torch.float64).to(device, non_blocking=True)
-            group.write(moved[device])
+        for device in dict.fromkeys(group.weights[0].device for group in self._groups.values()):
+            if device not in self._devices:
+                own = [group for group in self._groups.values() if group.weights[0].device == device]
+                self._devices[device] = _Device(own, device)
+            self._devices[device].write(
+                torch.tensor(gains, dtype=torch.float64).to(device, non_blocking=True)
+            )
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor | None:
+    """Return a weight as (out, in * kernel) over its own memory, or None where there is no such view."""
+    if weight.is_contiguous():
+        return weight.view(weight.shape[0], -1)
+    last = weight.permute(0, *range(2, weight.ndim), 1) if weight.ndim > 2 else weight
+    return last.view(weight.shape[0], -1) if last.is_contiguous() else None
+
+
+def _channels_last(down: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return (rank, in * kernel) with its columns in the order of a weight that has its channels last in memory."""
+    shaped = down.view(-1, *weight.shape[1:])  # (rank, in, *kernel)
+    return shaped.permute(0, *range(2, shaped.ndim), 1).reshape(down.shape)

@@ -1,0 +1,221 @@
+"""Parts that others replace after a load: adapters go to what stands there now, or an error says what was replaced."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lora_mixer import LoraMixer, PipelineStateError
+from tests.models import tiny_sd
+from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
+from tests.weights import Snapshot
+
+Loaded = tuple[SmallPipe, LoraMixer, dict[str, Any]]
+
+
+@pytest.fixture
+def loaded() -> Loaded:
+    pipe = small_pipe()
+    pairs = {"a": pairs_for(pipe, 1), "b": pairs_for(pipe, 2)}
+    mixer = LoraMixer(pipe)
+    for name, own in pairs.items():
+        mixer.load_lora_weights(written(own), name)
+    return pipe, mixer, pairs
+
+
+def other_part(name: str, factor: float = 1.5) -> nn.Module:
+    part = small_pipe().components[name]
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.mul_(factor)
+    return part
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("engine", ["merged", "side"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_component_that_was_replaced_has_the_mix_and_the_old_one_its_base(
+    loaded: Loaded, part: str, engine: Any, disabled: bool
+) -> None:
+    pipe, mixer, pairs = loaded
+    mixer.set_mix({"a": 0.5, "b": -1.0}, engine=engine)
+    if disabled:
+        mixer.disable_lora()
+    old, old_base = pipe.components[part], small_pipe().components[part].state_dict()
+    pipe.components[part] = other_part(part)
+    base = Snapshot.of(SmallPipe(**{**small_pipe().components, part: other_part(part)}))
+
+    mixer.set_adapters(["a", "b"], [0.5, -1.0])
+
+    base.assert_holds(pipe, mixed((pairs["a"], 0.5), (pairs["b"], -1.0)))
+    assert_same(old.state_dict(), old_base)
+    assert all(not module._forward_hooks for module in old.modules())
+    mixer.unload_lora_weights()
+    assert_same(values(pipe), base.state)
+
+
+def test_any_call_binds_again_not_only_those_that_mix(loaded: Loaded) -> None:
+    pipe, mixer, pairs = loaded
+    mixer.set_adapters("a", 0.5)
+    pipe.components["unet"] = other_part("unet")
+    base = Snapshot.of(SmallPipe(**{**small_pipe().components, "unet": other_part("unet")}))
+
+    mixer.delete_adapters("b")
+
+    base.assert_holds(pipe, mixed((pairs["a"], 0.5)))
+
+
+def test_layers_that_were_replaced_while_disabled_are_bound_again(loaded: Loaded) -> None:
+    pipe, mixer, pairs = loaded
+    mixer.disable_lora()
+    unet = pipe.components["unet"]
+    new = nn.Linear(unet.linear.in_features, unet.linear.out_features, bias=unet.linear.bias is not None)
+    new.load_state_dict({key: 3 * value for key, value in unet.linear.state_dict().items()})
+    unet.linear = new
+    base = Snapshot.of(pipe)
+
+    mixer.enable_lora()
+
+    base.assert_holds(pipe, mixed((pairs["b"], 1.0)))
+    mixer.disable_lora()
+    assert_same(values(pipe), base.state)
+
+
+def quantised(layer: nn.Linear) -> nn.Linear:
+    """As a quantisation library does: another module, made of the weights that are there."""
+    new = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    new.load_state_dict(layer.state_dict())
+    new.weight = nn.Parameter((layer.weight.data * 16).to(torch.int8), requires_grad=False)
+    return new
+
+
+def test_layers_that_were_replaced_under_a_mix_are_an_error_with_two_ways_out(loaded: Loaded) -> None:
+    pipe, mixer, pairs = loaded
+    clean = Snapshot.of(small_pipe())
+    mixer.set_adapters("a", 0.5)
+    unet = pipe.components["unet"]
+    old = unet.linear
+    unet.linear = quantised(old)
+
+    for call in (mixer.disable_lora, mixer.unload_lora_weights, lambda: mixer.set_adapters("b")):
+        with pytest.raises(
+            PipelineStateError, match=r"unet\.linear\).*replaced \(by Linear\).*restore_base.*rebase"
+        ):
+            call()
+        assert mixer.get_active_adapters() == ["a"]
+
+    mixer.restore_base()
+    assert unet.linear is old
+    assert_same(values(pipe), clean.state)
+    mixer.set_adapters("a", 0.5)
+    clean.assert_holds(pipe, mixed((pairs["a"], 0.5)))
+
+
+def test_layers_made_from_a_mix_are_the_base_after_rebase(loaded: Loaded) -> None:
+    pipe, mixer, _ = loaded
+    mixer.set_adapters("a", 0.5)
+    unet = pipe.components["unet"]
+    new = deepcopy(unet.linear)
+    unet.linear = new
+
+    mixer.rebase()
+
+    held = values(pipe)
+    mixer.set_adapters("b", 2.0)
+    assert not torch.equal(new.weight, held["unet.linear.weight"])
+    mixer.disable_lora()
+    assert_same(values(pipe), held)
+
+
+def test_a_component_of_another_shape_is_refused_and_the_base_stays_in_reach(loaded: Loaded) -> None:
+    pipe, mixer, _ = loaded
+    old = pipe.components["unet"]
+    other = small_pipe(seed=3).components["unet"]
+    other.linear = nn.Linear(7, 5)
+    pipe.components["unet"] = other
+
+    with pytest.raises(
+        PipelineStateError, match=r"parts of the pipeline were replaced.*unet\.linear: .*unload_lora_weights"
+    ):
+        mixer.set_adapters("a")
+
+    mixer.disable_lora()
+    assert_same(old.state_dict(), small_pipe().components["unet"].state_dict())
+    mixer.unload_lora_weights()
+    mixer.load_lora_weights(written(pairs_for(pipe, 5)), "c")
+
+
+def test_a_component_that_is_set_aside_keeps_its_adapters(loaded: Loaded) -> None:
+    pipe, mixer, pairs = loaded
+    clean = Snapshot.of(small_pipe())
+    text = pipe.components.pop("text_encoder")
+    mixer.set_adapters("a", 0.5)
+    pipe.components["text_encoder"] = text
+
+    mixer.set_adapters("b", 0.25)
+
+    clean.assert_holds(pipe, mixed((pairs["b"], 0.25)))
+    mixer.disable_lora()
+    assert_same(values(pipe), clean.state)
+
+
+def test_a_copy_of_a_mixed_component_in_its_place_is_mixed_once(loaded: Loaded) -> None:
+    pipe, mixer, pairs = loaded
+    clean = Snapshot.of(small_pipe())
+    mixer.set_adapters("a", 0.5)
+    pipe.components["unet"] = deepcopy(pipe.components["unet"])
+
+    mixer.set_adapters("b", 0.25)
+
+    clean.assert_holds(pipe, mixed((pairs["b"], 0.25)))
+    mixer.disable_lora()
+    assert_same(values(pipe), clean.state)
+
+
+def test_a_schedule_and_a_reserved_side_path_go_along() -> None:
+    pipe, fresh = tiny_sd(), tiny_sd()
+    pairs = pairs_for(pipe, 1, lambda part, _: part == "unet")
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.reserve(rank=8)
+    mixer.set_mix({"a": {"weight": 1.0, "schedule": "0@1,1@0.5"}})
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 7, pipe.unet.config.cross_attention_dim)
+
+    def run() -> torch.Tensor:
+        pipe.scheduler.set_timesteps(4)
+        with torch.no_grad():
+            return torch.cat([pipe.unet(x, t, text).sample for t in pipe.scheduler.timesteps])
+
+    before = run()
+    pipe.unet = fresh.unet
+    assert not torch.equal(run(), before)
+
+    mixer.enable_lora()
+
+    assert torch.equal(run(), before)
+    mixer.unload_lora_weights()
+    mixer.release()
+    assert all(not module._forward_hooks for module in pipe.unet.modules())
+
+
+def test_words_go_to_the_text_encoder_that_is_there_now(sd: Any) -> None:
+    vectors = torch.randn(2, sd.text_encoder.config.hidden_size)
+    mixer = LoraMixer(sd)
+    mixer.load_textual_inversion({"ohwx": vectors})
+    old = sd.text_encoder
+    sd.text_encoder = deepcopy(old)
+    try:
+        mixer.load_textual_inversion({"other": vectors})
+        embedding = sd.text_encoder.get_input_embeddings()
+        ids = torch.tensor([sd.tokenizer.convert_tokens_to_ids(["ohwx", "ohwx_1"])])
+        assert torch.equal(embedding(ids)[0], vectors)
+        assert not old.get_input_embeddings()._forward_hooks
+        mixer.unload_textual_inversion()
+        assert not embedding._forward_hooks
+    finally:
+        mixer.unload_lora_weights()
+        sd.text_encoder = old

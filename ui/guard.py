@@ -1,0 +1,200 @@
+"""What stands in front of the page: who may call it, from which sites, how often a password is tried, who is still there."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from pathlib import Path
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+TRIES, TRIES_IN = 10, 60.0
+"""Wrong passwords from one address in so many seconds; after that it waits."""
+_ADDRESSES, _TOKENS = 4096, 8192
+_PICTURE = re.compile(r"((?:/[\w.-]+)*)/pictures/([\w-]{1,128}\.png)", re.ASCII)
+WRONG = 400
+"""What Gradio answers to a wrong password."""
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_HEADERS = (
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+)
+
+
+class Sessions:
+    """
+    Who is there: Gradio's sessions by their open streams, and the browser's own token that outlives a reload.
+
+    A token is a secret of the browser; a session that brings it is the same person again.
+    """
+
+    def __init__(self) -> None:
+        """Start with nobody."""
+        self._open: dict[str, int] = {}
+        self._tokens: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def join(self, session: str, token: str) -> None:
+        """Remember whose session it is."""
+        with self._lock:
+            self._tokens[session] = token
+            while len(self._tokens) > _TOKENS:
+                self._tokens.popitem(last=False)
+
+    def owner(self, session: str) -> str:
+        """Return the token of a session, or the session itself."""
+        with self._lock:
+            return self._tokens.get(session, session)
+
+    def present(self, owner: str) -> bool:
+        """Say whether a stream of this owner is open."""
+        with self._lock:
+            return owner in self._open or any(self._tokens.get(session) == owner for session in self._open)
+
+    def opened(self, session: str) -> None:
+        """Count a stream."""
+        with self._lock:
+            self._open[session] = self._open.get(session, 0) + 1
+
+    def closed(self, session: str) -> None:
+        """Count it off."""
+        with self._lock:
+            left = self._open.get(session, 0) - 1
+            if left > 0:
+                self._open[session] = left
+            else:
+                self._open.pop(session, None)
+
+
+class Brake:
+    """How often an address gave a wrong password of late."""
+
+    def __init__(self, tries: int = TRIES, seconds: float = TRIES_IN) -> None:
+        """Start with none."""
+        self._tries, self._seconds = tries, seconds
+        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def waits(self, address: str) -> float:
+        """Return the seconds that an address has to wait before it may try again; 0 where it may."""
+        times, now = self._failed.get(address), time.monotonic()
+        while times and now - times[0] > self._seconds:
+            times.popleft()
+        return self._seconds - (now - times[0]) if times and len(times) >= self._tries else 0.0
+
+    def failed(self, address: str) -> None:
+        """Count a wrong one."""
+        self._failed.setdefault(address, deque(maxlen=self._tries)).append(time.monotonic())
+        self._failed.move_to_end(address)
+        while len(self._failed) > _ADDRESSES:
+            self._failed.popitem(last=False)
+
+
+class Guard:
+    """
+    ASGI middleware around the whole page.
+
+    Args:
+        app: What it guards.
+        sessions: Gets to know which streams are open.
+        hosts: Names under which the page may be called; None where a password keeps strangers out.
+        pictures: The folder that ``pictures/NAME.png`` is in.
+    """
+
+    def __init__(self, app: App, sessions: Sessions, hosts: Iterable[str] | None, pictures: Path) -> None:
+        """Keep them."""
+        self._pictures = pictures
+        self._app, self._sessions, self._brake = app, sessions, Brake()
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or say why not."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        reason = self._refusal(scope)
+        if reason and scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif reason:
+            await _answer(send, *reason)
+        else:
+            await self._passed(scope, receive, send)
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        address = str((scope.get("client") or ("",))[0])
+        login = scope["path"].rstrip("/").endswith("/login") and scope.get("method") == "POST"
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message.get("headers", ())}
+                extra = [pair for pair in _HEADERS if pair[0] not in names]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                if login and message["status"] == WRONG:
+                    self._brake.failed(address)
+            await send(message)
+
+        if found := _PICTURE.fullmatch(scope["path"]):
+            # Gradio's own route serves it, with its login and its look at where links lead
+            path = f"{found[1]}/gradio_api/file={self._pictures / found[2]}"
+            scope = {**scope, "path": path, "raw_path": quote(path, safe="/=").encode()}
+        session = _stream_of(scope)
+        if session:
+            self._sessions.opened(session)
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            if session:
+                self._sessions.closed(session)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._hosts is not None and _name_of(host) not in self._hosts:
+            return 421, "This page answers to its own address only; --host names another."
+        if scope["type"] == "http" and scope.get("method") in _SAFE:
+            return None
+        if scope["path"].rstrip("/").endswith("/login"):
+            seconds = self._brake.waits(str((scope.get("client") or ("",))[0]))
+            if seconds:
+                return 429, f"Too many wrong passwords: try again in {seconds:.0f} seconds."
+        own = {host, headers.get("x-forwarded-host", host)}
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc not in own:
+            return 403, "Requests from other sites are refused."
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return 403, "Requests from other sites are refused."
+        return None
+
+
+def _name_of(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+def _stream_of(scope: Scope) -> str:
+    path = scope["path"].rstrip("/")
+    if "/heartbeat/" in path:
+        return str(path.rpartition("/")[2])
+    if path.endswith("/queue/data"):
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return query.get("session_hash", [""])[0]
+    return ""
+
+
+async def _answer(send: Send, status: int, text: str, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), *_HEADERS, *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})

@@ -1,0 +1,52 @@
+"""What a saved mix of the page has beside the mix itself: rows that were switched off, and whose file was missing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_VERSIONS = 50
+"""How many versions of one name are kept: as many as saved mixes can be taken back."""
+
+
+class SavedRows:
+    """
+    Rows by the name of a saved mix, beside ``SavedMixes``, which knows only what takes part.
+
+    A version belongs to the mix that was saved with it: where that was changed or taken back since, another version fits,
+    or none, and the mix alone is what there is.
+
+    Args:
+        path: The file; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read nothing yet."""
+        self._path = path
+        self._lock = threading.Lock()
+
+    def put(self, name: str, mix: str, rows: dict[str, Any]) -> None:
+        """Keep the rows of a mix that is saved in a moment."""
+        with self._lock:
+            book = self._read()
+            book[name] = [[mix, rows], *book.get(name, [])][:_VERSIONS]
+            spare = self._path.with_suffix(".tmp")
+            spare.write_text(json.dumps(book), encoding="utf-8")
+            spare.replace(self._path)
+
+    def get(self, name: str, mix: str) -> dict[str, Any] | None:
+        """Return the rows that were saved with a mix, or None."""
+        with self._lock:
+            versions = self._read().get(name, [])
+        return next((rows for text, rows in versions if text == mix), None)
+
+    def _read(self) -> dict[str, list[Any]]:
+        try:
+            book = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return book if isinstance(book, dict) else {}
