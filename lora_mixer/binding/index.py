@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.binding import ordinal
 from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
+from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from lora_mixer.families import Family, Pieces
 
 _TEXT_ROOT = "text_model."
+_LANGUAGE_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+"""What stands before ``layers`` in language models that encode text; files leave it out, or a part of it."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,12 @@ class ModuleIndex:
             yield path.removeprefix(_TEXT_ROOT)
         elif self._text:
             yield _TEXT_ROOT + path
+        root = next((root for root in _LANGUAGE_ROOTS if path.startswith(root)), None)
+        if root is not None and self.component in TEXT_HINTS:
+            yield path.removeprefix(root)
+            yield f"model.{path.removeprefix(root)}"
+        elif path.startswith("layers.") and self.component in TEXT_HINTS:
+            yield f"model.{path}"
         if self._ldm:
             name = ldm_name(path, self._ldm)
             if name:
