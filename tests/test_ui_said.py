@@ -56,7 +56,7 @@ def test_a_cell_gives_all_that_made_it_and_leaves_what_was_off(desk):
     desk.page.get_by_label("Guidance", exact=True).blur()
     grid(desk, "seed", "41, 42", "steps", "1, 3")
     desk.state("done", "#grid").wait_for()
-    desk.page.get_by_label("Enlarge steps 3 seed 42").click()
+    desk.page.get_by_label("Enlarge 3 steps seed 42").click()
     view = desk.page.locator("dialog.lm-large-view img")
     view.wait_for()
     assert view.bounding_box()["height"] >= 400
