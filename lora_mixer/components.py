@@ -7,3 +7,9 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 TE = "te"
 """The alias for every text encoder; a component's own name wins over it."""
+
+TEXT_HINTS = frozenset((*TEXT_ENCODERS, "clip_g", "t5", "prior_text_encoder"))
+"""What a file says of where a layer is, where it means a text encoder."""
+
+COUNTED = "ordinal:"
+"""How spellings begin that count modules instead of naming them: ``ordinal:<classes>:<number>``."""

@@ -34,8 +34,19 @@ if TYPE_CHECKING:
     from lora_mixer.problem import Problem, SaveProblem
 
 
+_LONGEST = 10_000  # characters of a message: names in it may come from files
+
+
 class LoraMixerError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; messages are cut at 10,000 characters."""
+
+    def __str__(self) -> str:
+        """Give the message, shortened in its middle where it has no end."""
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        half = _LONGEST // 2 - 50
+        return f"{text[:half]} [... {len(text) - 2 * half} characters more ...] {text[-half:]}"
 
 
 class SourceError(LoraMixerError):

@@ -8,11 +8,14 @@ from typing import Any
 
 from lora_mixer.errors import MissingExtraError
 
+__all__ = ["EXTRAS", "explained", "require"]
+
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("typer", "rich"),
     "ui": ("gradio",),
     "batch": ("pydantic", "yaml", "fsspec"),
     "ray": ("ray",),
+    "prompts": ("compel", "dynamicprompts"),
 }
 """By extra: the modules that it brings."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
-from lora_mixer.formats import paused_gc, read, read_embeddings
+from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
@@ -215,6 +215,7 @@ class LoraMixer:
             components = state.components()
             with paused_gc():
                 adapter = read(source, name=name)
+                check_held(adapter)
                 if max_rank is not None:
                     adapter = adapter.limited(max_rank)
                 if dora_strength is not None:
@@ -239,7 +240,7 @@ class LoraMixer:
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                state.take(name, Loaded(adapter.info, report), layers)
+                state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:

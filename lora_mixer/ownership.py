@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import uninterrupted
@@ -131,6 +132,7 @@ class MixerState:
             self._follow(parts)
             yield
             self.mark()
+            self._guard()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back(record, error)
@@ -237,6 +239,13 @@ class MixerState:
             raise lost from again
         finally:
             self.mark()
+            self._guard()
+
+    def _guard(self) -> None:
+        own = {
+            part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
+        }
+        guards.guard_scale({**self.roots, **own}, active=self.enabled and bool(self.held.names))
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
@@ -260,6 +269,8 @@ class MixerState:
             self.keep_base = keep_base
             self.controller.keep_on(keep_base)
             if pipe is not self.pipe:
+                guards.take_away(self.pipe, ())
+                guards.place(pipe, (), self)
                 self.pipe = self.controller.pipe = self.tokens.pipe = pipe
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
@@ -295,9 +306,12 @@ class MixerState:
         roots = {part: self.roots.get(part, components.get(part)) for part in reached}
         before = list(self.roots.values())
         self.roots = {part: root for part, root in roots.items() if root is not None}
+        guards.take_away(self.pipe, before)
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is not self:
                 root.__dict__[_MARK] = self
+        if not self.is_empty:
+            guards.place(self.pipe, self.roots.values(), self)
         for root in before:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]

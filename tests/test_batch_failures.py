@@ -14,10 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_mixer import PictureMaker
+from lora_mixer import PictureMaker, atomic
 from lora_mixer.batches import check_plan, read_manifest, run_plan
 from lora_mixer.errors import PictureError, SaveError
-from lora_mixer.writing import atomic
 from tests.batch_plans import GRID, hashes, plan_for, statuses
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,4 +127,5 @@ def test_a_runner_killed_at_any_moment_goes_on_to_the_same_pictures(model_folder
     assert counts["kept"] >= 3
     assert hashes(out) == hashes(whole_grid)
     records = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert sorted(record["index"] for record in records) == list(range(8))
+    made = [record["index"] for record in records if record["status"] == "done"]  # others say what was begun
+    assert sorted(made) == list(range(8))

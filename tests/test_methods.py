@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from lora_mixer import LoraMixer, Mix, MixError
-from lora_mixer.engines.methods.k_lora import magnitude, scale_at
+from lora_mixer.engines.methods.k_lora import magnitude, typical
 from lora_mixer.mixes import KLora
 from tests.layers import layer, randn
 from tests.models import tiny_sd
@@ -170,7 +170,9 @@ def choices(bench: Bench, method: KLora, step: int) -> dict[Place, str]:
     """Work the paper's formulas out in fp64: which of the two each layer of the UNet has."""
     content, style = bench.pairs["a"], bench.pairs["b"]
     places = [place for place in content if place[0] == "unet"]
-    gamma = sum(content[p].delta().abs().sum() / style[p].delta().abs().sum() for p in places) / len(places)
+    ratios = [float(content[p].delta().abs().sum() / style[p].delta().abs().sum()) for p in places]
+    below = [ratio for ratio in ratios if ratio < 3 * sum(ratios) / len(ratios)]
+    gamma = sum(below) / len(below)
     scale = method.alpha * step / STEPS + method.beta
     if method.modulo:
         scale = scale % method.alpha
@@ -237,9 +239,58 @@ def test_the_largest_elements_are_summed_block_by_block(kernel: tuple[int, ...],
 
 
 def test_the_scale_of_the_style_grows_over_the_run() -> None:
-    assert [scale_at(KLora(), step, 30) for step in (0, 15)] == [0.5, 1.25]
-    assert scale_at(KLora(modulo=True), 25, 30) == pytest.approx(1.75 % 1.5)
-    assert scale_at(KLora(alpha=0, modulo=True), 3, 30) == 0.5
+    assert [KLora().advantage(step, 30) for step in (0, 15)] == [0.5, 1.25]
+    assert KLora(alpha=0, modulo=True, beta=0.5).advantage(3, 30) == 0.5
+
+
+def test_the_variant_with_modulo_begins_with_the_style_and_ends_even() -> None:
+    """The authors' beta there is 0.85 alpha: 1.275 at first, anew from 0 after a seventh of the run, 1.275 at its end."""
+    method = KLora(modulo=True)
+    scales = [method.advantage(step, 100) for step in range(100)]
+
+    assert method.beta == pytest.approx(1.275)
+    assert scales == pytest.approx([(1.5 * step / 100 + 1.275) % 1.5 for step in range(100)])
+    assert scales[0] == pytest.approx(1.275)
+    assert min(range(100), key=scales.__getitem__) == 15
+    assert KLora(alpha=2, modulo=True).beta == pytest.approx(1.7)
+    assert Mix.of("a:1, b:1 | k_lora(modulo=true)").method == method
+    for text in ("k_lora(modulo=true)", "k_lora", "k_lora(modulo=true, beta=0.5)"):
+        mix = Mix.of(f"a:1, b:1 | {text}")
+        assert Mix.of(mix.to_text()) == mix == Mix.of(mix.to_dict())
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9, 1e-4])
+def test_one_dead_layer_of_the_style_decides_nothing_for_the_others(share: float) -> None:
+    quotients = [0.8, 1.0, 1.3, 0.9, 1.1]
+    dead = 1 / share if share else float("inf")
+
+    assert typical([*quotients, dead]) == pytest.approx(sum(quotients) / 5)
+    assert typical([dead, *quotients, 0.0]) == pytest.approx(sum(quotients) / 6)
+    assert typical([float("inf")]) == 1.0
+    assert typical([]) == 1.0
+
+
+def test_a_dead_layer_leaves_the_choice_in_the_others_as_it_was(bench: Bench) -> None:
+    places = [place for place in bench.pairs["b"] if place[0] == "unet"]
+    dead = dict(bench.pairs["b"])
+    dead[places[3]] = Pair(dead[places[3]].up * 0, dead[places[3]].down, dead[places[3]].alpha)
+    bench.mixer.load_lora_weights(kohya(dead), "dead")
+    bench.mixer.disable_lora()
+    tables = {}
+    for style in ("b", "dead"):
+        with bench.mixer.applied(f"a:1, {style}:1 | k_lora", engine="merged"):
+            unet = bench.pipe.unet
+            tables[style] = {path: unet.get_submodule(path).weight.detach().clone() for _, path in places}
+    bench.mixer.delete_adapters("dead")
+
+    content = dict.fromkeys(tables, 0)
+    for _, path in places:
+        clean = bench.clean.get_submodule(path).weight
+        whole = (clean.double() + bench.pairs["a"]["unet", path].delta().view(clean.shape)).float()
+        for style, table in tables.items():
+            content[style] += bool((table[path] - whole).abs().max() < 1e-5)
+    assert 0 < content["b"] < len(places)
+    assert abs(content["dead"] - content["b"]) <= 2  # the dead layer itself, and one at the edge
 
 
 def test_an_adapter_without_ranks_is_refused_by_name(bench: Bench) -> None:

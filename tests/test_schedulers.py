@@ -12,7 +12,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from lora_mixer import LoraMixer
+from lora_mixer import LoraMixer, MixError
 from lora_mixer.engines.denoiser.steps import NoiseLevels
 
 if TYPE_CHECKING:
@@ -200,6 +200,24 @@ def test_a_loop_by_hand_has_the_steps_of_its_own_scheduler(unet: Denoiser) -> No
             unet(torch.zeros(1, 4, 2, 2), t)
 
     assert gains(unet, "linear(0, 1)", loop) == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("mix", ["a:1,start=1", "a:1,0@0,1@0.5", "a:1, b:1 | switch", "a:1, b:1 | k_lora"])
+def test_what_has_no_steps_has_no_schedule(mix: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    base = model[0].weight.detach().clone()
+    mixer = LoraMixer(model)
+    for name in "ab":
+        pair = {"0.lora_A.weight": torch.ones(1, 3), "0.lora_B.weight": torch.ones(3, 1)}
+        mixer.load_lora_weights(pair, name, activate=False)
+
+    with pytest.raises(MixError, match=r"model \(Sequential\) has none: its forward takes no timestep"):
+        mixer.set_mix(mix)
+
+    assert mixer.mixes == ()
+    assert torch.equal(model[0].weight, base)
+    mixer.set_mix("a:1,0.5@0,0.5@1")  # which never changes
+    assert torch.equal(model[0].weight, base + 0.5)
 
 
 def test_a_second_pipeline_of_diffusers_brings_its_own_steps(sd: StableDiffusionPipeline) -> None:

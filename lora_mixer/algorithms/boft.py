@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts
 
 
+_STAGES_AT_MOST = 32
+
+
 def _checked(blocks: torch.Tensor, parts: Parts) -> torch.Tensor:
     if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
         raise parts.broken("expected blocks (stages, n, b, b)")
     stages, number, size = blocks.shape[:3]
+    if stages > _STAGES_AT_MOST:
+        raise parts.broken(
+            f"{stages} butterfly stages, no model is wide enough for more than {_STAGES_AT_MOST}"
+        )
     if stages > 1 and (size % 2 or number % 2 ** (stages - 1)):
         raise parts.broken(
             f"{stages} butterfly stages need an even block size and a multiple of {2 ** (stages - 1)} blocks"

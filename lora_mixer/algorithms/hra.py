@@ -44,7 +44,10 @@ class HRA(LayerWeights):
         (vectors,) = parts.need("hra_u")
         if vectors.ndim != 2:
             raise parts.broken("expected (in, reflections)")
-        return cls(vectors, bool(parts.config.get("apply_GS")))
+        orthogonal = bool(parts.config.get("apply_GS"))
+        if orthogonal and vectors.shape[1] > vectors.shape[0]:
+            raise parts.broken("more reflections than inputs cannot be orthogonal to each other")
+        return cls(vectors, orthogonal)
 
     @property
     def rank(self) -> int:
@@ -67,14 +70,17 @@ class HRA(LayerWeights):
         """Give gain * (W @ H_1 @ ... @ H_r - W)."""
         start = base.reshape(base.shape[0], -1)
         turned = start
-        done: list[torch.Tensor] = []
-        for column in self.vectors.to(base).unbind(1):
+        done = base.new_zeros(self.vectors.shape if self.orthogonal else (0, 0))
+        for number, column in enumerate(self.vectors.to(base).unbind(1)):
             unit = column
-            for before in done if self.orthogonal else ():
-                unit = unit - (before @ unit) * before
+            if self.orthogonal:
+                before = done[:, :number]
+                for _ in range(2):  # twice is enough for what one subtraction of all leaves over
+                    unit = unit - before @ (before.T @ unit)
             unit = unit / unit.norm().clamp_min(
                 torch.finfo(unit.dtype).tiny
             )  # a column of zeros reflects nothing
-            done.append(unit)
+            if self.orthogonal:
+                done[:, number] = unit
             turned = turned - 2 * (turned @ unit).outer(unit)
         return ((turned - start) * gain).reshape(base.shape)

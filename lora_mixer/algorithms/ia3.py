@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
+
+_STEPS = 10_000_000  # of one match
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +110,18 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
         return None if not parts.config else False
     if isinstance(names, str):
         try:
-            return re.fullmatch(names, parts.module) is not None
-        except re.error as error:
-            msg = f"{parts.label}: feedforward_modules is {names!r}, no regular expression ({error})"
-            raise InvalidAdapterError(msg) from None
+            found = compiled(names)
+        except PatternTooHardError as error:
+            raise InvalidAdapterError(f"{parts.label}: feedforward_modules: {error}") from None
+        if found is None:
+            msg = f"{parts.label}: feedforward_modules is {names[:200]!r}, no regular expression"
+            raise InvalidAdapterError(msg)
+        module = parts.module
+        if len(module) ** found[1] > _STEPS:
+            raise InvalidAdapterError(
+                f"{parts.label[:200]}: the name is too long for the pattern {names[:200]!r}"
+            )
+        return re.fullmatch(names, module) is not None
     if not isinstance(names, list):
         msg = f"{parts.label}: feedforward_modules is {names!r}, expected a list of names or a regular expression"
         raise InvalidAdapterError(msg)

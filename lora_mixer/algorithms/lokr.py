@@ -142,8 +142,8 @@ class LoKr(LayerWeights):
         if not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
             return None
         return Factors(
-            torch.kron(*map(wide, (_up(u1, v1), _up(u2, v2)))),
-            torch.kron(*map(wide, (_down(u1, v1), _down(u2, v2)))),
+            kronecker(wide(_up(u1, v1)), wide(_up(u2, v2))),
+            kronecker(wide(_down(u1, v1)), wide(_down(u2, v2))),
             self.scale,
         )
 
@@ -153,7 +153,13 @@ class LoKr(LayerWeights):
             u.to(base) if v is None else u.to(base) @ v.to(base) for u, v in (self._left(), self._right())
         )
         # the smaller factor takes the scale; it is a product or a copy by now
-        return torch.kron(left * (gain * self.scale), right).reshape(base.shape)
+        return kronecker(left * (gain * self.scale), right).reshape(base.shape)
+
+
+def kronecker(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Give the Kronecker product of two matrices in any memory layout, in the wider of their dtypes."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return torch.kron(left.to(dtype).contiguous(), right.to(dtype).contiguous())  # it takes views of both
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, core: torch.Tensor | None) -> bool:

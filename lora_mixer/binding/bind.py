@@ -13,18 +13,19 @@ from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
-from lora_mixer.binding.components import base_of
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
+from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
-from lora_mixer.families import family_of_class
-from lora_mixer.formats.families import CROSS_ATTENTION, DIT_FAMILIES, TEXT_HINTS
+from lora_mixer.families import family_named, family_of_class
+from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
+from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import nn
 
@@ -93,18 +94,22 @@ class Binding:
     Attributes:
         layers: One for each live module that is changed.
         report: What was found and what was not.
+        base: The family that it is for: the file's word, or the live model's where names do not tell the two apart.
         sources: The layers of the file that each of ``layers`` is from.
     """
 
     layers: tuple[BoundLayer, ...]
     report: MatchReport
     sources: tuple[tuple[AdapterLayer, ...], ...] = ()
+    base: str = ""
 
 
 @dataclass
 class _Tally:
     matched: dict[str, None] = field(default_factory=dict)
     unmatched: dict[str, str] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    """Spellings that mean modules here, whether or not their shapes are right."""
     keys_used: int = 0
     keys_unused: list[str] = field(default_factory=list)
 
@@ -154,7 +159,7 @@ def bind(
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
     _choose_order(adapter.layers, indexes)
-    _prefer_layouts(adapter.layers, indexes)
+    _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
@@ -176,6 +181,7 @@ def bind(
             tally.keys_unused.extend(layer.keys)
             continue
         live = found.placements[0].live
+        tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
         weights, widening = _resized(layer.weights, found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
@@ -188,6 +194,8 @@ def bind(
             shares.setdefault((placement.live.component, placement.live.path), []).append(
                 _Share(layer, found, placement, weights, widening)
             )
+    if component is None:
+        _refuse_partial(adapter, components, tallies, indexes, fits=not misfits)
     report = MatchReport(
         adapter_name=name,
         source=adapter.info.source,
@@ -211,11 +219,23 @@ def bind(
         ]
     )
     _judge(adapter, components, report, misfits, twice)
-    _refuse_partial(adapter, components, report, indexes)
     bound = [_bound(own) for own in shares.values()]
     return Binding(
-        tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
+        tuple(bound),
+        report,
+        tuple(tuple(share.layer for share in own) for own in shares.values()),
+        _base(adapter.info.base, report, indexes),
     )
+
+
+def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) -> str:
+    """Name the family of what was matched: families whose files share their names are told apart by the live class."""
+    for part in report.components:
+        family = indexes[part.component].family if part.component in indexes else None
+        open_to = family_named(told) is None and (told in TRANSFORMERS or told == UNKNOWN)
+        if part.matched and family is not None and (open_to or alike(told, family.name)):
+            return family.name
+    return told
 
 
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
@@ -290,11 +310,11 @@ def _same(one: _Share, other: _Share) -> bool:
     return float((changes[0] - changes[1]).norm()) <= _SAME * float(changes[0].norm())
 
 
-def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], said: str) -> None:
     spellings = [layer.target.module for layer in layers if layer.target.hint not in TEXT_HINTS]
     for part, index in indexes.items():
         if part not in TEXT_HINTS:
-            index.prefer(spellings)
+            index.prefer(spellings, said)
 
 
 def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:
@@ -310,41 +330,45 @@ def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Mo
 def _refuse_partial(
     adapter: Adapter,
     components: Mapping[str, nn.Module],
-    report: MatchReport,
+    tallies: Mapping[str, _Tally],
     indexes: Mapping[str, ModuleIndex],
+    *,
+    fits: bool,
 ) -> None:
-    """Refuse a file of whose denoiser part most, or whole blocks, have no place in a model of a known family."""
-    for part in report.components:
-        index = indexes.get(part.component)
-        if index is None or index.family is None:
+    """
+    Refuse a file that a model of a known family takes a part of by accident.
+
+    A part by family is none: files of sibling models have modules that this one need not have.
+    """
+    info = adapter.info
+    for part, tally in tallies.items():
+        index = indexes.get(part)
+        if index is None or index.family is None or not tally.named:
             continue
-        foreign = [spelling for spelling in part.unmatched if not index.may_lack(spelling)]
-        deeper = [spelling for spelling in foreign if _is_deeper(spelling, index)]
-        here = base_of(dict(components))
+        foreign = [spelling for spelling in tally.unmatched if not index.may_lack(spelling)]
+        told = family_named(info.base)
+        other = told is not None and told is not index.family and not alike(told.name, index.family.name)
+        here = describe_base(components)
+        if foreign and (other or len(foreign) > len(tally.named)):
+            raise MatchError(
+                f"{info.source}: an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
+                f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
+                f"{', '.join(foreign[:3])}; nothing was changed"
+            )
+        deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
-            msg = (
-                f"{adapter.info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this model "
-                f"does not have, such as {deeper[0]}: the adapter ({adapter.info.base}) was made for a deeper model than "
-                f"this {here}; nothing was changed"
+            raise MatchError(
+                f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
+                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed"
             )
-            raise MatchError(msg)
-        if len(foreign) > len(part.matched):
-            msg = (
-                f"{adapter.info.source}: only {len(part.matched)} modules of this {here} are in it, and {len(foreign)} of "
-                f"its modules, such as {', '.join(foreign[:3])}, are not here: it is for another base "
-                f"({adapter.info.base}); nothing was changed"
-            )
-            raise MatchError(msg)
 
 
-def _is_deeper(spelling: str, index: ModuleIndex) -> bool:
-    """Say whether a module would be here if its block's number were smaller."""
+def _is_deeper(spelling: str, index: ModuleIndex, known: Collection[str]) -> bool:
+    """Say whether a module is of a block of which nothing is here, and would be if the block's number were smaller."""
     number = _BLOCK.search(spelling)
-    return (
-        number is not None
-        and int(number[0]) > 0
-        and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
-    )
+    if number is None or any(name.startswith(spelling[: number.end() + 1]) for name in known):
+        return False
+    return int(number[0]) > 0 and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
 
 
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
@@ -352,11 +376,11 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
     info = adapter.info
     denoising = sum(1 for layer in adapter.layers if layer.target.hint not in TEXT_HINTS)
     matched = sum(len(part.matched) for part in report.components if part.component not in TEXT_HINTS)
-    if info.base not in DIT_FAMILIES or matched or not denoising:
+    if info.base not in TRANSFORMERS or matched or not denoising:
         return
     msg = (
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
-        f"{base_of(dict(components))}: none of its {denoising} denoiser modules is here"
+        f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
@@ -377,7 +401,7 @@ def _judge(
     info = adapter.info
     width = next((width for width, family in CROSS_ATTENTION.items() if family == info.base), None)
     made_with = f"{info.base} (cross-attention {width})" if width else info.base
-    made_for = f"the adapter is for {made_with}, this pipeline is {base_of(dict(components))}"
+    made_for = f"the adapter is for {made_with}, this pipeline is {describe_base(components)}"
     if misfits:
         more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
         msg = (

@@ -55,23 +55,6 @@ def component_name(module: nn.Module) -> str:
     return "model"
 
 
-def base_of(components: dict[str, nn.Module]) -> str:
-    """Describe the base for messages, by the width of the text that the denoiser attends to."""
-    from lora_mixer.formats.families import CROSS_ATTENTION
-
-    for name in ("unet", "transformer"):
-        module = components.get(name)
-        if module is None:
-            continue
-        width = getattr(getattr(module, "config", None), "cross_attention_dim", None)
-        if isinstance(width, list | tuple):
-            width = width[0]
-        if name == "unet" and width:
-            return f"{CROSS_ATTENTION.get(width, 'a UNet')} (cross-attention {width})"
-        return type(module).__name__
-    return ", ".join(f"{name} ({type(module).__name__})" for name, module in components.items())
-
-
 def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
     """
     Check that a mix names components of the pipeline only.

@@ -21,7 +21,9 @@ from lora_mixer.binding.components import component_name
 from lora_mixer.engines.active import BASE, ActiveMixes
 from lora_mixer.engines.denoiser.follower import START, DenoiserFollower
 from lora_mixer.engines.denoiser.prompts import Prompts
+from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
+from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
@@ -29,7 +31,7 @@ from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, KLora
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -69,6 +71,7 @@ class EngineController:
         self.pipe = pipe
         self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
+        self._fused = FusedProjections()
         self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
@@ -179,6 +182,8 @@ class EngineController:
             PipelineStateError: When weights cannot be worked on.
         """
         self.merged.look()
+        self._fused.find(self._layers.values(), components)
+        self._fused.check()
         chosen = self._choose(setting)
         self._changing = True
         self._enter(setting, components, chosen)
@@ -189,6 +194,7 @@ class EngineController:
         self._clear()
         self._now = BASE
         self.merged.restore()
+        self._fused.copy(self._fused.rewritable())
 
     def rebase(self) -> None:
         """Take what the weights hold now as the new base."""
@@ -212,9 +218,11 @@ class EngineController:
         if not self._changing:
             self.merged.put_back(record.merged)
             return
+        self._fused.clear()
         self._calls.clear()
         self.beside.clear()
         self.merged.roll_back(record.merged)
+        self._fused.copy_again()
         self.beside.put_back(record.reserved)
         self._enter(record.now, components, self._choose(record.now))
         self.merged.free_fresh()
@@ -228,14 +236,17 @@ class EngineController:
             The names of weights that could not be written; their bases are kept, and the next call tries again.
         """
         self._layers, self._now = dict(record.layers), BASE
+        self._fused.clear()
         self._calls.clear()
         self.beside.clear()
         self.beside.release()
         left = self.merged.force_base(record.merged)
+        self._fused.copy_again()
         self._changing = False
         return left
 
     def _clear(self) -> None:
+        self._fused.clear()
         self._calls.clear()
         self.beside.clear()
         self.beside.empty()
@@ -290,9 +301,14 @@ class EngineController:
         return self._pairs[name]
 
     def _enter(self, setting: ActiveMixes, components: Mapping[str, nn.Module], chosen: Selection) -> None:
+        self._fused.clear()
         self._calls.clear()
         self.beside.clear()
         names = tuple(sorted(setting.names))
+        parts = {layer.live.component for name in names for layer in self._layers[name]} - set(TEXT_ENCODERS)
+        check_has_steps(
+            setting.every, {part: components[part] for part in sorted(parts) if part in components}
+        )
         layouts = self._layouts(setting, components)
         for mix in setting.every:
             if layouts:
@@ -307,7 +323,7 @@ class EngineController:
                 for name, gains in table.items()
             }
 
-        self.merged.apply(merged_gains(START, None))
+        self._write(merged_gains(START, None))
         if any(any(flags) for flags in beside.values()):
             pairs = {
                 name: [
@@ -317,6 +333,8 @@ class EngineController:
                 for name in names
             }
             self.beside.build(mixes, names, pairs, components, self._masks(setting, names), START)
+            self._fused.clear()
+            self._fused.stand()
         else:
             self.beside.empty()
         self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in names}
@@ -326,10 +344,20 @@ class EngineController:
             )
         self._now = setting
 
+    def _write(self, gains: Mapping[str, Sequence[float]]) -> None:
+        """Write gains into weights, and fused projections after them."""
+        fused = self._fused.in_step()
+        self._fused.clear()
+        try:
+            self.merged.apply(gains)
+        finally:
+            self._fused.copy(fused)
+            self._fused.stand()
+
     def _contest(self, mix: Mix) -> Contest | None:
-        if not isinstance(mix.method, KLora):
+        roles = mix.method.rivals(mix.names)
+        if roles is None:
             return None
-        roles = mix.method.roles(mix.names)
         if roles not in self._contests:
             content, style = (
                 [layer for layer in self._layers[name] if layer.live.component not in TEXT_ENCODERS]
@@ -390,7 +418,7 @@ class EngineController:
                         if layer.live.component in TEXT_ENCODERS:
                             own[place] = start[name][place]
                 if gains != self.merged.active:
-                    self.merged.apply(gains)
+                    self._write(gains)
             self.beside.show(step, turn, rows, latents)
 
         prompts = Prompts(len(setting.mixes), len(setting.negatives))
@@ -400,7 +428,7 @@ class EngineController:
                 self.pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
-        for part in self.beside.scenes:
+        for part in self.beside.buffers:
             if part in TEXT_ENCODERS and len(setting.every) > 1:
                 show = functools.partial(self.beside.show_text, part)
                 self._calls.watch(outer[part], prompts.before(part, show))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_mixer.engines.methods.k_lora import Contest, scale_at
-from lora_mixer.mixes import TEXT_ENCODERS, Composite, KLora
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.steps import Step
+    from lora_mixer.engines.methods.k_lora import Contest
     from lora_mixer.mixes import BlockLayout, Mix
 
 
@@ -36,7 +36,7 @@ class MixGains:
     @property
     def passes(self) -> int:
         """How many forwards of the denoiser a call takes: one for each adapter in LoRA Composite."""
-        return max(1, len(self.mix.names)) if isinstance(self.mix.method, Composite) else 1
+        return self.mix.method.passes(self.mix.names)
 
     def constant(self, name: str) -> list[float]:
         """Give the gains of an adapter's layers without schedule and method."""
@@ -70,11 +70,11 @@ class MixGains:
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Give the method's factor for each layer of an adapter, or None where it has none."""
-        method = self.mix.method
-        if self.contest is None or not isinstance(method, KLora) or name not in self.mix:
+        rivals = self.mix.method.rivals(self.mix.names)
+        if self.contest is None or rivals is None or name not in self.mix:
             return None
-        content, _ = method.roles(self.mix.names)
-        scale = scale_at(method, min(step.index, step.total - 1), step.total)
+        content, _ = rivals
+        scale = self.mix.method.advantage(min(step.index, step.total - 1), step.total)
         return [
             1.0
             if layer.live.component in TEXT_ENCODERS

@@ -21,14 +21,18 @@ class Family:
             a table in the language of :mod:`lora_mixer.families.spelling`. The first is the original code's.
         absent: Spellings, one a line in the same language, that files of sibling models have and this one need not.
         marks: A regular expression over flattened module names with every number 0, that only this family has.
-        widths: Widths that its attention works at, where names do not tell it from another family.
+        like: The family whose names its files share; names alone do not tell the two apart.
+        widths: Widths that its attention works at, where names do not tell it from the family that it is like.
+        ratio: Likewise: how many times the input of a single block's last layer is that of its first.
         headers: What ``ss_base_model_version`` or ``modelspec.architecture`` contain.
         said: How the names begin that users and model sites give to it.
         cross_attention: The width of the text that its UNet attends to; 0 for transformers.
         kohya: ``ss_base_model_version``, ``ss_v2`` and ``modelspec.architecture`` that Kohya's trainer writes.
         unet: The arguments of its UNet's class, to build its modules without weights.
-        text_encoders: Class, hidden size, inner size, layers and heads of each text encoder, likewise.
+        text_encoders: Class, hidden size, inner size, layers and heads of each text encoder (CLIP, T5), likewise.
         widens: Live modules (in the tables' language) whose inputs an adapter may widen, or need not fill.
+        transformer: Class and arguments of its denoiser, where it is made in one size.
+        t5: The component of its pipelines that is a T5, where tools count it differently.
         kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
     """
 
@@ -37,7 +41,9 @@ class Family:
     layouts: Mapping[str, str] = field(default_factory=dict)
     absent: str = ""
     marks: str = ""
+    like: str = ""
     widths: frozenset[int] = frozenset()
+    ratio: int = 0
     headers: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     cross_attention: int = 0
@@ -45,6 +51,8 @@ class Family:
     unet: Mapping[str, Any] | None = None
     text_encoders: Mapping[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     widens: tuple[str, ...] = ()
+    transformer: tuple[str, Mapping[str, Any]] | None = None
+    t5: str = ""
     kohya_flat: str = ""
 
     @property

@@ -71,6 +71,12 @@ distilled_guidance_layer.*
     headers=("flux",),
     said=("flux",),
     kohya=("flux1", "False", "flux-1-dev/lora"),
+    transformer=("FluxTransformer2DModel", {"guidance_embeds": True}),
+    text_encoders={
+        "text_encoder": ("CLIPTextModel", 768, 3072, 12, 12),
+        "text_encoder_2": ("T5EncoderModel", 4096, 10240, 24, 64),
+    },
+    t5="text_encoder_2",
     widens=("x_embedder",),
     kohya_flat="bfl",
 )
@@ -99,9 +105,11 @@ norm_out.linear
 time_text_embed.*
 """,
     marks=r"distilled_guidance_layer",
+    like="Flux.1",
     headers=("chroma",),
     said=("chroma",),
     kohya=("chroma", "False", "chroma/lora"),
+    transformer=("ChromaTransformer2DModel", {}),
     kohya_flat="bfl",
 )
 

@@ -38,9 +38,13 @@ guidance_in.*
 time_guidance_embed.guidance_embedder.*
 """,
     marks=r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|(?:^|_)transformer_blocks_0_ff(?:_context)?_linear_in",
+    like="Flux.1",
+    widths=frozenset((6144,)),
+    ratio=4,
     headers=("flux2", "flux-2", "flux.2"),
     said=("flux 2", "flux.2", "flux2"),
     kohya=("flux2", "False", "flux-2/lora"),
+    transformer=("Flux2Transformer2DModel", {}),
     widens=("x_embedder",),
     kohya_flat="bfl",
 )

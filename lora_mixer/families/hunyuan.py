@@ -75,12 +75,14 @@ guidance_in.*
 time_text_embed.guidance_embedder.*
 """,
     marks=(
-        r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear|(?:img|txt)_attn_qkv$)"
+        r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)"
         r"|individual_token_refiner|token_refiner_refiner_blocks"
     ),
+    like="Flux.1",
     headers=("hunyuan_video", "hunyuan-video", "hunyuanvideo", "hunyuan"),
     said=("hunyuan video", "hunyuanvideo"),
     kohya=("hunyuan_video", "False", "hunyuan-video/lora"),
+    transformer=("HunyuanVideoTransformer3DModel", {"guidance_embeds": True}),
     kohya_flat="original",
 )
 

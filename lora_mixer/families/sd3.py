@@ -39,6 +39,8 @@ transformer_blocks.N.ff_context.*
     headers=("sd3", "stable-diffusion-3"),
     said=("sd 3", "sd3"),
     widths=frozenset((1536, 2432)),
+    like="DiT",
+    t5="text_encoder_3",
     kohya=("sd3", "False", "stable-diffusion-3/lora"),
     kohya_flat="original",
 )

@@ -23,6 +23,7 @@ final_layer.adaLN_modulation.1 -> all_final_layer.2-1.adaLN_modulation.1
     headers=("zimage", "z-image", "z_image"),
     said=("z-image", "zimage", "z image"),
     kohya=("zimage", "False", "z-image/lora"),
+    transformer=("ZImageTransformer2DModel", {}),
     kohya_flat="",
 )
 
@@ -48,7 +49,9 @@ final_layer.adaLN_modulation.1 -> norm_out.linear_1
 final_layer.linear -> norm_out.linear_2
 """,
     },
+    like="Z-Image",
     widths=frozenset((2304,)),
+    transformer=("Lumina2Transformer2DModel", {}),
     headers=("lumina",),
     said=("lumina",),
     kohya=("lumina2", "False", "lumina-2/lora"),

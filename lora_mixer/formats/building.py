@@ -153,7 +153,7 @@ def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
-    if tensor.numel() != 1 or tensor.is_complex():
+    if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
         msg = f"{label}: {role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
         raise InvalidAdapterError(msg)
     value = float(tensor.float().item())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -276,13 +277,17 @@ def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAda
 def open_weights(path: Path, label: str) -> IO[bytes]:
     """Open a file for reading, with this package's errors."""
     try:
-        return path.open("rb")
+        facts = path.stat()
+        if stat.S_ISREG(facts.st_mode):  # opening a FIFO would wait for ever
+            return path.open("rb")
     except FileNotFoundError:
         msg = f"{label}: there is no such file"
         raise SourceNotFoundError(msg) from None
-    except OSError as error:
-        msg = f"{label}: cannot be read ({error.strerror or error})"
+    except (OSError, ValueError) as error:
+        msg = f"{label}: cannot be read ({getattr(error, 'strerror', None) or error})"
         raise SourceNotFoundError(msg) from error
+    msg = f"{label}: is no regular file"
+    raise SourceNotFoundError(msg)
 
 
 def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -297,7 +302,11 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     Returns:
         Tensors by name, views of one buffer (of a copy where a view would be misaligned).
     """
-    buffer = torch.empty(header.data_bytes, dtype=torch.uint8)
+    try:
+        buffer = torch.empty(header.data_bytes, dtype=torch.uint8)
+    except RuntimeError:
+        msg = f"{label}: there is no memory for its {header.data_bytes} bytes of tensors"
+        raise CorruptFileError(msg) from None
     stream.seek(header.data_start)
     got = 0
     # A file changed between the two reads is as damaged as a truncated one.
@@ -309,6 +318,21 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
             raise CorruptFileError(msg)
         got += n
     return views(buffer, header)
+
+
+def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
+    """
+    Read some bytes.
+
+    Raises:
+        CorruptFileError: When they are not there any more.
+    """
+    stream.seek(start)
+    raw = stream.read(size)
+    if len(raw) != size:
+        msg = f"{label}: truncated while reading: {len(raw)} of {size} bytes came"
+        raise CorruptFileError(msg)
+    return raw
 
 
 def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:

@@ -12,15 +12,15 @@ import struct
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from lora_mixer.about import about
 from lora_mixer.adapter import AdapterInfo
+from lora_mixer.families.telling import base_family
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import rule_for
-from lora_mixer.formats.families import base_family
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.sources import find_sidecars
@@ -136,6 +136,14 @@ def own_name(source: AdapterSource) -> str:
     return source.label
 
 
+class Sliced(Protocol):
+    """Bytes of which slices are read."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """Give the bytes of a slice."""
+        ...
+
+
 class Survey(NamedTuple):
     """What a header alone tells of a plain LoRA."""
 
@@ -145,7 +153,7 @@ class Survey(NamedTuple):
     size: int
 
 
-def survey(header: Header, data: bytes | memoryview, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
+def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
     """
     Look through the header of a plain LoRA.
 

@@ -8,11 +8,13 @@ the header key ``lora_adapter_metadata``; ai-toolkit and others write none (then
 from __future__ import annotations
 
 import json
-import re
+import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
+from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,39 +67,40 @@ class ScaleRule:
     """The whole configuration, for algorithms with options of their own."""
 
     def alpha_of(self, *spellings: str) -> float | None:
-        """Look a module's alpha up: the first pattern that matches the end of its path, else the common one."""
-        return next(
-            (
-                value
-                for pattern, value in self.alpha_pattern.items()
-                if any(_matches(pattern, module) for module in spellings)
-            ),
-            self.alpha,
-        )
+        """
+        Look a module's alpha up: the first pattern that matches the end of its path, else the common one.
+
+        Raises:
+            InvalidAdapterError: When the patterns need too much work.
+        """
+        found = _look_up(self._alphas, spellings)
+        return self.alpha if found is None else found
 
     def rank_of(self, *spellings: str) -> int | None:
         """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
-        found = next(
-            (
-                value
-                for pattern, value in self.rank_pattern.items()
-                if any(_matches(pattern, module) for module in spellings)
-            ),
-            self.rank,
-        )
+        found = _look_up(self._ranks, spellings)
+        found = self.rank if found is None else found
         return None if found is None or found < 1 else int(found)
 
+    @cached_property
+    def _alphas(self) -> ModulePatterns[float]:
+        return ModulePatterns(self.alpha_pattern)
 
-def _matches(pattern: str, module: str) -> bool:
+    @cached_property
+    def _ranks(self) -> ModulePatterns[float]:
+        return ModulePatterns(self.rank_pattern)
+
+
+def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> float | None:
     try:
-        return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
-    except re.error:
-        return module == pattern or module.endswith("." + pattern)
+        return patterns.find(*spellings)
+    except PatternTooHardError as error:
+        raise InvalidAdapterError(f"{spellings[0][:200]}: {error}") from None
 
 
 def _number(value: Any, name: str, label: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        msg = f"{label}: {name} is {value!r} in the adapter's configuration, expected a finite number"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        msg = f"{label}: {name} is {str(value)[:80]} in the adapter's configuration, expected a finite number"
         raise InvalidAdapterError(msg)
     return float(value)
 
@@ -132,7 +135,12 @@ def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, floa
     if not isinstance(table, dict):
         msg = f"{label}: {name} is {type(table).__name__}, expected an object"
         raise InvalidAdapterError(msg)
-    return {str(key): _number(value, f"{name}[{key!r}]", label) for key, value in table.items()}
+    numbers = {str(key): _number(value, f"{name}[{str(key)[:200]!r}]", label) for key, value in table.items()}
+    try:
+        ModulePatterns(numbers)
+    except PatternTooHardError as error:
+        raise InvalidAdapterError(f"{label}: {name}: {error}") from None
+    return numbers
 
 
 def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:

@@ -57,11 +57,11 @@ def read_pickle(
     if isinstance(content, Mapping):
         inner = content.get("state_dict")
         content = inner if isinstance(inner, Mapping) else content
-        tensors = {key: value.detach() for key, value in content.items() if isinstance(value, torch.Tensor)}
+        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
         if (tensors or not content) and all(isinstance(key, str) for key in content):
             return tensors, tuple(key for key in content if key not in tensors)
     if isinstance(content, list) and content and all(isinstance(v, torch.Tensor) for v in content):
         # files of 2022 hold parameters, which want gradients
-        return [value.detach() for value in content], ()
+        return content, ()
     msg = f"{label}: the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
     raise NotAnAdapterError(msg)

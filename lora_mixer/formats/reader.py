@@ -7,10 +7,9 @@ Every problem of a file is collected and raised once.
 from __future__ import annotations
 
 import io
-import mmap
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,16 +18,22 @@ import torch
 
 from lora_mixer import hashes
 from lora_mixer.adapter import Adapter
-from lora_mixer.errors import NotAnAdapterError, SourceError
+from lora_mixer.errors import (
+    CorruptFileError,
+    InvalidAdapterError,
+    LoraMixerError,
+    NotAnAdapterError,
+    SourceError,
+)
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import (
     Header,
     is_safetensors,
     open_weights,
+    read_at,
     read_header,
     read_tensors,
-    views,
 )
 from lora_mixer.formats.describing import Modules, describe, own_name, survey
 from lora_mixer.formats.grouping import group_keys
@@ -38,12 +43,15 @@ from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.textual_inversion.files import alone, bundled, token_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+_SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
@@ -56,8 +64,7 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
         name: The name to give it; None takes the source's own.
 
     Returns:
-        The adapter. Its tensors are still in the file, or are the caller's own: their bytes are read when they are
-        looked at, so a description costs no more than a header. Whoever keeps them takes a copy.
+        The adapter. Its tensors are in memory, or are the caller's own.
 
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
@@ -72,7 +79,8 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
             header = read_header(stream, label)
             return _from_header(stream, header, source, name)
         content, others = read_pickle(stream, label)
-        tensors = safeloras.from_list(content, label) if isinstance(content, list) else content
+        table = safeloras.from_list(content, label) if isinstance(content, list) else content
+        tensors = _state_dict(table, label)
         adapter = _assemble(tensors, {}, source, name, _hashes(source, stream, None))
     if not others:
         return adapter
@@ -127,10 +135,11 @@ def read_info(source: AdapterSource) -> AdapterInfo:
             return read(source).info
         header = read_header(stream, source.label)
         rules = _rules(source, header.metadata)
-        with nullcontext(weights) if isinstance(weights, bytes) else _mapped(stream, header) as data:
-            found = survey(header, data, rules)
+        found = survey(header, _Slices(stream, source.label), rules)
         if found is None:
-            return _from_header(stream, header, source, None).info
+            tensors = _outline(stream, header, source.label)
+            file_hashes = _hashes(source, stream, header.data_start)
+            return _assemble(tensors, header.metadata, source, None, file_hashes).info
         return describe(
             source,
             None,
@@ -149,11 +158,15 @@ def _is_pickle(weights: Path | bytes, stream: IO[bytes]) -> bool:
     return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES and not is_safetensors(stream)
 
 
-def _mapped(stream: IO[bytes], header: Header) -> AbstractContextManager[Any]:
-    """Give the bytes of a file, of which only those that are looked at are read."""
-    if header.data_bytes == 0:  # nothing to map
-        return nullcontext(b"")
-    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+@dataclass(frozen=True)
+class _Slices:
+    """The bytes of a file, of which only those that are asked for are read."""
+
+    stream: IO[bytes]
+    label: str
+
+    def __getitem__(self, place: slice) -> bytes:
+        return read_at(self.stream, place.start, place.stop - place.start, self.label)
 
 
 def _hashes(source: AdapterSource, stream: IO[bytes], data_start: int | None) -> hashes.Hashes:
@@ -199,17 +212,53 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
-def _stream(weights: Path | bytes, label: str) -> IO[bytes]:
-    return open_weights(weights, label) if isinstance(weights, Path) else io.BytesIO(weights)
+@contextmanager
+def _stream(weights: Path | bytes, label: str) -> Iterator[IO[bytes]]:
+    """
+    Open a file or bytes.
+
+    Raises:
+        SourceError: When the system cannot read on, or there is not enough memory.
+    """
+    try:
+        with open_weights(weights, label) if isinstance(weights, Path) else io.BytesIO(weights) as stream:
+            yield stream
+    except OSError as error:
+        if isinstance(error, LoraMixerError):
+            raise
+        raise SourceError(f"{label}: cannot be read ({error.strerror or error})") from error
 
 
 def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
-    """Give tensors whose bytes are read from disk when they are looked at."""
-    if header.data_bytes == 0 or isinstance(stream, io.BytesIO):
-        return read_tensors(stream, header, label)
-    # A private mapping: nothing that is done to the tensors reaches the file. It lives as long as they do.
-    mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    return views(torch.frombuffer(mapped, dtype=torch.uint8, offset=header.data_start), header)
+    """
+    Give every key its tensor, read into memory.
+
+    Nothing is mapped: a mapped file that is cut or written anew by another program ends the process (SIGBUS).
+
+    Raises:
+        CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
+    """
+    before = _stamp(stream)
+    tensors = read_tensors(stream, header, label)
+    if _stamp(stream) != before:
+        msg = f"{label}: the file changed while it was read; wait until the program that writes it is done"
+        raise CorruptFileError(msg)
+    return tensors
+
+
+def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
+    """Give tensors for a description: those that are small as they are, of others the shape and dtype only."""
+    found = {}
+    for key, spec in header.tensors.items():
+        if spec.end - spec.start > _SMALL:
+            found[key] = torch.ones((), dtype=spec.dtype).expand(spec.shape)
+            continue
+        raw = read_at(stream, header.data_start + spec.start, spec.end - spec.start, label)
+        flat = (
+            torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        )
+        found[key] = flat.view(spec.dtype).view(spec.shape)
+    return found
 
 
 def _stamp(stream: IO[bytes]) -> tuple[int, int] | None:
@@ -246,7 +295,39 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
     if odd:
         msg = f"{label}: expected names and tensors, got {', '.join(odd[:5])}"
         raise NotAnAdapterError(msg)
-    return {key: value.detach() for key, value in table.items()}
+    return {key: _plain(key, value, label) for key, value in table.items()}
+
+
+def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
+    """
+    Give a tensor without its gradient.
+
+    Raises:
+        InvalidAdapterError: When it is sparse, nested, quantised or without memory.
+    """
+    odd = tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized
+    if not odd and not tensor.is_meta:
+        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        needed = (tensor.storage_offset() + last) * tensor.element_size() if tensor.numel() else 0
+        odd = tensor.untyped_storage().nbytes() < needed
+    if odd:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        msg = f"{label}: {key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one"
+        raise InvalidAdapterError(msg)
+    return tensor.detach()
+
+
+def check_held(adapter: Adapter) -> None:
+    """
+    Refuse an adapter whose tensors have shapes and no values.
+
+    Raises:
+        InvalidAdapterError: When any of them is on the meta device.
+    """
+    for layer in adapter.layers:
+        if any(tensor.is_meta for tensor in layer.weights.tensors()):
+            msg = f"{adapter.info.source}: {layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load"
+            raise InvalidAdapterError(msg)
 
 
 def _assemble(

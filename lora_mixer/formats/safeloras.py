@@ -12,6 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from lora_mixer.components import COUNTED
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 KEY = re.compile(r"(unet|text_encoder):(\d+):(up|down)")
-PREFIX = "ordinal:"
+PREFIX = COUNTED
 """Module spellings of this layout are ``ordinal:<classes>:<number>``."""
 
 _HINT = {"unet": "denoiser", "text_encoder": "text_encoder"}

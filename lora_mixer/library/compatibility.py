@@ -5,33 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_mixer.binding import find_components
-from lora_mixer.formats.families import CROSS_ATTENTION
+from lora_mixer.families.of_pipeline import UNKNOWN, family_name
+from lora_mixer.families.telling import EITHER, alike
 
 if TYPE_CHECKING:
     from lora_mixer.library.entry import Entry
-
-UNKNOWN = "unknown"
-# Names of diffusers' transformer classes begin with these; the longer of two that fit stands first.
-_TRANSFORMERS = {
-    "Flux2": "Flux.2",
-    "Flux": "Flux.1",
-    "Chroma": "Chroma",
-    "SD3": "SD3",
-    "PixArt": "PixArt",
-    "QwenImage": "Qwen-Image",
-    "Wan": "Wan",
-    "HunyuanVideo": "HunyuanVideo",
-    "HiDream": "HiDream",
-    "Lumina2": "Lumina 2",
-    "ZImage": "Z-Image",
-    "LTX2": "LTX-Video 2",
-    "LTX": "LTX-Video",
-}
-# A file may be for either: its text encoder alone, or its few layers, do not tell.
-_EITHER = {
-    "SD 1.x or SDXL": ("SD 1.x", "SDXL"),
-    "Flux.1 or Flux.2": ("Flux.1", "Flux.2"),
-}
 
 
 class Compatibility(NamedTuple):
@@ -59,17 +37,7 @@ def base_family(pipe: Any) -> str:
         >>> base_family(torch.nn.Linear(2, 2))
         'unknown'
     """
-    components = find_components(pipe)
-    unet = components.get("unet")
-    if unet is not None:
-        width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
-        width = width[0] if isinstance(width, list | tuple) and width else width
-        if isinstance(width, int):
-            return CROSS_ATTENTION.get(width, f"UNet with cross-attention {width}")
-        return UNKNOWN
-    transformer = components.get("transformer") or components.get("prior")
-    kind = type(transformer).__name__
-    return next((family for start, family in _TRANSFORMERS.items() if kind.startswith(start)), UNKNOWN)
+    return family_name(find_components(pipe))
 
 
 def compatible(entry: Entry, base: str) -> Compatibility:
@@ -93,8 +61,11 @@ def compatible(entry: Entry, base: str) -> Compatibility:
         return Compatibility(fits=False, reason=entry.problem)
     if entry.offline:
         return Compatibility(fits=False, reason="the file is not there now: its disk or folder is away")
-    if entry.base == base or base in _EITHER.get(entry.base, ()):
+    if entry.base == base or base in EITHER.get(entry.base, ()):
         return Compatibility(fits=True, reason="")
+    if alike(entry.base, base):
+        reason = f"files for {entry.base} and {base} have the same names; loading tells whether it fits"
+        return Compatibility(fits=True, reason=reason)
     if UNKNOWN in (entry.base, base):
         what = (
             "the file does not say which base it is for"

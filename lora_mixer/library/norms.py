@@ -13,7 +13,6 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.algorithms.adalora import AdaLora
-from lora_mixer.algorithms.base import wide
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
@@ -120,6 +119,8 @@ def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
         True
     """
     left, right = up.double(), down.double()
+    if left.shape[0] * right.shape[1] <= left.shape[1] ** 2:  # the product is smaller than what stands for it
+        return abs(scale) * float((left @ right).norm())
     core = ((left.T @ left) * (right @ right.T).T).sum()  # (r, r): the trace of a product
     return abs(scale) * math.sqrt(max(float(core), 0.0))
 
@@ -159,7 +160,7 @@ def _(weights: Full) -> float:
 @change_norm.register
 def _(weights: LoHa) -> float:
     (a, b), (c, d) = weights._pairs()  # noqa: SLF001 -- its two products
-    return abs(weights.scale) * float((wide(a) @ wide(b)).mul_(wide(c) @ wide(d)).double().norm())
+    return abs(weights.scale) * float(((a.double() @ b.double()) * (c.double() @ d.double())).norm())
 
 
 @change_norm.register

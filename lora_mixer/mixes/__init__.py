@@ -14,7 +14,7 @@ from lora_mixer.mixes.grammar.prompt import format_prompt, parse_prompt
 from lora_mixer.mixes.grammar.schedules import schedule_of
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
 from lora_mixer.mixes.mask import Mask
-from lora_mixer.mixes.method import Composite, KLora, Method, Switch
+from lora_mixer.mixes.method import METHODS, Composite, KLora, Method, Switch
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
 from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
@@ -24,6 +24,7 @@ __all__ = [
     "B_LORA",
     "LBW_IDS",
     "LBW_PRESETS",
+    "METHODS",
     "TE",
     "TEXT_ENCODERS",
     "AdapterMix",

@@ -7,8 +7,8 @@ sums of ``KLora`` need the adapters' tensors and ``Composite`` several forwards,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from lora_mixer.errors import MixError
@@ -19,9 +19,16 @@ from lora_mixer.parsing.problems import did_you_mean, list_of, shown
 
 @dataclass(frozen=True)
 class Method:
-    """The plain weighted sum, and the base of the other methods."""
+    """
+    The plain weighted sum, and the base of the other methods.
+
+    A new method is a frozen dataclass whose fields are its parameters, and a row in ``METHODS``. What engines need to
+    know of it, it says itself: ``share``, ``passes``, ``rivals`` and ``advantage``.
+    """
 
     name: ClassVar[str] = "sum"
+    example: ClassVar[str] = "sum"
+    """The method as a page offers it."""
 
     def misfits(self, names: Sequence[str]) -> list[str]:
         """
@@ -49,6 +56,37 @@ class Method:
             A factor for the adapter's weight.
         """
         del name, names, step
+        return 1.0
+
+    def passes(self, names: Sequence[str]) -> int:
+        """
+        Return how many forwards of the denoiser one call takes, each with one adapter; their mean is the result.
+
+        Args:
+            names: All adapters of the mix, in their order.
+        """
+        del names
+        return 1
+
+    def rivals(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """
+        Return the two adapters that compete for each layer, content and style; None where none do.
+
+        Args:
+            names: All adapters of the mix, in their order.
+        """
+        del names
+        return None
+
+    def advantage(self, step: int, steps: int) -> float:
+        """
+        Return by how much the second of the rivals is favoured at a step.
+
+        Args:
+            step: The step, from 0.
+            steps: How many there are.
+        """
+        del step, steps
         return 1.0
 
     def to_spec(self) -> dict[str, object]:
@@ -99,6 +137,7 @@ class Switch(Method):
     """
 
     name: ClassVar[str] = "switch"
+    example: ClassVar[str] = "switch(tau=5)"
     tau: int = 5
     adapters: tuple[str, ...] = ()
 
@@ -144,6 +183,11 @@ class Composite(Method):
     """LoRA Composite (arXiv 2402.16843): one forward for each adapter, and the mean of the guided results."""
 
     name: ClassVar[str] = "composite"
+    example: ClassVar[str] = "composite"
+
+    def passes(self, names: Sequence[str]) -> int:
+        """Return one forward for each adapter."""
+        return max(1, len(names))
 
 
 @dataclass(frozen=True)
@@ -155,21 +199,30 @@ class KLora(Method):
         content: The adapter of the subject; the first of the mix where none is named.
         style: The adapter of the style; the second of the mix where none is named.
         alpha: The slope of the style's advantage over the run.
-        beta: Its start.
+        beta: Its start; when None, as the authors have it: 0.5, or 0.85 alpha with ``modulo``.
         modulo: The paper's variant s*, in which the advantage starts anew when it reaches alpha.
+
+    Example:
+        >>> [KLora().advantage(step, 4) for step in range(4)]
+        [0.5, 0.875, 1.25, 1.625]
+        >>> round(KLora(modulo=True).advantage(0, 4), 3), round(KLora(modulo=True).advantage(1, 4), 3)
+        (1.275, 0.15)
     """
 
     name: ClassVar[str] = "k_lora"
+    example: ClassVar[str] = "k_lora()"
     content: str | None = None
     style: str | None = None
     alpha: float = 1.5
-    beta: float = 0.5
+    beta: float | None = None
     modulo: bool = False
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         reading = Reading()
         object.__setattr__(self, "alpha", reading.number("alpha", self.alpha, low=0))
+        if self.beta is None:
+            object.__setattr__(self, "beta", 0.85 * self.alpha if self.modulo is True else 0.5)
         object.__setattr__(self, "beta", reading.number("beta", self.beta, low=0))
         for key in ("content", "style"):
             if not isinstance(given := getattr(self, key), (str, type(None))):
@@ -196,6 +249,15 @@ class KLora(Method):
         """
         return self.content or names[0], self.style or names[1]
 
+    def rivals(self, names: Sequence[str]) -> tuple[str, str]:
+        """Return the content and the style."""
+        return self.roles(names)
+
+    def advantage(self, step: int, steps: int) -> float:
+        """Return alpha * step / steps + beta; with ``modulo``, what is left of it over alpha."""
+        scale = self.alpha * step / steps + (self.beta or 0.0)
+        return scale % self.alpha if self.modulo and self.alpha else scale
+
     def misfits(self, names: Sequence[str]) -> list[str]:
         """Tell adapters that are not in the mix, or too many of them."""
         if len(names) != 2:
@@ -219,18 +281,11 @@ class KLora(Method):
         return {**self.to_spec(), "content": content, "style": style}
 
 
-METHODS: Mapping[str, Callable[..., Method]] = {
-    "sum": Method,
-    "switch": Switch,
-    "composite": Composite,
-    "k_lora": KLora,
-}
+METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (Method, Switch, Composite, KLora)}
+"""Every method of a mix by its name; a new one is a row here."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "sum": (),
-    "switch": ("tau", "adapters"),
-    "composite": (),
-    "k_lora": ("content", "style", "alpha", "beta", "modulo"),
+    name: tuple(field.name for field in fields(cls)) for name, cls in METHODS.items()
 }
 
 

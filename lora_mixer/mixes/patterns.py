@@ -82,9 +82,18 @@ class LayerPatterns(Blocks):
         return 1.0
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
-        """Patterns fit every model; whether they match anything is seen by ``matches``."""
-        del layout
-        return ()
+        """B-LoRA's presets are for the blocks of SDXL; other patterns fit every model."""
+        preset = next((name for name, preset in B_LORA.items() if preset == self), None)
+        first = layout.up[0].attentions if layout.up else 0
+        if preset is None or first > 1:
+            return ()
+        has = f"has {first or 'no'} transformers there" if layout.up else "has no such block"
+        return (
+            (
+                f"{preset} is for SDXL, where the transformers 0 and 1 of up_blocks.0 carry content and style; this model "
+                f"{has}, so that nothing would be left."
+            ),
+        )
 
     def matches(self, component: str, module: str) -> bool:
         """

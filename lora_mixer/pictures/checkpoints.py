@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+from lora_mixer.families.telling import CROSS_ATTENTION
 from lora_mixer.formats.container import open_weights, read_header
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
 
@@ -33,8 +34,6 @@ _ADAPTER = re.compile(r"(?:^|[._])(?:lora_(?:down|up|A|B|mid)|lokr_w|hada_w|oft_
 _TRANSFORMER = (
     "double_blocks.", "single_blocks.", "joint_blocks.", "single_transformer_blocks.", "transformer_blocks.",
 )  # fmt: skip
-# Text widths that the UNet attends to, and what they tell.
-_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
 _IMAGE_CHANNELS, _INPAINTING_CHANNELS, _EDIT_CHANNELS = 4, 9, 8
 
 
@@ -138,7 +137,7 @@ def describe(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     return Checkpoint(
         path,
         kind,
-        family=_FAMILIES.get(width, ""),
+        family=CROSS_ATTENTION.get(width, ""),
         task="inpainting"
         if channels == _INPAINTING_CHANNELS
         else "edit"

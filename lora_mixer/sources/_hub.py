@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
 
@@ -54,6 +60,12 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
         SourceError: It is not there, not allowed, not reachable, or several files could be meant.
         CorruptFileError: The ``adapter_config.json`` is broken.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise SourceNotFoundError(
+            f"{repo_id[:200]!r} cannot be a repository's name: {str(error)[:500]}"
+        ) from None
     offline = request.local_files_only or _offline()
     request = replace(request, local_files_only=bool(offline))
     if request.proxies and not offline:
@@ -95,7 +107,10 @@ def from_url(url: str, request: Request) -> AdapterSource:
     Raises:
         SourceError: It is another site's, no repository's, or says otherwise than ``revision`` or ``weight_name``.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SourceNotFoundError(f"{url[:500]!r} is no address ({error})") from None
     hosts = (*_HUB_HOSTS, urlsplit(_endpoint()).netloc)
     path = [unquote(part) for part in parts.path.split("/") if part]
     if parts.netloc not in hosts:

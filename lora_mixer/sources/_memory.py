@@ -31,12 +31,13 @@ def from_open_file(file: BinaryIO, request: Request) -> AdapterSource:
     name = getattr(file, "name", None)
     label = request.weight_name or (name if isinstance(name, str) else f"open {type(file).__name__}")
     # A pipe or a socket cannot go back: what is left of it is all there is.
-    position = file.tell() if file.seekable() else None
+    position = None
     try:
+        position = file.tell() if file.seekable() else None
         if position is not None:
             file.seek(0)
         content: Any = file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SourceError(f"{label} cannot be read: {error}. Pass a file opened with mode 'rb'.") from error
     finally:
         if position is not None:

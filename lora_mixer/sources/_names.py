@@ -60,6 +60,8 @@ def safe_relative(value: str, argument: str) -> str:
     """
     path = PurePosixPath(value.replace("\\", "/"))
     outside = path.is_absolute() or PureWindowsPath(value).drive or ".." in path.parts
+    if any(len(part) > 255 for part in path.parts):
+        raise SourceError(f"{argument} is too long for a file's name ({len(value)} characters)")
     if outside or not path.parts or "\0" in value:
         raise SourceError(
             f"{argument} must be a relative path inside the folder or repository, without '..' (got {value!r}). "

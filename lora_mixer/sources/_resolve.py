@@ -88,8 +88,8 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
     text: Any = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
         raise SourceError(f"A path or repository name must be text that is not empty (got {text!r}).")
-    path = Path(text).expanduser()
-    if path.exists():
+    path = _existing(text)
+    if path is not None:
         return from_path(path, request)
     if isinstance(source, str):
         # huggingface_hub takes a while to import, and most adapters are files.
@@ -100,9 +100,18 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
         if _REPO_ID.fullmatch(text) and not text.lower().endswith(ADAPTER_SUFFIXES):
             return _hub.from_repo(text, request)
     raise SourceNotFoundError(
-        f"{text!r} is neither a file or folder (looked for {path.absolute()}) nor the name of a Hub repository "
+        f"{text[:500]!r} is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
         f"(these look like 'user/name'). Check the spelling and the current folder."
     )
+
+
+def _existing(text: str) -> Path | None:
+    """Give the path of what is there; None where nothing is, or nothing can be called so."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user that is not known
+        return None
 
 
 def _from_memory(source: object, request: Request) -> AdapterSource:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lora_mixer.engines.hooks import forget_removed, hook_input, hook_output
 from lora_mixer.errors import MatchError, PipelineStateError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Rows:
         self.start, self.vectors = start, vectors
         self._placed: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._seen = threading.local()
+        self._traced: list[torch.Tensor] = []  # the same while code is compiled, which knows no threads
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the model needs; what another thread is looking at is not that."""
@@ -73,18 +75,28 @@ class _Rows:
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Note the ids, and let the embedding look up an id that it has in place of the new ones."""
-        ids = self._seen.ids = args[0] if args else kwargs["input"]
+        ids = args[0] if args else kwargs["input"]
+        if torch.compiler.is_compiling():
+            self._traced.append(ids)
+        else:
+            self._seen.ids = ids
         known = ids.masked_fill(self._mine(ids), 0)
         return ((known, *args[1:]), kwargs) if args else (args, {**kwargs, "input": known})
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         """Put the vectors where the new ids stand."""
-        ids = self._seen.ids
-        place = (output.device, output.dtype)
-        if place not in self._placed:
-            self._placed[place] = self.vectors.to(output.device, output.dtype)
-        rows = self._placed[place][(ids - self.start).clamp(0, len(self.vectors) - 1)]
+        ids = self._traced.pop() if torch.compiler.is_compiling() else self._seen.ids
+        vectors = self._at(output)  # (n, width)
+        rows = vectors[(ids - self.start).clamp(0, len(vectors) - 1)]  # (b, tokens, width)
         return torch.where(self._mine(ids).unsqueeze(-1), rows, output)
+
+    def _at(self, output: torch.Tensor) -> torch.Tensor:
+        place = (output.device, output.dtype)
+        if torch.compiler.is_compiling():  # a cache is Python's, and would be in the graph as it was then
+            return self.vectors.to(*place)
+        if place not in self._placed:
+            self._placed[place] = self.vectors.to(*place)
+        return self._placed[place]
 
 
 class _Taught:
@@ -105,8 +117,8 @@ class _Taught:
         vars(self.tokenizer).update(self._left)
         start = self._add(self._words)
         rows = _Rows(start, torch.cat([word.vectors for word in self._words]))
-        self.embedding.register_forward_pre_hook(rows.before, with_kwargs=True)
-        self.embedding.register_forward_hook(rows.after)
+        hook_input(self.embedding, rows.before)
+        hook_output(self.embedding, rows.after)
         self._done = True
 
     def _add(self, words: Sequence[Token]) -> int:
@@ -142,6 +154,7 @@ class _Taught:
             ]:
                 del hooks[number]
                 with_kwargs.pop(number, None)
+        forget_removed(module)
         now, left = vars(self.tokenizer), self._left
         if not self._done and left:
             now.update(self._own)

@@ -24,7 +24,7 @@ from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.formats import check_format, write
 from lora_mixer.writing.kohya import with_one_alpha
 from lora_mixer.writing.layers import Share
-from lora_mixer.writing.names import Names
+from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located, open_files
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.writing.compose import Progress
     from lora_mixer.writing.layers import AdapterParts, NewLayer, Place
+    from lora_mixer.writing.names import Names
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
 
@@ -286,7 +287,7 @@ def extract(
     found = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
     only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
-    names = Names(before.paths)
+    names = names_of(before.components)
     report = write(
         place,
         found.layers,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.families import family_named
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_pair
 
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.writing.layers import NewLayer
     from lora_mixer.writing.names import Names
-
-# family: ss_base_model_version, ss_v2, modelspec.architecture, modelspec.implementation
-_FAMILIES = {
-    "SD 1.x": ("sd_v1", "False", "stable-diffusion-v1/lora"),
-    "SD 2.x": ("sd_v2", "True", "stable-diffusion-v2-512/lora"),
-    "SDXL": ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora"),
-}
 
 
 def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
@@ -42,7 +36,7 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
         SaveError: When a module has no name in this layout.
     """
     table: dict[str, torch.Tensor] = {}
-    for layer in layers:
+    for layer in names.fused(layers):
         name = names.kohya(layer.place)
         if layer.leaves:
             table |= {
@@ -130,8 +124,9 @@ def kohya_metadata(
     own["ss_network_module"] = "lycoris.kohya" if others else "networks.lora"
     own["ss_network_args"] = json.dumps({"conv_dim": "Dynamic"}) if _has_kernels(layers) else "{}"
     spec = {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}
-    if family in _FAMILIES:
-        version, v2, architecture = _FAMILIES[family]
+    row = family_named(family)
+    if row is not None and row.kohya is not None:
+        version, v2, architecture = row.kohya
         own |= {"ss_base_model_version": version, "ss_v2": v2}
         spec["modelspec.architecture"] = architecture
         sdxl = family == "SDXL"

@@ -15,7 +15,7 @@ from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.export import write_adapters
 from lora_mixer.writing.formats import check_format
 from lora_mixer.writing.layers import AdapterParts, Part, Place
-from lora_mixer.writing.names import Names
+from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def save(choice: Choice, adapters: Sequence[AdapterParts], components: Mapping[s
     return write_adapters(
         adapters,
         choice.path,
-        names=Names(module_paths(components)),
+        names=names_of(components),
         locate=lambda adapter: located(adapter, components),
         mix=None if choice.one is not None else choice.mix,
         method=choice.method,
@@ -156,20 +156,3 @@ def save(choice: Choice, adapters: Sequence[AdapterParts], components: Mapping[s
         cut=choice.cut,
         dtype=choice.dtype,
     )
-
-
-def module_paths(components: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """
-    List the paths of all modules of each component, without the wrappers of PEFT and ``torch.compile``.
-
-    Example:
-        >>> from torch import nn
-        >>> module_paths({"model": nn.Sequential(nn.Linear(1, 1))})
-        {'model': ['', '0']}
-    """
-    return {
-        name: [
-            path.replace("_orig_mod.", "").replace(".base_layer", "") for path, _ in module.named_modules()
-        ]
-        for name, module in components.items()
-    }

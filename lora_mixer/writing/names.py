@@ -9,17 +9,23 @@ and diffusers files, whether or not the installed transformers has it, since old
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.errors import SaveError
+from lora_mixer.families import family_of_class, spell
+from lora_mixer.writing.fusing import fuse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
-    from lora_mixer.writing.layers import Place
+    from torch import nn
+
+    from lora_mixer.families import Family
+    from lora_mixer.writing.layers import NewLayer, Place
 
 _TEXT_ROOT = "text_model."
+DENOISERS = ("transformer", "transformer_2")
 _CLIP_TOPS = ("embeddings", "encoder", "final_layer_norm")
 
 
@@ -37,14 +43,43 @@ class Names:
         'lora_te_text_model_encoder_layers_0_mlp_fc1'
     """
 
-    def __init__(self, paths: Mapping[str, Collection[str]]) -> None:
+    def __init__(
+        self,
+        paths: Mapping[str, Collection[str]],
+        family: Family | None = None,
+        rows: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         """Take the paths."""
         self.paths = paths
+        self.family = family
+        self.rows = rows or {}
+
+    def fused(self, layers: Sequence[NewLayer]) -> list[NewLayer]:
+        """
+        Return layers as the original code of the family has them, whose names Kohya's files use.
+
+        Raises:
+            SaveError: When a layer is no pair that can be a part of a larger one.
+        """
+        family = self.family
+        if family is None or not family.kohya_flat:
+            return list(layers)
+        others = [layer for layer in layers if layer.place.component not in DENOISERS]
+        for component in DENOISERS:
+            own = {layer.place.path: layer for layer in layers if layer.place.component == component}
+            table = spell(family.layouts[family.kohya_flat], self.rows.get(component, {}))
+            others += fuse(own, table, self.rows.get(component, {})) if own else []
+        return others
 
     @cached_property
     def is_sdxl(self) -> bool:
         """Whether the pipeline is of SDXL's kind, by its second text encoder or its size embeddings."""
         return "text_encoder_2" in self.paths or "add_embedding.linear_1" in self.paths.get("unet", ())
+
+    @property
+    def _counts(self) -> bool:
+        """Whether text encoders are numbered in Kohya's files: where there are several."""
+        return "text_encoder_2" in self.paths or self.is_sdxl
 
     @cached_property
     def _ldm(self) -> dict[str, str]:
@@ -82,7 +117,13 @@ class Names:
                     f"{place}: the original SDXL code, whose names Kohya's files use, has no such module"
                 )
             return "lora_unet_" + name.replace(".", "_")
-        numbered = {"text_encoder": "te1" if self.is_sdxl else "te", "text_encoder_2": "te2"}
+        if place.component in DENOISERS and self.family is not None:
+            return "lora_unet_" + place.path.replace(".", "_")
+        numbered = {"text_encoder": "te1" if self._counts else "te", "text_encoder_2": "te2"}
+        if self.family is not None:
+            numbered["text_encoder_3"] = "te3"
+            if self._is_t5(place):  # Kohya's trainer counts T5 as the third, wherever the pipeline has it
+                numbered[place.component] = "te3" if self.family.t5 else "te"
         prefix = numbered.get(place.component)
         if prefix is None:
             raise SaveError(
@@ -90,3 +131,42 @@ class Names:
                 f"{place.component}; use format='diffusers' or 'peft'"
             )
         return f"lora_{prefix}_" + self.dotted(place).replace(".", "_")
+
+
+def names_of(components: Mapping[str, nn.Module]) -> Names:
+    """Make the names of live components, whose family is told by their denoiser's class."""
+    kinds = [type(components[part]).__name__ for part in DENOISERS if part in components]
+    family = next((family for kind in kinds if (family := family_of_class(kind)) is not None), None)
+    rows = {}
+    for part in DENOISERS if family is not None else ():
+        if part in components:
+            rows[part] = {
+                path.replace("_orig_mod.", "").replace(".base_layer", ""): _outputs(module)
+                for path, module in components[part].named_modules()
+                if getattr(module, "weight", None) is not None
+            }
+    return Names(module_paths(components), family, rows)
+
+
+def _outputs(module: nn.Module) -> int:
+    """Count a module's outputs; packed weights do not show them."""
+    own = getattr(module, "out_features", None)
+    weight: Any = module.weight
+    return own if isinstance(own, int) else weight.shape[0]
+
+
+def module_paths(components: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """
+    List the paths of all modules of each component, without the wrappers of PEFT and ``torch.compile``.
+
+    Example:
+        >>> from torch import nn
+        >>> module_paths({"model": nn.Sequential(nn.Linear(1, 1))})
+        {'model': ['', '0']}
+    """
+    return {
+        name: [
+            path.replace("_orig_mod.", "").replace(".base_layer", "") for path, _ in module.named_modules()
+        ]
+        for name, module in components.items()
+    }

@@ -8,25 +8,29 @@ dotted names, are taken by these names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.values import Values
+from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.binding import bind
 from lora_mixer.errors import MatchError, SaveError
+from lora_mixer.families import family_named
+from lora_mixer.families.telling import TRANSFORMERS
 from lora_mixer.formats import read
 from lora_mixer.formats.container import open_weights, read_header, read_tensors
 from lora_mixer.formats.describing import own_name
-from lora_mixer.formats.families import DIT_FAMILIES
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
 from lora_mixer.problem import SaveProblem
 from lora_mixer.sources import resolve_source
+from lora_mixer.writing import skeleton as skeletons
 from lora_mixer.writing.layers import AdapterParts, Part, Place
-from lora_mixer.writing.names import Names
-from lora_mixer.writing.skeleton import FAMILIES, Skeleton, of_family, of_folder
+from lora_mixer.writing.names import Names, names_of
+from lora_mixer.writing.skeleton import Skeleton, of_family, of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,10 +38,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.adapter import Adapter, AdapterInfo, AdapterLayer
+    from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.index import LiveModule
 
-_T5 = {"SD3": "text_encoder_3", "Flux.1": "text_encoder_2"}
 _LEAVES = ("kohya", "lycoris")  # layouts whose leaf names are those of Kohya's files
 
 
@@ -96,7 +100,7 @@ def open_files(
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
     names = _different([own_name(source) for source in found])
     adapters = [read(source, name=name) for source, name in zip(found, names, strict=True)]
-    skeleton = of_folder(model) if model is not None else _skeleton_for([a.info for a in adapters])
+    skeleton = of_folder(model) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
         for source, a in zip(found, adapters, strict=True)
@@ -109,7 +113,7 @@ def open_files(
             paths.setdefault(part.place.component, []).append(part.place.path)
         return FileSet(_together(adapters, parts), Names(paths), None, denoiser)
     parts = [_bound(adapter, raw, skeleton) for adapter, raw in zip(adapters, raws, strict=True)]
-    return FileSet(_together(adapters, parts), Names(skeleton.paths), skeleton)
+    return FileSet(_together(adapters, parts), names_of(skeleton.components), skeleton)
 
 
 def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) -> tuple[AdapterParts, ...]:
@@ -151,7 +155,8 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
     ]
 
 
-def _skeleton_for(infos: Sequence[AdapterInfo]) -> Skeleton | None:
+def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
+    infos = [adapter.info for adapter in adapters]
     bases = {info.base for info in infos}
     if bases == {"SD 1.x or SDXL"}:  # text encoders of 768 alone
         bases = {"SD 1.x"}
@@ -161,7 +166,18 @@ def _skeleton_for(infos: Sequence[AdapterInfo]) -> Skeleton | None:
         msg = f"these adapters are for different bases and cannot become one: {table}"
         raise MatchError(msg)
     (base,) = bases
-    return of_family(base) if base in FAMILIES else None
+    if base not in (*skeletons.FAMILIES, *skeletons.TRANSFORMERS):
+        return None
+    skeleton = of_family(base)
+    family = family_named(base)
+    if family is None or family.transformer is None:
+        return skeleton
+    # transformers of one family come in several sizes: where the usual one is not it, the files' own names have to do
+    try:
+        whole = all(bind(a, skeleton.components, a.info.name).report.complete for a in adapters)
+    except MatchError:
+        whole = False
+    return skeleton if whole else None
 
 
 def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
@@ -169,18 +185,40 @@ def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton
     if binding.report.unmatched:
         msg = f"{adapter.info.source}: a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
         raise MatchError(msg)
-    by_weights = {id(layer.weights): layer for layer in adapter.layers}
     parts = []
-    for bound in binding.layers:
+    for bound, sources in zip(binding.layers, binding.sources, strict=True):
         live = bound.live
         place = Place(live.component, live.path, live.shape, isinstance(live.module, nn.Embedding))
-        base = skeleton.tensor(live.component, f"{live.path}.weight") if _needs_base(bound.weights) else None
+        weights, base = bound.weights, None
+        if _needs_base(weights):
+            base = _base(live, skeleton)
+        if bound.siblings is not None:
+            whole = WholeLayer(
+                [(partial(_known_base, p.live, skeleton), p.file_rows) for p in bound.siblings.parts],
+                bound.siblings.total,
+            )
+            weights = gathered(weights, whole, live.shape) if base is not None else weights
         bias = skeleton.tensor(live.component, f"{live.path}.bias")
-        layer = by_weights[id(bound.weights)]
+        layer = sources[0]
         if bias is None and getattr(live.module, "bias", None) is not None:
             _refuse_unknown_bias(layer)
-        parts.append(Part(place, bound.weights, base, bias, _leaves(layer, raw)))
+        # leaves of a fused layer are those of no module here
+        leaves = _leaves(layer, raw) if weights is layer.weights else {}
+        parts.append(Part(place, weights, base, bias, leaves))
     return tuple(parts)
+
+
+def _base(live: LiveModule, skeleton: Skeleton) -> torch.Tensor | None:
+    """Read a module's clean weight, where the base's weights are at hand."""
+    name = live.path if live.is_bare else f"{live.path}.weight"
+    return skeleton.tensor(live.component, name)
+
+
+def _known_base(live: LiveModule, skeleton: Skeleton) -> torch.Tensor:
+    """Read a module's clean weight from a folder that has all weights."""
+    base = _base(live, skeleton)
+    assert base is not None  # noqa: S101 -- asked for only where a sibling's was there
+    return base
 
 
 def _needs_base(weights: Any) -> bool:
@@ -213,7 +251,7 @@ def _denoiser(adapters: Sequence[Adapter]) -> str:
     """
     targets = [layer.target for adapter in adapters for layer in adapter.layers]
     hints = {target.hint for target in targets}
-    if "transformer" in hints or any(adapter.info.base in DIT_FAMILIES for adapter in adapters):
+    if "transformer" in hints or any(adapter.info.base in TRANSFORMERS for adapter in adapters):
         return "transformer"
     own = [target for target in targets if target.hint in (None, "denoiser")]
     if any(place_of(target.module) for target in own) or any(t.written.startswith("unet.") for t in own):
@@ -225,7 +263,8 @@ def _component(hint: str | None, denoiser: str, base: str) -> str:
     if hint in (None, "denoiser", "transformer"):
         return denoiser
     if hint == "t5":
-        return _T5.get(base, "text_encoder")
+        family = family_named(base)
+        return (family.t5 if family is not None else "") or "text_encoder"
     return "text_encoder_2" if hint == "clip_g" else hint or denoiser
 
 

@@ -17,44 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.families import FAMILIES as _ROWS
+from lora_mixer.families import family_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import nn
 
-_LINEAR = {"use_linear_projection": True}
-_UNETS: dict[str, dict[str, Any]] = {
-    "SD 1.x": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "SD 2.x": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], **_LINEAR},
-    "SDXL": {
-        "cross_attention_dim": 2048,
-        "attention_head_dim": [5, 10, 20],
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-        **_LINEAR,
-    },
-}
-# hidden size, inner size, layers, heads
-_CLIP_L, _OPENCLIP_H, _OPENCLIP_BIG_G = (
-    (768, 3072, 12, 12),
-    (1024, 4096, 23, 16),
-    (1280, 5120, 32, 20),
-)
-_TEXT = {
-    "SD 1.x": {"text_encoder": ("CLIPTextModel", _CLIP_L)},
-    "SD 2.x": {"text_encoder": ("CLIPTextModel", _OPENCLIP_H)},
-    "SDXL": {
-        "text_encoder": ("CLIPTextModel", _CLIP_L),
-        "text_encoder_2": ("CLIPTextModelWithProjection", _OPENCLIP_BIG_G),
-    },
-}
-FAMILIES = tuple(_UNETS)
+FAMILIES = tuple(family.name for family in _ROWS if family.unet is not None)
+"""Families of UNets whose modules are known without a folder."""
+TRANSFORMERS = tuple(family.name for family in _ROWS if family.transformer is not None)
+"""Families of transformers of which the usual size is known."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +72,38 @@ def of_family(family: str) -> Skeleton:
     Build the modules of a base family.
 
     Args:
-        family: One of ``FAMILIES``.
+        family: One of ``FAMILIES`` or ``TRANSFORMERS``.
 
     Returns:
         The components, without weights.
     """
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet: Any = UNet2DConditionModel
+    row = family_named(family)
+    assert row is not None  # noqa: S101 -- one of FAMILIES
+    diffusers: Any = importlib.import_module("diffusers")
     with torch.device("meta"):
-        components: dict[str, nn.Module] = {"unet": unet(**_UNETS[family])}
-        for part, (kind, sizes) in _TEXT[family].items():
-            components[part] = _clip(kind, *sizes)
+        components: dict[str, nn.Module] = {}
+        if row.unet is not None:
+            components["unet"] = diffusers.UNet2DConditionModel(**row.unet)
+        if row.transformer is not None:
+            kind, arguments = row.transformer
+            components["transformer"] = getattr(diffusers, kind)(**arguments)
+        for part, (kind, *sizes) in row.text_encoders.items():
+            components[part] = _t5(kind, *sizes) if kind.startswith("T5") else _clip(kind, *sizes)
     return Skeleton(family, components)
+
+
+def _t5(kind: str, hidden: int, inner: int, layers: int, heads: int) -> nn.Module:
+    transformers = importlib.import_module("transformers")
+    config = transformers.T5Config(
+        d_model=hidden,
+        d_ff=inner,
+        d_kv=hidden // heads,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+    )
+    module: nn.Module = getattr(transformers, kind)(config)
+    return module
 
 
 def _clip(kind: str, hidden: int, inner: int, layers: int, heads: int) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
-from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, LbwWeights, Mix
+from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
 
 from .. import checks
 from ..masks import painted
@@ -28,7 +28,6 @@ SHAPES = (
     ("slow start", "ease_in(0, 1)"),
     ("bell", "0@0,1@0.5,0@1"),
 )
-METHODS = ("sum", "switch(tau=5)", "composite", "k_lora()")
 
 
 def kit(app: AppState) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def kit(app: AppState) -> dict[str, Any]:
         "presets": {name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts},
         "forms": ["b-lora:content", "b-lora:style"] if 12 in counts else [],
         "shapes": [list(shape) for shape in SHAPES],
-        "methods": list(METHODS),
+        "methods": [method.example for method in METHODS.values()],
     }
 
 

@@ -8,20 +8,30 @@ starts late, counts from where it starts.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import KLora, Switch
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import nn
 
     from lora_mixer.engines.denoiser.caller import Caller
+    from lora_mixer.mixes import Mix
 
 _SAME = 2e-5
 """Distance of timesteps that are one noise level, as a part of the run: schedulers work them out in fp32, by logarithms."""
 _FOUND = 1e-4
 """The same for a timestep that was passed on, in half precision of a denoiser maybe."""
+
+_TIMES = {"timestep", "timesteps", "timestep_ratio", "time", "t", "r", "sigma", "sigmas", "noise_labels"}
+"""What the argument is called that says how much noise there is."""
 
 
 @dataclass(frozen=True)
@@ -266,9 +276,44 @@ class StepReader:
         )
 
 
+def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -> None:
+    """
+    Check that components on which a mix changes in time are called with a time.
+
+    Args:
+        mixes: The mixes.
+        components: The modules that their adapters change, but for text encoders, by name.
+
+    Raises:
+        MixError: When one of them has no steps, so that a schedule would stay at its first value for ever.
+
+    Example:
+        >>> from lora_mixer.mixes import Mix
+        >>> check_has_steps([Mix.of("a:1,start=5")], {"model": torch.nn.Linear(2, 2)})
+        Traceback (most recent call last):
+        lora_mixer.errors.MixError: a schedule goes by the steps of a denoiser, and model (Linear) has none: its forward takes no timestep, so that the mix would stay at its first value. Set a weight, or set_mix anew when it is to change
+    """
+    for part, root in components.items():
+        for mix in mixes:
+            scheduled = any(mix[name].component_schedule(part) is not None for name in mix.names)
+            what = "a schedule" if scheduled else type(mix.method).__name__
+            if (scheduled or isinstance(mix.method, Switch | KLora)) and not _has_steps(root):
+                raise MixError(
+                    f"{what} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its forward takes "
+                    "no timestep, so that the mix would stay at its first value. Set a weight, or set_mix anew when it is to "
+                    "change"
+                )
+
+
+def _has_steps(root: nn.Module) -> bool:
+    parameters = inspect.signature(type(root).forward).parameters
+    return bool(_TIMES & parameters.keys()) or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+
+
 def timestep_of(args: Sequence[Any], kwargs: Any) -> Any:
     """Find the timestep of a denoiser call: the argument of that name, or the second one; None where there is none."""
-    return kwargs.get("timestep", args[1] if len(args) > 1 else None)
+    given = next((kwargs[name] for name in ("timestep", "timestep_ratio") if name in kwargs), None)
+    return args[1] if given is None and len(args) > 1 else given
 
 
 def _timesteps_of(scheduler: Any) -> Any:

@@ -21,13 +21,12 @@ class AddBias:
     """
 
     def __init__(self, bias: torch.Tensor) -> None:
-        """Hold the bias; it follows the outputs' device and dtype."""
+        """Hold the bias, as it is: what outputs are in under autocast may differ from call to call."""
         self._bias = bias
 
     def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
         """Add the bias along the channels: the last dimension, or the second of a convolution's output."""
-        if self._bias.device != output.device or self._bias.dtype != output.dtype:
-            self._bias = self._bias.to(output)
+        bias = self._bias.to(output)  # (out,)
         if hasattr(module, "kernel_size"):
-            return output + self._bias.view(-1, *[1] * (output.ndim - 2))
-        return output + self._bias
+            return output + bias.view(-1, *[1] * (output.ndim - 2))  # (b, out, *places)
+        return output + bias  # (b, ..., out)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.merged.rounding import write_by_rows, write_rounded
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -83,22 +85,45 @@ def blend_weight(
     rows = clean.shape[0]
     low_rank = [(term.pair, term.gain) for term in terms if term.pair is not None]
     dense = [term for term in terms if term.pair is None]
+    exactly = weight.device.type == "cpu"
+    factors = _stacked(low_rank, weight.device, wide) if low_rank else None
+    if factors is not None and not dense and not transposed and clean.is_contiguous():
+        flat = clean.view(rows, -1)
+        if weight.dtype == wide and weight.is_contiguous():
+            torch.addmm(flat, *factors, out=weight.view(rows, -1))
+            return
+        if exactly:
+            _add_by_rows(weight, flat, *factors)
+            return
     converted = clean.dtype != wide
     exact = clean.to(wide) if converted else clean
     total = exact
-    if low_rank:
-        up, down = _stacked(low_rank, weight.device, wide)
-        direct = weight.dtype == wide and weight.is_contiguous() and clean.is_contiguous()
-        if direct and not transposed and not dense:
-            torch.addmm(clean.view(rows, -1), up, down, out=weight.view(rows, -1))
-            return
+    if factors is not None:
         flat = exact.reshape(rows, -1)
         # in place where the sum is nobody else's: copies cost more than the product does
         in_place = converted and not dense
-        total = (flat.addmm_(up, down) if in_place else torch.addmm(flat, up, down)).view(clean.shape)
+        total = (flat.addmm_(*factors) if in_place else torch.addmm(flat, *factors)).view(clean.shape)
     if dense:
         total = sum((term.weights.delta(exact, term.gain) for term in dense), start=total)
-    weight.copy_(total.T if transposed else total)
+    write(weight, total.T if transposed else total)
+
+
+def write(target: torch.Tensor, total: torch.Tensor) -> None:
+    """Write a sum into a weight or a bias, each number rounded once."""
+    if total.dtype == torch.float64 and target.device.type == "cpu" and total.device.type == "cpu":
+        write_rounded(target, total)
+    else:
+        target.copy_(total)
+
+
+def _add_by_rows(weight: torch.Tensor, base: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> None:
+    """Write ``base`` (out, in * kernel) plus ``up @ down`` into a weight on a CPU, some rows at a time."""
+
+    def fill(rows: slice, exact: torch.Tensor) -> None:
+        exact.copy_(base[rows])
+        exact.addmm_(up[rows], down)
+
+    write_by_rows(weight, base.shape[1], fill)
 
 
 def _stacked(

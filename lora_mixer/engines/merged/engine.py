@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.columns import Padded
+from lora_mixer.algorithms.whole import WholeLayer, gathered
+from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -27,13 +29,11 @@ from lora_mixer.engines.merged.kept_weight import (
     restore,
     unsupported,
 )
-from lora_mixer.engines.merged.whole import WholeLayer, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -129,7 +129,7 @@ class MergedEngine:
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._is_pruned = True
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[HookHandle] = []
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class MergedEngine:
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight, p.file_rows)
+                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -295,7 +295,7 @@ class MergedEngine:
         """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
         for layer in self._adapters[name]:
             entry, weights = layer.entry, layer.weights
-            clean = entry.weight.live if entry.weight.base is None else entry.weight.base
+            clean = entry.weight.clean()
             bias = entry.bias
             yield (
                 entry.module,
@@ -405,6 +405,7 @@ class MergedEngine:
                     )
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
         self._active = gains
@@ -468,13 +469,13 @@ class MergedEngine:
         if entry.bias is None:
             change = bias_change(None, terms)
             if change is not None:
-                self._hooks.append(entry.module.register_forward_hook(AddBias(change)))
+                self._hooks.append(hook_output(entry.module, AddBias(change)))
             return
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
         with _writing(live):
-            live.copy_(base if change is None else base + change.to(base))
+            write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:

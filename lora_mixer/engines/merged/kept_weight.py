@@ -63,6 +63,10 @@ class KeptWeight:
         """The live values for writing; writes through here leave the parameter's version counter alone."""
         return self.parameter.data
 
+    def clean(self) -> torch.Tensor:
+        """Return the base as it is kept, or the parameter itself while nothing is written to it."""
+        return self.live if self.base is None else self.base
+
     @property
     def unchanged(self) -> bool:
         """Whether the parameter is where and what it was at the last :meth:`stamp`, but for our own writes."""

@@ -5,8 +5,9 @@ For content c and style s, with r the ranks and D the weight changes at weight 1
 
     K       = r_c * r_s
     S_i     = sum of the K largest |D_i| of the layer
-    gamma   = mean over layers of sum |D_c| / sum |D_s|
-    scale   = alpha * t / T + beta; in the variant s*, that modulo alpha
+    rho     = sum |D_c| / sum |D_s| of each layer
+    gamma   = mean of the rho below three times the mean of all rho
+    scale   = alpha * t / T + beta, beta 0.5; in the variant s*, that modulo alpha, beta 0.85 alpha
     choice  = content where (S_c / gamma) / (S_s * scale) > 1, else style
 
 S and gamma do not depend on t, so two numbers for each layer are kept.
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
-    from lora_mixer.mixes import KLora
 
 _BLOCK = 1 << 22
 """Elements of a weight change that are looked at at a time (16 MiB in fp32)."""
@@ -47,19 +47,6 @@ class Contest:
         """Give 1 where an adapter has a layer at a scale, else 0; layers that one alone changes are its own."""
         ratio = self.ratios.get((layer.live.component, layer.live.path))
         return 1.0 if ratio is None else float((ratio > scale) == content)
-
-
-def scale_at(method: KLora, step: int, steps: int) -> float:
-    """
-    Give the style's advantage at a step.
-
-    Example:
-        >>> from lora_mixer.mixes import KLora
-        >>> [scale_at(KLora(), step, 4) for step in range(4)], scale_at(KLora(modulo=True), 3, 4)
-        ([0.5, 0.875, 1.25, 1.625], 0.125)
-    """
-    scale = method.alpha * step / steps + method.beta
-    return scale % method.alpha if method.modulo and method.alpha else scale
 
 
 def contest(content: Sequence[BoundLayer], style: Sequence[BoundLayer]) -> Contest:
@@ -98,8 +85,27 @@ def contest(content: Sequence[BoundLayer], style: Sequence[BoundLayer]) -> Conte
         )
         sums[one.live.component, one.live.path] = (top, other_top)
         quotients.append(whole / other_whole if other_whole else float("inf"))
-    gamma = sum(quotients) / len(quotients) if quotients else 1.0
+    gamma = typical(quotients)
     return Contest({place: _ratio(top, other * gamma) for place, (top, other) in sums.items()})
+
+
+def typical(quotients: Sequence[float]) -> float:
+    """
+    Return the mean of those below three times the mean of all, so that a layer that one of both left dead decides nothing.
+
+    Args:
+        quotients: One for each layer; infinite where the style's change is zero.
+
+    Returns:
+        The mean; 1 where none is left.
+
+    Example:
+        >>> typical([1.0, 2.0, float("inf")]), typical([1.0, 1.0, 1.0, 97.0])
+        (1.5, 1.0)
+    """
+    mean = sum(quotients) / len(quotients) if quotients else 0.0
+    kept = [quotient for quotient in quotients if quotient < 3 * mean]
+    return sum(kept) / len(kept) if kept else 1.0
 
 
 def _ratio(content: float, style: float) -> float:

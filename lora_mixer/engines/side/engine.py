@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
-from lora_mixer.engines.side.gain_buffers import CallGains, GainBuffers
-from lora_mixer.engines.side.layer import SharedDown, SideLayer, SidePart
-from lora_mixer.engines.side.stacks import Stack
+from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
+from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.support import compute_dtype, layer_kind
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.algorithms import Factors
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.engines.gains import MixGains
+    from lora_mixer.engines.hooks import HookHandle
 
 _ONE_INPUT = ("to_q", "to_k", "to_v")
 """Leaves of an attention's path that have one input: queries too, unless they look at something else."""
 
 
 @dataclass
-class Seat:
+class LayerParts:
     """A layer beside which adapters stand, and their parts."""
 
     live: LiveModule
-    parts: list[SidePart] = field(default_factory=list)
+    parts: list[AdapterPart] = field(default_factory=list)
 
     @property
     def rank(self) -> int:
@@ -53,14 +53,14 @@ class Reservation:
         rank: The ranks of each layer that all active adapters may have together.
         rows: The rows of a batch that may differ; 1 where all have one mix.
         layers: By the identity of their modules.
-        scenes: By component.
+        buffers: By component.
         modules: The modules of the layers.
     """
 
     rank: int
     rows: int
     layers: dict[int, SideLayer]
-    scenes: dict[str, GainBuffers]
+    buffers: dict[str, GainBuffers]
     modules: list[nn.Module]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -70,15 +70,15 @@ class Reservation:
 
 
 class SideEngine:
-    """Holds the hooks of layers and the scenes of components."""
+    """Holds the hooks of layers and the buffers of components."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self.scenes: dict[str, GainBuffers] = {}
+        self.buffers: dict[str, GainBuffers] = {}
         self.reserved: Reservation | None = None
         self.generations: Counter[str] = Counter()  # by component; another number: other hooks than before
-        self._handles: list[RemovableHandle] = []
-        self._held: list[RemovableHandle] = []
+        self._handles: list[HookHandle] = []
+        self._held: list[HookHandle] = []
         self._mixes: Sequence[MixGains] = ()
         self._names: Sequence[str] = ()
         self._start: Step | None = None
@@ -90,20 +90,20 @@ class SideEngine:
 
     def clear(self) -> None:
         """Take every hook away that is not reserved, and empty those that are."""
-        kept = self.reserved.scenes if self.reserved is not None else {}
-        self.generations.update(part for part in self.scenes if part not in kept)
+        kept = self.reserved.buffers if self.reserved is not None else {}
+        self.generations.update(part for part in self.buffers if part not in kept)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.scenes = {}
+        self.buffers = {}
         self._mixes = ()
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
-        for scene in self.reserved.scenes.values() if self.reserved else ():
-            scene.load([])
-            scene.forget()
-            scene.show(CallGains([[]]))
+        for buffers in self.reserved.buffers.values() if self.reserved else ():
+            buffers.load([])
+            buffers.forget()
+            buffers.show(CallGains([[]]))
 
     # --- one mix ---------------------------------------------------------------------------------------------------
 
@@ -130,45 +130,51 @@ class SideEngine:
         Raises:
             MixError: When there is not enough room reserved.
         """
-        seats = self._seats(mixes, names, pairs)
+        wanted = self._wanted(mixes, names, pairs)
         held = self.reserved
         if held is not None:
-            inside = [seat for seat in seats if seat.live.component in held.scenes]
+            inside = [one for one in wanted if one.live.component in held.buffers]
             self._check_room(held, inside, masks, len(mixes))
-            for part, scene in held.scenes.items():
-                own = [(held.layers[id(s.live.module)], s.parts) for s in inside if s.live.component == part]
-                scene.load(own)
-                scene.forget()
-                self.scenes[part] = scene
-            seats = [seat for seat in seats if seat.live.component not in held.scenes]
-        for part in dict.fromkeys(seat.live.component for seat in seats):
-            own_seats = [seat for seat in seats if seat.live.component == part]
+            for component, buffers in held.buffers.items():
+                buffers.load(
+                    [
+                        (held.layers[id(one.live.module)], one.parts)
+                        for one in inside
+                        if one.live.component == component
+                    ]
+                )
+                buffers.forget()
+                self.buffers[component] = buffers
+            wanted = [one for one in wanted if one.live.component not in held.buffers]
+        for component in dict.fromkeys(one.live.component for one in wanted):
+            members = [one for one in wanted if one.live.component == component]
             # a text has no places: masks are no matter for what it is read with
-            scene = GainBuffers(folds=len(mixes) == 1, masks=None if part in TEXT_ENCODERS else masks)
-            made = make_layers([(seat.live, seat.rank) for seat in own_seats], scene, components[part])
-            scene.load([(layer, seat.parts) for layer, seat in zip(made, own_seats, strict=True)])
-            for seat, layer in zip(own_seats, made, strict=True):
-                self._handles.append(seat.live.module.register_forward_hook(layer))
-            self.scenes[part] = scene
-            self.generations[part] += 1
+            placed = None if component in TEXT_ENCODERS else masks
+            buffers = GainBuffers(folds=len(mixes) == 1, masks=placed)
+            layers = make_layers([(one.live, one.rank) for one in members], buffers, components[component])
+            buffers.load([(layer, one.parts) for layer, one in zip(layers, members, strict=True)])
+            for one, layer in zip(members, layers, strict=True):
+                self._handles.append(hook_output(one.live.module, layer))
+            self.buffers[component] = buffers
+            self.generations[component] += 1
         self._mixes, self._names, self._start = mixes, names, start
         self.show(start, None)
 
-    def _seats(
+    def _wanted(
         self,
         mixes: Sequence[MixGains],
         names: Sequence[str],
         pairs: Mapping[str, Sequence[Factors | None]],
-    ) -> list[Seat]:
-        seats: dict[int, Seat] = {}
+    ) -> list[LayerParts]:
+        wanted: dict[int, LayerParts] = {}
         for adapter, name in enumerate(names):
             gains = [mix.constant(name) for mix in mixes]
             for place, (layer, pair) in enumerate(zip(mixes[0].layers[name], pairs[name], strict=True)):
                 own = [image[place] for image in gains]
                 if pair is not None and any(own):
-                    seat = seats.setdefault(id(layer.live.module), Seat(layer.live))
-                    seat.parts.append(SidePart(adapter, pair, own, place))
-        return list(seats.values())
+                    one = wanted.setdefault(id(layer.live.module), LayerParts(layer.live))
+                    one.parts.append(AdapterPart(adapter, pair, own, place))
+        return list(wanted.values())
 
     def show(
         self,
@@ -188,18 +194,18 @@ class SideEngine:
                 ]
                 for mix, image in zip(self._mixes, choices, strict=True)
             ]
-        for part, scene in self.scenes.items():
+        for part, buffers in self.buffers.items():
             if part in TEXT_ENCODERS and turn is not None:
                 continue
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            scene.show(CallGains(shares, chosen, rows, latents))
+            buffers.show(CallGains(shares, chosen, rows, latents))
 
     def show_text(self, part: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
         assert self._start is not None  # noqa: S101 -- called by what build has made
         start = self._start
         shares = [[mix.share(name, part, start) for name in self._names] for mix in self._mixes]
-        self.scenes[part].show(CallGains(shares, None, rows))
+        self.buffers[part].show(CallGains(shares, None, rows))
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
@@ -209,16 +215,17 @@ class SideEngine:
         """Stand beside layers until :meth:`release`, adding nothing yet."""
         by_module: dict[int, SideLayer] = {}
         modules: list[nn.Module] = []
-        scenes = {}
-        for part in dict.fromkeys(live.component for live in layers):
-            own = [live for live in layers if live.component == part]
-            scene = GainBuffers(folds=rows == 1, rows=rows)
-            made = make_layers([(live, rank) for live in own], scene, components[part])
-            scene.load([])
-            modules += [live.module for live in own]
-            by_module.update(zip(map(id, modules[-len(own) :]), made, strict=True))
-            scenes[part] = scene
-        self.put_back(Reservation(rank, rows, by_module, scenes, modules))
+        by_component: dict[str, GainBuffers] = {}
+        for component in dict.fromkeys(live.component for live in layers):
+            members = [live for live in layers if live.component == component]
+            buffers = GainBuffers(folds=rows == 1, rows=rows)
+            made = make_layers([(live, rank) for live in members], buffers, components[component])
+            buffers.load([])
+            for live, layer in zip(members, made, strict=True):
+                by_module[id(live.module)] = layer
+                modules.append(live.module)
+            by_component[component] = buffers
+        self.put_back(Reservation(rank, rows, by_module, by_component, modules))
 
     def put_back(self, reservation: Reservation | None) -> None:
         """Let this be what is reserved, with its own tensors; nothing happens where it is already."""
@@ -230,8 +237,8 @@ class SideEngine:
         self.reserved = reservation
         if reservation is not None:
             for module in reservation.modules:
-                self._held.append(module.register_forward_hook(reservation.layers[id(module)]))
-            self.generations.update(reservation.scenes.keys())
+                self._held.append(hook_output(module, reservation.layers[id(module)]))
+            self.generations.update(reservation.buffers.keys())
 
     def release(self) -> None:
         """Take the reserved hooks away."""
@@ -239,25 +246,25 @@ class SideEngine:
             handle.remove()
         self._held.clear()
         if self.reserved is not None:
-            self.generations.update(self.reserved.scenes.keys())
+            self.generations.update(self.reserved.buffers.keys())
         self.reserved = None
 
     @staticmethod
     def _check_room(
-        held: Reservation, seats: Sequence[Seat], masks: torch.Tensor | None, images: int
+        held: Reservation, wanted: Sequence[LayerParts], masks: torch.Tensor | None, images: int
     ) -> None:
         problems = []
         if masks is not None:
             problems.append("masks need tensors that follow the picture; call release() first")
         if images > 1 and held.rows == 1:
             problems.append(f"{images} mixes for one batch need rows of their own: reserve with rows=")
-        outside = [s for s in seats if id(s.live.module) not in held.layers]
+        outside = [s for s in wanted if id(s.live.module) not in held.layers]
         if outside:
             shown = ", ".join(f"{s.live.component}.{s.live.path}" for s in outside[:3])
             problems.append(
                 f"{len(outside)} layers were not changed by any adapter when it was reserved ({shown}); reserve again"
             )
-        most = max((s.rank for s in seats), default=0)
+        most = max((s.rank for s in wanted), default=0)
         if most > held.rank:
             problems.append(f"the mix needs rank {most}, reserved is {held.rank}: reserve with rank={most}")
         if problems:
@@ -265,23 +272,23 @@ class SideEngine:
 
 
 def make_layers(
-    wanted: Sequence[tuple[LiveModule, int]], scene: GainBuffers, root: nn.Module
+    wanted: Sequence[tuple[LiveModule, int]], buffers: GainBuffers, root: nn.Module
 ) -> list[SideLayer]:
     """
-    Make the side layers of a scene, those of one input side by side in one tensor.
+    Make the side layers of a component, those of one input side by side in one tensor.
 
     Args:
         wanted: Layers of one component, and the rank of each.
-        scene: Their scene, still without layers.
+        buffers: Their gains, still without layers.
         root: The component.
     """
-    spans = [scene.span(rank) for _, rank in wanted]
+    spans = [buffers.span(rank) for _, rank in wanted]
     groups: dict[object, list[int]] = {}
     for number, (live, _) in enumerate(wanted):
         groups.setdefault(_group_of(live, root) or number, []).append(number)
     layers: dict[int, SideLayer] = {}
     with torch.inference_mode(mode=False), torch.no_grad():
-        ups = _ups(wanted, spans, scene, root)
+        ups = _ups(wanted, spans, buffers, root)
         for members in groups.values():
             live = wanted[members[0]][0]
             ranks = sum(wanted[number][1] for number in members)
@@ -290,7 +297,7 @@ def make_layers(
                 *live.shape[1:],
                 device=compute_device(live.module),
                 dtype=compute_dtype(live.module, root),
-            )
+            )  # (ranks of all members, in, *kernel)
             shared = SharedDown(down, len(members)) if len(members) > 1 else None
             start = 0
             for number in members:
@@ -301,7 +308,7 @@ def make_layers(
                     rank,
                     down[start : start + rank],
                     own.shape,
-                    scene,
+                    buffers,
                     spans[number],
                     *ups[number],
                 )
@@ -310,12 +317,12 @@ def make_layers(
                 start += rank
     made = [layers[number] for number in range(len(wanted))]
     for layer in made:
-        scene.add(layer)
+        buffers.add(layer)
     return made
 
 
 def _ups(
-    wanted: Sequence[tuple[LiveModule, int]], spans: Sequence[slice], scene: GainBuffers, root: nn.Module
+    wanted: Sequence[tuple[LiveModule, int]], spans: Sequence[slice], buffers: GainBuffers, root: nn.Module
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Make the B of all layers, as they are and as they are used; those of one shape lie together."""
     alike: dict[tuple[object, ...], list[int]] = {}
@@ -326,12 +333,12 @@ def _ups(
     for members in alike.values():
         live, rank = wanted[members[0]]
         like = torch.empty(0, device=compute_device(live.module), dtype=compute_dtype(live.module, root))
-        if scene.folds:
+        if buffers.folds:
             stack = Stack([spans[number] for number in members], live.shape[0], like)
-            scene.stack(stack)
+            buffers.stack(stack)
             ups.update(zip(members, zip(stack.raw, stack.folded, strict=True), strict=True))
         else:
-            raw = like.new_zeros(len(members), live.shape[0], rank)
+            raw = like.new_zeros(len(members), live.shape[0], rank)  # (layers, out, rank)
             ups.update((number, (own, own)) for number, own in zip(members, raw, strict=True))
     return ups
 

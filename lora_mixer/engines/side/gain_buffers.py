@@ -1,9 +1,14 @@
-"""The gains of one component's side path: over images, adapters and layers, spread on the ranks of all layers at once."""
+"""
+The gains of one component's side path: over images, adapters and layers, spread on the ranks of all layers at once.
+
+A *part* is what one adapter adds beside one layer. Gains are few, (rows, parts), and are spread on ranks where the layers
+lie: (rows, ranks of all layers). Where all rows have the same they are folded into B, all layers of one shape at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,8 +19,81 @@ from lora_mixer.errors import MixError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_mixer.engines.side.layer import SideLayer, SidePart
-    from lora_mixer.engines.side.stacks import Stack
+    from lora_mixer.algorithms import Factors
+
+
+@dataclass(frozen=True)
+class AdapterPart:
+    """
+    One adapter's part in one layer.
+
+    Attributes:
+        adapter: Its place among the adapters of the buffers.
+        pair: Its factors.
+        gains: Its constant gain for each image.
+        place: Where the adapter has this layer, for gains that differ by layer.
+    """
+
+    adapter: int
+    pair: Factors
+    gains: Sequence[float]
+    place: int = 0
+
+    @property
+    def rank(self) -> int:
+        """The rank of the factors."""
+        return self.pair.up.shape[1]
+
+
+class GainedLayer(Protocol):
+    """What the buffers need of a layer beside which adapters stand."""
+
+    name: str
+    span: slice
+    down: torch.Tensor
+    gain: torch.Tensor
+    alone: bool
+
+    def load(self, parts: Sequence[AdapterPart]) -> None:
+        """Take the parts' factors."""
+
+    def fold(self) -> None:
+        """Multiply the gains into B, where no stack does it."""
+
+
+class Stack:
+    """
+    B of several layers of one shape, as they are and with gains folded in.
+
+    Args:
+        spans: Where each layer's ranks lie among all gains.
+        out: Rows of each B.
+        like: A tensor of their dtype, where they lie.
+    """
+
+    def __init__(self, spans: Sequence[slice], out: int, like: torch.Tensor) -> None:
+        """Make both; all zeros."""
+        ranks = [torch.arange(span.start, span.stop) for span in spans]
+        self._places = torch.stack(ranks).to(like.device)  # (layers, rank)
+        self.raw = torch.zeros(len(spans), out, len(ranks[0]), dtype=like.dtype, device=like.device)
+        self.folded = torch.zeros_like(self.raw)  # (layers, out, rank)
+
+    def fold(self, gains: torch.Tensor) -> None:
+        """
+        Multiply gains into all B.
+
+        Args:
+            gains: (ranks of all layers,), fp32, where the stack lies.
+
+        Example:
+            >>> stack = Stack([slice(0, 1), slice(1, 2)], 1, torch.zeros(0))
+            >>> stack.raw.fill_(1.0).shape
+            torch.Size([2, 1, 1])
+            >>> stack.fold(torch.tensor([2.0, 3.0]))
+            >>> stack.folded.flatten().tolist()
+            [2.0, 3.0]
+        """
+        torch.mul(self.raw, gains[self._places].unsqueeze(1), out=self.folded)  # (layers, 1, rank) on B
 
 
 @dataclass(frozen=True)
@@ -53,18 +131,16 @@ class GainBuffers:
         self.count = 1
         self._room = max(rows, 1)
         self._fixed = rows > 0
-        self._layers: list[SideLayer] = []
+        self._layers: list[GainedLayer] = []
         self._stacks: list[Stack] = []
         self._width = 0
         self._flats: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self._moment = CallGains([[1.0]])
+        self._call = CallGains([[1.0]])
         self._gains = torch.zeros(1, 0)  # (images, parts)
         self._adapters = torch.zeros(0, dtype=torch.long)  # (parts,)
-        self._owners = torch.zeros(
-            0, dtype=torch.long
-        )  # (ranks,): part of each rank; the one past the end is none
+        self._owners = torch.zeros(0, dtype=torch.long)  # (ranks,): its part; the one past the end is none
         self._owners_at: dict[torch.device, torch.Tensor] = {}
-        self._parts: list[SidePart] = []
+        self._parts: list[AdapterPart] = []
         self._cache: dict[object, torch.Tensor] = {}
         self._shown: torch.Tensor | None = None  # (count, parts + 1)
 
@@ -75,7 +151,7 @@ class GainBuffers:
         self._width += rank
         return slice(self._width - rank, self._width)
 
-    def add(self, layer: SideLayer) -> None:
+    def add(self, layer: GainedLayer) -> None:
         """Take a layer."""
         self._layers.append(layer)
 
@@ -83,14 +159,14 @@ class GainBuffers:
         """Take the B of some layers, where gains are folded in."""
         self._stacks.append(stack)
 
-    def load(self, parts: Sequence[tuple[SideLayer, Sequence[SidePart]]]) -> None:
+    def load(self, parts: Sequence[tuple[GainedLayer, Sequence[AdapterPart]]]) -> None:
         """Take the parts of all layers: what is not named has none."""
         self._parts = [part for _, own in parts for part in own]
         images = len(self._parts[0].gains) if self._parts else 1
         gains = torch.tensor([part.gains for part in self._parts], dtype=torch.float32).view(-1, images)
-        self._gains = gains.T.contiguous()
+        self._gains = gains.T.contiguous()  # (images, parts)
         self._adapters = torch.tensor([part.adapter for part in self._parts], dtype=torch.long)
-        owners = torch.full((self._width,), len(self._parts), dtype=torch.long)
+        owners = torch.full((self._width,), len(self._parts), dtype=torch.long)  # (ranks,)
         number = 0
         for layer, own in parts:
             place = layer.span.start
@@ -108,7 +184,7 @@ class GainBuffers:
 
     # --- gains -----------------------------------------------------------------------------------------------------
 
-    def gain_of(self, layer: SideLayer) -> torch.Tensor:
+    def gain_of(self, layer: GainedLayer) -> torch.Tensor:
         """Give the (rows, rank) part of the gains that is a layer's; it stays the same tensor while rows fit."""
         dtype = torch.float32 if self.folds else layer.down.dtype
         key = (layer.down.device, dtype)
@@ -118,18 +194,18 @@ class GainBuffers:
                 if self._shown is not None:
                     self._fill(flat, self._shown)
                 self._flats[key] = flat
-        return self._flats[key][:, layer.span]
+        return self._flats[key][:, layer.span]  # (rows, rank)
 
-    def show(self, moment: CallGains) -> None:
+    def show(self, call: CallGains) -> None:
         """
-        Put the gains of a moment into effect.
+        Put the gains of a call into effect.
 
         Raises:
             MixError: When a batch has more rows than there is room for.
         """
-        rows = moment.rows
-        if rows is None and len(moment.shares) > 1:  # before the first call
-            rows = torch.arange(len(moment.shares))
+        rows = call.rows
+        if rows is None and len(call.shares) > 1:  # before the first call
+            rows = torch.arange(len(call.shares))
         count = 1 if rows is None else len(rows)
         if count > self._room and self._fixed:
             msg = (
@@ -137,11 +213,11 @@ class GainBuffers:
                 f"{self._room}; reserve it with rows={count}"
             )
             raise MixError(msg)
-        parts = self._at(moment, rows)
+        parts = self._at(call, rows)
         shown = self._shown
         same = shown is not None and parts.shape == shown.shape and torch.equal(parts, shown)
-        same = same and moment.latents == self._moment.latents
-        self._moment, self.count = moment, count
+        same = same and call.latents == self._call.latents
+        self._call, self.count = call, count
         if same:
             return
         self._shown = parts
@@ -149,13 +225,14 @@ class GainBuffers:
         with torch.inference_mode(mode=False), torch.no_grad():
             self._write(count, parts)
 
-    def _at(self, moment: CallGains, rows: torch.Tensor | None) -> torch.Tensor:
+    def _at(self, call: CallGains, rows: torch.Tensor | None) -> torch.Tensor:
         """Give the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
-        parts = self._gains * torch.tensor(moment.shares, dtype=torch.float32)[:, self._adapters]
-        if moment.choice is not None:
-            picked = [[image[p.adapter][p.place] for p in self._parts] for image in moment.choice]
-            parts = parts * torch.tensor(picked, dtype=torch.float32)
-        return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))
+        shares = torch.tensor(call.shares, dtype=torch.float32)  # (images, adapters)
+        parts = self._gains * shares[:, self._adapters]  # (images, parts)
+        if call.choice is not None:
+            picked = [[image[p.adapter][p.place] for p in self._parts] for image in call.choice]
+            parts = parts * torch.tensor(picked, dtype=torch.float32)  # (images, parts)
+        return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))  # (rows, parts + 1)
 
     def _write(self, count: int, parts: torch.Tensor) -> None:
         if count > self._room:
@@ -173,7 +250,7 @@ class GainBuffers:
                     layer.fold()
 
     def forget(self) -> None:
-        """Write all gains anew at the next moment, whatever they are."""
+        """Write all gains anew at the next call, whatever they are."""
         self._shown = None
 
     def _fill(self, flat: torch.Tensor, parts: torch.Tensor) -> None:
@@ -181,19 +258,19 @@ class GainBuffers:
         device = flat.device
         if device not in self._owners_at:
             self._owners_at[device] = self._owners.to(device)
-        values = parts.to(device, non_blocking=True)[:, self._owners_at[device]]
+        values = parts.to(device, non_blocking=True)[:, self._owners_at[device]]  # (rows, ranks)
         # one mix for all is the same in every row that there is room for
         values = values if len(values) > 1 else values.expand(len(flat), -1)
         flat[: len(values)].copy_(values)
 
-    def repeated(self, layer: SideLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
+    def repeated(self, layer: GainedLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
         """
         Give the gains of a layer whose batch is not that of the call, (batch, ...).
 
         Raises:
             MixError: When its rows cannot be told.
         """
-        found = repeated_rows(gains, self._moment.rows, self.count, batch)
+        found = repeated_rows(gains, self._call.rows, self.count, batch)
         if found is None:
             msg = (
                 f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
@@ -204,38 +281,50 @@ class GainBuffers:
 
     # --- masks -----------------------------------------------------------------------------------------------------
 
-    def placed(self, layer: SideLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
+    def placed(self, layer: GainedLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
         """Give the gains of a layer on each of its places, for masks: they multiply ``hidden``."""
         shape = tuple(hidden.shape[2:]) if channels_first else tuple(hidden.shape[1:-1])
+        if torch.compiler.is_compiling():  # a cache is Python's, and would be in the graph as it was then
+            return self._spread(layer, hidden, shape, channels_first=channels_first)
         key = (layer.span.start, shape, hidden.shape[0], hidden.dtype, hidden.device)
         if key not in self._cache:
-            rows = torch.zeros(1, dtype=torch.long) if self._moment.rows is None else self._moment.rows
-            owners = self._owners[layer.span]
-            adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]
-            spread = self._places(shape, channels_first=channels_first)[:, adapters][rows]
-            assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
-            values = self._shown[:, self._owners[layer.span]]
-            full = values.view(len(values), -1, *[1] * len(shape)) * spread
-            if len(full) not in (1, hidden.shape[0]):
-                full = self.repeated(layer, full, hidden.shape[0])
-            if not channels_first:
-                full = full.movedim(1, -1)
-            self._cache[key] = full.to(hidden)
+            self._cache[key] = self._spread(layer, hidden, shape, channels_first=channels_first)
         return self._cache[key]
+
+    def _spread(
+        self, layer: GainedLayer, hidden: torch.Tensor, shape: tuple[int, ...], *, channels_first: bool
+    ) -> torch.Tensor:
+        rows = torch.zeros(1, dtype=torch.long) if self._call.rows is None else self._call.rows
+        owners = self._owners[layer.span]  # (rank,)
+        adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]  # (rank,)
+        spread = self._places(shape, channels_first=channels_first)[:, adapters][
+            rows
+        ]  # (rows, rank, *places)
+        assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
+        values = self._shown[:, owners]  # (rows, rank)
+        full = values.view(len(values), -1, *[1] * len(shape)) * spread  # (rows, rank, *places)
+        if len(full) not in (1, hidden.shape[0]):
+            full = self.repeated(layer, full, hidden.shape[0])
+        return (full if channels_first else full.movedim(1, -1)).to(hidden)
 
     def _places(self, shape: tuple[int, ...], *, channels_first: bool) -> torch.Tensor:
         """Give each adapter's mask on the places of a layer: (images, adapters, *places)."""
-        masks = self.masks
-        assert masks is not None  # noqa: S101 -- asked for only then
-        images = len(self._moment.shares)
         grid = (shape[0], shape[1]) if channels_first and len(shape) == 2 else None
         if not channels_first and len(shape) == 1:
-            grid = token_grid(shape[0], *self._moment.latents)
-        key = (grid, len(shape))
+            grid = token_grid(shape[0], *self._call.latents)
+        flat = not channels_first
+        if torch.compiler.is_compiling():
+            return self._scaled(grid, len(shape), flat=flat)
+        key = (grid, len(shape), flat)
         if key not in self._cache:
-            if grid is None:  # text, time: no places; the share of the picture that the mask covers
-                self._cache[key] = coverage(masks).view(images, -1, *[1] * len(shape))
-            else:
-                scaled = scale_mask(masks, grid).view(images, -1, *grid)
-                self._cache[key] = scaled if channels_first else scaled.flatten(2)
+            self._cache[key] = self._scaled(grid, len(shape), flat=flat)
         return self._cache[key]
+
+    def _scaled(self, grid: tuple[int, int] | None, dimensions: int, *, flat: bool) -> torch.Tensor:
+        masks = self.masks  # (images * adapters, height, width)
+        assert masks is not None  # noqa: S101 -- asked for only then
+        images = len(self._call.shares)
+        if grid is None:  # text, time: no places; the share of the picture that the mask covers
+            return coverage(masks).view(images, -1, *[1] * dimensions)  # (images, adapters, *ones)
+        scaled = scale_mask(masks, grid).view(images, -1, *grid)  # (images, adapters, rows, columns)
+        return scaled.flatten(2) if flat else scaled

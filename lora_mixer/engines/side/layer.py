@@ -2,13 +2,12 @@
 The side path of one layer: y = W x + B (g * (A x)), with all active adapters stacked and gains g between.
 
 The base is never touched, and no B A is ever made. Where all rows have the same gains they are folded into B, so that
-a step costs two products beside the layer and no further pass over its activations. After Punica (arXiv:2310.18547)
-for batches, methods.md section 3.
+a step costs two products beside the layer and no further pass over its activations. Rows with gains of their own have
+them in between, as Punica (arXiv:2310.18547) serves batches of many adapters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.algorithms import Factors
-    from lora_mixer.engines.side.gain_buffers import GainBuffers
+    from lora_mixer.engines.side.gain_buffers import AdapterPart, GainBuffers
 
 _HALVES = (torch.float16, torch.bfloat16)
 _KERNEL_RANKS = 256  # it is compiled for each number of ranks, its loop unrolled
@@ -44,29 +42,6 @@ def _kernel() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | No
         return None
 
 
-@dataclass(frozen=True)
-class SidePart:
-    """
-    One adapter's part in one layer.
-
-    Attributes:
-        adapter: Its place among the adapters of the scene.
-        pair: Its factors.
-        gains: Its constant gain for each image.
-        place: Where the adapter has this layer, for gains that differ by layer.
-    """
-
-    adapter: int
-    pair: Factors
-    gains: Sequence[float]
-    place: int
-
-    @property
-    def rank(self) -> int:
-        """The rank of the pair."""
-        return self.pair.up.shape[1]
-
-
 def add_rows(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """
     Add ``hidden @ up.T`` to an output whose last dimension is the layer's, in place where that can be.
@@ -75,9 +50,11 @@ def add_rows(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> to
         >>> add_rows(torch.zeros(1, 2), torch.ones(1, 1), torch.tensor([[2.0], [3.0]]))
         tensor([[2., 3.]])
     """
-    if torch.is_grad_enabled() or not output.is_contiguous() or output.dtype != hidden.dtype:
+    one_type = output.dtype == hidden.dtype == up.dtype  # autocast makes halves of some of them
+    if torch.is_grad_enabled() or not output.is_contiguous() or not one_type:
         return output + functional.linear(hidden, up.to(hidden.dtype)).to(output.dtype)
-    flat, beside = output.view(-1, output.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    flat = output.view(-1, output.shape[-1])  # (rows, out)
+    beside = hidden.reshape(-1, hidden.shape[-1])  # (rows, R)
     fits = output.dtype in _HALVES and up.shape[1] <= _KERNEL_RANKS
     if fits and not torch.compiler.is_compiling() and in_graph() and (add := _kernel()):
         add(flat, beside, up)
@@ -88,12 +65,12 @@ def add_rows(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> to
 
 def add_planes(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Add a 1x1 convolution of ``hidden`` (b, R, *places) to an output (b, out, *places), in place where that can be."""
-    free = not torch.is_grad_enabled() and output.dtype == hidden.dtype
+    free = not torch.is_grad_enabled() and output.dtype == hidden.dtype == up.dtype
     if free and output.is_contiguous():
-        flat = hidden.flatten(2)
+        flat = hidden.flatten(2)  # (b, R, n)
         output.view(*output.shape[:2], -1).baddbmm_(up.expand(len(flat), -1, -1), flat)
         return output
-    last = output.movedim(1, -1)
+    last = output.movedim(1, -1)  # (b, *places, out)
     if free and last.is_contiguous():  # channels_last
         add_rows(last, hidden.movedim(1, -1), up)
         return output
@@ -111,8 +88,8 @@ class SideLayer:
         rank: How many ranks there is room for.
         down: (rank, in, *kernel), where the stacked A are written; a part of a larger tensor, maybe.
         shape: The logical shape of the layer's weight, (out, in, *kernel).
-        scene: The state that the layer shares with its component.
-        span: Its place among the ranks of all layers of the scene.
+        buffers: The gains of the layer's component.
+        span: Its place among the ranks of all layers of the buffers.
         raw: (out, rank), where the stacked B are written; a part of a larger tensor, maybe.
         up: The same with gains folded in; ``raw`` itself where they are not.
     """
@@ -124,7 +101,7 @@ class SideLayer:
         rank: int,
         down: torch.Tensor,
         shape: tuple[int, ...],
-        scene: GainBuffers,
+        buffers: GainBuffers,
         span: slice,
         raw: torch.Tensor,
         up: torch.Tensor,
@@ -133,7 +110,7 @@ class SideLayer:
         self.name = name
         self.rank = rank
         self.shape = shape
-        self.scene = scene
+        self.buffers = buffers
         self.span = span
         self.down = down
         self.raw, self.up = raw, up
@@ -141,6 +118,7 @@ class SideLayer:
         self.shared: SharedDown | None = None
         self.start = 0
         self._key: tuple[object, ...] = ()
+        self._parts: Sequence[AdapterPart] = ()
         is_conv = layer_kind(module) == "conv"
         conv: Any = module
         self._conv = (
@@ -149,9 +127,9 @@ class SideLayer:
         self._dimensions = len(shape) - 2 if is_conv else 0
         once = is_conv and all(n == 1 for n in (*shape[2:], *conv.stride))
         self._pointwise = once and all(n == 0 for n in conv.padding) if is_conv else False
-        self.gain = scene.gain_of(self)
+        self.gain = buffers.gain_of(self)
 
-    def load(self, parts: Sequence[SidePart]) -> None:
+    def load(self, parts: Sequence[AdapterPart]) -> None:
         """Write the parts' factors; nothing to do where they are in place already."""
         key = tuple((id(part.pair.up), id(part.pair.down), part.pair.scale) for part in parts)
         if key == self._key:
@@ -162,69 +140,81 @@ class SideLayer:
         for part in parts:
             rows = slice(used, used + part.rank)
             down = part.pair.down.to(self.down.device, wide) * part.pair.scale
-            self.down[rows].copy_(down.reshape(part.rank, *self.shape[1:]))
-            self.raw[:, rows].copy_(part.pair.up)
+            self.down[rows].copy_(down.reshape(part.rank, *self.shape[1:]))  # (r, in, *kernel)
+            self.raw[:, rows].copy_(part.pair.up)  # (out, r)
             used = rows.stop
         self.down[used:].zero_()
         self.raw[:, used:].zero_()
         if self.shared is not None:
             self.shared.forget()
         self._key = key
-        self._kept = tuple(part.pair for part in parts)  # ids stay theirs while these live
+        self._parts = tuple(parts)  # ids stay theirs while these live
 
     def fold(self) -> None:
         """Multiply the gains into B, where no stack does it."""
         if self.up is not self.raw:
-            torch.mul(self.raw, self.gain[0], out=self.up)
+            torch.mul(self.raw, self.gain[0], out=self.up)  # (out, R) by (R,)
 
     def __call__(
         self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         """Add what the adapters add; differentiable, and in place where no gradient is asked for."""
-        x = args[0]
+        x = args[0]  # (b, ..., in), or (b, in, *places)
         if x.device != output.device:  # offloading moves inputs behind the hooks' back
             x = x.to(output.device)
-        if self.down.dtype != x.dtype or self.down.device != x.device:
-            self._follow(x)
+        down, up = self._factors(x)
         if self._conv is None:
-            hidden = self._hidden(x)
+            hidden = self._hidden(x, down)  # (b, ..., R)
             gain = self._gain(hidden, channels_first=False)
             if gain is not None:
                 hidden = hidden * gain
-            return add_rows(output, hidden, self.up)
+            return add_rows(output, hidden, up)
         if self._pointwise and output.ndim == self._dimensions + 2:
-            last = x.movedim(1, -1)
+            last = x.movedim(1, -1)  # (b, *places, in)
             if last.is_contiguous():
-                hidden = functional.linear(last, self.down.flatten(1)).movedim(-1, 1)
+                hidden = functional.linear(last, down.flatten(1)).movedim(-1, 1)  # (b, R, *places)
             else:
-                flat = torch.bmm(self.down.flatten(1).expand(len(x), -1, -1), x.flatten(2))
-                hidden = flat.view(len(x), -1, *x.shape[2:])
+                flat = torch.bmm(down.flatten(1).expand(len(x), -1, -1), x.flatten(2))  # (b, R, n)
+                hidden = flat.view(len(x), -1, *x.shape[2:])  # (b, R, *places)
         else:
             convolve = getattr(functional, f"conv{self._dimensions}d")
-            hidden = convolve(x, self.down, None, **self._conv)
+            hidden = convolve(x, down, None, **self._conv)  # (b, R, *places)
         gain = self._gain(hidden, channels_first=True)
         if gain is not None:
             hidden = hidden * gain
-        return add_planes(output, hidden, self.up)
+        return add_planes(output, hidden, up)
 
-    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+    def _factors(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give A (R, in, *kernel) and B (out, R) where the inputs are, in a type that meets theirs."""
+        moved = self.down.device != x.device
+        # autocast brings both to one type by itself, and inputs may have another at each call
+        typed = self.down.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
+        if moved or typed:
+            if torch.compiler.is_compiling():  # a graph keeps what it has; what is held follows outside of it
+                to = x.dtype if typed else self.down.dtype
+                return self.down.to(x.device, to), self.up.to(x.device, to)
+            self._follow(x.device, x.dtype if typed else self.down.dtype)
+        return self.down, self.up
+
+    def _hidden(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         shared = self.shared
         if shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return functional.linear(x, self.down)
+            return functional.linear(x, down)
         return shared.hidden(x, slice(self.start, self.start + self.rank))
 
     def _gain(self, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor | None:
         """Give the gains in a shape that multiplies ``hidden``; None where they are folded in."""
-        scene = self.scene
-        if scene.masks is not None:
-            return scene.placed(self, hidden, channels_first=channels_first)
-        if scene.folds:
+        buffers = self.buffers
+        if buffers.masks is not None:
+            return buffers.placed(self, hidden, channels_first=channels_first)
+        if buffers.folds:
             return None
         batch = hidden.shape[0]
-        if torch.compiler.is_compiling() or scene.count in (1, batch):
-            gain = self.gain[:batch]
-        else:
-            gain = scene.repeated(self, self.gain, batch)
+        room = self.gain.shape[0]
+        # a graph does not ask how many rows a call has: it would be another one for each number
+        told = room == 1 or batch <= room if torch.compiler.is_compiling() else buffers.count == batch
+        gain = self.gain[:batch] if told else buffers.repeated(self, self.gain, batch)
+        gain = gain.to(hidden)  # (b, R), or (1, R)
         spread = [1] * (hidden.ndim - 2)
         return (
             gain.view(len(gain), -1, *spread)
@@ -232,14 +222,17 @@ class SideLayer:
             else gain.view(len(gain), *spread, gain.shape[1])
         )
 
-    def _follow(self, x: torch.Tensor) -> None:
-        """Go where the inputs are."""
+    def _follow(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Go where the inputs are: written anew from the adapters' own factors, so that nothing is rounded twice."""
         with torch.inference_mode(mode=False), torch.no_grad():
             folded = self.up is not self.raw
-            self.down, self.raw = self.down.to(x), self.raw.to(x)
+            self.down = torch.zeros_like(self.down, device=device, dtype=dtype)
+            self.raw = torch.zeros_like(self.raw, device=device, dtype=dtype)
             self.shared, self.alone = None, True  # tensors of other layers have not moved
             self.up = torch.zeros_like(self.raw) if folded else self.raw
-            self.gain = self.scene.gain_of(self)
+            self.gain = self.buffers.gain_of(self)
+            self._key = ()
+            self.load(self._parts)
             self.fold()
 
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import Factors
     from lora_mixer.binding import BoundLayer
 
-Form = Literal["linear", "conv"]
+LayerKind = Literal["linear", "conv"]
 
 
-def layer_kind(module: nn.Module) -> Form | None:
+def layer_kind(module: nn.Module) -> LayerKind | None:
     """
     Say how a layer computes: packed weights do not matter, the module's own sizes do.
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms import LayerWeights, Stack
-from lora_mixer.algorithms.base import Sliced, take_rows
+from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
+from lora_mixer.algorithms.combined import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from lora_mixer.algorithms.base import Ranges
-    from lora_mixer.engines.merged.kept_weight import KeptWeight
 
 
 class WholeLayer:
@@ -22,11 +21,11 @@ class WholeLayer:
     The clean base of a fused layer, gathered from the kept bases of its modules, and the change computed from it.
 
     Args:
-        parts: Each module's weight and the rows of the file's layer that it has.
+        parts: What gives each module's clean weight, and the rows of the file's layer that it has.
         total: Rows of the file's layer.
     """
 
-    def __init__(self, parts: Sequence[tuple[KeptWeight, Ranges]], total: int) -> None:
+    def __init__(self, parts: Sequence[tuple[Callable[[], torch.Tensor], Ranges]], total: int) -> None:
         """Gather nothing yet."""
         self._parts = parts
         self._total = total
@@ -35,9 +34,8 @@ class WholeLayer:
     def base(self, like: torch.Tensor) -> torch.Tensor:
         """Give the clean base (total, in, *kernel) in the dtype of ``like``, where that lies."""
         whole = like.new_zeros(self._total, *like.shape[1:])
-        for kept, ranges in self._parts:
-            clean = kept.live if kept.base is None else kept.base
-            start = 0
+        for read, ranges in self._parts:
+            clean, start = read(), 0
             for first, last in ranges:
                 whole[first:last] = clean[start : start + last - first].reshape(-1, *like.shape[1:]).to(like)
                 start += last - first

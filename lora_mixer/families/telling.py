@@ -1,75 +1,43 @@
 """
-Which model an adapter was made for, from the names and widths of its modules.
+Which family an adapter was made for, from the names and widths of its modules, else from what its header says.
 
-UNet families are told apart by the width of the text they attend to; the others by names that only they have.
+UNet families are told apart by the width of the text they attend to; the others by names that only they have, or, where
+they share names, by widths.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+from lora_mixer.components import COUNTED as ORDINAL
+from lora_mixer.components import TEXT_HINTS
+from lora_mixer.families.images import STABLE_CASCADE
+from lora_mixer.families.table import FAMILIES, family_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-CROSS_ATTENTION = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
+    from lora_mixer.families.family import Family
+
+CROSS_ATTENTION = {family.cross_attention: family.name for family in FAMILIES if family.cross_attention}
 """Width of the text embeddings that a UNet attends to, by family."""
-
-# (family, pattern over flattened module names with every number 0); the first match counts, so the specific stand first.
-_DIT = tuple(
-    (family, re.compile(pattern))
-    for family, pattern in (
-        ("Stable Cascade", r"^lora_prior_"),
-        ("SD3", r"(?:^|_)joint_blocks_0"),
-        ("Chroma", r"distilled_guidance_layer"),
-        ("HiDream", r"(?:^|_)(?:double|single)_stream_blocks_0"),
-        (
-            "HunyuanVideo",
-            r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)",
-        ),
-        ("Flux.2", r"to_qkv_mlp_proj|(?:double|single)_stream_modulation"),
-        ("Flux.1", r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_0"),
-        ("Flux.1 or Flux.2", r"^guidance_in_|^(?:img|txt)_in$"),
-        ("Krea 2", r"txtfusion|text_fusion|img_attn_qkv_proj|(?:^|_)blocks_0_attn_w[qkvo]$"),
-        ("Anima", r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$"),
-        (
-            "Wan",
-            r"(?:^|_)blocks_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
-        ),
-        ("Z-Image", r"(?:^|_)(?:context_refiner|noise_refiner)_0|^layers_0_attention_"),
-        ("Qwen-Image", r"^transformer_blocks_0_(?:img|txt)_(?:mlp|mod)"),
-        ("DiT", r"^transformer_blocks_0"),
-    )
-)
-# Families whose modules are named alike, by the width that they attend with.
-_BY_WIDTH = {
-    "Z-Image": {2304: "Lumina 2"},
-    "DiT": {
-        3072: "Qwen-Image",
-        1536: "SD3",
-        2432: "SD3",
-        1152: "PixArt",
-        2048: "LTX-Video",
-        4096: "LTX-Video 2",
-    },
+_SHARED = re.compile(r"^transformer_blocks_0")
+"""Names that several families have, those that are like ``DiT``: their widths tell."""
+_SEVERAL = "DiT"
+_UNNAMED = "a DiT (SD3, PixArt, LTX, ...)"
+EITHER = {
+    "SD 1.x or SDXL": ("SD 1.x", "SDXL"),
+    "Flux.1 or Flux.2": ("Flux.1", "Flux.2"),
 }
-_UNNAMED_DIT = "a DiT (SD3, PixArt, LTX, ...)"
-DIT_FAMILIES = frozenset(
-    (
-        *(family for family, _ in _DIT),
-        *(name for table in _BY_WIDTH.values() for name in table.values()),
-        _UNNAMED_DIT,
-    )
+"""What is said of files whose few layers, or whose text encoder alone, do not tell, and what they may be."""
+_FLUXES = re.compile(r"^guidance_in_|^(?:img|txt)_in$")
+TRANSFORMERS = frozenset(
+    (*(family.name for family in FAMILIES if family.is_transformer), "Flux.1 or Flux.2", _UNNAMED)
 )
-"""Families whose denoiser is a transformer."""
+"""What is said of files whose denoiser is a transformer."""
 
-TEXT_HINTS = frozenset(
-    ("text_encoder", "text_encoder_2", "text_encoder_3", "clip_g", "t5", "prior_text_encoder")
-)
-"""Component hints that mean a text encoder."""
 _MANY, _LONG = 4096, 256  # modules and letters; beyond that nothing is kept in a cache
 _NUMBER = re.compile(r"\d+")
 _UNET = (
@@ -81,6 +49,7 @@ _IN_UNET = re.compile(r"_(?:(?:down|up|input|output)_blocks_\d|mid_block_|middle
 _ONLY_SDXL = re.compile(r"transformer_blocks_[2-9]|^add_embedding_|^label_emb_")
 _CROSS_K = re.compile(r"attn2_to_k$")
 _TE_Q = re.compile(r"self_attn_(?:q_proj|to_q)$")
+_LINEAR1, _LINEAR2 = re.compile(r"single_blocks_\d+_linear1$"), re.compile(r"single_blocks_\d+_linear2$")
 _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
 
 
@@ -111,7 +80,9 @@ def base_family(
     usual = len(names) <= _MANY and max(map(len, names), default=0) <= _LONG
     family, text = (_told if usual else _told.__wrapped__)(tuple(hints), tuple(names), tuple(widths))
     if family is not None:
-        return family
+        declared = _declared(metadata)
+        # names that two families share: the header tells which it is
+        return declared if declared is not None and alike(declared, family) else family
     return _declared(metadata) or (_said(said) if text == "unknown" else None) or text
 
 
@@ -132,13 +103,13 @@ def _told(
         if hint != "text_encoder" and module.startswith(ORDINAL):
             counted.append(width)
     if "prior" in hints and parts["unet"]:
-        return "Stable Cascade", ""
+        return STABLE_CASCADE.name, ""
     family = _transformer(parts["other"])
     if family:
         return family, ""
     cross = _width(parts["unet"], _CROSS_K) or next((w for w in counted if w in (768, 1024)), 0)
     if cross:
-        return CROSS_ATTENTION.get(cross, f"UNet with cross-attention {cross}"), ""
+        return unet_family(cross), ""
     if {*hints} & {"text_encoder_2", "clip_g"} or any(_ONLY_SDXL.search(name) for name in parts["unet"]):
         return "SDXL", ""
     return None, {768: "SD 1.x or SDXL", 1024: "SD 2.x"}.get(_width(parts["text_encoder"], _TE_Q), "unknown")
@@ -148,51 +119,66 @@ def _width(modules: Mapping[str, int | None], pattern: re.Pattern[str]) -> int:
     return next((width for name, width in modules.items() if width and pattern.search(name)), 0)
 
 
+@cache
+def _marks() -> tuple[tuple[Family, re.Pattern[str]], ...]:
+    return tuple((family, re.compile(family.marks)) for family in FAMILIES if family.marks)
+
+
 def _transformer(modules: Mapping[str, int | None]) -> str | None:
     kinds = {_NUMBER.sub("0", name) for name in modules}  # thousands of layers, a few dozen kinds
-    for family, pattern in _DIT:
+    for family, pattern in _marks():
         if any(pattern.search(kind) for kind in kinds):
-            same = _BY_WIDTH.get(family, {}).get(_width(modules, _DIT_Q), family)
-            return _UNNAMED_DIT if same == "DiT" else same
+            return _relative(family.name, modules) or family.name
+    if any(_FLUXES.search(kind) for kind in kinds):
+        return "Flux.1 or Flux.2"
+    if any(_SHARED.search(kind) for kind in kinds):
+        return _relative(_SEVERAL, modules) or _UNNAMED
     return None
+
+
+def _relative(name: str, modules: Mapping[str, int | None]) -> str | None:
+    """Find the family that has the names of another, by widths."""
+    width = _width(modules, _DIT_Q)
+    first, last = _width(modules, _LINEAR1), _width(modules, _LINEAR2)
+    for family in FAMILIES:
+        if family.like == name and (
+            width in family.widths or (family.ratio and first and last == family.ratio * first)
+        ):
+            return family.name
+    return None
+
+
+def unet_family(width: int) -> str:
+    """
+    Name the family of a UNet that attends to text of a width.
+
+    Example:
+        >>> unet_family(2048), unet_family(32)
+        ('SDXL', 'UNet with cross-attention 32')
+    """
+    return CROSS_ATTENTION.get(width, f"UNet with cross-attention {width}")
+
+
+def alike(one: str, other: str) -> bool:
+    """Say whether two families' files share their names, so that a file's label may be either."""
+    families = family_named(one), family_named(other)
+    return any(
+        family is not None and family.like and family.like == name
+        for family, name in zip(families, (other, one), strict=True)
+    )
 
 
 def _declared(metadata: Mapping[str, str]) -> str | None:
+    """Read the family out of a header; the longest mark counts."""
     text = " ".join(
         (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
     ).lower()
-    for mark, family in (
-        ("sdxl", "SDXL"),
-        ("stable-diffusion-xl", "SDXL"),
-        ("sd_v1", "SD 1.x"),
-        ("stable-diffusion-v1", "SD 1.x"),
-        ("sd_v2", "SD 2.x"),
-        ("stable-diffusion-v2", "SD 2.x"),
-        ("flux2", "Flux.2"),
-        ("flux-2", "Flux.2"),
-        ("flux", "Flux.1"),
-        ("sd3", "SD3"),
-        ("stable-diffusion-3", "SD3"),
-        ("krea2", "Krea 2"),
-        ("qwen", "Qwen-Image"),
-        ("anima", "Anima"),
-        ("lumina", "Lumina 2"),
-        ("hunyuan", "HunyuanVideo"),
-        ("wan", "Wan"),
-    ):
-        if mark in text:
-            return family
-    return None
+    found = [(len(mark), family.name) for family in FAMILIES for mark in family.headers if mark in text]
+    return max(found)[1] if found else None
 
 
 def _said(base: str) -> str | None:
-    """Read the names that users and model sites give to bases."""
+    """Read the names that users and model sites give to bases; the longest beginning counts."""
     text = base.lower()
-    for family, marks in (
-        ("SDXL", ("sdxl", "pony", "illustrious", "noobai")),
-        ("SD 1.x", ("sd 1", "sd1")),
-        ("SD 2.x", ("sd 2", "sd2")),
-    ):
-        if text.startswith(marks):
-            return family
-    return None
+    found = [(len(mark), family.name) for family in FAMILIES for mark in family.said if text.startswith(mark)]
+    return max(found)[1] if found else None

@@ -1,0 +1,146 @@
+"""
+Hooks on layers that compiled code sees.
+
+``torch.compile`` puts no guard on a module whose hooks are none: what was compiled before a hook came goes on without
+it. It does guard that such a module has no ``forward`` of its own. So a module with one of our hooks gets one, its
+class' own: code compiled without the hook is passed over, code compiled with it, whose hooks are guarded one by one,
+is passed over once it is gone, and each is taken again when its time comes. Nothing else is compiled anew.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+_KEY = "_lora_mixer_hooks"
+
+
+class _Attached:
+    """The hooks of ours on one module by torch's numbers, and the ``forward`` in its dictionary for their sake."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.after: dict[int, Callable[..., Any]] = {}
+        self.numbers: list[int] = []
+        self.before = module.__dict__.get("forward")
+        self.forward = (
+            MethodType(type(module).forward, module) if self.before is None else _PassOn(self.before)
+        )
+        module.__dict__["forward"] = self.forward
+
+    def detach(self, module: nn.Module) -> None:
+        del module.__dict__[_KEY]
+        if module.__dict__.get("forward") is not self.forward:
+            return  # another library has wrapped it since; it goes on to what it wrapped
+        if self.before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = self.before
+
+
+class _PassOn:
+    """Calls a ``forward`` that another library has put in the place of the class' own."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
+class HookHandle:
+    """
+    Takes a hook away again.
+
+    Args:
+        module: The hooked module.
+        handle: torch's own handle.
+    """
+
+    def __init__(self, module: nn.Module, handle: RemovableHandle) -> None:
+        """Hold both."""
+        self._module: nn.Module | None = module
+        self._handle = handle
+
+    def remove(self) -> None:
+        """Take the hook away; with the last one, the module is what it was."""
+        module, self._module = self._module, None
+        if module is not None:
+            self._handle.remove()
+            forget_removed(module)
+
+
+def _attached(module: nn.Module) -> _Attached:
+    if _KEY not in module.__dict__:
+        module.__dict__[_KEY] = _Attached(module)
+    attached: _Attached = module.__dict__[_KEY]
+    return attached
+
+
+def forget_removed(module: nn.Module) -> None:
+    """Let a module be what it was once none of our hooks is on it, however they were removed."""
+    attached: _Attached | None = module.__dict__.get(_KEY)
+    if attached is None:
+        return
+    left = module._forward_hooks.keys() | module._forward_pre_hooks.keys()  # noqa: SLF001
+    attached.numbers = [number for number in attached.numbers if number in left]
+    attached.after = {number: hook for number, hook in attached.after.items() if number in left}
+    if not attached.numbers:
+        attached.detach(module)
+
+
+def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
+    """
+    Let a hook change what a module returns.
+
+    Args:
+        module: A layer.
+        hook: Called with the module, its arguments and its output; what it returns is the output.
+
+    Returns:
+        What takes it away again.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Identity()
+        >>> handle = hook_output(layer, lambda module, args, output: output + 1)
+        >>> layer(torch.zeros(2))
+        tensor([1., 1.])
+        >>> handle.remove()
+        >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
+        (tensor([0., 0.]), True)
+    """
+
+    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
+
+    attached = _attached(module)
+    handle = module.register_forward_hook(with_input, with_kwargs=True)
+    attached.numbers.append(handle.id)
+    attached.after[handle.id] = hook
+    return HookHandle(module, handle)
+
+
+def hook_input(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
+    """
+    Let a hook change what a module is given.
+
+    Args:
+        module: A layer.
+        hook: Called with the module, its arguments and those by name; what it returns takes their place.
+    """
+    attached = _attached(module)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    attached.numbers.append(handle.id)
+    return HookHandle(module, handle)
+
+
+def output_hooks(module: nn.Module) -> Sequence[Callable[..., Any]]:
+    """Return the hooks of this package that change what a module returns, in the order in which they run."""
+    attached = module.__dict__.get(_KEY)
+    return () if attached is None else tuple(attached.after.values())

@@ -1,0 +1,157 @@
+"""
+diffusers' and PEFT's own words for adapters on a pipeline that a mixer works on: refused, by name, not silently nothing.
+
+They know the adapters of PEFT only. While there are none of these, ``pipe.disable_lora()``, ``unet.set_adapters(...)`` or
+``cross_attention_kwargs={"scale": s}`` would do nothing to a mix and say so nowhere. What saves a model is refused while
+a part of the mix is in no parameter. Guards stand in the dictionaries of objects, and go without trace.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.errors import MixError, PipelineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import nn
+
+_INSTEAD = {
+    "disable_lora": "disable_lora()",
+    "disable_adapters": "disable_lora()",
+    "enable_lora": "enable_lora()",
+    "enable_adapters": "enable_lora()",
+    "unload_lora_weights": "unload_lora_weights()",
+    "unload_lora": "unload_lora_weights()",
+    "fuse_lora": "save_lora_weights(...); a mix is in the weights already, and `lora-mixer bake` makes it a model's own",
+    "unfuse_lora": "disable_lora()",
+    "set_adapters": "set_adapters(...)",
+    "set_adapter": "set_adapters(...)",
+    "delete_adapters": "delete_adapters(...)",
+    "delete_adapter": "delete_adapters(...)",
+    "active_adapters": "get_active_adapters()",
+    "get_active_adapters": "get_active_adapters()",
+    "get_list_adapters": "get_list_adapters()",
+    "set_lora_device": "memory(), to see where they are: adapters follow their layers",
+    "load_lora_weights": "load_lora_weights(...)",
+    "load_lora_adapter": "load_lora_weights(...)",
+    "load_adapter": "load_lora_weights(...)",
+    "add_adapter": "load_lora_weights(...)",
+}
+"""Words of diffusers' pipelines and of models, and what a mixer has for them."""
+
+_SAVES = ("save_pretrained", "push_to_hub")
+_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+
+
+class Guard:
+    """
+    Stands for a method of a pipeline or model.
+
+    Args:
+        owner: Whose method it is.
+        word: The method's name.
+        state: What a mixer holds on it.
+    """
+
+    def __init__(self, owner: Any, word: str, state: Any) -> None:
+        """Hold all three; copies of the owner have copies of this."""
+        self._owner, self._word, self._state = owner, word, state
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The method's own: pipelines look at it before they save their parts."""
+        return inspect.signature(self._method)
+
+    @property
+    def _method(self) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(type(self._owner), self._word).__get__(self._owner)
+        return method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse, or pass on where the word is for PEFT's adapters, or a save can hold the whole mix."""
+        where = f"{type(self._owner).__name__}.{self._word}()"
+        names = ", ".join(self._state.loaded)
+        if self._word in _SAVES:
+            if self._state.controller.is_in_parameters:
+                return self._method(*args, **kwargs)
+            raise PipelineStateError(
+                f"{where} would save a model without the mix that is in effect ({names}), or with half of it: a schedule, a "
+                "mask or a side path is in no parameter. Call the mixer's disable_lora() to save the base, set a constant "
+                "mix (engine='merged') to save that, or save adapters by save_lora_weights()"
+            )
+        if _has_peft(self._owner):
+            return self._method(*args, **kwargs)
+        raise PipelineStateError(
+            f"{where} knows adapters of PEFT only, and those on this model ({names}) are a LoraMixer's: call the mixer's "
+            f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer"
+        )
+
+
+class ScaleGuard:
+    """A pre-hook of a denoiser that refuses a scale for PEFT's adapters, which is none for a mix."""
+
+    def __call__(self, module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Look at the arguments; compiled code has no room for that."""
+        if torch.compiler.is_compiling():
+            return
+        for name in _SCALES:
+            given = kwargs.get(name)
+            scale = given.get("scale", 1.0) if isinstance(given, dict) else 1.0
+            if scale != 1.0 and not _has_peft(module):
+                raise MixError(
+                    f"{name}={{'scale': {scale}}} scales adapters of PEFT only, and there is none; the adapters in effect "
+                    "are a LoraMixer's: make the picture under mixer.applied({name: weight})"
+                )
+
+
+def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
+    """Put guards on a pipeline and on the parts that adapters reach."""
+    for owner in (pipe, *roots):
+        if hasattr(owner, "__dict__"):
+            for word in (*_INSTEAD, *_SAVES):
+                if inspect.isfunction(inspect.getattr_static(type(owner), word, None)) and word not in vars(
+                    owner
+                ):
+                    vars(owner)[word] = Guard(owner, word, state)
+
+
+def take_away(pipe: Any, roots: Iterable[nn.Module]) -> None:
+    """Take guards away."""
+    for owner in (pipe, *roots):
+        for word, value in list(getattr(owner, "__dict__", {}).items()):
+            if isinstance(value, Guard):
+                del vars(owner)[word]
+
+
+def guard_scale(components: Mapping[str, nn.Module], *, active: bool) -> None:
+    """Refuse scales for PEFT's adapters where a mix is in effect."""
+    for part, root in components.items():
+        hooks = root._forward_pre_hooks  # noqa: SLF001
+        held = [number for number, hook in hooks.items() if isinstance(hook, ScaleGuard)]
+        wanted = active and part not in TEXT_ENCODERS and _takes_scale(type(root))
+        if wanted and not held:
+            root.register_forward_pre_hook(ScaleGuard(), with_kwargs=True)
+        for number in () if wanted else held:
+            del hooks[number]
+            root._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+
+
+def _takes_scale(kind: type) -> bool:
+    if kind not in _TAKES:
+        _TAKES[kind] = not set(inspect.signature(kind.forward).parameters).isdisjoint(_SCALES)  # type: ignore[attr-defined]
+    return _TAKES[kind]
+
+
+_TAKES: dict[type, bool] = {}
+
+
+def _has_peft(owner: Any) -> bool:
+    parts = getattr(owner, "components", None)
+    models = parts.values() if isinstance(parts, dict) else (owner,)
+    return any(bool(getattr(model, "peft_config", None)) for model in models)

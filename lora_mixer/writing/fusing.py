@@ -1,0 +1,108 @@
+"""
+Layers of a live model to layers of the original code: a family's table read backwards.
+
+Queries, keys and values of one block become the rows of one ``qkv``. Where they share their ``down``, as parts of a fused
+layer do that was read, so does what is written; else the ``up`` is block-diagonal, which is the same change, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_mixer.errors import SaveError
+from lora_mixer.writing.layers import NewLayer, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_mixer.families import Piece, Pieces
+
+
+def fuse(
+    layers: Mapping[str, NewLayer], table: Mapping[str, tuple[Pieces, ...]], rows: Mapping[str, int]
+) -> list[NewLayer]:
+    """
+    Return layers under the names of the original code.
+
+    Args:
+        layers: Those of one component, by live path.
+        table: Spelling to live modules, as :func:`lora_mixer.families.spell` gives it.
+        rows: Rows of every live module.
+
+    Returns:
+        One layer for each of the original's; those that it does not name under their live paths.
+
+    Raises:
+        SaveError: When a layer that has to be a part of another is no pair.
+    """
+    left = dict(layers)
+    written: list[NewLayer] = []
+    for spelling, shares in table.items():
+        pieces = shares[0]
+        present = [piece.path for piece in pieces if piece.path in left]
+        if len(shares) > 1 or not present:
+            continue
+        alone = len(pieces) == 1 and not pieces[0].chunks
+        written.append(
+            replace(left[present[0]], place=replace(left[present[0]].place, path=spelling))
+            if alone
+            else _fused(spelling, pieces, left, rows)
+        )
+        for path in present:
+            left.pop(path, None)
+    return [*written, *left.values()]
+
+
+def _fused(
+    spelling: str, pieces: Sequence[Piece], layers: Mapping[str, NewLayer], rows: Mapping[str, int]
+) -> NewLayer:
+    own = {piece.path: layers[piece.path] for piece in pieces if piece.path in layers}
+    first = next(iter(own.values()))
+    odd = [str(layer.place) for layer in own.values() if layer.up is None]
+    counts = {path: sum(len(p.chunks) for p in pieces if p.path == path) for path in own}
+    if any(p.chunks and p.chunks[0][1] != counts[p.path] for p in pieces if p.path in own):
+        odd.append(f"{first.place} (a part of several layers there)")
+    if odd:
+        raise SaveError(
+            f"{', '.join(odd)}: is written as a part of {spelling} in the names of the original code, which only a pair "
+            "can be; give a rank, or use format='diffusers'"
+        )
+    downs = [layer.pair[1] for layer in own.values()]
+    scales = {layer.alpha / layer.rank for layer in own.values()}
+    shared = len(scales) == 1 and all(
+        down.shape == downs[0].shape and torch.equal(down, downs[0]) for down in downs
+    )
+    width = downs[0].shape[0] if shared else sum(down.shape[0] for down in downs)
+    starts = {}
+    start = 0
+    for path, layer in own.items():
+        starts[path] = 0 if shared else start
+        start += layer.rank
+    ups, biases = [], []
+    for piece in pieces:
+        for part, parts in piece.chunks or ((0, 1),):
+            height = rows[piece.path] // parts
+            span = slice(part * height, (part + 1) * height)
+            block = downs[0].new_zeros(height, width, dtype=torch.float32)
+            bias = torch.zeros(height)
+            if piece.path in own:
+                layer = own[piece.path]
+                scale = 1.0 if shared else layer.alpha / layer.rank
+                begin = starts[piece.path]
+                block[:, begin : begin + layer.rank] = layer.pair[0].flatten(1)[span].float() * scale
+                if layer.bias is not None:
+                    bias = layer.bias[span].float() * scale
+            ups.append(block)
+            biases.append(bias)
+    up = torch.cat(ups)
+    alpha = first.alpha if shared else float(width)
+    down = downs[0] if shared else torch.cat([down.float() for down in downs])
+    if shared:
+        up = up.to(first.pair[0].dtype)
+    whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in own.values()) else None
+    place = Place(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
+    worst = max(layer.error for layer in own.values())
+    return NewLayer(place, up, down, alpha, whole_bias, error=worst, note=first.note)
