@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
+__all__ = ["GUIDANCE_SCALE", "STEPS", "DemoAdapter", "demo_adapters", "load_demo"]
+
 # What the pipeline was made for; its model card says the same.
 STEPS = 20
 GUIDANCE_SCALE = 3.0

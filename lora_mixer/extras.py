@@ -8,6 +8,8 @@ from typing import Any
 
 from lora_mixer.errors import MissingExtraError
 
+__all__ = ["EXTRAS", "explained", "require"]
+
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("typer", "rich"),
     "ui": ("gradio",),

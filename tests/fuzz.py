@@ -68,6 +68,23 @@ def file_bytes(tensors: dict[str, torch.Tensor], dice: random.Random) -> bytes:
     return struct.pack("<Q", length) + header + data
 
 
+PATTERNS = ("(a|a)*b", "net", ".*", "(", "^net$", "n.t", "[", "a" * 5000, "(n|ne|net)(n|e|t)*", r"\d+\d+\d+x")
+NUMBERS = (10**400, -(10**400), 1e308, -1e308, 1e-320, 0, -3, 10**9, True, None, "4", [1], {"a": 1})
+
+
+def hostile(dice: random.Random) -> dict[str, Any]:
+    """Write a header's metadata with patterns, numbers and depths that hurt."""
+    table: dict[str, Any] = {
+        dice.choice(("r", "lora_alpha", "net.r", "unet.lora_alpha", "use_rslora")): dice.choice(NUMBERS),
+        dice.choice(("alpha_pattern", "rank_pattern", "unet.alpha_pattern")): {
+            dice.choice(PATTERNS): dice.choice(NUMBERS) for _ in range(dice.randrange(4))
+        },
+    }
+    text = json.dumps(table)
+    depth = dice.choice((0, 0, 1, 50, 5000))
+    return {"lora_adapter_metadata": "[" * depth + text + "]" * depth, "ss_tag_frequency": text}
+
+
 def _break(entries: list[tuple[str, Any]], dice: random.Random) -> None:
     at = dice.randrange(len(entries))
     key, entry = entries[at]
@@ -83,7 +100,10 @@ def _break(entries: list[tuple[str, Any]], dice: random.Random) -> None:
         entries.append((key, entry))
     elif kind == 4:
         entries.append(
-            ("__metadata__", dice.choice(({}, {"a": 1}, None, [], {"lora_adapter_metadata": "{"})))
+            (
+                "__metadata__",
+                dice.choice(({}, {"a": 1}, None, [], {"lora_adapter_metadata": "{"}, hostile(dice))),
+            )
         )
     elif kind == 5:
         key = dice.choice(

@@ -14,10 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_mixer import PictureMaker
+from lora_mixer import PictureMaker, atomic
 from lora_mixer.batches import check_plan, read_manifest, run_plan
 from lora_mixer.errors import PictureError, SaveError
-from lora_mixer.writing import atomic
 from tests.batch_plans import GRID, hashes, plan_for, statuses
 
 ROOT = Path(__file__).resolve().parent.parent

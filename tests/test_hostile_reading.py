@@ -18,12 +18,14 @@ from lora_mixer import (
     InvalidAdapterError,
     LoraMixer,
     LoraMixerError,
+    SaveError,
     SourceError,
     SourceNotFoundError,
     read_adapter,
 )
 from lora_mixer.formats import reader
-from lora_mixer.library import layer_norms
+from lora_mixer.library import Library, SavedMixes, layer_norms
+from lora_mixer.merging.low_rank import pair_of, truncate
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 
 
@@ -320,3 +322,34 @@ def test_lokr_in_every_form_on_every_layer_is_the_kronecker_product(
     before = root["net"].weight.detach().clone()
     LoraMixer(root).load_lora_weights(file, "a")
     torch.testing.assert_close(root["net"].weight, before + right, rtol=1e-6, atol=1e-6)
+
+
+class TestLibraries:
+    @pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\0", "%", "x" * 100_000])
+    def test_a_search_for_any_text_gives_a_page(self, text, tmp_path):
+        library = Library(tmp_path, index=tmp_path / "i.sqlite")
+        assert library.search(text).total == 0
+        assert library.find(text) == ()
+        assert library.search("", base=text, algorithm=text, folder=text).total == 0
+
+    @pytest.mark.parametrize("name", [None, 5, "\ud800", b"x"])
+    def test_an_entry_that_is_not_there_is_not_found(self, name, tmp_path):
+        with pytest.raises(SourceNotFoundError):
+            Library(tmp_path, index=tmp_path / "i.sqlite").get(name)
+
+    @pytest.mark.parametrize("order", [[[1]], [{}], "ab", None, [None, 3]])
+    def test_a_history_that_makes_no_sense_is_taken_back_as_far_as_it_goes(self, order, tmp_path):
+        step = {"old": {"a": None}, "order": order}
+        book = {"format": 1, "mixes": {"a": {"mix": "x:1"}, "b": {"mix": "x:1"}}, "history": [step]}
+        (tmp_path / "mixes.json").write_text(json.dumps(book))
+        SavedMixes(tmp_path / "mixes.json").undo()
+        assert json.loads((tmp_path / "mixes.json").read_text())["mixes"].keys() == {"b"}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("shrink", [truncate, pair_of])
+def test_what_is_not_finite_has_no_low_rank_form(value, shrink):
+    matrix = torch.ones(4, 4)
+    matrix[1, 2] = value
+    with pytest.raises(SaveError, match="not finite"):
+        shrink(matrix, rank=1) if shrink is truncate else shrink(matrix)

@@ -209,6 +209,17 @@ class TestPatterns:
         with pytest.raises(MixError):
             gain_of(spec)
 
+    @pytest.mark.parametrize("preset", ["b-lora:content", "b-lora:style", "b-lora"])
+    @pytest.mark.parametrize("layout", [SD15, BlockLayout()])
+    def test_b_lora_is_refused_where_its_blocks_are_not(self, preset: str, layout: BlockLayout) -> None:
+        """SD 1.x has no transformers in up_blocks.0, a transformer has no such block at all: nothing would be left."""
+        mix = Mix.of({"a": {"blocks": preset}})
+
+        with pytest.raises(MixError, match=f"{preset} is for SDXL"):
+            mix.check({"unet": layout})
+        mix.check({"unet": SDXL, "text_encoder": BlockLayout()})
+        Mix.of({"a": {"blocks": {"*": 0.5}}}).check({"unet": layout})
+
     @pytest.mark.parametrize(
         ("preset", "content", "style"), [("b-lora:content", 1, 0), ("b-lora:style", 0, 1), ("b-lora", 1, 1)]
     )

@@ -18,14 +18,14 @@ from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
-from lora_mixer.families import family_of_class
+from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.of_pipeline import describe_base
-from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS
+from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import nn
 
@@ -106,6 +106,8 @@ class Binding:
 class _Tally:
     matched: dict[str, None] = field(default_factory=dict)
     unmatched: dict[str, str] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    """Spellings that mean modules here, whether or not their shapes are right."""
     keys_used: int = 0
     keys_unused: list[str] = field(default_factory=list)
 
@@ -177,6 +179,7 @@ def bind(
             tally.keys_unused.extend(layer.keys)
             continue
         live = found.placements[0].live
+        tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
         weights, widening = _resized(layer.weights, found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
@@ -189,6 +192,8 @@ def bind(
             shares.setdefault((placement.live.component, placement.live.path), []).append(
                 _Share(layer, found, placement, weights, widening)
             )
+    if component is None:
+        _refuse_partial(adapter, components, tallies, indexes, fits=not misfits)
     report = MatchReport(
         adapter_name=name,
         source=adapter.info.source,
@@ -212,7 +217,6 @@ def bind(
         ]
     )
     _judge(adapter, components, report, misfits, twice)
-    _refuse_partial(adapter, components, report, indexes)
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
@@ -311,41 +315,45 @@ def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Mo
 def _refuse_partial(
     adapter: Adapter,
     components: Mapping[str, nn.Module],
-    report: MatchReport,
+    tallies: Mapping[str, _Tally],
     indexes: Mapping[str, ModuleIndex],
+    *,
+    fits: bool,
 ) -> None:
-    """Refuse a file of whose denoiser part most, or whole blocks, have no place in a model of a known family."""
-    for part in report.components:
-        index = indexes.get(part.component)
-        if index is None or index.family is None:
+    """
+    Refuse a file that a model of a known family takes a part of by accident.
+
+    A part by family is none: files of sibling models have modules that this one need not have.
+    """
+    info = adapter.info
+    for part, tally in tallies.items():
+        index = indexes.get(part)
+        if index is None or index.family is None or not tally.named:
             continue
-        foreign = [spelling for spelling in part.unmatched if not index.may_lack(spelling)]
-        deeper = [spelling for spelling in foreign if _is_deeper(spelling, index)]
+        foreign = [spelling for spelling in tally.unmatched if not index.may_lack(spelling)]
+        told = family_named(info.base)
+        other = told is not None and told is not index.family and not alike(told.name, index.family.name)
         here = describe_base(components)
+        if foreign and (other or len(foreign) > len(tally.named)):
+            raise MatchError(
+                f"{info.source}: an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
+                f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
+                f"{', '.join(foreign[:3])}; nothing was changed"
+            )
+        deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
-            msg = (
-                f"{adapter.info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this model "
-                f"does not have, such as {deeper[0]}: the adapter ({adapter.info.base}) was made for a deeper model than "
-                f"this {here}; nothing was changed"
+            raise MatchError(
+                f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
+                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed"
             )
-            raise MatchError(msg)
-        if len(foreign) > len(part.matched):
-            msg = (
-                f"{adapter.info.source}: only {len(part.matched)} modules of this {here} are in it, and {len(foreign)} of "
-                f"its modules, such as {', '.join(foreign[:3])}, are not here: it is for another base "
-                f"({adapter.info.base}); nothing was changed"
-            )
-            raise MatchError(msg)
 
 
-def _is_deeper(spelling: str, index: ModuleIndex) -> bool:
-    """Say whether a module would be here if its block's number were smaller."""
+def _is_deeper(spelling: str, index: ModuleIndex, known: Collection[str]) -> bool:
+    """Say whether a module is of a block of which nothing is here, and would be if the block's number were smaller."""
     number = _BLOCK.search(spelling)
-    return (
-        number is not None
-        and int(number[0]) > 0
-        and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
-    )
+    if number is None or any(name.startswith(spelling[: number.end() + 1]) for name in known):
+        return False
+    return int(number[0]) > 0 and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
 
 
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceError
 
@@ -32,6 +32,11 @@ class Query:
     order: str
     values: tuple[object, ...]
     order_values: tuple[object, ...]
+
+
+def storable(value: Any) -> Any:
+    """Give a value as SQLite takes it: texts without half pairs of surrogates, which no file's row has."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def query(

@@ -15,7 +15,7 @@ from lora_mixer.inspection import read_adapter
 from lora_mixer.library import _schema, adding, thumbnails
 from lora_mixer.library._database import Database
 from lora_mixer.library._scanning import refresh
-from lora_mixer.library._searching import PAGE_AT_MOST, query
+from lora_mixer.library._searching import PAGE_AT_MOST, query, storable
 from lora_mixer.library._walking import within
 from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
@@ -317,10 +317,10 @@ class Library:
             )
         found = query(
             self._roots,
-            text,
-            base=base,
-            algorithm=algorithm,
-            folder=folder,
+            storable(text),
+            base=storable(base),
+            algorithm=storable(algorithm),
+            folder=storable(folder),
             offline=offline,
             sort=sort,
             descending=descending,
@@ -351,7 +351,7 @@ class Library:
         """
         found = self._where("id = ?", id)
         if not found:
-            raise SourceNotFoundError(f"the library has no adapter {id[:40]!r}; search for it again")
+            raise SourceNotFoundError(f"the library has no adapter {str(id)[:40]!r}; search for it again")
         return found[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
@@ -471,7 +471,7 @@ class Library:
         def work(connection: sqlite3.Connection) -> tuple[Entry, ...]:
             rows = connection.execute(
                 f"SELECT * FROM files WHERE root IN ({places}) AND {clause} ORDER BY offline, name COLLATE NOCASE, path",
-                (*map(str, self._roots), *values),
+                (*map(str, self._roots), *map(storable, values)),
             ).fetchall()
             return _entries(connection, rows)
 

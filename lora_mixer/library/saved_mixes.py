@@ -131,9 +131,9 @@ class SavedMixes:
                 raise MixError("There is no change of the saved mixes to take back.")
             last = book["history"].pop()
             mixes = {**book["mixes"], **as_table(last["old"])}
-            order = [*as_list(last.get("order")), *mixes]
+            order = [*(name for name in as_list(last.get("order")) if isinstance(name, str)), *mixes]
             book["mixes"] = {name: mixes[name] for name in order if mixes.get(name) is not None}
-            return str(last["what"])
+            return str(last.get("what", ""))
 
     def export_text(self, name: str) -> str:
         """

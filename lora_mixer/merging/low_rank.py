@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_mixer.errors import SaveError
+
 
 @dataclass(frozen=True)
 class LowRankForm:
@@ -65,7 +67,7 @@ def truncate_pair(
     _check(rank, energy, sv_ratio)
     q_up, r_up = torch.linalg.qr(up.double())  # (out, R), (R, R)
     q_down, r_down = torch.linalg.qr(down.double().T)  # (in, R), (R, R)
-    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    left, values, right = decomposed(r_up @ r_down.T)
     kept = _kept(values, rank, energy, sv_ratio)
     root = values[:kept].sqrt()
     wide = torch.float64 if up.dtype == torch.float64 else torch.float32
@@ -102,7 +104,7 @@ def truncate(
         1
     """
     _check(rank, energy, sv_ratio)
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    left, values, right = decomposed(matrix.double())
     kept = _kept(values, rank, energy, sv_ratio)
     root = values[:kept].sqrt()
     wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
@@ -111,6 +113,25 @@ def truncate(
         down=(root[:, None] * right[:kept]).to(wide),
         error=_tail(values, kept),
     )
+
+
+def decomposed(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Return the thin singular value decomposition.
+
+    Args:
+        matrix: (n, m).
+
+    Returns:
+        ``left`` (n, k), ``values`` (k,) and ``right`` (k, m).
+
+    Raises:
+        SaveError: When the matrix holds NaN or Inf, which have none.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise SaveError("a change of weights has values that are not finite, so it has no low-rank form")
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
 
 
 NEGLIGIBLE = 1e-12
@@ -132,7 +153,7 @@ def pair_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         >>> up.shape, down.shape
         (torch.Size([4, 1]), torch.Size([1, 6]))
     """
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    left, values, right = decomposed(matrix.double())
     kept = max(int((values > NEGLIGIBLE * values.max()).sum()), 1)
     return left[:, :kept] * values[:kept], right[:kept]
 
