@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +240,7 @@ class LoraMixer:
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                state.take(name, Loaded(adapter.info, report), layers)
+                state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lora_mixer.batches.problems import Problems, shown
-from lora_mixer.batches.reading import Located, decode, read_text
+from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import read_regular
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
@@ -152,6 +153,12 @@ class Output(_Strict):
     ] = "{index:05}-{seed}"
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    replace: Annotated[
+        bool,
+        Field(
+            description="Make pictures also where files of another plan, or of an earlier form of this one, are in the way."
+        ),
+    ] = False
     manifest: Annotated[
         str | None, Field(description="A .jsonl or .sqlite file; in the folder unless said otherwise.")
     ] = None
@@ -289,10 +296,10 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         return _validated(Located(source), "plan", Path(), with_lines=False)
     path = Path(source)
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, PLAN_BYTES_AT_MOST)
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(
-            f"the plan {source} cannot be read: {getattr(error, 'strerror', error)}"
+            f"the plan {source} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     kind = KINDS.get(path.suffix.lower())
     if kind is None:

@@ -19,7 +19,7 @@ from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
-from lora_mixer.families.of_pipeline import describe_base
+from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
@@ -94,12 +94,14 @@ class Binding:
     Attributes:
         layers: One for each live module that is changed.
         report: What was found and what was not.
+        base: The family that it is for: the file's word, or the live model's where names do not tell the two apart.
         sources: The layers of the file that each of ``layers`` is from.
     """
 
     layers: tuple[BoundLayer, ...]
     report: MatchReport
     sources: tuple[tuple[AdapterLayer, ...], ...] = ()
+    base: str = ""
 
 
 @dataclass
@@ -157,7 +159,7 @@ def bind(
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
     _choose_order(adapter.layers, indexes)
-    _prefer_layouts(adapter.layers, indexes)
+    _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
@@ -219,8 +221,21 @@ def bind(
     _judge(adapter, components, report, misfits, twice)
     bound = [_bound(own) for own in shares.values()]
     return Binding(
-        tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
+        tuple(bound),
+        report,
+        tuple(tuple(share.layer for share in own) for own in shares.values()),
+        _base(adapter.info.base, report, indexes),
     )
+
+
+def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) -> str:
+    """Name the family of what was matched: families whose files share their names are told apart by the live class."""
+    for part in report.components:
+        family = indexes[part.component].family if part.component in indexes else None
+        open_to = family_named(told) is None and (told in TRANSFORMERS or told == UNKNOWN)
+        if part.matched and family is not None and (open_to or alike(told, family.name)):
+            return family.name
+    return told
 
 
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
@@ -295,11 +310,11 @@ def _same(one: _Share, other: _Share) -> bool:
     return float((changes[0] - changes[1]).norm()) <= _SAME * float(changes[0].norm())
 
 
-def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], said: str) -> None:
     spellings = [layer.target.module for layer in layers if layer.target.hint not in TEXT_HINTS]
     for part, index in indexes.items():
         if part not in TEXT_HINTS:
-            index.prefer(spellings)
+            index.prefer(spellings, said)
 
 
 def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:

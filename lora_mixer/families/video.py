@@ -131,17 +131,16 @@ KANDINSKY5 = Family(
     said=("kandinsky 5", "kandinsky5"),
 )
 
-MINIMAX_H3 = Family(
-    "MiniMax-H3",
-    classes=("MiniMaxH3",),
-    layouts={
-        "original": """
-blocks.N.attn.qkv_proj -> transformer_blocks.N.attn.to_q .to_k .to_v
+# one piece in single files; DiffSynth trains on a model whose queries, keys and values alternate head by head
+_MINIMAX_ATTENTION = """
+blocks.N.attn.qkv_proj -> transformer_blocks.N.attn.to_q{heads} .to_k{heads} .to_v{heads}
+token_refiner.blocks.N.attn.qkv_proj -> token_refiner.refiner_blocks.N.attn.to_q{heads} .to_k{heads} .to_v{heads}
+"""
+_MINIMAX = """
 blocks.N.attn.out_proj -> transformer_blocks.N.attn.to_out.0
 blocks.N.mlp.fc1 -> transformer_blocks.N.ff.net.0.proj[swap]
 blocks.N.mlp.fc2 -> transformer_blocks.N.ff.net.2
 blocks.N.adaln_proj.linear -> transformer_blocks.N.adaln_proj.linear
-token_refiner.blocks.N.attn.qkv_proj -> token_refiner.refiner_blocks.N.attn.to_q .to_k .to_v
 token_refiner.blocks.N.attn.out_proj -> token_refiner.refiner_blocks.N.attn.to_out.0
 token_refiner.blocks.N.mlp.fc1 -> token_refiner.refiner_blocks.N.ff.net.0.proj[swap]
 token_refiner.blocks.N.mlp.fc2 -> token_refiner.refiner_blocks.N.ff.net.2
@@ -150,7 +149,14 @@ condition_proj -> context_embedder
 final_layer.video_out -> proj_out
 final_layer.adaln_proj.linear -> norm_out.linear
 time_embedder.{proj_in,proj_out} -> time_embedder.{linear_1,linear_2}
-""",
+"""
+
+MINIMAX_H3 = Family(
+    "MiniMax-H3",
+    classes=("MiniMaxH3",),
+    layouts={
+        "original": _MINIMAX_ATTENTION.format(heads="") + _MINIMAX,
+        "diffsynth": _MINIMAX_ATTENTION.format(heads="[heads]") + _MINIMAX,
     },
     marks=r"(?:^|_)blocks_0_attn_qkv_proj$",
     headers=("minimax",),

@@ -163,6 +163,8 @@ def locate(
     target, layout = split_component(spelling)
     if leaf.role in SHARED:
         layout = "peft"
+    if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
+        layout = "diffsynth"
     if leaf.attn_processor or ".processor." in target.module:
         layout = (
             "xlabs"

@@ -21,6 +21,7 @@ MAX_STEPS = 10_000
 MAX_SIDE = 16_384
 MAX_TEXT = 100_000
 MAX_NAME = 200
+MAX_SKIP = 11
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class PictureField:
         choices: The texts that it may be; any where there are none.
         elsewhere: Within what whole numbers of other programs' pictures are kept when they are read.
         infotext: How AUTOMATIC1111 calls it in a picture's text; None where it has no name there.
+        infotext_plus: What is added to it there.
         check: Returns what else is wrong with a value, or None.
         label: What stands at it on a page.
         name: Its name in a request.
@@ -58,6 +60,7 @@ class PictureField:
     choices: tuple[str, ...] = ()
     elsewhere: tuple[int, int] = (0, 1 << 20)
     infotext: str | None = None
+    infotext_plus: int = 0
     check: Callable[[Any], str | None] | None = None
     label: str = ""
     name: str = ""
@@ -174,6 +177,23 @@ class PictureFields:
         metadata=_said(
             "How its steps are spread: karras, exponential, beta, ays, trailing, zero_snr, v_prediction, ...",
             "text", high=MAX_NAME, infotext="Schedule type", check=lambda words: _refused(None, words),
+        ),
+    )  # fmt: skip
+    clip_skip: int | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "Layers of the text encoder to leave out at its end, as diffusers counts: 1 is elsewhere's clip skip 2.",
+            "whole", 0, MAX_SKIP, argument="clip_skip", infotext="Clip skip", infotext_plus=1,
+        ),
+    )  # fmt: skip
+    emphasis: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "How prompts are written: a1111 for (word:1.2), [word] and BREAK, compel for its own grammar, none for plain "
+            "text, auto for a1111 where there are marks of it or more than 75 tokens.",
+            "text", choices=("auto", "a1111", "compel", "none"),
         ),
     )  # fmt: skip
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_mixer.errors import MixError, PictureError
+from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import Progress
+from lora_mixer.pictures.prompting import PromptEncoder
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 from lora_mixer.pictures.samplers import AYS, ays_timesteps, make_scheduler, read_sampler
 
@@ -85,6 +87,7 @@ class PictureMaker:
         self.mixer = mixer
         self.batch_size = batch_size
         self._schedulers: dict[tuple[int, str | None, str | None], tuple[Any, Any]] = {}
+        self._prompts = PromptEncoder(mixer.pipe)
         self._takes = inspect.signature(mixer.pipe.__call__).parameters
         self._defaults = {**self._of_pipeline(), **(defaults or {})}
         PictureRequest("").with_defaults(self._defaults)  # a clear error now rather than at the first picture
@@ -113,6 +116,9 @@ class PictureMaker:
         asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
         asked |= {"negative_prompt"} if request.negative_prompt else set()
         self._scheduler(full)  # a clear error now
+        if self._prompts.wants(full):
+            require("compel", "prompts")
+            self._prompts.chunks(full)
         missing = sorted(asked - set(self._takes))
         if missing:
             kind = type(self.mixer.pipe).__name__
@@ -188,7 +194,8 @@ class PictureMaker:
     ) -> Iterator[Picture]:
         waiting = batches(requests, self.batch_size)
         while waiting:
-            batch = waiting.pop(0)
+            batch, *more = self._of_one_length(requests, waiting.pop(0))
+            waiting = more + waiting
             start = time.perf_counter()
             try:
                 images = self._call([requests[i] for i in batch], tuple(batch), on_step)
@@ -233,17 +240,15 @@ class PictureMaker:
             for name, argument in _ARGUMENTS.items()
             if (value := getattr(first, name)) is not None and argument in self._takes
         }
-        if first.negative_prompt:
-            arguments["negative_prompt"] = [request.negative_prompt for request in batch]
         if on_step is not None and "callback_on_step_end" in self._takes:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
         with self._sampling(first) as sampling, self._mixed(batch), _quiet_bar(pipe):
             arguments |= sampling
             if "timesteps" in sampling:
                 arguments.pop("num_inference_steps", None)
+            arguments |= self._texts(batch)
             try:
                 images: list[Image] = pipe(
-                    [request.prompt for request in batch],
                     generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
                     **arguments,
                 ).images
@@ -251,6 +256,47 @@ class PictureMaker:
                 pipe.maybe_free_model_hooks()
                 raise
         return images
+
+    def _of_one_length(self, requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
+        """Part a batch where prompts have other lengths: padding one to another would change its picture."""
+        groups: dict[int, list[int]] = {}
+        for i in batch:
+            encoded = self._prompts.wants(requests[i])
+            groups.setdefault(self._prompts.chunks(requests[i]) if encoded else 0, []).append(i)
+        return list(groups.values())
+
+    def _texts(self, batch: Sequence[PictureRequest]) -> dict[str, Any]:
+        """Give the prompts of a batch as the pipeline takes them: as text, or as embeddings, each by its own mix."""
+        first = batch[0]
+        if not self._prompts.wants(first):
+            texts: dict[str, Any] = {"prompt": [request.prompt for request in batch]}
+            if first.negative_prompt:
+                texts["negative_prompt"] = [request.negative_prompt for request in batch]
+            return texts
+        encoder, skip, chunks = self._prompts, first.clip_skip, self._prompts.chunks(first)
+        rows, pooled = [], []
+        for request in batch:
+            with self.mixer.applied(request.mix):
+                made = encoder.encode(request.prompt, request.emphasis, skip, chunks)
+            rows.append(made[0])
+            pooled.append(made[1])
+        for request in batch:
+            with self.mixer.applied(request.mix if request.negative_mix is None else request.negative_mix):
+                # without clip skip, as diffusers does it
+                made = encoder.encode(request.negative_prompt, request.emphasis, None, chunks)
+            zeros = not request.negative_prompt and getattr(
+                self.mixer.pipe.config, "force_zeros_for_empty_prompt", False
+            )
+            rows.append(torch.zeros_like(made[0]) if zeros else made[0])
+            pooled.append(torch.zeros_like(made[1]) if zeros and made[1] is not None else made[1])
+        together = torch.cat(rows)
+        count = len(batch)
+        found = {"prompt_embeds": together[:count], "negative_prompt_embeds": together[count:]}
+        of_all = [each for each in pooled if each is not None]
+        if of_all:
+            found["pooled_prompt_embeds"] = torch.cat(of_all[:count])
+            found["negative_pooled_prompt_embeds"] = torch.cat(of_all[count:])
+        return found
 
     def _mixed(self, batch: Sequence[PictureRequest]) -> AbstractContextManager[object]:
         """Hold the mixes of a batch: one for all where they are equal, else one for each picture."""

@@ -84,6 +84,6 @@ _SAID = frozenset(
         "noise_schedule",
         "Clip skip",
         "clip_skip",
-        "clipskip",
+        "clipstopatlayer",
     )
 )

@@ -35,6 +35,8 @@ class PictureRequest(PictureFields):
         height: Pixels.
         sampler: By the name that people use, or diffusers' class.
         schedule: Words such as ``karras`` or ``trailing, zero_snr``.
+        clip_skip: Layers of the text encoder to leave out at its end, as diffusers counts.
+        emphasis: How prompts are written: ``auto`` (the default), ``a1111``, ``compel`` or ``none``.
         mix: What adapters do, in any form that ``Mix.of`` reads.
         negative_mix: What they do in the half of guidance without the prompt; None is the same.
 
