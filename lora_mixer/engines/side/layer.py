@@ -223,7 +223,7 @@ class SideLayer:
         batch = hidden.shape[0]
         room = self.gain.shape[0]
         # a graph does not ask how many rows a call has: it would be another one for each number
-        told = room == 1 or batch <= room if torch.compiler.is_compiling() else buffers.count in (1, batch)
+        told = room == 1 or batch <= room if torch.compiler.is_compiling() else buffers.count == batch
         gain = self.gain[:batch] if told else buffers.repeated(self, self.gain, batch)
         gain = gain.to(hidden)  # (b, R), or (1, R)
         spread = [1] * (hidden.ndim - 2)
