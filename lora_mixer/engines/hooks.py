@@ -115,8 +115,12 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
+
+    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
+
     attached = _attached(module)
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(with_input, with_kwargs=True)
     attached.numbers.append(handle.id)
     attached.after[handle.id] = hook
     return HookHandle(module, handle)
