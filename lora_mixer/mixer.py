@@ -315,8 +315,9 @@ class LoraMixer:
             found = read_embeddings(source, name=token)
             if token is not None and len(found) > 1:
                 raise MatchError(
-                    f"{source.label}: holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
-                    f"token={token!r} can rename one only; leave it out"
+                    f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
+                    f"token={token!r} can rename one only; leave it out",
+                    file=source.label,
                 )
             if token is not None:
                 found = (dataclasses.replace(found[0], token=token),)

@@ -245,7 +245,7 @@ class MixerState:
         own = {
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
-        guards.guard_scale({**self.roots, **own}, active=self.enabled and bool(self.held.names))
+        guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""

@@ -180,6 +180,12 @@ class EngineController:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
         return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
+        written = any(any(gains) for gains in self.merged.active.values())
+        return written or self.beside.active or self._calls.watching
+
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:
