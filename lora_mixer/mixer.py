@@ -17,7 +17,7 @@ from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
@@ -79,6 +79,7 @@ class LoraMixer:
 
     Raises:
         PipelineStateError: When ``pipe`` has no modules.
+        MixError: When there is no such ``keep_base``.
 
     Example:
         >>> import torch
@@ -100,7 +101,7 @@ class LoraMixer:
     def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
-            raise PipelineStateError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
+            raise MixError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
@@ -190,7 +191,7 @@ class LoraMixer:
             FormatError: When it holds no adapter that can be used.
             MatchError: When it does not fit this pipeline, or not in full under ``strict``.
             AdapterNameError: When the name is in use, or unknown with ``hotswap``.
-            MixError: When there is no such ``dora_strength``.
+            MixError: When there is no such ``dora_strength`` or ``max_rank``.
             PipelineStateError: When the weights cannot be rewritten (meta, quantised).
 
         Warns:
