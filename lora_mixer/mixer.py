@@ -15,6 +15,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
 from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
@@ -314,8 +315,9 @@ class LoraMixer:
             found = read_embeddings(source, name=token)
             if token is not None and len(found) > 1:
                 raise MatchError(
-                    f"{source.label}: holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
-                    f"token={token!r} can rename one only; leave it out"
+                    f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
+                    f"token={token!r} can rename one only; leave it out",
+                    file=source.label,
                 )
             if token is not None:
                 found = (dataclasses.replace(found[0], token=token),)
@@ -479,18 +481,19 @@ class LoraMixer:
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         with self._look() as state:
             before, enabled = state.held, state.enabled
-            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
-                self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
-                yield self
-            finally:
                 try:
-                    self._back_to(before, enabled=enabled)
-                except Exception:
-                    self._back_to(
-                        before, enabled=enabled
-                    )  # what failed once, such as full memory, may have passed
-                    raise
+                    if not (
+                        enabled and wanted == before
+                    ):  # else it is in effect already: nothing is written twice
+                        self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+                    yield self
+                finally:
+                    self._back_to(state, before, enabled=enabled)
+            finally:
+                # nothing to do, unless the first try failed or was interrupted: memory may be free again
+                with uninterrupted():
+                    self._back_to(state, before, enabled=enabled)
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -777,13 +780,14 @@ class LoraMixer:
             _check_mix(state, mix, components)
         state.controller.apply(wanted, components)
 
-    def _back_to(self, before: ActiveMixes, *, enabled: bool) -> None:
+    def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
-        with self._call() as state:
-            kept = before.without(name for name in before.names if name not in state.loaded)
-            if (state.held, state.enabled) != (kept, enabled):
-                state.tokens.change(shown=enabled)
-                self._apply(state, kept if enabled else BASE)
+        kept = before.without(name for name in before.names if name not in state.loaded)
+        if (state.held, state.enabled) == (kept, enabled):
+            return
+        with self._call():
+            state.tokens.change(shown=enabled)
+            self._apply(state, kept if enabled else BASE)
             state.held, state.enabled = kept, enabled
 
 

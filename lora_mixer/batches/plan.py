@@ -102,6 +102,7 @@ class ModelSpec(_Strict):
     revision: Annotated[str | None, Field(description=MODEL_FIELDS["revision"]["help"])] = None
     variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
     vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
+    controlnet: Annotated[str | None, Field(description=MODEL_FIELDS["controlnet"]["help"])] = None
     config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
@@ -247,7 +248,7 @@ class Plan(_Strict):
         """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
         spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
         values = spec.model_dump(exclude={"source"}, exclude_none=True)
-        for name in ("vae", "config"):
+        for name in ("vae", "controlnet", "config"):
             if name in values:
                 values[name] = self._here(values[name])
         return ModelOptions(self._here(spec.source), device=self.run.device, dtype=self.run.dtype, **values)

@@ -59,6 +59,8 @@ def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
     with _told(wanted.model):
         more = {} if wanted.vae is None else {"vae": _load_vae(wanted, dtype)}
         pipe = _load(wanted, dtype, more)
+        if wanted.controlnet is not None:
+            pipe = _with_controlnet(pipe, wanted, dtype)
         return pipe.to(device)
 
 
@@ -80,6 +82,36 @@ def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> 
         name: getattr(wanted, name) for name in ("revision", "variant") if getattr(wanted, name) is not None
     }
     return pipelines.from_pretrained(wanted.model, torch_dtype=dtype, **given, **more)
+
+
+def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise PictureError(
+            f"--controlnet: {type(pipe).__name__} has no UNet; only models with one take a ControlNet here"
+        )
+    nets: Any = diffusers.ControlNetModel
+    name = str(wanted.controlnet)
+    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
+        held = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
+        if held.kind != "controlnet":
+            raise SourceNotFoundError(f"{name} is expected to be a ControlNet, and is {OTHERWISE[held.kind]}")
+        with tempfile.TemporaryDirectory(prefix="lora-mixer-config-") as folder:
+            nets.from_unet(unet, load_weights_from_unet=False).save_config(folder)
+            net = nets.from_single_file(
+                str(held.path), config=folder, torch_dtype=dtype, local_files_only=True
+            )
+    else:
+        net = nets.from_pretrained(name, torch_dtype=dtype)
+    theirs, ours = net.config.cross_attention_dim, unet.config.cross_attention_dim
+    if theirs != ours:
+        raise PictureError(
+            f"--controlnet: {name} was made for another base: it attends to texts of width {theirs}, the model to {ours}"
+        )
+    makers: Any = diffusers.AutoPipelineForText2Image
+    return makers.from_pipe(pipe, controlnet=net)
 
 
 def _load_file(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:

@@ -31,6 +31,7 @@ class ModelOptions:
         revision: Of a Hub repository: a branch, a tag or a commit.
         variant: Of a folder's or repository's weights, such as ``fp16``.
         vae: A VAE in place of the model's own: a file or a diffusers folder.
+        controlnet: A ControlNet beside the model: a file, a diffusers folder or a Hub repository.
         config: For a single file: the diffusers folder with its configuration; without it, one that stands beside the
             file under its name, or what lora_mixer brings along for SD 1.x, SD 2.x and SDXL.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
@@ -57,6 +58,10 @@ class ModelOptions:
     )
     vae: str | None = field(
         default=None, metadata=_said("A VAE in place of the model's own: a file or a diffusers folder.")
+    )
+    controlnet: str | None = field(
+        default=None,
+        metadata=_said("A ControlNet beside the model: a file, a diffusers folder or a Hub repository."),
     )
     config: str | None = field(
         default=None,
