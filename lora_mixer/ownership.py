@@ -132,6 +132,7 @@ class MixerState:
             yield
             self.mark()
             self._guard()
+            self.controller.settle()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back(record, error)
@@ -223,7 +224,7 @@ class MixerState:
         except BaseException as again:
             self.enabled = False
             self.tokens.drop_all()
-            left = self.controller.force_base(record.controller)
+            left = self.controller.force_base(record.controller, self.components())
             state = (
                 f"{len(left)} weights could not be given their base back either ({', '.join(left[:3])}); it is kept, and "
                 "the next call writes it"

@@ -25,6 +25,7 @@ from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
+from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.pipeline_ref import PipelineRef
@@ -271,6 +272,10 @@ class EngineController:
         self._changing = False
         return ControllerRecord(dict(self._layers), self._now, self.merged.record(), self.beside.reserved)
 
+    def settle(self) -> None:
+        """Let go of what only a way back needs."""
+        self.merged.settle()
+
     def roll_back(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> None:
         """Put back what was recorded, whatever state a change was left in; it can fail like any change."""
         self._layers = dict(record.layers)
@@ -279,9 +284,7 @@ class EngineController:
         if not self._changing:
             self.merged.put_back(record.merged)
             return
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.merged.roll_back(record.merged)
         self._fused.copy_again()
         self.beside.put_back(record.reserved)
@@ -289,7 +292,17 @@ class EngineController:
         self.merged.free_fresh()
         self._changing = False
 
-    def force_base(self, record: ControllerRecord) -> list[str]:
+    def _sweep(self, components: Mapping[str, nn.Module]) -> None:
+        """Take all hooks away, also those that nobody noted: what was interrupted may have left any."""
+        outer = callers(self.pipe)
+        roots = [table[part] for table in (components, outer) for part in self.components if part in table]
+        sweep([*(module for root in roots for module in root.modules()), *self.merged.touched_modules])
+        self._fused.clear()
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.forget_handles()
+
+    def force_base(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> list[str]:
         """
         Put the base back after :meth:`roll_back` has failed, too: adapters as recorded, none in effect.
 
@@ -297,9 +310,7 @@ class EngineController:
             The names of weights that could not be written; their bases are kept, and the next call tries again.
         """
         self._layers, self._now = dict(record.layers), BASE
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.beside.release()
         left = self.merged.force_base(record.merged)
         self._fused.copy_again()
