@@ -23,7 +23,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     const now = Date.now();
     if (!what || what !== gesture || now - gestureAt > 900) {
       const before = JSON.stringify(value());
-      lm.history.push(() => put(JSON.parse(before)));
+      lm.history.push(() => { put(JSON.parse(before)); lm.draft?.(); });
     }
     gesture = what;
     gestureAt = now;
