@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding import MatchReport, bind, check_components, find_components
+from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
 from lora_mixer.engines.controller import callers
@@ -226,6 +226,7 @@ class LoraMixer:
                     words = state.tokens.fit(embeddings, name, adapter.info.source)
                     adapter = with_words(adapter, words)
                 binding = bind(adapter, components, name, component=component)
+                refuse_unusable(binding, self.pipe)
                 report = binding.report
                 if strict and not report.complete:
                     msg = f"strict=True, and not all of the file was matched:\n{report}"

@@ -238,6 +238,30 @@ def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) ->
     return told
 
 
+def refuse_unusable(binding: Binding, pipe: object) -> None:
+    """
+    Refuse a layer with more inputs than the model has where the pipeline gives it none.
+
+    Args:
+        binding: What was bound.
+        pipe: The pipeline.
+
+    Raises:
+        MatchError: When the pipeline is one of diffusers' that is not made for a second picture beside the latents.
+    """
+    wider = [layer for layer in binding.layers if layer.widening is not None]
+    kind = type(pipe).__name__
+    known = type(pipe).__module__.startswith("diffusers.") and kind.endswith("Pipeline")
+    if wider and known and not any(word in kind for word in ("Control", "Fill")):
+        live = wider[0].live
+        columns = wider[0].widening.columns if wider[0].widening is not None else 0
+        raise MatchError(
+            f"{binding.report.source}: a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
+            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
+            "the same parts (FluxControlPipeline.from_pipe)"
+        )
+
+
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = found.placements[0].live

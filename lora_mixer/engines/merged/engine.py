@@ -337,15 +337,18 @@ class MergedEngine:
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        held = [slot for slot in self._all_slots() if slot.base is not None]
+        packed = [slot for slot in held if not slot.can_restore]
         raise_problems(
             [
-                f"{slot.name}: {reason}"
-                for slot in self._all_slots()
-                if slot.base is not None and (reason := unsupported(slot.parameter))
+                f"{slot.name}: {unsupported(slot.parameter)}"
+                for slot in packed
+                if slot.blended and not slot.replace_by_base()
             ]
         )
-        for slot in self._slots():
-            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
+        for slot in held:
+            slot.blended = slot.can_restore  # others may have written where no adapter is active, too
+        for slot in self._all_slots():
             slot.stamp()
         self._plans.clear()
         self._write({})
@@ -392,7 +395,7 @@ class MergedEngine:
             self._plans[key] = plan
         flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        restore([slot for slot in self._slots() if slot not in plan.written])
+        restore([slot for slot in self._all_slots() if slot not in plan.written])
         for slot in plan.written:
             slot.blended = True
         with exact_matmul():
