@@ -79,7 +79,13 @@ def test_a_mask_says_what_is_made_anew(name, files):
     mixer = prepared(PIPES[name]())
     start, mask = Image.open(files / "start.png").convert("RGB"), Image.open(files / "mask.png")
 
-    got = made(mixer, image=str(files / "start.png"), mask_image=str(files / "mask.png"), strength=1.0)
+    got = made(
+        mixer,
+        image=str(files / "start.png"),
+        mask_image=str(files / "mask.png"),
+        strength=1.0,
+        guidance_scale=4.0,
+    )
 
     expected = by_hand(
         mixer,

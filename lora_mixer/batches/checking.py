@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.batches.plan import Plan
 
-_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle")
+_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle", "offload", "vae_slicing")
 _SAMPLES, _SAMPLE_BYTES = 16, 16384
 
 

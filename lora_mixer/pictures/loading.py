@@ -61,7 +61,29 @@ def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
         pipe = _load(wanted, dtype, more)
         if wanted.controlnet is not None:
             pipe = _with_controlnet(pipe, wanted, dtype)
+        return _placed(pipe, wanted, device)
+
+
+def _placed(pipe: Any, wanted: ModelOptions, device: torch.device) -> Any:
+    """Put a loaded pipeline where it shall run, with what saves memory there."""
+    vae = getattr(pipe, "vae", None)
+    for name, asked in (("tiling", wanted.vae_tiling), ("slicing", wanted.vae_slicing)):
+        enable = getattr(vae, f"enable_{name}", None)
+        if asked and enable is None:
+            raise PictureError(f"--vae-{name}: the VAE of {type(pipe).__name__} has no {name}")
+        if asked and enable is not None:
+            enable()
+    if wanted.offload == "none":
         return pipe.to(device)
+    if device.type == "cpu":
+        raise PictureError(
+            "--offload keeps parts in host memory, off a GPU; on the CPU they are there already"
+        )
+    if wanted.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe
 
 
 def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:

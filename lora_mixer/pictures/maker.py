@@ -209,7 +209,9 @@ class PictureMaker:
                 images = self._call([requests[i] for i in batch], tuple(batch), on_step)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
-                    raise
+                    raise PictureError(
+                        out_of_memory(requests[batch[0]], str(self.mixer.pipe.device))
+                    ) from None
                 self.batch_size = max(1, len(batch) // 2)
                 torch.cuda.empty_cache()
                 waiting = [
@@ -343,6 +345,21 @@ class PictureMaker:
         if len({request.mix_key for request in batch}) == 1:
             return self.mixer.applied(mixes[0], negative=batch[0].negative_mix)
         return self.mixer.applied(mixes, negative=negatives if negatives != mixes else None)
+
+
+def out_of_memory(request: PictureRequest, device: str) -> str:
+    """
+    Say what takes less memory, the least loss first.
+
+    Example:
+        >>> out_of_memory(PictureRequest("a", width=1024, height=1024), "cuda:0")[:44]
+        'the memory of cuda:0 is too small for 1024x1'
+    """
+    size = f"{request.width}x{request.height}" if request.width and request.height else "its own size"
+    return (
+        f"the memory of {device} is too small for a picture of {size}; take, in this order: --vae-tiling, --dtype float16, "
+        "--offload model, --offload sequential, or a smaller width and height"
+    ).replace("a picture of ", "")
 
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
