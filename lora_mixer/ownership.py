@@ -132,6 +132,7 @@ class MixerState:
             yield
             self.mark()
             self._guard()
+            self.controller.settle()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back(record, error)
@@ -223,7 +224,7 @@ class MixerState:
         except BaseException as again:
             self.enabled = False
             self.tokens.drop_all()
-            left = self.controller.force_base(record.controller)
+            left = self.controller.force_base(record.controller, self.components())
             state = (
                 f"{len(left)} weights could not be given their base back either ({', '.join(left[:3])}); it is kept, and "
                 "the next call writes it"
@@ -244,7 +245,7 @@ class MixerState:
         own = {
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
-        guards.guard_scale({**self.roots, **own}, active=self.enabled and bool(self.held.names))
+        guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""

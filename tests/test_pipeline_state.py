@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer import LoraMixer, MixError, PipelineStateError
 from tests.models import tiny_sd
 from tests.small_pipe import Bench, assert_same, mixed, pairs_for, pointers, small_pipe, values, written
 from tests.weights import Snapshot, components, same_bits
@@ -324,5 +324,5 @@ def test_a_mixer_on_a_shared_component_is_refused(bench: Bench) -> None:
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(PipelineStateError, match="expected a diffusers pipeline"):
         LoraMixer("unet")
-    with pytest.raises(PipelineStateError, match="keep_base"):
+    with pytest.raises(MixError, match="keep_base"):
         LoraMixer(small_pipe(), keep_base="disk")

@@ -375,15 +375,17 @@ def _refuse_partial(
         here = describe_base(components)
         if foreign and (other or len(foreign) > len(tally.named)):
             raise MatchError(
-                f"{info.source}: an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
+                f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
                 f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
-                f"{', '.join(foreign[:3])}; nothing was changed"
+                f"{', '.join(foreign[:3])}; nothing was changed",
+                file=info.source,
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
             raise MatchError(
-                f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
-                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed"
+                f"{len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
+                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
+                file=info.source,
             )
 
 
@@ -438,13 +440,13 @@ def _judge(
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]
         msg = (
-            f"{info.source}: none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
+            f"none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
             f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=info.source)
     if twice:
-        msg = f"{info.source}: {len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
-        raise MatchError(msg)
+        msg = f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
+        raise MatchError(msg, file=info.source)
 
 
 def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> dict[str, str]:
@@ -580,8 +582,8 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
         return originals[0]
     if len(winners) > 1:
         msg = (
-            f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
+            f"its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
             f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=label)
     return winners[0]

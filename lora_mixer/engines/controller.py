@@ -25,13 +25,15 @@ from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
+from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.pipeline_ref import PipelineRef
+from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
@@ -179,6 +181,12 @@ class EngineController:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
         return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
+        written = any(any(gains) for gains in self.merged.active.values())
+        return written or self.beside.active or self._calls.watching
+
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:
@@ -240,8 +248,19 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
+        if chosen.engine != "side" and (setting.names or any(map(any, self.merged.active.values()))):
+            self._refuse_files(components)
         self._changing = True
         self._enter(setting, components, chosen)
+
+    def _refuse_files(self, components: Mapping[str, nn.Module]) -> None:
+        odd = [part for part in self.components if part in components and reads_from_disk(components[part])]
+        if odd:
+            raise PipelineStateError(
+                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
+                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
+                "Where it was enabled under a mix, the files hold the mix: load the component again"
+            )
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
@@ -265,6 +284,10 @@ class EngineController:
         self._changing = False
         return ControllerRecord(dict(self._layers), self._now, self.merged.record(), self.beside.reserved)
 
+    def settle(self) -> None:
+        """Let go of what only a way back needs."""
+        self.merged.settle()
+
     def roll_back(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> None:
         """Put back what was recorded, whatever state a change was left in; it can fail like any change."""
         self._layers = dict(record.layers)
@@ -273,9 +296,7 @@ class EngineController:
         if not self._changing:
             self.merged.put_back(record.merged)
             return
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.merged.roll_back(record.merged)
         self._fused.copy_again()
         self.beside.put_back(record.reserved)
@@ -283,7 +304,17 @@ class EngineController:
         self.merged.free_fresh()
         self._changing = False
 
-    def force_base(self, record: ControllerRecord) -> list[str]:
+    def _sweep(self, components: Mapping[str, nn.Module]) -> None:
+        """Take all hooks away, also those that nobody noted: what was interrupted may have left any."""
+        outer = callers(self.pipe)
+        roots = [table[part] for table in (components, outer) for part in self.components if part in table]
+        sweep([*(module for root in roots for module in root.modules()), *self.merged.touched_modules])
+        self._fused.clear()
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.forget_handles()
+
+    def force_base(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> list[str]:
         """
         Put the base back after :meth:`roll_back` has failed, too: adapters as recorded, none in effect.
 
@@ -291,9 +322,7 @@ class EngineController:
             The names of weights that could not be written; their bases are kept, and the next call tries again.
         """
         self._layers, self._now = dict(record.layers), BASE
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.beside.release()
         left = self.merged.force_base(record.merged)
         self._fused.copy_again()

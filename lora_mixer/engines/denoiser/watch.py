@@ -78,8 +78,8 @@ class Calls:
                 output = compiled(*args, **kwargs)
                 return output if after is None else after(args, kwargs, output, compiled)
 
-            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
             self._wrapped.append((outer, compiled, call))
+            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
             return
 
         self._handles.append(outer.register_forward_pre_hook(_BeforeCall(before), with_kwargs=True))

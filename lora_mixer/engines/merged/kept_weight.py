@@ -17,6 +17,10 @@ BaseDevice = Literal["device", "host"]
 """Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
 
 
+KeptRecord = tuple["torch.Tensor | None", bool, "tuple[torch.Tensor, int, Any] | None"]
+"""A kept base, whether a mix is in the parameter, and the narrower tensor, if any."""
+
+
 class KeptWeight:
     """
     A parameter by its place in the module tree, with the clean base once something is to be written.
@@ -227,6 +231,14 @@ class KeptWeight:
         self.blended = False
         self.stamp()
         return True
+
+    def record(self) -> KeptRecord:
+        """Note the base and whether a mix is in the parameter."""
+        return self.base, self.blended, self._narrow
+
+    def roll_back(self, record: KeptRecord) -> None:
+        """Keep the base that was recorded again."""
+        self.base, self.blended, self._narrow = record
 
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
