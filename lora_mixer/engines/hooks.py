@@ -96,16 +96,38 @@ def forget_removed(module: nn.Module) -> None:
         attached.detach(module)
 
 
-def sweep(modules: Iterable[nn.Module]) -> None:
-    """Take all hooks of engines off modules, also those that were registered and never noted."""
-    for module in modules:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
-            ours = [n for n, hook in hooks.items() if type(hook).__module__.startswith("lora_mixer.engines.")]
-            for number in ours:
+class WithInput:
+    """
+    A hook that gets what a module was called with, by place or by name (motion modules), and its output.
+
+    Args:
+        hook: Called with the module, its arguments and its output.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        """Hold the hook; copies of a model have copies of both."""
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Pass all on."""
+        return self.hook(module, args or tuple(kwargs.values()), output)
+
+
+def take_off(module: nn.Module, is_wanted: Callable[[Callable[..., Any]], bool]) -> None:
+    """Take those hooks off a module that are wanted, also those that were registered and never noted."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+        for number, hook in list(hooks.items()):
+            if is_wanted(hook.hook if isinstance(hook, WithInput) else hook):
                 del hooks[number]
                 module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
                 module._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
-        forget_removed(module)
+    forget_removed(module)
+
+
+def sweep(modules: Iterable[nn.Module]) -> None:
+    """Take all hooks of engines off modules."""
+    for module in modules:
+        take_off(module, lambda hook: type(hook).__module__.startswith("lora_mixer.engines."))
 
 
 def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
@@ -129,12 +151,8 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
-
-    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
-
     attached = _attached(module)
-    handle = module.register_forward_hook(with_input, with_kwargs=True)
+    handle = module.register_forward_hook(WithInput(hook), with_kwargs=True)
     attached.numbers.append(handle.id)
     attached.after[handle.id] = hook
     return HookHandle(module, handle)
