@@ -237,6 +237,12 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
             return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
         return None
     misfit = weights.misfit(found.shape)
+    if (
+        misfit is None
+        and hasattr(live.module, "num_embeddings")
+        and weights.bias_delta(None, 1.0) is not None
+    ):
+        misfit = "changes a bias, and an embedding has none"
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
