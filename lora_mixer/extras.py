@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ui": ("gradio",),
     "batch": ("pydantic", "yaml", "fsspec"),
     "ray": ("ray",),
+    "prompts": ("compel", "dynamicprompts"),
 }
 """By extra: the modules that it brings."""
 

@@ -127,4 +127,5 @@ def test_a_runner_killed_at_any_moment_goes_on_to_the_same_pictures(model_folder
     assert counts["kept"] >= 3
     assert hashes(out) == hashes(whole_grid)
     records = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert sorted(record["index"] for record in records) == list(range(8))
+    made = [record["index"] for record in records if record["status"] == "done"]  # others say what was begun
+    assert sorted(made) == list(range(8))

@@ -148,10 +148,15 @@ def test_what_is_whole_is_kept_and_the_rest_is_made_again(model_folder, tmp_path
     assert statuses(plan) == {"done": 0, "kept": 8, "failed": 0}
 
 
-def test_a_changed_job_is_made_again_and_the_others_are_kept(model_folder, tmp_path):
+def test_a_changed_job_is_made_again_where_that_is_allowed_and_the_others_are_kept(model_folder, tmp_path):
     list(run_plan(plan_for(model_folder, tmp_path, [{"seed": 1}, {"seed": 2}])))
+    before = hashes(tmp_path)
+    changed = [{"seed": 1}, {"seed": 2, "mix": "a:1"}]
 
-    assert statuses(plan_for(model_folder, tmp_path, [{"seed": 1}, {"seed": 2, "mix": "a:1"}])) == {
+    with pytest.raises(SaveError, match=r"1 files in .* would be lost: 00001-2\.png\."):
+        statuses(plan_for(model_folder, tmp_path, changed))
+    assert hashes(tmp_path) == before
+    assert statuses(plan_for(model_folder, tmp_path, changed, output={"replace": True})) == {
         "done": 1, "kept": 1, "failed": 0,
     }  # fmt: skip
     assert [record["mix"] for record in read_manifest(tmp_path / "manifest.jsonl")] == ["", "a:1"]
@@ -162,10 +167,11 @@ def test_a_torn_last_line_of_the_manifest_is_cut_off(model_folder, tmp_path):
     list(run_plan(plan))
     path = tmp_path / "manifest.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[1][:40])
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
 
     assert statuses(plan) == {"done": 1, "kept": 1, "failed": 0}
-    assert [json.loads(line)["index"] for line in path.read_bytes().splitlines()] == [0, 1]
+    assert [record["index"] for record in read_manifest(path)] == [0, 1]
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
 def test_a_run_that_is_told_to_stop_leaves_a_plan_that_goes_on(model_folder, whole_grid, tmp_path):

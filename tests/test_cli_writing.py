@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, Mix
 from lora_mixer.cli._app import app
+from lora_mixer.cli._lora_option import split_weights
+from lora_mixer.merging import METHODS
 from lora_mixer.writing.skeleton import FAMILIES, of_family
 from tests.test_writing import make_lora, sd_pipe, weights_of, worst
 
@@ -106,6 +108,49 @@ def test_merge_by_low_rank_methods_needs_none(tmp_path, model, files, method):
     good("merge", *files, "--method", method, "--model", model, "-o", tmp_path / "x.safetensors")
 
     assert worst(mixed([tmp_path / "x.safetensors"], "x:1"), mixed(files, "a:1, b:1")) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "della", "--epsilon", 0.2], "della(density=0.5, epsilon=0.2"),
+        (["--method", "breadcrumbs", "--outliers", 0.2], "outliers=0.2"),
+        (
+            ["--method", "ties", "--majority", "frequency", "--lambda", 2],
+            "majority=frequency, average=count, scale=2.0",
+        ),
+        (
+            ["--method", "ties(average=weights)", "--density", 0.2],
+            "ties(density=0.2, majority=total, average=weights",
+        ),
+    ],
+)
+def test_every_setting_of_a_method_has_an_option(tmp_path, model, files, options, said):
+    good("merge", *files, *options, "--rank", 2, "--model", model, "-o", tmp_path / "x.safetensors")
+
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert said in file.metadata()["lora_mixer.method"]
+    code, output = call("merge", *files, "--density", 0.2, "--model", model, "-o", tmp_path / "y.safetensors")
+    assert code == 2
+    assert "sum has no setting 'density'" in output
+
+
+def test_the_help_of_merge_comes_from_the_table():
+    output = good("merge", "--help")
+
+    for name, spec in METHODS.items():
+        assert name in output
+        for setting in spec.settings:
+            option = "--lambda" if setting.name == "scale" else f"--{setting.name}"
+            assert option in output
+
+
+def test_block_weights_with_a_colon_belong_to_their_file():
+    source, weights = split_weights("a/x.safetensors:0.5,blocks=b-lora:style")
+    assert source == "a/x.safetensors"
+    assert weights == Mix.of("x:0.5,blocks=b-lora:style")["x"]
+    assert split_weights("a=b.safetensors:0.5") == ("a=b.safetensors", Mix.of("x:0.5")["x"])
+    assert split_weights("https://host/?a=b:0.5")[0] == "https://host/?a=b"
 
 
 def test_resize_cuts_ranks(tmp_path, model, files):

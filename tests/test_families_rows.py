@@ -279,3 +279,38 @@ def test_fused_and_split_keys_that_disagree_are_refused(shared_data):
         MatchError, match=r"given twice under different spellings: transformer\.layers\.0\.attention\.to_k"
     ):
         mixer.load_lora_weights(table, "a")
+
+
+@pytest.mark.parametrize("writer", ["DiffSynth", "others"])
+def test_rows_alternate_head_by_head_in_diffsynths_files_of_minimax_and_are_stacked_in_others(
+    shared_data, writer
+):
+    """The two have equal shapes and names; only PEFT's adapter name in DiffSynth's keys tells them apart."""
+    components = parts_of(shared_data, reference(shared_data, "minimax_h3/comfy_stacked"))
+    before = state(components)
+    up, down = made(1, 72, 2).float(), made(2, 2, 20).float()
+    name = "blocks.1.attn.qkv_proj" if writer == "DiffSynth" else "diffusion_model.blocks.1.attn.qkv_proj"
+    end = ".default.weight" if writer == "DiffSynth" else ".weight"
+    mixer = LoraMixer(components)
+    mixer.load_lora_weights({f"{name}.lora_A{end}": down, f"{name}.lora_B{end}": up}, "a")
+
+    change = (up.double() @ down.double()).reshape(2, 3, 12, 20)  # heads, q k v, rows of a head
+    if writer == "others":
+        change = (up.double() @ down.double()).reshape(3, 2, 12, 20).transpose(0, 1)
+    for number, letter in enumerate("qkv"):
+        path = f"transformer_blocks.1.attn.to_{letter}"
+        live = components.components["transformer"].get_submodule(path).weight
+        wanted = before["transformer", f"{path}.weight"].double() + change[:, number].reshape(24, 20)
+        assert distance(live, wanted) < 1e-6
+
+
+def test_a_family_is_told_by_the_live_class_where_files_of_several_have_one_set_of_names(shared_data):
+    for model, file, name in (
+        ("chroma/kohya", "chroma/kohya", "Chroma"),
+        ("flux2/kohya", "flux2/aitoolkit_bfl", "Flux.2"),
+        ("cosmos2/comfy", "cosmos2/comfy", "Cosmos"),
+        ("flux/aitoolkit", "flux/fal_kontext", "Flux.1"),
+    ):
+        mixer = LoraMixer(parts_of(shared_data, reference(shared_data, model)))
+        mixer.load_lora_weights(reference(shared_data, file).adapter, "a")
+        assert mixer.adapters["a"].base == name

@@ -54,3 +54,13 @@ def test_every_error_is_one_of_the_packages_own():
 
 def test_a_package_without_exports_says_what_it_is_for():
     assert importlib.import_module("lora_mixer.ui").__doc__
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [("MixBook", "SavedMixes"), ("strengths", "layer_norms"), ("Axis", "GridAxis"), ("StepReport", "StepProgress"),
+     ("Recall", "AdapterMatches"), ("RecalledAdapter", "PictureAdapter"), ("picture_text", "infotext")],
+)  # fmt: skip
+def test_names_from_before_the_first_tag_answer_with_a_warning(former, now):
+    with pytest.warns(DeprecationWarning, match=now):
+        assert getattr(lora_mixer, former) is getattr(lora_mixer, now)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from lora_mixer import LoraMixer
+from lora_mixer.engines.hooks import output_hooks
 from lora_mixer.engines.side.layer import SharedDown
 from tests.test_reserved import NAMES, Pipe, file_of, outputs
 
@@ -82,7 +83,7 @@ def test_all_blocks_share_the_product_with_the_text_and_the_picture_stays(
     ]
     with mixer.applied(mix, engine="side"):
         mixer.pipe(0)
-        hooks = [hook for layer in crossing for hook in layer._forward_hooks.values()]
+        hooks = [hook for layer in crossing for hook in output_hooks(layer)]
         assert len({id(hook.shared) for hook in hooks}) == 1
         assert len(hooks) == len(crossing) > 2
         assert not hooks[0].shared._scattered

@@ -11,18 +11,27 @@ import json
 import os
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from lora_mixer.errors import SaveError
+from lora_mixer.parsing.files import refuse_irregular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Record = dict[str, Any]
 _SYNC_SECONDS = 2.0
+_FIRST = b'{"file": '
+"""How each line begins, also one that was torn."""
+_LINE_BYTES_AT_MOST = 16 << 20
+_COLUMNS = ("file", "idx", "status", "record")
+BEGUN, SHEET = "begun", "sheet"
+INNER = (BEGUN, SHEET)
+"""Statuses of records that are no pictures: what is being made, and contact sheets."""
 SUFFIXES = (".jsonl", ".sqlite")
 
 
@@ -32,8 +41,8 @@ class Manifest(Protocol):
     def records(self) -> dict[str, Record]:
         """Give the last record of each picture, by its file."""
 
-    def add(self, record: Record) -> None:
-        """Add a record."""
+    def add(self, record: Record, *, at_once: bool = False) -> None:
+        """Add a record; ``at_once`` sees to it that no loss of power takes it back."""
 
     def close(self) -> None:
         """Write all and let others in."""
@@ -54,6 +63,7 @@ def open_manifest(path: Path) -> Manifest:
     lock = FileLock(str(path.with_name(f".{path.name}.lock")))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_irregular(path)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise SaveError(
@@ -62,6 +72,7 @@ def open_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     try:
+        _refuse_foreign(path)
         return _Lines(path, lock) if path.suffix == ".jsonl" else _Table(path, lock)
     except BaseException:
         lock.release()
@@ -90,16 +101,63 @@ def read_manifest(path: str | Path) -> list[Record]:
     """
     place = Path(path)
     try:
+        _refuse_irregular(place)
         if place.suffix == ".jsonl":
             with place.open("rb") as stream:
                 found = _last_of_each(_whole_lines(stream))
         else:
-            with sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True) as base:
+            with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as base:
                 found = _rows(base)
-            base.close()
     except (OSError, sqlite3.Error) as error:
         raise SaveError(f"the manifest {path} cannot be read: {error}") from error
-    return sorted(found.values(), key=lambda record: record.get("index", 0))
+    pictures = [record for record in found.values() if record.get("status") not in INNER]
+    return sorted(pictures, key=lambda record: _number(record.get("index")))
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _refuse_irregular(path: Path) -> None:
+    """A FIFO would be waited for, a device read without end."""
+    try:
+        refuse_irregular(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise SaveError(f"the manifest {path} {error}") from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """
+    See that a file that is there was written as a manifest, before anything is added to it or cut off from it.
+
+    Raises:
+        SaveError: When it is something else.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    if path.suffix == ".jsonl":
+        with path.open("rb") as stream:
+            first = stream.readline(_LINE_BYTES_AT_MOST)
+        own = first.startswith(_FIRST) if not first.endswith(b"\n") else "file" in (_record(first) or {})
+    else:
+        own = _is_own_table(path)
+    if not own:
+        raise SaveError(
+            f"{path} is there and is no manifest of lora_mixer; give this plan another output.manifest, so that it stays "
+            "as it is"
+        )
+
+
+def _is_own_table(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+            tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            columns = [row[1] for row in base.execute("PRAGMA table_info(pictures)")]
+    except sqlite3.Error:
+        return False
+    return tables <= {"pictures"} and columns in ([], list(_COLUMNS))
 
 
 def _last_of_each(records: Iterator[Record]) -> dict[str, Record]:
@@ -110,12 +168,18 @@ def _whole_lines(stream: IO[bytes]) -> Iterator[Record]:
     for line in stream:
         if not line.endswith(b"\n"):
             return  # torn by whatever ended the run before
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+        record = _record(line)
+        if record is not None:
             yield record
+
+
+def _record(text: str | bytes) -> Record | None:
+    """Read one record; None for what is none, such as JSON that is nested without end."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class _Lines:
@@ -147,13 +211,13 @@ class _Lines:
         with self._path.open("rb") as stream:
             return _last_of_each(_whole_lines(stream))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, *, at_once: bool = False) -> None:
         line = json.dumps(record, ensure_ascii=True, sort_keys=False).encode() + b"\n"
         before = self._stream.seek(0, os.SEEK_END)
         try:
             if self._stream.write(line) != len(line):
                 raise OSError(28, "No space left on device")  # noqa: TRY301 -- a short write is a full disk
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
+            if at_once or time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._stream.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
@@ -186,9 +250,13 @@ class _Table:
             raise SaveError(f"cannot write {path}: {error}") from error
 
     def records(self) -> dict[str, Record]:
-        return _rows(self._base)
+        try:
+            return _rows(self._base)
+        except sqlite3.Error as error:
+            raise SaveError(f"the manifest {self._path} cannot be read: {error}") from error
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, *, at_once: bool = False) -> None:
+        del at_once  # WAL and synchronous=NORMAL: a loss of power may cost the last records, never the file
         row = (record.get("file"), record.get("index"), record.get("status"), json.dumps(record))
         try:
             with self._base:
@@ -202,4 +270,9 @@ class _Table:
 
 
 def _rows(base: sqlite3.Connection) -> dict[str, Record]:
-    return {file: json.loads(text) for file, text in base.execute("SELECT file, record FROM pictures")}
+    rows = base.execute("SELECT file, record FROM pictures")
+    return {str(file): record for file, text in rows if (record := _record(_text(text))) is not None}
+
+
+def _text(value: object) -> str | bytes:
+    return value if isinstance(value, str | bytes) else ""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lora_mixer.batches.problems import Problems, shown
-from lora_mixer.batches.reading import Located, decode, read_text
+from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, Located, decode, read_text
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import read_regular
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class ModelSpec(_Strict):
     revision: Annotated[str | None, Field(description=MODEL_FIELDS["revision"]["help"])] = None
     variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
     vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
+    controlnet: Annotated[str | None, Field(description=MODEL_FIELDS["controlnet"]["help"])] = None
     config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
@@ -152,6 +154,12 @@ class Output(_Strict):
     ] = "{index:05}-{seed}"
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    replace: Annotated[
+        bool,
+        Field(
+            description="Make pictures also where files of another plan, or of an earlier form of this one, are in the way."
+        ),
+    ] = False
     manifest: Annotated[
         str | None, Field(description="A .jsonl or .sqlite file; in the folder unless said otherwise.")
     ] = None
@@ -184,6 +192,11 @@ class RunOptions(_Strict):
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
     keep_base: Literal["device", "host"] = "device"
+    offload: Annotated[
+        Literal["none", "model", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
+    ] = "none"
+    vae_tiling: Annotated[bool, Field(description=MODEL_FIELDS["vae_tiling"]["help"])] = False
+    vae_slicing: Annotated[bool, Field(description=MODEL_FIELDS["vae_slicing"]["help"])] = False
 
 
 class Plan(_Strict):
@@ -240,10 +253,12 @@ class Plan(_Strict):
         """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
         spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
         values = spec.model_dump(exclude={"source"}, exclude_none=True)
-        for name in ("vae", "config"):
+        for name in ("vae", "controlnet", "config"):
             if name in values:
                 values[name] = self._here(values[name])
-        return ModelOptions(self._here(spec.source), device=self.run.device, dtype=self.run.dtype, **values)
+        for name in ("device", "dtype", "offload", "vae_tiling", "vae_slicing"):
+            values[name] = getattr(self.run, name)
+        return ModelOptions(self._here(spec.source), **values)
 
     def _here(self, name: str) -> str:
         """Give the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""
@@ -289,10 +304,10 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         return _validated(Located(source), "plan", Path(), with_lines=False)
     path = Path(source)
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, PLAN_BYTES_AT_MOST)
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(
-            f"the plan {source} cannot be read: {getattr(error, 'strerror', error)}"
+            f"the plan {source} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     kind = KINDS.get(path.suffix.lower())
     if kind is None:

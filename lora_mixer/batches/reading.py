@@ -23,6 +23,7 @@ Path = tuple[str | int, ...]
 PLAN_BYTES_AT_MOST = 256 * 1024 * 1024
 _VALUES_AT_MOST = 5_000_000
 _VALUES_OF_SHORT, _VALUES_PER_BYTE = 500_000, 10  # aliases of aliases can make a short text endless
+_DEPTH_AT_MOST = 200  # mixes in jobs, the deepest that plans have, take about ten
 _INT = re.compile(r"[-+]?[0-9]{1,300}")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -106,7 +107,7 @@ def _yaml(text: str, problems: Problems) -> Located:
     found = Located()
     most = min(_VALUES_AT_MOST, _VALUES_OF_SHORT + _VALUES_PER_BYTE * len(text))
     try:
-        node = yaml.compose(text, Loader=_LOADER)
+        node = _compose(text)
         if node is not None:
             _Tree(found, problems, most).build(node, ())
     except yaml.MarkedYAMLError as error:
@@ -117,11 +118,30 @@ def _yaml(text: str, problems: Problems) -> Located:
         problems.add(
             text.count("\n", 0, position if isinstance(position, int) else 0) + 1, f"expected YAML: {error}"
         )
-    except RecursionError:
-        problems.add(1, "the plan is nested too deeply")
+    except _TooDeepError as error:
+        problems.add(error.line, f"the plan is nested too deeply (more than {_DEPTH_AT_MOST} levels)")
     except _TooLargeError:
         problems.add(1, f"the plan has more than {most} values once its aliases are written out")
     return found
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Make the tree of nodes; libyaml does so by recursion in C, so its depth is counted before."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH_AT_MOST:
+            raise _TooDeepError(event.start_mark.line + 1 if event.start_mark else 1)
+    node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+    return node
+
+
+class _TooDeepError(Exception):
+    """There is no end of levels; ``line`` is where it got too deep."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
 
 
 class _TooLargeError(Exception):
@@ -254,10 +274,10 @@ def _json(text: str, problems: Problems) -> Located:
         # JSON is YAML but for tabs, which stand between values only; YAML's reader tells where things are.
         where = Located()
         try:
-            node = yaml.compose(text.replace("\t", " "), Loader=_LOADER)
+            node = _compose(text.replace("\t", " "))
             if node is not None:
                 _Tree(where, type(problems)(problems.label)).build(node, ())
-        except (yaml.YAMLError, RecursionError, _TooLargeError):
+        except (yaml.YAMLError, _TooDeepError, _TooLargeError):
             pass
         found.lines = where.lines
     return found

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lora_mixer import __version__
 from lora_mixer.batches.checking import CheckedPlan, check_plan
 from lora_mixer.batches.crew import Crew, Event, InProcess, Ready, WorkerGoneError
-from lora_mixer.batches.manifest import open_manifest
+from lora_mixer.batches.manifest import BEGUN, SHEET, open_manifest
 from lora_mixer.batches.order import Task, TaskQueue, make_tasks
-from lora_mixer.batches.sheets import make_sheets
+from lora_mixer.batches.sheets import make_sheets, sheet_names
 from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.errors import PlanError, SaveError
@@ -146,9 +146,13 @@ class _Run:
         start = time.perf_counter()
         self.storage.check()
         manifest = open_manifest(self.checked.manifest)
+        lock = None
         try:
+            lock = self.storage.lock()
             self.storage.remove_stale()
-            kept = self._kept(manifest.records())
+            records = manifest.records()
+            kept = self._kept(records)
+            self._refuse_foreign(records, {picture.index for picture, _ in kept})
             self._tell("start", pictures=len(self.checked.pictures), kept=len(kept), engine=engine)
             for picture, record in kept:
                 self.counts["kept"] += 1
@@ -158,7 +162,7 @@ class _Run:
             if todo and not self.stop():
                 yield from self._make(todo, manifest, engine, workers, address)
             if not self.stop() and not self.counts["failed"]:
-                for file in make_sheets(self.checked, self.storage):
+                for file in make_sheets(self.checked, self.storage, manifest):
                     self._tell("sheet", file=self.storage.where(file))
             self._tell(
                 "end",
@@ -167,7 +171,47 @@ class _Run:
                 seconds=round(time.perf_counter() - start, 3),
             )
         finally:
+            if lock is not None:
+                lock.release()
             manifest.close()
+
+    def _refuse_foreign(self, records: Mapping[str, Record], kept: set[int]) -> None:
+        """
+        See that no file is in the way that this plan did not make itself.
+
+        Raises:
+            SaveError: With the first of those that would be lost.
+        """
+        if self.plan.output.replace:
+            return
+        wanted = {x.file: self.checked.key(x) for x in self.checked.pictures if x.index not in kept}
+        sheets = dict.fromkeys(sheet_names(self.checked), SHEET)
+        lost = []
+        for file in self.storage.there({**wanted, **sheets}):
+            record = records.get(file)
+            known = record is not None and (
+                record.get("status") == SHEET if file in sheets else record.get("key") == wanted[file]
+            )
+            if not known or self.storage.is_link(file):
+                lost.append(file)
+        if lost:
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            raise SaveError(
+                f"{len(lost)} files in {self.checked.folder} are of another plan or of an earlier form of this one, and would be "
+                f"lost: {', '.join(lost[:3])}{more}. Choose another folder (output.folder, --out), move them away, or say that "
+                "they may go (output.replace: true, --replace)"
+            )
+
+    def _begin(self, task: Task, manifest: Manifest) -> None:
+        """Note what is going to be made: if the run ends between a picture's file and its record, the file is known."""
+        for number, picture in enumerate(task.pictures, 1):
+            record = {
+                "file": picture.file,
+                "index": picture.index,
+                "status": BEGUN,
+                "key": self.checked.key(picture),
+            }
+            manifest.add(record, at_once=number == len(task.pictures))
 
     def _tell(self, event: str, **facts: Any) -> None:
         self.on_event({"event": event, **facts})
@@ -209,7 +253,7 @@ class _Run:
                 if stopping and not crew.working:
                     break
                 if queue is not None and not stopping:
-                    _hand_out(queue, crew, residents)
+                    self._hand_out(queue, crew, residents, manifest)
                 crew.ask_the_idle()
                 for event in crew.wait(_LOOK_SECONDS):
                     if queue is None and isinstance(event.result, Ready):
@@ -220,6 +264,17 @@ class _Run:
             at_once = False
         finally:
             backend.close(at_once=at_once)
+
+    def _hand_out(
+        self, queue: TaskQueue, crew: Crew, residents: Mapping[int, tuple[str, ...]], manifest: Manifest
+    ) -> None:
+        for worker in crew.idle:
+            resident = residents.get(worker, ())
+            task = queue.take(worker, resident)
+            if task is None:
+                return
+            self._begin(task, manifest)
+            crew.submit(worker, task, queue.peek(worker, resident))
 
     def _tell_of_worker(self, event: Event) -> None:
         if isinstance(event.result, Ready):
@@ -344,15 +399,6 @@ class _Run:
         return BatchResult(
             picture.index, picture.job, self.storage.where(picture.file), status, picture.request, **facts
         )
-
-
-def _hand_out(queue: TaskQueue, crew: Crew, residents: Mapping[int, tuple[str, ...]]) -> None:
-    for worker in crew.idle:
-        resident = residents.get(worker, ())
-        task = queue.take(worker, resident)
-        if task is None:
-            return
-        crew.submit(worker, task, queue.peek(worker, resident))
 
 
 def _one_of_each_shape(pictures: Sequence[PlannedPicture]) -> tuple[PictureRequest, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.axes import JobAxis, read_axes
 from lora_mixer.batches.expansion import sheet_name
+from lora_mixer.batches.manifest import SHEET
 from lora_mixer.batches.problems import Problems
 from lora_mixer.batches.wildcards import read_wildcards
 from lora_mixer.picture_metadata import PictureSettings
@@ -18,19 +19,30 @@ if TYPE_CHECKING:
 
     from lora_mixer.batches.checking import CheckedPlan
     from lora_mixer.batches.expansion import PlannedPicture
+    from lora_mixer.batches.manifest import Manifest
     from lora_mixer.batches.storage import Storage
 
 _CELLS_AT_MOST = 400
 _SIDE = 256
 
 
-def make_sheets(checked: CheckedPlan, storage: Storage) -> Iterator[str]:
+def sheet_names(checked: CheckedPlan) -> list[str]:
+    """Give the names of the sheets that a plan asks for."""
+    firsts: dict[int, PlannedPicture] = {}
+    if any(job.sheet for job in checked.plan.jobs):
+        for picture in checked.pictures:
+            firsts.setdefault(picture.job, picture)
+    return [sheet_name(first) for job, first in firsts.items() if checked.plan.jobs[job].sheet]
+
+
+def make_sheets(checked: CheckedPlan, storage: Storage, manifest: Manifest) -> Iterator[str]:
     """
     Draw the sheets of a plan whose pictures are all there.
 
     Args:
         checked: The plan.
         storage: Where its pictures are, and the sheets go.
+        manifest: Where they are noted.
 
     Returns:
         The names of the sheets' files, as they are written.
@@ -49,6 +61,7 @@ def make_sheets(checked: CheckedPlan, storage: Storage) -> Iterator[str]:
             continue
         name = sheet_name(pictures[0])
         sheet = contact_sheet([_band(checked, job, pictures, images)])
+        manifest.add({"file": name, "status": SHEET}, at_once=True)
         storage.save(name, sheet, PictureSettings(model=checked.plan.options.title), {}, None)
         yield name
 

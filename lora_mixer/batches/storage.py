@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from lora_mixer.errors import SaveError
+from lora_mixer.parsing.files import read_regular
 from lora_mixer.picture_metadata import save_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from PIL.Image import Image
 
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 
 _STALE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as lora_mixer.atomic names them
 _PART = ".part"
+LOCK = ".lora-mixer.lock"
+"""A file in the folder that says a run is in it."""
+_FILE_BYTES_AT_MOST = 4 << 30
 
 
 class Storage:
@@ -74,6 +82,10 @@ class Storage:
             SaveError: When it cannot be written there.
         """
         if self.path is not None:
+            self._refuse_links(name)
+            with suppress(OSError):
+                if (self._path / name).is_symlink():  # replaced, not followed: nothing outside is written to
+                    (self._path / name).unlink()
             place = save_picture(image, self._path / name, settings, hashes=hashes, quality=quality)
             return hashlib.sha256(place.read_bytes()).hexdigest()
         with tempfile.TemporaryDirectory() as folder:
@@ -84,14 +96,59 @@ class Storage:
         self._upload(name, raw)
         return hashlib.sha256(raw).hexdigest()
 
+    def _refuse_links(self, name: str) -> None:
+        """See that the folders of a name are folders in this one, and no links out of it."""
+        place = self._path
+        for part in name.split("/")[:-1]:
+            place /= part
+            if place.is_symlink():
+                raise SaveError(
+                    f"cannot write {self._path / name}: {place} is a link, which may lead anywhere"
+                )
+
+    def there(self, names: Iterable[str]) -> list[str]:
+        """Give those of the names at which something is: a file, a link, a folder."""
+        if self.path is not None:
+            return [name for name in names if os.path.lexists(self._path / name)]
+        try:
+            found = self._remote.find(self._root)
+        except OSError:
+            return []
+        known = {str(place).removeprefix(self._root).lstrip("/") for place in found}
+        return [name for name in names if name in known]
+
+    def is_link(self, name: str) -> bool:
+        """Tell whether a name is a link."""
+        return self.path is not None and (self._path / name).is_symlink()
+
+    def lock(self) -> FileLock | None:
+        """
+        Keep other runs out of the folder, whatever manifests they have.
+
+        Raises:
+            SaveError: When another run is in it.
+        """
+        if self.path is None:
+            return None
+        lock = FileLock(str(self._path / LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise SaveError(
+                f"the folder {self._path} is in use by another run; wait for it, or give this plan another folder"
+            ) from error
+        except OSError as error:
+            raise SaveError(f"cannot write to {self._path}: {error.strerror or error}") from error
+        return lock
+
     def read(self, name: str) -> bytes | None:
-        """Give the bytes of a file; None where there is none."""
+        """Give the bytes of a regular file; None where there is none."""
         try:
             if self.path is not None:
-                return (self._path / name).read_bytes()
+                return read_regular(self._path / name, _FILE_BYTES_AT_MOST)
             raw = self._remote.cat_file(f"{self._root}/{name}")
             return raw if isinstance(raw, bytes) else None
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def digest(self, name: str) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_mixer.batches.dynamic import draw, is_dynamic
 from lora_mixer.errors import PlanError
+from lora_mixer.parsing.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,11 +48,7 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
 
 def _of_file(path: str, name: str, line: int | None, problems: Problems) -> list[str] | None:
     try:
-        file = Path(path)
-        if file.stat().st_size > _FILE_BYTES_AT_MOST:
-            problems.add(line, f"wildcards.{name}: {path} is larger than {_FILE_BYTES_AT_MOST >> 20} MiB")
-            return None
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _FILE_BYTES_AT_MOST).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         problems.add(
             line, f"wildcards.{name}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -81,22 +78,48 @@ def fill(
         >>> fill("a __animal__ at __time__", 7, {"animal": ["cat", "owl"], "time": ["dusk"]}, {"animal": "fox"})
         'a fox at dusk'
     """
+    if is_dynamic(text):
+        return _drawn(text, seed, values, fixed, place)
+    filled = _filled(text, seed, values, fixed, place)
+    return draw(filled, seed, values, place) if is_dynamic(filled) else filled
+
+
+def _drawn(
+    text: str, seed: int, values: Mapping[str, Sequence[str]], fixed: Mapping[str, str], place: str
+) -> str:
+    """Draw variants; wildcards stand in them, so all are drawn together."""
+    named = _MARK.sub(lambda match: fixed.get(match[1], match[0]), text)
+    for match in _MARK.finditer(named):
+        if match[1] not in values:
+            raise PlanError(_unknown(match[1], values))
+    drawn = draw(named, seed, values, place)
+    if len(drawn) > _TEXT_AT_MOST:
+        raise PlanError(f"with its variants drawn a prompt is longer than {_TEXT_AT_MOST} characters")
+    return drawn
+
+
+def _unknown(name: str, values: Mapping[str, Sequence[str]]) -> str:
+    return f"the wildcard __{name}__ is unknown; known are: {', '.join(values) or 'none'}"
+
+
+def _filled(
+    text: str, seed: int, values: Mapping[str, Sequence[str]], fixed: Mapping[str, str], place: str
+) -> str:
     count = 0
 
-    def draw(match: re.Match[str]) -> str:
+    def value_of(match: re.Match[str]) -> str:
         nonlocal count
         name = match[1]
         if name in fixed:
             return fixed[name]
         if name not in values:
-            known = ", ".join(values) or "none"
-            raise PlanError(f"the wildcard __{name}__ is unknown; known are: {known}")
+            raise PlanError(_unknown(name, values))
         count += 1
         digest = hashlib.sha256(f"{seed}\0{place}\0{name}\0{count}".encode()).digest()
         return values[name][int.from_bytes(digest[:8], "big") % len(values[name])]
 
     for _ in range(_DEPTH_AT_MOST):
-        filled, drawn = _MARK.subn(draw, text)
+        filled, drawn = _MARK.subn(value_of, text)
         if not drawn:
             return text
         if len(filled) > _TEXT_AT_MOST:

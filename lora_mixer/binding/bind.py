@@ -19,7 +19,7 @@ from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
-from lora_mixer.families.of_pipeline import describe_base
+from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
@@ -94,12 +94,14 @@ class Binding:
     Attributes:
         layers: One for each live module that is changed.
         report: What was found and what was not.
+        base: The family that it is for: the file's word, or the live model's where names do not tell the two apart.
         sources: The layers of the file that each of ``layers`` is from.
     """
 
     layers: tuple[BoundLayer, ...]
     report: MatchReport
     sources: tuple[tuple[AdapterLayer, ...], ...] = ()
+    base: str = ""
 
 
 @dataclass
@@ -157,7 +159,7 @@ def bind(
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
     _choose_order(adapter.layers, indexes)
-    _prefer_layouts(adapter.layers, indexes)
+    _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
@@ -219,8 +221,45 @@ def bind(
     _judge(adapter, components, report, misfits, twice)
     bound = [_bound(own) for own in shares.values()]
     return Binding(
-        tuple(bound), report, tuple(tuple(share.layer for share in own) for own in shares.values())
+        tuple(bound),
+        report,
+        tuple(tuple(share.layer for share in own) for own in shares.values()),
+        _base(adapter.info.base, report, indexes),
     )
+
+
+def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) -> str:
+    """Name the family of what was matched: families whose files share their names are told apart by the live class."""
+    for part in report.components:
+        family = indexes[part.component].family if part.component in indexes else None
+        open_to = family_named(told) is None and (told in TRANSFORMERS or told == UNKNOWN)
+        if part.matched and family is not None and (open_to or alike(told, family.name)):
+            return family.name
+    return told
+
+
+def refuse_unusable(binding: Binding, pipe: object) -> None:
+    """
+    Refuse a layer with more inputs than the model has where the pipeline gives it none.
+
+    Args:
+        binding: What was bound.
+        pipe: The pipeline.
+
+    Raises:
+        MatchError: When the pipeline is one of diffusers' that is not made for a second picture beside the latents.
+    """
+    wider = [layer for layer in binding.layers if layer.widening is not None]
+    kind = type(pipe).__name__
+    known = type(pipe).__module__.startswith("diffusers.") and kind.endswith("Pipeline")
+    if wider and known and not any(word in kind for word in ("Control", "Fill")):
+        live = wider[0].live
+        columns = wider[0].widening.columns if wider[0].widening is not None else 0
+        raise MatchError(
+            f"{binding.report.source}: a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
+            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
+            "the same parts (FluxControlPipeline.from_pipe)"
+        )
 
 
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
@@ -303,11 +342,11 @@ def _same(one: _Share, other: _Share) -> bool:
     return float((changes[0] - changes[1]).norm()) <= _SAME * float(changes[0].norm())
 
 
-def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> None:
+def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], said: str) -> None:
     spellings = [layer.target.module for layer in layers if layer.target.hint not in TEXT_HINTS]
     for part, index in indexes.items():
         if part not in TEXT_HINTS:
-            index.prefer(spellings)
+            index.prefer(spellings, said)
 
 
 def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:
@@ -344,15 +383,17 @@ def _refuse_partial(
         here = describe_base(components)
         if foreign and (other or len(foreign) > len(tally.named)):
             raise MatchError(
-                f"{info.source}: an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
+                f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
                 f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
-                f"{', '.join(foreign[:3])}; nothing was changed"
+                f"{', '.join(foreign[:3])}; nothing was changed",
+                file=info.source,
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
             raise MatchError(
-                f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
-                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed"
+                f"{len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
+                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
+                file=info.source,
             )
 
 
@@ -407,13 +448,13 @@ def _judge(
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]
         msg = (
-            f"{info.source}: none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
+            f"none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
             f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=info.source)
     if twice:
-        msg = f"{info.source}: {len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
-        raise MatchError(msg)
+        msg = f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
+        raise MatchError(msg, file=info.source)
 
 
 def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> dict[str, str]:
@@ -549,8 +590,8 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
         return originals[0]
     if len(winners) > 1:
         msg = (
-            f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
+            f"its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
             f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=label)
     return winners[0]

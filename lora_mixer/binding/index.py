@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.binding import ordinal
 from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
+from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -26,6 +27,8 @@ _PACKED = "in_proj_weight"
 """The rows for queries, keys and values of ``nn.MultiheadAttention``, which files name by the attention itself."""
 
 _ROWS = ("q_proj", "k_proj", "v_proj")
+_LANGUAGE_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+"""What stands before ``layers`` in language models that encode text; files leave it out, or a part of it."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,12 @@ class ModuleIndex:
             yield path.removeprefix(_TEXT_ROOT)
         elif self._text:
             yield _TEXT_ROOT + path
+        root = next((root for root in _LANGUAGE_ROOTS if path.startswith(root)), None)
+        if root is not None and self.component in TEXT_HINTS:
+            yield path.removeprefix(root)
+            yield f"model.{path.removeprefix(root)}"
+        elif path.startswith("layers.") and self.component in TEXT_HINTS:
+            yield f"model.{path}"
         if self._ldm:
             name = ldm_name(path, self._ldm)
             if name:
@@ -215,19 +224,20 @@ class ModuleIndex:
         spelled = {name: spell(table, paths) for name, table in tables.items()}
         return {name: (dotted, flatten(dotted)) for name, dotted in spelled.items()}
 
-    def prefer(self, spellings: Sequence[str]) -> None:
+    def prefer(self, spellings: Sequence[str], said: str = "") -> None:
         """
         Decide which layout counts where a name stands in several: the one that has most of a file's names.
 
         Args:
             spellings: The names of the file's layers for this component.
+            said: Who wrote the file, as its format says; a layout of that name comes first where it has as many.
         """
         counts = {"": sum(self._own(x) is not None for x in spellings)}
         if counts[""] == len(spellings):  # the usual case, in which no table needs to be spelled out
             self._preferred = ("",)
             return
         counts |= {name: sum(self._layout(name, x) is not None for x in spellings) for name in self._layouts}
-        self._preferred = tuple(sorted(counts, key=lambda name: -counts[name]))
+        self._preferred = tuple(sorted(counts, key=lambda name: (-counts[name], name not in said.split("+"))))
 
     def may_widen(self, path: str) -> bool:
         """Say whether adapters of this family may have more or fewer inputs than the module at a path."""
@@ -300,7 +310,12 @@ class ModuleIndex:
         for pieces in meaning:
             rows: dict[str, list[tuple[int, int, int]]] = {}  # of each module: live start, file start, count
             start = 0
+            for path, first, count in self._by_head(pieces):
+                rows.setdefault(path, []).append((first, start, count))
+                start += count
             for piece in pieces:
+                if piece.by_head:
+                    continue
                 height = self.live(piece.path).shape[0]
                 for part, parts in piece.chunks or ((0, 1),):
                     count = height // parts
@@ -310,6 +325,15 @@ class ModuleIndex:
             for path, spans in rows.items():
                 placements.append(self._placement(path, sorted(spans)))
         return Found(tuple(placements), total)
+
+    def _by_head(self, pieces: Pieces) -> Iterator[tuple[str, int, int]]:
+        """Give the rows of modules that alternate head by head: path, first row and how many, in the file's order."""
+        heads = [piece.path for piece in pieces if piece.by_head]
+        if heads:
+            size = self.live(f"{heads[0].rpartition('.')[0]}.norm_q").shape[0]
+            for first in range(0, self.live(heads[0]).shape[0], size):
+                for path in heads:
+                    yield path, first, size
 
     def _placement(self, path: str, spans: list[tuple[int, int, int]]) -> Placement:
         live = self.live(path)

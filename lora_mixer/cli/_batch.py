@@ -53,6 +53,12 @@ def batch(
         str | None, typer.Option(help="Of the Ray cluster: auto, local, HOST:6379 or ray://HOST:10001.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="In place of the plan's output.folder.")] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Also where files of another plan, or of this one before it changed, are lost."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per line: what happens, or the dry run.")
     ] = False,
@@ -70,15 +76,11 @@ def batch(
         print_error("name a PLAN; see lora-mixer batch --help")
         raise typer.Exit(2)
     read = load_plan(plan)
+    output: dict[str, Any] = {"replace": True} if replace else {}
     if out is not None:
-        changed = read.model_copy(
-            update={
-                "output": read.output.model_copy(
-                    update={"folder": str(Path(out).absolute()) if "://" not in out else out}
-                )
-            }
-        )
-        read = changed
+        output["folder"] = str(Path(out).absolute()) if "://" not in out else out
+    if output:
+        read = read.model_copy(update={"output": read.output.model_copy(update=output)})
     checked = check_plan(read)
     if dry:
         _show(dry_run(checked, trial=trial), as_json=as_json)

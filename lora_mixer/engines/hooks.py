@@ -13,7 +13,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -31,16 +31,15 @@ class _Attached:
         self.forward = (
             MethodType(type(module).forward, module) if self.before is None else _PassOn(self.before)
         )
-        module.__dict__["forward"] = self.forward
 
     def detach(self, module: nn.Module) -> None:
-        del module.__dict__[_KEY]
-        if module.__dict__.get("forward") is not self.forward:
-            return  # another library has wrapped it since; it goes on to what it wrapped
-        if self.before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = self.before
+        # where another library has wrapped it since, it goes on to what it wrapped
+        if module.__dict__.get("forward") is self.forward:
+            if self.before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = self.before
+        module.__dict__.pop(_KEY, None)
 
 
 class _PassOn:
@@ -77,7 +76,10 @@ class HookHandle:
 
 def _attached(module: nn.Module) -> _Attached:
     if _KEY not in module.__dict__:
-        module.__dict__[_KEY] = _Attached(module)
+        module.__dict__[_KEY] = made = _Attached(module)
+        module.__dict__["forward"] = (
+            made.forward
+        )  # after it is known: it is found again, whatever fails in between
     attached: _Attached = module.__dict__[_KEY]
     return attached
 
@@ -92,6 +94,18 @@ def forget_removed(module: nn.Module) -> None:
     attached.after = {number: hook for number, hook in attached.after.items() if number in left}
     if not attached.numbers:
         attached.detach(module)
+
+
+def sweep(modules: Iterable[nn.Module]) -> None:
+    """Take all hooks of engines off modules, also those that were registered and never noted."""
+    for module in modules:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+            ours = [n for n, hook in hooks.items() if type(hook).__module__.startswith("lora_mixer.engines.")]
+            for number in ours:
+                del hooks[number]
+                module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+                module._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+        forget_removed(module)
 
 
 def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
@@ -115,8 +129,12 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
+
+    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
+
     attached = _attached(module)
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(with_input, with_kwargs=True)
     attached.numbers.append(handle.id)
     attached.after[handle.id] = hook
     return HookHandle(module, handle)

@@ -77,10 +77,10 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
                 bad.setdefault(name)
     if bad:
         msg = (
-            f"{source}: NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
+            f"NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
             "diverged or the file is damaged. allow_nonfinite=True loads it all the same"
         )
-        raise InvalidAdapterError(msg)
+        raise InvalidAdapterError(msg, file=source)
 
 
 def compute_device(module: nn.Module) -> torch.device:

@@ -10,6 +10,7 @@ A table has one rule a line, ``spelling -> module``, both dotted::
   the first module's parent.
 * ``norm_out.linear[1/2,0/2]``: the file's rows fill the second half of the module's rows and then the first;
   ``[swap]`` says the same, ``[0/2]`` alone means that another layer of the file fills the rest.
+* ``to_q[heads] .to_k[heads]``: the rows of the file alternate head by head; a head has as many as ``norm_q`` beside it.
 * ``a & b``: both modules take all rows of the file's layer.
 * ``{img,txt}`` stands for two rules; groups in one line go in step.
 * The first rule that gives a spelling counts.
@@ -21,7 +22,7 @@ give on the live model, so no underscore is ever guessed to be a dot.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,12 @@ class Piece:
     Attributes:
         path: The module's path, in rules a pattern.
         chunks: Which of its rows the file's fill, in the file's order: the k-th of n equal parts; empty for all.
+        by_head: Whether the file's rows alternate among the modules head by head.
     """
 
     path: str
     chunks: tuple[tuple[int, int], ...] = ()
+    by_head: bool = False
 
 
 Pieces = tuple[Piece, ...]
@@ -95,6 +98,9 @@ def _pieces(text: str) -> Pieces:
         path, _, rows = word.partition("[")
         if path.startswith("."):
             path = pieces[0].path.rpartition(".")[0] + path
+        if rows == "heads]":
+            pieces.append(Piece(path, by_head=True))
+            continue
         chunks = "1/2,0/2" if rows == "swap]" else rows.removesuffix("]")
         parts = [part.split("/") for part in chunks.split(",") if part]
         pieces.append(Piece(path, tuple((int(k), int(n)) for k, n in parts)))
@@ -125,7 +131,7 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
 
     Example:
         >>> spell("b.N.qkv -> blocks.N.to_q .to_k", ["blocks.3.to_q", "blocks.3.to_k"])["b.3.qkv"]
-        ((Piece(path='blocks.3.to_q', chunks=()), Piece(path='blocks.3.to_k', chunks=())),)
+        ((Piece(path='blocks.3.to_q', chunks=(), by_head=False), Piece(path='blocks.3.to_k', chunks=(), by_head=False)),)
     """
     found: dict[str, tuple[Pieces, ...]] = {}
     by_leaf: dict[str, list[str]] = {}
@@ -141,7 +147,7 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
             matched = [max(matched, key=lambda groups: int(groups[place]))]
         for groups in matched:
             shares = tuple(
-                tuple(Piece(fill(piece.path, groups), piece.chunks) for piece in share)
+                tuple(replace(piece, path=fill(piece.path, groups)) for piece in share)
                 for share in rule.shares
             )
             if all(piece.path in paths for share in shares for piece in share):

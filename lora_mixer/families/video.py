@@ -16,7 +16,7 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
 """,
     },
     marks=r"^patchify_proj",
-    like="DiT",
+    like="DiT with cross-attention",
     widths=frozenset((2048,)),
     headers=("ltx",),
     said=("ltx",),
@@ -43,7 +43,7 @@ transformer_blocks.N.*.k_norm -> transformer_blocks.N.*.norm_k
 """,
     },
     marks=r"^audio_patchify_proj|av_ca_|transformer_blocks_0_audio_attn",
-    like="DiT",
+    like="DiT with cross-attention",
     widths=frozenset((4096,)),
     headers=("ltx-2", "ltx2", "ltx-video-2"),
     said=("ltx-2", "ltx2", "ltxv2", "ltxv 2"),
@@ -78,7 +78,7 @@ blocks.N.mlp_y.{w1,w2}
 transformer_blocks.N.attn1.to_add_out
 transformer_blocks.N.ff_context.*
 """,
-    marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy])$",
+    marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy]|attn0_add_[qkv]_proj)$",
     headers=("mochi",),
     said=("mochi",),
     kohya_flat="original",
@@ -105,6 +105,8 @@ mixins.final_layer.linear -> proj_out
 """,
     },
     marks=r"attention_query_key_value|adaLN_modulations_0",
+    like="DiT with cross-attention",
+    widths=frozenset((1920, 3072)),
     headers=("cogvideo",),
     said=("cogvideo",),
 )
@@ -131,17 +133,16 @@ KANDINSKY5 = Family(
     said=("kandinsky 5", "kandinsky5"),
 )
 
-MINIMAX_H3 = Family(
-    "MiniMax-H3",
-    classes=("MiniMaxH3",),
-    layouts={
-        "original": """
-blocks.N.attn.qkv_proj -> transformer_blocks.N.attn.to_q .to_k .to_v
+# one piece in single files; DiffSynth trains on a model whose queries, keys and values alternate head by head
+_MINIMAX_ATTENTION = """
+blocks.N.attn.qkv_proj -> transformer_blocks.N.attn.to_q{heads} .to_k{heads} .to_v{heads}
+token_refiner.blocks.N.attn.qkv_proj -> token_refiner.refiner_blocks.N.attn.to_q{heads} .to_k{heads} .to_v{heads}
+"""
+_MINIMAX = """
 blocks.N.attn.out_proj -> transformer_blocks.N.attn.to_out.0
 blocks.N.mlp.fc1 -> transformer_blocks.N.ff.net.0.proj[swap]
 blocks.N.mlp.fc2 -> transformer_blocks.N.ff.net.2
 blocks.N.adaln_proj.linear -> transformer_blocks.N.adaln_proj.linear
-token_refiner.blocks.N.attn.qkv_proj -> token_refiner.refiner_blocks.N.attn.to_q .to_k .to_v
 token_refiner.blocks.N.attn.out_proj -> token_refiner.refiner_blocks.N.attn.to_out.0
 token_refiner.blocks.N.mlp.fc1 -> token_refiner.refiner_blocks.N.ff.net.0.proj[swap]
 token_refiner.blocks.N.mlp.fc2 -> token_refiner.refiner_blocks.N.ff.net.2
@@ -150,7 +151,14 @@ condition_proj -> context_embedder
 final_layer.video_out -> proj_out
 final_layer.adaln_proj.linear -> norm_out.linear
 time_embedder.{proj_in,proj_out} -> time_embedder.{linear_1,linear_2}
-""",
+"""
+
+MINIMAX_H3 = Family(
+    "MiniMax-H3",
+    classes=("MiniMaxH3",),
+    layouts={
+        "original": _MINIMAX_ATTENTION.format(heads="") + _MINIMAX,
+        "diffsynth": _MINIMAX_ATTENTION.format(heads="[heads]") + _MINIMAX,
     },
     marks=r"(?:^|_)blocks_0_attn_qkv_proj$",
     headers=("minimax",),

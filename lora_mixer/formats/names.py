@@ -58,6 +58,13 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("model.diffusion_model.", "denoiser", "comfyui"),
     ("diffusion_model.", "denoiser", "comfyui"),
     ("diffusion_model_", "denoiser", "comfyui"),
+    ("diffusion.model.", "denoiser", "comfyui"),
+    ("pipe.dit.", "denoiser", "diffsynth"),
+    ("pipe.vace.", "denoiser", "diffsynth"),
+    ("pipe.video_dit.", "denoiser", "diffsynth"),
+    ("dit.", "denoiser", "diffsynth"),
+    ("net.", "denoiser", "comfyui"),
+    ("conditional_transformer.", "transformer", "diffusers"),
     ("text_encoders.clip_l.transformer.", "text_encoder", "comfyui"),
     ("text_encoders.clip_h.transformer.", "text_encoder", "comfyui"),
     ("text_encoders.clip_g.transformer.", "clip_g", "comfyui"),
@@ -91,6 +98,11 @@ ENCODER_HINTS = ("clip_g", "t5")
 
 COMPONENT_KEY = "lora_mixer.component"
 """Header field of this package's PEFT files: the component that they are for, which PEFT's keys do not name."""
+_ENCODER = re.compile(r"text_encoders\.(\w+)\.(?:transformer\.)?")
+"""ComfyUI's front of text encoders of every kind: ``gemma2_2b``, ``qwen3_06b``, ``umt5xxl``, ..."""
+_CONDITIONER = ("llm_adapter.", "llm_adapter_")
+"""The part of Anima's denoiser that diffusers has as a component of its own."""
+
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.")
 """What PEFT, DDP and ``torch.compile`` put in front of every path while a model is trained."""
@@ -139,7 +151,9 @@ def split_component(spelling: str) -> tuple[Target, str]:
                 seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
         seen.append(module)
     module = _INNER_FLAT.sub("_", module) if flat else _INNER.sub("", module)
-    module = module.lstrip("_") if flat else module
+    module = module.strip("_") if flat else module
+    if hint in _DENOISERS and module.startswith(_CONDITIONER):
+        hint, module = "text_conditioner", module[len(_CONDITIONER[0]) :]
     return Target(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
 
 
@@ -152,6 +166,9 @@ def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | No
     for prefix, named, layout in () if flat else _PREFIXES:
         if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
             return prefix, named, layout
+    encoder = None if flat or hint is not None else _ENCODER.match(text)
+    if encoder is not None:
+        return encoder[0], "t5" if "t5" in encoder[1] else "text_encoder", "comfyui"
     return None
 
 

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureMetadataError
+from lora_mixer.parsing.values import as_int
 from lora_mixer.picture_metadata.carriers import read_texts, shown_keys
 from lora_mixer.picture_metadata.dialects import DIALECTS, own
 
@@ -31,7 +32,18 @@ def _from_extra(settings: PictureSettings) -> dict[str, Any]:
         value = next((settings.extra[key] for key in keys if settings.extra.get(key)), None)
         if getattr(settings, name) is None and value is not None:
             found[name] = value
+    if settings.clip_skip is None and (skip := _clip_skip(settings.extra)) is not None:
+        found["clip_skip"] = skip
     return found
+
+
+def _clip_skip(extra: Mapping[str, str]) -> int | None:
+    """Give the layers to skip as diffusers counts: A1111 and Fooocus say 1 more, SwarmUI a negative place."""
+    for key, sign, more in (("Clip skip", 1, -1), ("clip_skip", 1, -1), ("clipstopatlayer", -1, -1)):
+        number = as_int(extra.get(key), -100, 100)
+        if number is not None and sign * number + more >= 0:
+            return sign * number + more
+    return None
 
 
 def read_picture(source: Source) -> PictureSettings:

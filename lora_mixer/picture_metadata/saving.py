@@ -84,6 +84,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
             "Steps": settings.steps,
             "Sampler": sampler,
             "Schedule type": schedule,
+            "Clip skip": None if settings.clip_skip is None else settings.clip_skip + 1,
             "CFG scale": settings.guidance_scale,
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}" if sized else None,

@@ -206,7 +206,7 @@ def repeated_rows(
         batch: Rows of the layer.
 
     Returns:
-        (batch, ...); None where it cannot be told.
+        (batch, ...), or (1, ...) where all have the same; None where it cannot be told.
 
     Example:
         >>> gains = torch.tensor([[1.0], [2.0], [1.0], [2.0], [1.0], [2.0]])
@@ -215,6 +215,8 @@ def repeated_rows(
         >>> repeated_rows(gains[:2], torch.tensor([0, 1]), 2, 4).tolist()
         [[1.0], [1.0], [2.0], [2.0]]
     """
+    if count == 1:  # for any number of rows
+        return gains[:1]
     if batch % count == 0:
         return gains[:count].repeat_interleave(batch // count, 0)
     if rows is None or batch > count:

@@ -1,0 +1,54 @@
+"""Small files, read as a whole: regular files only, within a limit, without waiting for whoever feeds a pipe."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """
+    Read a file that is one: no FIFO, no device, no socket, and no more bytes than are allowed.
+
+    Args:
+        path: The file; a link to one is followed.
+        most: The most bytes.
+
+    Raises:
+        OSError: When it cannot be read.
+        ValueError: When it is no regular file, or larger; the text says so.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     read_regular(file.name, 10)
+        b''
+    """
+    # without O_NONBLOCK opening a FIFO would wait for a writer, before anything can be asked about it
+    handle = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
+    with os.fdopen(handle, "rb") as stream:
+        refuse_irregular(os.fstat(handle).st_mode)
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most} bytes, which is the most that is read")
+    return content
+
+
+def refuse_irregular(mode: int) -> None:
+    """
+    Check what a file is by its mode.
+
+    Raises:
+        ValueError: When it is no regular file; the text says what it is.
+    """
+    kinds = {stat.S_ISFIFO: "a FIFO", stat.S_ISDIR: "a folder", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
+             stat.S_ISSOCK: "a socket"}  # fmt: skip
+    if not stat.S_ISREG(mode):
+        what = next((name for is_one, name in kinds.items() if is_one(mode)), "something else")
+        raise ValueError(f"is {what}; expected a regular file")
