@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.denoiser.cuda_graph import Captured
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
-    from lora_mixer.writing import SaveReport
+    from lora_mixer.writing.report import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 

@@ -29,10 +29,11 @@ from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.pipeline_ref import PipelineRef
+from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
@@ -247,8 +248,19 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
+        if chosen.engine != "side" and (setting.names or any(map(any, self.merged.active.values()))):
+            self._refuse_files(components)
         self._changing = True
         self._enter(setting, components, chosen)
+
+    def _refuse_files(self, components: Mapping[str, nn.Module]) -> None:
+        odd = [part for part in self.components if part in components and reads_from_disk(components[part])]
+        if odd:
+            raise PipelineStateError(
+                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
+                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
+                "Where it was enabled under a mix, the files hold the mix: load the component again"
+            )
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
