@@ -53,6 +53,18 @@ class _PassOn:
         return self.forward(*args, **kwargs)
 
 
+class _WithInput:
+    """Calls a hook with the inputs, by whatever names they were given; a value, so that copied modules have a copied hook."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self.hook(
+            module, args or tuple(kwargs.values()), output
+        )  # motion modules give the input by name
+
+
 class HookHandle:
     """
     Takes a hook away again.
@@ -94,13 +106,14 @@ def forget_removed(module: nn.Module) -> None:
         attached.detach(module)
 
 
-def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
+def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> HookHandle:
     """
     Let a hook change what a module returns.
 
     Args:
         module: A layer.
         hook: Called with the module, its arguments and its output; what it returns is the output.
+        first: Whether it runs before all others, for one that computes the output anew.
 
     Returns:
         What takes it away again.
@@ -115,14 +128,10 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
-
-    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
-
     attached = _attached(module)
-    handle = module.register_forward_hook(with_input, with_kwargs=True)
+    handle = module.register_forward_hook(_WithInput(hook), with_kwargs=True, prepend=first)
     attached.numbers.append(handle.id)
-    attached.after[handle.id] = hook
+    attached.after = {handle.id: hook, **attached.after} if first else {**attached.after, handle.id: hook}
     return HookHandle(module, handle)
 
 
