@@ -16,7 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/lora-mixer demo
 
 test: lint type
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

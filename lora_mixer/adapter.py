@@ -133,10 +133,10 @@ class Adapter:
         That is what DyLoRA trains for (arXiv:2210.07558); of an ordinary LoRA it keeps an arbitrary part.
 
         Raises:
-            ValueError: When ``rank`` is not positive.
+            MixError: When ``rank`` is not a whole number above 0.
         """
-        if rank < 1:
-            raise ValueError(f"max_rank must be 1 or more, got {rank}")
+        if type(rank) is not int or rank < 1:
+            raise MixError(f"max_rank must be 1 or more, got {rank!r}")
         layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
         ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
         return dataclasses.replace(self, layers=layers, info=dataclasses.replace(self.info, ranks=ranks))

@@ -38,11 +38,33 @@ _LONGEST = 10_000  # characters of a message: names in it may come from files
 
 
 class LoraMixerError(Exception):
-    """Base of all errors of this package; messages are cut at 10,000 characters."""
+    """
+    Base of all errors of this package; messages are cut at 10,000 characters.
+
+    Args:
+        message: What was expected, what was got and how to fix it.
+        file: The file, folder or repository that it is about, as messages call it.
+        key: The key or the module in that file.
+
+    Attributes:
+        file: As above, or None.
+        key: As above, or None.
+    """
+
+    def __init__(self, message: str = "", *, file: str | None = None, key: str | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+        self.key = key
+
+    @property
+    def reason(self) -> str:
+        """The message without the file: what a surface shows that names the file by itself."""
+        said = str(self.args[0]) if self.args else ""
+        return f"{self.key}: {said}" if self.key else said
 
     def __str__(self) -> str:
-        """Give the message, shortened in its middle where it has no end."""
-        text = super().__str__()
+        """Return file, key and message, shortened in its middle where it has no end."""
+        text = f"{self.file}: {self.reason}" if self.file else self.reason
         if len(text) <= _LONGEST:
             return text
         half = _LONGEST // 2 - 50
@@ -55,10 +77,6 @@ class SourceError(LoraMixerError):
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """There is no such file, folder, repository or file in a repository."""
-
-    # FileNotFoundError formats (errno, strerror) pairs; ours is always one message.
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
 
 
 class AmbiguousSourceError(SourceError):

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding import MatchReport, bind, check_components, find_components
+from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
 from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, PipelineStateError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.denoiser.cuda_graph import Captured
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
-    from lora_mixer.writing import SaveReport
+    from lora_mixer.writing.report import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
@@ -78,6 +79,7 @@ class LoraMixer:
 
     Raises:
         PipelineStateError: When ``pipe`` has no modules.
+        MixError: When there is no such ``keep_base``.
 
     Example:
         >>> import torch
@@ -99,7 +101,7 @@ class LoraMixer:
     def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
-            raise PipelineStateError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
+            raise MixError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
@@ -189,7 +191,7 @@ class LoraMixer:
             FormatError: When it holds no adapter that can be used.
             MatchError: When it does not fit this pipeline, or not in full under ``strict``.
             AdapterNameError: When the name is in use, or unknown with ``hotswap``.
-            MixError: When there is no such ``dora_strength``.
+            MixError: When there is no such ``dora_strength`` or ``max_rank``.
             PipelineStateError: When the weights cannot be rewritten (meta, quantised).
 
         Warns:
@@ -226,6 +228,7 @@ class LoraMixer:
                     words = state.tokens.fit(embeddings, name, adapter.info.source)
                     adapter = with_words(adapter, words)
                 binding = bind(adapter, components, name, component=component)
+                refuse_unusable(binding, self.pipe)
                 report = binding.report
                 if strict and not report.complete:
                     msg = f"strict=True, and not all of the file was matched:\n{report}"
@@ -313,8 +316,9 @@ class LoraMixer:
             found = read_embeddings(source, name=token)
             if token is not None and len(found) > 1:
                 raise MatchError(
-                    f"{source.label}: holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
-                    f"token={token!r} can rename one only; leave it out"
+                    f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
+                    f"token={token!r} can rename one only; leave it out",
+                    file=source.label,
                 )
             if token is not None:
                 found = (dataclasses.replace(found[0], token=token),)
@@ -478,18 +482,19 @@ class LoraMixer:
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         with self._look() as state:
             before, enabled = state.held, state.enabled
-            if not (enabled and wanted == before):  # else it is in effect already: nothing is written twice
-                self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
             try:
-                yield self
-            finally:
                 try:
-                    self._back_to(before, enabled=enabled)
-                except Exception:
-                    self._back_to(
-                        before, enabled=enabled
-                    )  # what failed once, such as full memory, may have passed
-                    raise
+                    if not (
+                        enabled and wanted == before
+                    ):  # else it is in effect already: nothing is written twice
+                        self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+                    yield self
+                finally:
+                    self._back_to(state, before, enabled=enabled)
+            finally:
+                # nothing to do, unless the first try failed or was interrupted: memory may be free again
+                with uninterrupted():
+                    self._back_to(state, before, enabled=enabled)
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -776,13 +781,14 @@ class LoraMixer:
             _check_mix(state, mix, components)
         state.controller.apply(wanted, components)
 
-    def _back_to(self, before: ActiveMixes, *, enabled: bool) -> None:
+    def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
-        with self._call() as state:
-            kept = before.without(name for name in before.names if name not in state.loaded)
-            if (state.held, state.enabled) != (kept, enabled):
-                state.tokens.change(shown=enabled)
-                self._apply(state, kept if enabled else BASE)
+        kept = before.without(name for name in before.names if name not in state.loaded)
+        if (state.held, state.enabled) == (kept, enabled):
+            return
+        with self._call():
+            state.tokens.change(shown=enabled)
+            self._apply(state, kept if enabled else BASE)
             state.held, state.enabled = kept, enabled
 
 

@@ -84,7 +84,6 @@ class MixerState:
 
     def __init__(self, pipe: Any, keep_base: BaseDevice) -> None:
         """Start with nothing."""
-        self.pipe = pipe
         self.keep_base: BaseDevice = keep_base
         self.controller = EngineController(pipe, keep_base)
         self.tokens = TokenSet(pipe)
@@ -133,6 +132,7 @@ class MixerState:
             yield
             self.mark()
             self._guard()
+            self.controller.settle()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back(record, error)
@@ -224,7 +224,7 @@ class MixerState:
         except BaseException as again:
             self.enabled = False
             self.tokens.drop_all()
-            left = self.controller.force_base(record.controller)
+            left = self.controller.force_base(record.controller, self.components())
             state = (
                 f"{len(left)} weights could not be given their base back either ({', '.join(left[:3])}); it is kept, and "
                 "the next call writes it"
@@ -245,8 +245,8 @@ class MixerState:
         own = {
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
-        guards.guard_scale({**self.roots, **own}, active=self.enabled and bool(self.held.names))
-        guards.guard_steps(_mixed, active=any(state.enabled and state.held.names for state in list(_states)))
+        guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
+        guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in list(_states)))
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
@@ -264,15 +264,27 @@ class MixerState:
 
     def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
+        before = self.pipe
+        self._move_to(pipe)
+        try:
+            self._take_over(mixer, keep_base, again=pipe is not before)
+        except BaseException:
+            self._move_to(before)
+            raise
+
+    def _move_to(self, pipe: Any) -> None:
+        guards.take_away(self.pipe, ())
+        self.controller.pipe = pipe
+        self.tokens.move_to(pipe)
+        guards.place(pipe, (), self)
+
+    def _take_over(self, mixer: Any, keep_base: BaseDevice, *, again: bool) -> None:
         with self.lock, self.transaction(mixer):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}
             self.keep_base = keep_base
             self.controller.keep_on(keep_base)
-            if pipe is not self.pipe:
-                guards.take_away(self.pipe, ())
-                guards.place(pipe, (), self)
-                self.pipe = self.controller.pipe = self.tokens.pipe = pipe
+            if again:
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
     def let_go(self, tokens: Iterable[str]) -> None:
@@ -282,6 +294,11 @@ class MixerState:
             self.tokens.change({None: [w for w in self.tokens.held.get(None, ()) if w.token not in old]})
 
     # --- on modules ------------------------------------------------------------------------------------------------
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self.controller.pipe
 
     @property
     def is_empty(self) -> bool:

@@ -70,6 +70,22 @@ def pixels(data):
         return image.convert("RGB").tobytes()
 
 
+@contextmanager
+def slowed(page, latency=200, cpu=6):
+    """A connection with so many milliseconds there and back, and a processor so many times slower."""
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    conditions = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+    session.send("Network.emulateNetworkConditions", {**conditions, "latency": latency})
+    session.send("Emulation.setCPUThrottlingRate", {"rate": cpu})
+    try:
+        yield
+    finally:
+        session.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        session.send("Network.emulateNetworkConditions", {**conditions, "latency": 0})
+        session.detach()
+
+
 class Desk:
     """One person's page, with words for what he does."""
 
@@ -91,6 +107,11 @@ class Desk:
             self.page.get_by_role("button", name=f"Add {name} to the mix").click()
             self.row(name).wait_for()
         self.tab("Make")
+
+    def open_share(self):
+        """Open what saves and shares, unless it is."""
+        if self.page.locator("#share-panel[open]").count() == 0:
+            self.page.get_by_text("Save and share").click()
 
     def row(self, name):
         return self.page.locator(f'#board [data-name="{name}"]')

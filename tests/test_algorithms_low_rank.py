@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lora_mixer import FormatError, InvalidAdapterError
+from lora_mixer import FormatError, InvalidAdapterError, MixError
 from lora_mixer.algorithms import loha
 from lora_mixer.formats import read
 from lora_mixer.sources import resolve_source
@@ -71,7 +71,7 @@ def test_dylora_is_cut_to_its_first_ranks_at_the_whole_ranks_scale():
     assert limited.info.ranks == (2,)
     assert close(delta(limited.layers[0].weights, base), 0.5 * d(up)[:, :2] @ d(down)[:2])
     assert given.limited(9).info.ranks == (4,)
-    with pytest.raises(ValueError, match="max_rank must be 1 or more, got 0"):
+    with pytest.raises(MixError, match="max_rank must be 1 or more, got 0"):
         given.limited(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -82,12 +83,19 @@ def test_requests_plans_and_grids_refuse_the_same_values(name, value):
 
 
 @pytest.mark.parametrize("name", PICTURE_FIELDS)
-def test_a_plan_tells_each_field_to_its_pictures(name):
-    value = another(PICTURE_FIELDS[name])
+def test_a_plan_tells_each_field_to_its_pictures(name, tmp_path):
+    about = PICTURE_FIELDS[name]
+    value = another(about)
+    if about.is_file:
+        Image.new("L", (16, 16)).save(tmp_path / "some.png")
+        value = "some.png"
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"jobs": [{"prompt": "a castle", name: value}]}))
 
-    planned = check_plan({"jobs": [{"prompt": "a castle", name: value}]})
+    planned = check_plan(plan)
 
-    assert getattr(planned.pictures[0].request, name) == value
+    expected = str(tmp_path / value) if about.is_file else value
+    assert getattr(planned.pictures[0].request, name) == expected
 
 
 @pytest.mark.parametrize("name", PICTURE_FIELDS)

@@ -193,8 +193,8 @@ def test_all_mistakes_of_a_request_are_told_at_once():
 
 
 def test_an_unknown_default_is_refused(mixer):
-    with pytest.raises(PictureError, match="sampler"):
-        PictureMaker(mixer, defaults={"sampler": "ddim"})
+    with pytest.raises(PictureError, match="hue"):
+        PictureMaker(mixer, defaults={"hue": "red"})
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer import LoraMixer, MixError, PipelineStateError
 from tests.models import tiny_sd
 from tests.small_pipe import Bench, assert_same, mixed, pairs_for, pointers, small_pipe, values, written
 from tests.weights import Snapshot, components, same_bits
@@ -231,14 +231,21 @@ def test_model_offload_hooks_do_not_stand_in_the_way(bench: Bench) -> None:
         assert same_bits(value, bench.clean.state[name])
 
 
-def test_sequential_offload_of_merged_weights_is_refused_with_advice(bench: Bench) -> None:
-    """The mix that is merged went into the offloaded copy, from which no base can be had."""
-    accelerate.cpu_offload(bench.pipe.components["unet"], execution_device="cpu")
+def test_sequential_offload_of_merged_weights_lets_the_mix_go_on_beside_them(bench: Bench) -> None:
+    """The mix that is merged went into the offloaded copy: that gets its base back, and the mix runs beside."""
+    unet = bench.pipe.components["unet"]
+    x = torch.randn(2, 6)
+    bench.mixer.set_adapters("a", 0.5)
+    expected = unet.linear(x)
+    accelerate.cpu_offload(unet, execution_device="cpu")
 
-    with pytest.raises(PipelineStateError, match=r"merged into it.*meta device.*enable_model_cpu_offload"):
-        bench.mixer.set_adapters("a", 0.5)
+    bench.mixer.set_adapters("a", 0.5)
 
-    assert bench.mixer.get_active_adapters() == ["c"]
+    assert bench.mixer.get_active_adapters() == ["a"]
+    assert torch.allclose(unet.linear(x), expected, atol=1e-5)
+    with pytest.raises(PipelineStateError, match=r"meta device.*enable_model_cpu_offload"):
+        bench.mixer.set_mix({"b": 0.5}, engine="merged")
+    assert torch.allclose(unet.linear(x), expected, atol=1e-5)
 
 
 # --- weights that cannot be rewritten -------------------------------------------------------------------------------
@@ -317,5 +324,5 @@ def test_a_mixer_on_a_shared_component_is_refused(bench: Bench) -> None:
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(PipelineStateError, match="expected a diffusers pipeline"):
         LoraMixer("unet")
-    with pytest.raises(PipelineStateError, match="keep_base"):
+    with pytest.raises(MixError, match="keep_base"):
         LoraMixer(small_pipe(), keep_base="disk")

@@ -78,10 +78,10 @@ def _top(app: AppState) -> str:
     queue = "idle" if not waiting else f"{waiting} queued"
     model = html.escape(Path(str(app.options.model)).name)
     return (
-        '<div class="lm-root lm-top"><span class="lm-brand"><i></i>lora_mixer</span>'
+        '<div class="lm-root lm-top"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
         f'<span class="lm-tag"><span>model </span><b>{model}</b></span>'
         f'<span class="lm-tag" id="queue-length"><span>device </span><b>{queue}</b></span><span class="lm-space"></span>'
-        '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Dark or light">◐<span>Theme</span></button></div>'
+        '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Theme: dark or light">◐<span>Theme</span></button></div>'
     )
 
 

@@ -7,6 +7,7 @@ triggers and reasons are looked up again each time.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,11 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
 
 def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
     """Give the mix_rows as the page draws it: what the browser may change, and what it only shows."""
-    return {"rows": [_shown_row(row, app) for row in mix_rows.rows], "method": mix_rows.method}
+    return {
+        "rows": [_shown_row(row, app) for row in mix_rows.rows],
+        "method": mix_rows.method,
+        "stamp": secrets.token_hex(8),  # told apart by this from what the browser itself put there
+    }
 
 
 def _shown_row(row: Row, app: AppState) -> dict[str, Any]:

@@ -19,6 +19,7 @@ SCRIPTS = (
     "gallery.js",
 )
 STYLES = ("base.css", "parts.css")
+NARROW = "narrow.css"
 
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
@@ -112,7 +113,8 @@ def css() -> str:
 def head() -> str:
     """Give the scripts for the page's head."""
     scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    return f"<script>\n{scripts}\n</script>\n<meta name='color-scheme' content='light dark'>"
+    narrow = (STATIC / NARROW).read_text(encoding="utf-8")
+    return f"<script>\n{scripts}\n</script>\n<style>\n{narrow}\n</style>\n<meta name='color-scheme' content='light dark'>"
 
 
 def part(name: str, *events: str, **options: Any) -> Any:

@@ -61,8 +61,8 @@ class Parts:
         missing = [role for role in roles if role not in self.tensors]
         if missing:
             there = ", ".join(self.tensors) or "nothing else"
-            msg = f"{self.label}: {', '.join(missing)} is missing beside {there}; the file is incomplete"
-            raise InvalidAdapterError(msg)
+            msg = f"{', '.join(missing)} is missing beside {there}; the file is incomplete"
+            raise InvalidAdapterError(msg, key=self.label)
         return tuple(self.tensors[role] for role in roles)
 
     def scale_for(self, rank: int) -> float:
@@ -85,14 +85,14 @@ class Parts:
         """
         value = self.config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            msg = f"{self.label}: {name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}"
-            raise InvalidAdapterError(msg)
+            msg = f"{name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}"
+            raise InvalidAdapterError(msg, key=self.label)
         return value
 
     def broken(self, why: str) -> InvalidAdapterError:
         """Give the error for tensors that do not belong together, with all shapes."""
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in self.tensors.items())
-        return InvalidAdapterError(f"{self.label}: {shapes}: {why}")
+        return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class IA3(LayerWeights):
         else:
             vector, flag = parts.need("ia3_weight", "on_input")
             if flag.numel() != 1:
-                msg = f"{parts.label}: on_input has shape {tuple(flag.shape)}, expected one number, 0 or 1"
-                raise InvalidAdapterError(msg)
+                msg = f"on_input has shape {tuple(flag.shape)}, expected one number, 0 or 1"
+                raise InvalidAdapterError(msg, key=parts.label)
             found = cls(vector, 0.0, bool(flag.item()), with_bias=False)
         if vector.numel() != max(vector.shape, default=0):
             raise parts.broken("expected one number for each channel")
@@ -112,10 +112,10 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
         try:
             found = compiled(names)
         except PatternTooHardError as error:
-            raise InvalidAdapterError(f"{parts.label}: feedforward_modules: {error}") from None
+            raise InvalidAdapterError(f"feedforward_modules: {error}", key=parts.label) from None
         if found is None:
-            msg = f"{parts.label}: feedforward_modules is {names[:200]!r}, no regular expression"
-            raise InvalidAdapterError(msg)
+            msg = f"feedforward_modules is {names[:200]!r}, no regular expression"
+            raise InvalidAdapterError(msg, key=parts.label)
         module = parts.module
         if len(module) ** found[1] > _STEPS:
             raise InvalidAdapterError(
@@ -123,6 +123,6 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
             )
         return re.fullmatch(names, module) is not None
     if not isinstance(names, list):
-        msg = f"{parts.label}: feedforward_modules is {names!r}, expected a list of names or a regular expression"
-        raise InvalidAdapterError(msg)
+        msg = f"feedforward_modules is {names!r}, expected a list of names or a regular expression"
+        raise InvalidAdapterError(msg, key=parts.label)
     return any(parts.module.endswith(str(name)) for name in names)

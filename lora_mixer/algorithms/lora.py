@@ -75,8 +75,8 @@ class LowRank(Factored):
         up, down, mid = tensors.get("up"), tensors.get("down"), tensors.get("mid")
         if up is None or down is None:
             there, missing = ("down", "up") if up is None else ("up", "down")
-            msg = f"{parts.label}: has lora {there} but no lora {missing}; the file is incomplete"
-            raise InvalidAdapterError(msg)
+            msg = f"has lora {there} but no lora {missing}; the file is incomplete"
+            raise InvalidAdapterError(msg, key=parts.label)
         if up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim < 3):
             raise parts.broken("expected matrices or convolution kernels")
         rank = mid.shape[0] if mid is not None else down.shape[0]

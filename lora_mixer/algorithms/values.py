@@ -102,10 +102,10 @@ class Tokens(LayerWeights):
         numbers = isinstance(table, list) and all(type(i) is int and 0 <= i < 2**31 for i in table)
         if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
             msg = (
-                f"{parts.label}: trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
+                f"trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
                 f"{table!r}; expected one id for each row"
             )
-            raise InvalidAdapterError(msg)
+            raise InvalidAdapterError(msg, key=parts.label)
         return cls(rows, torch.tensor(table, dtype=torch.long))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:

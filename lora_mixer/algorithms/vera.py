@@ -50,10 +50,10 @@ class Vera(Factored):
         lambda_b, lambda_d = parts.need("vera_lambda_b", "vera_lambda_d")
         if not {"vera_A", "vera_B"} <= set(parts.tensors):
             msg = (
-                f"{parts.label}: VeRA without its shared matrices vera_A and vera_B; save it again with "
+                "VeRA without its shared matrices vera_A and vera_B; save it again with "
                 "save_projection=True, only then does the file hold the whole adapter"
             )
-            raise UnsupportedAdapterError(msg)
+            raise UnsupportedAdapterError(msg, key=parts.label)
         down, up = parts.need("vera_A", "vera_B")
         rank = lambda_d.numel()
         if up.ndim != 2 or down.ndim != 2 or (down.shape[0], up.shape[1]) != (rank, rank):

@@ -12,10 +12,11 @@ from lora_mixer.batches.cache import AdapterPlace, local_source
 from lora_mixer.batches.expansion import PlannedPicture, expand
 from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
 from lora_mixer.batches.problems import Problems
-from lora_mixer.errors import LoraMixerError, MixError
+from lora_mixer.errors import LoraMixerError, MixError, PictureError
 from lora_mixer.inspection import match_adapter, read_adapter
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
-from lora_mixer.pictures import load_outline
+from lora_mixer.pictures import PICTURE_FIELDS, PictureRequest, load_outline
+from lora_mixer.pictures.from_images import read_image
 from lora_mixer.sources import adapter_files
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.batches.plan import Plan
 
-_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle")
+_NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle", "offload", "vae_slicing")
 _SAMPLES, _SAMPLE_BYTES = 16, 16384
 
 
@@ -59,6 +60,7 @@ class CheckedPlan:
             *_model_parts(plan),
             plan.output.format,
             str(plan.output.quality),
+            *_image_parts(picture.request),
             *(f"{name}={self.identities[name]}" for name in sorted(picture.request.adapters)),
         ]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -92,6 +94,7 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     }
     infos = _check_files(plan, places, pictures, problems, outline)
     _check_sizes(plan, pictures, problems)
+    _check_images(plan, pictures, problems)
     problems.finish()
     identities = {name: _identity(places[name].source) for name in infos}
     folder = plan.place(plan.output.folder)
@@ -100,12 +103,36 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     )
 
 
+def _image_parts(request: PictureRequest) -> list[str]:
+    """Say what the images that a picture is made of hold."""
+    given = {name: getattr(request, name) for name, about in PICTURE_FIELDS.items() if about.is_file}
+    return [f"{name}={_identity(path)}" for name, path in given.items() if path is not None]
+
+
+def _check_images(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for picture in pictures:
+        for name, about in PICTURE_FIELDS.items():
+            path = getattr(picture.request, name) if about.is_file else None
+            if path is None:
+                continue
+            if (name, path) not in seen:
+                try:
+                    read_image(path, name, "L" if name == "mask_image" else "RGB")
+                    seen[name, path] = ""
+                except PictureError as error:
+                    seen[name, path] = str(error)
+            if seen[name, path]:
+                line = plan.line("jobs", picture.job, name)
+                problems.add(line, f"jobs[{picture.job}].{seen[name, path]}")
+
+
 def _model_parts(plan: Plan) -> list[str]:
     """Say what of the model changes pixels: its files as they are, all else as the plan names it."""
     options = plan.options
     named = plan.model if isinstance(plan.model, str) else plan.model.source
     parts = [named, options.dtype]
-    for name in ("model", "vae"):
+    for name in ("model", "vae", "controlnet"):
         given = getattr(options, name)
         if given is not None and Path(given).is_file():
             parts.append(f"{name}={_identity(given)}")

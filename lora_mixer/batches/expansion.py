@@ -188,6 +188,13 @@ class _Builder:
                     fields.pop("height", None)
             elif axis.kind == "wildcard":
                 fixed[axis.key.strip("_")] = value
+        request = self._of_fields(fields, fixed, turn)
+        for axis, value in values:
+            if axis.axis is not None:
+                request = axis.axis.at(request, value)
+        return self._checked(request.with_tags(self.adapters).with_defaults(self.own))
+
+    def _of_fields(self, fields: Mapping[str, Any], fixed: Mapping[str, str], turn: int) -> PictureRequest:
         if fields.get("prompt") is None:
             raise PictureError("has no prompt; give it one, or one to defaults")
         seed = fields.get("seed") or 0
@@ -196,19 +203,16 @@ class _Builder:
             raise PictureError(f"seed: repeats would go beyond {MAX_SEED}")
         width, height = _size(fields)
         said = {name: fields[name] for name in PICTURE_FIELDS if fields.get(name) is not None}
+        said |= {name: self.plan.place(path) for name, path in said.items() if PICTURE_FIELDS[name].is_file}
         said |= {"seed": seed, "width": width, "height": height}
         for name, place in (("prompt", ""), ("negative_prompt", "negative")):
             said[name] = fill(said.get(name, ""), seed, self.wildcards, fixed, place)
         negative = fields.get("negative_mix")
-        request = PictureRequest(
+        return PictureRequest(
             **said,
             mix=self._mix(fields.get("mix")),
             negative_mix=None if negative is None else self._mix(negative),
         )
-        for axis, value in values:
-            if axis.axis is not None:
-                request = axis.axis.at(request, value)
-        return self._checked(request.with_tags(self.adapters).with_defaults(self.own))
 
     def _checked(self, request: PictureRequest) -> PictureRequest:
         unknown = [name for name in request.adapters if name not in self.adapters]

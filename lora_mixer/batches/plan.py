@@ -102,6 +102,7 @@ class ModelSpec(_Strict):
     revision: Annotated[str | None, Field(description=MODEL_FIELDS["revision"]["help"])] = None
     variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
     vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
+    controlnet: Annotated[str | None, Field(description=MODEL_FIELDS["controlnet"]["help"])] = None
     config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
@@ -191,6 +192,11 @@ class RunOptions(_Strict):
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
     keep_base: Literal["device", "host"] = "device"
+    offload: Annotated[
+        Literal["none", "model", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
+    ] = "none"
+    vae_tiling: Annotated[bool, Field(description=MODEL_FIELDS["vae_tiling"]["help"])] = False
+    vae_slicing: Annotated[bool, Field(description=MODEL_FIELDS["vae_slicing"]["help"])] = False
 
 
 class Plan(_Strict):
@@ -247,10 +253,12 @@ class Plan(_Strict):
         """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
         spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
         values = spec.model_dump(exclude={"source"}, exclude_none=True)
-        for name in ("vae", "config"):
+        for name in ("vae", "controlnet", "config"):
             if name in values:
                 values[name] = self._here(values[name])
-        return ModelOptions(self._here(spec.source), device=self.run.device, dtype=self.run.dtype, **values)
+        for name in ("device", "dtype", "offload", "vae_tiling", "vae_slicing"):
+            values[name] = getattr(self.run, name)
+        return ModelOptions(self._here(spec.source), **values)
 
     def _here(self, name: str) -> str:
         """Give the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_mixer.binding.bind import Binding, BoundLayer, bind
+from lora_mixer.binding.bind import Binding, BoundLayer, bind, refuse_unusable
 from lora_mixer.binding.components import check_components, find_components
 from lora_mixer.binding.lineage import Lineage, Rebinder
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -17,4 +17,5 @@ __all__ = [
     "bind",
     "check_components",
     "find_components",
+    "refuse_unusable",
 ]

@@ -252,6 +252,30 @@ def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) ->
     return told
 
 
+def refuse_unusable(binding: Binding, pipe: object) -> None:
+    """
+    Refuse a layer with more inputs than the model has where the pipeline gives it none.
+
+    Args:
+        binding: What was bound.
+        pipe: The pipeline.
+
+    Raises:
+        MatchError: When the pipeline is one of diffusers' that is not made for a second picture beside the latents.
+    """
+    wider = [layer for layer in binding.layers if layer.widening is not None]
+    kind = type(pipe).__name__
+    known = type(pipe).__module__.startswith("diffusers.") and kind.endswith("Pipeline")
+    if wider and known and not any(word in kind for word in ("Control", "Fill")):
+        live = wider[0].live
+        columns = wider[0].widening.columns if wider[0].widening is not None else 0
+        raise MatchError(
+            f"{binding.report.source}: a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
+            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
+            "the same parts (FluxControlPipeline.from_pipe)"
+        )
+
+
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = found.placements[0].live
@@ -367,15 +391,17 @@ def _refuse_partial(
         here = describe_base(components)
         if foreign and (other or len(foreign) > len(tally.named)):
             raise MatchError(
-                f"{info.source}: an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
+                f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
                 f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
-                f"{', '.join(foreign[:3])}; nothing was changed"
+                f"{', '.join(foreign[:3])}; nothing was changed",
+                file=info.source,
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
             raise MatchError(
-                f"{info.source}: {len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
-                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed"
+                f"{len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
+                f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
+                file=info.source,
             )
 
 
@@ -430,13 +456,13 @@ def _judge(
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]
         msg = (
-            f"{info.source}: none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
+            f"none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
             f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=info.source)
     if twice:
-        msg = f"{info.source}: {len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
-        raise MatchError(msg)
+        msg = f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
+        raise MatchError(msg, file=info.source)
 
 
 def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> dict[str, str]:
@@ -572,8 +598,8 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
         return originals[0]
     if len(winners) > 1:
         msg = (
-            f"{label}: its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
+            f"its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
             f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}"
         )
-        raise MatchError(msg)
+        raise MatchError(msg, file=label)
     return winners[0]

@@ -16,6 +16,7 @@ from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
+from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
 from lora_mixer.cli._ui import ui
 from lora_mixer.errors import LoraMixerError
@@ -55,6 +56,7 @@ app.command("resize")(resize)
 app.command("extract")(extract)
 app.command("bake")(bake)
 app.command("demo")(demo)
+app.command("show")(show)
 app.command("ui")(ui)
 
 

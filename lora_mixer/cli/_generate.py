@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import warnings
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path  # noqa: TC003 -- typer reads it at runtime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,12 +18,22 @@ from lora_mixer.cli._options import LoadEmbeddings, Strict  # noqa: TC001 -- typ
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning
+from lora_mixer.errors import LoraMixerError
 from lora_mixer.picture_metadata import PictureSettings, save_picture
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lora_mixer.mixer import LoraMixer
     from lora_mixer.mixes import Mix
+
+
+class KeepBase(str, Enum):
+    """Where the base of changed weights is kept."""
+
+    DEVICE = "device"
+    HOST = "host"
 
 
 class DType(str, Enum):
@@ -46,6 +59,14 @@ def generate(
             "(te: all text encoders). May be given several times.",
         ),
     ] = None,
+    loras: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder of adapters: those that <lora:NAME:0.7> in a prompt, or --mix, names are loaded from it, by their "
+            "files' names without the ending. May be given several times.",
+        ),
+    ] = None,
     mix: Annotated[
         str | None,
         typer.Option(
@@ -66,34 +87,73 @@ def generate(
             "Turbo) was made for, where nothing else is said.",
         ),
     ] = False,
+    keep_base: Annotated[
+        KeepBase,
+        typer.Option(help="Where the base of changed weights is kept: beside them, or in host memory."),
+    ] = KeepBase.DEVICE,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture.")] = False,
     strict: Strict = False,
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
-    loras = read_options(lora or ())
+    named = read_options(lora or ())
     first = said.setdefault("seed", secrets.randbelow(2**32))
     seeds = [first + number for number in range(count)]
     paths = picture_paths(out, seeds)
     from lora_mixer.mixes import Mix
     from lora_mixer.pictures import PictureMaker, PictureRequest, load_pipeline, own_defaults
 
-    given = {each.name: each.weights for each in loras}
+    given = {each.name: each.weights for each in named}
+    named += _named_in(loras or (), said, mix, {each.name for each in named})
     request = PictureRequest(**said, mix=Mix.of(given if mix is None else mix))
     requests = [replace(request, seed=seed) for seed in seeds]
     pipe = load_pipeline(options)
     mixer = load_adapters(
-        pipe, loras, strict=strict, allow_pickle=options.allow_pickle, load_embeddings=load_embeddings
+        pipe,
+        named,
+        strict=strict,
+        allow_pickle=options.allow_pickle,
+        load_embeddings=load_embeddings,
+        keep_base=keep_base.value,
+        quiet=as_json,
     )
     hashes = {name: info.hashes for name, info in mixer.adapters.items()}
-    defaults = own_defaults(options.model) | _proposed(mixer, request.mix, options.title, taken=as_proposed)
+    defaults = own_defaults(options.model) | _proposed(
+        mixer, request.mix, options.title, taken=as_proposed, quiet=as_json
+    )
     maker = PictureMaker(mixer, defaults=defaults)
     for picture in maker.make(requests):
         settings = PictureSettings.of_request(picture.request, model=options.title)
         path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
-        console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
+        if as_json:
+            facts = {"file": str(path), "seed": picture.request.seed, "mix": picture.request.mix.to_text()}
+            typer.echo(json.dumps({**facts, "seconds": round(picture.seconds, 3)}))
+        else:
+            console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
 
 
-def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool) -> dict[str, Any]:
+def _named_in(
+    folders: Iterable[Path], said: dict[str, Any], mix: str | None, known: set[str]
+) -> list[LoraOption]:
+    """Give the adapters of folders that the prompts or the mix name; the rest of a folder is not even opened."""
+    from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.sources import adapter_files
+
+    missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
+    if missing:
+        raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
+    wanted = [*Mix.of(mix).names] if mix is not None else []
+    for text in (said.get("prompt", ""), said.get("negative_prompt", "")):
+        wanted += [match[1].strip() for match in re.finditer(r"<(?:lora|lyco):([^<>:]+)[^<>]*>", text)]
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for file in adapter_files(folder.expanduser()):
+            files.setdefault(file.stem, file)
+    names = dict.fromkeys(name for name in wanted if name not in known and name in files)
+    return [LoraOption(str(files[name]), name, AdapterMix()) for name in names]
+
+
+def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool, quiet: bool) -> dict[str, Any]:
     """Say what few-step adapters and models are made for, and give it where it is to be taken."""
     from lora_mixer.pictures import propose, propose_for
 
@@ -103,19 +163,26 @@ def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool) -> dict[st
     for name, proposal in found.items():
         values = ", ".join(f"{key} {value}" for key, value in proposal.fields.items())
         more = "taken where nothing else is said" if taken else "--as-proposed takes these"
-        console().print(
+        console(stderr=quiet).print(
             plain(f"{name} is of the kind {proposal.method}, made for {values} ({more})"), soft_wrap=True
         )
     return next(iter(found.values())).fields if found and taken else {}
 
 
 def load_adapters(
-    pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool, load_embeddings: bool = False
+    pipe: Any,
+    options: list[LoraOption],
+    *,
+    strict: bool,
+    allow_pickle: bool,
+    load_embeddings: bool = False,
+    keep_base: Literal["device", "host"] = "device",
+    quiet: bool = False,
 ) -> LoraMixer:
     """Load the adapters, with each one's report on the terminal; none is active afterwards."""
     from lora_mixer.mixer import LoraMixer, PartialMatchWarning
 
-    mixer = LoraMixer(pipe)
+    mixer = LoraMixer(pipe, keep_base=keep_base)
     for option in options:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PartialMatchWarning)  # the report says it better
@@ -126,7 +193,7 @@ def load_adapters(
                 allow_pickle=allow_pickle,
                 load_embeddings=load_embeddings,
             )
-        console().print(plain(report), soft_wrap=True)
+        console(stderr=quiet).print(plain(report), soft_wrap=True)
         if report.unmatched:
             print_warning(
                 f"{option.source}: only a part of it fits this pipeline; --strict refuses such files."

@@ -105,7 +105,7 @@ def _table(rows: Iterable[Row]) -> Table:
     for name, found in rows:
         if isinstance(found, Exception):
             # One cell for the file and the reason: in a column of its own it would squeeze all others.
-            reason = str(found).removeprefix(f"{name}: ")
+            reason = found.reason if isinstance(found, LoraMixerError) else str(found)
             table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
             continue
         table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(found))))

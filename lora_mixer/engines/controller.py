@@ -25,16 +25,19 @@ from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
+from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
+from lora_mixer.engines.pipeline_ref import PipelineRef
+from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.support import layer_kind, side_pair
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -57,6 +60,51 @@ class ControllerRecord:
     reserved: Reservation | None
 
 
+@dataclass
+class MergedGains:
+    """
+    The gains that are written into weights at a step.
+
+    Args:
+        mixes: The mix of each image; nothing is written where there are several.
+        beside: For each adapter, which of its layers have the side path.
+    """
+
+    mixes: Sequence[MixGains]
+    beside: Mapping[str, Sequence[bool]]
+
+    def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
+        """Give the gain of every layer of every adapter."""
+        table = self.mixes[0].at(step, turn) if len(self.mixes) == 1 else {}
+        return {
+            name: [0.0 if out else gain for gain, out in zip(gains, self.beside[name], strict=True)]
+            for name, gains in table.items()
+        }
+
+
+class StepWriter:
+    """
+    Puts each step of a denoiser into effect; an object, so that copies of the denoiser have copies of it.
+
+    Args:
+        controller: What holds the engines.
+        gains: What is merged anew at each step, or None.
+    """
+
+    def __init__(self, controller: EngineController, gains: MergedGains | None) -> None:
+        """Note what text encoders keep."""
+        self._controller, self._gains = controller, gains
+        self._start = {} if gains is None else gains.at(START, None)
+
+    def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
+        """Put a step, a pass, the mixes of the rows and the size of the latents into effect."""
+        gains = None if self._gains is None else self._gains.at(step, turn)
+        for name, own in (gains or {}).items():  # text encoders keep what they had before the first step
+            for place in self._controller.text_places(name):
+                own[place] = self._start[name][place]
+        self._controller.show(gains, step, turn, rows, latents)
+
+
 class EngineController:
     """
     The engines of one pipeline, and what they hold in effect.
@@ -68,7 +116,7 @@ class EngineController:
 
     def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
         """Start with the base."""
-        self.pipe = pipe
+        self._pipe = PipelineRef(pipe)
         self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
         self._fused = FusedProjections()
@@ -79,6 +127,15 @@ class EngineController:
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
         self._changing = False  # whether anything may be written since the last record
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, for its scheduler and guidance."""
+        return self._pipe.pipe
+
+    @pipe.setter
+    def pipe(self, pipe: Any) -> None:
+        self._pipe = PipelineRef(pipe)
 
     def _reshaped(self, component: str) -> None:
         """Let what was recorded of a component be recorded anew: a weight of it is another tensor now."""
@@ -127,6 +184,12 @@ class EngineController:
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
         return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
+        written = any(any(gains) for gains in self.merged.active.values())
+        return written or self.beside.active or self._calls.watching
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
@@ -189,8 +252,19 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
+        if chosen.engine != "side" and (setting.names or self.merged.active):
+            self._refuse_files(components)
         self._changing = True
         self._enter(setting, components, chosen)
+
+    def _refuse_files(self, components: Mapping[str, nn.Module]) -> None:
+        odd = [part for part in self.components if part in components and reads_from_disk(components[part])]
+        if odd:
+            raise PipelineStateError(
+                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
+                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
+                "Where it was enabled under a mix, the files hold the mix: load the component again"
+            )
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
@@ -214,6 +288,10 @@ class EngineController:
         self._changing = False
         return ControllerRecord(dict(self._layers), self._now, self.merged.record(), self.beside.reserved)
 
+    def settle(self) -> None:
+        """Let go of what only a way back needs."""
+        self.merged.settle()
+
     def roll_back(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> None:
         """Put back what was recorded, whatever state a change was left in; it can fail like any change."""
         self._layers = dict(record.layers)
@@ -222,9 +300,7 @@ class EngineController:
         if not self._changing:
             self.merged.put_back(record.merged)
             return
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.merged.roll_back(record.merged)
         self._fused.copy_again()
         self.beside.put_back(record.reserved)
@@ -232,7 +308,17 @@ class EngineController:
         self.merged.free_fresh()
         self._changing = False
 
-    def force_base(self, record: ControllerRecord) -> list[str]:
+    def _sweep(self, components: Mapping[str, nn.Module]) -> None:
+        """Take all hooks away, also those that nobody noted: what was interrupted may have left any."""
+        outer = callers(self.pipe)
+        roots = [table[part] for table in (components, outer) for part in self.components if part in table]
+        sweep([*(module for root in roots for module in root.modules()), *self.merged.touched_modules])
+        self._fused.clear()
+        self._calls.clear()
+        self.beside.clear()
+        self.beside.forget_handles()
+
+    def force_base(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> list[str]:
         """
         Put the base back after :meth:`roll_back` has failed, too: adapters as recorded, none in effect.
 
@@ -240,9 +326,7 @@ class EngineController:
             The names of weights that could not be written; their bases are kept, and the next call tries again.
         """
         self._layers, self._now = dict(record.layers), BASE
-        self._fused.clear()
-        self._calls.clear()
-        self.beside.clear()
+        self._sweep(components)
         self.beside.release()
         left = self.merged.force_base(record.merged)
         self._fused.copy_again()
@@ -320,14 +404,8 @@ class EngineController:
         mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.every]
         beside = chosen.beside
 
-        def merged_gains(step: Step, turn: int | None) -> dict[str, list[float]]:
-            table = mixes[0].at(step, turn) if len(mixes) == 1 else {}
-            return {
-                name: [0.0 if out else gain for gain, out in zip(gains, beside[name], strict=True)]
-                for name, gains in table.items()
-            }
-
-        self._write(merged_gains(START, None))
+        merged_gains = MergedGains(mixes, beside)
+        self._write(merged_gains.at(START, None))
         if any(any(flags) for flags in beside.values()):
             pairs = {
                 name: [
@@ -347,6 +425,23 @@ class EngineController:
                 setting, [mix.passes for mix in mixes], merged_gains, remerge=chosen.engine == "steps"
             )
         self._now = setting
+
+    def show(
+        self,
+        gains: Mapping[str, Sequence[float]] | None,
+        step: Step,
+        turn: int,
+        rows: torch.Tensor | None,
+        latents: tuple[int, int],
+    ) -> None:
+        """Put a step into effect: gains in weights, where there are any, and what stands beside them."""
+        if gains is not None and gains != self.merged.active:
+            self._write(gains)
+        self.beside.show(step, turn, rows, latents)
+
+    def text_places(self, name: str) -> list[int]:
+        """Tell which layers of an adapter are a text encoder's."""
+        return [n for n, layer in enumerate(self._layers[name]) if layer.live.component in TEXT_ENCODERS]
 
     def _write(self, gains: Mapping[str, Sequence[float]]) -> None:
         """Write gains into weights, and fused projections after them."""
@@ -406,30 +501,18 @@ class EngineController:
         self,
         setting: ActiveMixes,
         passes: Sequence[int],
-        merged_gains: Callable[[Step, int | None], dict[str, list[float]]],
+        merged_gains: MergedGains,
         *,
         remerge: bool,
     ) -> None:
         """Watch each denoiser that an active adapter changes, and text encoders where each prompt has its own mix."""
         outer = callers(self.pipe)
-        start = merged_gains(START, None)
-
-        def put(step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
-            if remerge:
-                gains = merged_gains(step, turn)
-                for name, own in gains.items():  # text encoders keep what they had before the first step
-                    for place, layer in enumerate(self._layers[name]):
-                        if layer.live.component in TEXT_ENCODERS:
-                            own[place] = start[name][place]
-                if gains != self.merged.active:
-                    self._write(gains)
-            self.beside.show(step, turn, rows, latents)
-
+        put = StepWriter(self, merged_gains if remerge else None)
         prompts = Prompts(len(setting.mixes), len(setting.negatives))
         parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
             follower = DenoiserFollower(
-                self.pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
+                self._pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.buffers:

@@ -13,7 +13,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -31,16 +31,15 @@ class _Attached:
         self.forward = (
             MethodType(type(module).forward, module) if self.before is None else _PassOn(self.before)
         )
-        module.__dict__["forward"] = self.forward
 
     def detach(self, module: nn.Module) -> None:
-        del module.__dict__[_KEY]
-        if module.__dict__.get("forward") is not self.forward:
-            return  # another library has wrapped it since; it goes on to what it wrapped
-        if self.before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = self.before
+        # where another library has wrapped it since, it goes on to what it wrapped
+        if module.__dict__.get("forward") is self.forward:
+            if self.before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = self.before
+        module.__dict__.pop(_KEY, None)
 
 
 class _PassOn:
@@ -63,6 +62,15 @@ class _WithInput:
         return self.hook(
             module, args or tuple(kwargs.values()), output
         )  # motion modules give the input by name
+
+    @property
+    def __self__(self) -> object:
+        """Whose method the hook is, for those who look for their own."""
+        return getattr(self.hook, "__self__", None)
+
+
+def _inner(hook: Any) -> Any:
+    return hook.hook if isinstance(hook, _WithInput) else hook
 
 
 class HookHandle:
@@ -89,7 +97,10 @@ class HookHandle:
 
 def _attached(module: nn.Module) -> _Attached:
     if _KEY not in module.__dict__:
-        module.__dict__[_KEY] = _Attached(module)
+        module.__dict__[_KEY] = made = _Attached(module)
+        module.__dict__["forward"] = (
+            made.forward
+        )  # after it is known: it is found again, whatever fails in between
     attached: _Attached = module.__dict__[_KEY]
     return attached
 
@@ -104,6 +115,22 @@ def forget_removed(module: nn.Module) -> None:
     attached.after = {number: hook for number, hook in attached.after.items() if number in left}
     if not attached.numbers:
         attached.detach(module)
+
+
+def sweep(modules: Iterable[nn.Module]) -> None:
+    """Take all hooks of engines off modules, also those that were registered and never noted."""
+    for module in modules:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+            ours = [
+                n
+                for n, hook in hooks.items()
+                if type(_inner(hook)).__module__.startswith("lora_mixer.engines.")
+            ]
+            for number in ours:
+                del hooks[number]
+                module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+                module._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+        forget_removed(module)
 
 
 def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> HookHandle:

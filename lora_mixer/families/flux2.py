@@ -49,23 +49,30 @@ time_guidance_embed.guidance_embedder.*
     kohya_flat="bfl",
 )
 
+_FLUX3_BLOCKS = (
+    ("content_mode_blocks.*", "mode_blocks.*"),
+    ("mode_blocks.*", "mode_blocks.*"),
+    ("txt_mode_blocks", "txt_mode_blocks"),
+    ("single_blocks", "single_transformer_blocks"),
+)
+_FLUX3_LAYERS = (
+    ("q_proj", "attn.to_q"),
+    ("k_proj", "attn.to_k"),
+    ("v_proj", "attn.to_v"),
+    ("attn_out", "attn.to_out.0"),
+    ("mlp_in", "ff.linear_in"),
+    ("mlp_out", "ff.linear_out"),
+)
 FLUX3 = Family(
     "Flux.3",
     classes=("Flux3",),
     layouts={
-        "bfl": """
-{content_mode_blocks,mode_blocks}.N.q_proj -> {mode_blocks,mode_blocks}.N.attn.to_q
-{content_mode_blocks,mode_blocks}.N.k_proj -> {mode_blocks,mode_blocks}.N.attn.to_k
-{content_mode_blocks,mode_blocks}.N.v_proj -> {mode_blocks,mode_blocks}.N.attn.to_v
-{content_mode_blocks,mode_blocks}.N.attn_out -> {mode_blocks,mode_blocks}.N.attn.to_out.0
-{content_mode_blocks,mode_blocks}.N.mlp_in -> {mode_blocks,mode_blocks}.N.ff.linear_in
-{content_mode_blocks,mode_blocks}.N.mlp_out -> {mode_blocks,mode_blocks}.N.ff.linear_out
-single_blocks.N.q_proj -> single_transformer_blocks.N.attn.to_q
-single_blocks.N.k_proj -> single_transformer_blocks.N.attn.to_k
-single_blocks.N.v_proj -> single_transformer_blocks.N.attn.to_v
-single_blocks.N.attn_out -> single_transformer_blocks.N.attn.to_out.0
-single_blocks.N.mlp_in -> single_transformer_blocks.N.ff.linear_in
-single_blocks.N.mlp_out -> single_transformer_blocks.N.ff.linear_out
+        "bfl": "\n".join(
+            f"{theirs}.N.{layer} -> {ours}.N.{live}"
+            for theirs, ours in _FLUX3_BLOCKS
+            for layer, live in _FLUX3_LAYERS
+        )
+        + """
 content_mode_blocks.* -> mode_blocks.*
 single_blocks.* -> single_transformer_blocks.*
 emb_in.* -> x_embedders.*

@@ -40,8 +40,20 @@ if TYPE_CHECKING:
 FAMILIES: tuple[Family, ...] = (
     # the first whose marks are found names a file, so the specific stand before those whose names others share
     *(SDXL, SD1, SD2, SDXL_REFINER, STABLE_CASCADE),
-    *(SD3, CHROMA, HIDREAM, HUNYUAN_IMAGE, HUNYUAN_VIDEO_15, HUNYUAN_VIDEO, OVIS, FLUX3, FLUX2, FLUX),
-    *(KREA2, ANIMA, COSMOS, SANA, PIXART, MOCHI, MINIMAX_H3, HUNYUAN_DIT, WAN, AURAFLOW),
+    *(
+        SD3,
+        AURAFLOW,
+        CHROMA,
+        HIDREAM,
+        HUNYUAN_IMAGE,
+        HUNYUAN_VIDEO_15,
+        HUNYUAN_VIDEO,
+        OVIS,
+        FLUX3,
+        FLUX2,
+        FLUX,
+    ),
+    *(KREA2, ANIMA, COSMOS, SANA, PIXART, MOCHI, MINIMAX_H3, HUNYUAN_DIT, WAN),
     *(LUMINA_NEXT, IDEOGRAM, LUMINA2, ZIMAGE, QWEN_IMAGE, LTX2, LTX, COGVIDEOX, COGVIEW4, KANDINSKY5),
     *(OMNIGEN, ACE_STEP, ERNIE_IMAGE, BRIA_FIBO, PRX, MOTIF),
 )

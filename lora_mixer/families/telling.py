@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CROSS_ATTENTION = {family.cross_attention: family.name for family in FAMILIES if family.cross_attention}
 """Width of the text embeddings that a UNet attends to, by family."""
 _SHARED = re.compile(r"^transformer_blocks_0")
-"""Names that several families have, those that are like ``DiT``: their widths tell."""
-_SEVERAL = "DiT"
+"""Names that several families have, those that are like ``DiT``, or ``DiT with cross-attention`` (``attn1``, ``attn2``): their widths tell."""
+_SEVERAL, _CROSSING = "DiT", "DiT with cross-attention"
 _UNNAMED = "a DiT (SD3, PixArt, LTX, ...)"
 EITHER = {
     "SD 1.x or SDXL": ("SD 1.x", "SDXL"),
@@ -131,8 +131,10 @@ def _transformer(modules: Mapping[str, int | None]) -> str | None:
             return _relative(family.name, modules) or family.name
     if any(_FLUXES.search(kind) for kind in kinds):
         return "Flux.1 or Flux.2"
-    if any(_SHARED.search(kind) for kind in kinds):
-        return _relative(_SEVERAL, modules) or _UNNAMED
+    shared = [kind for kind in kinds if _SHARED.search(kind)]
+    if shared:
+        crossing = any("_attn0_" in kind for kind in shared)
+        return _relative(_CROSSING if crossing else _SEVERAL, modules) or _UNNAMED
     return None
 
 

@@ -16,7 +16,7 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
 """,
     },
     marks=r"^patchify_proj",
-    like="DiT",
+    like="DiT with cross-attention",
     widths=frozenset((2048,)),
     headers=("ltx",),
     said=("ltx",),
@@ -43,7 +43,7 @@ transformer_blocks.N.*.k_norm -> transformer_blocks.N.*.norm_k
 """,
     },
     marks=r"^audio_patchify_proj|av_ca_|transformer_blocks_0_audio_attn",
-    like="DiT",
+    like="DiT with cross-attention",
     widths=frozenset((4096,)),
     headers=("ltx-2", "ltx2", "ltx-video-2"),
     said=("ltx-2", "ltx2", "ltxv2", "ltxv 2"),
@@ -78,7 +78,7 @@ blocks.N.mlp_y.{w1,w2}
 transformer_blocks.N.attn1.to_add_out
 transformer_blocks.N.ff_context.*
 """,
-    marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy])$",
+    marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy]|attn0_add_[qkv]_proj)$",
     headers=("mochi",),
     said=("mochi",),
     kohya_flat="original",
@@ -105,6 +105,8 @@ mixins.final_layer.linear -> proj_out
 """,
     },
     marks=r"attention_query_key_value|adaLN_modulations_0",
+    like="DiT with cross-attention",
+    widths=frozenset((1920, 3072)),
     headers=("cogvideo",),
     said=("cogvideo",),
 )

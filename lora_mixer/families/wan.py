@@ -45,7 +45,7 @@ blocks.N.attn2.{add_k_proj,add_v_proj,norm_added_k}
 img_emb.*
 condition_embedder.image_embedder.*
 """,
-    marks=r"(?:^|_)(?:blocks|vace_blocks)_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
+    marks=r"(?:^|_)(?<!transformer_)(?:blocks|vace_blocks)_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
     headers=("wan",),
     said=("wan",),
     kohya=("wan2.1", "False", "wan2.1/lora"),

@@ -49,8 +49,10 @@ def build_layers(
     if refused:
         count = sum(1 for group in modules if group.algorithms & refused)
         names = "; ".join(sorted(REFUSED[name] for name in refused))
-        msg = f"{label}: {names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched"
-        raise UnsupportedAdapterError(msg)
+        msg = (
+            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched"
+        )
+        raise UnsupportedAdapterError(msg, file=label)
     shared = {group.target.hint: group for group in modules if group.roles.keys() <= set(SHARED)}
     layers, problems = [], []
     unsupported = False
@@ -95,13 +97,13 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         alpha = rule.alpha_of(*group.target.spellings)
     for role, tensor in tensors.items():
         if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
-            msg = f"{label}: {role} has dtype {tensor.dtype}, expected floating point"
-            raise InvalidAdapterError(msg)
+            msg = f"{role} has dtype {tensor.dtype}, expected floating point"
+            raise InvalidAdapterError(msg, file=label)
         # AdaLoRA keeps no singular value at all in some modules
         cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
-            msg = f"{label}: {role} is empty, shape {tuple(tensor.shape)}"
-            raise InvalidAdapterError(msg)
+            msg = f"{role} is empty, shape {tuple(tensor.shape)}"
+            raise InvalidAdapterError(msg, file=label)
     parts = Parts(
         tensors,
         alpha,
@@ -189,10 +191,10 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
     if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
-        msg = f"{label}: {role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
-        raise InvalidAdapterError(msg)
+        msg = f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
+        raise InvalidAdapterError(msg, file=label)
     value = float(tensor.float().item())
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
-        msg = f"{label}: {role} is {value}, expected a finite number"
-        raise InvalidAdapterError(msg)
+        msg = f"{role} is {value}, expected a finite number"
+        raise InvalidAdapterError(msg, file=label)
     return value

@@ -134,7 +134,7 @@ def _bad_entry(key: str, entry: Any, label: str) -> CorruptFileError:
     """Say what is wrong with a header's entry."""
 
     def bad(what: str) -> CorruptFileError:
-        return CorruptFileError(f"{label}: the header entry of {key!r} {what}; download the file again")
+        return CorruptFileError(f"the header entry of {key!r} {what}; download the file again", file=label)
 
     if not isinstance(entry, dict):
         return bad(f"is {type(entry).__name__}, not an object")
@@ -169,24 +169,24 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
             json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:
-        msg = f"{label}: the header is no valid JSON ({error}); the file is damaged, download it again"
-        raise CorruptFileError(msg) from None
+        msg = f"the header is no valid JSON ({error}); the file is damaged, download it again"
+        raise CorruptFileError(msg, file=label) from None
     if not isinstance(table, dict):
-        msg = f"{label}: the header is a JSON {type(table).__name__}, expected an object"
-        raise CorruptFileError(msg)
+        msg = f"the header is a JSON {type(table).__name__}, expected an object"
+        raise CorruptFileError(msg, file=label)
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        msg = f"{label}: __metadata__ is a {type(metadata).__name__}, expected an object of strings"
-        raise CorruptFileError(msg)
+        msg = f"__metadata__ is a {type(metadata).__name__}, expected an object of strings"
+        raise CorruptFileError(msg, file=label)
     specs = table
     if {*map(type, table.values())} != {TensorSpec}:
         specs = {key: _spec(key, entry, label) for key, entry in table.items()}
     position = _end_of(specs, label)
     if position != total:
         what = "truncated" if position > total else "longer than its header says"
-        msg = f"{label}: {what}: the header lists {position} bytes of tensors, the file has {total}"
-        raise CorruptFileError(msg)
+        msg = f"{what}: the header lists {position} bytes of tensors, the file has {total}"
+        raise CorruptFileError(msg, file=label)
     return specs, {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in metadata.items()}
 
 
@@ -202,8 +202,8 @@ def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
     position = 0
     for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
         if start != position:
-            msg = f"{label}: {key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
-            raise CorruptFileError(msg)
+            msg = f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
+            raise CorruptFileError(msg, file=label)
         position = end
     return position
 
@@ -219,8 +219,8 @@ def read_header(stream: IO[bytes], label: str) -> Header:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if size == 0:
-        msg = f"{label}: the file is empty (0 bytes); the download was probably interrupted"
-        raise NotAnAdapterError(msg)
+        msg = "the file is empty (0 bytes); the download was probably interrupted"
+        raise NotAnAdapterError(msg, file=label)
     first = stream.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
@@ -267,11 +267,11 @@ def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAda
         what = f"not safetensors but {text}"
     else:
         msg = (
-            f"{label}: not a safetensors file, or truncated: its first 8 bytes claim a header of "
+            f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
             f"{int.from_bytes(first[:8], 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})"
         )
-        return CorruptFileError(msg)
-    return NotAnAdapterError(f"{label}: {what}")
+        return CorruptFileError(msg, file=label)
+    return NotAnAdapterError(f"{what}", file=label)
 
 
 def open_weights(path: Path, label: str) -> IO[bytes]:
@@ -281,13 +281,13 @@ def open_weights(path: Path, label: str) -> IO[bytes]:
         if stat.S_ISREG(facts.st_mode):  # opening a FIFO would wait for ever
             return path.open("rb")
     except FileNotFoundError:
-        msg = f"{label}: there is no such file"
-        raise SourceNotFoundError(msg) from None
+        msg = "there is no such file"
+        raise SourceNotFoundError(msg, file=label) from None
     except (OSError, ValueError) as error:
-        msg = f"{label}: cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise SourceNotFoundError(msg) from error
-    msg = f"{label}: is no regular file"
-    raise SourceNotFoundError(msg)
+        msg = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise SourceNotFoundError(msg, file=label) from error
+    msg = "is no regular file"
+    raise SourceNotFoundError(msg, file=label)
 
 
 def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -305,8 +305,8 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     try:
         buffer = torch.empty(header.data_bytes, dtype=torch.uint8)
     except RuntimeError:
-        msg = f"{label}: there is no memory for its {header.data_bytes} bytes of tensors"
-        raise CorruptFileError(msg) from None
+        msg = f"there is no memory for its {header.data_bytes} bytes of tensors"
+        raise CorruptFileError(msg, file=label) from None
     stream.seek(header.data_start)
     got = 0
     # A file changed between the two reads is as damaged as a truncated one.
@@ -314,8 +314,8 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     while got < header.data_bytes:
         n = stream.readinto(view[got:])  # type: ignore[attr-defined]
         if not n:
-            msg = f"{label}: truncated while reading: {got} of {header.data_bytes} bytes came"
-            raise CorruptFileError(msg)
+            msg = f"truncated while reading: {got} of {header.data_bytes} bytes came"
+            raise CorruptFileError(msg, file=label)
         got += n
     return views(buffer, header)
 
@@ -330,8 +330,8 @@ def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
     stream.seek(start)
     raw = stream.read(size)
     if len(raw) != size:
-        msg = f"{label}: truncated while reading: {len(raw)} of {size} bytes came"
-        raise CorruptFileError(msg)
+        msg = f"truncated while reading: {len(raw)} of {size} bytes came"
+        raise CorruptFileError(msg, file=label)
     return raw
 
 

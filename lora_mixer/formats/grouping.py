@@ -106,11 +106,11 @@ def group_keys(
         group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
     if len(inner_names) > 1:
-        msg = f"{label}: holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
-        raise InvalidAdapterError(msg)
+        msg = f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
+        raise InvalidAdapterError(msg, file=label)
     if twice:
-        msg = f"{label}: {len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
-        raise InvalidAdapterError(msg)
+        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
+        raise InvalidAdapterError(msg, file=label)
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)
@@ -192,14 +192,16 @@ def _not_an_adapter(
     tensors: Mapping[str, torch.Tensor], embeddings: list[str], label: str
 ) -> NotAnAdapterError:
     if not tensors:
-        return NotAnAdapterError(f"{label}: holds no tensors at all")
+        return NotAnAdapterError("holds no tensors at all", file=label)
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
         what = "a textual inversion (embedding); load it with mixer.load_textual_inversion"
-        return NotAnAdapterError(f"{label}: {what}")
+        return NotAnAdapterError(f"{what}", file=label)
     for kind, pattern in _OTHER_KINDS:
         if any(pattern.search(key) for key in tensors):
-            return NotAnAdapterError(f"{label}: {kind}, not an adapter (first key {next(iter(tensors))!r})")
+            return NotAnAdapterError(
+                f"{kind}, not an adapter (first key {next(iter(tensors))!r})", file=label
+            )
     shown = ", ".join(list(tensors)[:5])
     return NotAnAdapterError(
-        f"{label}: none of its {len(tensors)} keys belongs to a known adapter format: {shown}"
+        f"none of its {len(tensors)} keys belongs to a known adapter format: {shown}", file=label
     )

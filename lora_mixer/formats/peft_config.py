@@ -159,8 +159,8 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
 
 def _number(value: Any, name: str, label: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        msg = f"{label}: {name} is {str(value)[:80]} in the adapter's configuration, expected a finite number"
-        raise InvalidAdapterError(msg)
+        msg = f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number"
+        raise InvalidAdapterError(msg, file=label)
     return float(value)
 
 
@@ -192,13 +192,13 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
 def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
     table = config.get(name) or {}
     if not isinstance(table, dict):
-        msg = f"{label}: {name} is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg)
+        msg = f"{name} is {type(table).__name__}, expected an object"
+        raise InvalidAdapterError(msg, file=label)
     numbers = {str(key): _number(value, f"{name}[{str(key)[:200]!r}]", label) for key, value in table.items()}
     try:
         ModulePatterns(numbers)
     except PatternTooHardError as error:
-        raise InvalidAdapterError(f"{label}: {name}: {error}") from None
+        raise InvalidAdapterError(f"{name}: {error}", file=label) from None
     return numbers
 
 
@@ -222,8 +222,8 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
             f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
         ]
     if found:
-        msg = f"{label}: {', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
-        raise UnsupportedAdapterError(msg)
+        msg = f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
+        raise UnsupportedAdapterError(msg, file=label)
 
 
 def _odd_starts(config: Mapping[str, Any]) -> list[str]:
@@ -256,11 +256,11 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{label}: {HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown"
-        raise InvalidAdapterError(msg) from None
+        msg = f"{HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown"
+        raise InvalidAdapterError(msg, file=label) from None
     if not isinstance(table, dict):
-        msg = f"{label}: {HEADER_KEY} in the header is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg)
+        msg = f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object"
+        raise InvalidAdapterError(msg, file=label)
     configs: dict[str | None, dict[str, Any]] = {}
     for key, value in table.items():
         component, dot, name = str(key).partition(".")

@@ -29,15 +29,15 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     first = stream.read(_SNIFFED)
     text = None if is_pickle(first) else text_kind(first)
     if text is not None:
-        msg = f"{label}: not a PyTorch file but {text}"
-        raise NotAnAdapterError(msg)
+        msg = f"not a PyTorch file but {text}"
+        raise NotAnAdapterError(msg, file=label)
     stream.seek(0)
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{label}: torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
-        raise CorruptFileError(msg) from None
+        msg = f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
+        raise CorruptFileError(msg, file=label) from None
 
 
 def read_pickle(
@@ -63,5 +63,5 @@ def read_pickle(
     if isinstance(content, list) and content and all(isinstance(v, torch.Tensor) for v in content):
         # files of 2022 hold parameters, which want gradients
         return content, ()
-    msg = f"{label}: the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
-    raise NotAnAdapterError(msg)
+    msg = f"the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
+    raise NotAnAdapterError(msg, file=label)

@@ -226,7 +226,7 @@ def _stream(weights: Path | bytes, label: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         if isinstance(error, LoraMixerError):
             raise
-        raise SourceError(f"{label}: cannot be read ({error.strerror or error})") from error
+        raise SourceError(f"cannot be read ({error.strerror or error})", file=label) from error
 
 
 def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -241,8 +241,8 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     before = _stamp(stream)
     tensors = read_tensors(stream, header, label)
     if _stamp(stream) != before:
-        msg = f"{label}: the file changed while it was read; wait until the program that writes it is done"
-        raise CorruptFileError(msg)
+        msg = "the file changed while it was read; wait until the program that writes it is done"
+        raise CorruptFileError(msg, file=label)
     return tensors
 
 
@@ -281,8 +281,8 @@ class _FileHashes:
     def __call__(self) -> dict[str, str]:
         with _stream(self.weights, self.label) as stream:
             if _stamp(stream) != self.stamp:
-                msg = f"{self.label}: the file has changed since it was read, so its hashes would be those of another"
-                raise SourceError(msg)
+                msg = "the file has changed since it was read, so its hashes would be those of another"
+                raise SourceError(msg, file=self.label)
             return hashes.compute(stream, self.data_start)
 
 
@@ -293,8 +293,8 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
         if not isinstance(k, str) or not torch.is_tensor(v)
     ]
     if odd:
-        msg = f"{label}: expected names and tensors, got {', '.join(odd[:5])}"
-        raise NotAnAdapterError(msg)
+        msg = f"expected names and tensors, got {', '.join(odd[:5])}"
+        raise NotAnAdapterError(msg, file=label)
     return {key: _plain(key, value, label) for key, value in table.items()}
 
 
@@ -312,8 +312,8 @@ def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
         odd = tensor.untyped_storage().nbytes() < needed
     if odd:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        msg = f"{label}: {key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one"
-        raise InvalidAdapterError(msg)
+        msg = f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one"
+        raise InvalidAdapterError(msg, file=label)
     return tensor.detach()
 
 
@@ -326,8 +326,8 @@ def check_held(adapter: Adapter) -> None:
     """
     for layer in adapter.layers:
         if any(tensor.is_meta for tensor in layer.weights.tensors()):
-            msg = f"{adapter.info.source}: {layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load"
-            raise InvalidAdapterError(msg)
+            msg = f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load"
+            raise InvalidAdapterError(msg, file=adapter.info.source)
 
 
 def _assemble(
@@ -342,8 +342,8 @@ def _assemble(
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
-        msg = f"{label}: holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
-        raise NotAnAdapterError(msg)
+        msg = f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
+        raise NotAnAdapterError(msg, file=label)
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
     notes = []
     if groups.embeddings:

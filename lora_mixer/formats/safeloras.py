@@ -61,8 +61,8 @@ def from_list(tensors: Sequence[torch.Tensor], label: str) -> dict[str, torch.Te
     pairs = list(zip(tensors[::2], tensors[1::2], strict=False))
     fits = all(up.ndim == 2 and down.ndim == 2 and up.shape[1] == down.shape[0] for up, down in pairs)
     if len(tensors) % 2 or not fits:
-        msg = f"{label}: a list of {len(tensors)} tensors that is no [up, down, up, down, ...] of matrices"
-        raise InvalidAdapterError(msg)
+        msg = f"a list of {len(tensors)} tensors that is no [up, down, up, down, ...] of matrices"
+        raise InvalidAdapterError(msg, file=label)
     table = {}
     for number, (up, down) in enumerate(pairs):
         name = module_name(None, number)

@@ -132,8 +132,8 @@ def _check(spare: Path, name: str) -> None:
     try:
         read_adapter(spare)
     except FormatError as error:
-        # The one who sent it knows no spare file.
-        raise type(error)(str(error).replace(str(spare), name)) from None
+        error.file = name  # the one who sent it knows no spare file
+        raise
     except (ValueError, OverflowError, RecursionError) as error:
         raise CorruptFileError(f"{name}: cannot be read ({type(error).__name__})") from error
 

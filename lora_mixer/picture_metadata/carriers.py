@@ -59,17 +59,18 @@ def read_texts(source: Source) -> tuple[dict[str, str], tuple[int, int]]:
         size = path.stat().st_size
         if size > _FILE_AT_MOST or not path.is_file():
             raise PictureMetadataError(
-                f"{label}: expected a picture of at most {_FILE_AT_MOST >> 20} MiB, got "
-                f"{f'{size} bytes' if path.is_file() else 'something that is no file'}"
+                f"expected a picture of at most {_FILE_AT_MOST >> 20} MiB, got "
+                f"{f'{size} bytes' if path.is_file() else 'something that is no file'}",
+                file=label,
             )
         with path.open("rb") as stream:
             return _of_stream(stream, label)
     except FileNotFoundError:
-        raise SourceNotFoundError(f"{label}: there is no such file") from None
+        raise SourceNotFoundError("there is no such file", file=label) from None
     except (OSError, ValueError) as error:
         if isinstance(error, PictureMetadataError):
             raise
-        raise PictureMetadataError(f"{label}: cannot be read ({error})") from error
+        raise PictureMetadataError(f"cannot be read ({error})", file=label) from error
 
 
 def _of_stream(stream: Any, label: str) -> tuple[dict[str, str], tuple[int, int]]:
@@ -82,8 +83,9 @@ def _of_stream(stream: Any, label: str) -> tuple[dict[str, str], tuple[int, int]
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file
         raise PictureMetadataError(
-            f"{label}: expected a PNG, JPEG or WebP picture; it cannot be read "
-            f"({type(error).__name__}: {str(error)[:200]})"
+            f"expected a PNG, JPEG or WebP picture; it cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]})",
+            file=label,
         ) from error
 
 
@@ -97,11 +99,12 @@ def _of_image(image: Image, label: str) -> dict[str, str]:
             texts.setdefault(key, text)
     except Exception as error:  # as above
         if not texts:
-            raise PictureMetadataError(f"{label}: its EXIF is damaged ({type(error).__name__})") from error
+            raise PictureMetadataError(f"its EXIF is damaged ({type(error).__name__})", file=label) from error
     too_long = [key for key, text in texts.items() if len(text) > LONGEST_JSON]
     if too_long:
         raise PictureMetadataError(
-            f"{label}: its text {too_long[0][:60]!r} has {len(texts[too_long[0]])} characters, at most {LONGEST_JSON} are read"
+            f"its text {too_long[0][:60]!r} has {len(texts[too_long[0]])} characters, at most {LONGEST_JSON} are read",
+            file=label,
         )
     return texts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -178,6 +179,9 @@ class PictureSettings(PictureFields):
             7
         """
         values = {name: getattr(request, name) for name in PICTURE_FIELDS}
+        for name, about in PICTURE_FIELDS.items():
+            if about.is_file and values[name] is not None:  # its place is nobody else's business
+                values[name] = re.split(r"[/\\\\]", values[name])[-1]
         return cls(**values, mix=request.mix, negative_mix=request.negative_mix, **more)
 
     def _set(self, name: str, value: object) -> None:

@@ -22,6 +22,7 @@ MAX_SIDE = 16_384
 MAX_TEXT = 100_000
 MAX_NAME = 200
 MAX_SKIP = 11
+MAX_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class PictureField:
         elsewhere: Within what whole numbers of other programs' pictures are kept when they are read.
         infotext: How AUTOMATIC1111 calls it in a picture's text; None where it has no name there.
         infotext_plus: What is added to it there.
+        is_file: Whether it is the path of a file.
         check: Returns what else is wrong with a value, or None.
         label: What stands at it on a page.
         name: Its name in a request.
@@ -61,6 +63,7 @@ class PictureField:
     elsewhere: tuple[int, int] = (0, 1 << 20)
     infotext: str | None = None
     infotext_plus: int = 0
+    is_file: bool = False
     check: Callable[[Any], str | None] | None = None
     label: str = ""
     name: str = ""
@@ -196,6 +199,53 @@ class PictureFields:
             "text", choices=("auto", "a1111", "compel", "none"),
         ),
     )  # fmt: skip
+    image: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "A picture to start from (img2img): a file.", "text", high=MAX_PATH, apart=True, is_file=True
+        ),
+    )
+    mask_image: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "What of it is made anew (inpainting): a file of its size, white there.", "text", high=MAX_PATH, apart=True,
+            is_file=True,
+        ),
+    )  # fmt: skip
+    strength: float | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said("How much of it is made anew, from 0 to 1.", "number", 0, 1, argument="strength"),
+    )
+    control_image: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "What the model's ControlNet follows (edges, depth, a pose): a file.", "text", high=MAX_PATH, apart=True,
+            is_file=True,
+        ),
+    )  # fmt: skip
+    controlnet_conditioning_scale: float | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "How closely it is followed.", "number", 0, 10, argument="controlnet_conditioning_scale"
+        ),
+    )
+    second_pass: float | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said("A second pass, larger by this factor, over the finished picture.", "number", 1, 4),
+    )
+    second_pass_strength: float | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "How much the second pass makes anew, from 0 to 1 (0.5 where it is not said).", "number", 0, 1
+        ),
+    )
 
 
 def _refused(sampler: str | None, schedule: str | None) -> str | None:

@@ -59,7 +59,31 @@ def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
     with _told(wanted.model):
         more = {} if wanted.vae is None else {"vae": _load_vae(wanted, dtype)}
         pipe = _load(wanted, dtype, more)
+        if wanted.controlnet is not None:
+            pipe = _with_controlnet(pipe, wanted, dtype)
+        return _placed(pipe, wanted, device)
+
+
+def _placed(pipe: Any, wanted: ModelOptions, device: torch.device) -> Any:
+    """Put a loaded pipeline where it shall run, with what saves memory there."""
+    vae = getattr(pipe, "vae", None)
+    for name, asked in (("tiling", wanted.vae_tiling), ("slicing", wanted.vae_slicing)):
+        enable = getattr(vae, f"enable_{name}", None)
+        if asked and enable is None:
+            raise PictureError(f"--vae-{name}: the VAE of {type(pipe).__name__} has no {name}")
+        if asked and enable is not None:
+            enable()
+    if wanted.offload == "none":
         return pipe.to(device)
+    if device.type == "cpu":
+        raise PictureError(
+            "--offload keeps parts in host memory, off a GPU; on the CPU they are there already"
+        )
+    if wanted.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe
 
 
 def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:
@@ -80,6 +104,36 @@ def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> 
         name: getattr(wanted, name) for name in ("revision", "variant") if getattr(wanted, name) is not None
     }
     return pipelines.from_pretrained(wanted.model, torch_dtype=dtype, **given, **more)
+
+
+def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise PictureError(
+            f"--controlnet: {type(pipe).__name__} has no UNet; only models with one take a ControlNet here"
+        )
+    nets: Any = diffusers.ControlNetModel
+    name = str(wanted.controlnet)
+    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
+        held = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
+        if held.kind != "controlnet":
+            raise SourceNotFoundError(f"{name} is expected to be a ControlNet, and is {OTHERWISE[held.kind]}")
+        with tempfile.TemporaryDirectory(prefix="lora-mixer-config-") as folder:
+            nets.from_unet(unet, load_weights_from_unet=False).save_config(folder)
+            net = nets.from_single_file(
+                str(held.path), config=folder, torch_dtype=dtype, local_files_only=True
+            )
+    else:
+        net = nets.from_pretrained(name, torch_dtype=dtype)
+    theirs, ours = net.config.cross_attention_dim, unet.config.cross_attention_dim
+    if theirs != ours:
+        raise PictureError(
+            f"--controlnet: {name} was made for another base: it attends to texts of width {theirs}, the model to {ours}"
+        )
+    makers: Any = diffusers.AutoPipelineForText2Image
+    return makers.from_pipe(pipe, controlnet=net)
 
 
 def _load_file(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:

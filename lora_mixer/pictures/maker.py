@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
+from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
 from lora_mixer.pictures.preview import Progress
 from lora_mixer.pictures.prompting import PromptEncoder
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
@@ -88,6 +89,7 @@ class PictureMaker:
         self.batch_size = batch_size
         self._schedulers: dict[tuple[int, str | None, str | None], tuple[Any, Any]] = {}
         self._prompts = PromptEncoder(mixer.pipe)
+        self._images = ImageTasks(mixer.pipe)
         self._takes = inspect.signature(mixer.pipe.__call__).parameters
         self._defaults = {**self._of_pipeline(), **(defaults or {})}
         PictureRequest("").with_defaults(self._defaults)  # a clear error now rather than at the first picture
@@ -113,15 +115,21 @@ class PictureMaker:
         for mix in (full.mix, full.negative_mix):
             if mix is not None:
                 self.mixer.check_mix(mix)
+        pipe = self._images.pipe_for(full)
+        self._images.check(full)
+        if full.second_pass is not None:
+            self._images.second()
         asked = {argument for name, argument in _ARGUMENTS.items() if getattr(request, name) is not None}
+        if full.image is not None:  # which has a size of its own, and is brought to the one asked for
+            asked -= {"width", "height"}
         asked |= {"negative_prompt"} if request.negative_prompt else set()
         self._scheduler(full)  # a clear error now
         if self._prompts.wants(full):
             require("compel", "prompts")
             self._prompts.chunks(full)
-        missing = sorted(asked - set(self._takes))
+        missing = sorted(asked - set(takes(pipe)))
         if missing:
-            kind = type(self.mixer.pipe).__name__
+            kind = type(pipe).__name__
             raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
         return full
 
@@ -149,21 +157,21 @@ class PictureMaker:
         return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
 
     @contextmanager
-    def _sampling(self, request: PictureRequest) -> Iterator[dict[str, Any]]:
-        """Give the pipeline the scheduler of a request, and the arguments that go with it; put its own back."""
+    def _sampling(self, request: PictureRequest, also: Any) -> Iterator[dict[str, Any]]:
+        """Give the pipelines the scheduler of a request, and the arguments that go with it; put the own one back."""
         pipe = self.mixer.pipe
         own, wanted = getattr(pipe, "scheduler", None), self._scheduler(request)
         more: dict[str, Any] = {}
         if AYS in read_sampler(request.sampler, request.schedule).words:
             more = {"timesteps": self._ays(wanted, request.steps or 10)}
-        if wanted is own:
+        if wanted is own and also is pipe:
             yield more
             return
-        pipe.scheduler = wanted
+        pipe.scheduler = also.scheduler = wanted
         try:
             yield more
         finally:
-            pipe.scheduler = own
+            pipe.scheduler = also.scheduler = own
 
     def make(
         self,
@@ -201,7 +209,9 @@ class PictureMaker:
                 images = self._call([requests[i] for i in batch], tuple(batch), on_step)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
-                    raise
+                    raise PictureError(
+                        out_of_memory(requests[batch[0]], str(self.mixer.pipe.device))
+                    ) from None
                 self.batch_size = max(1, len(batch) // 2)
                 torch.cuda.empty_cache()
                 waiting = [
@@ -234,15 +244,41 @@ class PictureMaker:
         indices: tuple[int, ...],
         on_step: Callable[[StepProgress], None] | None,
     ) -> list[Image]:
-        pipe, first = self.mixer.pipe, batch[0]
+        first = batch[0]
+        pipe = self._images.pipe_for(first)
+        images = self._call_pipe(pipe, batch, indices, on_step, self._images.arguments(batch, pipe))
+        if first.second_pass is None:
+            return images
+        strength = SECOND_STRENGTH if first.second_pass_strength is None else first.second_pass_strength
+        enlarged = larger(images, first.second_pass)
+        more: dict[str, Any] = {"image": enlarged, "strength": strength}
+        second = self._images.second()
+        sides = {"width": enlarged[0].width, "height": enlarged[0].height}
+        more |= {key: value for key, value in sides.items() if key in takes(second)}
+        if first.control_image is not None:
+            width, height = sides.values()
+            again = [replace(each, image=None, width=width, height=height) for each in batch]
+            more["control_image"] = self._images.arguments(again, second)["control_image"]
+        return self._call_pipe(second, batch, indices, on_step, more)
+
+    def _call_pipe(
+        self,
+        pipe: Any,
+        batch: Sequence[PictureRequest],
+        indices: tuple[int, ...],
+        on_step: Callable[[StepProgress], None] | None,
+        given: Mapping[str, Any],
+    ) -> list[Image]:
+        first, known = batch[0], takes(pipe)
         arguments: dict[str, Any] = {
             argument: value
             for name, argument in _ARGUMENTS.items()
-            if (value := getattr(first, name)) is not None and argument in self._takes
+            if (value := getattr(first, name)) is not None and argument in known
         }
-        if on_step is not None and "callback_on_step_end" in self._takes:
+        arguments |= given
+        if on_step is not None and "callback_on_step_end" in known:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
-        with self._sampling(first) as sampling, self._mixed(batch), _quiet_bar(pipe):
+        with self._sampling(first, pipe) as sampling, self._mixed(batch), _quiet_bar(pipe):
             arguments |= sampling
             if "timesteps" in sampling:
                 arguments.pop("num_inference_steps", None)
@@ -255,6 +291,8 @@ class PictureMaker:
             except BaseException:
                 pipe.maybe_free_model_hooks()
                 raise
+            if pipe is not self.mixer.pipe:  # whose hooks keep parts in host memory, where there are any
+                self.mixer.pipe.maybe_free_model_hooks()
         return images
 
     def _of_one_length(self, requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
@@ -307,6 +345,21 @@ class PictureMaker:
         if len({request.mix_key for request in batch}) == 1:
             return self.mixer.applied(mixes[0], negative=batch[0].negative_mix)
         return self.mixer.applied(mixes, negative=negatives if negatives != mixes else None)
+
+
+def out_of_memory(request: PictureRequest, device: str) -> str:
+    """
+    Say what takes less memory, the least loss first.
+
+    Example:
+        >>> out_of_memory(PictureRequest("a", width=1024, height=1024), "cuda:0")[:44]
+        'the memory of cuda:0 is too small for 1024x1'
+    """
+    size = f"{request.width}x{request.height}" if request.width and request.height else "its own size"
+    return (
+        f"the memory of {device} is too small for a picture of {size}; take, in this order: --vae-tiling, --dtype float16, "
+        "--offload model, --offload sequential, or a smaller width and height"
+    ).replace("a picture of ", "")
 
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:

@@ -14,6 +14,7 @@ DEMO = "demo"
 """The name of the embedded pipeline."""
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """Endings of files that may be checkpoints."""
+OFFLOADS = ("none", "model", "sequential")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -31,10 +32,14 @@ class ModelOptions:
         revision: Of a Hub repository: a branch, a tag or a commit.
         variant: Of a folder's or repository's weights, such as ``fp16``.
         vae: A VAE in place of the model's own: a file or a diffusers folder.
+        controlnet: A ControlNet beside the model: a file, a diffusers folder or a Hub repository.
         config: For a single file: the diffusers folder with its configuration; without it, one that stands beside the
             file under its name, or what lora_mixer brings along for SD 1.x, SD 2.x and SDXL.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` is float16 on a GPU, and float32 on the CPU and for the demo.
+        offload: ``model`` or ``sequential``: parts wait in host memory until they are needed.
+        vae_tiling: Decode in tiles.
+        vae_slicing: Decode the pictures of a batch one by one.
         allow_pickle: Whether single files may be pickles (.ckpt).
 
     Raises:
@@ -58,6 +63,10 @@ class ModelOptions:
     vae: str | None = field(
         default=None, metadata=_said("A VAE in place of the model's own: a file or a diffusers folder.")
     )
+    controlnet: str | None = field(
+        default=None,
+        metadata=_said("A ControlNet beside the model: a file, a diffusers folder or a Hub repository."),
+    )
     config: str | None = field(
         default=None,
         metadata=_said(
@@ -69,6 +78,20 @@ class ModelOptions:
     dtype: str = field(default="auto", metadata=_said("auto: float16 on a GPU, float32 on the CPU.", *DTYPES))
     allow_pickle: bool = field(
         default=False, metadata=_said("Whether single files may be pickles (.ckpt); only if trusted.")
+    )
+
+    offload: str = field(
+        default="none",
+        metadata=_said(
+            "Parts in host memory until they are needed: model (each component), sequential (each layer; slow, least memory).",
+            *OFFLOADS,
+        ),
+    )
+    vae_tiling: bool = field(
+        default=False, metadata=_said("Decode large pictures in tiles, which takes less memory.")
+    )
+    vae_slicing: bool = field(
+        default=False, metadata=_said("Decode the pictures of a batch one by one, which takes less memory.")
     )
 
     def __post_init__(self) -> None:

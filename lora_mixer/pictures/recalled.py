@@ -53,7 +53,11 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         value = getattr(settings, name)
         if value is None or value == about.default:
             continue
-        problem = about.problem(value)
+        problem = (
+            f"{name}: {value!r} is not in the picture; give it again"
+            if about.is_file
+            else about.problem(value)
+        )
         if (
             problem is None
             and name == "clip_skip"

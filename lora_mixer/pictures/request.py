@@ -37,6 +37,13 @@ class PictureRequest(PictureFields):
         schedule: Words such as ``karras`` or ``trailing, zero_snr``.
         clip_skip: Layers of the text encoder to leave out at its end, as diffusers counts.
         emphasis: How prompts are written: ``auto`` (the default), ``a1111``, ``compel`` or ``none``.
+        image: The path of a picture to start from.
+        mask_image: The path of a mask of its size, white where it is made anew.
+        strength: How much of it is made anew.
+        control_image: The path of what the model's ControlNet follows.
+        controlnet_conditioning_scale: How closely it is followed.
+        second_pass: By how much a second pass over the finished picture is larger.
+        second_pass_strength: How much it makes anew.
         mix: What adapters do, in any form that ``Mix.of`` reads.
         negative_mix: What they do in the half of guidance without the prompt; None is the same.
 
@@ -112,7 +119,10 @@ class PictureRequest(PictureFields):
             >>> PictureRequest("a", seed=1).call_shape == PictureRequest("b", seed=2).call_shape
             True
         """
-        common = [getattr(self, name) for name, about in PICTURE_FIELDS.items() if not about.apart]
+        fields = PICTURE_FIELDS.items()
+        common: list[object] = [getattr(self, name) for name, about in fields if not about.apart]
+        # of files, whether there is one: their pictures share a call where they have one size
+        common += [getattr(self, name) is not None for name, about in fields if about.is_file]
         # an empty negative prompt is not the same as none: some pipelines use zeros then
         return (*common, bool(self.negative_prompt))
 

@@ -60,7 +60,8 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise SourceError(
-                f"{label}: expected a mapping of names to tensors "
-                f"(got {key!r}: {type(value).__name__}). Pass the flat dict, as safetensors.torch.load_file returns it."
+                f"expected a mapping of names to tensors "
+                f"(got {key!r}: {type(value).__name__}). Pass the flat dict, as safetensors.torch.load_file returns it.",
+                file=label,
             )
     return AdapterSource(label=label, weights=state)

@@ -111,7 +111,7 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in content.items()
     ):
-        raise NotAnAdapterError(f"{label}: no textual inversion: expected vectors by word")
+        raise NotAnAdapterError("no textual inversion: expected vectors by word", file=label)
     words, odd = bundled(content, own_name)
     rest = {key: v for key, v in content.items() if token_of(key) is None}
     if rest and rest.keys() <= _ENCODERS.keys():
@@ -123,8 +123,9 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
     if rest or odd or not words:
         shown = ", ".join(list(rest or odd or content)[:5]) or "no keys at all"
         raise NotAnAdapterError(
-            f"{label}: no textual inversion: expected vectors by word (got {shown}). "
-            "A LoRA with words in it goes to load_lora_weights(..., load_embeddings=True)"
+            f"no textual inversion: expected vectors by word (got {shown}). "
+            "A LoRA with words in it goes to load_lora_weights(..., load_embeddings=True)",
+            file=label,
         )
     return words
 
@@ -156,6 +157,6 @@ def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) 
         vectors[encoder] = rows
     if problems:
         raise InvalidAdapterError(
-            f"{label}: textual inversion {token[:80]!r}: expected {'; '.join(problems)}"
+            f"textual inversion {token[:80]!r}: expected {'; '.join(problems)}", file=label
         )
     return Embedding(token, vectors, embedding.keys)

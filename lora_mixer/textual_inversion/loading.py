@@ -32,7 +32,7 @@ def choose(
     if odd:
         there = ", ".join(e.token for e in adapter.embeddings) or "none"
         raise MatchError(
-            f"{adapter.info.source}: load_embeddings names {', '.join(odd)}; the file's words are: {there}"
+            f"load_embeddings names {', '.join(odd)}; the file's words are: {there}", file=adapter.info.source
         )
     return tuple(
         checked(

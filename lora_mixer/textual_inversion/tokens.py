@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lora_mixer.engines.hooks import forget_removed, hook_input, hook_output
+from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.errors import MatchError, PipelineStateError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class TokenSet:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+        self._pipe = PipelineRef(pipe)
         self._held: Mapping[str | None, tuple[Token, ...]] = {}
         self._taught: list[_Taught] = []
         self._shown = True
@@ -265,6 +266,10 @@ class TokenSet:
         self._teach(record.held if record.shown else {})
         self._held, self._shown, self._changing = record.held, record.shown, False
 
+    def move_to(self, pipe: Any) -> None:
+        """Belong to another pipeline that has the same parts."""
+        self._pipe = PipelineRef(pipe)
+
     def follow(self) -> None:
         """Teach the tokenizers and embeddings that are there now, where others stand in the place of those that know."""
         encoders = self._encoders() if self._taught else {}
@@ -335,7 +340,7 @@ class TokenSet:
 
     def _encoders(self) -> dict[str, tuple[Any, nn.Module]]:
         """Give (tokenizer, encoder) of each text encoder that has a tokenizer."""
-        table = getattr(self.pipe, "components", None) or {}
+        table = getattr(self._pipe.pipe, "components", None) or {}
         found = {}
         for number in ("", "_2", "_3"):
             tokenizer, encoder = table.get(f"tokenizer{number}"), table.get(f"text_encoder{number}")

@@ -13,7 +13,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.mixes import Mix
 
 if TYPE_CHECKING:
-    from lora_mixer.mixer import LoraMixer
+    from lora_mixer import LoraMixer
 
 
 def free_folder(path: Any) -> Path:

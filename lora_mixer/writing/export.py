@@ -413,6 +413,6 @@ def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
         if lost:
             shown = ", ".join(f"{x.place} ({x.detail})" for x in lost[:5])
             more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            error = SaveError(f"{adapter.info.source}: {len(lost)} keys would be lost: {shown}{more}")
+            error = SaveError(f"{len(lost)} keys would be lost: {shown}{more}", file=adapter.info.source)
             error.problems = tuple(lost)
             raise error

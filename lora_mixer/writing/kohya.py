@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.errors import SaveError
 from lora_mixer.families import family_named
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_pair
@@ -36,8 +37,14 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
         SaveError: When a module has no name in this layout.
     """
     table: dict[str, torch.Tensor] = {}
+    owners: dict[str, str] = {}
     for layer in names.fused(layers):
         name = names.kohya(layer.place)
+        if owners.setdefault(name, layer.place.component) != layer.place.component:
+            raise SaveError(
+                f"{layer.place}: Kohya's names do not tell {layer.place.component} from {owners[name]}; write one file for "
+                "each, or use format='diffusers'"
+            )
         if layer.leaves:
             table |= {
                 f"{name}{leaf}": tensor.contiguous()

@@ -183,8 +183,8 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
 def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
     binding = bind(adapter, skeleton.components, adapter.info.name)
     if binding.report.unmatched:
-        msg = f"{adapter.info.source}: a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
-        raise MatchError(msg)
+        msg = f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
+        raise MatchError(msg, file=adapter.info.source)
     parts = []
     for bound, sources in zip(binding.layers, binding.sources, strict=True):
         live = bound.live
@@ -290,7 +290,9 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
             twice.append(str(place))
         parts[place] = Part(place, layer.weights, leaves=_leaves(layer, raw))
     if twice:
-        raise MatchError(f"{adapter.info.source}: two parts of it are for one module: {', '.join(twice[:5])}")
+        raise MatchError(
+            f"two parts of it are for one module: {', '.join(twice[:5])}", file=adapter.info.source
+        )
     return tuple(parts.values())
 
 

@@ -31,7 +31,7 @@ def make_page(shared: Shared) -> Fields:
                 make = gr.Button("Make", variant="primary", elem_id="make-button", min_width=80)
                 stop = gr.Button("Stop", elem_id="stop-button", min_width=60)
         with gr.Row(elem_classes="lm-bottom lm-settings"):
-            seed = gr.Textbox(label="Seed", value=random_seed, elem_id="seed", min_width=120, scale=3)
+            seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
             dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)
             locked = gr.Checkbox(
                 label="Keep this seed", value=True, elem_id="seed-lock", min_width=130, scale=2

@@ -80,7 +80,7 @@ window.lm = (() => {
       h("button", { class: "lm-icon", "aria-label": "Close this message", onclick: () => note.remove() }, "✕"));
     corner.replaceChildren(note);
     if (undo) { const length = lm.history.length; lm.history.watch((now) => { if (now !== length) note.remove(); }); } // it would take something else back
-    setTimeout(() => note.remove(), bad || undo ? 15000 : 5000);
+    setTimeout(() => note.remove(), bad ? 15000 : undo ? 9000 : 5000);
   }
 
   // Ask the server; an answer with a problem is said, at its field where it has one, and is no answer.
@@ -142,7 +142,7 @@ lm.store = (() => {
   const read = (where, key) => { try { return JSON.parse(where.getItem(key)) || null; } catch { return null; } };
   const write = (where, key, value) => { try { where.setItem(key, JSON.stringify(value)); } catch { /* full, or switched off */ } };
   const before = read(sessionStorage, HERE), last = read(localStorage, LAST);
-  const now = before || {};
+  const now = read(sessionStorage, HERE) || {};
   const copy = lm.later(300, () => { if (now.mix?.rows?.length || now.fields?.prompt) write(localStorage, LAST, { mix: now.mix, fields: now.fields }); });
   let token = sessionStorage.getItem(TOKEN);
   if (!/^browser-[0-9a-f]{32}$/.test(token || "")) {

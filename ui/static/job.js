@@ -93,7 +93,8 @@ lm.parts.job = (root, { props, trigger, watch }) => {
       h("a", { class: "lm-button lm-quiet", href: each.url, download: `${each.id}.png` }, "Download")));
   }
   // The mix as people say it; text of more than one line (JSON) says what it is.
-  const spell = (mix) => (!mix ? "base" : /^[[{]/.test(mix) ? "a mix with masks or blocks; its text is in the picture" : mix);
+  const spell = (mix) => (!mix ? "base" : /^[[{]/.test(mix) ? "a mix with masks or blocks; its text is in the picture"
+    : mix.replace(/(mask|blocks)=(\{[^}]*\}+|\[[^\]]*\])/g, (_, what) => (what === "mask" ? "painted mask" : "own blocks")));
 
   function drawQueue(v) {
     const waiting = v.waiting || [];

@@ -194,7 +194,14 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   }
 
   lm.mix = { add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
-  watch("value", () => { if (JSON.stringify(props.value) !== JSON.stringify(value())) replaceAll(props.value); });
+  // Only what a handler sent is taken: it has a stamp. Gradio also sets the value that the page began with, and what was put here.
+  let stamp = "";
+  watch("value", () => {
+    const given = props.value;
+    if (!given?.stamp || given.stamp === stamp) return;
+    stamp = given.stamp;
+    replaceAll(given);
+  });
 
   const kept = lm.store.before?.mix;
   if (kept?.rows?.length) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,10 @@ class Prompts:
         self._frame: FrameType | None = None  # of the call that is counted: no later one can be taken for it
         self._calls: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy needs; a call that runs is none of its."""
+        return {**vars(self), "_frame": None, "_calls": {}}
+
     def restart(self) -> None:
         """Take the next call for prompts again."""
         self._frame = None
@@ -54,22 +59,27 @@ class Prompts:
             part: The text encoder's name.
             show: Takes the mix of each text.
         """
+        return partial(self._call, part, show)
 
-        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            ids = ids if isinstance(ids, torch.Tensor) else None
-            batch = self._images if ids is None else len(ids)
-            if self._images > 1 and batch != self._images:
-                raise MixError(
-                    f"{self._images} mixes, but {part} was called with {batch} texts: pass a list of {self._images} prompts, "
-                    "one for each mix; texts that are read ahead need the mix of each of them, applied one by one"
-                )
-            own = torch.arange(batch) % self._images
-            if self._negatives:
-                own = own + self._images * self._are_without(part, ids, batch)
-            show(own)
-
-        return call
+    def _call(
+        self,
+        part: str,
+        show: Callable[[torch.Tensor], None],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = ids if isinstance(ids, torch.Tensor) else None
+        batch = self._images if ids is None else len(ids)
+        if self._images > 1 and batch != self._images:
+            raise MixError(
+                f"{self._images} mixes, but {part} was called with {batch} texts: pass a list of {self._images} prompts, "
+                "one for each mix; texts that are read ahead need the mix of each of them, applied one by one"
+            )
+        own = torch.arange(batch) % self._images
+        if self._negatives:
+            own = own + self._images * self._are_without(part, ids, batch)
+        show(own)
 
     def _are_without(self, part: str, ids: torch.Tensor | None, batch: int) -> torch.Tensor:
         """Tell which texts of a batch are of the half without the prompt: ones, else zeros."""

@@ -8,7 +8,7 @@ has the hooks inside: they break its graph, and still run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,6 +20,36 @@ if TYPE_CHECKING:
 
     Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
     After = Callable[[tuple[Any, ...], dict[str, Any], Any, Callable[..., Any]], Any]
+
+Hook = TypeVar("Hook", bound="Callable[..., Any]")
+
+
+def _outside(function: Hook) -> Hook:
+    outside: Any = torch.compiler.disable
+    hook: Hook = outside(function)
+    return hook
+
+
+class _BeforeCall:
+    """A pre-hook; an object, so that copies of the module have copies of what it calls."""
+
+    def __init__(self, before: Before) -> None:
+        self._before = before
+
+    @_outside
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._before(args, kwargs)
+
+
+class _AfterCall:
+    """A hook that may call the module again."""
+
+    def __init__(self, after: After) -> None:
+        self._after = after
+
+    @_outside
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self._after(args, kwargs, output, module.forward)
 
 
 class Calls:
@@ -48,22 +78,13 @@ class Calls:
                 output = compiled(*args, **kwargs)
                 return output if after is None else after(args, kwargs, output, compiled)
 
-            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
             self._wrapped.append((outer, compiled, call))
+            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
             return
 
-        def pre_hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            before(args, kwargs)
-
-        outside: Any = torch.compiler.disable
-        self._handles.append(outer.register_forward_pre_hook(outside(pre_hook), with_kwargs=True))
+        self._handles.append(outer.register_forward_pre_hook(_BeforeCall(before), with_kwargs=True))
         if after is not None:
-            then = after
-
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-                return then(args, kwargs, output, module.forward)
-
-            self._handles.append(outer.register_forward_hook(outside(hook), with_kwargs=True))
+            self._handles.append(outer.register_forward_hook(_AfterCall(after), with_kwargs=True))
 
     @property
     def watching(self) -> bool:

@@ -23,6 +23,7 @@ from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blen
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
+    KeptRecord,
     KeptWeight,
     check,
     raise_problems,
@@ -141,6 +142,7 @@ class MergedEngine:
         self._active: Gains = {}
         self._is_pruned = True
         self._hooks: list[HookHandle] = []
+        self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,6 +236,11 @@ class MergedEngine:
         """The identities of the modules that adapters change."""
         return {number for number, _ in self._touched}
 
+    @property
+    def touched_modules(self) -> list[nn.Module]:
+        """The modules that adapters change."""
+        return [entry.module for entry in self._touched.values()]
+
     def keep_on(self, place: BaseDevice) -> None:
         """Keep bases elsewhere from now on."""
         self._keep_on = place
@@ -247,8 +254,16 @@ class MergedEngine:
         self._fresh.clear()
         return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
 
+    def settle(self) -> None:
+        """Let go of what only a way back needs."""
+        self._given_up = []
+        self._fresh.clear()
+
     def roll_back(self, record: MergedRecord) -> None:
         """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
+        for slot, own in self._given_up:
+            slot.roll_back(own)
+        self._given_up = []
         kept = {id(entry) for entry in record.touched.values()}
         odd = [entry for entry in self._touched.values() if id(entry) not in kept]
         for entry in odd:
@@ -372,15 +387,18 @@ class MergedEngine:
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
+        held = [slot for slot in self._all_slots() if slot.base is not None]
+        packed = [slot for slot in held if not slot.can_restore]
         raise_problems(
             [
-                f"{slot.name}: {reason}"
-                for slot in self._all_slots()
-                if slot.base is not None and (reason := unsupported(slot.parameter))
+                f"{slot.name}: {unsupported(slot.parameter)}"
+                for slot in packed
+                if slot.blended and not slot.replace_by_base()
             ]
         )
-        for slot in self._slots():
-            slot.blended = slot.base is not None  # others may have written where no adapter is active, too
+        for slot in held:
+            slot.blended = slot.can_restore  # others may have written where no adapter is active, too
+        for slot in self._all_slots():
             slot.stamp()
         self._plans.clear()
         self._write({})
@@ -390,6 +408,7 @@ class MergedEngine:
         self._drop_hooks()
         self._active = {}
         self._plans.clear()
+        self._given_up = [(slot, slot.record()) for slot in self._all_slots()]
         for slot in self._slots():
             slot.rebase()
 
@@ -427,7 +446,7 @@ class MergedEngine:
             self._plans[key] = plan
         flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        restore([slot for slot in self._slots() if slot not in plan.written])
+        restore([slot for slot in self._all_slots() if slot not in plan.written])
         for slot in plan.written:
             slot.blended = True
         with exact_matmul():

@@ -17,6 +17,10 @@ BaseDevice = Literal["device", "host"]
 """Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
 
 
+KeptRecord = tuple["torch.Tensor | None", bool, "tuple[torch.Tensor, int, Any] | None"]
+"""A kept base, whether a mix is in the parameter, and the narrower tensor, if any."""
+
+
 class KeptWeight:
     """
     A parameter by its place in the module tree, with the clean base once something is to be written.
@@ -100,8 +104,12 @@ class KeptWeight:
         if not self.blended:
             return None
         reason = unsupported(parameter)
+        if reason and self.can_restore:
+            return None  # the base can be written where the values are now; what is mixed then runs beside
         if reason:
-            return f"{self.name}: an adapter is merged into it, and {reason}"
+            return (
+                f"{self.name}: an adapter is merged into it, and {reason}. restore_base() puts the base back"
+            )
         if self.base is not None and self._overwritten(parameter):
             return (
                 f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
@@ -120,6 +128,45 @@ class KeptWeight:
         if not self.blended:
             self.base = None
         self.stamp()
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether the base can be written, also where a mix cannot: offloaded weights, and those stored in 8 bits."""
+        parameter = self.parameter
+        if parameter.device.type == "meta":
+            return stored_values(self.module, self.attribute) is not None
+        return type(parameter.data) is torch.Tensor and parameter.is_floating_point()
+
+    def write_base(self) -> bool:
+        """
+        Write the base where offloading keeps the values.
+
+        Returns:
+            Whether that was it; else the parameter itself holds them.
+        """
+        if self.base is None or self.parameter.device.type != "meta":
+            return False
+        stored = stored_values(self.module, self.attribute)
+        if stored is None:
+            raise_problems([f"{self.name}: {unsupported(self.parameter)}"])
+            return False
+        table, key = stored
+        if key in table:
+            table[key].copy_(self.base)
+        else:  # on disk: what is in memory comes first
+            table[key] = self.base.to("cpu", copy=True)
+        return True
+
+    def replace_by_base(self) -> bool:
+        """Put a parameter of the base in the place of one that a library has packed; say whether that can be."""
+        own = self.module._parameters  # noqa: SLF001
+        plain = type(self.module).__module__.startswith("torch.nn.")
+        if self.base is None or not plain or own.get(self.attribute) is None:
+            return False
+        own[self.attribute] = nn.Parameter(
+            self.base.to(self.parameter.device, copy=True), requires_grad=False
+        )
+        return True
 
     def keep(self) -> torch.Tensor:
         """Keep the base if it is not kept yet, follow the parameter's dtype and device, and return it."""
@@ -185,6 +232,14 @@ class KeptWeight:
         self.stamp()
         return True
 
+    def record(self) -> KeptRecord:
+        """Note the base and whether a mix is in the parameter."""
+        return self.base, self.blended, self._narrow
+
+    def roll_back(self, record: KeptRecord) -> None:
+        """Keep the base that was recorded again."""
+        self.base, self.blended, self._narrow = record
+
     def let_go(self) -> None:
         """Give back what the weight has beside its parameter; most have nothing."""
 
@@ -204,6 +259,8 @@ def restore(slots: Iterable[KeptWeight]) -> None:
     held = [slot for slot in slots if slot.base is not None and slot.blended]
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for slot in held:
+        if slot.locked and slot.write_base():
+            continue
         live, base = slot.live, slot.keep()
         if live.is_inference():
             with torch.inference_mode():
@@ -217,6 +274,24 @@ def restore(slots: Iterable[KeptWeight]) -> None:
             torch._foreach_copy_(lives, bases)
     for slot in held:
         slot.blended = False
+
+
+def stored_values(module: nn.Module, attribute: str) -> tuple[Any, str] | None:
+    """
+    Find where accelerate keeps the values of a parameter that is on meta.
+
+    Returns:
+        A table of tensors and the name in it, which may be new to it where the values are on disk; None for unknown places.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        table, key = getattr(one, "weights_map", None), attribute
+        while table is not None and hasattr(table, "prefix"):
+            table, key = table.dataset, f"{table.prefix}{key}"
+        table = getattr(table, "state_dict", table)
+        if isinstance(table, dict):
+            return table, key
+    return None
 
 
 def unsupported(parameter: torch.Tensor) -> str | None:

@@ -240,6 +240,11 @@ class SideEngine:
                 self._held.append(hook_output(module, reservation.layers[id(module)]))
             self.generations.update(reservation.buffers.keys())
 
+    def forget_handles(self) -> None:
+        """Know of no hook any more, after all were swept away; what is reserved stays, for :meth:`put_back`."""
+        self._handles.clear()
+        self._held.clear()
+
     def release(self) -> None:
         """Take the reserved hooks away."""
         for handle in self._held:

@@ -8,7 +8,7 @@ lie: (rows, ranks of all layers). Where all rows have the same they are folded i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -60,6 +60,9 @@ class GainedLayer(Protocol):
     def fold(self) -> None:
         """Multiply the gains into B, where no stack does it."""
 
+    def join(self, stacked: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """Be a part of what layers share again, after a copy: its B among those of a stack, as they are and folded."""
+
 
 class Stack:
     """
@@ -77,6 +80,11 @@ class Stack:
         self._places = torch.stack(ranks).to(like.device)  # (layers, rank)
         self.raw = torch.zeros(len(spans), out, len(ranks[0]), dtype=like.dtype, device=like.device)
         self.folded = torch.zeros_like(self.raw)  # (layers, out, rank)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each layer's ranks begin among all gains."""
+        return [int(start) for start in self._places[:, 0].tolist()]
 
     def fold(self, gains: torch.Tensor) -> None:
         """
@@ -133,6 +141,7 @@ class GainBuffers:
         self._fixed = rows > 0
         self._layers: list[GainedLayer] = []
         self._stacks: list[Stack] = []
+        self._is_copy = False
         self._width = 0
         self._flats: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._call = CallGains([[1.0]])
@@ -161,6 +170,8 @@ class GainBuffers:
 
     def load(self, parts: Sequence[tuple[GainedLayer, Sequence[AdapterPart]]]) -> None:
         """Take the parts of all layers: what is not named has none."""
+        if self._is_copy:
+            self._join()
         self._parts = [part for _, own in parts for part in own]
         images = len(self._parts[0].gains) if self._parts else 1
         gains = torch.tensor([part.gains for part in self._parts], dtype=torch.float32).view(-1, images)
@@ -196,6 +207,23 @@ class GainBuffers:
                 self._flats[key] = flat
         return self._flats[key][:, layer.span]  # (rows, rank)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy: pickles hold tensors that share memory one by one, so they are joined before they are written."""
+        vars(self).update(state)
+        self._is_copy = True
+
+    def _join(self) -> None:
+        self._is_copy = False
+        stacked = {
+            start: (stack.raw[n], stack.folded[n])
+            for stack in self._stacks
+            for n, start in enumerate(stack.starts)
+        }
+        for layer in self._layers:
+            if not layer.alone:
+                layer.join(stacked.get(layer.span.start))
+            layer.gain = self.gain_of(layer)
+
     def show(self, call: CallGains) -> None:
         """
         Put the gains of a call into effect.
@@ -203,6 +231,8 @@ class GainBuffers:
         Raises:
             MixError: When a batch has more rows than there is room for.
         """
+        if self._is_copy:
+            self._join()
         rows = call.rows
         if rows is None and len(call.shares) > 1:  # before the first call
             rows = torch.arange(len(call.shares))

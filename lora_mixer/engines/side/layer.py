@@ -129,6 +129,17 @@ class SideLayer:
         self._pointwise = once and all(n == 0 for n in conv.padding) if is_conv else False
         self.gain = buffers.gain_of(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy needs; identities of tensors are none of its."""
+        return {**vars(self), "_key": ()}
+
+    def join(self, stacked: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """Be a part of what layers share again, after a copy."""
+        if stacked is not None:
+            self.raw, self.up = stacked
+        if self.shared is not None:
+            self.down = self.shared.down[self.start : self.start + self.rank]
+
     def load(self, parts: Sequence[AdapterPart]) -> None:
         """Write the parts' factors; nothing to do where they are in place already."""
         key = tuple((id(part.pair.up), id(part.pair.down), part.pair.scale) for part in parts)

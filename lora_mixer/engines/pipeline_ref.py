@@ -1,0 +1,33 @@
+"""The pipeline that parts belong to, as what stands on the parts knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PipelineRef:
+    """
+    Holds a pipeline; a copy of a part alone does not copy it.
+
+    Args:
+        pipe: The pipeline, or a bare module.
+
+    Example:
+        >>> from copy import deepcopy
+        >>> pipe = object()
+        >>> deepcopy(PipelineRef(pipe)).pipe is pipe
+        True
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Hold it."""
+        self.pipe = pipe
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler, or None."""
+        return getattr(self.pipe, "scheduler", None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelineRef:
+        """Refer to the copy of the pipeline where that is being copied, else to the same one."""
+        return PipelineRef(memo.get(id(self.pipe), self.pipe))

@@ -1,0 +1,181 @@
+"""Pictures out of pictures: img2img, inpainting, ControlNet and a second, larger pass, with the parts of one pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import PictureError
+from lora_mixer.parsing.files import read_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from lora_mixer.pictures.request import PictureRequest
+
+SECOND_STRENGTH = 0.5
+"""How much a second pass changes where nothing is said."""
+_BYTES_AT_MOST, _PIXELS_AT_MOST, _SIDE = 256 << 20, 64 << 20, 8
+
+
+class ImageTasks:
+    """
+    The pipelines that serve requests with images, made of one pipeline's parts.
+
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Make none yet."""
+        self.pipe = pipe
+        self._made: dict[str, Any] = {}
+        self._control = getattr(pipe, "controlnet", None) is not None
+
+    def pipe_for(self, request: PictureRequest) -> Any:
+        """
+        Give the pipeline that a request is made with.
+
+        Raises:
+            PictureError: When diffusers has none of that kind for this model, or something is missing.
+        """
+        if request.image is None:
+            for name in ("mask_image", "strength"):
+                if getattr(request, name) is not None:
+                    raise PictureError(f"{name} needs an image to start from")
+        if (request.control_image is not None) != self._control:
+            raise PictureError(
+                "control_image needs a model that was loaded with a ControlNet (--controlnet)"
+                if request.control_image is not None
+                else "the model has a ControlNet, which needs a control_image"
+            )
+        if request.second_pass is None and request.second_pass_strength is not None:
+            raise PictureError("second_pass_strength needs a second_pass, such as 1.5")
+        if request.image is None:
+            return self.pipe
+        return self._of_kind("inpainting" if request.mask_image is not None else "image to image")
+
+    def second(self) -> Any:
+        """Give the pipeline of second passes."""
+        return self._of_kind("image to image")
+
+    def _of_kind(self, kind: str) -> Any:
+        if kind not in self._made:
+            import diffusers
+
+            makers: dict[str, Any] = {
+                "image to image": diffusers.AutoPipelineForImage2Image,
+                "inpainting": diffusers.AutoPipelineForInpainting,
+            }
+            try:
+                made = makers[kind].from_pipe(self.pipe)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise PictureError(
+                    f"{type(self.pipe).__name__} has no pipeline for {kind} in this diffusers"
+                ) from error
+            self._made[kind] = made
+        return self._made[kind]
+
+    def check(self, request: PictureRequest) -> None:
+        """
+        Read the images of a request once, so that what is wrong is told before anything is made.
+
+        Raises:
+            PictureError: With the image that cannot be used.
+        """
+        if request.image is not None or request.control_image is not None:
+            self._images(request)
+
+    def arguments(self, batch: Sequence[PictureRequest], pipe: Any) -> dict[str, Any]:
+        """Give the images of a batch as the pipeline takes them."""
+        takes = inspect.signature(pipe.__call__).parameters
+        read = [self._images(request) for request in batch]
+        found: dict[str, Any] = {}
+        for name in ("image", "mask_image"):
+            if name in read[0]:
+                found[name] = [images[name] for images in read]
+        if "control_image" in read[0]:
+            argument = "control_image" if "control_image" in takes else "image"
+            found[argument] = [images["control_image"] for images in read]
+        if "image" in read[0]:
+            size = read[0]["image"].size
+            found |= {
+                key: value for key, value in zip(("width", "height"), size, strict=True) if key in takes
+            }
+        return found
+
+    def _images(self, request: PictureRequest) -> dict[str, Image]:
+        found: dict[str, Image] = {}
+        size = (request.width, request.height)
+        if request.image is not None:
+            first = read_image(request.image, "image")
+            if request.mask_image is not None:
+                mask = read_image(request.mask_image, "mask_image", "L")
+                if mask.size != first.size:
+                    raise PictureError(
+                        f"mask_image: {mask.width}x{mask.height} pixels, expected the {first.width}x{first.height} of the image"
+                    )
+                found["mask_image"] = _sized(mask, size)
+            found["image"] = _sized(first, size)
+            size = found["image"].size
+        if request.control_image is not None:
+            found["control_image"] = _sized(read_image(request.control_image, "control_image"), size)
+        return found
+
+
+def larger(images: Sequence[Image], scale: float) -> list[Image]:
+    """Enlarge finished pictures for a second pass, to sides that pipelines take."""
+    from PIL.Image import Resampling
+
+    width, height = (max(_SIDE, round(side * scale / _SIDE) * _SIDE) for side in images[0].size)
+    return [image.resize((width, height), Resampling.LANCZOS) for image in images]
+
+
+def read_image(path: str, what: str, mode: str = "RGB") -> Image:
+    """
+    Read an image from a regular file, upright.
+
+    Args:
+        path: The file.
+        what: What messages call it.
+        mode: ``RGB``, or ``L`` for masks.
+
+    Raises:
+        PictureError: When it cannot be read, or is larger than pictures are.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(read_regular(path, _BYTES_AT_MOST))) as opened:
+            _refuse_large(opened, f"{what}: {path}")
+            return ImageOps.exif_transpose(opened).convert(mode)
+    except PictureError:
+        raise
+    except Exception as error:  # whatever a decoder meets in a damaged file
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n", 1)[0][:160]
+        raise PictureError(f"{what}: {path} cannot be read: {reason}") from error
+
+
+def _refuse_large(image: Image, what: str) -> None:
+    if image.width * image.height > _PIXELS_AT_MOST:
+        raise PictureError(
+            f"{what} has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read"
+        )
+
+
+def _sized(image: Image, size: tuple[int | None, int | None]) -> Image:
+    """Give an image the size asked for, or the nearest below its own that pipelines take."""
+    from PIL.Image import Resampling
+
+    wanted = tuple(
+        asked or max(_SIDE, own // _SIDE * _SIDE) for asked, own in zip(size, image.size, strict=True)
+    )
+    return image if image.size == wanted else image.resize((wanted[0], wanted[1]), Resampling.LANCZOS)
+
+
+def takes(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Give the arguments of a pipeline's call."""
+    return inspect.signature(pipe.__call__).parameters

@@ -1,0 +1,179 @@
+"""After any error the pipeline is as before; where nothing can be written any more, what the mixer says is true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from lora_mixer import MixLostError
+from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.merged.engine import MergedEngine
+from lora_mixer.engines.side import engine as side
+from tests.faults import CALLS, SCHEDULE, STATES, Bench, inject, seen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.mark.parametrize("kind", ["operation", "line"])
+def test_no_fault_leaves_a_state_unlike_what_the_mixer_says(kind: str) -> None:
+    """``python -m tests.faults`` runs all places; here some are drawn."""
+    done, wrong = inject(seed=20261130, count=250, kinds=(kind,))
+    assert done == 250
+    assert wrong == []
+
+
+@pytest.mark.parametrize("call", ["set_adapters", "hotswap", "reserve", "rebase"])
+def test_each_operation_of_a_call_may_fail(call: str) -> None:
+    bench = Bench("merged", call)
+    assert bench.operations or call == "rebase"
+    assert [bench.run("operation", k) for k in range(1, bench.operations + 1)] == [None] * bench.operations
+
+
+def test_states_and_calls_are_all_that_they_are_called() -> None:
+    assert len(STATES) >= 8
+    public = {
+        "load",
+        "set_adapters",
+        "hotswap",
+        "delete",
+        "unload",
+        "disable",
+        "enable",
+        "applied",
+        "reserve",
+        "release",
+    }
+    assert public <= set(CALLS)
+
+
+@contextmanager
+def failing(owner: Any, name: str, times: int) -> Iterator[None]:
+    """Let the next calls of a function raise."""
+    whole, count = getattr(owner, name), 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count <= times:
+            raise MemoryError(name)
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        setattr(owner, name, whole)
+
+
+def test_when_the_way_back_fails_too_no_adapter_is_said_to_be_active() -> None:
+    bench = Bench("base", "disable")
+    net, mixer = bench.made()
+    base = seen(net)
+    mixer.set_mix({"a": 0.5}, engine="side")
+
+    with (
+        failing(side, "make_layers", times=2),
+        pytest.raises(MixLostError, match="the base is back") as caught,
+    ):
+        mixer.set_mix({"b": 0.5}, engine="side")
+
+    assert caught.value.unwritten == ()
+    assert mixer.get_active_adapters() == []
+    assert torch.equal(seen(net)["(output)"], base["(output)"])
+    mixer.enable_lora()
+    assert mixer.get_active_adapters() == ["a"]
+    mixer.unload_lora_weights()
+    assert all(torch.equal(value, base[key]) for key, value in seen(net).items())
+
+
+def test_a_base_that_could_not_be_written_is_told_and_not_lost() -> None:
+    bench = Bench("base", "disable")
+    net, mixer = bench.made()
+    base = {key: value.clone() for key, value in net.state_dict().items()}
+    mixer.set_adapters("a", 0.7)
+
+    with ExitStack() as stack:
+        stack.enter_context(failing(torch, "_foreach_copy_", times=99))
+        stack.enter_context(failing(MergedEngine, "_write", times=99))
+        with pytest.raises(MixLostError, match=r"could not be given their base back") as caught:
+            mixer.disable_lora()
+
+    assert caught.value.unwritten == ("model.one.weight", "model.two.weight")
+    assert mixer.get_active_adapters() == []
+    net.double()
+    mixer.disable_lora()
+    assert all(torch.equal(value.float(), base[key]) for key, value in net.state_dict().items())
+
+
+def test_the_end_of_applied_is_tried_again() -> None:
+    net, mixer = Bench("base", "disable").made()
+    mixer.set_adapters("a", 0.7)
+    before = seen(net)
+    with ExitStack() as stack, pytest.raises(MemoryError), mixer.applied({"b": 1.0}):
+        stack.enter_context(failing(MergedEngine, "_write", times=1))
+    assert mixer.get_active_adapters() == ["a"]
+    assert all(torch.equal(value, before[key]) for key, value in seen(net).items())
+
+
+def test_a_step_that_cannot_be_written_leaves_the_step_before() -> None:
+    net, mixer = Bench("base", "disable").made()
+    mixer.set_mix(SCHEDULE, engine="merged")
+    before = seen(net)
+    net(torch.ones(1, 8), 900.0)
+    with failing(MergedEngine, "_write", times=1), pytest.raises(MemoryError):
+        net(torch.ones(1, 8), 100.0)
+    mixer.disable_lora()
+    mixer.enable_lora()
+    assert all(torch.equal(value, before[key]) for key, value in seen(net).items())
+
+
+@pytest.fixture
+def keys() -> Iterator[None]:
+    """Let Ctrl-C be what Python makes of it, also in a job that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keys")
+def test_ctrl_c_waits_until_the_pipeline_is_whole() -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("keys")
+def test_real_ctrl_c_leaves_what_the_mixer_says() -> None:
+    net, mixer = Bench("base", "disable").made()
+    mixer.set_adapters("a", 0.7)
+    one = seen(net)
+    mixer.set_adapters(["b", "a"], [0.3, 0.1])
+    other = seen(net)
+    main = threading.main_thread().ident
+    for number in range(30):
+        timer = threading.Timer(0.0005 * (number % 10 + 1), lambda: signal.pthread_kill(main, signal.SIGINT))
+        try:
+            timer.start()
+            for _ in range(200):
+                mixer.set_adapters("a", 0.7)
+                mixer.set_adapters(["b", "a"], [0.3, 0.1])
+            timer.join()
+        except KeyboardInterrupt:
+            pass
+        expected = one if mixer.get_active_adapters() == ["a"] else other
+        assert all(torch.equal(value, expected[key]) for key, value in seen(net).items())

@@ -1,0 +1,269 @@
+"""What stands in front of the page: floods, other hosts, other sites, wrong passwords, addresses without paths."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from lora_mixer import demo_adapters
+from lora_mixer.errors import PictureCancelled, PictureError
+from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
+from lora_mixer.ui import jobs as ui_jobs
+from lora_mixer.ui.guard import TRIES, Brake, Sessions
+from lora_mixer.ui.jobs import Job, Jobs, Order
+from lora_mixer.ui.messages import without_paths
+from tests.browser import STEPS, serving
+
+
+@pytest.fixture(scope="module")
+def calls(site):
+    """Call the page's handlers by name, as programs do."""
+    url, _ = site
+    found = httpx.get(f"{url}config", timeout=60).json()["dependencies"]
+    return url, {each.get("api_name"): each["id"] for each in found}
+
+
+def join(url, number, data, session, **headers):
+    body = {"fn_index": number, "data": data, "session_hash": session, "trigger_id": 1}
+    return httpx.post(f"{url}gradio_api/queue/join", json=body, headers=headers, timeout=60)
+
+
+def answer(url, number, data, session):
+    join(url, number, data, session)
+    with httpx.stream(
+        "GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60
+    ) as lines:
+        return next(line for line in lines.iter_lines() if "process_completed" in line)
+
+
+def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens(calls, app, monkeypatch):
+    url, numbers = calls
+    monkeypatch.setattr(ui_jobs, "GRACE", 3.0)
+    for number in range(40):
+        data = [f"flood {number}", "", number, 500, 3.0, 64, 64, "", 64]
+        join(url, numbers["make"], data, f"flood{number}")
+    assert "entries" in answer(url, numbers["adapters"], ["", "", "Name", 0], "reader")
+    refused = answer(url, numbers["make"], ["one more", "", 1, 500, 3.0, 64, 64, "", 1], "late")
+    assert "work for 32 sessions already" in refused
+    end = time.monotonic() + 60
+    while len(app.queue) and time.monotonic() < end:
+        threading.Event().wait(0.2)
+    assert len(app.queue) == 0
+
+
+def held(jobs, owner, kind="make"):
+    """An order that goes on until it is stopped."""
+
+    def work(job: Job):
+        job.stop.wait(60)
+        raise PictureCancelled("stopped")
+
+    return jobs.submit(owner, kind, Order(owner, work), {}, lambda view, event: {**view, **event})
+
+
+def test_jobs_are_bounded_for_each_session_and_in_all():
+    jobs = Jobs(limit=2)
+    first, fresh = held(jobs, "a")
+    assert fresh
+    for _ in range(ui_jobs.MAX_WAITING):
+        same, fresh = held(jobs, "a")
+        assert (same, fresh) == (first, False)
+    with pytest.raises(PictureError, match="wait already"):
+        held(jobs, "a")
+    with pytest.raises(PictureError, match="still being made"):
+        held(jobs, "a", "grid")
+    held(jobs, "b")
+    with pytest.raises(PictureError, match="2 sessions"):
+        held(jobs, "c")
+    for order in list(first.orders):
+        jobs.rearrange("a", order.number, None)
+    for owner in ("a", "b"):
+        jobs.stop(owner)
+
+
+def test_one_session_cannot_rearrange_what_another_has_waiting():
+    jobs = Jobs()
+    job, _ = held(jobs, "a")
+    held(jobs, "a")
+    held(jobs, "b")
+    (order,) = job.orders
+    jobs.rearrange("b", order.number, None)
+    assert list(job.orders) == [order]
+    jobs.rearrange("a", order.number, None)
+    assert not job.orders
+    for owner in ("a", "b"):
+        jobs.stop(owner)
+
+
+def test_who_brings_the_same_token_is_the_same_person_and_nobody_else():
+    sessions = Sessions()
+    sessions.opened("one")
+    sessions.join("one", "browser-a")
+    assert (sessions.owner("one"), sessions.owner("two")) == ("browser-a", "two")
+    assert sessions.present("browser-a")
+    sessions.closed("one")
+    assert not sessions.present("browser-a")
+    sessions.join("two", "browser-a")
+    sessions.opened("two")
+    assert sessions.present("browser-a")
+    assert not sessions.present("one")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[::2]", "localhost.evil"]
+)
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "theme.css"])
+def test_another_host_is_refused_everywhere(site, host, path):
+    assert httpx.get(f"{site[0]}{path}", headers={"Host": host}, timeout=60).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]", "[::1]:7860"])
+def test_names_of_loopback_are_answered(site, host):
+    assert httpx.get(f"{site[0]}config", headers={"Host": host}, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["upload", "component_server", "queue/join", "cancel", "run/predict"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_what_writes_is_refused_to_other_sites(site, path, headers):
+    found = httpx.post(
+        f"{site[0]}gradio_api/{path}", content=b"{}", headers={**headers, "Content-Type": "text/plain"}
+    )
+    assert found.status_code == 403
+
+
+def test_the_page_is_in_no_frame(site):
+    found = httpx.get(site[0], timeout=60).headers
+    assert found["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in found["content-security-policy"]
+
+
+def test_wrong_passwords_are_slowed_and_the_right_one_works_afterwards(tmp_path):
+    with serving(tmp_path / "out", tmp_path / "cache", auth=("user", "word")) as (url, _):
+        tries = [
+            httpx.post(f"{url}login", data={"username": "user", "password": str(n)}).status_code
+            for n in range(TRIES + 5)
+        ]
+        assert tries == [400] * TRIES + [429] * 5
+        # the guard is one of many addresses: another one may still come in
+        assert httpx.get(f"{url}config").status_code == 401
+
+
+def test_the_brake_lets_go_and_holds_each_address_alone():
+    brake = Brake(tries=2, seconds=0.05)
+    for _ in range(2):
+        brake.failed("a")
+    assert 0 < brake.waits("a") <= 0.05
+    assert brake.waits("b") == 0
+    threading.Event().wait(0.06)
+    assert brake.waits("a") == 0
+
+
+def test_answers_hold_no_path_of_the_server(calls, app):
+    url, numbers = calls
+    found = answer(url, numbers["make"], ["a castle", "ink:0.5", 3, STEPS, 3.0, 64, 64, "", 1], "pathless")
+    assert str(app.out) not in found
+    name = max(app.pictures.glob("*.png")).name
+    assert f'"url":"pictures/{name}"' in found.replace(" ", "")
+    assert httpx.get(f"{url}pictures/{name}").content == (app.pictures / name).read_bytes()
+    assert httpx.get(f"{url}pictures/..%2f..%2fmixes.json.png").status_code in (403, 404)
+    assert httpx.get(f"{url}pictures/20260101-000000-000-ffffff.png").status_code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/loras/ink.safetensors: cut short", "ink.safetensors: cut short"),
+        ("in '/srv/a b/x.pt'", "in 'a b/x.pt'"),
+        ("https://huggingface.co/a/b is away", "https://huggingface.co/a/b is away"),
+        ("use owner/name, 1/2 and and/or", "use owner/name, 1/2 and and/or"),
+        (r"C:\loras\ink.safetensors is broken", "ink.safetensors is broken"),
+    ],
+)
+def test_paths_in_messages_are_cut_to_their_last_name(text, shown):
+    assert without_paths(text) == shown
+
+
+@pytest.mark.parametrize("name", ["ink", "INK", "ink.safetensors", "neon", "../ink", "lumo-14dc3e35"])
+def test_no_upload_takes_a_name_over(app, tmp_path, name):
+    from lora_mixer.ui.handlers.library import upload
+
+    before = {each: app.entry_named(each).id for each in app.names()}
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(demo_adapters()["pixel"].path.read_bytes() + b"")
+    added, refused = upload(app, [str(file)], str(tmp_path), name)
+    assert added or refused
+    assert {each: app.entry_named(each).id for each in before} == before
+
+
+def test_an_id_of_an_adapter_is_not_taken_as_a_name(app, tmp_path):
+    from lora_mixer.ui.handlers.library import upload
+
+    twin = demo_adapters()["halftone"].path.read_bytes()
+    (app.uploads / "sub").mkdir(exist_ok=True)
+    (app.uploads / "sub" / "halftone.safetensors").write_bytes(twin)
+    app.scan(wait=20)
+    second = next(each for each in app.names() if each.startswith("halftone-"))
+    meant = app.entry_named(second).id
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(demo_adapters()["pixel"].path.read_bytes())
+    upload(app, [str(file)], str(tmp_path), second)
+    assert app.entry_named(second).id == meant
+
+
+def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
+    from lora_mixer.ui.handlers import gallery
+
+    entries = [replace(entry, hashes={}) for entry in app.every_entry()]
+    monkeypatch.setattr(app, "every_entry", lambda: entries)
+    read, may_go_on = [], threading.Event()
+
+    def slow(entry_id):
+        read.append((threading.current_thread().name, entry_id))
+        may_go_on.wait(60)
+        return {}
+
+    monkeypatch.setattr(app.library, "hashes", slow)
+    settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
+    _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
+    assert found.missing[0].name == "unknown"
+    assert any("computed now" in note for note in gallery.report(app, settings, found)["notes"])
+    may_go_on.set()
+    end = time.monotonic() + 30
+    while app.hashing and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert {name for name, _ in read} == {"hashes"}
+    assert len(read) == len([entry for entry in entries if not entry.problem and not entry.offline])
+
+
+def test_the_trash_gives_back_what_was_put_there_and_nothing_else(app, tmp_path):
+    from PIL import Image
+
+    from lora_mixer.ui import gallery
+
+    place = SimpleNamespace(out=tmp_path, pictures=tmp_path / "pictures")
+    place.pictures.mkdir()
+    name = gallery.new_id()
+    Image.new("RGB", (8, 8)).save(place.pictures / f"{name}.png")
+    before = (place.pictures / f"{name}.png").read_bytes()
+    gallery.remove(place, name)
+    with pytest.raises(PictureError):
+        gallery.path_of(place, name)
+    for wrong in ("../pictures", name + "x", "", None):
+        with pytest.raises(PictureError):
+            gallery.restore(place, wrong)
+    gallery.restore(place, name)
+    assert (place.pictures / f"{name}.png").read_bytes() == before

@@ -1,0 +1,183 @@
+"""What stands where: the mix and the picture are seen, at every width, in both colours."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser import PROMPT, STEPS, Desk
+from tests.loras import write_lora
+
+SIZES = {"desktop": (1440, 900), "tablet": (1024, 768), "phone": (390, 844)}
+EIGHT = ("ink", "pixel", "halftone", "neon", "lumo", "watercolor", "blueprint")
+
+
+def box(desk, where):
+    return desk.page.locator(where).first.evaluate("node => node.getBoundingClientRect().toJSON()")
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_the_picture_is_on_the_screen_when_it_is_made(chromium, site, size):
+    context = chromium.new_context(viewport={"width": size[0], "height": size[1]})
+    desk = Desk(context, site[0])
+    desk.fill(PROMPT, steps=STEPS)
+    desk.page.evaluate("scrollTo(0, 0)")
+    assert desk.page.locator("#make-button").evaluate(
+        "node => { const box = node.getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight; }"
+    )
+    desk.page.locator("#make-button").click()
+    desk.page.locator("#stage .lm-final").wait_for()
+    desk.page.evaluate("scrollTo(0, 0)")
+    picture = box(desk, "#stage .lm-final")
+    assert picture["top"] >= 0
+    assert picture["bottom"] <= size[1]
+    assert picture["width"] >= 200
+    context.close()
+
+
+def test_seven_rows_and_the_picture_are_seen_at_once(desk):
+    desk.add(*EIGHT)
+    desk.page.evaluate("scrollTo(0, 0)")
+    rows = desk.page.locator("#board .lm-row").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().toJSON())"
+    )
+    assert len(rows) == len(EIGHT)
+    assert all(row["height"] <= 60 for row in rows)
+    assert rows[-1]["bottom"] < 900
+    assert 8 * (rows[1]["top"] - rows[0]["top"]) < 900 - rows[0]["top"]  # an eighth has its place, too
+
+
+def test_the_mix_stays_in_sight_in_a_long_library(desks, tmp_path):
+    from tests.browser import serving
+
+    for number in range(24):
+        write_lora(tmp_path / "loras" / f"style {number:02}.safetensors", seed=number)
+    with serving(tmp_path / "out", tmp_path / "cache", loras=(tmp_path / "loras",)) as (url, _):
+        desk = Desk(desks, url)
+        desk.tab("Library")
+        desk.page.locator("#cards .lm-card").nth(23).wait_for()
+        desk.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        desk.page.wait_for_function("scrollY > 300")
+        place = box(desk, "#board")
+        assert 0 <= place["top"] < 200
+        desk.page.close()
+
+
+def test_on_a_phone_the_mix_is_a_sheet_and_what_one_taps_is_large_enough(chromium, site):
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    desk = Desk(context, site[0])
+    desk.add("ink")
+    assert box(desk, "#board")["top"] >= 844  # out of sight
+    desk.page.get_by_role("button", name="Mix · 1").click()
+    desk.page.wait_for_function(
+        "document.querySelector('#board').getBoundingClientRect().bottom <= innerHeight"
+    )
+    for where in (
+        "#make-button",
+        ".lm-mixbutton",
+        "#board .lm-row .lm-icon",
+        "#board .lm-number",
+        "#tabs [role=tab]",
+    ):
+        assert box(desk, where)["height"] >= 44, where
+    desk.page.keyboard.press("Escape")
+    desk.page.wait_for_function("document.querySelector('#board').getBoundingClientRect().top >= innerHeight")
+    assert desk.page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_details_are_a_drawer_and_leave_the_library_where_it_is(desk):
+    desk.tab("Library")
+    desk.page.locator("#cards .lm-card").first.wait_for()
+    before = box(desk, "#cards")["top"]
+    desk.page.get_by_role("button", name="Show details of ink").click()
+    desk.page.locator(".lm-details").wait_for()
+    assert box(desk, "#cards")["top"] == before
+    notes, hashes = (
+        desk.page.locator(".lm-details").get_by_text(each).bounding_box()["y"]
+        for each in ("Your notes", "Hashes")
+    )
+    assert notes < hashes
+    assert not desk.page.locator(".lm-details").get_by_text("sha256").is_visible()
+    desk.page.keyboard.press("Escape")
+    desk.page.locator(".lm-details").wait_for(state="detached")
+
+
+# what WCAG calls contrast, as CSS colours give it
+CONTRAST = """node => {
+    const light = text => { const [r, g, b] = text.match(/[0-9.]+/g).map(Number).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    let opacity = 1, back = null;
+    for (let at = node; at; at = at.parentElement) {
+        const style = getComputedStyle(at);
+        opacity *= Number(style.opacity);
+        if (!back && !/rgba\\(.*, 0\\)|transparent/.test(style.backgroundColor)) back = style.backgroundColor;
+    }
+    const [a, b] = [light(getComputedStyle(node).color), light(back)].sort((x, y) => y - x);
+    return opacity < 1 ? 1 : (a + 0.05) / (b + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_rows_that_are_off_can_be_read(chromium, site, colours):
+    context = chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme=colours)
+    desk = Desk(context, site[0])
+    desk.add("ink")
+    desk.row("ink").get_by_role("switch").focus()
+    desk.page.keyboard.press("Space")
+    for where in (".lm-title", ".lm-number", ".lm-te", ".lm-icon"):
+        assert desk.row("ink").locator(where).first.evaluate(CONTRAST) >= 4.5, where
+    context.close()
+
+
+def test_buttons_are_called_what_is_written_on_them_and_the_page_has_a_title(desk):
+    desk.add("ink", "pixel")
+    desk.page.get_by_label("More for ink").click()
+    desk.fill(PROMPT)
+    desk.make()
+    assert desk.page.locator("h1").count() == 1
+    for tab in ("Make", "Library", "Compare", "Gallery", "Export"):
+        desk.tab(tab)
+        desk.page.wait_for_timeout(150)
+        wrong = desk.page.evaluate(
+            """() => [...document.querySelectorAll(".lm-root button[aria-label], .lm-root input[aria-label]")]
+                .map(node => [node.innerText.replace(/[^\\p{L}\\p{N} ]/gu, "").trim().toLowerCase(), node.ariaLabel.replace(/[^\\p{L}\\p{N} ]/gu, "").toLowerCase()])
+                .filter(([text, label]) => text && !label.includes(text))"""
+        )
+        assert wrong == [], tab
+
+
+def test_pictures_are_compared_by_keys_and_the_gallery_has_arrows(desk):
+    desk.fill(PROMPT, count=2)
+    desk.make()
+    desk.page.get_by_role("button", name="Compare", exact=True).click()
+    desk.page.locator("#stage .lm-pick").first.click()
+    cut = desk.page.locator("#stage .lm-cut")
+    cut.focus()
+    for _ in range(5):
+        desk.page.keyboard.press("ArrowRight")
+    assert cut.input_value() == "55"
+    assert (
+        desk.page.locator("#stage .lm-pair").evaluate("node => node.style.getPropertyValue('--cut')") == "55%"
+    )
+    assert "seed 2" in desk.page.locator("#stage .lm-atleft").inner_text()
+    desk.tab("Gallery")
+    shots = desk.page.locator(".lm-shot")
+    shots.nth(1).wait_for()
+    shots.first.focus()
+    desk.page.keyboard.press("ArrowRight")
+    assert shots.nth(1).evaluate("node => node === document.activeElement")
+
+
+def test_steps_are_not_read_out_one_by_one(desk):
+    desk.fill(PROMPT, steps=20)
+    desk.page.evaluate(
+        """() => {
+            window.spoken = [];
+            const watched = [...document.querySelectorAll("#stage [aria-live], #stage [role=status]")];
+            new MutationObserver(all => all.forEach(one => window.spoken.push(one.target.textContent)))
+                .observe(watched[0], { childList: true, characterData: true, subtree: true });
+            window.regions = watched.length;
+        }"""
+    )
+    desk.make()
+    assert desk.page.evaluate("window.regions") == 1
+    assert len(desk.page.evaluate("window.spoken")) <= 4

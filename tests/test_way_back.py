@@ -1,0 +1,140 @@
+"""Whatever is done to a pipeline after a load, there is a way back to the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+
+from lora_mixer import LoraMixer, PipelineStateError
+from tests.models import tiny_sd
+from tests.small_pipe import Bench, assert_same, pairs_for, small_pipe, values, written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAYS: dict[str, Callable[[LoraMixer], None]] = {
+    "disable": LoraMixer.disable_lora,
+    "unload": LoraMixer.unload_lora_weights,
+    "restore": LoraMixer.restore_base,
+    "empty": lambda mixer: mixer.set_adapters([]),
+    "delete": lambda mixer: mixer.delete_adapters(["a", "b", "c"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("disk", [False, True])
+def test_after_sequential_offload(way: str, disk: bool, tmp_path: Any) -> None:
+    bench = Bench()
+    bench.mixer.set_adapters(["a", "b"], [0.5, -1.0])
+    unet = bench.pipe.components["unet"]
+    if disk:
+        accelerate.disk_offload(unet, str(tmp_path), execution_device="cpu")
+    else:
+        accelerate.cpu_offload(unet, execution_device="cpu")
+
+    WAYS[way](bench.mixer)
+
+    x = torch.randn(2, 6)
+    clean = small_pipe().components["unet"].linear
+    assert torch.equal(unet.linear(x), clean(x))
+    accelerate.hooks.remove_hook_from_submodules(unet)
+    assert_same(values(bench.pipe), bench.clean.state)
+
+
+def test_a_mix_that_was_merged_goes_on_beside_offloaded_weights() -> None:
+    bench = Bench()
+    bench.mixer.set_adapters("a", 0.5)
+    unet = bench.pipe.components["unet"]
+    x = torch.randn(2, 6)
+    mixed = unet.linear(x)
+    accelerate.cpu_offload(unet, execution_device="cpu")
+
+    bench.mixer.set_adapters("a", 0.5)
+
+    assert torch.allclose(unet.linear(x), mixed, atol=1e-5)
+    assert unet.linear._forward_hooks
+    bench.mixer.disable_lora()
+    assert torch.equal(unet.linear(x), small_pipe().components["unet"].linear(x))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_layerwise_casting(way: str) -> None:
+    pipe, clean = tiny_sd(), tiny_sd()
+    mixer = LoraMixer(pipe)
+    for seed, name in enumerate("abc"):
+        mixer.load_lora_weights(written(pairs_for(pipe, seed)), name)
+    for one in (pipe, clean):
+        one.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+    WAYS[way](mixer)
+
+    assert_same(
+        {k: v.view(torch.uint8) if v.itemsize == 1 else v for k, v in values(pipe).items()},
+        {k: v.view(torch.uint8) if v.itemsize == 1 else v for k, v in values(clean).items()},
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_pipeline_sequential_offload(way: str) -> None:
+    pipe = tiny_sd()
+    base = values(pipe)
+    mixer = LoraMixer(pipe)
+    for seed, name in enumerate("abc"):
+        mixer.load_lora_weights(written(pairs_for(pipe, seed)), name)
+    for part in (pipe.unet, pipe.text_encoder):
+        accelerate.cpu_offload(part, execution_device="cpu", offload_buffers=False)
+
+    WAYS[way](mixer)
+
+    for part in (pipe.unet, pipe.text_encoder):
+        accelerate.hooks.remove_hook_from_submodules(part)
+    assert_same(values(pipe), base)
+
+
+def test_weights_packed_under_a_mix_come_back_by_restore_base() -> None:
+    """As torchao does: the same layer, another parameter, made of the mixed weights."""
+    bench = Bench()
+    bench.mixer.set_adapters("a", 0.5)
+    layer = bench.pipe.components["unet"].linear
+    layer.weight = nn.Parameter((layer.weight.data * 16).to(torch.int8), requires_grad=False)
+
+    with pytest.raises(PipelineStateError, match=r"quantised.*restore_base\(\)"):
+        bench.mixer.disable_lora()
+    assert bench.mixer.get_active_adapters() == ["a"]
+
+    bench.mixer.restore_base()
+    assert_same(values(bench.pipe), bench.clean.state)
+    bench.mixer.set_adapters("b", 0.5)
+    bench.mixer.disable_lora()
+    assert_same(values(bench.pipe), bench.clean.state)
+
+
+def test_weights_read_from_disk_at_each_call_are_refused_and_the_side_path_is_not(tmp_path: Any) -> None:
+    pipe, plain = tiny_sd(), tiny_sd()
+    file = written(pairs_for(pipe, 1, lambda part, _: part == "unet"))
+    pipe.unet.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level",
+        offload_to_disk_path=str(tmp_path),
+    )  # fmt: skip
+    inputs = torch.randn(1, 4, 8, 8), 10, torch.randn(1, 7, pipe.unet.config.cross_attention_dim)
+
+    def run(one: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return one.unet(*inputs).sample
+
+    base = run(pipe)  # memory read from files is aligned in another way: not bit for bit what plain gives
+    mixer = LoraMixer(pipe)
+    with pytest.raises(PipelineStateError, match=r"unet: group offloading reads its weights from files"):
+        mixer.load_lora_weights(file, "a")
+    assert torch.allclose(run(pipe), base, atol=1e-4)
+    mixer.load_lora_weights(file, "a", activate=False)
+    mixer.set_mix({"a": 1.0}, engine="side")
+    theirs = LoraMixer(plain)
+    theirs.load_lora_weights(file, "a")
+    assert torch.allclose(run(pipe), run(plain), rtol=1e-3, atol=1e-3)
+    mixer.disable_lora()
+    assert torch.allclose(run(pipe), base, atol=1e-4)
