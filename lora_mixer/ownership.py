@@ -402,8 +402,11 @@ def state_of(pipe: Any) -> MixerState | None:
 
 
 def forget_all() -> None:
-    """Take all marks from modules, whatever they hold; for tests that put weights back by themselves."""
+    """Take all marks and guards from pipelines and modules, whatever they hold; for tests that put weights back."""
     for state in list(_states):
-        for root in state.roots.values():
+        parts = [*state.components().values(), *state.roots.values()]
+        guards.take_away(state.pipe, parts)
+        guards.guard_scale({str(number): root for number, root in enumerate(parts)}, active=False)
+        for root in parts:
             root.__dict__.pop(_MARK, None)
     _states.clear()

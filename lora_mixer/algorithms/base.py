@@ -138,7 +138,7 @@ class LayerWeights(abc.ABC):
     @property
     def algorithms(self) -> tuple[str, ...]:
         """The names of all algorithms at work, the outer first."""
-        return (self.algorithm, *(name for part in self._inner() for name in part.algorithms))
+        return (self.algorithm, *(name for part in self.inner_parts() for name in part.algorithms))
 
     reaches_twins: ClassVar[bool] = False
     """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
@@ -160,7 +160,8 @@ class LayerWeights(abc.ABC):
             if type(value) not in _PLAIN:
                 yield name, value
 
-    def _inner(self) -> Iterator[LayerWeights]:
+    def inner_parts(self) -> Iterator[LayerWeights]:
+        """Yield the changes that this one modifies or adds up."""
         for _, value in self._held():
             if isinstance(value, tuple):
                 yield from (part for part in value if isinstance(part, LayerWeights))
@@ -416,6 +417,8 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
     """Compare (out, in * kernel) with a weight's shape; say what differs, or None."""
+    if len(shape) < 2:
+        return f"made for a weight of {own[0]} x {own[1]}, the module has a vector of {math.prod(shape)}"
     there = rows_and_columns(shape)
     return (
         None

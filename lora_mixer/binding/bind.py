@@ -130,7 +130,7 @@ class _Share:
     def weights(self) -> LayerWeights:
         """The change of the live module's rows."""
         live, own = self.placement.live, self.own
-        if live.is_bare and isinstance(own, Full) and own.weight is not None:
+        if live.is_bare and not live.is_packed and isinstance(own, Full) and own.weight is not None:
             return replace(own, weight=own.weight.reshape(live.shape))
         weights = own.take(self.placement.file_rows, self.found.total)
         if self.placement.live_rows is None:
@@ -286,12 +286,20 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
         return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
     if live.is_bare and isinstance(weights, ParameterPair):
         return weights.misfit(live.shape)
-    if live.is_bare:
+    if live.is_packed and weights.bias_delta(None, 1.0) is not None:
+        return "changes a bias, which stands apart from the rows for queries, keys and values here"
+    if live.is_bare and not live.is_packed:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
             return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
         return None
     misfit = weights.misfit(found.shape)
+    if (
+        misfit is None
+        and hasattr(live.module, "num_embeddings")
+        and weights.bias_delta(None, 1.0) is not None
+    ):
+        misfit = "changes a bias, and an embedding has none"
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit

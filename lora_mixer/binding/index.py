@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lora_mixer.families import Family, Pieces
 
 _TEXT_ROOT = "text_model."
+_PACKED = "in_proj_weight"
+"""The rows for queries, keys and values of ``nn.MultiheadAttention``, which files name by the attention itself."""
+
+_ROWS = ("q_proj", "k_proj", "v_proj")
 _LANGUAGE_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 """What stands before ``layers`` in language models that encode text; files leave it out, or a part of it."""
 
@@ -51,6 +55,11 @@ class LiveModule:
     def is_bare(self) -> bool:
         """Whether this is a parameter that belongs to no module of its own, such as ``scale_shift_table``."""
         return self.attribute != "weight"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether this is the one matrix of ``nn.MultiheadAttention`` for queries, keys and values."""
+        return self.attribute == _PACKED
 
     @property
     def weight(self) -> torch.Tensor:
@@ -143,6 +152,7 @@ class ModuleIndex:
         self._bare: dict[str, tuple[nn.Module, str]] = {}
         self._owners: dict[str, nn.Module] = {}
         self._uses: dict[int, int] = {}
+        self._attention: dict[str, str] = {}
         self._preferred: tuple[str, ...] = ()
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
@@ -155,6 +165,8 @@ class ModuleIndex:
             shared = module._parameters.get("weight")  # noqa: SLF001
             if shared is not None:
                 self._uses[id(shared)] = self._uses.get(id(shared), 0) + 1
+            if module._parameters.get(_PACKED) is not None:  # noqa: SLF001
+                self._attention[plain] = f"{plain}.{_PACKED}".lstrip(".")
             for name in module._parameters:  # noqa: SLF001 -- the module's own, named as they are
                 if name not in ("weight", "bias"):
                     self._bare[f"{plain}.{name}".lstrip(".")] = (module, name)
@@ -202,6 +214,9 @@ class ModuleIndex:
             for alias in self._aliases(path):
                 key = alias.replace(".", "_")
                 table[key] = path if table.get(key, path) == path else None
+        for above, path in self._attention.items():
+            for alias in self._aliases(above):
+                table.setdefault(alias.replace(".", "_"), path)
         return table
 
     def _ordinal(self, spelling: str) -> str | None:
@@ -249,6 +264,9 @@ class ModuleIndex:
 
     def _own(self, spelling: str) -> str | None:
         """Find a path by the live model's own names, LDM's or by count."""
+        spelling = spelling.replace(".base_layer.", ".")  # PEFT's wrapper around an attention
+        if spelling in self._attention:
+            return self._attention[spelling]
         path: str | None = spelling
         if spelling.startswith(ORDINAL):
             path = self._ordinal(spelling)
@@ -283,6 +301,9 @@ class ModuleIndex:
         Args:
             spelling: Dotted, underscored, LDM (either way), ordinal, or as the family's other layouts spell it.
         """
+        apart = self._rows_of_attention(spelling)
+        if apart is not None:
+            return apart
         for name in self._preferred or ("", *self._layouts):
             if name:
                 meaning = self._layout(name, spelling)
@@ -293,6 +314,16 @@ class ModuleIndex:
                 rows = live.shape[0] if live.shape else 1
                 return Found((Placement(live, ((0, rows),)),), rows)
         return None
+
+    def _rows_of_attention(self, spelling: str) -> Found | None:
+        """Find queries, keys or values that a file has apart and ``nn.MultiheadAttention`` in one matrix."""
+        above, _, last = spelling.rpartition(".")
+        if last not in _ROWS or above not in self._attention:
+            return None
+        live, number = self.live(self._attention[above]), _ROWS.index(last)
+        count = live.shape[0] // len(_ROWS)
+        place = Placement(live, ((0, count),), ((number * count, (number + 1) * count),))
+        return Found((place,), count)
 
     def _placed(self, meaning: tuple[Pieces, ...]) -> Found:
         placements: list[Placement] = []

@@ -252,7 +252,7 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
-        if chosen.engine != "side" and (setting.names or self.merged.active):
+        if chosen.engine != "side" and (setting.names or any(map(any, self.merged.active.values()))):
             self._refuse_files(components)
         self._changing = True
         self._enter(setting, components, chosen)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
 
+_OUT_OF_ATTENTION = ".base_layer.out_proj"
+"""How only PEFT spells the output of ``nn.MultiheadAttention``: inside of its wrapper."""
 _SHOWN = 10  # problems listed in one message
 _TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
 """Algorithms whose change a DoRA magnitude is laid over."""
@@ -92,6 +94,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     scalar = _scalar(tensors.pop("scalar", None), "scalar", label)
     # ComfyUI pads the weight to this shape first; here the module must have it already, which its fit will show
     tensors.pop("reshape_weight", None)
+    times = 1.0
+    if group.target.module.endswith(_OUT_OF_ATTENTION):
+        times = 2.0  # PEFT (seen in 0.21) merges this pair twice around each forward, but its bias once; so it was trained
+        if "up_bias" in tensors:
+            tensors["up_bias"] = tensors["up_bias"] / times
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(*group.target.spellings)
@@ -111,7 +118,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         rank_stabilised=rule is not None and rule.rank_stabilised,
         label=label,
         module=group.target.module,
-        scalar=1.0 if scalar is None else scalar,
+        scalar=times * (1.0 if scalar is None else scalar),
         config={} if rule is None else rule.config,
         rank=None if rule is None else rule.rank_of(*group.target.spellings),
         spellings=group.target.spellings,
