@@ -23,7 +23,7 @@ from lora_mixer.errors import MixLostError, PipelineStateError
 from lora_mixer.textual_inversion import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -246,6 +246,7 @@ class MixerState:
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
         guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
+        guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in list(_states)))
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
@@ -375,6 +376,11 @@ class MixerState:
         reached = mine & {id(root) for root in components.values()}
         odd = [p for p, root in self.roots.items() if id(root) not in reached and p in components]
         return bool(reached) and not odd
+
+
+def _mixed(parameters: Collection[int]) -> list[str]:
+    """Name those of some parameters, by identity, that any mix is in."""
+    return [name for state in list(_states) for name in state.controller.mixed(parameters)]
 
 
 def state_of(pipe: Any) -> MixerState | None:

@@ -35,6 +35,8 @@ class Parts:
         scalar: A factor on top of the scale (LyCORIS ``use_scalar`` before it was folded into the weights).
         config: The file's PEFT configuration; empty where there is none.
         rank: The rank that the configuration gives this module; None where there is none.
+        spellings: Other spellings of the module that a configuration may use.
+        parameters: The module's parameters that the configuration names, each with its scale and alpha.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -46,6 +48,8 @@ class Parts:
     scalar: float = 1.0
     config: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
+    spellings: tuple[str, ...] = ()
+    parameters: tuple[tuple[str, float, float | None], ...] = ()
 
     def need(self, *roles: str) -> tuple[torch.Tensor, ...]:
         """
@@ -135,6 +139,9 @@ class LayerWeights(abc.ABC):
     def algorithms(self) -> tuple[str, ...]:
         """The names of all algorithms at work, the outer first."""
         return (self.algorithm, *(name for part in self.inner_parts() for name in part.algorithms))
+
+    reaches_twins: ClassVar[bool] = False
+    """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
 
     @property
     def rank(self) -> int | None:
@@ -370,11 +377,11 @@ class HasPair(LayerWeights):
 
     def is_zero(self) -> bool:
         """Say whether a half of the pair is zero."""
-        return all_zero(self.up) or all_zero(self.down)
+        return self.rank == 0 or all_zero(self.up) or all_zero(self.down)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
-        return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+        return flat_misfit((self.up.shape[0], math.prod(self.down.shape[1:])), shape)
 
 
 def count_rows(ranges: Ranges) -> int:

@@ -11,6 +11,7 @@ from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
+from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class LiveModule:
         path: The module's path; a bare parameter's own.
         module: The module, or the owner of the parameter.
         attribute: The parameter's name in it.
+        tied: Whether another module of the component has the same parameter.
     """
 
     component: str
     path: str
     module: nn.Module
     attribute: str = "weight"
+    tied: bool = False
 
     @property
     def is_bare(self) -> bool:
@@ -122,6 +125,13 @@ class Found:
         return (self.total, *self.placements[0].live.shape[1:])
 
 
+def plain_path(path: str, root: nn.Module) -> str:
+    """Return a path without what PEFT and ``torch.compile`` wrap around models and modules; files know it from before."""
+    if hasattr(root, "peft_config"):
+        path = path.removeprefix(PEFT_ROOT).replace(".original_module", "")
+    return path.replace("_orig_mod.", "").replace(".base_layer", "")
+
+
 class ModuleIndex:
     """
     Find the modules of one component by any spelling that files use.
@@ -140,16 +150,21 @@ class ModuleIndex:
         self.family: Family | None = family_of_class(type(root).__name__)
         self._modules: dict[str, nn.Module] = {}
         self._bare: dict[str, tuple[nn.Module, str]] = {}
+        self._owners: dict[str, nn.Module] = {}
+        self._uses: dict[int, int] = {}
         self._attention: dict[str, str] = {}
         self._preferred: tuple[str, ...] = ()
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
-            # PEFT and torch.compile wrap modules; files know the names from before
-            plain = path.replace("_orig_mod.", "").replace(".base_layer", "")
+            plain = plain_path(path, root)
             self._all_paths.append(plain)
+            self._owners[plain] = module
             if getattr(module, "weight", None) is not None:
                 self._modules[plain] = module
+            shared = module._parameters.get("weight")  # noqa: SLF001
+            if shared is not None:
+                self._uses[id(shared)] = self._uses.get(id(shared), 0) + 1
             if module._parameters.get(_PACKED) is not None:  # noqa: SLF001
                 self._attention[plain] = f"{plain}.{_PACKED}".lstrip(".")
             for name in module._parameters:  # noqa: SLF001 -- the module's own, named as they are
@@ -267,10 +282,16 @@ class ModuleIndex:
             meaning = None if whole is None else dotted[whole]
         return meaning
 
+    def owner(self, path: str) -> nn.Module | None:
+        """Return the module at a path, whether or not it has a weight; None where there is none."""
+        return self._owners.get(path)
+
     def live(self, path: str) -> LiveModule:
         """Give the module or the bare parameter at a path."""
         if path in self._modules:
-            return LiveModule(self.component, path, self._modules[path])
+            module = self._modules[path]
+            weight = module._parameters.get("weight")  # noqa: SLF001 -- shared by identity
+            return LiveModule(self.component, path, module, tied=self._uses.get(id(weight), 0) > 1)
         return LiveModule(self.component, path, *self._bare[path])
 
     def find(self, spelling: str) -> Found | None:
