@@ -176,6 +176,10 @@ class EngineController:
         """Name those of some modules, by identity, that a mix is in."""
         return self.merged.blended(modules)
 
+    def mixed(self, parameters: Collection[int]) -> list[str]:
+        """Name those of some parameters, by identity, that a mix is in or stands for."""
+        return self.merged.mixed(parameters)
+
     @property
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""

@@ -52,6 +52,27 @@ class _PassOn:
         return self.forward(*args, **kwargs)
 
 
+class _WithInput:
+    """Calls a hook with the inputs, by whatever names they were given; a value, so that copied modules have a copied hook."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self.hook(
+            module, args or tuple(kwargs.values()), output
+        )  # motion modules give the input by name
+
+    @property
+    def __self__(self) -> object:
+        """Whose method the hook is, for those who look for their own."""
+        return getattr(self.hook, "__self__", None)
+
+
+def _inner(hook: Any) -> Any:
+    return hook.hook if isinstance(hook, _WithInput) else hook
+
+
 class HookHandle:
     """
     Takes a hook away again.
@@ -96,47 +117,30 @@ def forget_removed(module: nn.Module) -> None:
         attached.detach(module)
 
 
-class WithInput:
-    """
-    A hook that gets what a module was called with, by place or by name (motion modules), and its output.
-
-    Args:
-        hook: Called with the module, its arguments and its output.
-    """
-
-    def __init__(self, hook: Callable[..., Any]) -> None:
-        """Hold the hook; copies of a model have copies of both."""
-        self.hook = hook
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Pass all on."""
-        return self.hook(module, args or tuple(kwargs.values()), output)
-
-
-def take_off(module: nn.Module, is_wanted: Callable[[Callable[..., Any]], bool]) -> None:
-    """Take those hooks off a module that are wanted, also those that were registered and never noted."""
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
-        for number, hook in list(hooks.items()):
-            if is_wanted(hook.hook if isinstance(hook, WithInput) else hook):
+def sweep(modules: Iterable[nn.Module]) -> None:
+    """Take all hooks of engines off modules, also those that were registered and never noted."""
+    for module in modules:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+            ours = [
+                n
+                for n, hook in hooks.items()
+                if type(_inner(hook)).__module__.startswith("lora_mixer.engines.")
+            ]
+            for number in ours:
                 del hooks[number]
                 module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
                 module._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
-    forget_removed(module)
+        forget_removed(module)
 
 
-def sweep(modules: Iterable[nn.Module]) -> None:
-    """Take all hooks of engines off modules."""
-    for module in modules:
-        take_off(module, lambda hook: type(hook).__module__.startswith("lora_mixer.engines."))
-
-
-def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
+def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> HookHandle:
     """
     Let a hook change what a module returns.
 
     Args:
         module: A layer.
         hook: Called with the module, its arguments and its output; what it returns is the output.
+        first: Whether it runs before all others, for one that computes the output anew.
 
     Returns:
         What takes it away again.
@@ -152,9 +156,9 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         (tensor([0., 0.]), True)
     """
     attached = _attached(module)
-    handle = module.register_forward_hook(WithInput(hook), with_kwargs=True)
+    handle = module.register_forward_hook(_WithInput(hook), with_kwargs=True, prepend=first)
     attached.numbers.append(handle.id)
-    attached.after[handle.id] = hook
+    attached.after = {handle.id: hook, **attached.after} if first else {**attached.after, handle.id: hook}
     return HookHandle(module, handle)
 
 

@@ -66,7 +66,7 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     for layer in layers:
         name = f"{layer.live.component}.{layer.live.path}"
         for tensor in layer.weights.tensors():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.numel():
                 wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
                 alike.setdefault((wide.device, wide.dtype), []).append((name, wide))
     for held in alike.values():

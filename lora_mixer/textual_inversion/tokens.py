@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lora_mixer.engines.hooks import hook_input, hook_output, take_off
+from lora_mixer.engines.hooks import forget_removed, hook_input, hook_output
 from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.errors import MatchError, PipelineStateError
 
@@ -145,7 +145,17 @@ class _Taught:
 
     def forget(self) -> None:
         """Take the hooks off and give the tokenizer its own insides back; done twice it does no harm."""
-        take_off(self.embedding, lambda hook: isinstance(getattr(hook, "__self__", None), _Rows))
+        module = self.embedding
+        for hooks, with_kwargs in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),  # noqa: SLF001
+            (module._forward_hooks, module._forward_hooks_with_kwargs),  # noqa: SLF001
+        ):
+            for number in [
+                n for n, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Rows)
+            ]:
+                del hooks[number]
+                with_kwargs.pop(number, None)
+        forget_removed(module)
         now, left = vars(self.tokenizer), self._left
         if not self._done and left:
             now.update(self._own)

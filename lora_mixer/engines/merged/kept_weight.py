@@ -242,6 +242,9 @@ class KeptWeight:
         """Keep the base that was recorded again."""
         self.base, self.blended, self._narrow = record
 
+    def let_go(self) -> None:
+        """Give back what the weight has beside its parameter; most have nothing."""
+
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
         self._narrow = None
@@ -252,6 +255,9 @@ class KeptWeight:
 
 def restore(slots: Iterable[KeptWeight]) -> None:
     """Write the bases of all blended parameters back, bit for bit, in a few large copies; blended until that is done."""
+    slots = list(slots)
+    for slot in slots:
+        slot.let_go()
     held = [slot for slot in slots if slot.base is not None and slot.blended]
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for slot in held:
