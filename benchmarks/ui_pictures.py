@@ -19,7 +19,7 @@ COLOURS = 192
 
 
 def shot(desk: Any, path: Path, *, both: bool = False) -> None:
-    """Write the whole page as a small PNG."""
+    """Write what is seen of the page as a small PNG."""
     from PIL import Image
 
     if both:
@@ -29,7 +29,7 @@ def shot(desk: Any, path: Path, *, both: bool = False) -> None:
     desk.page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
     desk.page.mouse.move(0, 0)
     desk.page.wait_for_timeout(700)
-    with Image.open(io.BytesIO(desk.page.screenshot(full_page=True))) as image:
+    with Image.open(io.BytesIO(desk.page.screenshot())) as image:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path)
 
@@ -47,17 +47,22 @@ def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
     desk.page.keyboard.press("Space")
     desk.fill("a castle, ink sketch", seed=4, steps=steps, count=3)
     desk.make()
+    desk.open_mix()
     desk.page.get_by_label("More for ink").click()
     desk.page.get_by_label("ink: blocks", exact=True).select_option("only up")
     desk.page.get_by_label("ink: shape of the schedule").select_option("linear(0, 1)")
     desk.page.locator(".lm-curve svg").wait_for()
-    take("make")
+    take("row")
     desk.page.get_by_label("More for ink").click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.get_by_label("Undo", exact=True).first.click()
+    desk.page.keyboard.press("Escape")
+    take("make")
     desk.tab("Library")
     desk.page.get_by_role("button", name="Details of ink", exact=True).click()
     desk.page.locator(".lm-barline").first.wait_for()
+    take("details")
+    desk.page.keyboard.press("Escape")
     take("library")
     desk.tab("Compare")
     desk.page.locator("#compare-button").click()

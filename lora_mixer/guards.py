@@ -12,14 +12,16 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 _INSTEAD = {
     "disable_lora": "disable_lora()",
@@ -140,6 +142,49 @@ def guard_scale(components: Mapping[str, nn.Module], *, active: bool) -> None:
         for number in () if wanted else held:
             del hooks[number]
             root._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+
+
+class StepGuard:
+    """
+    A hook of all optimizers that refuses a step on weights that a mix is in.
+
+    The step would train the base through the mix, and the next mix, written from the kept base, would wipe it out. Fused
+    optimizers raise no version counter, so that nobody could tell afterwards.
+
+    Args:
+        mixed: Names those of some parameters, by identity, that a mix is in.
+    """
+
+    def __init__(self, mixed: Callable[[Collection[int]], list[str]]) -> None:
+        """Hold the question."""
+        self._mixed = mixed
+
+    def __call__(self, optimizer: Any, *_: Any) -> None:
+        """Look at what would be changed."""
+        wanted = {
+            id(p)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if getattr(p, "grad", None) is not None
+        }
+        names = self._mixed(wanted) if wanted else []
+        if names:
+            raise PipelineStateError(
+                f"{type(optimizer).__name__}.step() would train {len(names)} weights of the base that a LoraMixer has a mix "
+                f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out: call disable_lora() "
+                "before the base is trained, or rebase() to make the mix a part of it. Nothing was changed"
+            )
+
+
+_STEPS: list[RemovableHandle] = []
+
+
+def guard_steps(mixed: Callable[[Collection[int]], list[str]], *, active: bool) -> None:
+    """Refuse optimizer steps on weights that a mix is in, as long as any is in effect."""
+    if active and not _STEPS:
+        _STEPS.append(register_optimizer_step_pre_hook(StepGuard(mixed)))
+    while _STEPS and not active:
+        _STEPS.pop().remove()
 
 
 def _takes_scale(kind: type) -> bool:

@@ -23,7 +23,7 @@ from lora_mixer.errors import MixLostError, PipelineStateError
 from lora_mixer.textual_inversion import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -246,6 +246,7 @@ class MixerState:
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
         guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
+        guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in list(_states)))
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
@@ -377,6 +378,11 @@ class MixerState:
         return bool(reached) and not odd
 
 
+def _mixed(parameters: Collection[int]) -> list[str]:
+    """Name those of some parameters, by identity, that any mix is in."""
+    return [name for state in list(_states) for name in state.controller.mixed(parameters)]
+
+
 def state_of(pipe: Any) -> MixerState | None:
     """
     Find what adapters are on a pipeline's parts, whoever loaded them.
@@ -396,8 +402,11 @@ def state_of(pipe: Any) -> MixerState | None:
 
 
 def forget_all() -> None:
-    """Take all marks from modules, whatever they hold; for tests that put weights back by themselves."""
+    """Take all marks and guards from pipelines and modules, whatever they hold; for tests that put weights back."""
     for state in list(_states):
-        for root in state.roots.values():
+        parts = [*state.components().values(), *state.roots.values()]
+        guards.take_away(state.pipe, parts)
+        guards.guard_scale({str(number): root for number, root in enumerate(parts)}, active=False)
+        for root in parts:
             root.__dict__.pop(_MARK, None)
     _states.clear()

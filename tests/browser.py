@@ -113,6 +113,12 @@ class Desk:
         if self.page.locator("#share-panel[open]").count() == 0:
             self.page.get_by_text("Save and share").click()
 
+    def open_mix(self):
+        """Open the mix where it is a sheet."""
+        button = self.page.locator(".lm-mixbutton")
+        if button.is_visible() and button.get_attribute("aria-expanded") == "false":
+            button.click()
+
     def row(self, name):
         return self.page.locator(f'#board [data-name="{name}"]')
 

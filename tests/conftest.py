@@ -98,6 +98,17 @@ def app(site: tuple[str, Any]) -> Any:
     return site[1]
 
 
+@pytest.fixture
+def tidy(app: Any) -> Iterator[None]:
+    """Adapters that a test adds to the shared page are gone after it."""
+    before = {entry.id for entry in app.every_entry()}
+    yield
+    for entry in app.every_entry():
+        if entry.id not in before:
+            entry.path.unlink(missing_ok=True)
+            app.library.forget(entry.id)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser; one for each module, because Playwright's loop keeps other loops away while it is there."""

@@ -234,7 +234,7 @@ def test_glora_on_a_square_layer_is_told_by_its_smaller_rank():
 ADALORA = {"peft_type": "ADALORA", "lora_alpha": 8}
 
 
-def test_adalora_scales_singular_values_by_alpha_over_the_kept_rank():
+def test_adalora_scales_singular_values_by_alpha_over_the_rank_that_training_began_with():
     up, values, down = randn(6, 3), randn(3, 1), randn(3, 4)
     leaves = {"lora_A": down, "lora_B": up, "lora_E": values}
 
@@ -245,9 +245,23 @@ def test_adalora_scales_singular_values_by_alpha_over_the_kept_rank():
     assert whole.algorithms == ("adalora",)
     assert close(delta(whole, randn(6, 4)), expected, 1e-6)
     kept = [0, 2]
-    expected = 8 / (2 + 1e-5) * d(up)[:, kept] @ (d(values)[kept] * d(down)[kept])
+    expected = 8 / (3 + 1e-5) * d(up)[:, kept] @ (d(values)[kept] * d(down)[kept])
     assert masked.rank == 2
     assert close(delta(masked, randn(6, 4)), expected, 1e-6)
+    cut = {"lora_A": down[kept], "lora_B": up[:, kept], "lora_E": values[kept]}
+    for config in ({"rank_pattern": {"net.lora_E": [True, False, True]}}, {"init_r": 3}):
+        assert close(delta(layer(cut, config={**ADALORA, **config}), randn(6, 4)), expected, 1e-6)
+
+
+def test_adalora_may_keep_no_singular_value_at_all():
+    leaves = {"lora_A": torch.empty(0, 4), "lora_B": torch.empty(6, 0), "lora_E": torch.empty(0, 1)}
+
+    weights = layer(leaves, config={**ADALORA, "rank_pattern": {"net.lora_E": [False, False]}})
+
+    assert weights.rank == 0
+    assert weights.misfit((6, 4)) is None
+    assert weights.misfit((5, 4)) is not None
+    assert torch.equal(delta(weights, randn(6, 4)), torch.zeros(6, 4, dtype=torch.float64))
 
 
 def test_vera_cuts_the_shared_matrices_to_each_module():

@@ -129,3 +129,12 @@ def test_a_runner_killed_at_any_moment_goes_on_to_the_same_pictures(model_folder
     records = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     made = [record["index"] for record in records if record["status"] == "done"]  # others say what was begun
     assert sorted(made) == list(range(8))
+
+
+@pytest.mark.parametrize("folder", ["github://x", "zip://x::/etc/hostname", "out\0put", "nothing://x"])
+def test_places_that_no_file_system_takes_are_refused_by_the_packages_own_error(folder: str) -> None:
+    """fsspec's file systems raise what they like: TypeError for what is missing, BadZipFile, ValueError for a zero byte."""
+    from lora_mixer.batches.storage import Storage
+
+    with pytest.raises(SaveError, match="cannot write to"):
+        Storage(folder).check()

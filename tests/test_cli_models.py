@@ -115,3 +115,31 @@ def test_a_picture_that_does_not_fit_says_what_takes_less(monkeypatch):
         PictureError, match=r"the memory of cpu is too small for 128x64; take, in this order: --vae-tiling"
     ):
         list(maker.make([PictureRequest("x", steps=1, width=128, height=64)]))
+
+
+def test_doctor_counts_the_model_and_says_what_fits():
+    result = run("doctor", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    pipe = load_pipeline("demo", device="cpu")
+    assert facts["model"]["parts"]["unet"] == sum(p.numel() for p in pipe.unet.parameters()) * 4
+    assert facts["devices"]["cpu"]["total"] >= facts["devices"]["cpu"]["free"] > 0
+    assert facts["extras"]["batch"] is True
+    assert "cpu: fits as it is" in facts["advice"]
+    assert "diffusers" in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "advice"),
+    [(20e9, "fits as it is"), (8e9, "--offload model"), (3e9, "--offload sequential"), (0, "is not told")],
+)
+def test_doctor_proposes_the_first_option_that_is_enough(free, advice):
+    from lora_mixer.cli._doctor import _advice
+
+    model = {"parts": {"unet": 5e9, "text_encoder": 0.3e9, "text_encoder_2": 1.4e9}}
+
+    (line,) = _advice({"cuda:0": {"free": free, "total": 24e9, "name": "x"}}, model)
+
+    assert line.startswith("cuda:0: ")
+    assert advice in line

@@ -102,7 +102,7 @@ def test_a_weight_that_is_a_view_changes_alone() -> None:
     assert torch.equal(whole, torch.arange(24.0).view(6, 4))
 
 
-def test_tied_weights_change_once_and_come_back() -> None:
+def test_a_tied_head_changes_once_its_twin_stays_and_both_come_back() -> None:
     model = nn.Sequential(OrderedDict(embed=nn.Embedding(7, 4), head=nn.Linear(4, 7, bias=False)))
     model.head.weight = model.embed.weight
     base = model.head.weight.detach().clone()
@@ -115,12 +115,14 @@ def test_tied_weights_change_once_and_come_back() -> None:
 
     assert model.head.weight is model.embed.weight
     expected = base.double() + 0.5 * one.delta() + 2.0 * two.delta()
-    assert torch.allclose(model.head.weight.double(), expected, rtol=0, atol=1e-5)
+    assert torch.allclose(model.head(torch.eye(4)).T.double(), expected, rtol=0, atol=1e-5)
+    assert same_bits(model.embed.weight.detach(), base)
     mixer.disable_lora()
+    assert same_bits(model.head(torch.eye(4)).T.contiguous().detach(), base)
     assert same_bits(model.embed.weight.detach(), base)
 
 
-def test_an_adapter_for_both_ends_of_a_tie_adds_both_parts() -> None:
+def test_an_adapter_for_both_ends_of_a_tie_gives_each_its_own_part() -> None:
     model = nn.Sequential(OrderedDict(one=nn.Linear(4, 4), two=nn.Linear(4, 4)))
     model.two.weight = model.one.weight
     clean = Snapshot.of(model)
@@ -131,8 +133,10 @@ def test_an_adapter_for_both_ends_of_a_tie_adds_both_parts() -> None:
 
     mixer.load_lora_weights(file, "a")
 
-    total = clean.state["model.one.weight"].double() + sum(pair.delta() for pair in pairs.values())
-    assert torch.allclose(model.one.weight.double(), total, rtol=0, atol=1e-5)
+    for name, pair in pairs.items():
+        layer, total = getattr(model, name), clean.state["model.one.weight"].double() + pair.delta()
+        found = layer(torch.eye(4)) - layer.bias
+        assert torch.allclose(found.T.double(), total, rtol=0, atol=1e-5)
     mixer.unload_lora_weights()
     clean.assert_untouched(model)
 

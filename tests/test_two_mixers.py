@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer import LoraMixer, PipelineStateError, ownership
 from tests.models import tiny_sd
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components
@@ -249,3 +249,23 @@ def test_two_pipelines_left_by_two_mixers_are_not_taken_for_one() -> None:
     LoraMixer(pipe).unload_lora_weights()
     with pytest.raises(AssertionError):
         assert_same(before, values(pipe))
+
+
+def test_what_a_forgotten_mixer_leaves_on_shared_parts_is_taken_off(sd_base: Any, sd: Any) -> None:
+    """A test that leaves an adapter loaded leaves nothing to the next one, guards of pipeline and UNet included."""
+    _, clean = sd_base
+    shape = sd.unet.conv_in.weight.shape
+    pair = {"lora_A.weight": torch.ones(2, *shape[1:]), "lora_B.weight": torch.ones(shape[0], 2, 1, 1)}
+    mixer = LoraMixer(sd)
+    mixer.load_lora_weights({f"unet.conv_in.{leaf}": t for leaf, t in pair.items()}, adapter_name="left")
+    mixer.set_mix({"left": {"weight": 1.0, "schedule": "0@1,1@0.5"}})
+    own = vars(sd).keys() | vars(sd.unet).keys()
+
+    del mixer
+    gc.collect()
+    ownership.forget_all()
+    clean.put_back(sd)
+
+    clean.assert_untouched(sd)
+    assert {"disable_lora", "set_adapters"} & own
+    assert not {"disable_lora", "set_adapters"} & (vars(sd).keys() | vars(sd.unet).keys())

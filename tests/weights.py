@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lora_mixer.engines.hooks import forget_removed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -142,14 +144,18 @@ class Snapshot:
             close(value, base.double() + change, name)
 
     def put_back(self, pipe: Any) -> None:
-        """Write the values back, and take leftover hooks off."""
+        """Write the values back, and take leftover hooks off; transformers' own stay, which it installs once."""
         with torch.no_grad():
             for name, value in _state(pipe).items():
                 if name in self.state and not same_bits(value, self.state[name]):
                     value.copy_(self.state[name])
         for root in components(pipe).values():
             for module in root.modules():
-                module._forward_hooks.clear()
+                for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                    for number, hook in list(hooks.items()):
+                        if not str(getattr(hook, "__module__", "")).startswith("transformers."):
+                            del hooks[number]
+                forget_removed(module)
 
 
 def close(value: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:

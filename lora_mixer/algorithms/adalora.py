@@ -1,8 +1,9 @@
 """
-AdaLoRA: W' = W + gain * alpha / (rank + 1e-5) * B @ diag(E) @ A (arXiv:2303.10512), as PEFT writes it.
+AdaLoRA: W' = W + gain * alpha / (initial rank + 1e-5) * B @ diag(E) @ A (arXiv:2303.10512), as PEFT writes it.
 
-The rank is the number of singular values that the training kept. PEFT saves only those; a file that still holds all of
-them beside a ``rank_pattern`` of booleans is cut down here.
+The divisor is the rank that the training began with, in every module and for ever: the length of a module's mask in
+``rank_pattern``, else ``init_r``. PEFT saves only the singular values that a mask keeps, in some modules none; a file that
+still holds all of them is cut down here.
 """
 
 from __future__ import annotations
@@ -53,26 +54,27 @@ class AdaLora(HasPair, Factored):
         rank = values.numel()
         if up.ndim != 2 or down.ndim != 2 or (up.shape[1], down.shape[0]) != (rank, rank):
             raise parts.broken("do not multiply: expected lora_B (out, r), lora_E (r, 1), lora_A (r, in)")
-        kept = _mask(parts, rank)
-        if kept is not None:
+        mask = _mask(parts)
+        initial = len(mask) if mask is not None else int(parts.number("init_r", rank, 0, 2**31))
+        if mask is not None and len(mask) == rank and not all(mask):
+            kept = torch.tensor([place for place, keep in enumerate(mask) if keep], dtype=torch.long)
             up, values, down = up[:, kept], values.flatten()[kept], down[kept]
-            rank = len(kept)
         # PEFT takes its r for an alpha that is not positive
-        alpha = parts.alpha if parts.alpha is not None and parts.alpha > 0 else float(rank)
-        return cls(up, values.reshape(-1, 1), down, alpha / (rank + _EPSILON), parts.alpha)
+        alpha = parts.alpha if parts.alpha is not None and parts.alpha > 0 else float(initial)
+        return cls(up, values.reshape(-1, 1), down, alpha / (initial + _EPSILON), parts.alpha)
 
     def factors(self, shape: tuple[int, ...]) -> Factors:  # noqa: ARG002
         """Give B and diag(E) @ A."""
         return Factors(self.up, wide(self.values) * wide(self.down), self.scale)
 
 
-def _mask(parts: Parts, rank: int) -> torch.Tensor | None:
-    """Give the places of the singular values that the configuration keeps, where the file still holds all of them."""
+def _mask(parts: Parts) -> list[bool] | None:
+    """Return the configuration's mask of this module, one entry for each rank that training began with."""
     patterns = parts.config.get("rank_pattern")
     if not isinstance(patterns, dict):
         return None
     for name, mask in patterns.items():
         module = str(name).removesuffix(".lora_E").removeprefix("base_model.").removeprefix("model.")
-        if isinstance(mask, list) and len(mask) == rank and not all(mask) and module == parts.module:
-            return torch.tensor([place for place, keep in enumerate(mask) if keep], dtype=torch.long)
+        if module in (parts.module, *parts.spellings) and isinstance(mask, list):
+            return [bool(keep) for keep in mask]
     return None

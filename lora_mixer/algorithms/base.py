@@ -35,6 +35,8 @@ class Parts:
         scalar: A factor on top of the scale (LyCORIS ``use_scalar`` before it was folded into the weights).
         config: The file's PEFT configuration; empty where there is none.
         rank: The rank that the configuration gives this module; None where there is none.
+        spellings: Other spellings of the module that a configuration may use.
+        parameters: The module's parameters that the configuration names, each with its scale and alpha.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -46,6 +48,8 @@ class Parts:
     scalar: float = 1.0
     config: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
+    spellings: tuple[str, ...] = ()
+    parameters: tuple[tuple[str, float, float | None], ...] = ()
 
     def need(self, *roles: str) -> tuple[torch.Tensor, ...]:
         """
@@ -134,7 +138,10 @@ class LayerWeights(abc.ABC):
     @property
     def algorithms(self) -> tuple[str, ...]:
         """The names of all algorithms at work, the outer first."""
-        return (self.algorithm, *(name for part in self._inner() for name in part.algorithms))
+        return (self.algorithm, *(name for part in self.inner_parts() for name in part.algorithms))
+
+    reaches_twins: ClassVar[bool] = False
+    """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
 
     @property
     def rank(self) -> int | None:
@@ -153,7 +160,8 @@ class LayerWeights(abc.ABC):
             if type(value) not in _PLAIN:
                 yield name, value
 
-    def _inner(self) -> Iterator[LayerWeights]:
+    def inner_parts(self) -> Iterator[LayerWeights]:
+        """Yield the changes that this one modifies or adds up."""
         for _, value in self._held():
             if isinstance(value, tuple):
                 yield from (part for part in value if isinstance(part, LayerWeights))
@@ -369,11 +377,11 @@ class HasPair(LayerWeights):
 
     def is_zero(self) -> bool:
         """Say whether a half of the pair is zero."""
-        return all_zero(self.up) or all_zero(self.down)
+        return self.rank == 0 or all_zero(self.up) or all_zero(self.down)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
-        return flat_misfit((self.up.shape[0], self.down[0].numel()), shape)
+        return flat_misfit((self.up.shape[0], math.prod(self.down.shape[1:])), shape)
 
 
 def count_rows(ranges: Ranges) -> int:
@@ -409,6 +417,8 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
     """Compare (out, in * kernel) with a weight's shape; say what differs, or None."""
+    if len(shape) < 2:
+        return f"made for a weight of {own[0]} x {own[1]}, the module has a vector of {math.prod(shape)}"
     there = rows_and_columns(shape)
     return (
         None

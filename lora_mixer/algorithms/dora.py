@@ -84,7 +84,8 @@ class Dora(LayerWeights):
         """Input width of the change."""
         return self.inner.in_width
 
-    def _rows(self, shape: tuple[int, ...]) -> bool:
+    def is_by_output(self, shape: tuple[int, ...]) -> bool:
+        """Say whether there is a length for each output of a weight of ``shape``, or for each input."""
         if self.by_output is not None:
             return self.by_output
         # Who writes a plain vector writes outputs, but PEFT on embeddings, whose weight lies the other way round.
@@ -99,7 +100,7 @@ class Dora(LayerWeights):
 
     def mixes_rows(self, shape: tuple[int, ...]) -> bool:
         """Say whether lengths are those of inputs, over all rows, or the change itself mixes rows."""
-        return not self._rows(shape) or self.inner.mixes_rows(shape)
+        return not self.is_by_output(shape) or self.inner.mixes_rows(shape)
 
     def needs_whole(self, shape: tuple[int, ...]) -> bool:
         """Say whether the change does."""
@@ -112,7 +113,7 @@ class Dora(LayerWeights):
             return inner
         if len(shape) < 2:
             return "a magnitude needs a matrix or a convolution, the module has a vector"
-        rows = self._rows(shape)
+        rows = self.is_by_output(shape)
         width = shape[0] if rows else shape[1]
         if self.magnitude.numel() == width:
             return None
@@ -123,7 +124,7 @@ class Dora(LayerWeights):
         if not gain:
             return base.new_zeros(base.shape)
         turned = base + self.inner.delta(base, gain if self.strength == "peft" else 1.0)
-        axis = 0 if self._rows(tuple(base.shape)) else 1
+        axis = 0 if self.is_by_output(tuple(base.shape)) else 1
         others = [dim for dim in range(base.ndim) if dim != axis]
         view = [-1 if dim == axis else 1 for dim in range(base.ndim)]
         length = torch.linalg.vector_norm(turned, dim=others, keepdim=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
-from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Parts, Ranges
@@ -63,6 +63,7 @@ class LowRank(Factored):
 
         Raises:
             InvalidAdapterError: When a half is missing or shapes cannot belong together.
+            UnsupportedAdapterError: When the pair is PEFT's for a convolution in groups.
         """
         tensors = dict(parts.tensors)
         if "embedding_down" in tensors or "embedding_up" in tensors:
@@ -81,6 +82,20 @@ class LowRank(Factored):
             raise parts.broken("expected matrices or convolution kernels")
         rank = mid.shape[0] if mid is not None else down.shape[0]
         inner = mid.shape[1] if mid is not None else rank
+        groups = rank // max(up.shape[1], 1)
+        if (
+            mid is None
+            and up.ndim > 2
+            and groups > 1
+            and rank == groups * up.shape[1]
+            and up.shape[0] % groups == 0
+        ):
+            msg = (
+                f"{parts.label}: up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
+                "all inputs (PEFT on a convolution in groups): each output hears every input then, which no weight of "
+                f"such a layer can hold, (out, in / {groups}, ...); PEFT cannot merge it either. Train it without this layer"
+            )
+            raise UnsupportedAdapterError(msg)
         if (
             0 in (rank, inner)
             or up.shape[1] != rank

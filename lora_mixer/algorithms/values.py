@@ -81,6 +81,7 @@ class Tokens(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "tokens"
+    reaches_twins: ClassVar[bool] = True
 
     vectors: torch.Tensor
     indices: torch.Tensor

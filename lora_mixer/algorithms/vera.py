@@ -67,6 +67,8 @@ class Vera(Factored):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
+        if len(shape) < 2:
+            return "made for a matrix, the module has a vector"
         rows, columns = rows_and_columns(shape)
         if self.lambda_b.numel() != rows:
             return f"made for {self.lambda_b.numel()} outputs, the module has {rows}"

@@ -180,7 +180,7 @@ class AdapterCache:
         try:
             filesystem, path = fsspec.core.url_to_fs(url)
             filesystem.get_file(path, str(place))
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # each kind of file system raises what it likes
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
             raise SourceNotFoundError(f"{url} cannot be read: {error}") from error

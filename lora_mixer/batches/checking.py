@@ -222,8 +222,8 @@ def _readable(source: str) -> Any:
 
     try:
         return fsspec.open(source, "rb").open()
-    except (OSError, ValueError, ImportError) as error:
-        raise OSError(f"{source} cannot be read: {error}") from error
+    except Exception as error:  # each kind of file system raises what it likes
+        raise OSError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _check_mixes(

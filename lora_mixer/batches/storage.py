@@ -50,8 +50,8 @@ class Storage:
 
             try:
                 self._remote, self._root = fsspec.core.url_to_fs(folder)
-            except (OSError, ValueError, ImportError) as error:
-                raise SaveError(f"cannot write to {folder}: {error}") from error
+            except Exception as error:  # each kind of file system raises what it likes at what it lacks
+                raise SaveError(f"cannot write to {folder}: {type(error).__name__}: {error}") from error
         else:
             self._path = Path(folder.removeprefix("file://"))
 
@@ -181,9 +181,9 @@ class Storage:
                     file.write(b"\0" * 4096)
             else:
                 self._remote.makedirs(self._root, exist_ok=True)
-        except (OSError, NotImplementedError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:  # ValueError: a zero byte in the name
             raise SaveError(
-                f"cannot write to {self.folder}: {getattr(error, 'strerror', None) or error}; choose another place "
+                f"cannot write to {self.folder!r}: {getattr(error, 'strerror', None) or error}; choose another place "
                 "with output.folder or --out"
             ) from error
 

@@ -11,10 +11,12 @@ import torch
 
 from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.columns import Padded
+from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
+from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
@@ -128,7 +130,7 @@ class _Share:
     def weights(self) -> LayerWeights:
         """The change of the live module's rows."""
         live, own = self.placement.live, self.own
-        if live.is_bare and isinstance(own, Full) and own.weight is not None:
+        if live.is_bare and not live.is_packed and isinstance(own, Full) and own.weight is not None:
             return replace(own, weight=own.weight.reshape(live.shape))
         weights = own.take(self.placement.file_rows, self.found.total)
         if self.placement.live_rows is None:
@@ -158,6 +160,7 @@ def bind(
         raise MatchError(msg)
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
+    adapter = replace(adapter, layers=on_parameters(adapter.layers, indexes.values()))
     _choose_order(adapter.layers, indexes)
     _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
@@ -172,6 +175,7 @@ def bind(
     tallies: dict[str, _Tally] = {}
     shares: dict[tuple[str, str], list[_Share]] = {}
     misfits: list[str] = []
+    twins: dict[int, str] = {}
     for layer in adapter.layers:
         names = _candidates(layer, home, indexes, routes, forced=component is not None)
         found = _find(layer, names, indexes)
@@ -191,7 +195,8 @@ def bind(
         tally.keys_used += len(layer.keys)
         for placement in found.placements:
             tally.matched[placement.live.path] = None
-            shares.setdefault((placement.live.component, placement.live.path), []).append(
+            place = _place(placement.live, weights, twins)
+            shares.setdefault((placement.live.component, place), []).append(
                 _Share(layer, found, placement, weights, widening)
             )
     if component is None:
@@ -209,16 +214,7 @@ def bind(
     )
     if component is None and not misfits:
         _refuse_foreign(adapter, components, report)
-    twice = (
-        []
-        if misfits
-        else [
-            f"{part}.{path}"
-            for (part, path), own in shares.items()
-            if _differ(own, known=indexes[part].family is not None)
-        ]
-    )
-    _judge(adapter, components, report, misfits, twice)
+    _judge(adapter, components, report, misfits, [] if misfits else _twice(shares, indexes))
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound),
@@ -226,6 +222,24 @@ def bind(
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
+
+
+def _place(live: LiveModule, weights: LayerWeights, twins: dict[int, str]) -> str:
+    """Return the path under which a module's changes are gathered: one for all that share a parameter, where it is its."""
+    if live.tied and weights.reaches_twins:  # saved once for each module that shares it
+        return twins.setdefault(id(live.weight), live.path)
+    return live.path
+
+
+def _twice(
+    shares: Mapping[tuple[str, str], Sequence[_Share]], indexes: Mapping[str, ModuleIndex]
+) -> list[str]:
+    """List the modules that several layers of the file change in ways that contradict each other."""
+    return [
+        f"{part}.{path}"
+        for (part, path), own in shares.items()
+        if _differ(own, known=indexes[part].family is not None or own[0].placement.live.tied)
+    ]
 
 
 def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) -> str:
@@ -270,12 +284,22 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
         for p in found.placements
     ):
         return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
-    if live.is_bare:
+    if live.is_bare and isinstance(weights, ParameterPair):
+        return weights.misfit(live.shape)
+    if live.is_packed and weights.bias_delta(None, 1.0) is not None:
+        return "changes a bias, which stands apart from the rows for queries, keys and values here"
+    if live.is_bare and not live.is_packed:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
             return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
         return None
     misfit = weights.misfit(found.shape)
+    if (
+        misfit is None
+        and hasattr(live.module, "num_embeddings")
+        and weights.bias_delta(None, 1.0) is not None
+    ):
+        misfit = "changes a bias, and an embedding has none"
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit

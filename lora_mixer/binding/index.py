@@ -11,6 +11,7 @@ from lora_mixer.binding.earlier import earlier_names
 from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
+from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from lora_mixer.families import Family, Pieces
 
 _TEXT_ROOT = "text_model."
+_PACKED = "in_proj_weight"
+"""The rows for queries, keys and values of ``nn.MultiheadAttention``, which files name by the attention itself."""
+
+_ROWS = ("q_proj", "k_proj", "v_proj")
 _LANGUAGE_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 """What stands before ``layers`` in language models that encode text; files leave it out, or a part of it."""
 
@@ -37,17 +42,24 @@ class LiveModule:
         path: The module's path; a bare parameter's own.
         module: The module, or the owner of the parameter.
         attribute: The parameter's name in it.
+        tied: Whether another module of the component has the same parameter.
     """
 
     component: str
     path: str
     module: nn.Module
     attribute: str = "weight"
+    tied: bool = False
 
     @property
     def is_bare(self) -> bool:
         """Whether this is a parameter that belongs to no module of its own, such as ``scale_shift_table``."""
         return self.attribute != "weight"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether this is the one matrix of ``nn.MultiheadAttention`` for queries, keys and values."""
+        return self.attribute == _PACKED
 
     @property
     def weight(self) -> torch.Tensor:
@@ -113,6 +125,13 @@ class Found:
         return (self.total, *self.placements[0].live.shape[1:])
 
 
+def plain_path(path: str, root: nn.Module) -> str:
+    """Return a path without what PEFT and ``torch.compile`` wrap around models and modules; files know it from before."""
+    if hasattr(root, "peft_config"):
+        path = path.removeprefix(PEFT_ROOT).replace(".original_module", "")
+    return path.replace("_orig_mod.", "").replace(".base_layer", "")
+
+
 class ModuleIndex:
     """
     Find the modules of one component by any spelling that files use.
@@ -131,15 +150,23 @@ class ModuleIndex:
         self.family: Family | None = family_of_class(type(root).__name__)
         self._modules: dict[str, nn.Module] = {}
         self._bare: dict[str, tuple[nn.Module, str]] = {}
+        self._owners: dict[str, nn.Module] = {}
+        self._uses: dict[int, int] = {}
+        self._attention: dict[str, str] = {}
         self._preferred: tuple[str, ...] = ()
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
-            # PEFT and torch.compile wrap modules; files know the names from before
-            plain = path.replace("_orig_mod.", "").replace(".base_layer", "")
+            plain = plain_path(path, root)
             self._all_paths.append(plain)
+            self._owners[plain] = module
             if getattr(module, "weight", None) is not None:
                 self._modules[plain] = module
+            shared = module._parameters.get("weight")  # noqa: SLF001
+            if shared is not None:
+                self._uses[id(shared)] = self._uses.get(id(shared), 0) + 1
+            if module._parameters.get(_PACKED) is not None:  # noqa: SLF001
+                self._attention[plain] = f"{plain}.{_PACKED}".lstrip(".")
             for name in module._parameters:  # noqa: SLF001 -- the module's own, named as they are
                 if name not in ("weight", "bias"):
                     self._bare[f"{plain}.{name}".lstrip(".")] = (module, name)
@@ -187,6 +214,9 @@ class ModuleIndex:
             for alias in self._aliases(path):
                 key = alias.replace(".", "_")
                 table[key] = path if table.get(key, path) == path else None
+        for above, path in self._attention.items():
+            for alias in self._aliases(above):
+                table.setdefault(alias.replace(".", "_"), path)
         return table
 
     def _ordinal(self, spelling: str) -> str | None:
@@ -234,6 +264,9 @@ class ModuleIndex:
 
     def _own(self, spelling: str) -> str | None:
         """Find a path by the live model's own names, LDM's or by count."""
+        spelling = spelling.replace(".base_layer.", ".")  # PEFT's wrapper around an attention
+        if spelling in self._attention:
+            return self._attention[spelling]
         path: str | None = spelling
         if spelling.startswith(ORDINAL):
             path = self._ordinal(spelling)
@@ -249,10 +282,16 @@ class ModuleIndex:
             meaning = None if whole is None else dotted[whole]
         return meaning
 
+    def owner(self, path: str) -> nn.Module | None:
+        """Return the module at a path, whether or not it has a weight; None where there is none."""
+        return self._owners.get(path)
+
     def live(self, path: str) -> LiveModule:
         """Give the module or the bare parameter at a path."""
         if path in self._modules:
-            return LiveModule(self.component, path, self._modules[path])
+            module = self._modules[path]
+            weight = module._parameters.get("weight")  # noqa: SLF001 -- shared by identity
+            return LiveModule(self.component, path, module, tied=self._uses.get(id(weight), 0) > 1)
         return LiveModule(self.component, path, *self._bare[path])
 
     def find(self, spelling: str) -> Found | None:
@@ -262,6 +301,9 @@ class ModuleIndex:
         Args:
             spelling: Dotted, underscored, LDM (either way), ordinal, or as the family's other layouts spell it.
         """
+        apart = self._rows_of_attention(spelling)
+        if apart is not None:
+            return apart
         for name in self._preferred or ("", *self._layouts):
             if name:
                 meaning = self._layout(name, spelling)
@@ -272,6 +314,16 @@ class ModuleIndex:
                 rows = live.shape[0] if live.shape else 1
                 return Found((Placement(live, ((0, rows),)),), rows)
         return None
+
+    def _rows_of_attention(self, spelling: str) -> Found | None:
+        """Find queries, keys or values that a file has apart and ``nn.MultiheadAttention`` in one matrix."""
+        above, _, last = spelling.rpartition(".")
+        if last not in _ROWS or above not in self._attention:
+            return None
+        live, number = self.live(self._attention[above]), _ROWS.index(last)
+        count = live.shape[0] // len(_ROWS)
+        place = Placement(live, ((0, count),), ((number * count, (number + 1) * count),))
+        return Found((place,), count)
 
     def _placed(self, meaning: tuple[Pieces, ...]) -> Found:
         placements: list[Placement] = []

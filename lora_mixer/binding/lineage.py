@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lora_mixer.binding.index import plain_path
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
@@ -146,7 +148,6 @@ class Rebinder:
         paths, there = self._paths.setdefault(part, {}), self._there.setdefault(part, set())
         for path, module in root.named_modules():
             there.add(id(module))
-            # PEFT and torch.compile wrap modules; the wrapped one comes last and has the plain path
-            plain = path.replace("_orig_mod.", "").replace(".base_layer", "")
+            plain = plain_path(path, root)  # the wrapped module comes last
             if plain not in paths or getattr(module, "weight", None) is not None:
                 paths[plain] = module

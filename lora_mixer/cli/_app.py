@@ -12,6 +12,7 @@ from lora_mixer.cli._bake import bake
 from lora_mixer.cli._batch import batch
 from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
+from lora_mixer.cli._doctor import doctor
 from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
@@ -57,6 +58,7 @@ app.command("extract")(extract)
 app.command("bake")(bake)
 app.command("demo")(demo)
 app.command("show")(show)
+app.command("doctor")(doctor)
 app.command("ui")(ui)
 
 

@@ -29,11 +29,12 @@ from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.pipeline_ref import PipelineRef
+from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.side.masks import scale_mask
 from lora_mixer.engines.side.support import layer_kind, side_pair
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
 if TYPE_CHECKING:
@@ -177,6 +178,10 @@ class EngineController:
         """Name those of some modules, by identity, that a mix is in."""
         return self.merged.blended(modules)
 
+    def mixed(self, parameters: Collection[int]) -> list[str]:
+        """Name those of some parameters, by identity, that a mix is in or stands for."""
+        return self.merged.mixed(parameters)
+
     @property
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
@@ -249,8 +254,19 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         chosen = self._choose(setting)
+        if chosen.engine != "side" and (setting.names or any(map(any, self.merged.active.values()))):
+            self._refuse_files(components)
         self._changing = True
         self._enter(setting, components, chosen)
+
+    def _refuse_files(self, components: Mapping[str, nn.Module]) -> None:
+        odd = [part for part in self.components if part in components and reads_from_disk(components[part])]
+        if odd:
+            raise PipelineStateError(
+                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
+                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
+                "Where it was enabled under a mix, the files hold the mix: load the component again"
+            )
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
@@ -391,7 +407,7 @@ class EngineController:
         beside = chosen.beside
 
         merged_gains = MergedGains(mixes, beside)
-        self._write(merged_gains.at(START, None))
+        self._write(merged_gains.at(START, None), looked=True)
         if any(any(flags) for flags in beside.values()):
             pairs = {
                 name: [
@@ -429,12 +445,12 @@ class EngineController:
         """Tell which layers of an adapter are a text encoder's."""
         return [n for n, layer in enumerate(self._layers[name]) if layer.live.component in TEXT_ENCODERS]
 
-    def _write(self, gains: Mapping[str, Sequence[float]]) -> None:
+    def _write(self, gains: Mapping[str, Sequence[float]], *, looked: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""
         fused = self._fused.in_step()
         self._fused.clear()
         try:
-            self.merged.apply(gains)
+            self.merged.apply(gains, looked=looked)
         finally:
             self._fused.copy(fused)
             self._fused.stand()

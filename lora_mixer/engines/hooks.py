@@ -52,6 +52,27 @@ class _PassOn:
         return self.forward(*args, **kwargs)
 
 
+class _WithInput:
+    """Calls a hook with the inputs, by whatever names they were given; a value, so that copied modules have a copied hook."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self.hook(
+            module, args or tuple(kwargs.values()), output
+        )  # motion modules give the input by name
+
+    @property
+    def __self__(self) -> object:
+        """Whose method the hook is, for those who look for their own."""
+        return getattr(self.hook, "__self__", None)
+
+
+def _inner(hook: Any) -> Any:
+    return hook.hook if isinstance(hook, _WithInput) else hook
+
+
 class HookHandle:
     """
     Takes a hook away again.
@@ -100,7 +121,11 @@ def sweep(modules: Iterable[nn.Module]) -> None:
     """Take all hooks of engines off modules, also those that were registered and never noted."""
     for module in modules:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
-            ours = [n for n, hook in hooks.items() if type(hook).__module__.startswith("lora_mixer.engines.")]
+            ours = [
+                n
+                for n, hook in hooks.items()
+                if type(_inner(hook)).__module__.startswith("lora_mixer.engines.")
+            ]
             for number in ours:
                 del hooks[number]
                 module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
@@ -108,13 +133,14 @@ def sweep(modules: Iterable[nn.Module]) -> None:
         forget_removed(module)
 
 
-def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
+def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> HookHandle:
     """
     Let a hook change what a module returns.
 
     Args:
         module: A layer.
         hook: Called with the module, its arguments and its output; what it returns is the output.
+        first: Whether it runs before all others, for one that computes the output anew.
 
     Returns:
         What takes it away again.
@@ -129,14 +155,10 @@ def hook_output(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
         >>> layer(torch.zeros(2)), sorted(layer.__dict__) == sorted(torch.nn.Identity().__dict__)
         (tensor([0., 0.]), True)
     """
-
-    def with_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return hook(module, args or tuple(kwargs.values()), output)  # motion modules give the input by name
-
     attached = _attached(module)
-    handle = module.register_forward_hook(with_input, with_kwargs=True)
+    handle = module.register_forward_hook(_WithInput(hook), with_kwargs=True, prepend=first)
     attached.numbers.append(handle.id)
-    attached.after[handle.id] = hook
+    attached.after = {handle.id: hook, **attached.after} if first else {**attached.after, handle.id: hook}
     return HookHandle(module, handle)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, Parts, Stack
+from lora_mixer.algorithms.experts import ParameterPair
+from lora_mixer.algorithms.started import Started
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.grouping import SHARED
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
 
+_OUT_OF_ATTENTION = ".base_layer.out_proj"
+"""How only PEFT spells the output of ``nn.MultiheadAttention``: inside of its wrapper."""
 _SHOWN = 10  # problems listed in one message
 _TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
 """Algorithms whose change a DoRA magnitude is laid over."""
@@ -74,7 +79,8 @@ def build_layers(
 
 
 def _with_shared(group: ModuleKeys, shared: Mapping[str | None, ModuleKeys]) -> ModuleKeys:
-    common = shared.get(group.target.hint)
+    # PEFT's own stand at the root, also where a model's paths begin like a component's name
+    common = shared.get(group.target.hint) or shared.get(None)
     if common is None or "vera" not in group.algorithms:
         return group
     return replace(group, tensors={**common.tensors, **group.tensors}, roles={**common.roles, **group.roles})
@@ -88,6 +94,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     scalar = _scalar(tensors.pop("scalar", None), "scalar", label)
     # ComfyUI pads the weight to this shape first; here the module must have it already, which its fit will show
     tensors.pop("reshape_weight", None)
+    times = 1.0
+    if group.target.module.endswith(_OUT_OF_ATTENTION):
+        times = 2.0  # PEFT (seen in 0.21) merges this pair twice around each forward, but its bias once; so it was trained
+        if "up_bias" in tensors:
+            tensors["up_bias"] = tensors["up_bias"] / times
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(*group.target.spellings)
@@ -95,7 +106,9 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
             msg = f"{role} has dtype {tensor.dtype}, expected floating point"
             raise InvalidAdapterError(msg, file=label)
-        if tensor.numel() == 0 and not role.startswith("bias_"):
+        # AdaLoRA keeps no singular value at all in some modules
+        cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
+        if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
             msg = f"{role} is empty, shape {tuple(tensor.shape)}"
             raise InvalidAdapterError(msg, file=label)
     parts = Parts(
@@ -105,9 +118,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         rank_stabilised=rule is not None and rule.rank_stabilised,
         label=label,
         module=group.target.module,
-        scalar=1.0 if scalar is None else scalar,
+        scalar=times * (1.0 if scalar is None else scalar),
         config={} if rule is None else rule.config,
         rank=None if rule is None else rule.rank_of(*group.target.spellings),
+        spellings=group.target.spellings,
+        parameters=_parameters(rule, group.target, tensors["down"].shape[0]) if "down" in tensors else (),
     )
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 
@@ -115,7 +130,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
 def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
     if group.algorithms == {"lora"}:  # nearly all files, and some have thousands of modules
-        return ALGORITHMS["lora"](parts)
+        return _pair(parts)
     by_algorithm: dict[str, dict[str, torch.Tensor]] = {}
     for role, tensor in parts.tensors.items():
         by_algorithm.setdefault(group.roles[role], {})[role] = tensor
@@ -125,7 +140,7 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
         by_algorithm["sparse"].update(by_algorithm.get("lora", {}))
     magnitude = by_algorithm.pop("dora", None)
     built = {
-        name: ALGORITHMS[name](replace(parts, tensors=tensors))
+        name: (_pair if name == "lora" else ALGORITHMS[name])(replace(parts, tensors=tensors))
         for name, tensors in sorted(by_algorithm.items())
         if name
     }
@@ -136,6 +151,33 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
         msg = f"{parts.label}: a DoRA magnitude without a change beside it; the file is incomplete"
         raise InvalidAdapterError(msg)
     return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
+
+
+def _pair(parts: Parts) -> LayerWeights:
+    """Build a pair: an ordinary one, one that started from a part of the base, or one that may be for a bare parameter."""
+    start = parts.config.get("init_lora_weights")
+    if start in ("pissa", "olora"):
+        return Started.from_parts(parts, start)
+    if parts.config.get("target_parameters"):
+        return ParameterPair.from_parts_for(parts, parts.parameters)
+    return ALGORITHMS["lora"](parts)
+
+
+def _parameters(
+    rule: ScaleRule | None, target: Target, rank: int
+) -> tuple[tuple[str, float, float | None], ...]:
+    """Return scale and alpha of a pair for each parameter of its module that the configuration names."""
+    names = () if rule is None else rule.config.get("target_parameters") or ()
+    found = []
+    for name in dict.fromkeys(str(entry).rpartition(".")[2] for entry in names):
+        owners = [spelling.replace(".base_layer", "") for spelling in target.spellings]
+        spelled = [f"{owner}.{name}" for owner in owners]
+        if rule is None or not any(s == str(e) or s.endswith(f".{e}") for s in spelled for e in names):
+            continue
+        alpha, own = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
+        divisor = math.sqrt(own) if rule.rank_stabilised else own
+        found.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
+    return tuple(found)
 
 
 def _together(weights: Sequence[LayerWeights]) -> LayerWeights:

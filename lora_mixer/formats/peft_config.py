@@ -30,8 +30,67 @@ _REFUSED = {
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA (aLoRA)",
     "megatron_config": "Megatron parallel layers",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
+    "monteclora_config": "MonteCLoRA, which draws its weights",
 }
+_STARTS = {
+    "pissa_niter": "pairs that started from a randomised SVD of the base (PiSSA), which cannot be worked out again",
+    "corda": "pairs that started from a part of the base chosen by data (CorDA), which the file does not hold",
+    "lora_ga": "pairs that started from gradients (LoRA-GA), which the file does not hold",
+    "loftq": "pairs for a base that LoftQ quantised, which the file does not hold",
+}
+"""Values of ``init_lora_weights`` after which the base is another one, in a way that files do not tell."""
+_KNOWN_STARTS = ("gaussian", "pissa", "olora", "eva", "orthogonal", "mica")
+_KNOWN = frozenset(
+    (
+        # what the adapter is for, and how it was trained
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "runtime_config", "layers_to_transform", "layers_pattern", "target_modules"),
+        *("exclude_modules", "modules_to_save", "bias", "megatron_core", "qalora_group_size"),
+        *(
+            "lora_dropout",
+            "rank_dropout",
+            "module_dropout",
+            "rank_dropout_scale",
+            "boft_dropout",
+            "vera_dropout",
+        ),
+        *("hira_dropout", "gralora_dropout", "miss_dropout", "velora_config", "loftq_config", "eva_config"),
+        *("corda_config", "lora_ga_config", "ensure_weight_tying", "init_lora_weights", "init_weights"),
+        *(
+            "init_ia3_weights",
+            "init_bone_weights",
+            "d_initial",
+            "projection_prng_key",
+            "save_projection",
+            "random_seed",
+        ),
+        *(
+            "mask_type",
+            "target_r",
+            "tinit",
+            "tfinal",
+            "deltaT",
+            "beta1",
+            "beta2",
+            "orth_reg_weight",
+            "total_step",
+        ),
+        # what the readers of the kinds use, or the tensors' shapes tell
+        *("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
+        *("fan_in_fan_out", "trainable_token_indices", "token_indices", "target_parameters", "init_r"),
+        *(
+            "feedforward_modules",
+            "use_effective_conv2d",
+            "decompose_both",
+            "decompose_factor",
+            "oft_block_size",
+        ),
+        *("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms", "boft_block_size"),
+        *("boft_block_num", "boft_n_butterfly_factor", "apply_GS", "block_size", "block_size_pattern"),
+        *("delora_lambda", "lambda_pattern", "mini_r", "hybrid_r", "gralora_k", "gralora_alpha", "bone_init"),
+    )
+)
+"""Fields whose meaning is known; others must be empty, since what they ask for would be left out in silence."""
 _READ_TYPES = frozenset(
     (
         *(
@@ -152,11 +211,36 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     """
     kind = config.get("peft_type")
     found = [name for key, name in _REFUSED.items() if config.get(key)]
+    found += _odd_starts(config)
     if kind is not None and (not isinstance(kind, str) or kind not in _READ_TYPES):
         found.insert(0, f"PEFT method {kind}")
+    elif kind is not None:  # diffusers' headers have fields of their own and no peft_type
+        odd = sorted(
+            str(key) for key, value in config.items() if key not in _KNOWN | _REFUSED.keys() and value
+        )
+        found += [
+            f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
+        ]
     if found:
         msg = f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
         raise UnsupportedAdapterError(msg, file=label)
+
+
+def _odd_starts(config: Mapping[str, Any]) -> list[str]:
+    """Name what is wrong with how the pairs started."""
+    start = config.get("init_lora_weights")
+    if not isinstance(start, str):
+        return []
+    kind = "pissa_niter" if start.startswith("pissa_niter") else start
+    if kind in _STARTS:
+        return [_STARTS[kind]]
+    if kind not in _KNOWN_STARTS:
+        return [f"init_lora_weights = {start[:80]!r}, which this version does not know"]
+    if kind in ("pissa", "olora"):
+        odd = [name for name in ("use_dora", "target_parameters") if config.get(name)]
+        odd += ["fan_in_fan_out"] if kind == "olora" and config.get("fan_in_fan_out") else []
+        return [f"{kind} together with {name}" for name in odd]
+    return []
 
 
 def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, ScaleRule]:

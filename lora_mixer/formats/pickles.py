@@ -6,6 +6,7 @@ Holds the one place where a pickle is ever opened.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ import torch
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
 from lora_mixer.formats.container import is_pickle, text_kind
 
+_UNPACKED_TIMES = 4
 _SNIFFED = 256  # bytes that tell a web page from a file
 
 
@@ -31,6 +33,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     if text is not None:
         msg = f"not a PyTorch file but {text}"
         raise NotAnAdapterError(msg, file=label)
+    _refuse_bomb(stream, label)
     stream.seek(0)
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
@@ -38,6 +41,19 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
         raise CorruptFileError(msg, file=label) from None
+
+
+def _refuse_bomb(stream: IO[bytes], label: str) -> None:
+    """Refuse an archive that unpacks to much more than it is: torch stores tensors as they are, and reads packed ones too."""
+    size = stream.seek(0, 2)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            whole = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an older kind, or broken, which torch tells
+    if whole > _UNPACKED_TIMES * size:
+        msg = f"a packed archive of {size} bytes that unpacks to {whole}, more than {_UNPACKED_TIMES} times as much"
+        raise CorruptFileError(msg, file=label)
 
 
 def read_pickle(

@@ -6,6 +6,7 @@ Each piece of work has its own connection, so nothing is shared between threads 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -20,14 +21,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_APPLICATION = 0x4C6F5261
+"""What SQLite files of a library say of themselves ("LoRa")."""
 _WAIT_S = 60.0
 """How long one writer waits for another."""
 
 
-class Database:
-    """A file with a schema."""
+class _OtherVersionError(Exception):
+    """A file of this package, of a version that this one does not read, holds what nothing can find again."""
 
-    def __init__(self, path: Path, schema: str, version: int, notes: list[str]) -> None:
+
+class Database:
+    """A file with a schema. One of another program is never written; what people said is never dropped."""
+
+    def __init__(
+        self, path: Path, schema: str, version: int, notes: list[str], *, irreplaceable: bool = False
+    ) -> None:
         """
         Open the file, or make it.
 
@@ -35,16 +44,20 @@ class Database:
             path: Where it lies. Folders are made.
             schema: What to run on a new file.
             version: The schema's version; a file of another one is made anew.
-            notes: Where it is told that a file was damaged.
+            notes: Where it is told that a file was damaged, or of another version.
+            irreplaceable: Whether a file of another version is set aside under another name, since nothing can find
+                again what it holds.
 
         Raises:
-            SourceError: The place cannot be written.
+            SourceError: The place cannot be written, or the file there is another program's.
         """
         self.path = path
         self.renewals = 0
         """How often a damaged file was made anew."""
         self._schema = schema
         self._version = version
+        self._irreplaceable = irreplaceable
+        self._tables = frozenset(re.findall(r"CREATE TABLE (\w+)", schema))
         self._notes = notes
         self._lock = threading.Lock()
         try:
@@ -70,7 +83,9 @@ class Database:
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise SourceError(f"{self.path}: the library's index cannot be used ({error})") from error
-                self._renew(error)
+                self._renew(f"was damaged ({error})", "damaged")
+            except _OtherVersionError as error:
+                self._renew(str(error), "other-version")
         raise SourceError(f"{self.path} is damaged again and again; is the disk all right?")
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -92,7 +107,7 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
-            if _version(connection) != self._version:
+            if (_pragma(connection, "application_id"), _pragma(connection, "user_version")) != self._own:
                 self._prepare(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
@@ -100,54 +115,77 @@ class Database:
             raise
         return connection
 
+    @property
+    def _own(self) -> tuple[int, int]:
+        return _APPLICATION, self._version
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        self._refuse_foreign(connection)
         # This one statement does not wait for another process that is about it.
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         try:
-            found = _version(connection)  # another process may have been first
+            tables = self._refuse_foreign(connection)  # another process may have been first
+            found = _pragma(connection, "user_version")
             if found != self._version:
+                if found and tables and self._irreplaceable:
+                    raise _OtherVersionError(f"is of version {found}, this is {self._version}")  # noqa: TRY301
                 if found:
                     self._notes.append(
                         f"{self.path} is of version {found}, this is {self._version}: made anew"
                     )
-                tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-                for (name,) in tables:
+                for name in tables:
                     connection.execute(f'DROP TABLE "{name}"')
                 for statement in self._schema.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {self._version}")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         except BaseException:
             connection.rollback()
             raise
         connection.commit()
 
-    def _renew(self, error: Exception) -> None:
-        """Set a damaged file aside, unless another thread or process has just done so."""
+    def _refuse_foreign(self, connection: sqlite3.Connection) -> list[str]:
+        """
+        List the tables of a file that is this package's, marked or from before there was a mark.
+
+        Raises:
+            SourceError: When it is another program's.
+        """
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = [name for (name,) in rows if not name.startswith("sqlite_")]
+        mark = _pragma(connection, "application_id")
+        if mark == _APPLICATION or (mark == 0 and self._tables.issuperset(tables)):
+            return tables
+        shown = ", ".join(tables[:3]) or "none"
+        raise SourceError(
+            f"{self.path}: a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
+            "as it is; give the library's index another place (index=, --index)"
+        )
+
+    def _renew(self, why: str, state: str) -> None:
+        """Set a file aside, unless another thread or process has just done so."""
         with self._lock:
             if self._is_sound():
                 return
-            aside = f"{self.path}.damaged-{time.time_ns():x}"
+            aside = f"{self.path}.{state}-{time.time_ns():x}"
             try:
                 for ending in ("", "-wal", "-shm"):
                     part = Path(f"{self.path}{ending}")
                     if part.exists():
                         part.replace(f"{aside}{ending}")
             except OSError as refusal:
-                raise SourceError(
-                    f"{self.path} is damaged ({error}) and cannot be set aside ({refusal})"
-                ) from refusal
+                raise SourceError(f"{self.path} {why} and cannot be set aside ({refusal})") from refusal
             self.renewals += 1
-            self._notes.append(
-                f"{self.path} was damaged ({error}); it was set aside as {Path(aside).name} and made anew"
-            )
+            self._notes.append(f"{self.path} {why}; it was set aside as {Path(aside).name} and made anew")
 
     def _is_sound(self) -> bool:
         try:
             with closing(sqlite3.connect(self.path, timeout=_WAIT_S)) as connection:
                 row: Any = connection.execute("PRAGMA quick_check(1)").fetchone()
-                return bool(row[0] == "ok")
+                known = not self._irreplaceable or _pragma(connection, "user_version") in (0, self._version)
+                return bool(row[0] == "ok") and known
         except sqlite3.DatabaseError:
             return False
 
@@ -157,6 +195,6 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
     return type(error) is sqlite3.DatabaseError
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    row: Any = connection.execute("PRAGMA user_version").fetchone()
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    row: Any = connection.execute(f"PRAGMA {name}").fetchone()
     return int(row[0])

@@ -41,6 +41,8 @@ class _Plan:
     gone: list[str] = field(default_factory=list)
     unchanged: int = 0
     known: set[str] = field(default_factory=set)
+    missing: dict[str, list[sqlite3.Row]] = field(default_factory=dict)
+    """Entries whose files were not in their places when a file of that content first came up."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -66,7 +68,7 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
             done += 1
             if progress is not None:
                 progress(done, total, rows[-1]["name"])
-        counts.update(index.write(lambda connection, rows=rows: _put_all(connection, user, rows, plan.known)))  # type: ignore[misc]
+        counts.update(index.write(lambda connection, rows=rows: _put_all(connection, user, rows, plan)))  # type: ignore[misc]
         counts["unreadable"] += sum(bool(row["problem"]) for row in rows)
     offline = index.write(lambda connection: _mark(connection, plan, roots))
     return Refreshed(
@@ -116,11 +118,11 @@ def _is_text(path: str) -> bool:
 
 
 def _put_all(
-    connection: sqlite3.Connection, user: Database, rows: list[dict[str, Any]], known: set[str]
+    connection: sqlite3.Connection, user: Database, rows: list[dict[str, Any]], plan: _Plan
 ) -> list[str]:
     """Write rows with what the user said; read while nobody else writes the index, so that nothing old replaces newer."""
     said = user.read(lambda other: [_said(other, row) for row in rows])
-    return [_put(connection, row, own, known) for row, own in zip(rows, said, strict=True)]
+    return [_put(connection, row, own, plan) for row, own in zip(rows, said, strict=True)]
 
 
 def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:
@@ -132,12 +134,12 @@ def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]
     return {}
 
 
-def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, Any], known: set[str]) -> str:
+def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, Any], plan: _Plan) -> str:
     """Write one row, and say whether the file was added, changed or moved."""
     values = {column: row[column] for column in SCANNED} | {"offline": 0} | said
     old = connection.execute(f"SELECT {_SAME} FROM files WHERE path = ?", (row["path"],)).fetchone()
-    kind = "changed" if row["path"] in known else "added"
-    if old is None and (moved := _moved(connection, row)):
+    kind = "changed" if row["path"] in plan.known else "added"
+    if old is None and (moved := _moved(connection, row, plan.missing)):
         old, kind = moved, "moved"
     if old is not None:
         if any(old[column] != row[column] for column in ("content", "size", "mtime_ns")):
@@ -152,13 +154,17 @@ def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, An
     return kind
 
 
-def _moved(connection: sqlite3.Connection, row: dict[str, Any]) -> sqlite3.Row | None:
+def _moved(
+    connection: sqlite3.Connection, row: dict[str, Any], missing: dict[str, list[sqlite3.Row]]
+) -> sqlite3.Row | None:
     """Find the entry that this file had in another place, where it is no more."""
     if not row["content"]:
         return None
-    rows = connection.execute(f"SELECT {_SAME} FROM files WHERE content = ?", (row["content"],)).fetchall()
-    found: sqlite3.Row | None = next((each for each in rows if not os.path.lexists(each["path"])), None)
-    return found
+    content = row["content"]
+    if content not in missing:  # once: of thousands of equal files, those that this scan adds are there
+        rows = connection.execute(f"SELECT {_SAME} FROM files WHERE content = ?", (content,)).fetchall()
+        missing[content] = [each for each in reversed(rows) if not os.path.lexists(each["path"])]
+    return missing[content].pop() if missing[content] else None
 
 
 def _new_id(connection: sqlite3.Connection, path: str) -> str:

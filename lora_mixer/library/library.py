@@ -82,7 +82,7 @@ class Library:
             else _default("XDG_DATA_HOME", ".local/share")
         )
         self._index = Database(place, _schema.INDEX, _schema.INDEX_VERSION, self._notes)
-        self._user = Database(said, _schema.USER, _schema.USER_VERSION, self._notes)
+        self._user = Database(said, _schema.USER, _schema.USER_VERSION, self._notes, irreplaceable=True)
         self._thumbnails = place.with_name(f"{place.stem}.thumbnails")
         self._lock = threading.Lock()
 

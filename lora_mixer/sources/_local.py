@@ -59,7 +59,16 @@ def from_path(path: Path, request: Request) -> AdapterSource:
 def _one(weights: Path, request: Request) -> AdapterSource:
     if not _is_safetensors(weights):
         check_allowed(weights.name, str(weights), request)
-    config = read_config(weights.parent / CONFIG_NAME)
+    beside = weights.parent / CONFIG_NAME
+    if (
+        beside.is_symlink()
+        and leads_out(weights.parent, beside)
+        and leads_out(weights.resolve().parent, beside)
+    ):
+        raise SourceError(
+            f"{beside} is a link that leads out of the adapter's folder, to {beside.resolve()}; put the file itself there"
+        )
+    config = read_config(beside)
     named = component_of(weights.parent.name) if config is not None else None
     return AdapterSource(label=str(weights), weights=weights, config=config, component=named)
 

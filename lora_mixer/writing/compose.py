@@ -8,11 +8,12 @@ the method asks for that; one with parts that are not a pair does, alone, and ne
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.algorithms import Dora
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.problem import SaveProblem
@@ -188,6 +189,8 @@ def mixed(
 def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
     """Return a part as it is, or None if it is not a pair and has no leaves to keep."""
     place, weights = part.place, part.weights
+    if isinstance(weights, Dora) and not (keep_leaves and part.leaves):
+        return _dora_layer(part, weights)
     if len(place.shape) < 2 and not (keep_leaves and part.leaves):
         return _vector_layer(place, [Share("", part, 1.0)], MergeMethod())
     plain = weights.algorithm == "lora"
@@ -201,6 +204,15 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
     alpha = weights.alpha if known and weights.alpha is not None else pair.scale * own_rank
     note = "" if plain else f"{weights.algorithm} is written as the pair that it equals"
     return NewLayer(place, pair.up, pair.down, alpha, _own_bias(part, pair), note=note)
+
+
+def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
+    """Return the pair that a magnitude lies over, with its lengths; None where it is no pair."""
+    turned = _own_layer(replace(part, weights=weights.inner, leaves={}), keep_leaves=False)
+    if turned is None or turned.up is None:
+        return None
+    by_output = weights.is_by_output(part.place.shape)
+    return replace(turned, lengths=weights.magnitude.flatten(), by_output=by_output)
 
 
 def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:

@@ -60,3 +60,12 @@ def shaped_pair(layer: NewLayer, dtype: torch.dtype | None) -> tuple[torch.Tenso
     if len(shape) > 2:
         return up.reshape(shape[0], rank, *[1] * (len(shape) - 2)), down.reshape(rank, *shape[1:])
     return up, down
+
+
+def shaped_lengths(layer: NewLayer, dtype: torch.dtype | None, *, keep: int) -> torch.Tensor:
+    """Give the lengths of a layer's DoRA as a tensor of the weight's axes, all 1 but that of number ``keep``."""
+    if layer.lengths is None:
+        msg = f"{layer.place} has no magnitude"
+        raise TypeError(msg)
+    view = [-1 if axis == keep else 1 for axis in range(len(layer.place.shape))]
+    return cast(layer.lengths, dtype, layer.place).reshape(view)

@@ -87,7 +87,11 @@ def write(
         format=format,
         ranks={str(layer.place): layer.rank for layer in layers},
         errors={str(layer.place): layer.error for layer in layers},
-        notes=(*_notes(layers), *(_warning(layers) if format == "kohya" else ())),
+        notes=(
+            *_notes(layers),
+            *(_warning(layers) if format == "kohya" else ()),
+            *_strengths(layers, format),
+        ),
     )
 
 
@@ -174,6 +178,16 @@ def _warning(layers: Sequence[NewLayer]) -> tuple[str, ...]:
             "(format='diffusers' is safe there)"
         ),
     )
+
+
+def _strengths(layers: Sequence[NewLayer], format: str) -> tuple[str, ...]:  # noqa: A002
+    count = sum(layer.lengths is not None for layer in layers)
+    if not count:
+        return ()
+    rule = (
+        "straight (dora_scale)" if format == "kohya" else "as PEFT's own forward does (lora_magnitude_vector)"
+    )
+    return (f"{count} modules are DoRA: readers of this format take weights other than 1 {rule}",)
 
 
 def _notes(layers: Sequence[NewLayer]) -> tuple[str, ...]:

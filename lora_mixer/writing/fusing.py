@@ -62,6 +62,7 @@ def _fused(
     own = {piece.path: layers[piece.path] for piece in pieces if piece.path in layers}
     first = next(iter(own.values()))
     odd = [str(layer.place) for layer in own.values() if layer.up is None]
+    odd += [f"{layer.place} (with a DoRA's magnitude)" for layer in own.values() if layer.lengths is not None]
     counts = {path: sum(len(p.chunks) for p in pieces if p.path == path) for path in own}
     if any(p.chunks and p.chunks[0][1] != counts[p.path] for p in pieces if p.path in own):
         odd.append(f"{first.place} (a part of several layers there)")

@@ -12,7 +12,7 @@ import torch
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_named
 from lora_mixer.writing.container import model_hashes
-from lora_mixer.writing.encode import cast, shaped_pair
+from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +61,9 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
             table[f"{name}.lora_up.weight"], table[f"{name}.lora_down.weight"] = up, down
             table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
             scale = layer.alpha / layer.rank
+            if layer.lengths is not None:
+                keep = 0 if layer.by_output else 1
+                table[f"{name}.dora_scale"] = shaped_lengths(layer, dtype, keep=keep)
         if layer.bias is not None:
             leaf = "b_norm" if layer.vector is not None else "diff_b"
             table[f"{name}.{leaf}"] = cast(layer.bias * scale, dtype, layer.place)

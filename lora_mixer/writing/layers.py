@@ -99,6 +99,8 @@ class NewLayer:
         down: (rank, in * kernel).
         alpha: Alpha; the rank itself where the pair needs no scale.
         bias: Change of the bias (out,), scaled like the pair; or None.
+        lengths: A DoRA's magnitude over the pair, one length for each output or input; or None.
+        by_output: Whether the lengths are those of outputs.
         vector: Instead of a pair, the change of a weight of one axis, such as a norm's; or None.
         leaves: Instead of a pair, tensors under leaf names that only Kohya's layout has; empty otherwise.
         error: What a lower rank left out, as a share of the norm of the layer's change.
@@ -110,6 +112,8 @@ class NewLayer:
     down: torch.Tensor | None = None
     alpha: float = 0.0
     bias: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    by_output: bool = True
     vector: torch.Tensor | None = None
     leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
     error: float = 0.0

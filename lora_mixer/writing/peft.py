@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
-from lora_mixer.writing.encode import cast, shaped_pair
+from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +45,11 @@ def to_peft(
             table[f"{name}.lora_embedding_B"] = down.T.contiguous()
         else:
             table[f"{name}.lora_A.weight"], table[f"{name}.lora_B.weight"] = down, up
+        if layer.lengths is not None:  # (out,), of convolutions (1, out, 1, 1)
+            values = cast(layer.lengths, dtype, layer.place)
+            table[f"{name}.lora_magnitude_vector"] = (
+                shaped_lengths(layer, dtype, keep=1) if len(layer.place.shape) > 2 else values
+            )
         if layer.bias is not None:
             table[f"{name}.lora_B.bias"] = cast(layer.bias, dtype, layer.place)
     return table
@@ -77,10 +82,30 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
         for layer in layers
         if layer.up is None and layer.vector is None
     }
+    dora = [layer for layer in layers if layer.lengths is not None]
+    bad |= {
+        str(layer.place): "the magnitude of a DoRA " + why
+        for layer in dora
+        if (why := _no_place_for_lengths(layer))
+    }
+    if dora:
+        bad |= {
+            str(layer.place): "a pair without the magnitude that use_dora asks of every module"
+            for layer in layers
+            if layer.lengths is None and layer.up is not None
+        }
     if bad:
         names = ", ".join(f"{name} ({why})" for name, why in list(bad.items())[:_SHOWN])
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise SaveError(f"{where} has no place for {len(bad)} modules: {names}{more}; format='kohya' has")
+
+
+def _no_place_for_lengths(layer: NewLayer) -> str:
+    if layer.place.embedding:
+        return "over a table of embeddings"
+    if not layer.by_output:
+        return "with lengths of inputs"
+    return "beside a bias" if layer.bias is not None else ""
 
 
 def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, Any]:
@@ -122,6 +147,8 @@ def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, A
     }
     if any(layer.bias is not None for layer in layers):
         config["lora_bias"] = True
+    if any(layer.lengths is not None for layer in layers):
+        config["use_dora"] = True
     return config
 
 

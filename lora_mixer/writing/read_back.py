@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.algorithms import Dora
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read
 from lora_mixer.sources import AdapterSource
@@ -90,6 +92,14 @@ def check_written(
 def _same(layer: NewLayer, weights: LayerWeights) -> bool:
     if layer.leaves:
         return True  # its own tensors, under their own names
+    if layer.lengths is not None:
+        dora = next((part for part in (weights, *weights.inner_parts()) if isinstance(part, Dora)), None)
+        return (
+            dora is not None
+            and dora.is_by_output(layer.place.shape) == layer.by_output
+            and _near(dora.magnitude.flatten().cpu(), layer.lengths.cpu(), _HALF)
+            and _same(replace(layer, lengths=None, bias=None), dora.inner)
+        )
     if layer.vector is not None:
         change = weights.delta(torch.zeros(layer.place.shape), 1.0)
         return _near(change.flatten(), layer.vector.flatten(), _HALF)

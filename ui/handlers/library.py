@@ -176,7 +176,7 @@ def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, 
             wanted = safe_name(called or path.name)
             if not called and wanted.lower() == PEFT_WEIGHTS:
                 wanted = PEFT_NAME
-            same = _same_file(app, file)
+            same = _same_file(app, file, wanted)
             if same is not None and same.name.lower() == wanted.lower():
                 refused.append(
                     f"{path.name}: it is here already, as {app.name_of(same)}; it is not added twice"
@@ -209,11 +209,11 @@ def _told(app: AppState, entry: Entry, wanted: str, same: Entry | None) -> str:
     return f"{app.name_of(entry)} ({'; '.join(remarks)})" if remarks else app.name_of(entry)
 
 
-def _same_file(app: AppState, file: Path) -> Entry | None:
-    """Find an entry with the same bytes; only files of the same size are read."""
+def _same_file(app: AppState, file: Path, wanted: str) -> Entry | None:
+    """Find an entry with the same bytes, one of the wanted name first; only files of the same size are read."""
     size = file.stat().st_size
     alike = [entry for entry in app.every_entry() if entry.bytes == size and not entry.offline]
-    for entry in alike[:MAX_ALIKE]:
+    for entry in sorted(alike, key=lambda entry: entry.name.lower() != wanted.lower())[:MAX_ALIKE]:
         try:
             if filecmp.cmp(file, app.library.source(entry.id), shallow=False):
                 return entry

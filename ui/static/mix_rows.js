@@ -23,7 +23,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     const now = Date.now();
     if (!what || what !== gesture || now - gestureAt > 900) {
       const before = JSON.stringify(value());
-      lm.history.push(() => put(JSON.parse(before)));
+      lm.history.push(() => { put(JSON.parse(before)); lm.draft?.(); });
     }
     gesture = what;
     gestureAt = now;
@@ -103,6 +103,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
       h("button", { class: "lm-button lm-main", "aria-label": "Make the picture", onclick: () => { sheet(false); lm.tabs.open("make"); document.querySelector("#make-button")?.click(); document.querySelector("#stage")?.scrollIntoView({ block: "start" }); } }, "Make")));
   });
   document.addEventListener("keydown", (e) => { if (e.key === "Escape") sheet(false); });
+  document.addEventListener("click", (e) => { if (e.isTrusted && e.target.closest?.("#tabs [role=tab]")) sheet(false); });
   root.addEventListener("focusin", () => { if (innerWidth <= 900) sheet(true, false); }); // who comes here by keyboard sees it
 
   const place = (value) => `${((Math.min(2, Math.max(-1, value)) + 1) / 3) * 100}%`;

@@ -25,8 +25,10 @@ class AddBias:
         self._bias = bias
 
     def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
-        """Add the bias along the channels: the last dimension, or the second of a convolution's output."""
+        """Add the bias along the channels: the last dimension, or the one before a convolution's places."""
         bias = self._bias.to(output)  # (out,)
-        if hasattr(module, "kernel_size"):
-            return output + bias.view(-1, *[1] * (output.ndim - 2))  # (b, out, *places)
+        kernel = getattr(module, "kernel_size", None)
+        if kernel is not None:
+            places = len(kernel) if isinstance(kernel, tuple) else output.ndim - 2
+            return output + bias.view(-1, *[1] * places)  # ([b, ]out, *places)
         return output + bias  # (b, ..., out)

@@ -25,11 +25,13 @@ from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
     KeptRecord,
     KeptWeight,
+    Watch,
     check,
     raise_problems,
     restore,
     unsupported,
 )
+from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.index import LiveModule
 
     Gains = Mapping[str, Sequence[float]]
     """The gain of each layer of each adapter, by name and in the order given to ``add``."""
@@ -60,6 +63,15 @@ class _Touched:
     transposed: bool
     root: nn.Module | None = None
     """The component, where an adapter widens the weight."""
+    is_tied: bool = False
+    """Whether this is a parameter of several modules, for all of them."""
+    shared: _Touched | None = None
+    """The parameter as all its modules have it, where this is one of several modules that do."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """The module's identity, and what of it this is."""
+        return id(self.module), f"tied {self.weight.attribute}" if self.is_tied else self.weight.attribute
 
     @property
     def slots(self) -> tuple[KeptWeight, ...]:
@@ -130,42 +142,33 @@ class MergedEngine:
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._is_pruned = True
+        self._widening: set[str] = set()  # names of adapters that give weights more inputs
         self._hooks: list[HookHandle] = []
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
+        self._watch: Watch | None = None
+        self._watched = (0, 0)  # which table of touched modules, and how large
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the modules needs; plans hold addresses of these ones."""
-        return {**vars(self), "_plans": {}, "_touched": list(self._touched.values())}
+        return {**vars(self), "_plans": {}, "_watch": None, "_touched": list(self._touched.values())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
         vars(self).update(state)
-        self._touched = {(id(entry.module), entry.weight.attribute): entry for entry in state["_touched"]}
+        self._touched = {entry.key: entry for entry in state["_touched"]}
 
     def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
-        tied = {id(entry.weight.parameter): entry for entry in self._touched.values()}
+        tied = {id(e.weight.parameter): e for e in self._touched.values() if e.shared is None}
         taken: list[_Held] = []
         wholes: dict[int, WholeLayer] = {}
         for layer in layers:
-            live = layer.live
-            key = (id(live.module), live.attribute)
-            entry = self._touched.get(key) or tied.get(id(live.weight))
-            if entry is None:
-                path = f"{live.component}.{live.path}"
-                bias = None
-                if not live.is_bare and getattr(live.module, "bias", None) is not None:
-                    bias = KeptWeight(f"{path}.bias", live.module, "bias", self._keep_on)
-                name_of_weight = path if live.is_bare else f"{path}.weight"
-                weight = KeptWeight(name_of_weight, live.module, live.attribute, self._keep_on)
-                entry = _Touched(live.module, weight, bias, live.transposed)
-                for slot in filter(None, (weight, bias)):
-                    slot.stamp()
-                self._touched[key] = tied[id(live.weight)] = entry
+            entry = self._entry(layer, tied)
             columns = None
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
+                self._widening.add(name)
             taken.append(_Held(entry, layer.weights, columns))
         for place, layer in enumerate(layers):  # all siblings are touched by now
             siblings = layer.siblings
@@ -185,6 +188,38 @@ class MergedEngine:
         self._plans.clear()
         self._prune()
 
+    def _entry(self, layer: BoundLayer, tied: dict[int, _Touched]) -> _Touched:
+        """Return what a layer changes: a module, a parameter of several modules, or one module's use of such a parameter."""
+        live = layer.live
+        known = self._touched.get((id(live.module), live.attribute))
+        shared = tied.get(id(live.weight))
+        if not live.tied:
+            found = known or shared or self._touch(live)
+            tied[id(live.weight)] = found
+            return found
+        if shared is None:
+            shared = tied[id(live.weight)] = self._touch(live, whole=True)
+        if layer.weights.reaches_twins:
+            return shared
+        return known or self._touch(live, shared=shared)
+
+    def _touch(self, live: LiveModule, *, whole: bool = False, shared: _Touched | None = None) -> _Touched:
+        path = f"{live.component}.{live.path}"
+        bias = None
+        if not live.is_bare and not whole and getattr(live.module, "bias", None) is not None:
+            bias = KeptWeight(f"{path}.bias", live.module, "bias", self._keep_on)
+        name = path if live.is_bare else f"{path}.weight"
+        weight = (
+            KeptWeight(name, live.module, live.attribute, self._keep_on)
+            if shared is None
+            else TiedUse(name, live.module, live.attribute, self._keep_on, shared.weight)
+        )
+        entry = _Touched(live.module, weight, bias, live.transposed, shared=shared, is_tied=whole)
+        for slot in entry.slots:
+            slot.stamp()
+        self._touched[entry.key] = entry
+        return entry
+
     def remove(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
@@ -194,7 +229,8 @@ class MergedEngine:
 
     def _prune(self) -> None:
         """Let modules go that no adapter changes any more, once they hold their base."""
-        needed = {id(layer.entry) for taken in self._adapters.values() for layer in taken}
+        held = {id(layer.entry): layer.entry for taken in self._adapters.values() for layer in taken}
+        needed = {*held, *(id(entry.shared) for entry in held.values())}
         odd = {key: entry for key, entry in self._touched.items() if id(entry) not in needed}
         self._is_pruned = not any(slot.blended for entry in odd.values() for slot in entry.slots)
         if self._is_pruned:
@@ -263,6 +299,10 @@ class MergedEngine:
             if number in modules and any(slot.blended for slot in entry.slots)
         ]
 
+    def mixed(self, parameters: Collection[int]) -> list[str]:
+        """Name those of some parameters, by identity, that a mix is in or stands for."""
+        return [slot.name for slot in self._all_slots() if slot.blended and id(slot.parameter) in parameters]
+
     def leave(self, modules: Collection[int]) -> None:
         """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
         for (number, _), entry in self._touched.items():
@@ -326,21 +366,32 @@ class MergedEngine:
         Raises:
             PipelineStateError: When a mix in the weights cannot be changed any more.
         """
-        if check(self._all_slots()):
+        # adapters come and go by changing the table or making a new one
+        same = self._watched == (id(self._touched), len(self._touched))
+        if same and self._watch is not None and self._watch.holds():
+            return
+        slots = self._all_slots()
+        if check(slots):
             self._plans.clear()
+        self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
 
     def locks(self, name: str) -> list[bool]:
         """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
         return [layer.entry.weight.locked for layer in self._adapters[name]]
 
-    def apply(self, gains: Gains) -> None:
+    def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
+
+        Args:
+            gains: By adapter, the gain of each of its layers.
+            looked: Whether the caller has just had a :meth:`look`.
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
         """
-        self.look()
+        if not looked:
+            self.look()
         before = self._active
         try:
             self._write(gains)
@@ -417,11 +468,14 @@ class MergedEngine:
         with exact_matmul():
             plan.groups.write(flat)
             for entry, parts in plan.singles:
+                entry.weight.keep()  # where a module gets a weight of its own, that is made here
                 live = entry.weight.live
                 with _writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
+                if isinstance(entry.weight, TiedUse):
+                    self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
@@ -433,6 +487,8 @@ class MergedEngine:
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        if not any(name in self._widening for name in self._adapters):
+            return
         wanted: dict[int, int] = {}
         for name in names:
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
@@ -463,10 +519,14 @@ class MergedEngine:
                     parts.setdefault(entry, []).append(_Part(weights, pair, place))
                 place += 1
         for entry, own in parts.items():
+            # a module's own weight has what all modules of its parameter have, too
+            both = parts.get(entry.shared, []) if entry.shared is not None else []
+            own = sorted([*own, *both], key=lambda part: part.place) if both else own  # noqa: PLW2901
             base, live = entry.weight.keep(), entry.weight.live
             plan.written.add(entry.weight)
             pairs = [part.pair for part in own if part.pair is not None]
             grouped = len(pairs) == len(own) and not entry.transposed and not entry.weight.is_wide
+            grouped = grouped and entry.shared is None  # its memory is another one each time
             if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
                 plan.singles.append((entry, own))
             clean = (

@@ -1,0 +1,105 @@
+"""
+One of the modules that share a parameter, such as a lookup table and the head of a language model.
+
+An adapter names a module, and its twin stays what it is, so the change cannot go into the parameter that both have. The
+module computes with a weight of its own while a mix is in effect: the parameter's clean base and the mix. Nothing is put
+into the module, and it has the parameter that it had, so keys, ties and other threads' calls see what was there before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.engines.merged.kept_weight import BaseDevice, KeptWeight
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class TiedUse(KeptWeight):
+    """
+    A module's own weight in the place of a parameter that it shares.
+
+    Args:
+        name: Component and path, for messages.
+        module: The module.
+        attribute: ``weight``.
+        keep_on: Where the parameter's base is kept.
+        shared: The parameter, with its base.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice, shared: KeptWeight
+    ) -> None:
+        """Use the parameter until something is written."""
+        super().__init__(name, module, attribute, keep_on)
+        self.shared = shared
+        self._own: torch.Tensor | None = None
+
+    @property
+    def live(self) -> torch.Tensor:
+        """The module's own weight for writing; the parameter's while there is none."""
+        return super().live if self._own is None else self._own
+
+    def clean(self) -> torch.Tensor:
+        """Return the parameter's clean base."""
+        return self.shared.clean()
+
+    def keep(self) -> torch.Tensor:
+        """Keep the parameter's base, make room for the module's own weight, and return the base."""
+        base = self.shared.keep()
+        live = super().live
+        if self._own is None or (self._own.dtype, self._own.device) != (live.dtype, live.device):
+            self._own = base.to(live.device, copy=True)
+        return base
+
+    def problem(self) -> str | None:
+        """Say why a mix in the module's weight cannot be changed now, or None."""
+        if self.blended and self._overwritten(self.parameter):
+            return (
+                f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
+                "is there now as the new base, or mixer.restore_base() to put the kept one back"
+            )
+        return super().problem()
+
+    def let_go(self) -> None:
+        """Use the parameter again."""
+        self._own = None
+        self.blended = False
+
+    def rebase(self) -> None:
+        """Use the parameter again, whatever it holds."""
+        self.let_go()
+        super().rebase()
+
+
+class OwnWeight:
+    """
+    A forward hook that computes a module's output with its own weight.
+
+    The module's class computes it, on a stand-in that differs in the one tensor, so that scaled lookups and layers of other
+    libraries stay what they are. It costs the module's product a second time.
+
+    Args:
+        use: The module and its weight.
+    """
+
+    def __init__(self, use: TiedUse) -> None:
+        """Hold the use."""
+        self._use = use
+
+    def __call__(self, module: nn.Module, args: Any, _output: Any) -> Any:
+        """Return the output with the own weight, on the device and in the type that the parameter has by now."""
+        weight = self._use.live.to(self._use.parameter)
+        return standing_in(module, self._use.attribute, weight).forward(*args)
+
+
+def standing_in(module: nn.Module, attribute: str, weight: torch.Tensor) -> nn.Module:
+    """Return a module that has all that another one has but for one tensor; neither owns anything of the other's."""
+    kind = type(module)
+    twin: nn.Module = object.__new__(kind)
+    own = {key: value for key, value in vars(module).items() if key != "forward"}
+    own["_parameters"] = {**module._parameters, attribute: weight}  # noqa: SLF001 -- no registration, no keys
+    vars(twin).update(own)
+    return twin
