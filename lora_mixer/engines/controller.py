@@ -421,7 +421,7 @@ class EngineController:
         beside = chosen.beside
 
         merged_gains = MergedGains(mixes, beside)
-        self._write(merged_gains.at(START, None))
+        self._write(merged_gains.at(START, None), looked=True)
         if any(any(beside[name]) for name in names):
             pairs = {
                 name: [
@@ -483,12 +483,12 @@ class EngineController:
         """Tell which layers of an adapter are a text encoder's."""
         return [n for n, layer in enumerate(self._layers[name]) if layer.live.component in TEXT_ENCODERS]
 
-    def _write(self, gains: Mapping[str, Sequence[float]]) -> None:
+    def _write(self, gains: Mapping[str, Sequence[float]], *, looked: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""
         fused = self._fused.in_step()
         self._fused.clear()
         try:
-            self.merged.apply(gains)
+            self.merged.apply(gains, looked=looked)
         finally:
             self._fused.copy(fused)
             self._fused.stand()
