@@ -1,7 +1,9 @@
 """
-Mutated adapter files over every algorithm: headers, dtypes, shapes, names, alphas, NaN, huge ranks, keys that stand twice.
+Mutated adapter files over every algorithm and kind of layer: headers, dtypes, shapes, names, alphas, NaN, huge ranks, keys
+that stand twice, nested metadata, hostile patterns, pickles, FIFOs, links, files that change while they are read.
 
-``python -m tests.fuzz --count 10000`` runs as many as wanted and counts what came of them; the tests run some.
+``python -m tests.fuzz --seed 7 --seconds 300`` runs as many as the time has room for and counts what came of them; failures
+are written to ``tests/fuzz_cases``, which the suite replays. A nightly run is ``--seconds 3600`` with the day as seed.
 """
 
 from __future__ import annotations
@@ -9,22 +11,32 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import io
 import json
+import os
 import random
 import resource
+import shutil
+import signal
 import struct
+import sys
+import threading
+import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_mixer import LoraMixer, LoraMixerError, read_adapter
+from lora_mixer.library import layer_norms
 from tests.test_algorithms_fuzz import CONFIGS, MORE, NAMES, OPTIONS, mutated
 from tests.test_algorithms_mixing import copy, model, same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
 TYPES = {
     torch.float32: "F32",
@@ -52,11 +64,11 @@ def file_bytes(tensors: dict[str, torch.Tensor], dice: random.Random) -> bytes:
             )
         )
         data += raw
-    if dice.random() < 0.66 and entries:
+    if dice.random() < 0.5 and entries:
         _break(entries, dice)
     text = "{" + ",".join(f"{json.dumps(key)}:{json.dumps(value)}" for key, value in entries) + "}"
     header = text.encode()
-    kind = dice.randrange(12)
+    kind = dice.randrange(16)
     if kind == 0:
         header = header[: dice.randrange(len(header) + 1)]
     elif kind == 1:
@@ -114,62 +126,307 @@ def _break(entries: list[tuple[str, Any]], dice: random.Random) -> None:
     entries[at] = (key, entry)
 
 
-def run(seeds: Iterable[int], folder: Path) -> collections.Counter[str]:
+class HangError(AssertionError):
+    """A file took longer than it may."""
+
+
+SECONDS_AT_MOST = 5.0
+BYTES_AT_MOST = 64 << 20
+TIMES_AT_MOST = 20
+CASES = Path(__file__).parent / "fuzz_cases"
+"""One folder for each failure that was found: its files, and ``case.json`` with what came of them."""
+
+
+def layers(dice: random.Random) -> nn.Module:
+    """Make a small model whose ``net`` is one of several kinds of layers."""
+    root = nn.Module()
+    root.net = dice.choice(
+        (
+            lambda: nn.Linear(8, 8),
+            lambda: nn.Linear(8, 8, bias=False),
+            lambda: Conv1D(8, 8),
+            lambda: nn.Embedding(8, 8),
+            lambda: nn.Conv1d(8, 8, 1),
+            lambda: nn.Conv2d(8, 8, 3),
+            lambda: nn.Conv3d(8, 8, 1),
+            lambda: nn.Conv2d(8, 8, 3, groups=4),
+            lambda: nn.ConvTranspose2d(8, 8, 2),
+            lambda: nn.LayerNorm(8),
+            lambda: nn.GroupNorm(2, 8),
+            lambda: nn.MultiheadAttention(8, 2),
+        )
+    )()
+    return root
+
+
+def odd_file(path: Path, dice: random.Random) -> str:
+    """Put something at a path that is no regular file, or that leads elsewhere."""
+    path.unlink(missing_ok=True)
+    kind = dice.choice(
+        ("fifo", "loop", "zero", "nowhere", "folder", "socket name", "proc", "config fifo", "config zero")
+    )
+    config = path.with_name("adapter_config.json")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "nowhere":
+        path.symlink_to(path.with_name("gone"))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "proc":
+        path.symlink_to("/proc/self/maps")
+    elif kind.startswith("config"):
+        config.unlink(missing_ok=True)
+        os.mkfifo(config) if kind == "config fifo" else config.symlink_to("/dev/zero")
+    return kind
+
+
+def pickled(tensors: dict[str, torch.Tensor], dice: random.Random) -> bytes:
+    """Write a pickle of torch's, and in most cases break it."""
+    content: Any = dice.choice(
+        (tensors, {"state_dict": tensors, "step": 3}, list(tensors.values()), {"a": [tensors]}, 7)
+    )
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=dice.random() < 0.7)
+    raw = bytearray(stream.getvalue())
+    for _ in range(dice.choice((0, 1, 1, 5))):
+        raw[dice.randrange(len(raw))] = dice.randrange(256)
+    return bytes(raw[: dice.randrange(1, len(raw))] if dice.random() < 0.2 else raw)
+
+
+def _clean(folder: Path) -> None:
+    for file in folder.iterdir():
+        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+
+
+def _peak() -> int | None:
+    """Give the most memory since the last look, and begin anew; None where the system does not tell."""
+    try:
+        with Path("/proc/self/status").open() as stream:
+            found = next(int(line.split()[1]) << 10 for line in stream if line.startswith("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, StopIteration):
+        return None
+    return found
+
+
+def _write(seed: int, folder: Path, dice: random.Random) -> tuple[Path, str]:
+    """Write the file of a seed, and whatever stands beside it."""
+    names = list(MORE)
+    name = names[seed % len(names)]
+    path = folder / "adapter_model.safetensors"
+    config = CONFIGS.get(name)
+    if config is not None:
+        changed = {**config, dice.choice(NAMES): dice.choice(OPTIONS)} if dice.random() < 0.5 else config
+        (folder / "adapter_config.json").write_text(json.dumps(changed))
+    spelling = "base_model.model.net" if config is not None else dice.choice(SPELLINGS)
+    table = {f"{spelling}.{leaf}": tensor for leaf, tensor in mutated(MORE[name], dice).items()}
+    idea = dice.choice(
+        ("file",) * 24 + ("odd", "odd", "changing", "changing", "pickle", "pickle", "hostile config")
+    )
+    if idea == "pickle":
+        path = path.with_suffix(dice.choice((".pt", ".bin", ".ckpt")))
+        path.write_bytes(pickled(table, dice))
+        return path, idea
+    path.write_bytes(file_bytes(table, dice))
+    if idea == "odd":
+        return path, odd_file(path, dice)
+    if idea == "hostile config":
+        text = json.dumps({"peft_type": "LORA", **hostile(dice), dice.choice(NAMES): dice.choice(OPTIONS)})
+        depth = dice.choice((0, 0, 3, 90_000))
+        (folder / "adapter_config.json").write_text("[" * depth + text + "]" * depth)
+    return path, idea
+
+
+@contextlib.contextmanager
+def _changing(path: Path, dice: random.Random) -> Iterator[None]:
+    """Cut and rewrite a file while it is read."""
+    whole, stop = path.read_bytes(), threading.Event()
+    cuts = [dice.randrange(len(whole) + 1) for _ in range(4)]
+
+    def work() -> None:
+        while not stop.is_set():
+            for cut in cuts:
+                path.write_bytes(whole[:cut])
+                path.write_bytes(whole)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _try(path: Path, module: nn.Module, dice: random.Random, outcomes: collections.Counter[str]) -> None:
+    """Describe and load one file; only the package's own errors are an outcome."""
+    mixer, pickles = LoraMixer(module), path.suffix != ".safetensors"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mixer.load_lora_weights(path, "a", load_embeddings=dice.random() < 0.2, allow_pickle=pickles)
+            mixer.set_adapters("a", -0.5)
+            outcomes["loaded"] += 1
+            _use(mixer, module, dice, path.parent)
+    except LoraMixerError as error:
+        outcomes[type(error).__name__] += 1
+        if len(str(error)) > 20_000:
+            raise AssertionError(f"a message of {len(str(error))} letters") from error
+    with contextlib.suppress(LoraMixerError):
+        read_adapter(path, allow_pickle=pickles)
+        layer_norms(path, allow_pickle=pickles)
+    mixer.unload_lora_weights()
+
+
+def _use(mixer: LoraMixer, module: nn.Module, dice: random.Random, folder: Path) -> None:
+    """Do with what was loaded what people do: run it, have it beside the weights, save it, measure it."""
+    net: Any = module.net
+    axes = len(getattr(net, "kernel_size", ()))
+    x: Any = torch.ones(1, 8, *[4] * axes)
+    if isinstance(net, nn.Embedding):
+        x = torch.tensor([0, 7])
+    with torch.no_grad():
+        net(x, x, x) if isinstance(net, nn.MultiheadAttention) else net(x)
+        with contextlib.suppress(LoraMixerError), mixer.applied({"a": 0.5}, engine="side"):
+            net(x, x, x) if isinstance(net, nn.MultiheadAttention) else net(x)
+    for form in ("diffusers", "peft"):
+        with contextlib.suppress(LoraMixerError):
+            mixer.save_lora_weights(folder / f"out-{form}", "a", format=form, rank=dice.choice((None, 2)))
+    with contextlib.suppress(LoraMixerError):
+        mixer.save_lora_weights(
+            folder / "out-merged", ["a"], weights=[0.5], format="diffusers", rank=2, dtype="float16"
+        )
+
+
+def _bounded(path: Path, module: nn.Module, dice: random.Random, outcomes: collections.Counter[str]) -> None:
+    """The same within its bounds of time and memory."""
+    size = path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    before = _peak()
+    start = time.perf_counter()
+    _try(path, module, dice, outcomes)
+    took, after = time.perf_counter() - start, _peak()
+    if took > SECONDS_AT_MOST:
+        raise HangError(f"took {took:.1f} s")
+    if (
+        before is not None
+        and after is not None
+        and after - _resident() > TIMES_AT_MOST * size + BYTES_AT_MOST
+    ):
+        raise AssertionError(f"{size} bytes took {(after - _resident()) >> 20} MiB at the most")
+
+
+def _resident() -> int:
+    with Path("/proc/self/statm").open() as stream:
+        return int(stream.read().split()[1]) * resource.getpagesize()
+
+
+def _hang(*_: object) -> None:
+    raise HangError(f"no end within {4 * SECONDS_AT_MOST:.0f} s")
+
+
+def run(
+    seeds: Iterable[int], folder: Path, *, until: float = float("inf"), keep: Path | None = None
+) -> collections.Counter[str]:
     """
     Load mutated files and check after each that the model is as it was.
 
+    Args:
+        seeds: One for each file.
+        folder: Where to write them.
+        until: When to stop, by ``time.monotonic``.
+        keep: Where failures are written as cases, one folder for each; None raises the first.
+
     Returns:
-        How often each outcome came: ``loaded``, or the error's name; anything but the package's own errors is raised.
+        How often each outcome came: ``loaded``, or the error's name; anything but the package's own errors is raised, and so
+        are hangs over 5 s and memory above 20 times the file and 64 MiB.
     """
-    module = model()
-    base = copy(module)
     outcomes: collections.Counter[str] = collections.Counter()
-    names = list(MORE)
-    path = folder / "adapter_model.safetensors"
-    for seed in seeds:
-        dice = random.Random(seed)
-        name = names[seed % len(names)]
-        config = CONFIGS.get(name)
-        (folder / "adapter_config.json").unlink(missing_ok=True)
-        if config is not None:
-            changed = {**config, dice.choice(NAMES): dice.choice(OPTIONS)} if dice.random() < 0.5 else config
-            (folder / "adapter_config.json").write_text(json.dumps(changed))
-        spelling = "base_model.model.net" if config is not None else dice.choice(SPELLINGS)
-        table = {f"{spelling}.{leaf}": tensor for leaf, tensor in mutated(MORE[name], dice).items()}
-        path.write_bytes(file_bytes(table, dice))
-        mixer = LoraMixer(module)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                mixer.load_lora_weights(path, "a", load_embeddings=dice.random() < 0.2)
-                mixer.set_adapters("a", -0.5)
-            outcomes["loaded"] += 1
-        except LoraMixerError as error:
-            outcomes[type(error).__name__] += 1
-        with contextlib.suppress(LoraMixerError):
-            read_adapter(path)
-        mixer.unload_lora_weights()
-        if not same(module, base):
-            raise AssertionError(f"seed {seed}: the model is not as it was")
+    before = (
+        signal.signal(signal.SIGALRM, _hang)
+        if threading.current_thread() is threading.main_thread()
+        else None
+    )
+    try:
+        for seed in seeds:
+            if time.monotonic() > until:
+                break
+            dice = random.Random(seed)
+            _clean(folder)
+            module = layers(dice) if dice.random() < 0.3 else model()
+            base = copy(module)
+            path, idea = _write(seed, folder, dice)
+            outcomes[f"({idea})"] += 1
+            if before is not None:
+                signal.setitimer(signal.ITIMER_REAL, 4 * SECONDS_AT_MOST)
+            try:
+                with _changing(path, dice) if idea == "changing" else contextlib.nullcontext():
+                    _bounded(path, module, dice, outcomes)
+                if not same(module, base):
+                    raise AssertionError("the model is not as it was")  # noqa: TRY301
+            except Exception as error:
+                error.add_note(f"seed {seed}, {idea}")
+                if keep is None:
+                    raise
+                outcomes["FAILED"] += 1
+                _keep(keep / f"{seed}", folder, f"{idea}: {type(error).__name__}: {error}"[:500])
+            finally:
+                if before is not None:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGALRM, before)
+    return outcomes
+
+
+def _keep(place: Path, folder: Path, what: str) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.is_file() and not file.is_symlink():
+            shutil.copyfile(file, place / file.name)
+    (place / "case.json").write_text(json.dumps({"what": what}))
+
+
+def replay(case: Path) -> collections.Counter[str]:
+    """Load what once failed, on every kind of layer; raises what fails again."""
+    outcomes: collections.Counter[str] = collections.Counter()
+    for file in sorted(case.glob("adapter_model.*")):
+        for seed in range(24):
+            dice = random.Random(seed)
+            module = layers(dice)
+            base = copy(module)
+            _bounded(file, module, dice, outcomes)
+            assert same(module, base)
     return outcomes
 
 
 def main() -> None:
-    """Run and print the counts, and the largest memory the process ever had."""
+    """Run and print the counts; failures are kept as cases, and the exit code says whether there were any."""
     import tempfile
-    from pathlib import Path
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1 << 40, help="how many files at most")
+    parser.add_argument("--seconds", type=float, default=300.0, help="when to stop")
+    parser.add_argument("--seed", type=int, default=0, help="that of the first file")
+    parser.add_argument(
+        "--keep", type=Path, default=CASES, help="where failures are written, for the suite to replay"
+    )
     chosen = parser.parse_args()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run(range(chosen.seed, chosen.seed + chosen.count), Path(folder))
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024
-    print(f"{chosen.count} mutated files of {len(MORE)} algorithms; memory grew by {more:.0f} MiB at most")  # noqa: T201
+        outcomes = run(
+            range(chosen.seed, chosen.seed + chosen.count),
+            Path(folder),
+            until=time.monotonic() + chosen.seconds,
+            keep=chosen.keep,
+        )
+    ideas = {name: count for name, count in outcomes.items() if name.startswith("(")}
+    print(f"{sum(ideas.values())} files of {len(MORE)} algorithms from seed {chosen.seed} on")  # noqa: T201
     for name, count in outcomes.most_common():
         print(f"  {name:26} {count}")  # noqa: T201
+    sys.exit(1 if outcomes["FAILED"] else 0)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
     KeptRecord,
     KeptWeight,
+    Watch,
     check,
     raise_problems,
     restore,
@@ -141,13 +143,16 @@ class MergedEngine:
         self._plans: dict[_Key, _Plan] = {}
         self._active: Gains = {}
         self._is_pruned = True
+        self._widening: set[str] = set()  # names of adapters that give weights more inputs
         self._hooks: list[HookHandle] = []
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
+        self._watch: Watch | None = None
+        self._watched = (0, 0)  # which table of touched modules, and how large
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the modules needs; plans hold addresses of these ones."""
-        return {**vars(self), "_plans": {}, "_touched": list(self._touched.values())}
+        return {**vars(self), "_plans": {}, "_watch": None, "_touched": list(self._touched.values())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
@@ -164,6 +169,7 @@ class MergedEngine:
             columns = None
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
+                self._widening.add(name)
             taken.append(_Held(entry, layer.weights, columns))
         for place, layer in enumerate(layers):  # all siblings are touched by now
             siblings = layer.siblings
@@ -354,6 +360,15 @@ class MergedEngine:
                 None if bias is None else bias.live if bias.base is None else bias.base,
             )
 
+    def clean_weights(self, name: str) -> list[Callable[[], torch.Tensor]]:
+        """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter, as it is by then."""
+
+        def clean(entry: _Touched) -> torch.Tensor:
+            weight = entry.weight.clean()
+            return weight.T if entry.transposed else weight
+
+        return [partial(clean, layer.entry) for layer in self._adapters[name]]
+
     def look(self) -> None:
         """
         Look at what others did to the weights since, before anything is planned.
@@ -361,21 +376,32 @@ class MergedEngine:
         Raises:
             PipelineStateError: When a mix in the weights cannot be changed any more.
         """
-        if check(self._all_slots()):
+        # adapters come and go by changing the table or making a new one
+        same = self._watched == (id(self._touched), len(self._touched))
+        if same and self._watch is not None and self._watch.holds():
+            return
+        slots = self._all_slots()
+        if check(slots):
             self._plans.clear()
+        self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
 
     def locks(self, name: str) -> list[bool]:
         """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
         return [layer.entry.weight.locked for layer in self._adapters[name]]
 
-    def apply(self, gains: Gains) -> None:
+    def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
+
+        Args:
+            gains: By adapter, the gain of each of its layers.
+            looked: Whether the caller has just had a :meth:`look`.
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
         """
-        self.look()
+        if not looked:
+            self.look()
         before = self._active
         try:
             self._write(gains)
@@ -471,6 +497,8 @@ class MergedEngine:
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        if not any(name in self._widening for name in self._adapters):
+            return
         wanted: dict[int, int] = {}
         for name in names:
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
