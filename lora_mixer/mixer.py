@@ -17,8 +17,9 @@ from lora_mixer.engines.controller import callers
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import check_finite, copy_to_devices
+from lora_mixer.engines.trainable.parameters import trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
-from lora_mixer.formats import check_held, paused_gc, read, read_embeddings
+from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lora_mixer.adapter import AdapterInfo
+    from lora_mixer.adapter import Adapter, AdapterInfo
     from lora_mixer.algorithms.dora import DoraStrength
+    from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.engines.trainable.parameters import Trained
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
+    from lora_mixer.sources import AdapterSource
     from lora_mixer.writing.report import SaveReport
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
@@ -151,6 +155,7 @@ class LoraMixer:
         max_rank: int | None = None,
         dora_strength: DoraStrength | None = None,
         activate: bool = True,
+        trainable: bool = False,
         load_embeddings: bool | Mapping[str, str] = False,
     ) -> MatchReport:
         """
@@ -180,6 +185,9 @@ class LoraMixer:
             dora_strength: What weights other than 1 mean for DoRA layers: ``"linear"``, ``"peft"`` or ``"lycoris"``
                 (docs/formats.md); None is linear for ``dora_scale``, PEFT's own for its files.
             activate: False leaves the mix in effect as it is.
+            trainable: Load it to be trained on: it runs beside the weights, its tensors are parameters
+                (:meth:`named_trainable_parameters`), and no parameter of the components that it reaches asks for a
+                gradient until it is deleted.
             load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
                 deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
 
@@ -200,7 +208,7 @@ class LoraMixer:
         component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
         with self._call() as state:
             name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
-            _check_free(state, name, hotswap=hotswap)
+            _check_free(state, name, hotswap=hotswap, trainable=trainable)
             source = resolve_source(
                 pretrained_model_name_or_path_or_dict,
                 weight_name=weight_name,
@@ -216,12 +224,7 @@ class LoraMixer:
             )
             components = state.components()
             with paused_gc():
-                adapter = read(source, name=name)
-                check_held(adapter)
-                if max_rank is not None:
-                    adapter = adapter.limited(max_rank)
-                if dora_strength is not None:
-                    adapter = adapter.with_dora_strength(dora_strength)
+                adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
                 words: tuple[Token, ...] = ()
                 if load_embeddings:
                     embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
@@ -239,11 +242,13 @@ class LoraMixer:
                     {part: components[part] for part in reached},
                     [layer.live.module for layer in binding.layers],
                 )
-                layers = copy_to_devices(binding.layers)
+                layers, learnt = _own_layers(binding.layers, tensors, source)
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
                 state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
+                if learnt is not None:
+                    state.controller.trainable.take(name, learnt, [components[part] for part in reached])
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:
@@ -253,6 +258,43 @@ class LoraMixer:
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
         return report
+
+    def named_trainable_parameters(self, adapter_name: str) -> list[tuple[str, nn.Parameter]]:
+        """
+        List what is trained of an adapter, for an optimizer.
+
+        Args:
+            adapter_name: An adapter that was loaded with ``trainable=True``.
+
+        Returns:
+            The keys of the adapter's file, and the parameters: the adapter's own tensors, which every call of the model
+            computes with, in fp32 at least.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+
+        Warns:
+            UserWarning: When it is not in the mix in effect, so that no gradient would reach it.
+
+        Example:
+            >>> parameters = [p for _, p in mixer.named_trainable_parameters("mine")]  # doctest: +SKIP
+            >>> optimizer = torch.optim.AdamW(parameters, lr=1e-4)  # doctest: +SKIP
+        """
+        with self._look() as state:
+            if adapter_name not in state.loaded:
+                raise _unknown(state, [adapter_name], "named_trainable_parameters")
+            learnt = state.controller.trainable.held.get(adapter_name)
+            if learnt is None:
+                raise AdapterNameError(
+                    f"{adapter_name!r} was not loaded to be trained; load it with trainable=True"
+                )
+            if not state.enabled or adapter_name not in state.held.names:
+                warnings.warn(
+                    f"{adapter_name!r} is not in the mix in effect, so that training would change nothing: "
+                    f"set_adapters({adapter_name!r})",
+                    stacklevel=2,
+                )
+            return list(learnt.parameters.items())
 
     def load_textual_inversion(
         self,
@@ -755,7 +797,7 @@ class LoraMixer:
         """The state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
         if self._own.is_empty:
             left = state_of(self.pipe)
-            if left is not None and left is not self._own and left.mixer is None:
+            if left is not None and left is not self._own and left.adopt(self):
                 left.take_over(self, self.pipe, self._keep_base)
                 self._own = left
         return self._own
@@ -801,6 +843,33 @@ def _check_mix(
     check_components(mix, components)
 
 
+def _read(
+    source: AdapterSource,
+    name: str,
+    max_rank: int | None,
+    dora_strength: DoraStrength | None,
+    *,
+    trainable: bool,
+) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
+    """Read an adapter, and where it is to be trained, its tensors by key."""
+    adapter, tensors = read_trainable(source, name=name) if trainable else (read(source, name=name), None)
+    check_held(adapter)
+    if max_rank is not None:
+        adapter = adapter.limited(max_rank)
+    if dora_strength is not None:
+        adapter = adapter.with_dora_strength(dora_strength)
+    return adapter, tensors
+
+
+def _own_layers(
+    layers: Sequence[BoundLayer], tensors: dict[str, torch.Tensor] | None, source: AdapterSource
+) -> tuple[tuple[BoundLayer, ...], Trained | None]:
+    """Return layers with tensors of the mixer's own: copies, or parameters where they are to be trained."""
+    if tensors is None:
+        return copy_to_devices(layers), None
+    return trained(layers, tensors, source.config or {}, source.label)
+
+
 def _free_name(state: MixerState) -> str:
     number = len(state.loaded)
     while f"default_{number}" in state.loaded:
@@ -808,7 +877,11 @@ def _free_name(state: MixerState) -> str:
     return f"default_{number}"
 
 
-def _check_free(state: MixerState, name: str, *, hotswap: bool) -> None:
+def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
+    if hotswap and (trainable or name in state.controller.trainable.held):
+        raise AdapterNameError(
+            f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
+        )
     if hotswap and name not in state.loaded:
         raise _unknown(state, [name], "hotswap")
     if name in state.loaded and not hotswap and name not in state.inherited:

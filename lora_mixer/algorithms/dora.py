@@ -127,7 +127,8 @@ class Dora(LayerWeights):
         axis = 0 if self.is_by_output(tuple(base.shape)) else 1
         others = [dim for dim in range(base.ndim) if dim != axis]
         view = [-1 if dim == axis else 1 for dim in range(base.ndim)]
-        length = torch.linalg.vector_norm(turned, dim=others, keepdim=True)
+        # a constant where it is trained (section 4.3 of the paper)
+        length = torch.linalg.vector_norm(turned.detach(), dim=others, keepdim=True)
         info = torch.finfo(base.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
         length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
         ratio = self.magnitude.flatten().to(base).view(view) / length

@@ -11,7 +11,7 @@ Puts mixes into effect: chooses between rewriting weights and the side path, and
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +32,9 @@ from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
+from lora_mixer.engines.side.masks import scale_mask
 from lora_mixer.engines.side.support import layer_kind, side_pair
+from lora_mixer.engines.trainable.engine import TrainableEngine
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.denoiser.places import Places
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.engines.merged.engine import MergedRecord
     from lora_mixer.engines.merged.kept_weight import BaseDevice
@@ -96,13 +99,13 @@ class StepWriter:
         self._controller, self._gains = controller, gains
         self._start = {} if gains is None else gains.at(START, None)
 
-    def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
-        """Put a step, a pass, the mixes of the rows and the size of the latents into effect."""
+    def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, places: Places) -> None:
+        """Put a step, a pass, the mixes of the rows and where the picture lies into effect."""
         gains = None if self._gains is None else self._gains.at(step, turn)
         for name, own in (gains or {}).items():  # text encoders keep what they had before the first step
             for place in self._controller.text_places(name):
                 own[place] = self._start[name][place]
-        self._controller.show(gains, step, turn, rows, latents)
+        self._controller.show(gains, step, turn, rows, places)
 
 
 class EngineController:
@@ -119,6 +122,7 @@ class EngineController:
         self._pipe = PipelineRef(pipe)
         self.merged = MergedEngine(keep_on, self._reshaped)
         self.beside = SideEngine()
+        self.trainable = TrainableEngine()
         self._fused = FusedProjections()
         self._calls = Calls()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
@@ -183,19 +187,25 @@ class EngineController:
     @property
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect is in parameters: nothing beside them, and nothing that changes by step."""
-        return not self.beside.active and not self.merged.has_hooks and not self._calls.watching
+        return (
+            not self.beside.active
+            and not self.trainable.active
+            and not self.merged.has_hooks
+            and not self._calls.watching
+        )
 
     @property
     def acts(self) -> bool:
         """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
         written = any(any(gains) for gains in self.merged.active.values())
-        return written or self.beside.active or self._calls.watching
+        return written or self.beside.active or self.trainable.active or self._calls.watching
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""
         if name in self._layers:
             del self._layers[name]
             self._forget(name)
+            self.trainable.forget([name])
             self.merged.remove(name)
 
     @property
@@ -297,6 +307,7 @@ class EngineController:
         self._layers = dict(record.layers)
         self._pairs.clear()
         self._contests.clear()
+        self.trainable.forget([name for name in self.trainable.held if name not in self._layers])
         if not self._changing:
             self.merged.put_back(record.merged)
             return
@@ -316,6 +327,7 @@ class EngineController:
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
+        self.trainable.clear()
         self.beside.forget_handles()
 
     def force_base(self, record: ControllerRecord, components: Mapping[str, nn.Module]) -> list[str]:
@@ -337,6 +349,7 @@ class EngineController:
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
+        self.trainable.clear()
         self.beside.empty()
 
     # --- reserving -------------------------------------------------------------------------------------------------
@@ -374,13 +387,17 @@ class EngineController:
     # --- taking effect -------------------------------------------------------------------------------------------
 
     def _choose(self, setting: ActiveMixes) -> Selection:
-        return choose(
+        names = [name for name in setting.names if name not in self.trainable.held]
+        chosen = choose(
             setting,
-            {name: self._layers[name] for name in setting.names},
-            {name: self.merged.locks(name) for name in setting.names},
+            {name: self._layers[name] for name in names},
+            {name: self.merged.locks(name) for name in names},
             self._pairs_of,
             reserved=self.beside.reserved is not None,
         )
+        # what is in training is in no weight and in no other engine
+        others = {name: [True] * len(self._layers[name]) for name in setting.names if name not in names}
+        return replace(chosen, beside={**chosen.beside, **others})
 
     def _pairs_of(self, name: str) -> list[Factors | None]:
         """Give the factors of an adapter's layers, worked out once for as long as it takes part."""
@@ -392,7 +409,8 @@ class EngineController:
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
-        names = tuple(sorted(setting.names))
+        self.trainable.clear()
+        names = tuple(sorted(set(setting.names) - self.trainable.held.keys()))
         parts = {layer.live.component for name in names for layer in self._layers[name]} - set(TEXT_ENCODERS)
         check_has_steps(
             setting.every, {part: components[part] for part in sorted(parts) if part in components}
@@ -406,7 +424,7 @@ class EngineController:
 
         merged_gains = MergedGains(mixes, beside)
         self._write(merged_gains.at(START, None), looked=True)
-        if any(any(flags) for flags in beside.values()):
+        if any(any(beside[name]) for name in names):
             pairs = {
                 name: [
                     pair if out else None
@@ -419,6 +437,7 @@ class EngineController:
             self._fused.stand()
         else:
             self.beside.empty()
+        self._train(setting, mixes, components)
         self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in names}
         if chosen.follows:
             self._follow(
@@ -426,18 +445,41 @@ class EngineController:
             )
         self._now = setting
 
+    def _train(
+        self, setting: ActiveMixes, mixes: Sequence[MixGains], components: Mapping[str, nn.Module]
+    ) -> None:
+        """Let the adapters in training that are in the mix take part."""
+        names = [name for name in sorted(setting.names) if name in self.trainable.held]
+        if not names:
+            return
+        if len(mixes) != 1 or not setting.every[0].is_constant:
+            raise MixError(
+                f"{', '.join(names)}: an adapter in training has one weight for all rows and steps; set a mix without "
+                "schedules, masks and lists"
+            )
+        gains = mixes[0].at(START, None)
+        layers = [
+            (layer, clean, gain, self.trainable.held[name].dropout)
+            for name in names
+            for layer, clean, gain in zip(
+                self._layers[name], self.merged.clean_weights(name), gains[name], strict=True
+            )
+            if gain
+        ]
+        self.trainable.enter(layers, components)
+
     def show(
         self,
         gains: Mapping[str, Sequence[float]] | None,
         step: Step,
         turn: int,
         rows: torch.Tensor | None,
-        latents: tuple[int, int],
+        places: Places,
     ) -> None:
         """Put a step into effect: gains in weights, where there are any, and what stands beside them."""
         if gains is not None and gains != self.merged.active:
             self._write(gains)
-        self.beside.show(step, turn, rows, latents)
+        self.beside.show(step, turn, rows, places)
 
     def text_places(self, name: str) -> list[int]:
         """Tell which layers of an adapter are a text encoder's."""
@@ -477,7 +519,7 @@ class EngineController:
 
     @staticmethod
     def _masks(setting: ActiveMixes, names: Sequence[str]) -> torch.Tensor | None:
-        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
+        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, frames, h, w)."""
         found = {
             (i, name): torch.tensor(mask.load(), dtype=torch.float32)
             for i, mix in enumerate(setting.every)
@@ -486,13 +528,14 @@ class EngineController:
         }
         if not found:
             return None
-        height = max(mask.shape[0] for mask in found.values())
-        width = max(mask.shape[1] for mask in found.values())
+        found = {key: mask[None] if mask.ndim == 2 else mask for key, mask in found.items()}
+        frames, height, width = (max(mask.shape[axis] for mask in found.values()) for axis in range(3))
         rows = []
         for i in range(len(setting.every)):
             for name in names:
-                own = found.get((i, name), torch.ones(1, 1))[None, None]
-                rows.append(functional.interpolate(own, size=(height, width), mode="bilinear")[0, 0])
+                own = found.get((i, name), torch.ones(1, 1, 1))[None]  # (1, frames, height, width)
+                own = functional.interpolate(own, (height, width), mode="bilinear")
+                rows.append(scale_mask(own, (frames, height, width))[0])
         return torch.stack(rows).clamp_(0, 1)
 
     # --- following the denoiser --------------------------------------------------------------------------------------
@@ -514,6 +557,9 @@ class EngineController:
             follower = DenoiserFollower(
                 self._pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
+            buffers = self.beside.buffers.get(part)
+            if buffers is not None and buffers.masks is not None:
+                follower.place_in(getattr(outer[part], "_orig_mod", outer[part]))
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.buffers:
             if part in TEXT_ENCODERS and len(setting.every) > 1:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lora_mixer.formats.collector import paused_gc
-from lora_mixer.formats.reader import check_held, read, read_embeddings, read_info
+from lora_mixer.formats.reader import check_held, read, read_embeddings, read_info, read_trainable
 
-__all__ = ["check_held", "paused_gc", "read", "read_embeddings", "read_info"]
+__all__ = ["check_held", "paused_gc", "read", "read_embeddings", "read_info", "read_trainable"]

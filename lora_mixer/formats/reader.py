@@ -24,6 +24,7 @@ from lora_mixer.errors import (
     LoraMixerError,
     NotAnAdapterError,
     SourceError,
+    UnsupportedAdapterError,
 )
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
@@ -87,6 +88,29 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
     note = f"{len(others)} entries are no tensors and have no effect: {names}"
     return replace(adapter, notes=(*adapter.notes, note))
+
+
+def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:
+    """
+    Read an adapter that is to be trained, and its tensors by key; the adapter's are these, or views of them.
+
+    Raises:
+        FormatError: As :func:`read` does.
+        UnsupportedAdapterError: When it is a pickle or of several components.
+    """
+    label, weights, metadata = source.label, source.weights, dict[str, str]()
+    if isinstance(weights, Mapping):
+        tensors = _state_dict(weights, label)
+    else:
+        with _stream(weights, label) as stream:
+            if source.parts or _is_pickle(weights, stream):
+                raise UnsupportedAdapterError(
+                    f"{label}: pickles and folders of several components cannot be trained on; save it as one safetensors file"
+                )
+            header = read_header(stream, label)
+            tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
+    own = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
+    return _assemble(own, metadata, source, name, hashes.Hashes(None)), own
 
 
 def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -358,6 +359,15 @@ class MergedEngine:
                 clean.T if entry.transposed else clean,
                 None if bias is None else bias.live if bias.base is None else bias.base,
             )
+
+    def clean_weights(self, name: str) -> list[Callable[[], torch.Tensor]]:
+        """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter, as it is by then."""
+
+        def clean(entry: _Touched) -> torch.Tensor:
+            weight = entry.weight.clean()
+            return weight.T if entry.transposed else weight
+
+        return [partial(clean, layer.entry) for layer in self._adapters[name]]
 
     def look(self) -> None:
         """

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.engines.merged.kept_weight import BaseDevice, KeptWeight
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import nn
 
@@ -92,14 +94,14 @@ class OwnWeight:
     def __call__(self, module: nn.Module, args: Any, _output: Any) -> Any:
         """Return the output with the own weight, on the device and in the type that the parameter has by now."""
         weight = self._use.live.to(self._use.parameter)
-        return standing_in(module, self._use.attribute, weight).forward(*args)
+        return standing_in(module, {self._use.attribute: weight}).forward(*args)
 
 
-def standing_in(module: nn.Module, attribute: str, weight: torch.Tensor) -> nn.Module:
-    """Return a module that has all that another one has but for one tensor; neither owns anything of the other's."""
+def standing_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return a module that has all that another one has but for some tensors; neither owns anything of the other's."""
     kind = type(module)
     twin: nn.Module = object.__new__(kind)
     own = {key: value for key, value in vars(module).items() if key != "forward"}
-    own["_parameters"] = {**module._parameters, attribute: weight}  # noqa: SLF001 -- no registration, no keys
+    own["_parameters"] = {**module._parameters, **tensors}  # noqa: SLF001 -- no registration, no keys
     vars(twin).update(own)
     return twin
