@@ -801,7 +801,7 @@ class LoraMixer:
         """The state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
         if self._own.is_empty:
             left = state_of(self.pipe)
-            if left is not None and left is not self._own and left.mixer is None:
+            if left is not None and left is not self._own and left.adopt(self):
                 left.take_over(self, self.pipe, self._keep_base)
                 self._own = left
         return self._own

@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteSchedul
 
 from lora_mixer import LoraMixer, Mix, MixError
 from lora_mixer.engines.denoiser.images import stated_layout
+from lora_mixer.engines.denoiser.places import Places
 from lora_mixer.engines.denoiser.steps import NoiseLevels, StepClock
-from lora_mixer.engines.side.masks import scale_mask, token_grid
+from lora_mixer.engines.side.masks import scale_mask
 from lora_mixer.mixes import Mask
 from tests.models import tiny_sd, tiny_sdxl
 from tests.weights import random_pairs
@@ -212,10 +213,14 @@ def test_rows_of_a_batch_find_their_image() -> None:
 
 
 def test_masks_follow_the_layers_places() -> None:
-    assert token_grid(64, 16, 16) == (8, 8)
-    assert token_grid(6, 5, 7) is None
-    assert token_grid(12, 5, 7) == (3, 4)
-    mask = torch.zeros(1, 8, 8)
-    mask[:, :, :4] = 1
+    def grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+        span = Places(1, height, width).find(tokens)
+        return span and (span.height, span.width)
 
-    assert torch.equal(scale_mask(mask, (2, 2)), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    assert grid(64, 16, 16) == (8, 8)
+    assert grid(6, 5, 7) is None
+    assert grid(12, 5, 7) == (3, 4)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+
+    assert torch.equal(scale_mask(mask, (1, 2, 2)), torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]))

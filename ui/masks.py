@@ -66,6 +66,8 @@ class Masks(Mapping[str, object]):
         """Keep a mask that is given as values from 0 to 1; its digest is the same only where 8 bits say it all."""
         from PIL import Image
 
+        if values.ndim > 2:
+            raise PictureError(f"a mask of {len(values)} frames: the page paints masks of one")
         return self.put(Image.fromarray((values * 255).round().astype("uint8")))
 
     def __getitem__(self, digest: str) -> object:

@@ -32,6 +32,7 @@ from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import Selection, choose
 from lora_mixer.engines.side.engine import SideEngine
+from lora_mixer.engines.side.masks import scale_mask
 from lora_mixer.engines.side.support import layer_kind, side_pair
 from lora_mixer.engines.trainable.engine import TrainableEngine
 from lora_mixer.errors import MixError, PipelineStateError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.denoiser.places import Places
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.engines.merged.engine import MergedRecord
     from lora_mixer.engines.merged.kept_weight import BaseDevice
@@ -97,13 +99,13 @@ class StepWriter:
         self._controller, self._gains = controller, gains
         self._start = {} if gains is None else gains.at(START, None)
 
-    def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, latents: tuple[int, int]) -> None:
-        """Put a step, a pass, the mixes of the rows and the size of the latents into effect."""
+    def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, places: Places) -> None:
+        """Put a step, a pass, the mixes of the rows and where the picture lies into effect."""
         gains = None if self._gains is None else self._gains.at(step, turn)
         for name, own in (gains or {}).items():  # text encoders keep what they had before the first step
             for place in self._controller.text_places(name):
                 own[place] = self._start[name][place]
-        self._controller.show(gains, step, turn, rows, latents)
+        self._controller.show(gains, step, turn, rows, places)
 
 
 class EngineController:
@@ -472,12 +474,12 @@ class EngineController:
         step: Step,
         turn: int,
         rows: torch.Tensor | None,
-        latents: tuple[int, int],
+        places: Places,
     ) -> None:
         """Put a step into effect: gains in weights, where there are any, and what stands beside them."""
         if gains is not None and gains != self.merged.active:
             self._write(gains)
-        self.beside.show(step, turn, rows, latents)
+        self.beside.show(step, turn, rows, places)
 
     def text_places(self, name: str) -> list[int]:
         """Tell which layers of an adapter are a text encoder's."""
@@ -517,7 +519,7 @@ class EngineController:
 
     @staticmethod
     def _masks(setting: ActiveMixes, names: Sequence[str]) -> torch.Tensor | None:
-        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, h, w)."""
+        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, frames, h, w)."""
         found = {
             (i, name): torch.tensor(mask.load(), dtype=torch.float32)
             for i, mix in enumerate(setting.every)
@@ -526,13 +528,14 @@ class EngineController:
         }
         if not found:
             return None
-        height = max(mask.shape[0] for mask in found.values())
-        width = max(mask.shape[1] for mask in found.values())
+        found = {key: mask[None] if mask.ndim == 2 else mask for key, mask in found.items()}
+        frames, height, width = (max(mask.shape[axis] for mask in found.values()) for axis in range(3))
         rows = []
         for i in range(len(setting.every)):
             for name in names:
-                own = found.get((i, name), torch.ones(1, 1))[None, None]
-                rows.append(functional.interpolate(own, size=(height, width), mode="bilinear")[0, 0])
+                own = found.get((i, name), torch.ones(1, 1, 1))[None]  # (1, frames, height, width)
+                own = functional.interpolate(own, (height, width), mode="bilinear")
+                rows.append(scale_mask(own, (frames, height, width))[0])
         return torch.stack(rows).clamp_(0, 1)
 
     # --- following the denoiser --------------------------------------------------------------------------------------
@@ -554,6 +557,9 @@ class EngineController:
             follower = DenoiserFollower(
                 self._pipe, part, passes, len(setting.negatives), setting.copies, put, prompts
             )
+            buffers = self.beside.buffers.get(part)
+            if buffers is not None and buffers.masks is not None:
+                follower.place_in(getattr(outer[part], "_orig_mod", outer[part]))
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
         for part in self.beside.buffers:
             if part in TEXT_ENCODERS and len(setting.every) > 1:

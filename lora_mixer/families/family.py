@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,8 @@ class Family:
         widens: Live modules (in the tables' language) whose inputs an adapter may widen, or need not fill.
         transformer: Class and arguments of its denoiser, where it is made in one size.
         t5: The component of its pipelines that is a T5, where tools count it differently.
+        joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
+        axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
         kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
     """
 
@@ -54,6 +56,8 @@ class Family:
     transformer: tuple[str, Mapping[str, Any]] | None = None
     t5: str = ""
     kohya_flat: str = ""
+    joint: Literal["", "text first", "picture first"] = ""
+    axes: str = "bcfhw"
 
     @property
     def is_transformer(self) -> bool:

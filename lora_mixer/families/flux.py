@@ -57,6 +57,7 @@ single_blocks.N.norm.linear -> single_transformer_blocks.N.norm.linear
 FLUX = Family(
     "Flux.1",
     classes=("Flux", "LongCatImage", "BriaTransformer"),
+    joint="text first",
     layouts={
         "bfl": _BLOCKS + _MLP + _MODULATION + _EMBEDDERS,
         "xlabs": _XLABS,
@@ -84,6 +85,7 @@ distilled_guidance_layer.*
 CHROMA = Family(
     "Chroma",
     classes=("Chroma",),
+    joint="text first",
     layouts={
         "bfl": _BLOCKS
         + _MLP
@@ -116,6 +118,7 @@ time_text_embed.*
 OVIS = Family(
     "Ovis-Image",
     classes=("OvisImage",),
+    joint="text first",
     layouts={
         "original": _BLOCKS
         + _MODULATION

@@ -7,6 +7,7 @@ from lora_mixer.families.family import Family
 FLUX2 = Family(
     "Flux.2",
     classes=("Flux2",),
+    joint="text first",
     layouts={
         "bfl": """
 double_blocks.N.img_attn.qkv -> transformer_blocks.N.attn.to_q .to_k .to_v

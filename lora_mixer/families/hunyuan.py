@@ -63,6 +63,7 @@ time_r_in.{{mlp.0,mlp.2}} -> {to}.timestep_embedder_r.{{linear_1,linear_2}}
 HUNYUAN_VIDEO = Family(
     "HunyuanVideo",
     classes=("HunyuanVideo",),
+    joint="picture first",
     layouts={
         "original": _DOUBLE
         + _SINGLE
@@ -89,6 +90,7 @@ time_text_embed.guidance_embedder.*
 HUNYUAN_VIDEO_15 = Family(
     "HunyuanVideo 1.5",
     classes=("HunyuanVideo15",),
+    joint="picture first",
     layouts={
         "original": _DOUBLE
         + _REFINER
@@ -108,6 +110,7 @@ vision_in.proj.{1,3} -> image_embedder.{linear_1,linear_2}
 HUNYUAN_IMAGE = Family(
     "HunyuanImage",
     classes=("HunyuanImage",),
+    joint="picture first",
     layouts={
         "original": _DOUBLE
         + _SINGLE

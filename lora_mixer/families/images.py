@@ -62,6 +62,7 @@ x_embedder.proj -> pos_embed.proj
 AURAFLOW = Family(
     "AuraFlow",
     classes=("AuraFlow",),
+    joint="text first",
     layouts={
         "original": """
 double_layers.N.attn.{w2q,w2k,w2v,w2o} -> joint_transformer_blocks.N.attn.{to_q,to_k,to_v,to_out.0}
@@ -128,6 +129,7 @@ _KREA_LIVE = "{transformer_blocks,text_fusion.layerwise_blocks,text_fusion.refin
 KREA2 = Family(
     "Krea 2",
     classes=("Krea2",),
+    joint="text first",
     layouts={
         "original": "\n".join(
             f"{_KREA_ATTENTION}.{theirs} -> {_KREA_LIVE}.{ours}"
@@ -177,6 +179,7 @@ HIDREAM = Family(
 OMNIGEN = Family(
     "OmniGen",
     classes=("OmniGen",),
+    joint="text first",
     layouts={
         "original": """
 {llm.layers,layers}.N.self_attn.qkv_proj -> {layers,layers}.N.self_attn.to_q .to_k .to_v
@@ -216,7 +219,11 @@ STABLE_CASCADE = Family(
 )
 ERNIE_IMAGE = Family("Ernie-Image", classes=("ErnieImage",), headers=("ernie",), said=("ernie",))
 BRIA_FIBO = Family(
-    "Bria Fibo", classes=("BriaFibo",), headers=("bria-fibo", "bria_fibo"), said=("bria fibo",)
+    "Bria Fibo",
+    classes=("BriaFibo",),
+    joint="text first",
+    headers=("bria-fibo", "bria_fibo"),
+    said=("bria fibo",),
 )
 PRX = Family("PRX", classes=("PRX",), marks=r"attention_(?:img_qkv|txt_kv)_proj$", said=("prx",))
-MOTIF = Family("Motif", classes=("Motif",), said=("motif",))
+MOTIF = Family("Motif", classes=("Motif",), joint="picture first", said=("motif",))

@@ -96,6 +96,8 @@ layers.N.mlp.{dense_h_to_4h,dense_4h_to_h} -> transformer_blocks.N.{ff.net.0.pro
 COGVIDEOX = Family(
     "CogVideoX",
     classes=("CogVideoX", "ConsisID"),
+    joint="text first",
+    axes="bfchw",
     layouts={
         "sat": _SAT
         + """
@@ -114,6 +116,7 @@ mixins.final_layer.linear -> proj_out
 COGVIEW4 = Family(
     "CogView4",
     classes=("CogView4",),
+    joint="text first",
     layouts={
         "sat": _SAT
         + """
@@ -128,6 +131,7 @@ mixins.final_layer.adaLN_modulation.1 -> norm_out.linear[swap]
 KANDINSKY5 = Family(
     "Kandinsky 5",
     classes=("Kandinsky5",),
+    axes="bfhwc",
     marks=r"(?:^|_)(?:text|visual)_transformer_blocks_0",
     headers=("kandinsky5", "kandinsky-5"),
     said=("kandinsky 5", "kandinsky5"),

@@ -7,6 +7,7 @@ from lora_mixer.families.family import Family
 ZIMAGE = Family(
     "Z-Image",
     classes=("ZImage",),
+    joint="picture first",
     layouts={
         "original": """
 {layers,noise_refiner,context_refiner}.N.attention.qkv -> {layers,noise_refiner,context_refiner}.N.attention.to_q .to_k .to_v
@@ -30,6 +31,7 @@ final_layer.adaLN_modulation.1 -> all_final_layer.2-1.adaLN_modulation.1
 LUMINA2 = Family(
     "Lumina 2",
     classes=("Lumina2",),
+    joint="text first",
     layouts={
         "original": """
 {layers,noise_refiner,context_refiner}.N.attention.qkv -> {layers,noise_refiner,context_refiner}.N.attn.to_q .to_k .to_v

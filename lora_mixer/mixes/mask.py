@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float32]
 
 MASK_KEYS = ("path", "digest", "feather")
+_FRAMES_AT_MOST = 4096
+_VALUES_AT_MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Mask:
         digest: SHA-256 of the picture's size and values (64 hexadecimal digits).
         feather: The standard deviation, in pixels of the picture, by which its edges are softened.
         path: The file that it comes from, or None; it does not count in comparisons.
-        picture: The values, (height, width), from 0 to 1; None where a written mask has not met its picture yet.
+        picture: The values, (height, width) or, for films, (frames, height, width), from 0 to 1; None where a written mask
+            has not met its picture yet.
 
     Example:
         >>> import numpy as np
@@ -67,7 +70,8 @@ class Mask:
 
         Args:
             source: A path, a PIL picture (its grey values count), an array or tensor of (height, width) with booleans,
-                bytes 0 to 255 or floats 0 to 1, a dict as ``to_spec`` gives it, or a mask.
+                bytes 0 to 255 or floats 0 to 1, a list of these with one for each frame of a film (as many as there are, spread
+                over its length), a film of pictures in one file (GIF, PNG, WebP), a dict as ``to_spec`` gives it, or a mask.
             feather: How soft the edges are; None keeps what the source says.
 
         Returns:
@@ -88,7 +92,7 @@ class Mask:
         Give the picture with its edges softened.
 
         Returns:
-            Values from 0 to 1, (height, width).
+            Values from 0 to 1, (height, width), or (frames, height, width) where there are several.
 
         Raises:
             MixError: The picture is not here, or the file is not the one it was.
@@ -193,11 +197,18 @@ def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageSequence, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            return _read_array(picture, where, reading)
+            count = getattr(picture, "n_frames", 1)
+            if count > _FRAMES_AT_MOST or count * picture.width * picture.height > _VALUES_AT_MOST:
+                reading.problem(
+                    where, f'"{path}" has {count} frames of {picture.width}x{picture.height}: too many.'
+                )
+                return None
+            frames = [each.convert("L") for each in ImageSequence.Iterator(picture)] if count > 1 else picture
+            return _read_array(frames, where, reading)
     except FileNotFoundError:
         reading.problem(where, f'there is no picture "{path}".')
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -208,6 +219,8 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
 def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
     import numpy as np
 
+    if isinstance(source, list | tuple) and source and all(_is_picture(each) for each in source):
+        return _read_frames(source, where, reading)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         source = source.convert("L")
     if hasattr(source, "detach"):
@@ -218,13 +231,35 @@ def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
     squeezed = array.reshape([size for size in array.shape if size != 1]) if array.ndim > 2 else array
     if squeezed.ndim != 2 or not squeezed.size or squeezed.dtype.kind not in "buif":
         what = f"shape {array.shape}, {array.dtype}" if array.ndim else shown(source)
-        reading.problem(where, f"expected a path, a picture or numbers of (height, width), got {what}.")
+        reading.problem(
+            where, f"expected a path, a list of frames, a picture or numbers of (height, width), got {what}."
+        )
         return None
     values: FloatArray = squeezed.astype(np.float32) / np.float32(255 if squeezed.dtype == np.uint8 else 1)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         low, high = number_text(float(values.min())), number_text(float(values.max()))
         reading.problem(where, f"expected values from 0 to 1 (or bytes), got {low} to {high}.")
         return None
+    values.setflags(write=False)
+    return values
+
+
+def _is_picture(each: Any) -> bool:
+    return hasattr(each, "getbands") or (hasattr(each, "shape") and len(each.shape) > 1)
+
+
+def _read_frames(frames: Any, where: str, reading: Reading) -> FloatArray | None:
+    import numpy as np
+
+    read = [_read_array(each, f"{where}[{number}]", reading) for number, each in enumerate(frames)]
+    known = [each for each in read if each is not None]
+    if len(known) < len(read):
+        return None
+    if len({each.shape for each in known}) > 1:
+        sizes = ", ".join(dict.fromkeys(f"{each.shape[1]}x{each.shape[0]}" for each in known))
+        reading.problem(where, f"expected frames of one size, got {sizes}.")
+        return None
+    values: FloatArray = np.stack(known) if len(known) > 1 else known[0]
     values.setflags(write=False)
     return values
 
@@ -236,7 +271,8 @@ def _is_digest(value: object) -> bool:
 def _digest(picture: FloatArray) -> str:
     # Rounded to 16 bits, so that 8-bit pictures are the same through every route of floats.
     levels = (picture.astype("float64") * 65535).round().astype("<u2")
-    return hashlib.sha256(f"{picture.shape[0]}x{picture.shape[1]}:".encode() + levels.tobytes()).hexdigest()
+    sizes = "x".join(map(str, picture.shape))
+    return hashlib.sha256(f"{sizes}:".encode() + levels.tobytes()).hexdigest()
 
 
 def _softened(picture: Any, feather: float) -> FloatArray:
@@ -249,8 +285,8 @@ def _softened(picture: Any, feather: float) -> FloatArray:
     kernel = np.exp(-0.5 * (offsets / feather) ** 2)
     kernel /= kernel.sum()
     soft = picture.astype(np.float64)
-    for axis in (0, 1):
-        padding = [(radius, radius) if axis == each else (0, 0) for each in (0, 1)]
+    for axis in (soft.ndim - 2, soft.ndim - 1):
+        padding = [(radius, radius) if axis == each else (0, 0) for each in range(soft.ndim)]
         padded = np.pad(soft, padding, mode="edge")
         places = np.arange(soft.shape[axis])
         soft = np.sum(

@@ -130,7 +130,7 @@ def _encoded(mask: Mask) -> str | None:
         picture = mask.picture if mask.picture is not None else replace(mask, feather=0.0).load()
     except MixError:
         return None
-    if picture.size > _MASK_PIXELS_AT_MOST:
+    if picture.size > _MASK_PIXELS_AT_MOST or picture.ndim > 2:  # a film's mask has no place in a picture
         return None
     levels = (picture.astype("float64") * 65535).round().astype("uint16")
     eight = (levels // 257).astype("uint8")

@@ -8,8 +8,10 @@ import torch
 
 from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.images import layout_of, stated_layout, text_of
+from lora_mixer.engines.denoiser.places import Places, places_of
 from lora_mixer.engines.denoiser.steps import Step, StepReader, timestep_of
 from lora_mixer.engines.methods.composite import all_passes
+from lora_mixer.families import family_of_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ class DenoiserFollower:
         passes: How many forwards each mix takes: those of the prompts, then those of the halves without.
         negatives: How many of the latter there are.
         copies: How often guidance repeats the batch; None asks the pipeline that is calling.
-        put: Puts the gains of a step, a pass, the mixes of the rows and the size of the latents into effect.
+        put: Puts the gains of a step, a pass, the mixes of the rows and where the picture lies into effect.
         prompts: Told that the prompts are read.
     """
 
@@ -42,7 +44,7 @@ class DenoiserFollower:
         passes: Sequence[int],
         negatives: int,
         copies: int | None,
-        put: Callable[[Step, int, torch.Tensor | None, tuple[int, int]], None],
+        put: Callable[[Step, int, torch.Tensor | None, Places], None],
         prompts: Prompts,
     ) -> None:
         """Start before the first call."""
@@ -53,7 +55,12 @@ class DenoiserFollower:
         self._copies = copies
         self._put = put
         self._steps = StepReader(pipe)
-        self._now: tuple[Step, torch.Tensor | None, tuple[int, int]] = (START, None, (0, 0))
+        self._root: Any = None
+        self._now: tuple[Step, torch.Tensor | None, Places] = (START, None, Places())
+
+    def place_in(self, root: Any) -> None:
+        """Read at each call where the picture lies, for masks; ``root`` is the denoiser."""
+        self._root = root
 
     @property
     def several(self) -> bool:
@@ -63,17 +70,23 @@ class DenoiserFollower:
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step and put the first pass into effect."""
         sample = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-        sample = kwargs.get("sample", kwargs.get("hidden_states", args[0] if args else sample))
+        named = next((kwargs[name] for name in ("sample", "hidden_states", "x") if name in kwargs), sample)
+        sample = args[0] if args and named is sample else named
+        if isinstance(sample, list) and sample and all(isinstance(each, torch.Tensor) for each in sample):
+            sample = _stacked(sample)  # Z-Image is called with a list of pictures
         if not isinstance(sample, torch.Tensor):
             return
         if sample.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
         caller = calling(self._part)
-        latents = (int(sample.shape[-2]), int(sample.shape[-1])) if sample.ndim >= 4 else (0, 0)
         step = self._steps.read(timestep_of(args, kwargs), caller)
         rows = self._rows(caller, sample, text_of(args, kwargs), step)
         self._prompts.restart()
-        self._now = (step, rows, latents)
+        places = Places()
+        if self._root is not None:
+            family = family_of_class(type(self._root).__name__)
+            places = places_of(sample, args, kwargs, self._root, family)
+        self._now = (step, rows, places)
         self._run(0)
 
     def after(
@@ -100,5 +113,11 @@ class DenoiserFollower:
         return layout.rows(negatives=negatives)
 
     def _run(self, turn: int) -> None:
-        step, rows, latents = self._now
-        self._put(step, turn, rows, latents)
+        step, rows, places = self._now
+        self._put(step, turn, rows, places)
+
+
+def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Give pictures of a list as rows of one tensor; of several sizes, as rows of what they have in common."""
+    sizes = [min(sizes) for sizes in zip(*(each.shape for each in pictures), strict=True)]
+    return torch.stack([each[tuple(slice(size) for size in sizes)] for each in pictures])

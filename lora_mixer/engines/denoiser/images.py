@@ -166,6 +166,10 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
     if guided is False:
         return (False,) * copies
     if guided and copies == 2:
+        if isinstance(text, list) and text:  # Z-Image: a list of texts, with those of the prompts first
+            without = caller.local("negative_prompt_embeds")
+            first = isinstance(without, list) and any(text[0] is each for each in without)
+            return (True, False) if first else (False, True)
         return (True, False)
     if copies == 1 and (found := _half_of(caller, text)) is not None:
         return (found,)

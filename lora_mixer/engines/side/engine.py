@@ -10,7 +10,7 @@ import torch
 
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
-from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
+from lora_mixer.engines.side.gain_buffers import NOWHERE, AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.support import compute_dtype, layer_kind
 from lora_mixer.errors import MixError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import Factors
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.engines.denoiser.places import Places
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.hooks import HookHandle
@@ -124,7 +125,7 @@ class SideEngine:
             names: The adapters, in the order of the masks.
             pairs: The factors of each adapter's layers that the side path serves; None for those that it does not.
             components: The pipeline's modules.
-            masks: (images * adapters, height, width), or None.
+            masks: (images * adapters, frames, height, width), or None.
             start: The step before the first one.
 
         Raises:
@@ -181,7 +182,7 @@ class SideEngine:
         step: Step,
         turn: int | None,
         rows: torch.Tensor | None = None,
-        latents: tuple[int, int] = (0, 0),
+        places: Places = NOWHERE,
     ) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
         choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
@@ -198,7 +199,7 @@ class SideEngine:
             if part in TEXT_ENCODERS and turn is not None:
                 continue
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, chosen, rows, latents))
+            buffers.show(CallGains(shares, chosen, rows, places))
 
     def show_text(self, part: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""

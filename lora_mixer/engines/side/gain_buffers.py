@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from lora_mixer.engines.denoiser.images import repeated_rows
-from lora_mixer.engines.side.masks import coverage, scale_mask, token_grid
+from lora_mixer.engines.denoiser.places import Places
+from lora_mixer.engines.side.masks import coverage, lay_out, scale_mask
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.algorithms import Factors
+
+NOWHERE = Places()
+"""Before any call."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class GainedLayer(Protocol):
 
     name: str
     span: slice
+    sees_text: bool
     down: torch.Tensor
     gain: torch.Tensor
     alone: bool
@@ -113,13 +118,13 @@ class CallGains:
         shares: What the gains of each image's adapters are multiplied by, (images, adapters).
         choice: The same for single layers, by adapter: (images, layers of the adapter); where there is any.
         rows: The image of each row of the batch; None where all have one mix.
-        latents: Height and width of the latents.
+        places: How the picture lies in the call.
     """
 
     shares: Sequence[Sequence[float]]
     choice: Sequence[Sequence[Sequence[float]]] | None = None
     rows: torch.Tensor | None = None
-    latents: tuple[int, int] = (0, 0)
+    places: Places = NOWHERE
 
 
 class GainBuffers:
@@ -129,7 +134,7 @@ class GainBuffers:
     Args:
         folds: Whether all rows have the same gains, which are then folded into B.
         rows: For how many rows there is room from the start; 0 makes room as calls need it.
-        masks: The adapters' masks, (images * adapters, height, width); None when none has one.
+        masks: The adapters' masks, (images * adapters, frames, height, width); None when none has one.
     """
 
     def __init__(self, *, folds: bool, rows: int = 0, masks: torch.Tensor | None = None) -> None:
@@ -246,7 +251,7 @@ class GainBuffers:
         parts = self._at(call, rows)
         shown = self._shown
         same = shown is not None and parts.shape == shown.shape and torch.equal(parts, shown)
-        same = same and call.latents == self._call.latents
+        same = same and call.places == self._call.places
         self._call, self.count = call, count
         if same:
             return
@@ -314,6 +319,8 @@ class GainBuffers:
     def placed(self, layer: GainedLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
         """Give the gains of a layer on each of its places, for masks: they multiply ``hidden``."""
         shape = tuple(hidden.shape[2:]) if channels_first else tuple(hidden.shape[1:-1])
+        if not shape and not layer.sees_text:
+            self._call.places.refuse_flat(layer.name, int(hidden.shape[0]))
         if torch.compiler.is_compiling():  # a cache is Python's, and would be in the graph as it was then
             return self._spread(layer, hidden, shape, channels_first=channels_first)
         key = (layer.span.start, shape, hidden.shape[0], hidden.dtype, hidden.device)
@@ -327,9 +334,8 @@ class GainBuffers:
         rows = torch.zeros(1, dtype=torch.long) if self._call.rows is None else self._call.rows
         owners = self._owners[layer.span]  # (rank,)
         adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]  # (rank,)
-        spread = self._places(shape, channels_first=channels_first)[:, adapters][
-            rows
-        ]  # (rows, rank, *places)
+        placed = self._places(shape, channels_first=channels_first, text=layer.sees_text)
+        spread = placed[:, adapters][rows]  # (rows, rank, *places)
         assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
         values = self._shown[:, owners]  # (rows, rank)
         full = values.view(len(values), -1, *[1] * len(shape)) * spread  # (rows, rank, *places)
@@ -337,24 +343,35 @@ class GainBuffers:
             full = self.repeated(layer, full, hidden.shape[0])
         return (full if channels_first else full.movedim(1, -1)).to(hidden)
 
-    def _places(self, shape: tuple[int, ...], *, channels_first: bool) -> torch.Tensor:
+    def _places(self, shape: tuple[int, ...], *, channels_first: bool, text: bool) -> torch.Tensor:
         """Give each adapter's mask on the places of a layer: (images, adapters, *places)."""
-        grid = (shape[0], shape[1]) if channels_first and len(shape) == 2 else None
-        if not channels_first and len(shape) == 1:
-            grid = token_grid(shape[0], *self._call.latents)
-        flat = not channels_first
         if torch.compiler.is_compiling():
-            return self._scaled(grid, len(shape), flat=flat)
-        key = (grid, len(shape), flat)
+            return self._scaled(shape, channels_first=channels_first, text=text)
+        key = (shape, channels_first, text)
         if key not in self._cache:
-            self._cache[key] = self._scaled(grid, len(shape), flat=flat)
+            self._cache[key] = self._scaled(shape, channels_first=channels_first, text=text)
         return self._cache[key]
 
-    def _scaled(self, grid: tuple[int, int] | None, dimensions: int, *, flat: bool) -> torch.Tensor:
-        masks = self.masks  # (images * adapters, height, width)
+    def _scaled(self, shape: tuple[int, ...], *, channels_first: bool, text: bool) -> torch.Tensor:
+        masks, places = self.masks, self._call.places  # (images * adapters, frames, height, width)
         assert masks is not None  # noqa: S101 -- asked for only then
         images = len(self._call.shares)
-        if grid is None:  # text, time: no places; the share of the picture that the mask covers
-            return coverage(masks).view(images, -1, *[1] * dimensions)  # (images, adapters, *ones)
-        scaled = scale_mask(masks, grid).view(images, -1, *grid)  # (images, adapters, rows, columns)
-        return scaled.flatten(2) if flat else scaled
+        here, frames = None, 1
+        if channels_first and len(shape) in (2, 3):
+            frames = shape[0] if len(shape) == 3 else 1
+            here = scale_mask(masks, (frames, shape[-2], shape[-1]))
+        elif shape == (places.frames, places.height, places.width) and not text:
+            here, frames = scale_mask(masks, shape), shape[0]
+        elif len(shape) == 1 and not channels_first and not text:
+            span = places.find(shape[0])
+            if span is not None:
+                here, frames = lay_out(masks, span), span.frames
+        if here is None:  # text, time: no places; the share of the picture that the mask covers
+            here = coverage(masks).view(len(masks), *[1] * len(shape))
+        else:
+            if masks.shape[1] > 1 and frames == 1:
+                raise MixError(
+                    f"a mask of {masks.shape[1]} frames, and layers here see one frame by itself: use a mask of one frame"
+                )
+            here = here.reshape(len(masks), *shape)
+        return here.view(images, -1, *here.shape[1:])  # (images, adapters, *places)

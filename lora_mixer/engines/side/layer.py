@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from lora_mixer.engines.denoiser.cuda_graph import in_graph
+from lora_mixer.engines.denoiser.places import sees_text
 from lora_mixer.engines.side.support import layer_kind
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.side.gain_buffers import AdapterPart, GainBuffers
 
+_UNETS = ("unet", "prior", "decoder")
 _HALVES = (torch.float16, torch.bfloat16)
 _KERNEL_RANKS = 256  # it is compiled for each number of ranks, its loop unrolled
 
@@ -112,6 +114,8 @@ class SideLayer:
         self.shape = shape
         self.buffers = buffers
         self.span = span
+        component, _, path = name.partition(".")
+        self.sees_text = component not in _UNETS and sees_text(path)
         self.down = down
         self.raw, self.up = raw, up
         self.alone = False

@@ -4,49 +4,61 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    import torch
+    from lora_mixer.engines.denoiser.places import Span
 
 
-def token_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """
-    Find the feature map that a row of tokens stands for.
-
-    Args:
-        tokens: Length of the row.
-        height: Height of the latents.
-        width: Width of the latents.
-
-    Returns:
-        (rows, columns) of the level with so many places; None where the tokens are no places (text, say).
-
-    Example:
-        >>> token_grid(24, 8, 12), token_grid(77, 8, 12)
-        ((4, 6), None)
-    """
-    while height * width > tokens and (height > 1 or width > 1):
-        height, width = -(-height // 2), -(-width // 2)
-    return (height, width) if height * width == tokens else None
-
-
-def scale_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def scale_mask(mask: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
     """
     Scale a mask to a feature map by averaging, so that soft edges and covered areas stay.
 
     Args:
-        mask: (n, height, width), values 0 to 1.
-        size: (rows, columns).
+        mask: (n, frames, height, width), values 0 to 1; one frame is for all.
+        size: (frames, rows, columns).
 
     Returns:
-        (n, rows, columns).
+        (n, frames, rows, columns).
+
+    Example:
+        >>> scale_mask(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), (2, 1, 2)).tolist()
+        [[[[1.0, 0.0]], [[1.0, 0.0]]]]
     """
-    if tuple(mask.shape[1:]) == size:
-        return mask
-    smaller = mask.shape[1] >= size[0] and mask.shape[2] >= size[1]
-    mode = "area" if smaller else "bilinear"
-    return functional.interpolate(mask[None], size=size, mode=mode)[0]
+    frames, *flat = size
+    if tuple(mask.shape[2:]) != tuple(flat):
+        smaller = mask.shape[2] >= flat[0] and mask.shape[3] >= flat[1]
+        mask = functional.interpolate(mask, size=flat, mode="area" if smaller else "bilinear")
+    if mask.shape[1] == 1:
+        return mask.expand(-1, frames, -1, -1)
+    if mask.shape[1] != frames:  # each frame of the latents is several of the film, or the other way round
+        along = mask.flatten(2).transpose(1, 2)  # (n, places, frames)
+        mode = "area" if mask.shape[1] > frames else "linear"
+        along = functional.interpolate(along, size=frames, mode=mode)
+        mask = along.transpose(1, 2).reshape(len(mask), frames, *mask.shape[2:])
+    return mask
+
+
+def lay_out(mask: torch.Tensor, span: Span) -> torch.Tensor:
+    """
+    Lay a mask out on a row of tokens with the picture in it; what else is in the row has the mask's coverage.
+
+    Args:
+        mask: (n, frames, height, width).
+        span: Where the picture is in the row.
+
+    Returns:
+        (n, tokens).
+
+    Example:
+        >>> from lora_mixer.engines.denoiser.places import Span
+        >>> lay_out(torch.tensor([[[[1.0, 0.0]]]]), Span(1, 1, 1, 2, 0)).tolist()
+        [[0.5, 1.0, 0.0]]
+    """
+    placed = scale_mask(mask, (span.frames, span.height, span.width)).flatten(1)
+    share = coverage(mask)[:, None]
+    return torch.cat([share.expand(-1, span.before), placed, share.expand(-1, span.after)], dim=1)
 
 
 def coverage(mask: torch.Tensor) -> torch.Tensor:
@@ -54,9 +66,9 @@ def coverage(mask: torch.Tensor) -> torch.Tensor:
     Give the share of the picture that each mask covers: the weight of layers that see no places, such as those on text.
 
     Args:
-        mask: (n, height, width).
+        mask: (n, frames, height, width).
 
     Returns:
         (n,).
     """
-    return mask.mean(dim=(1, 2))
+    return mask.mean(dim=(1, 2, 3))
