@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_mixer.errors import MissingExtraError
 
-__all__ = ["EXTRAS", "explained", "require"]
+__all__ = ["EXTRAS", "explained", "install", "require"]
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("typer", "rich"),

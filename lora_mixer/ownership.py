@@ -41,6 +41,9 @@ Parts = Literal["bind", "leave", "take", "put back"]
 _states: weakref.WeakSet[MixerState] = weakref.WeakSet()
 """All states that are alive; what keeps one alive is its marks, and the mixer while there is one."""
 
+_claims = threading.RLock()
+"""Held while states are compared and one is noted, never while one waits for a state's own lock."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -95,19 +98,23 @@ class MixerState:
         self.roots: dict[str, nn.Module] = {}
         self._reach: tuple[str, ...] = ()
         self._lineage: Lineage | None = None
+        self._claimed: list[tuple[str, nn.Module]] = []
+        self._claimed_modules: set[int] = set()
+        self._guarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
-        _states.add(self)
+        _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        return {**vars(self), "lock": None, "owner": None, "_lineage": None}
+        own = {"lock": None, "owner": None, "_lineage": None, "_guarded": None}
+        return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
-        vars(self).update(state)
+        vars(self).update(state, _guarded=weakref.WeakSet(state["roots"].values()))
         self.lock = threading.RLock()
-        _states.add(self)
+        _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
 
@@ -137,6 +144,8 @@ class MixerState:
             with uninterrupted():
                 self._roll_back(record, error)
             raise
+        finally:
+            self._claimed, self._claimed_modules = [], set()
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""
@@ -190,6 +199,7 @@ class MixerState:
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
+        guards.take_away(self.pipe, self.roots.values())  # mark() gives them to those that stay
         self.roots, self._reach, self._lineage = roots, (), None
 
     def _take_copy(self, root: nn.Module) -> None:
@@ -200,7 +210,8 @@ class MixerState:
             other.tokens.drop_all()
             other.loaded.clear()
             del root.__dict__[_MARK]
-            _states.discard(other)
+            with _claims:
+                _states.discard(other)
 
     def _record(self) -> _Record:
         return _Record(
@@ -245,8 +256,12 @@ class MixerState:
         own = {
             part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
         }
-        guards.guard_scale({**self.roots, **own}, active=self.enabled and self.controller.acts)
-        guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in list(_states)))
+        now = {**self.roots, **own}
+        gone = self._guarded.difference(now.values())
+        guards.guard_scale({str(number): root for number, root in enumerate(gone)}, active=False)
+        guards.guard_scale(now, active=self.enabled and self.controller.acts)
+        self._guarded = weakref.WeakSet(now.values())
+        guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
     def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
@@ -270,6 +285,7 @@ class MixerState:
             self._take_over(mixer, keep_base, again=pipe is not before)
         except BaseException:
             self._move_to(before)
+            self.owner = None
             raise
 
     def _move_to(self, pipe: Any) -> None:
@@ -338,7 +354,9 @@ class MixerState:
 
     def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
         """
-        Check that no other state has adapters or words on what is to be changed.
+        Check that no other state has adapters or words on what is to be changed, and let none have it from now on.
+
+        What is claimed is this state's until the transaction ends; by then it is marked, or was rolled back.
 
         Args:
             roots: The parts that will be reached, by component.
@@ -348,23 +366,40 @@ class MixerState:
             PipelineStateError: Naming the parts, the adapters and the way out.
         """
         touched = {id(module) for module in modules}
-        for other in list(_states):
-            if other is self or other.is_empty:
-                continue
-            shared = [name for name, root in roots.items() if any(root is x for x in other.roots.values())]
-            if not shared and touched.isdisjoint(other.controller.modules):
-                continue
-            where = " and ".join(shared or roots)
-            what = ", ".join([*other.loaded, *dict.fromkeys(other.tokens.names)])
-            if other.mixer is not None:
-                raise PipelineStateError(
-                    f"another LoraMixer has adapters loaded on {where} ({what}); use that one (LoraMixer.of(pipe) gives "
-                    "it), or call its unload_lora_weights() first"
-                )
+        with _claims:
+            for other in _all_states():
+                if other is not self:
+                    other._refuse(roots, touched)  # noqa: SLF001 -- of the same class
+            self._claimed.extend(roots.items())
+            self._claimed_modules |= touched
+
+    def _refuse(self, roots: Mapping[str, nn.Module], touched: set[int]) -> None:
+        """Raise where another state reaches for what this one has, or is just loading."""
+        own = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
+        mine = {id(root) for _, root in own}
+        shared = [name for name, root in roots.items() if id(root) in mine]
+        held = () if self.is_empty else self.controller.modules
+        if not shared and touched.isdisjoint(held) and touched.isdisjoint(self._claimed_modules):
+            return
+        where = " and ".join(shared or roots)
+        what = ", ".join([*self.loaded, *dict.fromkeys(self.tokens.names)]) or "being loaded just now"
+        if self.mixer is not None:
             raise PipelineStateError(
-                f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
-                f"({', '.join(other.roots)}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+                f"another LoraMixer has adapters loaded on {where} ({what}); use that one (LoraMixer.of(pipe) gives "
+                "it), or call its unload_lora_weights() first"
             )
+        raise PipelineStateError(
+            f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
+            f"({', '.join(dict(own))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+        )
+
+    def adopt(self, mixer: Any) -> bool:
+        """Be a mixer's from now on, where there is none; tell whether it is: of several that ask, one is."""
+        with _claims:
+            if self.mixer is not None:
+                return self.mixer is mixer
+            self.owner = weakref.ref(mixer)
+            return True
 
     def is_on(self, pipe: Any, components: Mapping[str, nn.Module]) -> bool:
         """Whether it is the state of this pipeline: of the same object, or one that has all parts which are reached."""
@@ -380,7 +415,18 @@ class MixerState:
 
 def _mixed(parameters: Collection[int]) -> list[str]:
     """Name those of some parameters, by identity, that any mix is in."""
-    return [name for state in list(_states) for name in state.controller.mixed(parameters)]
+    return [name for state in _all_states() for name in state.controller.mixed(parameters)]
+
+
+def _remember(state: MixerState) -> None:
+    with _claims:
+        _states.add(state)
+
+
+def _all_states() -> list[MixerState]:
+    """List all that are alive; a set that another thread adds to cannot be gone through."""
+    with _claims:
+        return list(_states)
 
 
 def state_of(pipe: Any) -> MixerState | None:
@@ -391,7 +437,7 @@ def state_of(pipe: Any) -> MixerState | None:
         PipelineStateError: When several mixers have left adapters on it.
     """
     components = find_components(pipe)
-    found = [state for state in list(_states) if state.is_on(pipe, components)]
+    found = [state for state in _all_states() if state.is_on(pipe, components)]
     if len(found) > 1:
         parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in found)
         raise PipelineStateError(
@@ -403,7 +449,7 @@ def state_of(pipe: Any) -> MixerState | None:
 
 def forget_all() -> None:
     """Take all marks and guards from pipelines and modules, whatever they hold; for tests that put weights back."""
-    for state in list(_states):
+    for state in _all_states():
         parts = [*state.components().values(), *state.roots.values()]
         guards.take_away(state.pipe, parts)
         guards.guard_scale({str(number): root for number, root in enumerate(parts)}, active=False)

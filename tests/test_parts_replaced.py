@@ -12,7 +12,7 @@ from torch import nn
 from lora_mixer import LoraMixer, PipelineStateError
 from tests.models import tiny_sd
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
-from tests.weights import Snapshot
+from tests.weights import Snapshot, components, random_pairs
 
 Loaded = tuple[SmallPipe, LoraMixer, dict[str, Any]]
 
@@ -219,3 +219,29 @@ def test_words_go_to_the_text_encoder_that_is_there_now(sd: Any) -> None:
     finally:
         mixer.unload_lora_weights()
         sd.text_encoder = old
+
+
+@pytest.mark.parametrize("reached", ["unet", "text_encoder"])
+@pytest.mark.parametrize("mix", [0.5, {"weight": 1.0, "schedule": "0@0,1@1"}])
+def test_nothing_stays_on_a_part_that_was_replaced(reached: str, mix: Any) -> None:
+    """Neither hooks nor refused words, also where adapters change other parts only."""
+    pipe = tiny_sd()
+    pairs = random_pairs(pipe, lambda name, _: name == reached, alphas=False)
+    before = {name: (Snapshot.of(part), vars(part).keys()) for name, part in components(pipe).items()}
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.set_mix({"a": mix})
+    old = components(pipe)
+    pipe.unet, pipe.text_encoder = components(tiny_sd())["unet"], components(tiny_sd())["text_encoder"]
+    mixer.set_mix({"a": mix})
+
+    for name in ("unet", "text_encoder"):
+        clean, attributes = before[name]
+        assert vars(old[name]).keys() == attributes
+        assert Snapshot.of(old[name]).hooks == clean.hooks
+    with pytest.raises(PipelineStateError, match="disable_lora"):
+        getattr(pipe, reached).disable_lora() if reached == "unet" else pipe.disable_lora()
+    mixer.unload_lora_weights()
+    for name in ("unet", "text_encoder"):
+        assert vars(getattr(pipe, name)).keys() == before[name][1]
+        assert Snapshot.of(getattr(pipe, name)).hooks == before[name][0].hooks

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from lora_mixer import LoraMixer, PictureError, PictureMaker, PictureRequest, PictureSettings
-from lora_mixer.picture_metadata import read_picture
-from lora_mixer.pictures import SAMPLERS, SCHEDULES, propose, recalled_request, usual_name
+from lora_mixer.picture_metadata import read_picture, recalled_request
+from lora_mixer.pictures import SAMPLERS, SCHEDULES, propose, usual_name
 from lora_mixer.pictures.samplers import ays_timesteps, make_scheduler, read_sampler
 from tests.models import tiny_sd, tiny_sdxl
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError, ownership
+from lora_mixer import mixer as mixer_module
 from tests.models import tiny_sd
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def hooks(pipe: Any) -> int:
@@ -269,3 +274,101 @@ def test_what_a_forgotten_mixer_leaves_on_shared_parts_is_taken_off(sd_base: Any
     clean.assert_untouched(sd)
     assert {"disable_lora", "set_adapters"} & own
     assert not {"disable_lora", "set_adapters"} & (vars(sd).keys() | vars(sd.unet).keys())
+
+
+def _elsewhere(call: Callable[[], object]) -> Exception | None:
+    """Run something in another thread to its end; return what it raised."""
+    raised: list[Exception] = []
+
+    def work() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 -- the test looks at it
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+@pytest.mark.parametrize("second", ["the same pipeline", "one that shares the UNet", "the UNet alone"])
+def test_of_two_mixers_that_load_at_once_one_is_refused(monkeypatch: Any, second: str) -> None:
+    """The second comes while the first has found its modules and not yet written anything."""
+    pipe = small_pipe()
+    pairs = pairs_for(pipe, 1, lambda name, _: name == "unet")
+    clean, file, unet = Snapshot.of(pipe), written(pairs), pipe.components["unet"]
+    bare = {key.removeprefix("unet."): value for key, value in file.items()}
+    target, own = {
+        "the same pipeline": (pipe, file),
+        "one that shares the UNet": (SmallPipe(unet=unet), file),
+        "the UNet alone": (unet, bare),
+    }[second]
+    copy, refused = mixer_module.copy_to_devices, []
+
+    def meanwhile(layers: Any) -> Any:
+        if not refused:
+            refused.append(None)
+            refused.append(_elsewhere(lambda: LoraMixer(target).load_lora_weights(own, "b")))
+        return copy(layers)
+
+    monkeypatch.setattr(mixer_module, "copy_to_devices", meanwhile)
+    first = LoraMixer(pipe)
+    first.load_lora_weights(file, "a")
+
+    assert isinstance(refused[1], PipelineStateError)
+    assert "being loaded just now" in str(refused[1])
+    clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    first.unload_lora_weights()
+    clean.assert_untouched(pipe)
+    LoraMixer(target).load_lora_weights(own, "b")  # nothing is left of the claim
+    LoraMixer(target).unload_lora_weights()
+    clean.assert_untouched(pipe)
+
+
+def test_a_load_that_fails_claims_nothing(monkeypatch: Any) -> None:
+    pipe = small_pipe()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+
+    def failing(_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mixer_module, "copy_to_devices", failing)
+        first = LoraMixer(pipe)
+        with pytest.raises(MemoryError):
+            first.load_lora_weights(written(pairs), "a")
+    second = LoraMixer(pipe)
+    second.load_lora_weights(written(pairs), "a")
+    clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    second.unload_lora_weights()
+    clean.assert_untouched(pipe)
+
+
+def test_of_two_mixers_that_go_on_at_once_one_does(monkeypatch: Any) -> None:
+    pipe = small_pipe()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    two_lines(pipe, written(pairs), adapter_name="a")
+    gc.collect()
+    take_over, other, refused = ownership.MixerState.take_over, LoraMixer(pipe), []
+
+    def meanwhile(state: Any, *args: Any) -> None:
+        if not refused:
+            refused.append(None)
+            refused.append(_elsewhere(lambda: other.load_lora_weights(written(pairs), "b")))
+        take_over(state, *args)
+
+    monkeypatch.setattr(ownership.MixerState, "take_over", meanwhile)
+    one = LoraMixer(pipe)
+
+    assert list(one.adapters) == ["a"]
+    assert isinstance(refused[1], PipelineStateError)
+    clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    one.unload_lora_weights()
+    clean.assert_untouched(pipe)
+    other.load_lora_weights(written(pairs), "b")
+    clean.assert_holds(pipe, mixed((pairs, 1.0)))
+    other.unload_lora_weights()
+    clean.assert_untouched(pipe)

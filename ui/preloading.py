@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_mixer import PictureRequest
 
@@ -14,12 +14,25 @@ if TYPE_CHECKING:
 
     from lora_mixer import StepProgress
 
-    from .app_state import AppState
-
 WARM_SIDE = 128
 """Pixels a side of the picture that warms the pipeline up, at most."""
 _OWNER = "preloading"
 _log = logging.getLogger(__name__)
+
+
+class _App(Protocol):
+    """What is warmed up: the page's shared state, as far as it matters here."""
+
+    queue: Any
+    mixer: Any
+    maker: Any
+    size: tuple[int, int]
+
+    def spare_for(self, name: str) -> bool:
+        """Tell whether an adapter could be loaded without another making room."""
+
+    def ready(self, names: Iterable[str]) -> Any:
+        """Load adapters."""
 
 
 class Preloader:
@@ -30,7 +43,7 @@ class Preloader:
         app: Whose pipeline and adapters.
     """
 
-    def __init__(self, app: AppState) -> None:
+    def __init__(self, app: _App) -> None:
         """Start with nothing to do."""
         self._app = app
         self._lock = threading.Lock()

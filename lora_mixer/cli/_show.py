@@ -20,7 +20,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print the settings in a picture: prompt, sampler, adapters with their weights and hashes, and what was not understood."""
-    from lora_mixer.pictures import recalled_request
+    from lora_mixer.picture_metadata import recalled_request
 
     settings = read_picture(picture)
     facts = _facts(settings)

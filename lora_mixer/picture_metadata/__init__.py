@@ -10,6 +10,7 @@ from __future__ import annotations
 from lora_mixer.picture_metadata.dialects import DIALECTS
 from lora_mixer.picture_metadata.matching import AdapterMatch, AdapterMatches, match_adapters
 from lora_mixer.picture_metadata.reading import read_picture
+from lora_mixer.picture_metadata.recalled import Recalled, recalled_request
 from lora_mixer.picture_metadata.saving import FORMATS, infotext, save_picture
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
@@ -20,8 +21,10 @@ __all__ = [
     "AdapterMatches",
     "PictureAdapter",
     "PictureSettings",
+    "Recalled",
     "infotext",
     "match_adapters",
     "read_picture",
+    "recalled_request",
     "save_picture",
 ]

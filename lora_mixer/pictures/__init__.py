@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lora_mixer.pictures.maker import PictureMaker, StepProgress
     from lora_mixer.pictures.proposals import Proposal, propose, propose_for
     from lora_mixer.pictures.queue import FairQueue
-    from lora_mixer.pictures.recalled import Recalled, recalled_request
     from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, usual_name
     from lora_mixer.pictures.sheet import Band, contact_sheet
 
@@ -38,7 +37,6 @@ __all__ = [
     "PictureMaker",
     "PictureRequest",
     "Proposal",
-    "Recalled",
     "Sampler",
     "StepProgress",
     "contact_sheet",
@@ -51,7 +49,6 @@ __all__ = [
     "propose",
     "propose_for",
     "read_checkpoint",
-    "recalled_request",
     "usual_name",
     "with_adapter",
 ]
@@ -67,14 +64,12 @@ _MODULES = {
     "PictureMaker": "maker",
     "StepProgress": "maker",
     "Proposal": "proposals",
-    "Recalled": "recalled",
     "SAMPLERS": "samplers",
     "SCHEDULES": "samplers",
     "Sampler": "samplers",
     "contact_sheet": "sheet",
     "propose": "proposals",
     "propose_for": "proposals",
-    "recalled_request": "recalled",
     "usual_name": "samplers",
     "grid_requests": "grid",
     "grid_sheet": "grid",

@@ -9,7 +9,7 @@ from lora_mixer.mixes import Mix
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
 
 if TYPE_CHECKING:
-    from lora_mixer.picture_metadata import PictureSettings
+    from lora_mixer.picture_metadata.settings import PictureSettings
 
 _FOREIGN_CLIP_SKIP = ("SDXL", "SD 2.x")  # others' "clip skip 2" is what these bases do by themselves
 
