@@ -117,7 +117,13 @@ def test_pictures_change_with_a_mix_and_the_base_comes_back(folder):
     assert mixer.load_lora_weights(folder / "a.safetensors", "a").complete
     left = np.zeros((SIDE, SIDE), dtype=np.float32)
     left[:, : SIDE // 2] = 1
-    mixes = [{}, {"a": 1.0}, "a:1,schedule=window(0.5, 1)", {"a": {"weight": 1.0, "mask": left}}]
+    mixes = [
+        {},
+        {"a": 1.0},
+        "a:1,schedule=window(0.5, 1)",
+        {"a": {"weight": 1.0, "mask": left}},
+        "a:1,blocks=dit:double" if hasattr(pipe, "tokenizer_2") else {"a": {"blocks": {"double": [0, 1]}}},
+    ]
     maker = PictureMaker(mixer, batch_size=4, defaults={"steps": 4})
     requests = [PictureRequest("a castle", seed=1, width=SIDE, height=SIDE, mix=mix) for mix in mixes]
 
