@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_mixer import LoraMixer, MixError
+from lora_mixer.library.norms import block_of
 from lora_mixer.mixes import BlockLayout, Mix
 from tests.transformers_data import distance, parts_of, reference, state
 
@@ -90,3 +91,18 @@ def test_a_mix_changes_the_weights_of_its_blocks_by_their_share(shared_data):
             assert distance(now[key] - before[key], change) < 1e-4
         else:
             assert (now[key] == before[key]).all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("single_stream_blocks.0.block.attn1.to_q", "double_stream_blocks.0.block.attn1.to_q"),
+        ("vace_blocks.1.attn1.to_q", "blocks.1.attn1.to_q"),
+        ("text_transformer_blocks.1.ff.x", "visual_transformer_blocks.1.ff.x"),
+        ("noise_refiner.0.attn.to_q", "context_refiner.0.attn.to_q"),
+        ("lora_unet_single_blocks_3_linear1", "lora_unet_double_blocks_3_img_attn_qkv"),
+        ("context_embedder.token_refiner.refiner_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_q"),
+    ],
+)
+def test_blocks_of_transformers_are_told_apart(one, other):
+    assert len({block_of(one), block_of(other), "other"}) == 3
