@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
 
 from lora_mixer import LoraMixer, MixError
+from lora_mixer.engines.hooks import output_hooks
 from tests.models import tiny_sd
 from tests.transformers_data import outputs, parts_of, reference
 
@@ -267,3 +270,19 @@ def test_the_half_without_the_prompt_has_its_own_mix_where_it_comes_second():
     assert torch.allclose((mine - base) + (others - base), whole - base, atol=1e-4)
     alone = run({"a": 1.0}, steps=1) - run({}, steps=1)
     assert torch.allclose(mine - base, 4 * alone, atol=1e-3)
+
+
+def test_projections_of_the_texts_stream_share_one_product_and_nothing_changes(shared_data):
+    wanted = reference(shared_data, "flux/aitoolkit")
+    parts = parts_of(shared_data, wanted)
+    mixer = LoraMixer(parts)
+    mixer.load_lora_weights(wanted.adapter, "a")
+    merged = outputs(shared_data, wanted, parts)["transformer.out"]
+    mixer.set_mix({"a": 1.0}, engine="side")
+    beside = outputs(shared_data, wanted, parts)["transformer.out"]
+    assert torch.allclose(merged, beside, atol=1e-5)
+    hooks = parts.components["transformer"].transformer_blocks[0].attn
+    names = ("add_q_proj", "add_k_proj", "add_v_proj")
+    layers: list[Any] = [hook for name in names for hook in output_hooks(getattr(hooks, name))]
+    assert len({id(layer.shared) for layer in layers}) == 1
+    assert layers[0].shared is not None

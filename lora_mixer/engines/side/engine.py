@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.hooks import HookHandle
 
-_ONE_INPUT = ("to_q", "to_k", "to_v")
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+"""The same for the text's stream of transformers."""
+_ONE_INPUT = ("to_q", "to_k", "to_v", *_ADDED)
 """Leaves of an attention's path that have one input: queries too, unless they look at something else."""
 
 
@@ -359,7 +361,7 @@ def _group_of(live: LiveModule, root: nn.Module) -> object:
     if leaf == "to_q" and crossing:
         return None
     # all blocks look at one text
-    name = "text" if crossing else parent
+    name = f"{parent}+" if leaf in _ADDED else "text" if crossing else parent
     return name, live.shape[1], compute_device(live.module), compute_dtype(live.module, root)
 
 
