@@ -28,6 +28,7 @@ from lora_mixer.textual_inversion import Token, checked, choose, with_words
 from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
+from lora_mixer.writing.trained import write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -767,6 +768,9 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
+            learnt = state.controller.trainable.held.get(choice.one or "")
+            if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
+                return write_trained(choice.path, {**learnt.others, **learnt.parameters}, learnt.config)
             infos = {name: state.loaded[name].info for name in choice.mix.names}
             return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 

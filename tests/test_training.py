@@ -155,3 +155,49 @@ def test_the_backward_of_every_linear_kind_is_that_of_its_formula(tmp_path: Path
                     sides.append(net(x).double().square().sum().item())
                 parameter.view(-1)[1] += 1e-2
             assert (sides[0] - sides[1]) / 2e-2 == pytest.approx(found, rel=2e-2, abs=1e-2), kind
+
+
+def test_pairs_in_training_are_saved_in_the_format_of_diffusers_too(tmp_path: Path) -> None:
+    net, x = model(), random(4, 6, seed=9)
+    mixer = LoraMixer(net)
+    mixer.load_lora_weights(folder(tmp_path / "a", pair(0, 8, 6, 1)), "a", trainable=True)
+    optimizer = torch.optim.SGD([p for _, p in mixer.named_trainable_parameters("a")], lr=0.1)
+    net(x).square().mean().backward()
+    optimizer.step()
+
+    mixer.save_lora_weights(tmp_path / "b.safetensors", "a", format="diffusers")
+
+    twin = model()
+    LoraMixer(twin).load_lora_weights(tmp_path / "b.safetensors")
+    assert torch.allclose(twin(x), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(reentrant: bool, tmp_path: Path) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    found = []
+    for checkpointed in (False, True):
+        net, x = model(), random(4, 6, seed=9).requires_grad_()
+        mixer = LoraMixer(net)
+        tensors = {**pair(0, 8, 6, 1), **pair(2, 5, 8, 3)}
+        mixer.load_lora_weights(folder(tmp_path / "a", tensors, lora_dropout=0.5), "a", trainable=True)
+        torch.manual_seed(0)
+        out = checkpoint(net, x, use_reentrant=reentrant) if checkpointed else net(x)
+        out.square().sum().backward()
+        found.append([p.grad.clone() for _, p in mixer.named_trainable_parameters("a")])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_training_under_autocast_keeps_parameters_in_fp32(tmp_path: Path) -> None:
+    net = model().to(torch.bfloat16)
+    mixer = LoraMixer(net)
+    half = {key: value.to(torch.bfloat16) for key, value in pair(0, 8, 6, 1).items()}
+    mixer.load_lora_weights(folder(tmp_path / "a", half), "a", trainable=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(random(4, 6, seed=9))
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    for _, parameter in mixer.named_trainable_parameters("a"):
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+        assert parameter.grad.any()

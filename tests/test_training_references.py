@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import peft
 import pytest
 import torch
 import transformers
@@ -82,3 +84,44 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
     mixer.unload_lora_weights()
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(torch.equal(tensor, values[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("bert_loha", "bert_lora_head", "gpt2_rslora", "llama_dora", "llama_lokr", "mixtral_experts"),
+        *("opt_ia3", "opt_lora_tied_head", "opt_tokens"),
+    ],
+)
+def test_what_was_trained_is_saved_in_the_keys_of_peft_and_loads_there_and_here(
+    case: str, shared_data: Path, tmp_path: Path
+) -> None:
+    root = shared_data / "transformers"
+    folder = root / "training" / case
+    facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    kind: Any = getattr(transformers, facts["class_name"])
+    model = kind.from_pretrained(root / facts["model"]).eval()
+    batch = {key: value[:3] for key, value in load_file(folder / "data.safetensors").items()}
+    mixer = LoraMixer(model)
+    mixer.load_lora_weights(folder / facts["init"], adapter_name="a", trainable=True)
+    optimizer = torch.optim.SGD([p for _, p in mixer.named_trainable_parameters("a")], lr=0.05)
+    model(**batch).loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        wanted = model(**batch).logits
+
+    mixer.save_lora_weights(tmp_path, "a", format="peft")
+
+    before = json.loads((folder / facts["init"] / "adapter_config.json").read_text(encoding="utf-8"))
+    after = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert after == {**before, "inference_mode": True}
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    assert written.keys() == load_file(folder / facts["init"] / "adapter_model.safetensors").keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT uses words of transformers that go
+        theirs = peft.PeftModel.from_pretrained(kind.from_pretrained(root / facts["model"]), tmp_path).eval()
+    ours = kind.from_pretrained(root / facts["model"]).eval()
+    LoraMixer(ours).load_lora_weights(tmp_path)
+    with torch.no_grad():
+        assert distance(theirs(**batch).logits, wanted) < 1e-5
+        assert distance(ours(**batch).logits, wanted) < 1e-5

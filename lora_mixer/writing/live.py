@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from lora_mixer.errors import MixError
@@ -20,8 +21,6 @@ from lora_mixer.writing.parts import located
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import torch
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.engines import EngineController
@@ -129,6 +128,7 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
     return adapters
 
 
+@torch.no_grad()  # adapters in training hold parameters
 def save(choice: Choice, adapters: Sequence[AdapterParts], components: Mapping[str, nn.Module]) -> SaveReport:
     """
     Write what was chosen.

@@ -7,7 +7,7 @@ embedding's pair, is a view of the parameter, so an optimizer's step is seen at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,10 +32,14 @@ class Trained:
     Attributes:
         parameters: By the keys of the file.
         dropout: The share of a pair's inputs that training drops.
+        others: The file's tensors that are not trained, such as those of the base saved beside an embedding's pair.
+        config: The file's PEFT configuration; empty where there is none.
     """
 
     parameters: Mapping[str, nn.Parameter]
     dropout: float = 0.0
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
 def trained(
@@ -101,4 +105,6 @@ def trained(
         )
     dropout = config.get("lora_dropout") or 0.0
     ordered = {key: parameters[key] for key in tensors if key in parameters}
-    return moved, Trained(ordered, float(dropout) if isinstance(dropout, int | float) else 0.0)
+    share = float(dropout) if isinstance(dropout, int | float) else 0.0
+    others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
+    return moved, Trained(ordered, share, others, dict(config))
