@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import LoraMixer, MatchError, PartialMatchWarning
+from lora_mixer import (
+    InvalidAdapterError,
+    LoraMixer,
+    LoraMixerError,
+    MatchError,
+    PartialMatchWarning,
+)
 from tests.transformers_data import Parts, parts_of, reference, state
 
 # The model, the file, and what is said of them.
@@ -149,3 +155,83 @@ def test_a_wider_layer_is_refused_where_the_family_has_no_wider_models(shared_da
     mixer = LoraMixer(parts)
     with pytest.raises(MatchError, match=r"context_embedder: made for a weight"):
         mixer.load_lora_weights(table(context_embedder=pair(20, 30)), "a")
+
+
+@pytest.mark.parametrize(("model", "file", "said"), [case for case in FOREIGN if "cosmos2" not in case[1]])
+def test_file_for_another_family_is_refused_where_the_component_is_said_too(shared_data, model, file, said):
+    parts = parts_of(shared_data, reference(shared_data, model))
+    before = state(parts)
+    mixer = LoraMixer(parts)
+
+    with pytest.raises(MatchError):
+        mixer.load_lora_weights(reference(shared_data, file).adapter, "a", component="transformer")
+
+    assert not mixer.adapters
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state(parts).items())
+
+
+@pytest.mark.parametrize("component", [None, "transformer"])
+def test_a_deeper_models_file_is_refused_whoever_says_where_it_belongs(shared_data, component):
+    parts = parts_of(shared_data, reference(shared_data, "flux/aitoolkit"))
+    mixer = LoraMixer(parts)
+    layers = {f"double_blocks.{n}.img_attn.proj": pair(28, 28) for n in range(3)}
+    with pytest.raises(MatchError, match=r"1 of its 3 modules are of blocks"):
+        mixer.load_lora_weights(table(**layers), "a", component=component)
+
+
+def test_text_parts_do_not_count_as_foreign_where_the_transformer_alone_is_asked_for(shared_data):
+    wanted = reference(shared_data, "flux/kohya_te1_te3")
+    parts = parts_of(shared_data, wanted)
+    mixer = LoraMixer(parts)
+    with pytest.warns(PartialMatchWarning):
+        report = mixer.load_lora_weights(wanted.adapter, "a", component="transformer")
+    assert {part.component: len(part.matched) for part in report.components} == {"transformer": 6}
+
+
+@pytest.mark.parametrize("half", ["down", "up"])
+def test_half_of_each_pair_is_refused(shared_data, half):
+    parts = parts_of(shared_data, reference(shared_data, "flux/aitoolkit"))
+    before = state(parts)
+    mixer = LoraMixer(parts)
+    whole = table(**{f"double_blocks.{n}.img_attn.qkv": pair(84, 28) for n in range(2)})
+    with pytest.raises(InvalidAdapterError, match=rf"has lora {half} but no lora.*the file is incomplete"):
+        mixer.load_lora_weights({key: t for key, t in whole.items() if f"lora_{half}" in key}, "a")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state(parts).items())
+
+
+def test_a_file_that_was_cut_off_is_refused(shared_data, tmp_path):
+    wanted = reference(shared_data, "wan/kohya")
+    data = wanted.adapter.read_bytes()
+    cut = tmp_path / "half.safetensors"
+    cut.write_bytes(data[: len(data) // 2])
+    mixer = LoraMixer(parts_of(shared_data, wanted))
+    with pytest.raises(LoraMixerError, match=r"half\.safetensors"):
+        mixer.load_lora_weights(cut, "a")
+    assert not mixer.adapters
+
+
+def experts():
+    one = table(**{"blocks.0.self_attn.q": pair(24, 24)})
+    other = {key: 2 * t for key, t in one.items()}
+    return {
+        **{key.replace("diffusion_model.", "transformer."): t for key, t in one.items()},
+        **{key.replace("diffusion_model.", "transformer_2."): t for key, t in other.items()},
+    }
+
+
+def test_both_experts_of_one_file_are_not_summed_into_one_transformer(shared_data):
+    """Asked for by name, the transformer cannot be both of them; unasked, the second is reported as not here."""
+    parts = Parts(
+        {"transformer": parts_of(shared_data, reference(shared_data, "wan/kohya")).components["transformer"]}
+    )
+    before = state(parts)
+    mixer = LoraMixer(parts)
+    with pytest.raises(MatchError, match="its keys name transformer and transformer_2, each with changes"):
+        mixer.load_lora_weights(experts(), "a", component="transformer")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state(parts).items())
+    with pytest.warns(PartialMatchWarning, match="the pipeline has no such component"):
+        report = mixer.load_lora_weights(experts(), "a")
+    assert {part.component: len(part.matched) for part in report.components} == {
+        "transformer": 1,
+        "transformer_2": 0,
+    }

@@ -158,6 +158,8 @@ def bind(
     if component is not None and component not in components:
         msg = f"component {component!r} is not in this pipeline; it has {', '.join(components)}"
         raise MatchError(msg)
+    if component is not None:
+        _refuse_several(adapter, component)
     chosen = {component: components[component]} if component is not None else components
     indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
     adapter = replace(adapter, layers=on_parameters(adapter.layers, indexes.values()))
@@ -199,8 +201,8 @@ def bind(
             shares.setdefault((placement.live.component, place), []).append(
                 _Share(layer, found, placement, weights, widening)
             )
-    if component is None:
-        _refuse_partial(adapter, components, tallies, indexes, fits=not misfits)
+    aside = _for_others(adapter.layers, component)
+    _refuse_partial(adapter, components, tallies, indexes, aside, fits=not misfits)
     report = MatchReport(
         adapter_name=name,
         source=adapter.info.source,
@@ -212,7 +214,7 @@ def bind(
         unused_keys=adapter.unused,
         notes=adapter.notes,
     )
-    if component is None and not misfits:
+    if component not in TEXT_HINTS and not misfits:
         _refuse_foreign(adapter, components, report)
     _judge(adapter, components, report, misfits, [] if misfits else _twice(shares, indexes))
     bound = [_bound(own) for own in shares.values()]
@@ -380,6 +382,7 @@ def _refuse_partial(
     components: Mapping[str, nn.Module],
     tallies: Mapping[str, _Tally],
     indexes: Mapping[str, ModuleIndex],
+    aside: Collection[str],
     *,
     fits: bool,
 ) -> None:
@@ -393,7 +396,9 @@ def _refuse_partial(
         index = indexes.get(part)
         if index is None or index.family is None or not tally.named:
             continue
-        foreign = [spelling for spelling in tally.unmatched if not index.may_lack(spelling)]
+        foreign = [
+            spelling for spelling in tally.unmatched if spelling not in aside and not index.may_lack(spelling)
+        ]
         told = family_named(info.base)
         other = told is not None and told is not index.family and not alike(told.name, index.family.name)
         here = describe_base(components)
@@ -411,6 +416,32 @@ def _refuse_partial(
                 f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
                 file=info.source,
             )
+
+
+def _refuse_several(adapter: Adapter, component: str) -> None:
+    """Refuse a file that names two denoisers, such as both experts of Wan 2.2, where all of it is asked for in one."""
+    hints = {layer.target.hint for layer in adapter.layers} - {None, *TEXT_HINTS}
+    named = {str(hint): set(COMPONENTS_OF_HINT.get(str(hint), (hint,))) for hint in hints}
+    apart = sorted(
+        hint for hint, own in named.items() if any(own.isdisjoint(other) for other in named.values())
+    )
+    if apart and component not in TEXT_HINTS:
+        raise MatchError(
+            f"its keys name {' and '.join(apart)}, each with changes of its own, and component={component!r} asks for all of "
+            "them in one: leave component= out, or load a file for each; nothing was changed",
+            file=adapter.info.source,
+        )
+
+
+def _for_others(layers: Sequence[AdapterLayer], component: str | None) -> set[str]:
+    """Give the spellings of layers that the file names another component for than the one that was asked for."""
+    if component is None:
+        return set()
+    return {
+        layer.target.module
+        for layer in layers
+        if (layer.target.hint in TEXT_HINTS) != (component in TEXT_HINTS) and layer.target.hint is not None
+    }
 
 
 def _is_deeper(spelling: str, index: ModuleIndex, known: Collection[str]) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(
     r"(?:^|[._])(?:(down|up)_blocks[._](\d+)|(mid)_block|(input|output)_blocks[._](\d+)|(middle)_block"
-    r"|((?:single_|joint_|double_|single_transformer_|transformer_)?blocks|layers)[._](\d+))(?=[._]|$)"
+    r"|((?:[a-z]+_)*blocks|layers|(?:[a-z]+_)*refiner)[._](\d+))(?=[._]|$)"
 )
 
 
@@ -93,6 +93,8 @@ def block_of(module: str) -> str:
     Example:
         >>> block_of("down_blocks.1.attentions.0.proj_in"), block_of("output_blocks_5_1_proj_in"), block_of("conv_in")
         ('down 1', 'output 5', 'other')
+        >>> block_of("single_stream_blocks.3.block.attn1.to_q"), block_of("double_stream_blocks.3.block.attn1.to_q")
+        ('single_stream_blocks 3', 'double_stream_blocks 3')
     """
     found = _BLOCK.search(module)
     if found is None:

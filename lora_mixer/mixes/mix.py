@@ -210,14 +210,14 @@ class Mix:
         Check block weights against live components, before any gain is asked for.
 
         Args:
-            layouts: The blocks of each component but the text encoders; only UNets have any.
+            layouts: The blocks of each component but the text encoders; only denoisers have any.
 
         Raises:
-            MixError: Lists have other lengths than the blocks, blocks do not exist, or there is no UNet at all.
+            MixError: Lists have other lengths than the blocks, blocks do not exist, or there is no denoiser of that kind.
         """
         reading = Reading()
         found = [layout for name, layout in layouts.items() if name not in TEXT_ENCODERS]
-        unets = [layout for layout in found if layout.is_unet] or found[:1]
+        unets = [x for x in found if x.is_unet or x.double or x.single] or found[:1]
         for name, adapter in self.adapters.items():
             for layout in unets if adapter.blocks is not None else ():
                 for problem in adapter.blocks.misfits(layout) if adapter.blocks is not None else ():

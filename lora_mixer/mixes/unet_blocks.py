@@ -1,4 +1,4 @@
-"""Where a layer sits in a UNet: its block, read from its dotted path; and which blocks a live UNet has."""
+"""Where a layer sits in a UNet or a transformer: its block, read from its dotted path; and which blocks a live model has."""
 
 from __future__ import annotations
 
@@ -55,6 +55,33 @@ def place_of(module: str) -> Place | None:
     return Place(cast("Side", match[1] or match[3]), int(match[2] or 0), match[4], int(match[5] or 0))
 
 
+_SINGLE = "single_transformer_blocks|single_stream_blocks"
+_DOUBLE = (
+    "transformer_blocks|joint_transformer_blocks|double_stream_blocks|visual_transformer_blocks|blocks|layers"
+)
+_DEPTH = re.compile(rf"(?:({_SINGLE})|(?:{_DOUBLE}))\.(\d+)(?:\.|$)")
+
+
+@lru_cache(maxsize=8192)
+def depth_of(module: str) -> tuple[Literal["double", "single"], int] | None:
+    """
+    Find the block of a layer of a transformer.
+
+    Args:
+        module: The dotted path of the layer in the transformer.
+
+    Returns:
+        Its kind and its index, or None outside the blocks.
+
+    Example:
+        >>> depth_of("single_transformer_blocks.3.proj_out"), depth_of("blocks.0.attn1.to_q"), depth_of("x_embedder")
+        (('single', 3), ('double', 0), None)
+    """
+    if not (match := _DEPTH.match(module.removeprefix("_orig_mod."))):
+        return None
+    return ("single" if match[1] else "double"), int(match[2])
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """
@@ -83,6 +110,8 @@ class BlockLayout:
         down: The down blocks.
         mid: The middle block, or None.
         up: The up blocks.
+        double: How many double blocks a transformer has, or blocks where it has one stack only.
+        single: How many single blocks.
 
     Example:
         >>> BlockLayout.from_module_names(["mid_block.attentions.0.proj_in", "up_blocks.0.attentions.2.proj_in"]).up
@@ -92,6 +121,8 @@ class BlockLayout:
     down: tuple[BlockShape, ...] = ()
     mid: BlockShape | None = None
     up: tuple[BlockShape, ...] = ()
+    double: int = 0
+    single: int = 0
 
     @classmethod
     def from_module_names(cls, names: Iterable[str]) -> BlockLayout:
@@ -102,10 +133,13 @@ class BlockLayout:
             names: The dotted paths of all modules, as ``named_modules`` gives them.
 
         Returns:
-            The layout; without any block where the model is no UNet.
+            The layout; without any down, mid and up block where the model is no UNet.
         """
         counts: dict[tuple[Side, int], dict[str, int]] = {}
+        depth = {"double": 0, "single": 0}
         for name in names:
+            if found := depth_of(name):
+                depth[found[0]] = max(depth[found[0]], found[1] + 1)
             if place := place_of(name):
                 kinds = counts.setdefault((place.side, place.block), {})
                 kinds[place.kind] = max(kinds.get(place.kind, 0), place.index + 1)
@@ -117,7 +151,7 @@ class BlockLayout:
         for side in ("down", "up"):
             last = max((block for of, block in shapes if of == side), default=-1)
             sides[side] = tuple(shapes.get((side, block), BlockShape()) for block in range(last + 1))
-        return cls(sides["down"], shapes.get(("mid", 0)), sides["up"])
+        return cls(sides["down"], shapes.get(("mid", 0)), sides["up"], depth["double"], depth["single"])
 
     @property
     def is_unet(self) -> bool:

@@ -276,6 +276,8 @@ class PictureMaker:
             if (value := getattr(first, name)) is not None and argument in known
         }
         arguments |= given
+        if "num_frames" in known:  # a film of one frame is a picture
+            arguments |= {"num_frames": 1, "output_type": "pil"}
         if on_step is not None and "callback_on_step_end" in known:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
         with self._sampling(first, pipe) as sampling, self._mixed(batch), _quiet_bar(pipe):
@@ -284,16 +286,19 @@ class PictureMaker:
                 arguments.pop("num_inference_steps", None)
             arguments |= self._texts(batch)
             try:
-                images: list[Image] = pipe(
+                found = pipe(
                     generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
                     **arguments,
-                ).images
+                )
             except BaseException:
                 pipe.maybe_free_model_hooks()
                 raise
             if pipe is not self.mixer.pipe:  # whose hooks keep parts in host memory, where there are any
                 self.mixer.pipe.maybe_free_model_hooks()
-        return images
+        if hasattr(found, "images"):
+            images: list[Image] = found.images
+            return images
+        return [film[0] for film in found.frames]
 
     def _of_one_length(self, requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
         """Part a batch where prompts have other lengths: padding one to another would change its picture."""

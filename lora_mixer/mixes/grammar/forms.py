@@ -15,6 +15,7 @@ from lora_mixer.mixes.lbw import read_lbw
 from lora_mixer.mixes.mask import read_mask
 from lora_mixer.mixes.method import Method, read_method
 from lora_mixer.mixes.patterns import B_LORA, looks_like_patterns, read_patterns
+from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
 from lora_mixer.parsing.data import load_json, load_yaml
 from lora_mixer.parsing.problems import did_you_mean, list_of, shown
 
@@ -88,7 +89,8 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
         The adapters by name, and the method.
 
     Example:
-        >>> from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
+    from lora_mixer.mixes.reading import Reading
         >>> read_parts("a:0.5 | switch(3)", Reading())[1]
         Switch(tau=3, adapters=())
     """
@@ -122,7 +124,8 @@ def entries_of(obj: object, reading: Reading) -> Entries:
         What is said, unread.
 
     Example:
-        >>> from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
+    from lora_mixer.mixes.reading import Reading
         >>> entries_of(["a", ("b", 0.5)], Reading()).adapters
         [('a', 1.0), ('b', 0.5)]
     """
@@ -199,7 +202,8 @@ def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | Non
         The value, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
+    from lora_mixer.mixes.reading import Reading
         >>> read_adapter({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
         0.0
     """
@@ -285,7 +289,8 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
         The weights, or None where there was a problem.
 
     Example:
-        >>> from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
+    from lora_mixer.mixes.reading import Reading
         >>> read_blocks("b-lora:style", "", Reading()).weight("unet", "mid_block.resnets.0.conv1")
         0.0
     """
@@ -293,7 +298,8 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
         return spec
     if isinstance(spec, (str, list, tuple)):
         name = spec.strip() if isinstance(spec, str) else ""
-        return B_LORA[name] if name in B_LORA else read_lbw(spec, where, reading)
+        preset: Blocks | None = B_LORA.get(name) or PRESETS.get(name)
+        return preset or read_lbw(spec, where, reading)
     if isinstance(spec, Mapping):
         return _read_block_dict(spec, where, reading)
     reading.problem(
@@ -309,4 +315,6 @@ def _read_block_dict(spec: Mapping[object, object], where: str, reading: Reading
         return read_patterns(spec["patterns"], f"{where}.patterns", reading)
     if looks_like_patterns(spec):
         return read_patterns(spec, where, reading)
+    if {"double", "single"} & set(spec):
+        return read_depth(spec, where, reading)
     return read_tree(spec, where, reading)
