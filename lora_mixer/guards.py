@@ -47,6 +47,8 @@ _INSTEAD = {
 }
 """Words of diffusers' pipelines and of models, and what a mixer has for them."""
 
+_BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
+"""Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
 _SAVES = ("save_pretrained", "push_to_hub")
 _SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 
@@ -79,6 +81,8 @@ class Guard:
         """Refuse, or pass on where the word is for PEFT's adapters, or a save can hold the whole mix."""
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
+        if self._word in _BASE_FIRST:
+            return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
             if self._state.controller.is_in_parameters:
                 return self._method(*args, **kwargs)
@@ -116,7 +120,7 @@ def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
     """Put guards on a pipeline and on the parts that adapters reach."""
     for owner in (pipe, *roots):
         if hasattr(owner, "__dict__"):
-            for word in (*_INSTEAD, *_SAVES):
+            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST):
                 if inspect.isfunction(inspect.getattr_static(type(owner), word, None)) and word not in vars(
                     owner
                 ):

@@ -23,7 +23,7 @@ from lora_mixer.errors import MixLostError, PipelineStateError
 from lora_mixer.textual_inversion import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -325,6 +325,29 @@ class MixerState:
     def mixer(self) -> Any:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
+
+    def on_base(self, call: Callable[[], Any]) -> Any:
+        """
+        Call what makes something of the weights while they hold the base, then bring the mix again.
+
+        Raises:
+            PipelineStateError: When the mix cannot be brought again as it was asked for; the base stays then.
+        """
+        with self.lock:
+            owner, held, enabled = self.owner, self.held, self.enabled
+            try:
+                with self.transaction(self.mixer or self):
+                    self.controller.apply(BASE, self.components())
+                    self.enabled = False
+                try:
+                    return call()
+                finally:
+                    if enabled:
+                        with self.transaction(self.mixer or self):
+                            self.controller.apply(held, self.components())
+                            self.enabled = True
+            finally:
+                self.owner = owner
 
     def components(self) -> dict[str, nn.Module]:
         """List the pipeline's modules by component."""

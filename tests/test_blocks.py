@@ -131,7 +131,7 @@ class TestDiffusersDicts:
         assert gain_of({"down": 0, "other": 0.5})("time_embedding.linear_1") == 0.5
 
     def test_blocks_multiply_the_weight_of_the_unet_and_spare_text_encoders(self) -> None:
-        """SideEngine a weight, blocks are relative to it."""
+        """Beside a weight, blocks are relative to it."""
         mix = Mix.of({"a": {"weight": 0.5, "components": {"te": 0.2}, "blocks": {"down": 0.5}}})
 
         assert mix.gain("a", "unet", "down_blocks.0.resnets.0.conv1") == 0.25

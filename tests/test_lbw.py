@@ -194,12 +194,12 @@ class TestPatterns:
         with pytest.raises(MixError, match=r'Layer patterns go under "patterns"'):
             gain_of({"conv_in": 0.1})
 
-    def test_unused_patterns_can_be_found(self) -> None:
-        """For a report of what matched."""
-        patterns = LayerPatterns({"mid_block.*": 1})
+    def test_patterns_that_match_nothing_are_found(self) -> None:
+        """For an error: they would do nothing, without a word."""
+        patterns = LayerPatterns({"mid_block.*": 1, "unet.conv_*": 0, "nowhere.*": 2})
 
-        assert patterns.matches("unet", "mid_block.resnets.0.conv1")
-        assert not patterns.matches("unet", "conv_in")
+        assert patterns.unmatched([("unet", "mid_block.resnets.0.conv1")]) == ("unet.conv_*", "nowhere.*")
+        assert patterns.unmatched([("unet", "mid_block.x"), ("unet", "conv_in")]) == ("nowhere.*",)
 
     @pytest.mark.parametrize(
         "spec", [{"re:(": 1}, {"*": "x"}, {"patterns": {}}, {"patterns": 3}, {"patterns": {"": 1}}]

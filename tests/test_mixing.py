@@ -239,3 +239,10 @@ def test_get_list_adapters_goes_by_component(bench: Bench) -> None:
         "text_encoder": ["a", "b", "c", "d"],
         "text_encoder_2": ["a", "b", "c"],
     }
+
+
+def test_patterns_that_no_layer_has_are_refused(bench: Bench) -> None:
+    before = bench.bits()
+    with pytest.raises(MixError, match=r"a\.blocks: no layer of this pipeline matches nowhere"):
+        bench.mixer.set_mix({"a": {"weight": 0.5, "blocks": {"*": 1, "nowhere.*": 0}}})
+    assert_same(bench.bits(), before)

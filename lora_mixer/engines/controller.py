@@ -36,7 +36,8 @@ from lora_mixer.engines.side.masks import scale_mask
 from lora_mixer.engines.side.support import layer_kind, side_pair
 from lora_mixer.engines.trainable.engine import TrainableEngine
 from lora_mixer.errors import MixError, PipelineStateError
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, LayerPatterns
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -261,19 +262,30 @@ class EngineController:
         self.merged.look()
         self._fused.find(self._layers.values(), components)
         self._fused.check()
-        chosen = self._choose(setting)
-        if chosen.engine != "side" and (setting.names or any(map(any, self.merged.active.values()))):
-            self._refuse_files(components)
+        from_files = {
+            part for part in self.components if part in components and reads_from_disk(components[part])
+        }
+        self._refuse_files(from_files, setting)
+        chosen = self._choose(setting, from_files)
         self._changing = True
         self._enter(setting, components, chosen)
 
-    def _refuse_files(self, components: Mapping[str, nn.Module]) -> None:
-        odd = [part for part in self.components if part in components and reads_from_disk(components[part])]
+    def _refuse_files(self, from_files: Collection[str], setting: ActiveMixes) -> None:
+        """Refuse weights that are read from files at each call where they are to hold a mix, or do."""
+        written = {
+            layer.live.component
+            for name, gains in self.merged.active.items()
+            for layer, gain in zip(self._layers.get(name, ()), gains, strict=False)
+            if gain
+        }
+        asked = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        odd = sorted((written | (asked if setting.engine == "merged" else set())) & set(from_files))
         if odd:
             raise PipelineStateError(
                 f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
                 "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
-                "Where it was enabled under a mix, the files hold the mix: load the component again"
+                "Where it was enabled under a mix past the model's own enable_group_offload(), the files hold the mix: load "
+                "the component again"
             )
 
     def restore(self) -> None:
@@ -386,12 +398,18 @@ class EngineController:
 
     # --- taking effect -------------------------------------------------------------------------------------------
 
-    def _choose(self, setting: ActiveMixes) -> Selection:
+    def _choose(self, setting: ActiveMixes, from_files: Collection[str] = ()) -> Selection:
         names = [name for name in setting.names if name not in self.trainable.held]
         chosen = choose(
             setting,
             {name: self._layers[name] for name in names},
-            {name: self.merged.locks(name) for name in names},
+            {
+                name: [
+                    locked or layer.live.component in from_files
+                    for locked, layer in zip(self.merged.locks(name), self._layers[name], strict=True)
+                ]
+                for name in names
+            },
             self._pairs_of,
             reserved=self.beside.reserved is not None,
         )
@@ -419,6 +437,7 @@ class EngineController:
         for mix in setting.every:
             if layouts:
                 mix.check(layouts)
+                _check_patterns(mix, components)
         mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.every]
         beside = chosen.beside
 
@@ -577,3 +596,23 @@ def callers(pipe: Any) -> dict[str, nn.Module]:
     if isinstance(pipe, torch.nn.Module):
         return {component_name(pipe): pipe}
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _check_patterns(mix: Mix, components: Mapping[str, nn.Module]) -> None:
+    """Refuse block weights by patterns that no layer has: they would do nothing, without a word."""
+    problems = [
+        Problem(
+            f"{name}.blocks",
+            f"no layer of this pipeline matches {', '.join(lost[:5])}; patterns are matched against paths such as "
+            '"unet.mid_block.attentions.0.proj_in", and * stands for anything.',
+        )
+        for name in mix.names
+        if isinstance(blocks := mix[name].blocks, LayerPatterns)
+        and (
+            lost := blocks.unmatched(
+                (part, path) for part, root in components.items() for path, _ in root.named_modules()
+            )
+        )
+    ]
+    if problems:
+        raise MixError(problems=tuple(problems))

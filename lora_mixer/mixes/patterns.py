@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -95,22 +95,25 @@ class LayerPatterns(Blocks):
             ),
         )
 
-    def matches(self, component: str, module: str) -> bool:
+    def unmatched(self, layers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         """
-        Tell whether any pattern matches a layer.
+        Return the patterns that match none of some layers.
 
         Args:
-            component: The attribute of the pipeline.
-            module: The layer's dotted path.
+            layers: Component and dotted path of each.
 
-        Returns:
-            Whether one does.
+        Example:
+            >>> LayerPatterns({"*": 0.2, "nowhere.*": 1}).unmatched([("unet", "conv_in")])
+            ('nowhere.*',)
         """
-        return any(
-            _compiled(pattern).fullmatch(name)
-            for pattern in self.weights
-            for name in _names(component, module)
-        )
+        left = dict.fromkeys(self.weights)
+        for component, module in layers:
+            if not left:
+                break
+            names = _names(component, module)
+            for pattern in [p for p in left if any(_compiled(p).fullmatch(name) for name in names)]:
+                del left[pattern]
+        return tuple(left)
 
     def to_spec(self) -> object:
         """Give the preset's name where there is one, else the dict."""

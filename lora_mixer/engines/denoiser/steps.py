@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.denoiser.caller import Caller
     from lora_mixer.mixes import Mix
 
-_SAME = 2e-5
+_SAME = 8e-5
 """Distance of timesteps that are one noise level, as a part of the run: schedulers work them out in fp32, by logarithms."""
 _FOUND = 1e-4
 """The same for a timestep that was passed on, in half precision of a denoiser maybe."""
