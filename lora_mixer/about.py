@@ -96,7 +96,7 @@ class Tags(Mapping[str, int]):
         return self._table
 
     def __getitem__(self, tag: str) -> int:
-        """Give one tag's count."""
+        """Return one tag's count."""
         return self._all()[tag]
 
     def __iter__(self) -> Iterator[str]:
@@ -140,7 +140,7 @@ class About:
     problems: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         names = ("training_tags", "sources", "problems")
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in names}
         return {
@@ -297,7 +297,7 @@ class _Texts(HTMLParser):
 
 
 def _plain(value: Any) -> str:
-    """Give the text of HTML, which model sites write descriptions in."""
+    """Return the text of HTML, which model sites write descriptions in."""
     text = _text(value)
     if "<" not in text:
         return text

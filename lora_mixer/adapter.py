@@ -79,7 +79,7 @@ class AdapterInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """
-        Give the description as plain values, ready for JSON; this computes the hashes.
+        Return the description as plain values, ready for JSON; this computes the hashes.
 
         Example:
             >>> AdapterInfo("a", "a.safetensors", "kohya", "SDXL", ("lora",), (4,), (), ("float16",), 8,
@@ -128,7 +128,7 @@ class Adapter:
 
     def limited(self, rank: int) -> Adapter:
         """
-        Give the adapter with at most ``rank`` ranks in each low-rank pair, the first ones.
+        Return the adapter with at most ``rank`` ranks in each low-rank pair, the first ones.
 
         That is what DyLoRA trains for (arXiv:2210.07558); of an ordinary LoRA it keeps an arbitrary part.
 

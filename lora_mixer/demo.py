@@ -87,7 +87,7 @@ def load_demo(
 
 def demo_folder() -> Path:
     """
-    Give the folder of the demo's pipeline.
+    Return the folder of the demo's pipeline.
 
     Raises:
         SourceNotFoundError: When the demo's files are not there.

@@ -76,7 +76,7 @@ def _sshs_legacy(stream: IO[bytes], data_start: int) -> str | None:
 
 
 def _window(stream: IO[bytes], start: int) -> str | None:
-    """Give AutoV1's digits of the bytes at a place; None where there are none, since all such files would have one hash."""
+    """Return AutoV1's digits of the bytes at a place; None where there are none, since all such files would have one hash."""
     stream.seek(start)
     found = stream.read(_LEGACY_SIZE)
     return hashlib.sha256(found).hexdigest()[:8] if found else None
@@ -97,7 +97,7 @@ class Hashes(Mapping[str, str]):
         return self._table
 
     def __getitem__(self, name: str) -> str:
-        """Give one hash."""
+        """Return one hash."""
         return self._all()[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -106,7 +106,7 @@ class MixerState:
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
+        """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
         own = {"lock": None, "owner": None, "_lineage": None, "_guarded": None}
         return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
 

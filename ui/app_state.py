@@ -119,7 +119,7 @@ class AppState:
     # --- names ---------------------------------------------------------------------------------------------------
 
     def name_of(self, entry: Entry) -> str:
-        """Give the name that an entry has in mixes: its own, or with its id where another has that too."""
+        """Return the name that an entry has in mixes: its own, or with its id where another has that too."""
         first = next(iter(self._in_turn(self.library.find(entry.name))), None)
         alone = first is None or first.id == entry.id
         return entry.name if alone else f"{entry.name}-{entry.id[:ID_DIGITS]}"
@@ -163,7 +163,7 @@ class AppState:
 
     def entry(self, entry_id: str) -> Entry:
         """
-        Give an entry by its id.
+        Return an entry by its id.
 
         Raises:
             SourceNotFoundError: When there is none.
@@ -202,7 +202,7 @@ class AppState:
         return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:
-        """Give the name of a base family that people read: the demo's own base has none but a number."""
+        """Return the name of a base family that people read: the demo's own base has none but a number."""
         if self.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")

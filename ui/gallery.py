@@ -78,12 +78,12 @@ def path_of(app: AppState, value: Any) -> Path:
 
 
 def url_of(path: Path) -> str:
-    """Give the address under which the page finds a picture; the guard knows where it lies, the address does not."""
+    """Return the address under which the page finds a picture; the guard knows where it lies, the address does not."""
     return f"pictures/{path.name}"
 
 
 def card(app: AppState, name: str, image: Image | None = None) -> dict[str, Any]:
-    """Give what the page shows of a picture."""
+    """Return what the page shows of a picture."""
     path = app.pictures / f"{name}.png"
     thumb = data_uri(image, THUMB) if image is not None else file_uri(path, THUMB)
     return {"id": name, "url": url_of(path), "thumb": thumb}
@@ -115,7 +115,7 @@ def about(settings: PictureSettings) -> dict[str, Any]:
 
 def details(app: AppState, value: Any) -> dict[str, Any]:
     """
-    Give a picture and how it was made.
+    Return a picture and how it was made.
 
     Args:
         app: Where it is.

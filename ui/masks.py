@@ -71,7 +71,7 @@ class Masks(Mapping[str, object]):
         return self.put(Image.fromarray((values * 255).round().astype("uint8")))
 
     def __getitem__(self, digest: str) -> object:
-        """Give a mask's picture."""
+        """Return a mask's picture."""
         from PIL import Image
 
         if not _DIGEST.fullmatch(str(digest)):

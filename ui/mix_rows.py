@@ -59,7 +59,7 @@ class Row:
     more: Any = None
 
     def spec(self) -> dict[str, Any]:
-        """Give the row as ``Mix.of`` reads it."""
+        """Return the row as ``Mix.of`` reads it."""
         components = dict(self.more or {})
         if self.te is not None:
             components["te"] = self.te
@@ -90,7 +90,7 @@ class MixRows:
 
     def mix(self, app: AppState) -> Mix:
         """
-        Give the mix of the rows that are on and have a file here.
+        Return the mix of the rows that are on and have a file here.
 
         Raises:
             MixError: With everything that makes no sense.
@@ -99,7 +99,7 @@ class MixRows:
 
     def whole(self, app: AppState) -> Mix:
         """
-        Give the mix of the rows that are on, whether their files are here or not: what is saved and shared.
+        Return the mix of the rows that are on, whether their files are here or not: what is saved and shared.
 
         Raises:
             MixError: With everything that makes no sense.
@@ -118,7 +118,7 @@ class MixRows:
         return f"{written}\n{OFF} {_mix(off, '', app).to_text()}" if off else written
 
     def plain(self) -> dict[str, Any]:
-        """Give what the browser may change, as JSON has it; :func:`read_rows` reads it back."""
+        """Return what the browser may change, as JSON has it; :func:`read_rows` reads it back."""
         return {"rows": [asdict(row) for row in self.rows], "method": self.method}
 
 
@@ -241,7 +241,7 @@ def _more(value: Any, name: str) -> Any:
 
 
 def row_of(name: str, spec: AdapterMix) -> Row:
-    """Give the row of an adapter of a mix."""
+    """Return the row of an adapter of a mix."""
     plain: Any = spec.to_spec()
     given: dict[str, Any] = dict(plain) if isinstance(plain, dict) else {"weight": plain}
     components = dict(given.get("components", {}))
@@ -263,13 +263,13 @@ def row_of(name: str, spec: AdapterMix) -> Row:
 
 
 def rows_of(mix: Mix) -> MixRows:
-    """Give the mix_rows of a mix; all rows are on."""
+    """Return the mix_rows of a mix; all rows are on."""
     method = mix.method.to_text() if mix.method.name != "sum" else ""
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
 def recalled_rows(recall: AdapterMatches) -> MixRows:
-    """Give the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
+    """Return the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
     kept = rows_of(recall.mix)
     rows = {row.name: row for row in kept.rows}
     found = [
@@ -280,7 +280,7 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
 
 
 def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
-    """Give the mix_rows as the page draws it: what the browser may change, and what it only shows."""
+    """Return the mix_rows as the page draws it: what the browser may change, and what it only shows."""
     return {
         "rows": [_shown_row(row, app) for row in mix_rows.rows],
         "method": mix_rows.method,
@@ -293,7 +293,7 @@ def _shown_row(row: Row, app: AppState) -> dict[str, Any]:
 
 
 def facts_of(name: str, app: AppState) -> dict[str, Any]:
-    """Give what a row shows of its adapter and the browser may not change."""
+    """Return what a row shows of its adapter and the browser may not change."""
     entry = app.entry_named(name)
     if entry is None:
         return {"title": name, "problem": "not in the library here: add its file, its place is kept"}
@@ -322,5 +322,5 @@ def facts_line(app: AppState, entry: Entry) -> str:
 
 
 def trigger_list(words: Sequence[str]) -> list[str]:
-    """Give trigger words, the first thirty, each of a length that fits a button."""
+    """Return trigger words, the first thirty, each of a length that fits a button."""
     return [word[:120] for word in words[:30]]

@@ -111,7 +111,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """Give the scripts for the page's head."""
+    """Return the scripts for the page's head."""
     scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
     narrow = (STATIC / NARROW).read_text(encoding="utf-8")
     return f"<script>\n{scripts}\n</script>\n<style>\n{narrow}\n</style>\n<meta name='color-scheme' content='light dark'>"

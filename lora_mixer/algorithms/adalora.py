@@ -64,7 +64,7 @@ class AdaLora(HasPair, Factored):
         return cls(up, values.reshape(-1, 1), down, alpha / (initial + _EPSILON), parts.alpha)
 
     def factors(self, shape: tuple[int, ...]) -> Factors:  # noqa: ARG002
-        """Give B and diag(E) @ A."""
+        """Return B and diag(E) @ A."""
         return Factors(self.up, wide(self.values) * wide(self.down), self.scale)
 
 

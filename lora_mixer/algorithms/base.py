@@ -66,7 +66,7 @@ class Parts:
         return tuple(self.tensors[role] for role in roles)
 
     def scale_for(self, rank: int) -> float:
-        """Give alpha / rank (or what overrides it) times the scalar; no alpha means alpha = rank, as in every tool."""
+        """Return alpha / rank (or what overrides it) times the scalar; no alpha means alpha = rank, as in every tool."""
         scale = self.scale
         if scale is None:
             scale = (
@@ -90,7 +90,7 @@ class Parts:
         return value
 
     def broken(self, why: str) -> InvalidAdapterError:
-        """Give the error for tensors that do not belong together, with all shapes."""
+        """Return the error for tensors that do not belong together, with all shapes."""
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in self.tensors.items())
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
@@ -154,7 +154,7 @@ class LayerWeights(abc.ABC):
         return None
 
     def _held(self) -> Iterator[tuple[str, Any]]:
-        """Give the fields that are or may hold tensors or other parts; files have thousands of modules."""
+        """Return the fields that are or may hold tensors or other parts; files have thousands of modules."""
         for name in _field_names(type(self)):
             value = getattr(self, name)
             if type(value) not in _PLAIN:
@@ -181,7 +181,7 @@ class LayerWeights(abc.ABC):
                 yield from value.tensors()
 
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LayerWeights:
-        """Give the same with every tensor replaced by ``move`` of it."""
+        """Return the same with every tensor replaced by ``move`` of it."""
         changed: dict[str, Any] = {}
         for name, value in self._held():
             if isinstance(value, torch.Tensor):
@@ -195,12 +195,12 @@ class LayerWeights(abc.ABC):
         return moved
 
     def limited(self, rank: int) -> LayerWeights:  # noqa: ARG002 -- only ordered ranks can be cut off
-        """Give the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
+        """Return the same with at most ``rank`` ranks, the first ones; itself where ranks have no order."""
         return self
 
     def rows(self, start: int, stop: int, total: int) -> LayerWeights:
         """
-        Give the change of the rows from ``start`` up to ``stop`` of a layer of ``total`` rows, exactly.
+        Return the change of the rows from ``start`` up to ``stop`` of a layer of ``total`` rows, exactly.
 
         Example:
             >>> from lora_mixer.algorithms.full import Full
@@ -212,7 +212,7 @@ class LayerWeights(abc.ABC):
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """
-        Give the change of some rows of a layer of ``total`` rows, exactly.
+        Return the change of some rows of a layer of ``total`` rows, exactly.
 
         Args:
             ranges: (start, stop) after (start, stop), in the order in which the rows are to stand.
@@ -237,13 +237,13 @@ class LayerWeights(abc.ABC):
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:  # noqa: ARG002 -- most algorithms have none
-        """Give the exact low-rank form for a weight of ``shape``, or None if there is none worth using."""
+        """Return the exact low-rank form for a weight of ``shape``, or None if there is none worth using."""
         return None
 
     @abc.abstractmethod
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """
-        Give the weight change at weight ``gain``, computed from the clean base.
+        Return the weight change at weight ``gain``, computed from the clean base.
 
         Args:
             base: The base weight in fp32 or fp64, (out, in, *kernel).
@@ -255,7 +255,7 @@ class LayerWeights(abc.ABC):
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:  # noqa: ARG002
         """
-        Give the change of the bias (out,) at weight ``gain``, or None where the adapter has none.
+        Return the change of the bias (out,) at weight ``gain``, or None where the adapter has none.
 
         Args:
             base: The clean bias in fp32 or fp64, or None for a module without one.
@@ -314,13 +314,13 @@ class Sliced(LayerWeights):
         return self.inner.mixes_rows((self.total, *shape[1:]))
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give the rows of ``up``, and the same ``down``."""
+        """Return the rows of ``up``, and the same ``down``."""
         pair = self.inner.factors((self.total, *shape[1:]))
         return None if pair is None else Factors(take_rows(pair.up, self.ranges), pair.down, pair.scale)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """
-        Give these rows of the change, from the base's own rows.
+        Return these rows of the change, from the base's own rows.
 
         Raises:
             TypeError: When other rows of the base are needed, so that :meth:`delta_of` has to be asked.
@@ -332,7 +332,7 @@ class Sliced(LayerWeights):
 
     def delta_of(self, whole: torch.Tensor, gain: float) -> torch.Tensor:
         """
-        Give these rows of the change.
+        Return these rows of the change.
 
         Args:
             whole: The clean base of the whole layer, (total, in, *kernel), in the order of the file.
@@ -341,7 +341,7 @@ class Sliced(LayerWeights):
         return take_rows(self.inner.delta(whole, gain), self.ranges)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give these rows of the bias's change."""
+        """Return these rows of the bias's change."""
         whole = None if base is None else spread_rows(base, self.ranges, self.total)
         change = self.inner.bias_delta(whole, gain)
         return None if change is None else take_rows(change, self.ranges)
@@ -351,7 +351,7 @@ class Factored(LayerWeights):
     """An algorithm that is a low-rank pair in disguise: its change is ``gain * scale * up @ down``."""
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * up @ down in the base's dtype and shape."""
+        """Return gain * scale * up @ down in the base's dtype and shape."""
         pair = self.factors(tuple(base.shape))
         if pair is None:
             msg = f"{type(self).__name__} must give factors for every weight it fits"
@@ -390,7 +390,7 @@ def count_rows(ranges: Ranges) -> int:
 
 
 def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
-    """Give rows of a tensor in the order of the ranges: a view where they are one."""
+    """Return rows of a tensor in the order of the ranges: a view where they are one."""
     pieces = [tensor[start:stop] for start, stop in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -435,5 +435,5 @@ def all_zero(tensor: torch.Tensor | None) -> bool:
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a tensor in fp32 at least: products of halves would round before they are summed."""
+    """Return a tensor in fp32 at least: products of halves would round before they are summed."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

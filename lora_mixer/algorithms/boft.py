@@ -79,7 +79,7 @@ class BOFT(LayerWeights):
         return rows_misfit(self.blocks.shape[1] * self.blocks.shape[2], self.rescale, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give W'(gain) - W."""
+        """Return W'(gain) - W."""
         if not gain:
             return base.new_zeros(base.shape)
         blocks = self.blocks.to(base)
@@ -130,7 +130,7 @@ class PeftBOFT(LayerWeights):
         return rows_misfit(rows, self.multiplier, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give s * (W @ M^T) - W, with M the product of all stages."""
+        """Return s * (W @ M^T) - W, with M the product of all stages."""
         rotations = toward_identity(cayley(-0.5 * skew(self.blocks.to(base))), gain)
         columns = base.reshape(base.shape[0], -1).T  # (in * kernel, out): M acts on W^T
         for stage, rotation in enumerate(rotations):  # (n, b, b)
@@ -145,7 +145,7 @@ class PeftBOFT(LayerWeights):
 
 
 def _permutation(channels: int, stage: int, rotation: torch.Tensor, stages: int) -> torch.Tensor:
-    """Give PEFT's shuffle of a stage: within groups of 2^stage * b channels, half-blocks at even places come first."""
+    """Return PEFT's shuffle of a stage: within groups of 2^stage * b channels, half-blocks at even places come first."""
     indices = torch.arange(channels)
     if stages == 1:
         return indices

@@ -53,7 +53,7 @@ class C3A(LayerWeights):
         return flat_misfit((self.kernels.shape[0] * self.kernels.shape[2], self.in_width), shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * C / in."""
+        """Return gain * C / in."""
         size = self.kernels.shape[2]
         places = torch.arange(size, device=base.device)
         shifts = (places.unsqueeze(0) - places.unsqueeze(1)) % size  # (b out, b in)

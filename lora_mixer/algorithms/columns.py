@@ -59,7 +59,7 @@ class Padded(LayerWeights):
         return (shape[0], self.columns, *shape[2:])
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give the pair with zeros for the inputs behind."""
+        """Return the pair with zeros for the inputs behind."""
         pair = self.inner.factors(self._narrow(shape))
         if pair is None:
             return None
@@ -68,11 +68,11 @@ class Padded(LayerWeights):
         return Factors(pair.up, _pad(down, shape[1]).reshape(rank, -1), pair.scale)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give the change, zeros for the inputs behind."""
+        """Return the change, zeros for the inputs behind."""
         return _pad(self.inner.delta(base[:, : self.columns], gain), base.shape[1])
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the change's own."""
+        """Return the change's own."""
         return self.inner.bias_delta(base, gain)
 
 

@@ -52,7 +52,7 @@ class Stack(LayerWeights):
         return replace(self, parts=tuple(part.limited(rank) for part in self.parts))
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give rows of every part."""
+        """Return rows of every part."""
         return replace(self, parts=tuple(part.take(ranges, total) for part in self.parts))
 
     def mixes_rows(self, shape: tuple[int, ...]) -> bool:
@@ -71,18 +71,18 @@ class Stack(LayerWeights):
         return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if len(ups) == len(pairs) else None
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Give the first part's reason, or None."""
+        """Return the first part's reason, or None."""
         return next((why for part in self.parts if (why := part.misfit(shape))), None)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give the sum of the parts' changes."""
+        """Return the sum of the parts' changes."""
         total = self.parts[0].delta(base, gain)
         for part in self.parts[1:]:
             total = total + part.delta(base, gain)
         return total
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the sum of the parts' changes, or None where none has any."""
+        """Return the sum of the parts' changes, or None where none has any."""
         changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
         return torch.stack(changes).sum(0) if changes else None
 
@@ -155,7 +155,7 @@ class Sparse(LayerWeights):
         return None if fits else f"made for a weight {self.size}, the module has {shape}"
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * S; coordinates that stand twice add up."""
+        """Return gain * scale * S; coordinates that stand twice add up."""
         change = base.new_zeros(self.size or base.shape)
         change.index_put_(tuple(self.indices.to(base.device)), self.values.to(base), accumulate=True)
         return change.mul_(gain * self.scale).reshape(base.shape)

@@ -56,7 +56,7 @@ class DeLoRA(HasPair, Factored):
         return cls(up, down, strength.reshape(1), lengths.flatten())
 
     def factors(self, shape: tuple[int, ...]) -> Factors:  # noqa: ARG002
-        """Give B with its parts at length lambda / r, and A with the columns' lengths."""
+        """Return B with its parts at length lambda / r, and A with the columns' lengths."""
         up, down = wide(self.up), wide(self.down)
         lengths = down.norm(dim=1).clamp_min(_LEAST) * up.norm(dim=0).clamp_min(_LEAST)
         return Factors(up * (wide(self.strength) / self.rank / lengths), down * wide(self.lengths), 1.0)

@@ -92,7 +92,7 @@ class Dora(LayerWeights):
         return self.magnitude.numel() == shape[0]
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give rows of the change and of the magnitude; lengths of inputs need the whole layer."""
+        """Return rows of the change and of the magnitude; lengths of inputs need the whole layer."""
         if self.by_output is False or self.magnitude.numel() != total:
             return super().take(ranges, total)
         lengths = take_rows(self.magnitude.flatten(), ranges)
@@ -120,7 +120,7 @@ class Dora(LayerWeights):
         return f"magnitude of {self.magnitude.numel()} values, the module has {width} {'outputs' if rows else 'inputs'}"
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give W'(gain) - W."""
+        """Return W'(gain) - W."""
         if not gain:
             return base.new_zeros(base.shape)
         turned = base + self.inner.delta(base, gain if self.strength == "peft" else 1.0)
@@ -138,7 +138,7 @@ class Dora(LayerWeights):
         return change.mul_(gain) if self.strength == "linear" else change
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the change's own; a magnitude has no part in biases."""
+        """Return the change's own; a magnitude has no part in biases."""
         return self.inner.bias_delta(base, gain)
 
 

@@ -47,7 +47,7 @@ class Full(LayerWeights):
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the change knows its rows
-        """Give rows of the weight's change and of the bias's."""
+        """Return rows of the weight's change and of the bias's."""
         weight = None if self.weight is None else take_rows(self.weight, ranges)
         return replace(
             self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
@@ -62,13 +62,13 @@ class Full(LayerWeights):
         return value_misfit(self.weight, self.bias, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * diff, or zeros where only the bias changes."""
+        """Return gain * diff, or zeros where only the bias changes."""
         if self.weight is None:
             return base.new_zeros(base.shape)
         return self.weight.to(base).reshape(base.shape) * (gain * self.scale)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give gain * diff_b; a bias that the base lacks counts as zeros."""
+        """Return gain * diff_b; a bias that the base lacks counts as zeros."""
         if self.bias is None:
             return None
         change = self.bias.flatten()

@@ -85,7 +85,7 @@ class GLoRA(LayerWeights):
         return self.a2.shape[1]
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- b1 knows its rows
-        """Give rows of ``b1``; the other part multiplies the base's own rows."""
+        """Return rows of ``b1``; the other part multiplies the base's own rows."""
         return replace(self, b1=take_rows(self.b1, ranges))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
@@ -96,7 +96,7 @@ class GLoRA(LayerWeights):
         return flat_misfit((self.b1.shape[0], kernel), shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * (W @ a1 @ a2 + b1 @ b2), the first over W's input axis."""
+        """Return gain * scale * (W @ a1 @ a2 + b1 @ b2), the first over W's input axis."""
         down = self.b2 if self.core is None else fold_core(self.core, self.b2)
         beside = (self.b1.to(base) @ down.flatten(1).to(base)).reshape(base.shape)
         flat = base.movedim(1, -1)  # (out, *kernel, in)

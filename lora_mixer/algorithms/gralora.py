@@ -84,7 +84,7 @@ class GraLoRA(LayerWeights):
         return flat_misfit((self.up.shape[0] * self.up.shape[2], self.in_width), shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * D."""
+        """Return gain * scale * D."""
         n, size, rank = self.down.shape
         down = self.down.to(base).reshape(n, size, n, rank // n)  # (n, in / N, k, r / N)
         up = self.up.to(base).reshape(n, n, rank // n, -1)  # (k, n, r / N, out / N)

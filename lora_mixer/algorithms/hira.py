@@ -50,10 +50,10 @@ class HiRA(HasPair):
         return cls(down.T, up.T) if flipped else cls(up, down)
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
-        """Give rows of ``up``; the product multiplies the base's own rows."""
+        """Return rows of ``up``; the product multiplies the base's own rows."""
         return replace(self, up=take_rows(self.up, ranges))
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * W * (B @ A)."""
+        """Return gain * W * (B @ A)."""
         relative = self.up.flatten(1).to(base) @ self.down.flatten(1).to(base)
         return relative.mul_(gain).reshape(base.shape) * base

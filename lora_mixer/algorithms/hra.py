@@ -67,7 +67,7 @@ class HRA(LayerWeights):
         )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * (W @ H_1 @ ... @ H_r - W)."""
+        """Return gain * (W @ H_1 @ ... @ H_r - W)."""
         start = base.reshape(base.shape[0], -1)
         turned = start
         done = base.new_zeros(self.vectors.shape if self.orthogonal else (0, 0))

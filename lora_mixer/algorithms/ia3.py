@@ -71,7 +71,7 @@ class IA3(LayerWeights):
         return self.vector.numel() != shape[0]  # outputs are the rule, inputs the exception
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give the numbers of these outputs; those of inputs stay."""
+        """Return the numbers of these outputs; those of inputs stay."""
         if self.on_input or self.vector.numel() != total:
             return replace(self, on_input=True)
         return replace(self, vector=take_rows(self.vector.flatten(), ranges), on_input=False)
@@ -89,14 +89,14 @@ class IA3(LayerWeights):
         return (self.vector.flatten().to(like) - self.neutral) * gain
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give W * gain * w over columns or rows."""
+        """Return W * gain * w over columns or rows."""
         change = self._change(base, gain)
         if self._columns(tuple(base.shape)):
             return base * change.view(-1, *[1] * (base.ndim - 2))
         return base * change.view(-1, *[1] * (base.ndim - 1))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give b * gain * (l - 1) for PEFT's outputs."""
+        """Return b * gain * (l - 1) for PEFT's outputs."""
         if base is None or not self.with_bias or self.on_input or self.vector.numel() != base.numel():
             return None
         return base * self._change(base, gain)

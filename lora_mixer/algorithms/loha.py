@@ -116,7 +116,7 @@ class LoHa(LayerWeights):
         return self.w1_b.shape[1]
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give rows of both products' left factors; a Tucker core is cut after the product."""
+        """Return rows of both products' left factors; a Tucker core is cut after the product."""
         if self.t1 is not None or self.t2 is not None:
             return super().take(ranges, total)
         return replace(self, w1_a=take_rows(self.w1_a, ranges), w2_a=take_rows(self.w2_a, ranges))
@@ -138,7 +138,7 @@ class LoHa(LayerWeights):
         return tucker_pair(self.t1, self.w1_a, self.w1_b), tucker_pair(self.t2, self.w2_a, self.w2_b)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give the exact pair of rank w1's rank times w2's, where :func:`pair_is_cheaper` says so."""
+        """Return the exact pair of rank w1's rank times w2's, where :func:`pair_is_cheaper` says so."""
         (a1, b1), (a2, b2) = self._pairs()
         if not pair_is_cheaper(a1.shape[1] * a2.shape[1], shape):
             return None
@@ -147,7 +147,7 @@ class LoHa(LayerWeights):
         return Factors(up, down, self.scale)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * (a1 @ b1) * (a2 @ b2) in the base's dtype and shape."""
+        """Return gain * scale * (a1 @ b1) * (a2 @ b2) in the base's dtype and shape."""
         first, second = ((a.to(base) @ b.to(base)) for a, b in self._pairs())
         return first.mul_(second).mul_(gain * self.scale).reshape(base.shape)
 

@@ -107,7 +107,7 @@ class LoKr(LayerWeights):
         return self._outer()[1] * self._inner_size()[1]
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give rows of ``w1`` where they are whole blocks of the product; other rows are cut after it."""
+        """Return rows of ``w1`` where they are whole blocks of the product; other rows are cut after it."""
         block = self._inner_size()[0]
         if any(edge % block for span in ranges for edge in span):
             return super().take(ranges, total)
@@ -129,14 +129,14 @@ class LoKr(LayerWeights):
         return self.w1_a, self.w1_b
 
     def _right(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Give w2 as a matrix (b, d * kernel), or as two whose product it is."""
+        """Return w2 as a matrix (b, d * kernel), or as two whose product it is."""
         if self.w2 is not None:
             return self.w2.flatten(1), None
         assert self.w2_a is not None and self.w2_b is not None  # noqa: S101, PT018
         return (self.w2_a, self.w2_b) if self.t2 is None else tucker_pair(self.t2, self.w2_a, self.w2_b)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give kron(u1, u2) @ kron(v1, v2), exact for w1 = u1 @ v1 and w2 = u2 @ v2, where that is cheaper."""
+        """Return kron(u1, u2) @ kron(v1, v2), exact for w1 = u1 @ v1 and w2 = u2 @ v2, where that is cheaper."""
         u1, v1 = self._left()
         u2, v2 = self._right()
         if not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
@@ -148,7 +148,7 @@ class LoKr(LayerWeights):
         )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * scale * kron(w1, w2) in the base's dtype and shape."""
+        """Return gain * scale * kron(w1, w2) in the base's dtype and shape."""
         left, right = (
             u.to(base) if v is None else u.to(base) @ v.to(base) for u, v in (self._left(), self._right())
         )
@@ -157,7 +157,7 @@ class LoKr(LayerWeights):
 
 
 def kronecker(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Give the Kronecker product of two matrices in any memory layout, in the wider of their dtypes."""
+    """Return the Kronecker product of two matrices in any memory layout, in the wider of their dtypes."""
     dtype = torch.promote_types(left.dtype, right.dtype)
     return torch.kron(left.to(dtype).contiguous(), right.to(dtype).contiguous())  # it takes views of both
 
@@ -171,14 +171,14 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, core: torch.Tensor | None
 
 
 def _up(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
-    """Give u of a factor u @ v; a full factor is itself times the identity, on its narrower side."""
+    """Return u of a factor u @ v; a full factor is itself times the identity, on its narrower side."""
     if right is not None or left.shape[1] <= left.shape[0]:
         return left
     return torch.eye(left.shape[0], device=left.device, dtype=left.dtype)
 
 
 def _down(left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
-    """Give v of a factor u @ v."""
+    """Return v of a factor u @ v."""
     if right is not None:
         return right
     return (

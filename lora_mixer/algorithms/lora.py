@@ -118,13 +118,13 @@ class LowRank(Factored):
         return idle and (self.up_bias is None or all_zero(self.up_bias))
 
     def limited(self, rank: int) -> LowRank:
-        """Give the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""
+        """Return the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""
         if self.mid is not None or rank >= self.rank:
             return self
         return replace(self, up=self.up[:, :rank], down=self.down[:rank])
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
-        """Give rows of ``up`` and of its bias, and the same ``down`` and scale."""
+        """Return rows of ``up`` and of its bias, and the same ``down`` and scale."""
         bias = None if self.up_bias is None else take_rows(self.up_bias.flatten(), ranges)
         return replace(self, up=take_rows(self.up, ranges), up_bias=bias)
 
@@ -157,14 +157,14 @@ class LowRank(Factored):
         return own[0] == shape[0] and own[2:] == shape[2:] and (own[1], shape[1]) == INPAINT_CHANNELS
 
     def factors(self, shape: tuple[int, ...]) -> Factors:
-        """Give ``up`` (out, rank) and ``down`` (rank, in * kernel); inpainting's extra channels get zeros."""
+        """Return ``up`` (out, rank) and ``down`` (rank, in * kernel); inpainting's extra channels get zeros."""
         down = self.down if self.mid is None else fold_core(self.mid, self.down)
         if self._pads(shape):
             down = torch.nn.functional.pad(down, (0, 0, 0, 0, 0, shape[1] - down.shape[1]))
         return Factors(self.up.flatten(1), down.flatten(1), self.scale)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the scaled ``up_bias``."""
+        """Return the scaled ``up_bias``."""
         if self.up_bias is None:
             return None
         return self.up_bias.flatten().to(torch.float32 if base is None else base.dtype) * (gain * self.scale)

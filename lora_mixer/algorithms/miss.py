@@ -68,7 +68,7 @@ class MiSS(LayerWeights):
         return None if shape[0] % width == 0 else f"made for {width} outputs, the module has {shape[0]}"
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give the shard over all columns, or W @ block + block tile by tile."""
+        """Return the shard over all columns, or W @ block + block tile by tile."""
         block = self.block.to(base) * gain
         rows, columns = base.shape
         if block.ndim == 3:

@@ -64,7 +64,7 @@ class OFT(LayerWeights):
         return rows_misfit(self.blocks.shape[0] * self.blocks.shape[1], self.rescale, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give W'(gain) - W."""
+        """Return W'(gain) - W."""
         if not gain:
             return base.new_zeros(base.shape)
         blocks = self.blocks.to(base)

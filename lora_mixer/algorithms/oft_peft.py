@@ -82,7 +82,7 @@ class PeftOFT(LayerWeights):
         return f"rotates {self.triangles.shape[0]} blocks of {size} inputs, the module has {columns}"
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give W @ blockdiag(gain * R + (1 - gain) * I)^T - W."""
+        """Return W @ blockdiag(gain * R + (1 - gain) * I)^T - W."""
         q = skew_of_triangle(self.triangles.to(base))  # (n, b, b)
         if self.limit is not None:
             norms = torch.linalg.vector_norm(q, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)

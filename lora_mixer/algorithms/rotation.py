@@ -6,12 +6,12 @@ import torch
 
 
 def skew(matrix: torch.Tensor) -> torch.Tensor:
-    """Give M - M^T for a batch (..., b, b)."""
+    """Return M - M^T for a batch (..., b, b)."""
     return matrix - matrix.transpose(-1, -2)
 
 
 def skew_of_triangle(vector: torch.Tensor) -> torch.Tensor:
-    """Give the skew-symmetric matrices (n, b, b) whose upper triangles are the rows of ``vector`` (n, b(b-1)/2)."""
+    """Return the skew-symmetric matrices (n, b, b) whose upper triangles are the rows of ``vector`` (n, b(b-1)/2)."""
     size = triangle_side(vector.shape[1])
     rows, columns = torch.triu_indices(size, size, 1, device=vector.device)
     matrix = vector.new_zeros(vector.shape[0], size, size)
@@ -20,13 +20,13 @@ def skew_of_triangle(vector: torch.Tensor) -> torch.Tensor:
 
 
 def triangle_side(elements: int) -> int:
-    """Give b for b(b-1)/2 elements; 0 where no whole number fits."""
+    """Return b for b(b-1)/2 elements; 0 where no whole number fits."""
     size = int((1 + (1 + 8 * elements) ** 0.5) / 2 + 0.5)
     return size if size * (size - 1) // 2 == elements else 0
 
 
 def cayley(q: torch.Tensor) -> torch.Tensor:
-    """Give R = (I + Q)(I - Q)^-1 for skew-symmetric Q (..., b, b): orthogonal, and I for Q = 0."""
+    """Return R = (I + Q)(I - Q)^-1 for skew-symmetric Q (..., b, b): orthogonal, and I for Q = 0."""
     eye = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype).expand_as(q)
     # I - Q has an inverse for every skew-symmetric Q; solve_ex does not stop at NaN that were let in on purpose
     rotation: torch.Tensor = torch.linalg.solve_ex(eye - q, eye + q, left=False).result
@@ -35,7 +35,7 @@ def cayley(q: torch.Tensor) -> torch.Tensor:
 
 def cayley_neumann(q: torch.Tensor, terms: int) -> torch.Tensor:
     """
-    Give PEFT's approximation of (I + Q)(I - Q)^-1: I + 2Q + 2Q^2 + ... , the last of ``terms`` powers not doubled.
+    Return PEFT's approximation of (I + Q)(I - Q)^-1: I + 2Q + 2Q^2 + ... , the last of ``terms`` powers not doubled.
 
     The weights were trained through this very polynomial, so it is the meaning of the file, exactly orthogonal or not.
     """
@@ -53,7 +53,7 @@ def cayley_neumann(q: torch.Tensor, terms: int) -> torch.Tensor:
 
 
 def toward_identity(rotation: torch.Tensor, gain: float) -> torch.Tensor:
-    """Give gain * R + (1 - gain) * I: LyCORIS' and Kohya's meaning of a weight."""
+    """Return gain * R + (1 - gain) * I: LyCORIS' and Kohya's meaning of a weight."""
     eye = torch.eye(rotation.shape[-1], device=rotation.device, dtype=rotation.dtype)
     return torch.lerp(eye, rotation, gain)
 

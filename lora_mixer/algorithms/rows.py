@@ -70,7 +70,7 @@ class Placed(LayerWeights):
         return self.inner.needs_whole((count_rows(self.ranges), *shape[1:]))
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give ``up`` with zeros for the rows that stay."""
+        """Return ``up`` with zeros for the rows that stay."""
         pair = self.inner.factors((count_rows(self.ranges), *shape[1:]))
         return (
             None
@@ -79,11 +79,11 @@ class Placed(LayerWeights):
         )
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give the change, zeros where rows stay."""
+        """Return the change, zeros where rows stay."""
         return spread_rows(self.inner.delta(take_rows(base, self.ranges), gain), self.ranges, self.total)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the bias's change, zeros where rows stay."""
+        """Return the bias's change, zeros where rows stay."""
         change = self.inner.bias_delta(None if base is None else take_rows(base, self.ranges), gain)
         return None if change is None else spread_rows(change, self.ranges, self.total)
 
@@ -135,14 +135,14 @@ class Chunks(LayerWeights):
         )
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Give the part that has exactly these rows, where there is one."""
+        """Return the part that has exactly these rows, where there is one."""
         spans = self._spans
         if len(ranges) == 1 and ranges[0] in spans:
             return self.parts[spans.index(ranges[0])]
         return super().take(ranges, total)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give each part's change of its own rows."""
+        """Return each part's change of its own rows."""
         pieces = [
             part.delta(base[start:stop], gain)
             for part, (start, stop) in zip(self.parts, self._spans, strict=True)

@@ -82,7 +82,7 @@ class Started(LayerWeights):
         return self.pair.misfit(shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give gain * s B A - P."""
+        """Return gain * s B A - P."""
         change = self.pair.delta(base, gain)
         return change.sub_(self._taken(base)) if gain else change
 
@@ -97,5 +97,5 @@ class Started(LayerWeights):
         return taken.mul_(self.pair.scale)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the pair's own."""
+        """Return the pair's own."""
         return self.pair.bias_delta(base, gain)

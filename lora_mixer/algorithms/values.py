@@ -47,7 +47,7 @@ class Values(LayerWeights):
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the values know their rows
-        """Give rows of the weight and of the bias."""
+        """Return rows of the weight and of the bias."""
         weight = None if self.weight is None else take_rows(self.weight, ranges)
         return replace(
             self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
@@ -58,13 +58,13 @@ class Values(LayerWeights):
         return value_misfit(self.weight, self.bias, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give V - W, or zeros."""
+        """Return V - W, or zeros."""
         if self.weight is None or not gain:
             return base.new_zeros(base.shape)
         return self.weight.to(base).reshape(base.shape) - base
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give the way to the trained bias; one that the base lacks counts as zeros."""
+        """Return the way to the trained bias; one that the base lacks counts as zeros."""
         if self.bias is None or not gain:
             return None
         return self.bias.flatten().float() if base is None else self.bias.flatten().to(base) - base
@@ -118,7 +118,7 @@ class Tokens(LayerWeights):
         return None
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give the way from the base's rows to the trained ones."""
+        """Return the way from the base's rows to the trained ones."""
         change = base.new_zeros(base.shape)
         if gain:
             indices = self.indices.to(base.device)

@@ -77,7 +77,7 @@ class Vera(Factored):
         return None
 
     def factors(self, shape: tuple[int, ...]) -> Factors:
-        """Give diag(b) @ B and diag(d) @ A, cut to the weight."""
+        """Return diag(b) @ B and diag(d) @ A, cut to the weight."""
         rows, columns = rows_and_columns(shape)
         up = wide(self.lambda_b)[:, None] * wide(self.up[:rows])
         down = wide(self.lambda_d)[:, None] * wide(self.down[:, :columns])

@@ -32,7 +32,7 @@ class WholeLayer:
         self._last: tuple[float, torch.dtype, torch.device, torch.Tensor] | None = None
 
     def base(self, like: torch.Tensor) -> torch.Tensor:
-        """Give the clean base (total, in, *kernel) in the dtype of ``like``, where that lies."""
+        """Return the clean base (total, in, *kernel) in the dtype of ``like``, where that lies."""
         whole = like.new_zeros(self._total, *like.shape[1:])
         for read, ranges in self._parts:
             clean, start = read(), 0
@@ -42,7 +42,7 @@ class WholeLayer:
         return whole
 
     def change(self, inner: LayerWeights, gain: float, like: torch.Tensor) -> torch.Tensor:
-        """Give the change of the whole layer; its modules are written one after the other and share it."""
+        """Return the change of the whole layer; its modules are written one after the other and share it."""
         known = self._last
         if known is None or known[:3] != (gain, like.dtype, like.device):
             known = (gain, like.dtype, like.device, inner.delta(self.base(like), gain))
@@ -91,17 +91,17 @@ class Gathered(LayerWeights):
         return self.rows_of.misfit(shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
-        """Give these rows of the change of the whole layer."""
+        """Return these rows of the change of the whole layer."""
         change = self.whole.change(self.rows_of.inner, gain, base)
         return take_rows(change, self.rows_of.ranges)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
-        """Give these rows of the bias's change."""
+        """Return these rows of the bias's change."""
         return self.rows_of.bias_delta(base, gain)
 
 
 def gathered(weights: LayerWeights, whole: WholeLayer, shape: tuple[int, ...]) -> LayerWeights:
-    """Give the same with every part that needs the whole layer bound to it."""
+    """Return the same with every part that needs the whole layer bound to it."""
     if isinstance(weights, Sliced) and weights.needs_whole(shape):
         return Gathered(weights, whole, weights.alpha)
     if isinstance(weights, Stack):

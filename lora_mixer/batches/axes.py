@@ -45,7 +45,7 @@ class JobAxis:
     axis: GridAxis | None = None
 
     def label(self, value: Any) -> str:
-        """Give what stands at a row or column of a contact sheet."""
+        """Return what stands at a row or column of a contact sheet."""
         if self.axis is not None:
             return GridAxis(self.axis.kind, (value,), self.axis.adapter).labels[0]
         text = (

@@ -54,7 +54,7 @@ class _Prepared:
 
 
 def local_source(source: str) -> str:
-    """Give the path of ``demo:NAME``; any other source stays as it is."""
+    """Return the path of ``demo:NAME``; any other source stays as it is."""
     if not source.startswith("demo:"):
         return source
     from lora_mixer.demo import demo_adapters
@@ -96,7 +96,7 @@ class AdapterCache:
         return tuple(self._sizes)
 
     def hashes(self, names: Sequence[str]) -> dict[str, Mapping[str, str]]:
-        """Give the hashes of adapters that are in memory."""
+        """Return the hashes of adapters that are in memory."""
         return {name: self._hashes[name] for name in names}
 
     def expect(self, names: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ class CheckedPlan:
     manifest: Path
 
     def key(self, picture: PlannedPicture) -> str:
-        """Give 32 digits that tell whether a picture that is there is the one that the plan wants."""
+        """Return 32 digits that tell whether a picture that is there is the one that the plan wants."""
         plan = self.plan
         parts = [
             picture.request.digest(),
@@ -215,7 +215,7 @@ def _check_files(
 
 
 def _readable(source: str) -> Any:
-    """Give what ``read_adapter`` reads: of a URL only the header is fetched."""
+    """Return what ``read_adapter`` reads: of a URL only the header is fetched."""
     if "://" not in source or source.startswith(("https://huggingface.co/", "https://hf.co/")):
         return local_source(source)
     import fsspec

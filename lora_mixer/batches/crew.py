@@ -64,7 +64,7 @@ class Backend(Protocol):
         """Wait until at least one handle is done, or the time is over, and give those that are."""
 
     def result(self, handle: Any) -> Any:
-        """Give a handle's result, or raise WorkerGoneError."""
+        """Return a handle's result, or raise WorkerGoneError."""
 
     def close(self, *, at_once: bool = False) -> None:
         """End all workers, after what they are at or in the middle of it."""
@@ -119,7 +119,7 @@ class Crew:
         return len(at_work | {worker for worker, pictures in self._open.items() if pictures})
 
     def submit(self, worker: int, task: Task, ahead: Sequence[str]) -> None:
-        """Give an idle worker a task."""
+        """Return an idle worker a task."""
         self._open[worker].update((picture.index, task) for picture in task.pictures)
         self._send(worker, task, ahead)
 

@@ -109,7 +109,7 @@ _last: tuple[Mapping[str, Sequence[str]], Any] | None = None
 
 
 def _manager(values: Mapping[str, Sequence[str]]) -> Any:
-    """Give the library's view of the wildcards; it is made once for a plan, since lists may be long."""
+    """Return the library's view of the wildcards; it is made once for a plan, since lists may be long."""
     global _last  # noqa: PLW0603 -- one plan is written out at a time
     if _last is None or _last[0] is not values:
         manager = require("dynamicprompts.wildcards", "prompts").WildcardManager

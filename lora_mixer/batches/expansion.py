@@ -62,7 +62,7 @@ class _JobParts:
         return len(self.side[0].values) if self.side else 1
 
     def cells(self) -> Iterator[tuple[tuple[tuple[JobAxis, Any], ...], int]]:
-        """Give the values of each cell and which repeat it is."""
+        """Return the values of each cell and which repeat it is."""
         for values in itertools.product(*(axis.values for axis in self.grid)):
             for i in range(self.together):
                 cell = (*zip(self.grid, values, strict=True), *((axis, axis.values[i]) for axis in self.side))
@@ -269,5 +269,5 @@ def _size(fields: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def sheet_name(picture: PlannedPicture) -> str:
-    """Give the file name of a job's contact sheet."""
+    """Return the file name of a job's contact sheet."""
     return f"sheets/{picture.job:03}-{slug(picture.name)}.png"

@@ -39,7 +39,7 @@ class Manifest(Protocol):
     """What both forms can do."""
 
     def records(self) -> dict[str, Record]:
-        """Give the last record of each picture, by its file."""
+        """Return the last record of each picture, by its file."""
 
     def add(self, record: Record, *, at_once: bool = False) -> None:
         """Add a record; ``at_once`` sees to it that no loss of power takes it back."""

@@ -56,7 +56,7 @@ class NameTemplate:
 
     def name(self, fields: Mapping[str, object]) -> str:
         """
-        Give the name of one picture.
+        Return the name of one picture.
 
         Raises:
             PlanError: When it would lie outside of the folder or be too long.
@@ -79,7 +79,7 @@ class NameTemplate:
 
 def slug(text: str) -> str:
     """
-    Give the letters and digits of a text with dashes between them, short.
+    Return the letters and digits of a text with dashes between them, short.
 
     Example:
         >>> slug("A castle, on a HILL!"), slug("...")

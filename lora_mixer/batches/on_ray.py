@@ -115,7 +115,7 @@ class RayActors:
         return found
 
     def result(self, handle: Any) -> Any:
-        """Give the result."""
+        """Return the result."""
         errors = self._ray.exceptions
         worker = self._of.pop(handle)
         self._begun.discard(worker)

@@ -32,7 +32,7 @@ class Task:
     losses: int = 0
 
     def alone(self, **changes: int) -> list[Task]:
-        """Give each picture a task of its own, so that one that cannot be made costs no other."""
+        """Return each picture a task of its own, so that one that cannot be made costs no other."""
         return [
             replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.adapters)), **changes)
             for picture in self.pictures
@@ -117,7 +117,7 @@ class TaskQueue:
         return task
 
     def peek(self, worker: int, resident: Collection[str]) -> Names:
-        """Give the adapters that a worker will most likely need next."""
+        """Return the adapters that a worker will most likely need next."""
         return self._choose(worker, resident) or ()
 
     def leave(self, worker: int) -> None:

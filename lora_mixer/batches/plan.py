@@ -241,11 +241,11 @@ class Plan(_Strict):
         return self._folder
 
     def line(self, *path: str | int) -> int | None:
-        """Give the line of the plan's file at which something stands; None where it is from no file."""
+        """Return the line of the plan's file at which something stands; None where it is from no file."""
         return None if self._located is None else self._located.line(path)
 
     def place(self, path: str) -> str:
-        """Give a path as seen from the plan's folder; addresses stay as they are."""
+        """Return a path as seen from the plan's folder; addresses stay as they are."""
         return path if "://" in path else str(self._folder / Path(path).expanduser())
 
     @property
@@ -261,7 +261,7 @@ class Plan(_Strict):
         return ModelOptions(self._here(spec.source), **values)
 
     def _here(self, name: str) -> str:
-        """Give the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""
+        """Return the path of a file or folder that is there as seen from the plan's folder; else the name as it is."""
         try:
             place = Path(self.place(name))
             return str(place) if name != DEMO and place.exists() else name
@@ -385,7 +385,7 @@ def sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
 
 def plan_schema() -> dict[str, Any]:
     """
-    Give the JSON Schema of plans, for editors.
+    Return the JSON Schema of plans, for editors.
 
     Example:
         >>> sorted(plan_schema()["properties"])[:3]

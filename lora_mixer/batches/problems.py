@@ -51,6 +51,6 @@ class Problems:
 
 
 def shown(value: object) -> str:
-    """Give a value for a message, short."""
+    """Return a value for a message, short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

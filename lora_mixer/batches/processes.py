@@ -55,7 +55,7 @@ def _end() -> None:
 
 def devices_for(device: str, workers: int | None, threads: int) -> list[str]:
     """
-    Give each worker its device: every GPU one, or a share of the CPU's cores each.
+    Return each worker its device: every GPU one, or a share of the CPU's cores each.
 
     Example:
         >>> devices_for("cpu", 2, 1)
@@ -125,7 +125,7 @@ class Processes:
         return wait(handles, seconds, FIRST_COMPLETED).done
 
     def result(self, handle: Any) -> Any:
-        """Give the result."""
+        """Return the result."""
         try:
             return handle.result()
         except BrokenProcessPool as error:

@@ -51,7 +51,7 @@ class Located:
     lines: dict[Path, int] = field(default_factory=dict)
 
     def line(self, path: Path) -> int:
-        """Give the line of a value, or of the nearest thing around it."""
+        """Return the line of a value, or of the nearest thing around it."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)

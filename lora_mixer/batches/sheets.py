@@ -27,7 +27,7 @@ _SIDE = 256
 
 
 def sheet_names(checked: CheckedPlan) -> list[str]:
-    """Give the names of the sheets that a plan asks for."""
+    """Return the names of the sheets that a plan asks for."""
     firsts: dict[int, PlannedPicture] = {}
     if any(job.sheet for job in checked.plan.jobs):
         for picture in checked.pictures:
@@ -92,7 +92,7 @@ def _band(checked: CheckedPlan, job: int, pictures: Sequence[PlannedPicture], im
 
 
 def _labels(checked: CheckedPlan, job: int, count: int) -> tuple[list[str], list[str]]:
-    """Give what stands above and beside: the axes of a grid of one or two, else the number of the picture."""
+    """Return what stands above and beside: the axes of a grid of one or two, else the number of the picture."""
     plan = checked.plan
     problems = Problems(plan.label)
     axes = read_axes(plan, job, "grid", read_wildcards(plan, problems), problems)

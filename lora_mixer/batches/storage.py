@@ -61,7 +61,7 @@ class Storage:
         return None if self._remote is not None else self._path
 
     def where(self, name: str) -> str:
-        """Give the full place of a file."""
+        """Return the full place of a file."""
         return f"{self.folder.rstrip('/')}/{name}" if self.path is None else str(self._path / name)
 
     def save(
@@ -142,7 +142,7 @@ class Storage:
         return lock
 
     def read(self, name: str) -> bytes | None:
-        """Give the bytes of a regular file; None where there is none."""
+        """Return the bytes of a regular file; None where there is none."""
         try:
             if self.path is not None:
                 return read_regular(self._path / name, _FILE_BYTES_AT_MOST)
@@ -152,7 +152,7 @@ class Storage:
             return None
 
     def digest(self, name: str) -> str | None:
-        """Give SHA-256 of a file; None where there is none."""
+        """Return SHA-256 of a file; None where there is none."""
         raw = self.read(name)
         return None if raw is None else hashlib.sha256(raw).hexdigest()
 

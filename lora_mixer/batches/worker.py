@@ -254,7 +254,7 @@ def _failed(picture: PlannedPicture, error: BaseException, *, fatal: bool = Fals
 
 
 def memory_in_use() -> int:
-    """Give the bytes of memory that this process has now; 0 where the system does not tell."""
+    """Return the bytes of memory that this process has now; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as stream:  # noqa: PTH123 -- at each picture
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -308,7 +308,7 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
 
 
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
-    """Give a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
+    """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
     live, columns = found.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
@@ -320,7 +320,7 @@ def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[L
 
 
 def _bound(shares: Sequence[_Share]) -> BoundLayer:
-    """Give a live module all that layers of the file change in it: one layer, or several that have rows of their own."""
+    """Return a live module all that layers of the file change in it: one layer, or several that have rows of their own."""
     live = shares[0].placement.live
     partial = [share for share in shares if share.placement.live_rows is not None]
     if len(partial) > 1:
@@ -434,7 +434,7 @@ def _refuse_several(adapter: Adapter, component: str) -> None:
 
 
 def _for_others(layers: Sequence[AdapterLayer], component: str | None) -> set[str]:
-    """Give the spellings of layers that the file names another component for than the one that was asked for."""
+    """Return the spellings of layers that the file names another component for than the one that was asked for."""
     if component is None:
         return set()
     return {

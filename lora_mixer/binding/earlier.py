@@ -27,7 +27,7 @@ _PARTS = (
 
 def earlier_names(path: str) -> Iterator[str]:
     """
-    Give the earlier names of one live path.
+    Return the earlier names of one live path.
 
     Example:
         >>> list(earlier_names("down_blocks.0.motion_modules.1.transformer_blocks.0.attn2.to_k"))

@@ -287,7 +287,7 @@ class ModuleIndex:
         return self._owners.get(path)
 
     def live(self, path: str) -> LiveModule:
-        """Give the module or the bare parameter at a path."""
+        """Return the module or the bare parameter at a path."""
         if path in self._modules:
             module = self._modules[path]
             weight = module._parameters.get("weight")  # noqa: SLF001 -- shared by identity
@@ -348,7 +348,7 @@ class ModuleIndex:
         return Found(tuple(placements), total)
 
     def _by_head(self, pieces: Pieces) -> Iterator[tuple[str, int, int]]:
-        """Give the rows of modules that alternate head by head: path, first row and how many, in the file's order."""
+        """Return the rows of modules that alternate head by head: path, first row and how many, in the file's order."""
         heads = [piece.path for piece in pieces if piece.by_head]
         if heads:
             size = self.live(f"{heads[0].rpartition('.')[0]}.norm_q").shape[0]

@@ -104,7 +104,7 @@ class Rebinder:
         return tuple(self._layer(layer) for layer in bound)
 
     def component(self, name: str) -> str:
-        """Give the name that a component has now: by its identity, else the same."""
+        """Return the name that a component has now: by its identity, else the same."""
         root = self._roots.get(name)
         if root is None or self._components.get(name) is root:
             return name

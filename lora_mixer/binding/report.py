@@ -68,7 +68,7 @@ class MatchReport:
         return self.unmatched == 0 and not self.unused_keys
 
     def __str__(self) -> str:
-        """Give a short table: a line for each component, then what is left over and why."""
+        """Return a short table: a line for each component, then what is left over and why."""
         lines = [f"{self.adapter_name}: {self.source} ({self.format})"]
         width = max((len(part.component) for part in self.components), default=0)
         for part in self.components:

@@ -205,7 +205,7 @@ def _show(found: DryRun, *, as_json: bool) -> None:
 
 def _time(seconds: float) -> str:
     """
-    Give a time for people.
+    Return a time for people.
 
     Example:
         >>> _time(75), _time(7322)

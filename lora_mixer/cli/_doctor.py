@@ -92,7 +92,7 @@ def _devices() -> dict[str, dict[str, Any]]:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Give free and all host memory; 0 where the system does not tell."""
+    """Return free and all host memory; 0 where the system does not tell."""
     import os
 
     try:

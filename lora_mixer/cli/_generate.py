@@ -135,7 +135,7 @@ def generate(
 def _named_in(
     folders: Iterable[Path], said: dict[str, Any], mix: str | None, known: set[str]
 ) -> list[LoraOption]:
-    """Give the adapters of folders that the prompts or the mix name; the rest of a folder is not even opened."""
+    """Return the adapters of folders that the prompts or the mix name; the rest of a folder is not even opened."""
     from lora_mixer.mixes import AdapterMix, Mix
     from lora_mixer.sources import adapter_files
 

@@ -78,7 +78,7 @@ class MergedGains:
     beside: Mapping[str, Sequence[bool]]
 
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
-        """Give the gain of every layer of every adapter."""
+        """Return the gain of every layer of every adapter."""
         table = self.mixes[0].at(step, turn) if len(self.mixes) == 1 else {}
         return {
             name: [0.0 if out else gain for gain, out in zip(gains, self.beside[name], strict=True)]
@@ -231,13 +231,13 @@ class EngineController:
         return self.merged.base_bytes()
 
     def generation(self, part: str) -> int:
-        """Give a number that is another one as soon as the hooks on a component are others."""
+        """Return a number that is another one as soon as the hooks on a component are others."""
         return self.beside.generations[part]
 
     def held(
         self, name: str
     ) -> Iterator[tuple[BoundLayer, nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
-        """Give each layer of an adapter: as bound, its module, tensors, clean weight (out, in, *kernel) and clean bias."""
+        """Return each layer of an adapter: as bound, its module, tensors, clean weight (out, in, *kernel) and clean bias."""
         for layer, (module, weights, base, bias) in zip(
             self._layers[name], self.merged.held(name), strict=True
         ):
@@ -418,7 +418,7 @@ class EngineController:
         return replace(chosen, beside={**chosen.beside, **others})
 
     def _pairs_of(self, name: str) -> list[Factors | None]:
-        """Give the factors of an adapter's layers, worked out once for as long as it takes part."""
+        """Return the factors of an adapter's layers, worked out once for as long as it takes part."""
         if name not in self._pairs:
             self._pairs[name] = [side_pair(layer) for layer in self._layers[name]]
         return self._pairs[name]
@@ -528,7 +528,7 @@ class EngineController:
 
     @staticmethod
     def _layouts(setting: ActiveMixes, components: Mapping[str, nn.Module]) -> dict[str, BlockLayout]:
-        """Give the blocks of each component, where a mix asks for any."""
+        """Return the blocks of each component, where a mix asks for any."""
         if all(mix[name].blocks is None for mix in setting.every for name in mix.names):
             return {}
         return {
@@ -538,7 +538,7 @@ class EngineController:
 
     @staticmethod
     def _masks(setting: ActiveMixes, names: Sequence[str]) -> torch.Tensor | None:
-        """Give the masks of all images' adapters at one size, ones where there is none: (images * adapters, frames, h, w)."""
+        """Return the masks of all images' adapters at one size, ones where there is none: (images * adapters, frames, h, w)."""
         found = {
             (i, name): torch.tensor(mask.load(), dtype=torch.float32)
             for i, mix in enumerate(setting.every)
@@ -588,7 +588,7 @@ class EngineController:
 
 def callers(pipe: Any) -> dict[str, nn.Module]:
     """
-    Give the components as the pipeline calls them, ``torch.compile``'s wrappers included.
+    Return the components as the pipeline calls them, ``torch.compile``'s wrappers included.
 
     Args:
         pipe: A pipeline, or a bare module.

@@ -39,7 +39,7 @@ class MixGains:
         return self.mix.method.passes(self.mix.names)
 
     def constant(self, name: str) -> list[float]:
-        """Give the gains of an adapter's layers without schedule and method."""
+        """Return the gains of an adapter's layers without schedule and method."""
         own = self.layers[name]
         if name not in self.mix:
             return [0.0] * len(own)
@@ -53,7 +53,7 @@ class MixGains:
 
     def share(self, name: str, component: str, step: Step, turn: int | None = None) -> float:
         """
-        Give what all gains of an adapter in a component are multiplied by.
+        Return what all gains of an adapter in a component are multiplied by.
 
         Args:
             name: The adapter.
@@ -69,7 +69,7 @@ class MixGains:
         return self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
 
     def choice(self, name: str, step: Step) -> list[float] | None:
-        """Give the method's factor for each layer of an adapter, or None where it has none."""
+        """Return the method's factor for each layer of an adapter, or None where it has none."""
         rivals = self.mix.method.rivals(self.mix.names)
         if self.contest is None or rivals is None or name not in self.mix:
             return None
@@ -83,7 +83,7 @@ class MixGains:
         ]
 
     def at(self, step: Step, turn: int | None = None) -> dict[str, list[float]]:
-        """Give the gain of every layer of every adapter of the mix."""
+        """Return the gain of every layer of every adapter of the mix."""
         table = {}
         for name in self.mix.names:
             own = self.layers[name]

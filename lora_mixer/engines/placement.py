@@ -22,7 +22,7 @@ _WASTE = 1.5
 
 def copy_to_devices(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     """
-    Give the layers with copies of their tensors on the device of the weights that they change.
+    Return the layers with copies of their tensors on the device of the weights that they change.
 
     The tensors of a file are views of one mapped buffer: it is copied once, not once per tensor. Neither a file that
     changes later nor training steps on a caller's tensors reach a loaded adapter.
@@ -84,7 +84,7 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
 
 
 def compute_device(module: nn.Module) -> torch.device:
-    """Give the device that a layer computes on, also while its weight is offloaded."""
+    """Return the device that a layer computes on, also while its weight is offloaded."""
     weight = getattr(module, "weight", None)
     if weight is None:  # the owner of a bare parameter
         weight = next(module.parameters(recurse=False), None)

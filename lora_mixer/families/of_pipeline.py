@@ -17,7 +17,7 @@ _DENOISERS = ("transformer", "prior", "transformer_2")
 
 
 def text_width(unet: nn.Module) -> int | None:
-    """Give the width of the text that a UNet attends to, or None where its configuration does not say."""
+    """Return the width of the text that a UNet attends to, or None where its configuration does not say."""
     width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
     width = width[0] if isinstance(width, list | tuple) and width else width
     return width if isinstance(width, int) else None

@@ -108,7 +108,7 @@ def _pieces(text: str) -> Pieces:
 
 
 def pattern_of(path: str, separator: str = r"\.") -> re.Pattern[str]:
-    """Give the expression that the tables' language means by a path; groups are what ``N``, ``L`` and ``*`` stand for."""
+    """Return the expression that the tables' language means by a path; groups are what ``N``, ``L`` and ``*`` stand for."""
     return re.compile(separator.join(_TOKEN.get(name, re.escape(name)) for name in path.split(".")) + r"\Z")
 
 
@@ -184,7 +184,7 @@ def may_be_absent(text: str, spelling: str) -> bool:
 
 
 def flatten(table: Mapping[str, tuple[Pieces, ...]]) -> dict[str, str | None]:
-    """Give the underscored form of every spelling, None where two that mean different things share one."""
+    """Return the underscored form of every spelling, None where two that mean different things share one."""
     flat: dict[str, str | None] = {}
     for spelling, meaning in table.items():
         key = spelling.replace(".", "_")

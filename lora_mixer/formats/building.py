@@ -189,7 +189,7 @@ def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
 
 
 def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
-    """Give the rule of a module's component, else the one that holds where none is named."""
+    """Return the rule of a module's component, else the one that holds where none is named."""
     names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
     return next((rules[name] for name in names if name in rules), rules.get(None))
 

@@ -191,7 +191,7 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
 
 
 def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
-    """Give the position after the last tensor; between them is no gap."""
+    """Return the position after the last tensor; between them is no gap."""
     position = 0
     for _, _, start, end in specs.values():
         if start != position:
@@ -337,7 +337,7 @@ def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
 
 def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:
     """
-    Give the tensors of a data section.
+    Return the tensors of a data section.
 
     Args:
         buffer: The whole data section as bytes (uint8).

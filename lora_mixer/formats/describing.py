@@ -78,7 +78,7 @@ def describe(
     hashes: Hashes,
 ) -> AdapterInfo:
     """
-    Give the description.
+    Return the description.
 
     Args:
         source: Where the adapter lies.
@@ -140,7 +140,7 @@ class Sliced(Protocol):
     """Bytes of which slices are read."""
 
     def __getitem__(self, place: slice, /) -> bytes:
-        """Give the bytes of a slice."""
+        """Return the bytes of a slice."""
         ...
 
 
@@ -244,7 +244,7 @@ def _plan(keys: tuple[str, ...]) -> _Plan | None:
 
 
 def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:
-    """Give the rank of a pair that multiplies, 0 for any other."""
+    """Return the rank of a pair that multiplies, 0 for any other."""
     if len(down) < 2 or len(up) < 2 or 0 in down or 0 in up:
         return 0
     return down[0] if up[1] == down[0] and math.prod(up[2:]) == 1 else 0

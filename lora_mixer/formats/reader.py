@@ -271,7 +271,7 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
 
 
 def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
-    """Give tensors for a description: those that are small as they are, of others the shape and dtype only."""
+    """Return tensors for a description: those that are small as they are, of others the shape and dtype only."""
     found = {}
     for key, spec in header.tensors.items():
         if spec.end - spec.start > _SMALL:
@@ -286,7 +286,7 @@ def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.T
 
 
 def _stamp(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Give a file's size and time of change, by which another file of its name is told apart."""
+    """Return a file's size and time of change, by which another file of its name is told apart."""
     if isinstance(stream, io.BytesIO):
         return None
     facts = os.fstat(stream.fileno())
@@ -324,7 +324,7 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
 
 def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
     """
-    Give a tensor without its gradient.
+    Return a tensor without its gradient.
 
     Raises:
         InvalidAdapterError: When it is sparse, nested, quantised or without memory.

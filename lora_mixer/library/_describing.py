@@ -24,7 +24,7 @@ _WORD_AT_MOST = 500
 
 def describe(found: Found) -> dict[str, Any]:
     """
-    Give the row of a file.
+    Return the row of a file.
 
     Args:
         found: The file.
@@ -82,7 +82,7 @@ def content_key(path: Path, size: int) -> str:
 
 
 def haystack(*parts: Any) -> str:
-    """Give the text that searches look in."""
+    """Return the text that searches look in."""
     texts = (" ".join(part) if isinstance(part, list | tuple) else part for part in parts)
     return "\n".join(texts).casefold()
 

@@ -126,7 +126,7 @@ def _put_all(
 
 
 def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:
-    """Give what the user said of a file: of this content, or else of what lay in this place before."""
+    """Return what the user said of a file: of this content, or else of what lay in this place before."""
     for column in ("content", "path"):
         found = connection.execute(f"SELECT * FROM said WHERE {column} = ?", (row[column],)).fetchone()
         if found is not None:
@@ -168,7 +168,7 @@ def _moved(
 
 
 def _new_id(connection: sqlite3.Connection, path: str) -> str:
-    """Give letters that are the same when the index is made anew, unless a moved file has them."""
+    """Return letters that are the same when the index is made anew, unless a moved file has them."""
     wanted = hashlib.sha256(path.encode()).hexdigest()[:16]
     taken = connection.execute("SELECT 1 FROM files WHERE id = ?", (wanted,)).fetchone()
     return wanted if taken is None else secrets.token_hex(8)

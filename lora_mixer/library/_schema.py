@@ -89,7 +89,7 @@ def entry_of(row: sqlite3.Row, hashes: Mapping[str, str]) -> Entry:
 
 
 def hashes_of(connection: sqlite3.Connection, ids: list[str]) -> dict[str, dict[str, str]]:
-    """Give the known hashes of some entries, by kind, by id."""
+    """Return the known hashes of some entries, by kind, by id."""
     found: dict[str, dict[str, str]] = {each: {} for each in ids}
     for start in range(0, len(ids), 500):  # SQLite counts the places for values
         part = ids[start : start + 500]

@@ -35,7 +35,7 @@ class Query:
 
 
 def storable(value: Any) -> Any:
-    """Give a value as SQLite takes it: texts without half pairs of surrogates, which no file's row has."""
+    """Return a value as SQLite takes it: texts without half pairs of surrogates, which no file's row has."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

@@ -34,7 +34,7 @@ _GENERIC = ("adapter_model", "pytorch_lora_weights")
 
 def safe_name(name: str) -> str:
     r"""
-    Give a file's name without its ending that is safe on every system: no folders, no marks that mean something.
+    Return a file's name without its ending that is safe on every system: no folders, no marks that mean something.
 
     Args:
         name: What a browser or a stranger calls it.

@@ -344,7 +344,7 @@ class Library:
 
     def get(self, id: str) -> Entry:  # noqa: A002 -- what it is called everywhere
         """
-        Give one entry.
+        Return one entry.
 
         Raises:
             SourceNotFoundError: There is none of this id in these folders.
@@ -355,12 +355,12 @@ class Library:
         return found[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
-        """Give the entries of a name, but for case; those that are there first."""
+        """Return the entries of a name, but for case; those that are there first."""
         return self._where("name = ? COLLATE NOCASE", name)
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """
-        Give the entries that have a hash, of any kind; of those whose hashes are known.
+        Return the entries that have a hash, of any kind; of those whose hashes are known.
 
         Args:
             digits: 8 hexadecimal digits or more; the beginning of a longer hash will do.
@@ -392,7 +392,7 @@ class Library:
         return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}
 
     def known(self) -> dict[str, dict[str, str]]:
-        """Give the hashes known so far by name, as :func:`match_adapters` takes them; twins have their folder in the name."""
+        """Return the hashes known so far by name, as :func:`match_adapters` takes them; twins have their folder in the name."""
         entries = [entry for entry in self._where("1") if not entry.problem]
         count: dict[str, int] = {}
         for entry in entries:
@@ -404,7 +404,7 @@ class Library:
 
     def source(self, id: str) -> Path:  # noqa: A002
         """
-        Give the file of an entry, for loading, after a look that it is still in its folder.
+        Return the file of an entry, for loading, after a look that it is still in its folder.
 
         Raises:
             SourceNotFoundError: It is not there now.
@@ -423,7 +423,7 @@ class Library:
 
     def hashes(self, id: str) -> Mapping[str, str]:  # noqa: A002
         """
-        Give the hashes of an entry, by kind; computed at the first call, which reads the whole file, and remembered.
+        Return the hashes of an entry, by kind; computed at the first call, which reads the whole file, and remembered.
 
         Raises:
             SourceError: As :meth:`source`.
@@ -447,7 +447,7 @@ class Library:
 
     def thumbnail(self, id: str, size: int = 256) -> Path | None:  # noqa: A002
         """
-        Give a small picture of an entry, written anew into :attr:`thumbnails_folder`.
+        Return a small picture of an entry, written anew into :attr:`thumbnails_folder`.
 
         Returns:
             A WebP file; None where there is no preview, or none that can be shown (``notes`` says why).

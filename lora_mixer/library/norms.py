@@ -107,7 +107,7 @@ def block_of(module: str) -> str:
 
 def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
     """
-    Give the Frobenius norm of ``scale * up @ down`` from its core.
+    Return the Frobenius norm of ``scale * up @ down`` from its core.
 
     Args:
         up: (out, rank).
@@ -130,7 +130,7 @@ def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
 @singledispatch
 def change_norm(weights: Any) -> float | None:
     """
-    Give the norm of a layer's change at weight 1.
+    Return the norm of a layer's change at weight 1.
 
     Args:
         weights: The layer's part of an adapter.

@@ -53,12 +53,12 @@ class SavedMixes:
         self._lock = FileLock(f"{self.path}.lock", timeout=_WAIT_S)
 
     def list(self) -> tuple[str, ...]:
-        """Give the names, in the order in which they were first saved."""
+        """Return the names, in the order in which they were first saved."""
         return tuple(self._read()["mixes"])
 
     def load(self, name: str) -> Mix:
         """
-        Give a mix.
+        Return a mix.
 
         Raises:
             MixError: There is none of this name, or it cannot be read.

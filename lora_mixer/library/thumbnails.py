@@ -27,7 +27,7 @@ class PreviewError(ValueError):
 
 def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
     """
-    Give a small picture of an entry.
+    Return a small picture of an entry.
 
     Args:
         entry: The entry.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def keep_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
     """
-    Give each entry's probability to stay, by its rank in its row.
+    Return each entry's probability to stay, by its rank in its row.
 
     Args:
         delta: A weight change (out, ...); each row is ranked by itself.

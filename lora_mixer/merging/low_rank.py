@@ -44,7 +44,7 @@ def truncate_pair(
     sv_ratio: float | None = None,
 ) -> LowRankForm:
     """
-    Give the best form of ``up @ down`` at a lower rank, worked out in the core of R x R in fp64.
+    Return the best form of ``up @ down`` at a lower rank, worked out in the core of R x R in fp64.
 
     Args:
         up: (out, R).
@@ -85,7 +85,7 @@ def truncate(
     sv_ratio: float | None = None,
 ) -> LowRankForm:
     """
-    Give the best form of a full matrix at a lower rank.
+    Return the best form of a full matrix at a lower rank.
 
     Args:
         matrix: (out, in).

@@ -41,7 +41,7 @@ def magnitude_prune(
     deltas: Sequence[torch.Tensor], weights: Sequence[float], density: float = 0.5
 ) -> torch.Tensor:
     """
-    Give the weighted sum of the pruned changes.
+    Return the weighted sum of the pruned changes.
 
     Args:
         deltas: Weight changes of one shape.

@@ -26,7 +26,7 @@ _TINY = 1e-10
 
 def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """
-    Give the sum of adapters of which each is made blind to the inputs of those before it.
+    Return the sum of adapters of which each is made blind to the inputs of those before it.
 
     Args:
         pairs: (up, down) of each adapter, alpha / rank multiplied in; the order counts.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def concatenate(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """
-    Give the weighted sum of low-rank pairs as one pair, exactly; its rank is the sum of the ranks.
+    Return the weighted sum of low-rank pairs as one pair, exactly; its rank is the sum of the ranks.
 
     Args:
         pairs: (up, down) of each adapter, alpha / rank multiplied in.
@@ -44,7 +44,7 @@ def concatenate(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
 
 def weighted_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """
-    Give sum of w_i Delta_i of full matrices.
+    Return sum of w_i Delta_i of full matrices.
 
     Args:
         deltas: Weight changes of one shape.
@@ -64,7 +64,7 @@ def weighted_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> to
 
 
 def wide_type(tensors: object) -> torch.dtype:
-    """Give fp64 where any of the tensors has it, else fp32: sums of halves would round."""
+    """Return fp64 where any of the tensors has it, else fp32: sums of halves would round."""
     found: list[torch.Tensor] = list(tensors)  # type: ignore[call-overload]
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in found) else torch.float32
 

@@ -101,7 +101,7 @@ class AdapterMix:
 
     def component_weight(self, component: str) -> float:
         """
-        Give the weight of a component before blocks and schedules.
+        Return the weight of a component before blocks and schedules.
 
         Args:
             component: The attribute of the pipeline, as ``unet``.
@@ -114,7 +114,7 @@ class AdapterMix:
 
     def component_schedule(self, component: str) -> Schedule | None:
         """
-        Give the schedule of a component.
+        Return the schedule of a component.
 
         Args:
             component: The attribute of the pipeline, as ``unet``.
@@ -129,7 +129,7 @@ class AdapterMix:
 
     def gain(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
-        Give the constant gain of a layer.
+        Return the constant gain of a layer.
 
         Args:
             component: The attribute of the pipeline, as ``unet``.
@@ -151,7 +151,7 @@ class AdapterMix:
         level: tuple[int, int] | None = None,
     ) -> float:
         """
-        Give the value of a component's schedule.
+        Return the value of a component's schedule.
 
         Args:
             component: The attribute of the pipeline, as ``unet``.
@@ -172,7 +172,7 @@ class AdapterMix:
 
     def to_spec(self) -> object:
         """
-        Give the shortest plain form: a number, or a dict of what was said.
+        Return the shortest plain form: a number, or a dict of what was said.
 
         Returns:
             Numbers, texts, lists and dicts only, which ``Mix.of`` reads back.
@@ -191,7 +191,7 @@ class AdapterMix:
 
     def meaning(self, *, switched: bool = False) -> dict[str, object]:
         """
-        Give a plain form that is the same for every way to say the same.
+        Return a plain form that is the same for every way to say the same.
 
         Args:
             switched: Whether the mix has a method by which text encoders with a weight of their own differ from others.

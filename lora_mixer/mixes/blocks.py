@@ -38,7 +38,7 @@ class Blocks(ABC):
     @abstractmethod
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
-        Give the weight of one layer.
+        Return the weight of one layer.
 
         Args:
             component: The attribute of the pipeline, as ``unet``.
@@ -86,7 +86,7 @@ class Blocks(ABC):
     @abstractmethod
     def to_spec(self) -> object:
         """
-        Give the plain form.
+        Return the plain form.
 
         Returns:
             Numbers, texts, lists and dicts only, which ``read_blocks`` reads back.
@@ -94,7 +94,7 @@ class Blocks(ABC):
 
     def meaning(self) -> object:
         """
-        Give a plain form that is the same for every way to say the same.
+        Return a plain form that is the same for every way to say the same.
 
         Returns:
             Numbers, texts, lists and dicts only.
@@ -136,7 +136,7 @@ class BlockTree(Blocks):
         reading.finish("set of block weights")
 
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """Give the weight of one layer; text encoders have 1."""
+        """Return the weight of one layer; text encoders have 1."""
         if component in TEXT_ENCODERS:
             return 1.0
         if layout is not None:
@@ -157,12 +157,12 @@ class BlockTree(Blocks):
         return (*_misfits("down", self.down, layout.down), *_misfits("up", self.up, layout.up))
 
     def to_spec(self) -> dict[str, object]:
-        """Give diffusers' dict."""
+        """Return diffusers' dict."""
         sides = {"down": _side_spec(self.down), "mid": _weights_spec(self.mid), "up": _side_spec(self.up)}
         return {key: value for key, value in {**sides, "other": self.other}.items() if value not in (1.0, {})}
 
     def meaning(self) -> object:
-        """Give the dict with lists of one as numbers and without ones."""
+        """Return the dict with lists of one as numbers and without ones."""
         return BlockTree(_single(self.down), _single(self.mid), _single(self.up), self.other).to_spec()  # type: ignore[arg-type]
 
 

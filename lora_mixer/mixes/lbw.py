@@ -92,7 +92,7 @@ class LbwWeights(Blocks):
         return FrozenMap(zip(LBW_IDS[len(self.values)], self.values, strict=True))
 
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """Give the number of the layer's id, 0 for an id that is not listed, 1 for a layer without id."""
+        """Return the number of the layer's id, 0 for an id that is not listed, 1 for a layer without id."""
         if component in TEXT_ENCODERS:
             return self.by_id["BASE"]
         if layout is not None:
@@ -119,14 +119,14 @@ class LbwWeights(Blocks):
         )
 
     def to_spec(self) -> object:
-        """Give the preset's name where there is one, else the list."""
+        """Return the preset's name where there is one, else the list."""
         for name, values in LBW_PRESETS.items():
             if values == self.values:
                 return name
         return list(self.values)
 
     def meaning(self) -> object:
-        """Give the numbers by id; ids that are not listed have 0, as those that are listed with 0."""
+        """Return the numbers by id; ids that are not listed have 0, as those that are listed with 0."""
         return {"lbw": {key: value for key, value in self.by_id.items() if value}}
 
 

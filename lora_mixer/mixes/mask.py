@@ -89,7 +89,7 @@ class Mask:
 
     def load(self) -> FloatArray:
         """
-        Give the picture with its edges softened.
+        Return the picture with its edges softened.
 
         Returns:
             Values from 0 to 1, (height, width), or (frames, height, width) where there are several.
@@ -114,7 +114,7 @@ class Mask:
 
     def to_spec(self) -> dict[str, object]:
         """
-        Give the plain form; a picture that was only in memory is not in it.
+        Return the plain form; a picture that was only in memory is not in it.
 
         Returns:
             The path if there is one, the digest, and the feather if there is any.
@@ -125,7 +125,7 @@ class Mask:
 
     def meaning(self) -> object:
         """
-        Give a plain form that is the same for every way to say the same.
+        Return a plain form that is the same for every way to say the same.
 
         Returns:
             The digest and the feather.

@@ -45,7 +45,7 @@ class Method:
 
     def share(self, name: str, names: Sequence[str], step: int) -> float:
         """
-        Give the factor of one adapter at one step.
+        Return the factor of one adapter at one step.
 
         Args:
             name: The adapter.
@@ -91,7 +91,7 @@ class Method:
 
     def to_spec(self) -> dict[str, object]:
         """
-        Give the plain form.
+        Return the plain form.
 
         Returns:
             The name and the parameters.
@@ -109,7 +109,7 @@ class Method:
 
     def meaning(self, names: Sequence[str]) -> object:
         """
-        Give a plain form that is the same for every way to say the same.
+        Return a plain form that is the same for every way to say the same.
 
         Args:
             names: The adapters of the mix, in their order.
@@ -160,12 +160,12 @@ class Switch(Method):
         return _unknown(self.adapters, names)
 
     def share(self, name: str, names: Sequence[str], step: int) -> float:
-        """Give 1 to the adapter whose turn it is."""
+        """Return 1 to the adapter whose turn it is."""
         turns = self.adapters or tuple(names)
         return float(name not in turns or turns[step // self.tau % len(turns)] == name)
 
     def to_spec(self) -> dict[str, object]:
-        """Give the parameters."""
+        """Return the parameters."""
         spec: dict[str, object] = {"name": self.name, "tau": self.tau}
         return {**spec, "adapters": list(self.adapters)} if self.adapters else spec
 
@@ -174,7 +174,7 @@ class Switch(Method):
         return _call_text(self.to_spec())
 
     def meaning(self, names: Sequence[str]) -> object:
-        """Give the order of the turns, too."""
+        """Return the order of the turns, too."""
         return {**self.to_spec(), "adapters": list(self.adapters or names)}
 
 
@@ -265,7 +265,7 @@ class KLora(Method):
         return _unknown([name for name in (self.content, self.style) if name is not None], names)
 
     def to_spec(self) -> dict[str, object]:
-        """Give the parameters."""
+        """Return the parameters."""
         spec: dict[str, object] = {"name": self.name}
         if self.content is not None:
             spec.update(content=self.content, style=self.style)
@@ -276,7 +276,7 @@ class KLora(Method):
         return _call_text(self.to_spec())
 
     def meaning(self, names: Sequence[str]) -> object:
-        """Give the roles, too."""
+        """Return the roles, too."""
         content, style = self.roles(names)
         return {**self.to_spec(), "content": content, "style": style}
 

@@ -151,7 +151,7 @@ class Mix:
 
     def __getitem__(self, name: str) -> AdapterMix:
         """
-        Give what is said about one adapter.
+        Return what is said about one adapter.
 
         Raises:
             MixError: The mix has no adapter of this name.
@@ -226,7 +226,7 @@ class Mix:
 
     def gain(self, name: str, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """
-        Give the constant gain of one adapter on one layer: the component's weight times the block's.
+        Return the constant gain of one adapter on one layer: the component's weight times the block's.
 
         Args:
             name: The adapter.
@@ -257,7 +257,7 @@ class Mix:
         timestep: float | None = None,
     ) -> float:
         """
-        Give the gain of one adapter on one layer at one step of the denoiser.
+        Return the gain of one adapter on one layer at one step of the denoiser.
 
         Args:
             name: The adapter.
@@ -293,7 +293,7 @@ class Mix:
         level: tuple[int, int] | None = None,
     ) -> float:
         """
-        Give what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
+        Return what ``gain_at`` multiplies ``gain`` by: the same for all layers of a component.
 
         A text encoder runs once, before the first step, so it has one share at all steps: 1 where it has a weight of
         its own, the value at step 0 where it has a schedule of its own, and else the value of the adapter's schedule
@@ -336,7 +336,7 @@ class Mix:
 
     def to_dict(self) -> dict[str, object]:
         """
-        Give the mix as numbers, texts, lists and dicts.
+        Return the mix as numbers, texts, lists and dicts.
 
         Returns:
             Weights by name; under "adapters", and the method beside them, where there is one but the sum.
@@ -348,7 +348,7 @@ class Mix:
 
     def to_text(self) -> str:
         """
-        Give the mix as one line.
+        Return the mix as one line.
 
         Returns:
             The text, as ``a:0.7, b:0.8,te=0.2``.
@@ -374,7 +374,7 @@ class Mix:
 
     def to_json(self) -> str:
         """
-        Give the mix as one line of JSON.
+        Return the mix as one line of JSON.
 
         Returns:
             The text.
@@ -399,7 +399,7 @@ class Mix:
 
     def to_yaml(self) -> str:
         """
-        Give the mix as YAML.
+        Return the mix as YAML.
 
         Returns:
             The text, in the order of the names.

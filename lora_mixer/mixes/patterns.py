@@ -63,7 +63,7 @@ class LayerPatterns(Blocks):
         return hash(tuple(self.weights.items()))
 
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """Give the number of the last pattern that matches, else 1."""
+        """Return the number of the last pattern that matches, else 1."""
         del layout
         if (found := self._found.get((component, module))) is None:
             found = self._found[component, module] = self._last_match(component, module)
@@ -116,14 +116,14 @@ class LayerPatterns(Blocks):
         return tuple(left)
 
     def to_spec(self) -> object:
-        """Give the preset's name where there is one, else the dict."""
+        """Return the preset's name where there is one, else the dict."""
         for name, preset in B_LORA.items():
             if preset == self:
                 return name
         return {"patterns": dict(self.weights)}
 
     def meaning(self) -> object:
-        """Give the pairs in their order."""
+        """Return the pairs in their order."""
         return {"patterns": [list(pair) for pair in self.weights.items()]}
 
 

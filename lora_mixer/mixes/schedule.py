@@ -32,7 +32,7 @@ class Schedule(ABC):
         self, step: int, steps: int, timestep: float | None = None, level: tuple[int, int] | None = None
     ) -> float:
         """
-        Give the value at one step.
+        Return the value at one step.
 
         Args:
             step: The step, from 0; a step past the end counts as the last one.
@@ -61,7 +61,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def _at(self, step: int, steps: int, timestep: float | None) -> float:
-        """Give the value at a step that exists."""
+        """Return the value at a step that exists."""
 
     @abstractmethod
     def to_text(self) -> str:
@@ -74,7 +74,7 @@ class Schedule(ABC):
 
     def simplest(self) -> Schedule:
         """
-        Give the simplest schedule with the same values.
+        Return the simplest schedule with the same values.
 
         Returns:
             A constant where nothing changes, keyframes for linear ramps, else the schedule itself.
@@ -154,7 +154,7 @@ class Window(Schedule):
         return f"window({', '.join(position_text(p, self.unit) for p in positions)})"
 
     def simplest(self) -> Schedule:
-        """Give 1 where the window is always open."""
+        """Return 1 where the window is always open."""
         stop = None if self.unit == "fraction" and self.stop == 1.0 else self.stop
         return Constant(1.0) if (self.start, stop) == (0.0, None) else Window(self.start, stop, self.unit)
 
@@ -307,7 +307,7 @@ class Ramp(Schedule):
         return f"{self.ease}({', '.join(values)})"
 
     def simplest(self) -> Schedule:
-        """Give a constant for a level ramp, and keyframes for a linear one."""
+        """Return a constant for a level ramp, and keyframes for a linear one."""
         if self.first == self.last:
             return Constant(self.first)
         if self.ease == "linear":
@@ -380,7 +380,7 @@ class Keyframes(Schedule):
         return ",".join(f"{number_text(value)}@{position_text(at, unit)}" for at, value in self.points)
 
     def simplest(self) -> Schedule:
-        """Give a constant where all values are the same."""
+        """Return a constant where all values are the same."""
         values = {value for _, value in self.points}
         return Constant(values.pop()) if len(values) == 1 else self
 

@@ -55,7 +55,7 @@ class DepthWeights(Blocks):
         reading.finish("set of block weights")
 
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
-        """Give the weight of one layer; text encoders have 1."""
+        """Return the weight of one layer; text encoders have 1."""
         if component in TEXT_ENCODERS:
             return 1.0
         if layout is not None and (layout.double or layout.single):
@@ -95,7 +95,7 @@ class DepthWeights(Blocks):
         return tuple(problems)
 
     def to_spec(self) -> object:
-        """Give the preset's name where there is one, else the dict."""
+        """Return the preset's name where there is one, else the dict."""
         for name, preset in PRESETS.items():
             if preset == self:
                 return name

@@ -111,7 +111,7 @@ class ModulePatterns(Generic[Value]):
 
     def find(self, *spellings: str) -> Value | None:
         """
-        Give the value of the first pattern that matches one of the spellings of a module, or None.
+        Return the value of the first pattern that matches one of the spellings of a module, or None.
 
         Raises:
             PatternTooHardError: When the patterns of this table have used up what they may need together.

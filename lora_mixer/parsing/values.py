@@ -20,7 +20,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 def clean_text(value: object) -> str:
     r"""
-    Give text that can be encoded: halves of surrogate pairs and NUL become the replacement character.
+    Return text that can be encoded: halves of surrogate pairs and NUL become the replacement character.
 
     Example:
         >>> clean_text("a\ud800b\0")
@@ -30,14 +30,14 @@ def clean_text(value: object) -> str:
 
 
 def encodable(text: str) -> str:
-    """Give text without halves of surrogate pairs."""
+    """Return text without halves of surrogate pairs."""
     return (
         text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     )
 
 
 def as_text(value: object) -> str | None:
-    """Give text that is not empty, or None; numbers are texts, too."""
+    """Return text that is not empty, or None; numbers are texts, too."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, int) and abs(value) >= 1 << 128:  # printing a huge number takes long, or is refused
@@ -47,7 +47,7 @@ def as_text(value: object) -> str | None:
 
 def as_float(value: object) -> float | None:
     """
-    Give a finite number, from a number or from text.
+    Return a finite number, from a number or from text.
 
     Example:
         >>> as_float("0.5"), as_float("nan"), as_float(True)
@@ -69,7 +69,7 @@ def as_float(value: object) -> float | None:
 
 def as_int(value: object, low: int = 0, high: int = 1 << 64) -> int | None:
     """
-    Give a whole number within limits, from a number or from text.
+    Return a whole number within limits, from a number or from text.
 
     Example:
         >>> as_int("20"), as_int(20.0), as_int(20.5), as_int(-1)
@@ -84,7 +84,7 @@ def as_int(value: object, low: int = 0, high: int = 1 << 64) -> int | None:
 
 
 def as_side(value: object) -> int | None:
-    """Give a width or height in pixels, or None."""
+    """Return a width or height in pixels, or None."""
     return as_int(value, 1, 1 << 20)
 
 
@@ -105,7 +105,7 @@ _OF_NOTHING = hashlib.sha256().hexdigest()
 
 def as_hash(value: object) -> str | None:
     """
-    Give 8 to 64 hexadecimal digits in lower case, without ``0x``; or None.
+    Return 8 to 64 hexadecimal digits in lower case, without ``0x``; or None.
 
     None for the digest of nothing, too: programs write it for every file that is too short for their way of hashing.
     """
@@ -116,7 +116,7 @@ def as_hash(value: object) -> str | None:
 
 def file_stem(value: object) -> str | None:
     r"""
-    Give the name of a file without its folders and ending, or None.
+    Return the name of a file without its folders and ending, or None.
 
     Example:
         >>> file_stem("styles\\ink v1.5.safetensors")
@@ -132,12 +132,12 @@ def file_stem(value: object) -> str | None:
 
 
 def as_table(value: object) -> dict[str, Any]:
-    """Give the value if it is a JSON object, else an empty one."""
+    """Return the value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: object) -> list[Any]:
-    """Give the value if it is a JSON list, else an empty one."""
+    """Return the value if it is a JSON list, else an empty one."""
     return value if isinstance(value, list) else []
 
 

@@ -38,7 +38,7 @@ _KEYED = {"prompt": "prompt", "workflow": "workflow"}
 
 def read_texts(source: Source) -> tuple[dict[str, str], tuple[int, int]]:
     """
-    Give the texts of a picture by key, and its size.
+    Return the texts of a picture by key, and its size.
 
     Args:
         source: A path, the bytes of a file, or a picture that PIL has opened.
@@ -167,7 +167,7 @@ def decode_comment(value: object) -> str:
 
 def exif_of(parameters: str, own: str) -> bytes:
     """
-    Give EXIF that holds both texts.
+    Return EXIF that holds both texts.
 
     Args:
         parameters: For the UserComment, ``UNICODE`` and UTF-16.
@@ -183,7 +183,7 @@ def exif_of(parameters: str, own: str) -> bytes:
 
 
 def png_texts(parameters: str, own: str) -> Any:
-    """Give a PNG's chunks that hold both texts."""
+    """Return a PNG's chunks that hold both texts."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()

@@ -125,18 +125,18 @@ class _Here:
         self._known = known
 
     def hashes(self, name: str) -> list[str]:
-        """Give the hashes of one adapter; for a file that is loaded this reads all of it."""
+        """Return the hashes of one adapter; for a file that is loaded this reads all of it."""
         entry: Any = self._known[name]
         return [digits for text in getattr(entry, "hashes", entry).values() if (digits := as_hash(text))]
 
     def named(self, wanted: str) -> list[str]:
-        """Give the names that are the wanted one: exactly, or else but for case, folders and endings, or an alias."""
+        """Return the names that are the wanted one: exactly, or else but for case, folders and endings, or an alias."""
         if wanted in self._known:
             return [wanted]
         return self._names.get(_folded(wanted)) or self._aliases.get(_folded(wanted), [])
 
     def hashed(self, digits: list[str]) -> list[str]:
-        """Give the adapters that have one of these hashes; of several those with most digits in common."""
+        """Return the adapters that have one of these hashes; of several those with most digits in common."""
         found: dict[str, int] = {}
         for text in digits:
             for name, own in self._by_start.get(text[:_SHORTEST], ()):

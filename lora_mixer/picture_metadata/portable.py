@@ -33,13 +33,13 @@ _REPEATS_AT_MOST = 3
 
 
 def portable(mix: Mix) -> Mix:
-    """Give an equal mix whose masks name no files."""
+    """Return an equal mix whose masks name no files."""
     return Mix({name: _bare(adapter) for name, adapter in mix.adapters.items()}, mix.method)
 
 
 def masks_of(mix: Mix) -> dict[str, str]:
     """
-    Give the pictures of a mix's masks, as PNG in base64 by digest; those that are not at hand are left out.
+    Return the pictures of a mix's masks, as PNG in base64 by digest; those that are not at hand are left out.
 
     Args:
         mix: The mix, before ``portable``.

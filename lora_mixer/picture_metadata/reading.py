@@ -38,7 +38,7 @@ def _from_extra(settings: PictureSettings) -> dict[str, Any]:
 
 
 def _clip_skip(extra: Mapping[str, str]) -> int | None:
-    """Give the layers to skip as diffusers counts: A1111 and Fooocus say 1 more, SwarmUI a negative place."""
+    """Return the layers to skip as diffusers counts: A1111 and Fooocus say 1 more, SwarmUI a negative place."""
     for key, sign, more in (("Clip skip", 1, -1), ("clip_skip", 1, -1), ("clipstopatlayer", -1, -1)):
         number = as_int(extra.get(key), -100, 100)
         if number is not None and sign * number + more >= 0:

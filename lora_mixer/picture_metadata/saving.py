@@ -98,7 +98,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
 
 
 def _names_of_sampler(settings: PictureSettings) -> tuple[str | None, str | None]:
-    """Give the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
+    """Return the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
     sampler, word = settings.sampler, ""
     if sampler is not None and sampler.endswith("Scheduler"):
         sampler, word = usual_name(sampler)

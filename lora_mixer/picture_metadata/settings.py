@@ -88,7 +88,7 @@ class PictureAdapter:
         return next(iter(self.hashes.values()), None)
 
     def adapter_mix(self) -> AdapterMix:
-        """Give what it says as a part of a mix."""
+        """Return what it says as a part of a mix."""
         if self.spec is not None:
             return self.spec
         return AdapterMix(self.weight, {} if self.text_weight is None else {TE: self.text_weight})
@@ -189,7 +189,7 @@ class PictureSettings(PictureFields):
 
     def with_hashes(self, hashes: Mapping[str, Mapping[str, str]]) -> PictureSettings:
         """
-        Give the same with the adapters' hashes added.
+        Return the same with the adapters' hashes added.
 
         Args:
             hashes: Hashes by kind, by adapter name, as ``mixer.adapters[name].hashes``.

@@ -91,7 +91,7 @@ def with_tags(prompt: str, adapters: Iterable[PictureAdapter]) -> tuple[str, boo
 
 def alias_of(name: str) -> str:
     """
-    Give a name as tags and lists of hashes can have it.
+    Return a name as tags and lists of hashes can have it.
 
     Example:
         >>> alias_of("user/repo: a, b")

@@ -143,7 +143,7 @@ def write_tokenizer(folder: Path, *, pad: str = _END) -> None:
 
 
 def _words(merges: str) -> list[str]:
-    """Give CLIP's vocabulary in its order: a sign for each byte, the same at the ends of words, merges, two marks."""
+    """Return CLIP's vocabulary in its order: a sign for each byte, the same at the ends of words, merges, two marks."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = 256 - len(shown)
     signs = [chr(number) for number in shown] + [chr(256 + number) for number in range(hidden)]

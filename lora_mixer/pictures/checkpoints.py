@@ -202,7 +202,7 @@ OTHERWISE = {
 
 def find_models(folder: str | Path) -> Iterator[str]:
     """
-    Give the models in a folder: diffusers folders, and files that hold whole pipelines, by their headers.
+    Return the models in a folder: diffusers folders, and files that hold whole pipelines, by their headers.
 
     Args:
         folder: Where to look; folders in it are looked into, but for diffusers folders themselves.

@@ -37,7 +37,7 @@ class ImageTasks:
 
     def pipe_for(self, request: PictureRequest) -> Any:
         """
-        Give the pipeline that a request is made with.
+        Return the pipeline that a request is made with.
 
         Raises:
             PictureError: When diffusers has none of that kind for this model, or something is missing.
@@ -59,7 +59,7 @@ class ImageTasks:
         return self._of_kind("inpainting" if request.mask_image is not None else "image to image")
 
     def second(self) -> Any:
-        """Give the pipeline of second passes."""
+        """Return the pipeline of second passes."""
         return self._of_kind("image to image")
 
     def _of_kind(self, kind: str) -> Any:
@@ -90,7 +90,7 @@ class ImageTasks:
             self._images(request)
 
     def arguments(self, batch: Sequence[PictureRequest], pipe: Any) -> dict[str, Any]:
-        """Give the images of a batch as the pipeline takes them."""
+        """Return the images of a batch as the pipeline takes them."""
         takes = inspect.signature(pipe.__call__).parameters
         read = [self._images(request) for request in batch]
         found: dict[str, Any] = {}
@@ -177,5 +177,5 @@ def _sized(image: Image, size: tuple[int | None, int | None]) -> Image:
 
 
 def takes(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """Give the arguments of a pipeline's call."""
+    """Return the arguments of a pipeline's call."""
     return inspect.signature(pipe.__call__).parameters

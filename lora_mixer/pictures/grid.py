@@ -107,7 +107,7 @@ class GridAxis:
 
     def at(self, request: PictureRequest, value: Any) -> PictureRequest:
         """
-        Give a request as one value of the axis wants it.
+        Return a request as one value of the axis wants it.
 
         Raises:
             PictureError: When the value makes no sense.
@@ -125,7 +125,7 @@ class _Kind:
 
 def with_adapter(mix: Mix, name: str, **changes: Any) -> Mix:
     """
-    Give a mix in which one adapter is another; one that is not in it yet is added at weight 1.
+    Return a mix in which one adapter is another; one that is not in it yet is added at weight 1.
 
     Args:
         mix: The mix.
@@ -244,7 +244,7 @@ def grid_requests(
     request: PictureRequest, columns: GridAxis, rows: GridAxis | None = None
 ) -> list[PictureRequest]:
     """
-    Give the request of each cell, row by row.
+    Return the request of each cell, row by row.
 
     Args:
         request: What all cells have in common.

@@ -223,7 +223,7 @@ def _load_vae(wanted: ModelOptions, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _vae_config(wanted: ModelOptions) -> Iterator[Path]:
-    """Give the configuration of the VAE of the model that another one is for."""
+    """Return the configuration of the VAE of the model that another one is for."""
     model = Path(wanted.model).expanduser()
     if wanted.model == DEMO:
         from lora_mixer.demo import demo_folder
@@ -305,7 +305,7 @@ def _device(name: str) -> torch.device:
 
 def own_defaults(model: str) -> dict[str, Any]:
     """
-    Give what pictures of a model are best made with, where that is known: the demo's.
+    Return what pictures of a model are best made with, where that is known: the demo's.
 
     Example:
         >>> own_defaults("demo"), own_defaults("user/repo")

@@ -104,7 +104,7 @@ class PictureMaker:
 
     def resolve(self, request: PictureRequest) -> PictureRequest:
         """
-        Give a request with the defaults filled in and ``<lora:...>`` tags moved into its mixes.
+        Return a request with the defaults filled in and ``<lora:...>`` tags moved into its mixes.
 
         Raises:
             PictureError: When the pipeline does not take something that the request asks for.
@@ -134,7 +134,7 @@ class PictureMaker:
         return full
 
     def _scheduler(self, request: PictureRequest) -> Any:
-        """Give the scheduler that a request asks for; each is made once."""
+        """Return the scheduler that a request asks for; each is made once."""
         own = getattr(self.mixer.pipe, "scheduler", None)
         choice = read_sampler(request.sampler, request.schedule)
         if not choice.changes:
@@ -309,7 +309,7 @@ class PictureMaker:
         return list(groups.values())
 
     def _texts(self, batch: Sequence[PictureRequest]) -> dict[str, Any]:
-        """Give the prompts of a batch as the pipeline takes them: as text, or as embeddings, each by its own mix."""
+        """Return the prompts of a batch as the pipeline takes them: as text, or as embeddings, each by its own mix."""
         first = batch[0]
         if not self._prompts.wants(first):
             texts: dict[str, Any] = {"prompt": [request.prompt for request in batch]}

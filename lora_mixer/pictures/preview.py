@@ -21,7 +21,7 @@ SIDE = 32
 
 def noise_levels(scheduler: Any) -> list[Level] | None:
     """
-    Give the mixture of picture and noise before each step of a run, and after the last.
+    Return the mixture of picture and noise before each step of a run, and after the last.
 
     Args:
         scheduler: A scheduler of diffusers whose timesteps are set.

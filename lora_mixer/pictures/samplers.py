@@ -277,7 +277,7 @@ def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
 
 def ays_timesteps(scheduler: Any, steps: int, *, sdxl: bool) -> list[int]:
     """
-    Give the timesteps of Align Your Steps: the ten of the paper, or as many as asked, even in the log of the noise.
+    Return the timesteps of Align Your Steps: the ten of the paper, or as many as asked, even in the log of the noise.
 
     Raises:
         PictureError: When the scheduler takes no timesteps.
@@ -315,7 +315,7 @@ def _falling(timesteps: Sequence[int]) -> Iterator[int]:
 
 def usual_name(scheduler: str, config: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """
-    Give what people call a scheduler of diffusers, and its schedule.
+    Return what people call a scheduler of diffusers, and its schedule.
 
     Args:
         scheduler: The class's name, or any name of a sampler.

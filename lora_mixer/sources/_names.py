@@ -105,7 +105,7 @@ def candidates(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
 
 
 def component_of(folder: str) -> str | None:
-    """Give the pipeline component that a folder is named after, or None."""
+    """Return the pipeline component that a folder is named after, or None."""
     return folder if _COMPONENT.fullmatch(folder) else None
 
 

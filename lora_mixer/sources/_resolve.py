@@ -106,7 +106,7 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
 
 
 def _existing(text: str) -> Path | None:
-    """Give the path of what is there; None where nothing is, or nothing can be called so."""
+    """Return the path of what is there; None where nothing is, or nothing can be called so."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None

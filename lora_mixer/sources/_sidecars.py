@@ -91,7 +91,7 @@ _listings: OrderedDict[str, tuple[tuple[int, int, int], frozenset[str]]] = Order
 
 
 def _listing(folder: str) -> frozenset[str] | None:
-    """Give the names in a folder, listed once while it does not change; None where it has changed just now."""
+    """Return the names in a folder, listed once while it does not change; None where it has changed just now."""
     try:
         facts = os.stat(folder)  # noqa: PTH116
         stamp = (facts.st_dev, facts.st_ino, facts.st_mtime_ns)

@@ -132,7 +132,7 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
 
 def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) -> Embedding:
     """
-    Give the word with vectors of shape (n, width).
+    Return the word with vectors of shape (n, width).
 
     Raises:
         InvalidAdapterError: When the word cannot stand in a prompt, or the vectors are none.

@@ -21,7 +21,7 @@ def choose(
     adapter: Adapter, wanted: bool | Mapping[str, str], *, allow_nonfinite: bool
 ) -> tuple[Embedding, ...]:
     """
-    Give the textual inversions of an adapter's file under the words that the caller wants for them.
+    Return the textual inversions of an adapter's file under the words that the caller wants for them.
 
     Raises:
         MatchError: When other words are wanted for words that the file does not have.
@@ -45,7 +45,7 @@ def choose(
 
 
 def with_words(adapter: Adapter, words: Sequence[Token]) -> Adapter:
-    """Give the adapter with its words' keys used, and a note that says which words they are."""
+    """Return the adapter with its words' keys used, and a note that says which words they are."""
     used = {key for e in adapter.embeddings for key in e.keys}
     notes = [note for note in adapter.notes if not note.startswith("holds textual inversions")]
     lines = [f"{w.token} ({len(w.vectors)} vectors, {w.component})" for w in words]

@@ -63,7 +63,7 @@ class _Rows:
         self._traced: list[torch.Tensor] = []  # the same while code is compiled, which knows no threads
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy of the model needs; what another thread is looking at is not that."""
+        """Return what a copy of the model needs; what another thread is looking at is not that."""
         return {"start": self.start, "vectors": self.vectors}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -339,7 +339,7 @@ class TokenSet:
             self._taught[-1].teach()
 
     def _encoders(self) -> dict[str, tuple[Any, nn.Module]]:
-        """Give (tokenizer, encoder) of each text encoder that has a tokenizer."""
+        """Return (tokenizer, encoder) of each text encoder that has a tokenizer."""
         table = getattr(self._pipe.pipe, "components", None) or {}
         found = {}
         for number in ("", "_2", "_3"):
@@ -349,7 +349,7 @@ class TokenSet:
         return found
 
     def _vocabulary(self, component: str, tokenizer: Any) -> Mapping[str, int]:
-        """Give the tokenizer's own words, without those that are held here."""
+        """Return the tokenizer's own words, without those that are held here."""
         own = {
             p for words in self._held.values() for w in words if w.component == component for p in w.pieces
         }
@@ -358,7 +358,7 @@ class TokenSet:
 
 
 def input_embedding(encoder: nn.Module) -> nn.Module:
-    """Give the module that turns token ids into vectors."""
+    """Return the module that turns token ids into vectors."""
     encoder = getattr(encoder, "_orig_mod", encoder)
     # a wrapper of another layout of module names has no such method, but the model inside has
     for module in encoder.modules():

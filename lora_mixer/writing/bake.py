@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def free_folder(path: Any) -> Path:
     """
-    Give the folder to write to, which must be empty or not there yet.
+    Return the folder to write to, which must be empty or not there yet.
 
     Raises:
         SaveError: When something is there.

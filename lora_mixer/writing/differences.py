@@ -44,7 +44,7 @@ def changes(
     progress: Progress = same,
 ) -> Extracted:
     """
-    Give the change from one diffusers folder to another as an adapter.
+    Return the change from one diffusers folder to another as an adapter.
 
     Args:
         base: The model to start from.

@@ -40,7 +40,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: Place) -> torch.Tensor:
     """
-    Give a tensor in the dtype to store; None keeps its own.
+    Return a tensor in the dtype to store; None keeps its own.
 
     Raises:
         SaveError: When finite values do not fit the dtype.
@@ -63,7 +63,7 @@ def shaped_pair(layer: NewLayer, dtype: torch.dtype | None) -> tuple[torch.Tenso
 
 
 def shaped_lengths(layer: NewLayer, dtype: torch.dtype | None, *, keep: int) -> torch.Tensor:
-    """Give the lengths of a layer's DoRA as a tensor of the weight's axes, all 1 but that of number ``keep``."""
+    """Return the lengths of a layer's DoRA as a tensor of the weight's axes, all 1 but that of number ``keep``."""
     if layer.lengths is None:
         msg = f"{layer.place} has no magnitude"
         raise TypeError(msg)

@@ -112,7 +112,7 @@ def kohya_metadata(
     title: str,
 ) -> dict[str, str]:
     """
-    Give the header that Kohya's trainer would write, as far as it is known.
+    Return the header that Kohya's trainer would write, as far as it is known.
 
     Args:
         layers: What is written.

@@ -32,7 +32,7 @@ class Place:
     embedding: bool = False
 
     def __str__(self) -> str:
-        """Give component and path, for messages."""
+        """Return component and path, for messages."""
         return f"{self.component}.{self.path}"
 
 

@@ -110,7 +110,7 @@ def _no_place_for_lengths(layer: NewLayer) -> str:
 
 def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, Any]:
     """
-    Give the fields of PEFT's ``LoraConfig`` that say what the tensors mean.
+    Return the fields of PEFT's ``LoraConfig`` that say what the tensors mean.
 
     Args:
         layers: The layers of one component.

@@ -19,7 +19,7 @@ _STALE_PREFIXES = ("sshs_", "lora_mixer.")
 
 def of_one(info: AdapterInfo) -> dict[str, str]:
     """
-    Give the texts for an adapter written as it was loaded: its own header, but for what holds no more.
+    Return the texts for an adapter written as it was loaded: its own header, but for what holds no more.
 
     Args:
         info: The adapter.
@@ -37,7 +37,7 @@ def of_one(info: AdapterInfo) -> dict[str, str]:
 
 def of_mix(infos: Sequence[AdapterInfo], mix: str, method: str, rank: str | None) -> dict[str, str]:
     """
-    Give the texts for several adapters made one.
+    Return the texts for several adapters made one.
 
     Args:
         infos: The adapters.
@@ -72,7 +72,7 @@ def of_mix(infos: Sequence[AdapterInfo], mix: str, method: str, rank: str | None
 
 def common_family(infos: Sequence[AdapterInfo]) -> str:
     """
-    Give the base family that all adapters are of, or ``unknown``.
+    Return the base family that all adapters are of, or ``unknown``.
 
     Example:
         >>> common_family([])

@@ -55,7 +55,7 @@ def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> GridAxis:
 
 
 def alone_axes(request: PictureRequest) -> tuple[GridAxis, GridAxis]:
-    """Give the axes of: base, each adapter alone, all together."""
+    """Return the axes of: base, each adapter alone, all together."""
     mix = request.mix
     if not mix.names:
         raise PictureError(EMPTY)

@@ -32,7 +32,7 @@ OTHER_KEYS = (
 
 def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
     """
-    Give the rows of a picture's mix: by hash first, then by name; what is missing keeps its place.
+    Return the rows of a picture's mix: by hash first, then by name; what is missing keeps its place.
 
     Only hashes that are known already are looked at, so that no picture makes the server read all of its files; where one
     of the picture's stays unknown, the others are computed behind the page.
@@ -55,7 +55,7 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
-    """Give rows with those of before that were switched off and are not among them; a comparison knows nothing of these."""
+    """Return rows with those of before that were switched off and are not among them; a comparison knows nothing of these."""
     names = {row["name"] for row in rows["rows"]}
     old = before.get("rows", []) if isinstance(before, dict) else []
     off = [

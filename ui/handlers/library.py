@@ -45,7 +45,7 @@ _LONGEST_METADATA = 160
 
 def search(app: AppState, text: Any, base: Any, sort: Any, page: Any = 0, status: str = "") -> dict[str, Any]:
     """
-    Give a page of cards.
+    Return a page of cards.
 
     Raises:
         PictureError: When an argument makes no sense.

@@ -66,7 +66,7 @@ def read_request(
 
 
 def several(request: PictureRequest, count: int) -> list[PictureRequest]:
-    """Give the same with one seed after the other."""
+    """Return the same with one seed after the other."""
     return [replace(request, seed=request.seed + number) for number in range(count)]
 
 
@@ -149,7 +149,7 @@ class MakeHandlers:
         return self.jobs.submit(owner, "make", Order(words, work), {**IDLE, "state": "queued"}, heard)
 
     async def follow(self, owner: str) -> AsyncIterator[dict[str, Any]]:
-        """Give the views of what a session has under way, when its page was loaded again."""
+        """Return the views of what a session has under way, when its page was loaded again."""
         job = self.jobs.of(owner)
         if job is None or job.kind != "make":
             return
@@ -190,7 +190,7 @@ class MakeHandlers:
 
 
 def draft_of(owner: str) -> str:
-    """Give the name under which a session's draft is a job of its own."""
+    """Return the name under which a session's draft is a job of its own."""
     return f"{owner}/draft"
 
 

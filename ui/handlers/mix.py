@@ -31,7 +31,7 @@ SHAPES = (
 
 
 def kit(app: AppState) -> dict[str, Any]:
-    """Give what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
+    """Return what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
     layout = app.layout
     counts = [n for n in LBW_IDS if layout is not None and not LbwWeights((1.0,) * n).misfits(layout)]
     tree: list[Any] = []
@@ -53,7 +53,7 @@ def kit(app: AppState) -> dict[str, Any]:
 
 def curve(text: Any) -> dict[str, Any]:
     """
-    Give the values of a schedule over the steps, for its curve.
+    Return the values of a schedule over the steps, for its curve.
 
     Args:
         text: The schedule; empty is constant.
@@ -77,7 +77,7 @@ def curve(text: Any) -> dict[str, Any]:
 
 def look_up(app: AppState, names: Any) -> dict[str, Any]:
     """
-    Give what rows show of their adapters, and load soon what they will need.
+    Return what rows show of their adapters, and load soon what they will need.
 
     Args:
         app: Where.
@@ -92,7 +92,7 @@ def look_up(app: AppState, names: Any) -> dict[str, Any]:
 
 
 def as_text(app: AppState, rows: Any) -> dict[str, str]:
-    """Give a mix as text, and what is wrong with it (one of the two is empty)."""
+    """Return a mix as text, and what is wrong with it (one of the two is empty)."""
     try:
         return {"text": read_rows(rows).text(app), "problem": ""}
     except LoraMixerError as error:
@@ -126,7 +126,7 @@ def keep_mask(app: AppState, png: Any) -> dict[str, str]:
 
 
 def mask_png(app: AppState, digest: Any) -> str:
-    """Give a mask as a picture that the page paints on; empty where it is not here."""
+    """Return a mask as a picture that the page paints on; empty where it is not here."""
     try:
         return data_uri(app.masks[checks.opaque(digest, "mask")], MASK_SIDE, "png")  # type: ignore[arg-type]
     except KeyError:

@@ -41,7 +41,7 @@ class Shared:
     cache: str
 
     def owner_of(self, request: gr.Request) -> str:
-        """Give who asks: the browser's own token where it brought one, else Gradio's session."""
+        """Return who asks: the browser's own token where it brought one, else Gradio's session."""
         return self.app.sessions.owner(str(request.session_hash or "api"))
 
 
@@ -87,7 +87,7 @@ class Fields:
 
     @staticmethod
     def values_of(settings: PictureSettings) -> list[Any]:
-        """Give a picture's settings for the fields; what it does not say stays as it is."""
+        """Return a picture's settings for the fields; what it does not say stays as it is."""
 
         def known(value: Any) -> Any:
             return gr.skip() if value is None else value
@@ -105,7 +105,7 @@ class Fields:
 
 
 def plain(message: object) -> str:
-    """Give a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
+    """Return a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
     return html.escape(str(message), quote=False)
 
 
@@ -140,7 +140,7 @@ def _shown(error: LoraMixerError) -> Exception:
 
 
 def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a server function's errors as ``{"problem": ..., "field": ...}``: those are shown where they belong."""
+    """Return a server function's errors as ``{"problem": ..., "field": ...}``: those are shown where they belong."""
 
     @functools.wraps(handler)
     def answer(*values: Any, **named: Any) -> Any:

@@ -40,7 +40,7 @@ class Caller:
     frame: FrameType | None = None
 
     def local(self, *names: str) -> Any:
-        """Give the innermost value that is not None under the first of some local names that has one."""
+        """Return the innermost value that is not None under the first of some local names that has one."""
         for name in names:
             for frame in self.frames:
                 value = frame.get(name)
@@ -49,14 +49,14 @@ class Caller:
         return None
 
     def outermost(self, name: str) -> Any:
-        """Give what the outermost method has under a local name that it was called with, or None."""
+        """Return what the outermost method has under a local name that it was called with, or None."""
         for frame in reversed(self.frames):
             if name in frame:
                 return frame[name]
         return None
 
     def flag(self, *names: str) -> bool | None:
-        """Give what a local name, or else a property of the pipeline, says; None where none of the names is known."""
+        """Return what a local name, or else a property of the pipeline, says; None where none of the names is known."""
         for name in names:
             for frame in self.frames:
                 if isinstance(frame.get(name), bool):
@@ -108,7 +108,7 @@ def calling(part: str) -> Caller:
 
 
 def _owner(frame: FrameType) -> Any:
-    """Give the pipeline that a frame's method belongs to; nested functions have it from outside."""
+    """Return the pipeline that a frame's method belongs to; nested functions have it from outside."""
     code = frame.f_code
     if "self" not in code.co_varnames and "self" not in code.co_freevars:
         return None
@@ -119,7 +119,7 @@ def _owner(frame: FrameType) -> Any:
 
 
 def _attributes(value: Any) -> Mapping[str, Any]:
-    """Give the attributes that an object holds itself; none for those with slots."""
+    """Return the attributes that an object holds itself; none for those with slots."""
     return getattr(value, "__dict__", {})
 
 

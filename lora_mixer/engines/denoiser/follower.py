@@ -101,7 +101,7 @@ class DenoiserFollower:
         return all_passes(output, self._passes, self._now[1], run)
 
     def _rows(self, caller: Caller, sample: torch.Tensor, text: Any, step: Step) -> torch.Tensor | None:
-        """Give the mix of each row; None where there is one for all."""
+        """Return the mix of each row; None where there is one for all."""
         images, negatives = len(self._passes) - self._negatives, self._negatives > 0
         if images == 1 and not negatives:
             return None
@@ -118,6 +118,6 @@ class DenoiserFollower:
 
 
 def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """Give pictures of a list as rows of one tensor; of several sizes, as rows of what they have in common."""
+    """Return pictures of a list as rows of one tensor; of several sizes, as rows of what they have in common."""
     sizes = [min(sizes) for sizes in zip(*(each.shape for each in pictures), strict=True)]
     return torch.stack([each[tuple(slice(size) for size in sizes)] for each in pictures])

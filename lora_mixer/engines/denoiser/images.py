@@ -47,7 +47,7 @@ class BatchLayout:
 
     def rows(self, *, negatives: bool) -> torch.Tensor:
         """
-        Give the mix of each row.
+        Return the mix of each row.
 
         Args:
             negatives: Whether rows without the prompt have mixes of their own, which follow those of the prompts.
@@ -131,7 +131,7 @@ def layout_of(
 
 
 def _rows_each(caller: Caller, name: str, pictures: int, images: int) -> int:
-    """Give the pictures that each mix has; one mix has them all."""
+    """Return the pictures that each mix has; one mix has them all."""
     if images == 1:
         return pictures
     said = caller.local(*_EACH)
@@ -198,7 +198,7 @@ def repeated_rows(
     gains: torch.Tensor, rows: torch.Tensor | None, count: int, batch: int
 ) -> torch.Tensor | None:
     """
-    Give the gains of a layer whose batch is not that of the denoiser's call.
+    Return the gains of a layer whose batch is not that of the denoiser's call.
 
     Layers inside of video models see each frame or place as a row, those of one picture side by side. Perturbed attention
     splits the batch into copies, which is no matter where all copies have the same mixes.

@@ -41,7 +41,7 @@ class Prompts:
         self._calls: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy needs; a call that runs is none of its."""
+        """Return what a copy needs; a call that runs is none of its."""
         return {**vars(self), "_frame": None, "_calls": {}}
 
     def restart(self) -> None:
@@ -128,7 +128,7 @@ def _cannot_tell(caller: Caller, part: str, turn: int) -> MixError:
 
 
 def _texts(caller: Caller) -> dict[str, Any]:
-    """Give the prompts and negative prompts that the outermost method was called with."""
+    """Return the prompts and negative prompts that the outermost method was called with."""
     names = [*_NAMES, *(f"negative_{name}" for name in _NAMES)]
     return {name: caller.outermost(name) for name in names}
 

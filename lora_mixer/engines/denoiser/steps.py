@@ -106,7 +106,7 @@ class NoiseLevels:
         return cls(tuple(levels), found, total)
 
     def find(self, timestep: float) -> int | None:
-        """Give the level that is nearest to a timestep, or None where none is near."""
+        """Return the level that is nearest to a timestep, or None where none is near."""
         if not self.timesteps:
             return None
         place = min(range(len(self.timesteps)), key=lambda n: abs(self.timesteps[n] - timestep))
@@ -115,7 +115,7 @@ class NoiseLevels:
 
     def step(self, level: int, first: int = 0) -> Step:
         """
-        Give the step of a level.
+        Return the step of a level.
 
         Args:
             level: The level.
@@ -188,21 +188,21 @@ class Timesteps:
         return self._values
 
     def levels(self, timesteps: Any, steps: int | None, order: int) -> NoiseLevels:
-        """Give the noise levels of a scheduler's timesteps; :meth:`NoiseLevels.of` has the arguments."""
+        """Return the noise levels of a scheduler's timesteps; :meth:`NoiseLevels.of` has the arguments."""
         values = self.read(timesteps)
         if (steps, order) not in self._levels:
             self._levels[steps, order] = NoiseLevels.of(values, steps, order)
         return self._levels[steps, order]
 
     def value(self, timestep: Any) -> float:
-        """Give one timestep as a number."""
+        """Return one timestep as a number."""
         if not isinstance(timestep, torch.Tensor):
             return float(timestep)
         known = self._known(timestep)
         return float(timestep.flatten()[0].item()) if known is None else known
 
     def _known(self, value: torch.Tensor) -> float | None:
-        """Give the value of a tensor that is a part of those read: reading it would wait for the GPU at each step."""
+        """Return the value of a tensor that is a part of those read: reading it would wait for the GPU at each step."""
         whole = self._kept[0] if self._values and self._kept is not None else None
         if not isinstance(whole, torch.Tensor) or whole.ndim != 1 or value.numel() == 0:
             return None
@@ -235,7 +235,7 @@ class StepReader:
 
     def read(self, timestep: Any, caller: Caller) -> Step:
         """
-        Give the step of a call.
+        Return the step of a call.
 
         Args:
             timestep: What the denoiser was called with; some denoisers are given it scaled.

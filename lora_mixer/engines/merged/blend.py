@@ -59,7 +59,7 @@ def exact_matmul() -> Iterator[None]:
 
 def accumulator(weight: torch.Tensor) -> torch.dtype:
     """
-    Give the dtype that sums for a weight are made in.
+    Return the dtype that sums for a weight are made in.
 
     fp32 sums of many terms miss the last place of an fp32 weight, and where terms cancel that of any other. CPUs have
     fp64 at half the speed, so there each weight is the true sum, rounded once; most GPUs have next to none.

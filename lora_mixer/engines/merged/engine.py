@@ -151,7 +151,7 @@ class MergedEngine:
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy of the modules needs; plans hold addresses of these ones."""
+        """Return what a copy of the modules needs; plans hold addresses of these ones."""
         return {**vars(self), "_plans": {}, "_watch": None, "_touched": list(self._touched.values())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -348,7 +348,7 @@ class MergedEngine:
         return bool(self._hooks)
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
-        """Give each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        """Return each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
         for layer in self._adapters[name]:
             entry, weights = layer.entry, layer.weights
             clean = entry.weight.clean()

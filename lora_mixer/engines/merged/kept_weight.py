@@ -55,7 +55,7 @@ class KeptWeight:
         self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
+        """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
         return {**vars(self), "_storage": None, "_seen": None, "_is_copy": True}
 
     @property

@@ -32,7 +32,7 @@ class Mean:
                 self._sums[number] = self._sums[number] + _weighted(leaf, weights)
 
     def result(self) -> Any:
-        """Give the mean in the form and the types of the first output."""
+        """Return the mean in the form and the types of the first output."""
         leaves = [
             total.to(leaf.dtype) if _counts(leaf) else leaf
             for leaf, total in zip(self._first, self._sums, strict=True)
@@ -54,7 +54,7 @@ def _weighted(leaf: Any, weights: torch.Tensor) -> Any:
 
 def row_weights(passes: Sequence[int], turn: int, rows: torch.Tensor | None) -> torch.Tensor:
     """
-    Give the weight of one pass for each row of the batch.
+    Return the weight of one pass for each row of the batch.
 
     Args:
         passes: How many passes each image takes.

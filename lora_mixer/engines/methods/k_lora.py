@@ -44,7 +44,7 @@ class Contest:
     ratios: Mapping[tuple[str, str], float]
 
     def share(self, layer: BoundLayer, *, content: bool, scale: float) -> float:
-        """Give 1 where an adapter has a layer at a scale, else 0; layers that one alone changes are its own."""
+        """Return 1 where an adapter has a layer at a scale, else 0; layers that one alone changes are its own."""
         ratio = self.ratios.get((layer.live.component, layer.live.path))
         return 1.0 if ratio is None else float((ratio > scale) == content)
 

@@ -201,7 +201,7 @@ class GainBuffers:
     # --- gains -----------------------------------------------------------------------------------------------------
 
     def gain_of(self, layer: GainedLayer) -> torch.Tensor:
-        """Give the (rows, rank) part of the gains that is a layer's; it stays the same tensor while rows fit."""
+        """Return the (rows, rank) part of the gains that is a layer's; it stays the same tensor while rows fit."""
         dtype = torch.float32 if self.folds else layer.down.dtype
         key = (layer.down.device, dtype)
         if key not in self._flats:
@@ -261,7 +261,7 @@ class GainBuffers:
             self._write(count, parts)
 
     def _at(self, call: CallGains, rows: torch.Tensor | None) -> torch.Tensor:
-        """Give the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
+        """Return the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
         shares = torch.tensor(call.shares, dtype=torch.float32)  # (images, adapters)
         parts = self._gains * shares[:, self._adapters]  # (images, parts)
         if call.choice is not None:
@@ -300,7 +300,7 @@ class GainBuffers:
 
     def repeated(self, layer: GainedLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
         """
-        Give the gains of a layer whose batch is not that of the call, (batch, ...).
+        Return the gains of a layer whose batch is not that of the call, (batch, ...).
 
         Raises:
             MixError: When its rows cannot be told.
@@ -317,7 +317,7 @@ class GainBuffers:
     # --- masks -----------------------------------------------------------------------------------------------------
 
     def placed(self, layer: GainedLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
-        """Give the gains of a layer on each of its places, for masks: they multiply ``hidden``."""
+        """Return the gains of a layer on each of its places, for masks: they multiply ``hidden``."""
         shape = tuple(hidden.shape[2:]) if channels_first else tuple(hidden.shape[1:-1])
         if not shape and not layer.sees_text:
             self._call.places.refuse_flat(layer.name, int(hidden.shape[0]))
@@ -344,7 +344,7 @@ class GainBuffers:
         return (full if channels_first else full.movedim(1, -1)).to(hidden)
 
     def _places(self, shape: tuple[int, ...], *, channels_first: bool, text: bool) -> torch.Tensor:
-        """Give each adapter's mask on the places of a layer: (images, adapters, *places)."""
+        """Return each adapter's mask on the places of a layer: (images, adapters, *places)."""
         if torch.compiler.is_compiling():
             return self._scaled(shape, channels_first=channels_first, text=text)
         key = (shape, channels_first, text)

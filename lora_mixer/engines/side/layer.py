@@ -32,7 +32,7 @@ _KERNEL_RANKS = 256  # it is compiled for each number of ranks, its loop unrolle
 
 @cache
 def _kernel() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
-    """Give the kernel for graphs, or None where Triton is missing or cannot compile."""
+    """Return the kernel for graphs, or None where Triton is missing or cannot compile."""
     try:
         from lora_mixer.engines.side.kernel import add_product
 
@@ -134,7 +134,7 @@ class SideLayer:
         self.gain = buffers.gain_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a copy needs; identities of tensors are none of its."""
+        """Return what a copy needs; identities of tensors are none of its."""
         return {**vars(self), "_key": ()}
 
     def join(self, stacked: tuple[torch.Tensor, torch.Tensor] | None) -> None:
@@ -200,7 +200,7 @@ class SideLayer:
         return add_planes(output, hidden, up)
 
     def _factors(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give A (R, in, *kernel) and B (out, R) where the inputs are, in a type that meets theirs."""
+        """Return A (R, in, *kernel) and B (out, R) where the inputs are, in a type that meets theirs."""
         moved = self.down.device != x.device
         # autocast brings both to one type by itself, and inputs may have another at each call
         typed = self.down.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
@@ -218,7 +218,7 @@ class SideLayer:
         return shared.hidden(x, slice(self.start, self.start + self.rank))
 
     def _gain(self, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor | None:
-        """Give the gains in a shape that multiplies ``hidden``; None where they are folded in."""
+        """Return the gains in a shape that multiplies ``hidden``; None where they are folded in."""
         buffers = self.buffers
         if buffers.masks is not None:
             return buffers.placed(self, hidden, channels_first=channels_first)
@@ -272,7 +272,7 @@ class SharedDown:
         self._scattered = False
 
     def hidden(self, x: torch.Tensor, ranks: slice) -> torch.Tensor:
-        """Give A x for the ranks of one member; what all share is computed for the first of them that asks."""
+        """Return A x for the ranks of one member; what all share is computed for the first of them that asks."""
         # the same object may hold other values by now; inference tensors do not tell
         version = 0 if x.is_inference() else x._version  # noqa: SLF001
         known = self._input is not None and self._input[0] is x and self._input[1] == version

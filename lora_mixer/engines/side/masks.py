@@ -63,7 +63,7 @@ def lay_out(mask: torch.Tensor, span: Span) -> torch.Tensor:
 
 def coverage(mask: torch.Tensor) -> torch.Tensor:
     """
-    Give the share of the picture that each mask covers: the weight of layers that see no places, such as those on text.
+    Return the share of the picture that each mask covers: the weight of layers that see no places, such as those on text.
 
     Args:
         mask: (n, frames, height, width).

@@ -44,7 +44,7 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
 
 
 def side_pair(layer: BoundLayer) -> Factors | None:
-    """Give the factors that a side path needs for a layer, or None where it has none."""
+    """Return the factors that a side path needs for a layer, or None where it has none."""
     if (
         layer.live.is_bare
         or layer_kind(layer.live.module) is None
@@ -55,7 +55,7 @@ def side_pair(layer: BoundLayer) -> Factors | None:
 
 
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:
-    """Give the type that a layer's inputs have; where its weight does not tell, that of the model's plain weights."""
+    """Return the type that a layer's inputs have; where its weight does not tell, that of the model's plain weights."""
     own = getattr(module, "weight", None), getattr(module, "bias", None)
     for tensor in chain(
         own, root.parameters()

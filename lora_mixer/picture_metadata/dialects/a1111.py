@@ -65,7 +65,7 @@ def settings_of(
 
 
 def hashes_of(found: Infotext) -> dict[str, str]:
-    """Give the adapters' hashes by alias, from both places that may have them."""
+    """Return the adapters' hashes by alias, from both places that may have them."""
     hashes = {
         name: digits
         for name, text in parameters_text.entries(found.pairs.get("Lora hashes", ""))
@@ -79,7 +79,7 @@ def hashes_of(found: Infotext) -> dict[str, str]:
 
 
 def hashed(adapter: PictureAdapter, digits: str | None) -> PictureAdapter:
-    """Give the adapter with a hash of the kind that its length suggests."""
+    """Return the adapter with a hash of the kind that its length suggests."""
     if digits is None:
         return adapter
     return replace(adapter, hashes={HASH_KINDS.get(len(digits), "sha256"): digits, **adapter.hashes})
@@ -88,7 +88,7 @@ def hashed(adapter: PictureAdapter, digits: str | None) -> PictureAdapter:
 def _with_resources(
     adapters: list[PictureAdapter], found: Infotext, hashes: dict[str, str], notes: list[str]
 ) -> list[PictureAdapter]:
-    """Give the adapters their hashes, and add those that only lists name."""
+    """Return the adapters their hashes, and add those that only lists name."""
     named = {alias_of(name): digits for name, digits in hashes.items()}
     listed = [hashed(adapter, named.pop(alias_of(adapter.name), None)) for adapter in adapters]
     for name, weight in _resources(found):

@@ -97,18 +97,18 @@ class _Graph:
         self.nodes = {key: as_table(as_table(node).get("inputs")) for key, node in entries}
 
     def kind(self, node: str) -> str:
-        """Give the class of a node."""
+        """Return the class of a node."""
         return self._kinds[node]
 
     def link(self, value: object) -> str | None:
-        """Give the node that an input comes from, or None where it is a value."""
+        """Return the node that an input comes from, or None where it is a value."""
         pair = as_list(value)
         if len(pair) == 2 and isinstance(pair[0], str | int) and isinstance(pair[1], int):
             return str(pair[0]) if str(pair[0]) in self.nodes else None
         return None
 
     def value(self, value: object) -> object:
-        """Give an input's value, followed through nodes that only hold one."""
+        """Return an input's value, followed through nodes that only hold one."""
         for _ in range(10):
             node = self.link(value)
             if node is None:
@@ -118,7 +118,7 @@ class _Graph:
         return None
 
     def sampler(self, notes: list[str]) -> str | None:
-        """Give the first sampler: of several, the one that no other sampler comes before."""
+        """Return the first sampler: of several, the one that no other sampler comes before."""
         found = [
             key
             for key, inputs in self.nodes.items()
@@ -130,7 +130,7 @@ class _Graph:
         return min(first or found, key=_order, default=None)
 
     def chain(self, node: str, name: str) -> list[str]:
-        """Give the nodes above one input, the nearest first; each follows its input of the same name where it can."""
+        """Return the nodes above one input, the nearest first; each follows its input of the same name where it can."""
         seen: dict[str, None] = {}
         here = self.link(self.nodes[node].get(name))
         while here is not None and here not in seen:
@@ -145,7 +145,7 @@ class _Graph:
         return list(seen)
 
     def text(self, inputs: Mapping[str, Any], name: str) -> str:
-        """Give the text that a conditioning was made of: the nearest one above it."""
+        """Return the text that a conditioning was made of: the nearest one above it."""
         start = self.link(inputs.get(name))
         for node in self._all_above(start) if start is not None else ():
             own = self.nodes[node]
@@ -158,7 +158,7 @@ class _Graph:
         return ""
 
     def size(self, sampler: str) -> tuple[int | None, int | None]:
-        """Give the size of the latents that the sampler starts from."""
+        """Return the size of the latents that the sampler starts from."""
         for node in self._above(sampler, "latent_image"):
             own = self.nodes[node]
             width, height = (as_side(as_int(self.value(own.get(key)))) for key in ("width", "height"))

@@ -17,7 +17,7 @@ _LISTED_AT_MOST = 200
 
 def adapters_of(kind: str, inputs: Mapping[str, Any], value: Value) -> list[PictureAdapter]:
     """
-    Give the adapters that a node loads, in their order.
+    Return the adapters that a node loads, in their order.
 
     Args:
         kind: The node's class.
