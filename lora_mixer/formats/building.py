@@ -122,7 +122,9 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         config={} if rule is None else rule.config,
         rank=None if rule is None else rule.rank_of(*group.target.spellings),
         spellings=group.target.spellings,
-        parameters=_parameters(rule, group.target, tensors["down"].shape[0]) if "down" in tensors else (),
+        parameters=_parameters(rule, group.target, tensors["down"].shape[0])
+        if "down" in tensors and tensors["down"].ndim
+        else (),
     )
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 

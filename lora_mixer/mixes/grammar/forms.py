@@ -90,7 +90,7 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
 
     Example:
         >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-    from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_parts("a:0.5 | switch(3)", Reading())[1]
         Switch(tau=3, adapters=())
     """
@@ -125,7 +125,7 @@ def entries_of(obj: object, reading: Reading) -> Entries:
 
     Example:
         >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-    from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> entries_of(["a", ("b", 0.5)], Reading()).adapters
         [('a', 1.0), ('b', 0.5)]
     """
@@ -203,7 +203,7 @@ def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | Non
 
     Example:
         >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-    from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_adapter({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
         0.0
     """
@@ -290,7 +290,7 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
 
     Example:
         >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-    from lora_mixer.mixes.reading import Reading
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_blocks("b-lora:style", "", Reading()).weight("unet", "mid_block.resnets.0.conv1")
         0.0
     """
