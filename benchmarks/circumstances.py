@@ -182,6 +182,7 @@ class Circumstance:
         before: Done to a pipeline before an adapter is loaded.
         after: Done once the mix is set; what it returns is called in the pipeline's place.
         set_again: Whether the mix is set once more after that, as docs say for what replaces weights.
+        rebase: Whether what the weights hold then is taken as the base first.
         call: How a picture is made.
         close: How far it may be from the reference.
     """
@@ -189,6 +190,7 @@ class Circumstance:
     before: Callable[[Any], None] = lambda _: None
     after: Callable[[Any], Any] = lambda pipe: pipe
     set_again: bool = False
+    rebase: bool = False
     call: Callable[[Any, Feature], torch.Tensor] = picture
     close: float = CLOSE
 
@@ -334,7 +336,9 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
     "`copy.deepcopy(pipe)`": Circumstance(after=copy.deepcopy),
     "fused projections, then the mix": Circumstance(before=_fuse),
     "the mix, then fused projections": Circumstance(after=_fuse),
-    "EMA weights by `.data`, mix set again": Circumstance(after=_ema, set_again=True),
+    "EMA weights by `.data`, `rebase()`, mix set again": Circumstance(
+        after=_ema, rebase=True, set_again=True
+    ),
     "quantised by torchao": Circumstance(before=_torchao),
     "quantised by quanto": Circumstance(before=_quanto),
     "layerwise casting (float8), then the mix": Circumstance(before=_layerwise),
@@ -382,6 +386,8 @@ def cell(name: str, feature: Feature) -> str:
             gc.collect()
             mixer = LoraMixer(pipe)
         called = circumstance.after(pipe)
+        if circumstance.rebase:
+            mixer.rebase()
         if circumstance.set_again and not feature.word:
             mixer.set_mix(feature.mix, **feature.options)
         made = circumstance.call(called, feature)

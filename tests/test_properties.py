@@ -185,7 +185,10 @@ def test_a_group_writes_every_layer_as_exactly_as_fp32_factors(
     group, gains, terms = case
     bases = [base.clone() for base in group.bases]
 
-    group.write(torch.tensor(gains, dtype=torch.float64))
+    group.write_batched(
+        torch.tensor(gains, dtype=torch.float64)[group.places]
+        * torch.tensor(group.scales, dtype=torch.float64)
+    )
 
     for weight, kept, base, own in zip(group.weights, group.bases, bases, terms, strict=True):
         exact = sum((factor * (up @ down) for up, down, factor in own), start=base.double())
