@@ -388,6 +388,7 @@ def cell(name: str, feature: Feature) -> str:
         called = circumstance.after(pipe)
         if circumstance.rebase:
             mixer.rebase()
+            mixer.enable_lora()
         if circumstance.set_again and not feature.word:
             mixer.set_mix(feature.mix, **feature.options)
         made = circumstance.call(called, feature)

@@ -145,3 +145,19 @@ def test_a_mix_goes_on_beside_weights_that_are_read_from_disk_at_each_call(first
     assert torch.allclose(run(pipe), run(plain), rtol=1e-3, atol=1e-3)
     mixer.disable_lora()
     assert torch.allclose(run(pipe), base, atol=1e-4)
+
+
+def test_a_schedule_in_weights_that_were_offloaded_since_is_an_error_not_nothing() -> None:
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    clean = values(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1, lambda part, _: part == "unet")), "a", activate=False)
+    mixer.set_mix({"a": {"weight": 0.5, "schedule": "0@0,1@1"}}, engine="merged")
+    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+
+    with pytest.raises(PipelineStateError, match=r"unet\..*meta device.*set the mix again"):
+        pipe("a cat", num_inference_steps=2, height=32, width=32, output_type="latent")
+
+    mixer.disable_lora()
+    accelerate.hooks.remove_hook_from_submodules(pipe.unet)
+    assert_same(values(pipe), clean)

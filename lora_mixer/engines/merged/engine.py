@@ -528,6 +528,13 @@ class MergedEngine:
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
                     parts.setdefault(entry, []).append(_Part(weights, pair, place))
                 place += 1
+        raise_problems(  # what was offloaded or packed since the mix was set
+            [
+                f"{e.weight.name}: {unsupported(e.weight.parameter)}; set the mix again"
+                for e in parts
+                if e.weight.locked
+            ]
+        )
         for entry, own in parts.items():
             # a module's own weight has what all modules of its parameter have, too
             both = parts.get(entry.shared, []) if entry.shared is not None else []
