@@ -49,6 +49,8 @@ _INSTEAD = {
 
 _BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
 """Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
+_ENCODE = "encode_prompt"
+"""Has the scale for text encoders, also where a compiled denoiser has no room to look at its own."""
 _SAVES = ("save_pretrained", "push_to_hub")
 _SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 
@@ -81,6 +83,9 @@ class Guard:
         """Refuse, or pass on where the word is for PEFT's adapters, or a save can hold the whole mix."""
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
+        if self._word == _ENCODE:
+            self._check_scale(args, kwargs)
+            return self._method(*args, **kwargs)
         if self._word in _BASE_FIRST:
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
@@ -98,6 +103,21 @@ class Guard:
             f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer"
         )
 
+    def _check_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            given = inspect.signature(self._method).bind(*args, **kwargs).arguments.get("lora_scale")
+        except TypeError:  # the method says so in its own words
+            return
+        if given not in (None, 1) and self._state.controller.acts and not _has_peft(self._owner):
+            raise _foreign_scale("cross_attention_kwargs", given)
+
+
+def _foreign_scale(name: str, scale: Any) -> MixError:
+    return MixError(
+        f"{name}={{'scale': {scale}}} (lora_scale) scales adapters of PEFT only, and there is none; the adapters in effect "
+        "are a LoraMixer's: make the picture under mixer.applied({name: weight})"
+    )
+
 
 class ScaleGuard:
     """A pre-hook of a denoiser that refuses a scale for PEFT's adapters, which is none for a mix."""
@@ -110,17 +130,14 @@ class ScaleGuard:
             given = kwargs.get(name)
             scale = given.get("scale", 1.0) if isinstance(given, dict) else 1.0
             if scale != 1.0 and not _has_peft(module):
-                raise MixError(
-                    f"{name}={{'scale': {scale}}} scales adapters of PEFT only, and there is none; the adapters in effect "
-                    "are a LoraMixer's: make the picture under mixer.applied({name: weight})"
-                )
+                raise _foreign_scale(name, scale)
 
 
 def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
     """Put guards on a pipeline and on the parts that adapters reach."""
     for owner in (pipe, *roots):
         if hasattr(owner, "__dict__"):
-            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST):
+            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST, _ENCODE):
                 if inspect.isfunction(inspect.getattr_static(type(owner), word, None)) and word not in vars(
                     owner
                 ):

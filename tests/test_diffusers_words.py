@@ -159,3 +159,23 @@ def test_words_for_adapters_of_peft_are_theirs(mixed: Any) -> None:
     assert pipe.get_list_adapters() == {"unet": ["theirs"]}
     pipe.disable_lora()
     assert mixer.get_active_adapters() == ["ours"]
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+def test_a_scale_for_text_encoders_is_refused_where_prompts_are_encoded(make: Any) -> None:
+    pipe = make()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1)), "a")
+
+    with pytest.raises(MixError, match=r"lora_scale.*mixer\.applied"):
+        pipe.encode_prompt(
+            "x", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, lora_scale=0.0
+        )
+
+    plain = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    mixed = pipe.encode_prompt("x", **plain, lora_scale=1.0)[0]
+    mixer.disable_lora()
+    base = pipe.encode_prompt("x", **plain, lora_scale=0.5)[0]
+    assert not torch.equal(mixed, base)
+    mixer.unload_lora_weights()
+    assert "encode_prompt" not in vars(pipe)
