@@ -264,8 +264,35 @@ class LayerWeights(abc.ABC):
         return None
 
 
+class Wrapped(LayerWeights):
+    """Another change in another place: what is known of that one is known of this."""
+
+    inner: LayerWeights
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those of the change within."""
+        return self.inner.algorithms
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the change within."""
+        return self.inner.rank
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width of the change within."""
+        return self.inner.in_width
+
+    def limited(self, rank: int) -> LayerWeights:
+        """Limit the change within."""
+        same: Any = self
+        limited: LayerWeights = dataclasses.replace(same, inner=self.inner.limited(rank))
+        return limited
+
+
 @dataclass(frozen=True)
-class Sliced(LayerWeights):
+class Sliced(Wrapped):
     """
     Some rows of another change.
 
@@ -282,25 +309,6 @@ class Sliced(LayerWeights):
     ranges: Ranges
     total: int
     alpha: float | None
-
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        """Those of the whole change."""
-        return self.inner.algorithms
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the whole change."""
-        return self.inner.rank
-
-    @property
-    def in_width(self) -> int | None:
-        """Input width of the whole change."""
-        return self.inner.in_width
-
-    def limited(self, rank: int) -> LayerWeights:
-        """Limit the whole change."""
-        return Sliced(self.inner.limited(rank), self.ranges, self.total, self.alpha)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional
 
-from lora_mixer.algorithms.base import Factors, LayerWeights
+from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Padded(LayerWeights):
+class Padded(Wrapped):
     """
     A change of the first inputs of a weight; those behind them stay.
 
@@ -31,23 +31,9 @@ class Padded(LayerWeights):
     alpha: float | None
 
     @property
-    def algorithms(self) -> tuple[str, ...]:
-        """Those of the change."""
-        return self.inner.algorithms
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the change."""
-        return self.inner.rank
-
-    @property
     def in_width(self) -> int | None:
         """Input width of the change."""
         return self.columns
-
-    def limited(self, rank: int) -> LayerWeights:
-        """Limit the change."""
-        return Padded(self.inner.limited(rank), self.columns, self.alpha)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, count_rows, spread_rows, take_rows
+from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped, count_rows, spread_rows, take_rows
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Ranges
 
 
 @dataclass(frozen=True)
-class Placed(LayerWeights):
+class Placed(Wrapped):
     """
     A change of some rows of a live module; the others stay.
 
@@ -39,25 +39,6 @@ class Placed(LayerWeights):
     ranges: Ranges
     total: int
     alpha: float | None
-
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        """Those of the change."""
-        return self.inner.algorithms
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the change."""
-        return self.inner.rank
-
-    @property
-    def in_width(self) -> int | None:
-        """Input width of the change."""
-        return self.inner.in_width
-
-    def limited(self, rank: int) -> LayerWeights:
-        """Limit the change."""
-        return Placed(self.inner.limited(rank), self.ranges, self.total, self.alpha)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change rows of a weight of ``shape``, or None."""
