@@ -16,7 +16,8 @@ demo: $(VENV)/.ready
 	$(BIN)/lora-mixer demo
 
 test: lint type
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore-glob='tests/test_ui_*'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ui_*.py
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

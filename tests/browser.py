@@ -136,14 +136,16 @@ class Desk:
 
     def make(self):
         """Press Make, wait, and give the newest picture's file as it is served."""
-        before = self.shown()
+        # by the session's strip of pictures: a draft may lie over the picture that is there, or go away
+        newest = "((lm.store.get('strip') || []).at(-1)?.id ?? null)"
+        before = self.page.evaluate(newest)
         self.page.locator("#make-button").click()
         self.page.wait_for_function(
-            """before => {
+            f"""before => {{
                 const view = document.querySelector("#stage .lm-stage");
-                const shown = view?.querySelector(".lm-final")?.getAttribute("src");
-                return view?.dataset.state === "error" || (view?.dataset.state === "done" && shown !== before);
-            }""",
+                const final = view?.querySelector(".lm-final");
+                return view?.dataset.state === "error" || (view?.dataset.state === "done" && final && {newest} !== before);
+            }}""",
             arg=before,
         )
         assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()

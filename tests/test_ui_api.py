@@ -14,7 +14,9 @@ def test_the_api_makes_pictures_for_programs(site):
     url, app = site
     client = Client(url, verbose=False)
     found = client.predict("ink", "", "Name", 0, api_name="/adapters")
-    assert [entry["name"] for entry in found["entries"]] == ["ink"]
+    assert "ink" in [
+        entry["name"] for entry in found["entries"]
+    ]  # other tests of this server may have added copies of it
     (made,) = client.predict(
         "a castle, ink sketch", "ink:0.8", 7, STEPS, 3.0, 128, 128, "", 1, api_name="/make"
     )
