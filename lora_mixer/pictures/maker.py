@@ -152,7 +152,8 @@ class PictureMaker:
     def _ays(self, scheduler: Any, steps: int) -> list[int]:
         if "timesteps" not in self._takes:
             raise PictureError(
-                f"schedule: {type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}"
+                f"{type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}",
+                field="schedule",
             )
         return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
 
