@@ -20,12 +20,12 @@ from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats.word_keys import token_of
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose, with_words
-from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.trained import write_trained

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
-from lora_mixer.formats.container import is_pickle, text_kind
+from lora_mixer.formats.header import is_pickle, text_kind
 
 _UNPACKED_TIMES = 4
 _SNIFFED = 256  # bytes that tell a web page from a file
