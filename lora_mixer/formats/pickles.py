@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
-from lora_mixer.formats.container import is_pickle, text_kind
+from lora_mixer.formats.header import is_pickle, text_kind
 from lora_mixer.wording import first_line
 
 _UNPACKED_TIMES = 4

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.families.telling import CROSS_ATTENTION
-from lora_mixer.formats.container import open_weights, read_header
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
 from lora_mixer.wording import first_line
 
