@@ -217,7 +217,9 @@ class Library:
         entry = self._elsewhere(id, changing.rename(before, name))
 
         def remembered(old: dict[str, Any]) -> dict[str, Any]:
-            names = [each for each in json.loads(old["former"] or "[]") if each not in (before.name, entry.name)]
+            names = [
+                each for each in json.loads(old["former"] or "[]") if each not in (before.name, entry.name)
+            ]
             return {**old, "former": json.dumps([before.name, *names][:_FORMER_AT_MOST], ensure_ascii=False)}
 
         return self._say(entry.id, remembered) if entry.name != before.name else entry
