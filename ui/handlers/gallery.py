@@ -133,12 +133,15 @@ class Taken:
 def taken(app: AppState, settings: PictureSettings) -> Taken:
     """Read a picture's settings for the page, and say what of them is not used."""
     found = recalled_request(settings, base=app.base)
-    request, said = found.request, [_labelled(text) for text in found.unused]
+    request = found.request
     start = (settings.image or "").removesuffix(".png")
     here = app.starts.has(start)
     mask = (settings.mask_image or "").removesuffix(".png")
-    if here:
-        said = [text for text in said if not text.startswith(("Image:", "Mask image:"))]
+    said = [
+        f"{PICTURE_FIELDS[problem.place].label if problem.place in PICTURE_FIELDS else problem.place}: {problem.text}"
+        for problem in found.unused
+        if not (here and problem.place in ("image", "mask_image"))
+    ]
     more = {
         **NOTHING_MORE,
         "sampler": _sampler(app, settings, request.sampler or ""),
@@ -174,13 +177,6 @@ def _sampler(app: AppState, settings: PictureSettings, name: str) -> str:
         own = type(getattr(app.mixer.pipe, "scheduler", None)).__name__
         return "" if own == name else name
     return name
-
-
-def _labelled(text: str) -> str:
-    """Begin what is not used with the field's name as people read it."""
-    name, colon, rest = text.partition(":")
-    about = PICTURE_FIELDS.get(name)
-    return f"{about.label}{colon}{rest}" if about is not None else text
 
 
 def report(

@@ -89,7 +89,7 @@ def read_more(app: AppState, value: Any) -> dict[str, Any]:
         text = checks.text(given.get(name), name.capitalize(), 200, name)
         problem = PICTURE_FIELDS[name].problem(text) if text else None
         if problem:
-            raise FieldError(problem.partition(": ")[2] or problem, name)
+            raise FieldError(f"{PICTURE_FIELDS[name].label}: {problem.text}", name)
         if text:
             found[name] = text
     known = app.models.facts.samplers.get(found.get("sampler", ""))
