@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
@@ -20,12 +22,12 @@ from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats.word_keys import token_of
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose, with_words
-from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.trained import write_trained
@@ -33,7 +35,6 @@ from lora_mixer.writing.trained import write_trained
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import nn
 
     from lora_mixer.adapter import Adapter, AdapterInfo
@@ -280,13 +281,7 @@ class LoraMixer:
             >>> optimizer = torch.optim.AdamW(parameters, lr=1e-4)  # doctest: +SKIP
         """
         with self._look() as state:
-            if adapter_name not in state.loaded:
-                raise _unknown(state, [adapter_name], "named_trainable_parameters")
-            learnt = state.controller.own(adapter_name)
-            if not isinstance(learnt, Trained):
-                raise AdapterNameError(
-                    f"{adapter_name!r} was not loaded to be trained; load it with trainable=True"
-                )
+            learnt = _learnt(state, adapter_name, "named_trainable_parameters")
             if not state.enabled or adapter_name not in state.held.names:
                 warnings.warn(
                     f"{adapter_name!r} is not in the mix in effect, so that training would change nothing: "
@@ -294,6 +289,53 @@ class LoraMixer:
                     stacklevel=2,
                 )
             return list(learnt.parameters.items())
+
+    def adapter_loss(self, adapter_name: str) -> torch.Tensor:
+        """
+        Return what an adapter in training adds to the loss: AdaLoRA's orthogonality, 0 for every other kind.
+
+        Args:
+            adapter_name: An adapter in training.
+
+        Returns:
+            One number, through which gradients flow, weighted by ``orth_reg_weight`` of its configuration.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+
+        Example:
+            >>> loss = model(**batch).loss + mixer.adapter_loss("mine")  # doctest: +SKIP
+        """
+        with self._look() as state:
+            learnt = _learnt(state, adapter_name, "adapter_loss")
+            if learnt.allocation is not None:
+                return learnt.allocation.loss()
+            first = next(iter(learnt.parameters.values()), None)
+            return torch.zeros(()) if first is None else first.new_zeros(())
+
+    def after_step(self, step: int) -> None:
+        """
+        Let adapters in training do what they do after an optimizer's step: AdaLoRA gives ranks up, others do nothing.
+
+        Call it behind ``optimizer.step()`` and before ``optimizer.zero_grad()``; all adapters in training that are in
+        the mix in effect take part.
+
+        Args:
+            step: The number of the optimizer's step, counted from 0.
+
+        Raises:
+            PipelineStateError: When gradients are gone already, or the configuration does not say ``total_step``.
+
+        Example:
+            >>> optimizer.step()  # doctest: +SKIP
+            >>> mixer.after_step(step)  # doctest: +SKIP
+            >>> optimizer.zero_grad()  # doctest: +SKIP
+        """
+        with self._look() as state:
+            for name in state.held.names if state.enabled else ():
+                learnt = _trained(state, name)
+                if learnt is not None and learnt.allocation is not None:
+                    learnt.allocation.after_step(step)
 
     def load_textual_inversion(
         self,
@@ -766,10 +808,9 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = state.controller.own(choice.one or "")
-            as_loaded = choice.format == "peft" and choice.dtype is None
-            if isinstance(learnt, Trained) and learnt.config and as_loaded:
-                return write_trained(choice.path, {**learnt.others, **learnt.parameters}, learnt.config)
+            learnt = _trained(state, choice.one or "")
+            if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
+                return write_trained(choice.path, *learnt.written())
             infos = {name: state.loaded[name].info for name in choice.mix.names}
             return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 
@@ -871,6 +912,21 @@ def _own_layers(
     if tensors is None:
         return copy_to_devices(layers), None
     return trained(layers, tensors, source.config or {}, source.label)
+
+
+def _learnt(state: MixerState, name: str, where: str) -> Trained:
+    """Return what is trained of an adapter."""
+    if name not in state.loaded:
+        raise _unknown(state, [name], where)
+    learnt = _trained(state, name)
+    if learnt is None:
+        raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
+    return learnt
+
+
+def _trained(state: MixerState, name: str) -> Trained | None:
+    own = state.controller.own(name)
+    return own if isinstance(own, Trained) else None
 
 
 def _free_name(state: MixerState) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lora_mixer.engines.engine import Own
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Trained(Own):
         dropout: The share of a pair's inputs that training drops.
         others: The file's tensors that are not trained, such as those of the base saved beside an embedding's pair.
         config: The file's PEFT configuration; empty where there is none.
+        allocation: What takes ranks away during the training; None for kinds of fixed ranks.
     """
 
     engine = "trainable"
@@ -42,6 +44,16 @@ class Trained(Own):
     dropout: float = 0.0
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+    allocation: RankAllocation | None = None
+
+    def written(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]]:
+        """Return the tensors by key and the configuration as they are saved."""
+        tensors = {**self.others, **self.parameters}
+        return (
+            (tensors, self.config)
+            if self.allocation is None
+            else self.allocation.written(tensors, self.config)
+        )
 
 
 def trained(
@@ -109,4 +121,4 @@ def trained(
     ordered = {key: parameters[key] for key in tensors if key in parameters}
     share = float(dropout) if isinstance(dropout, int | float) else 0.0
     others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
-    return moved, Trained(ordered, share, others, dict(config))
+    return moved, Trained(ordered, share, others, dict(config), RankAllocation.of(moved, ordered, config))

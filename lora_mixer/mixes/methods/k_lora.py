@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_mixer.errors import MixError
 from lora_mixer.mixes.methods.method import Method, call_text, not_in_mix
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import list_of, shown
+from lora_mixer.wording import list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

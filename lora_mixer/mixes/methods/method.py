@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from lora_mixer.parsing.problems import did_you_mean, list_of
+from lora_mixer.wording import did_you_mean, list_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lora_mixer.mixes.methods.method import Method, call_text, not_in_mix
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import shown
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

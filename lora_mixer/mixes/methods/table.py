@@ -12,7 +12,7 @@ from lora_mixer.mixes.methods.composite import Composite
 from lora_mixer.mixes.methods.k_lora import KLora
 from lora_mixer.mixes.methods.method import Method
 from lora_mixer.mixes.methods.switch import Switch
-from lora_mixer.parsing.problems import did_you_mean, list_of, shown
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.reading import Reading
