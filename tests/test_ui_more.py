@@ -285,7 +285,7 @@ def test_the_model_is_changed_for_all_and_a_broken_one_changes_nothing(chromium,
 def test_a_model_that_is_being_loaded_is_known_by_its_configuration(make, tmp_path, monkeypatch):
     import threading
 
-    from lora_mixer.mixes import BlockLayout
+    from lora_mixer.mixes import block_layouts
     from lora_mixer.pictures import ModelOptions
     from lora_mixer.ui import models
 
@@ -299,9 +299,7 @@ def test_a_model_that_is_being_loaded_is_known_by_its_configuration(make, tmp_pa
     waiting = Models(ModelOptions(str(tmp_path / "model")), (), 4, lambda: None)
     assert waiting.loading == "model"
     assert waiting.facts.base == base_family(pipe)
-    assert waiting.facts.layout == BlockLayout.from_module_names(
-        [name for name, _ in pipe.unet.named_modules()]
-    )
+    assert waiting.facts.layout == block_layouts({"unet": pipe.unet})["unet"]
     with pytest.raises(LoraMixerError, match="stopped"):
         waiting.wait(told.append, lambda: True)
     assert told == [{"state": "queued", "ahead": 0, "loading": "model"}]

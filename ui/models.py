@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import LoraMixer, PictureMaker, load_pipeline
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError, SourceNotFoundError
 from lora_mixer.library import base_family
-from lora_mixer.mixes import BlockLayout
+from lora_mixer.mixes import BlockLayout, block_layouts
 from lora_mixer.pictures import find_models as models_in
 from lora_mixer.pictures import fitting_samplers, load_outline, own_defaults
 
@@ -295,4 +295,4 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 
 def _layout(pipe: Any) -> BlockLayout | None:
     unet = _part(pipe, "unet")
-    return None if unet is None else BlockLayout.from_module_names([name for name, _ in unet.named_modules()])
+    return None if unet is None else block_layouts({"unet": unet})["unet"]
