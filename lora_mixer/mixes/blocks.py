@@ -22,10 +22,10 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Place, place_of
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import list_of, shown
+from lora_mixer.wording import list_of, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 TREE_KEYS = ("down", "mid", "up", "other")
 
@@ -63,6 +63,16 @@ class Blocks(ABC):
         Returns:
             One sentence for each problem.
         """
+
+    def unmatched(self, layers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+        """
+        Return what names layers by patterns, and matches none of these.
+
+        Args:
+            layers: Component and dotted path of each.
+        """
+        del layers
+        return ()
 
     def require_fit(self, layout: BlockLayout) -> None:
         """
