@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MixError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,8 +71,7 @@ def contest(content: Sequence[BoundLayer], style: Sequence[BoundLayer]) -> Conte
         if x.weights.rank is None
     ]
     if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise MixError(f"k_lora goes by ranks, and there is none in {', '.join(odd[:3])}{more}")
+        raise MixError(f"k_lora goes by ranks, and there is none in {first_of(odd, 3)}")
     fused = [x for pair in both for x in pair if x.siblings is not None]
     if fused:
         shown = f"{fused[0].live.component}.{fused[0].live.path} ({'+'.join(fused[0].weights.algorithms)})"
