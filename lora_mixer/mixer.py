@@ -14,12 +14,12 @@ import torch
 
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
-from lora_mixer.engines.controller import callers
+from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.engines.trainable.parameters import trained
+from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
 from lora_mixer.formats.word_keys import token_of
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
-    from lora_mixer.engines.trainable.parameters import Trained
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
@@ -248,9 +247,8 @@ class LoraMixer:
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
-                if learnt is not None:
-                    state.controller.trainable.take(name, learnt, [components[part] for part in reached])
+                loaded = Loaded(replace(adapter.info, base=binding.base), report)
+                state.take(name, loaded, layers, learnt, [components[part] for part in reached])
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:
@@ -334,8 +332,9 @@ class LoraMixer:
             >>> optimizer.zero_grad()  # doctest: +SKIP
         """
         with self._look() as state:
-            for name, learnt in state.controller.trainable.held.items():
-                if learnt.allocation is not None and state.enabled and name in state.held.names:
+            for name in state.held.names if state.enabled else ():
+                learnt = _trained(state, name)
+                if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
     def load_textual_inversion(
@@ -503,7 +502,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> None:
         """
@@ -545,7 +544,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> Iterator[LoraMixer]:
         """
@@ -774,7 +773,7 @@ class LoraMixer:
                 folder per component inside where there are several.
             adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
                 become one adapter; the mix in effect when None.
-            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            format: ``"diffusers"``, ``"kohya"``, ``"comfyui"`` or ``"peft"``.
             rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``, the
                 most that a layer gets.
             conv_rank: The same for convolutions with kernels above 1x1.
@@ -809,7 +808,7 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = state.controller.trainable.held.get(choice.one or "")
+            learnt = _trained(state, choice.one or "")
             if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
                 return write_trained(choice.path, *learnt.written())
             infos = {name: state.loaded[name].info for name in choice.mix.names}
@@ -919,10 +918,15 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     """Return what is trained of an adapter."""
     if name not in state.loaded:
         raise _unknown(state, [name], where)
-    learnt = state.controller.trainable.held.get(name)
+    learnt = _trained(state, name)
     if learnt is None:
         raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
     return learnt
+
+
+def _trained(state: MixerState, name: str) -> Trained | None:
+    own = state.controller.own(name)
+    return own if isinstance(own, Trained) else None
 
 
 def _free_name(state: MixerState) -> str:
@@ -933,7 +937,7 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and (trainable or name in state.controller.trainable.held):
+    if hotswap and (trainable or state.controller.own(name) is not None):
         raise AdapterNameError(
             f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
         )

@@ -15,12 +15,12 @@ from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
+from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
@@ -181,7 +181,7 @@ def bind(
     misfits: list[Problem] = []
     twins: dict[int, str] = {}
     for layer in adapter.layers:
-        names = _candidates(layer, home, indexes, routes, forced=component is not None)
+        names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
         found = _find(layer, names, indexes)
         if found is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
@@ -534,12 +534,15 @@ def _candidates(
     home: str | None,
     indexes: Mapping[str, ModuleIndex],
     routes: Mapping[str, str],
+    said: str | None,
     *,
     forced: bool,
 ) -> tuple[str, ...]:
     hint = layer.target.hint
     if forced or hint is None:
         return (home,) if home is not None else ()
+    if hint == "denoiser" and said is not None and said in indexes and said not in TEXT_HINTS:
+        return (said,)  # its names say a denoiser, its header or folder says which
     if hint in routes:
         return (routes[hint],)
     named = COMPONENTS_OF_HINT.get(hint, (hint,))
