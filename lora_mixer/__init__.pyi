@@ -1,10 +1,11 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
-from . import batches, library, merging, mixes, picture_metadata, pictures, writing
+from . import batches, library, merging, mixes, picture_metadata, pictures, training, writing
 from .adapter import AdapterInfo
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
 from .demo import DemoAdapter, demo_adapters, load_demo
 from .errors import (
+    AdapterConfigError,
     AdapterNameError,
     AmbiguousSourceError,
     CorruptFileError,
@@ -53,11 +54,27 @@ from .pictures import (
     load_pipeline,
 )
 from .problem import Problem
+from .training import (
+    AdaLoraConfig,
+    AdapterConfig,
+    EvaConfig,
+    FullConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+)
+from .training.fresh import UnmatchedTargetsWarning
 from .writing import SaveReport
 
 __version__: str
 
 __all__ = [
+    "AdaLoraConfig",
+    "AdapterConfig",
+    "AdapterConfigError",
     "AdapterInfo",
     "AdapterMatches",
     "AdapterMix",
@@ -67,11 +84,17 @@ __all__ = [
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
+    "EvaConfig",
     "FairQueue",
     "FormatError",
+    "FullConfig",
     "GridAxis",
+    "IA3Config",
     "InvalidAdapterError",
     "Library",
+    "LoHaConfig",
+    "LoKrConfig",
+    "LoraConfig",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -82,6 +105,7 @@ __all__ = [
     "MixError",
     "MixLostError",
     "NotAnAdapterError",
+    "OFTConfig",
     "PartialMatchWarning",
     "Picture",
     "PictureAdapter",
@@ -102,6 +126,8 @@ __all__ = [
     "SourceNotFoundError",
     "StepProgress",
     "TokenInfo",
+    "TrainableTokensConfig",
+    "UnmatchedTargetsWarning",
     "UnsupportedAdapterError",
     "WorkersError",
     "base_family",
@@ -125,5 +151,6 @@ __all__ = [
     "read_picture",
     "run_plan",
     "save_picture",
+    "training",
     "writing",
 ]

@@ -27,6 +27,7 @@ from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
 from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
+from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.methods.k_lora import Contest, contest
 from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.engines.placement import reads_from_disk
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.denoiser.places import Places
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.engines.merged.engine import MergedRecord
@@ -176,6 +178,18 @@ class EngineController:
         if held is not None and not gone.isdisjoint(held.layers):
             self.reserve(held.rank, held.rows, components)
         self.apply(now, components)
+
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """
+        Return the clean weight (out, in, *kernel) of any module.
+
+        Raises:
+            PipelineStateError: When its values cannot be read: packed, or on the meta device.
+        """
+        reason = unsupported(live.weight)
+        if reason:
+            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+        return self.merged.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
         """Name those of some modules, by identity, that a mix is in."""

@@ -377,7 +377,9 @@ def _assemble(
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
         notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
-    elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
+    elif not source.is_fresh and all(
+        layer.weights.is_zero() for layer in layers
+    ):  # the first that is trained ends the search
         notes.append(
             f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
         )

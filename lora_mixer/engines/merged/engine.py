@@ -369,6 +369,16 @@ class MergedEngine:
 
         return [partial(clean, layer.entry) for layer in self._adapters[name]]
 
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """Return the clean weight (out, in, *kernel) of any module, whether adapters change it or not."""
+        weight = live.weight
+        entry = self._touched.get((id(live.module), live.attribute)) or next(
+            (one for one in self._touched.values() if one.shared is None and one.weight.parameter is weight),
+            None,
+        )
+        clean = weight.detach() if entry is None else entry.weight.clean()
+        return clean.T if live.transposed else clean
+
     def look(self) -> None:
         """
         Look at what others did to the weights since, before anything is planned.

@@ -99,7 +99,7 @@ def trained(
                     f"{label}: a tensor of shape {tuple(tensor.shape)} is made from others of the file, so that it cannot be "
                     "trained; nothing was changed"
                 )
-            if ".base_layer." in key and key.rpartition(".")[0].endswith(".base_layer"):
+            if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
                 own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
