@@ -23,12 +23,12 @@ from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats.word_keys import token_of
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose, with_words
-from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.training.fresh import Asked, fresh_source
 from lora_mixer.training.reading import read_config
 from lora_mixer.writing import live as saving
@@ -881,7 +881,7 @@ class LoraMixer:
                 folder per component inside where there are several.
             adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
                 become one adapter; the mix in effect when None.
-            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            format: ``"diffusers"``, ``"kohya"``, ``"comfyui"`` or ``"peft"``.
             rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``, the
                 most that a layer gets.
             conv_rank: The same for convolutions with kernels above 1x1.

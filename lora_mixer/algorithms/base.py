@@ -235,6 +235,11 @@ class LayerWeights(abc.ABC):
     def confine(self) -> None:  # noqa: B027 -- most have nothing to do
         """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
 
+    @property
+    def changes_weight(self) -> bool:
+        """Whether this changes the weight at all, and not the bias alone."""
+        return True
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_mixer.parsing.problems import shown
 from lora_mixer.problem import Problem
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     import os

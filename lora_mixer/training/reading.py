@@ -9,11 +9,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import AdapterConfigError
-from lora_mixer.parsing.problems import did_you_mean, shown
 from lora_mixer.problem import Problem
 from lora_mixer.sources import read_config_file
 from lora_mixer.training.config import AdapterConfig
 from lora_mixer.training.kinds import KINDS
+from lora_mixer.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
     from lora_mixer.training.kinds.kind import Kind

@@ -21,8 +21,9 @@ from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named
 from lora_mixer.families.telling import TRANSFORMERS
 from lora_mixer.formats import read
-from lora_mixer.formats.container import open_weights, read_header, read_tensors
+from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
 from lora_mixer.problem import SaveProblem
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule
 
-_LEAVES = ("kohya", "lycoris")  # layouts whose leaf names are those of Kohya's files
+_LEAVES = ("kohya", "lycoris", "comfyui")  # layouts whose leaf names are those of Kohya's files
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,7 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
     Raises:
         MatchError: When not all of it is there.
     """
-    binding = bind(
-        adapter,
-        dict(components),
-        adapter.info.name,
-        component=adapter.component,
-    )
+    binding = bind(adapter, dict(components), adapter.info.name)
     if not binding.report.complete:
         raise MatchError(str(binding.report))
     return [

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.parsing.problems import shown
 from lora_mixer.problem import Problem
 from lora_mixer.training.config import AdapterConfig
 from lora_mixer.training.kinds.kind import Kind, number, rank_beyond, whole
 from lora_mixer.training.starts import normal
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

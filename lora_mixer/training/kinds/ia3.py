@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.parsing.problems import shown
 from lora_mixer.problem import Problem
 from lora_mixer.training.config import AdapterConfig
 from lora_mixer.training.kinds.kind import Kind, flags
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

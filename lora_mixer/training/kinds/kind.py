@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.parsing.problems import shown
 from lora_mixer.problem import Problem
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
