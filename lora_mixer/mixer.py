@@ -15,12 +15,12 @@ import torch
 
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
-from lora_mixer.engines.controller import callers
+from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.engines.trainable.parameters import trained
+from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
 from lora_mixer.formats.word_keys import token_of
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
-    from lora_mixer.engines.trainable.parameters import Trained
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
@@ -359,9 +358,8 @@ class LoraMixer:
             if not allow_nonfinite:
                 check_finite(layers, report.source)
             state.tokens.change({name: words}, shown=True if activate else None)
-            state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
-            if learnt is not None:
-                state.controller.trainable.take(name, learnt, [components[part] for part in reached])
+            loaded = Loaded(replace(adapter.info, base=binding.base), report)
+            state.take(name, loaded, layers, learnt, [components[part] for part in reached])
             if activate:
                 state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
             if name in state.held.names:
@@ -441,8 +439,9 @@ class LoraMixer:
             >>> optimizer.zero_grad()  # doctest: +SKIP
         """
         with self._look() as state:
-            for name, learnt in state.controller.trainable.held.items():
-                if learnt.allocation is not None and state.enabled and name in state.held.names:
+            for name in state.held.names if state.enabled else ():
+                learnt = _trained(state, name)
+                if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
     def load_textual_inversion(
@@ -610,7 +609,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> None:
         """
@@ -652,7 +651,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> Iterator[LoraMixer]:
         """
@@ -916,7 +915,7 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = state.controller.trainable.held.get(choice.one or "")
+            learnt = _trained(state, choice.one or "")
             if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
                 return write_trained(choice.path, *learnt.written())
             infos = {name: state.loaded[name].info for name in choice.mix.names}
@@ -1026,7 +1025,7 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     """Return what is trained of an adapter."""
     if name not in state.loaded:
         raise _unknown(state, [name], where)
-    learnt = state.controller.trainable.held.get(name)
+    learnt = _trained(state, name)
     if learnt is None:
         raise AdapterNameError(
             f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
@@ -1049,6 +1048,11 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
     return found or next(iter(components))
 
 
+def _trained(state: MixerState, name: str) -> Trained | None:
+    own = state.controller.own(name)
+    return own if isinstance(own, Trained) else None
+
+
 def _free_name(state: MixerState) -> str:
     number = len(state.loaded)
     while f"default_{number}" in state.loaded:
@@ -1057,7 +1061,7 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and (trainable or name in state.controller.trainable.held):
+    if hotswap and (trainable or state.controller.own(name) is not None):
         raise AdapterNameError(
             f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
         )

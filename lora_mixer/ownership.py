@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer, MatchReport
     from lora_mixer.engines import ActiveMixes, BaseDevice
     from lora_mixer.engines.controller import ControllerRecord
+    from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
 
 _MARK = "_lora_mixer_state"
@@ -263,9 +264,16 @@ class MixerState:
         self._guarded = weakref.WeakSet(now.values())
         guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
-    def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
+    def take(
+        self,
+        name: str,
+        loaded: Loaded,
+        layers: Sequence[BoundLayer],
+        own: Own | None = None,
+        roots: Sequence[nn.Module] = (),
+    ) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
-        self.controller.replace(name, layers)
+        self.controller.replace(name, layers, own, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
         self._lineage = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lora_mixer.engines.engine import Own
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import UnsupportedAdapterError
@@ -26,7 +27,7 @@ _DROPOUTS = ("rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Own):
     """
     What is trained of an adapter.
 
@@ -38,6 +39,7 @@ class Trained:
         allocation: What takes ranks away during the training; None for kinds of fixed ranks.
     """
 
+    engine = "trainable"
     parameters: Mapping[str, nn.Parameter]
     dropout: float = 0.0
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
