@@ -1,5 +1,5 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
-from . import batches, library, merging, mixes, picture_metadata, pictures, writing
+from . import batches, library, merging, mixes, picture_metadata, pictures, training, writing
 from .adapter import AdapterInfo
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
@@ -125,5 +125,6 @@ __all__ = [
     "read_picture",
     "run_plan",
     "save_picture",
+    "training",
     "writing",
 ]

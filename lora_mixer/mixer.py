@@ -28,7 +28,8 @@ from lora_mixer.textual_inversion import Token, checked, choose, with_words
 from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
-from lora_mixer.writing.trained import write_trained
+from lora_mixer.writing.originals import Original
+from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,7 +180,8 @@ class LoraMixer:
             load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
             component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
-            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
+            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix. With ``trainable=True``:
+                write the values of another state of it, such as a checkpoint's, into the parameters that it has.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
@@ -224,6 +226,10 @@ class LoraMixer:
                 allow_pickle=allow_pickle,
             )
             components = state.components()
+            held = state.controller.trainable.held.get(name)
+            if held is not None and hotswap:
+                held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
+                return state.loaded[name].report
             with paused_gc():
                 adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
                 words: tuple[Token, ...] = ()
@@ -244,12 +250,20 @@ class LoraMixer:
                     [layer.live.module for layer in binding.layers],
                 )
                 layers, learnt = _own_layers(binding.layers, tensors, source)
+                original = (
+                    Original.of(adapter.config, adapter.file, binding.layers)
+                    if learnt is None and adapter.config
+                    else None
+                )
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                state.take(name, Loaded(replace(adapter.info, base=binding.base), report), layers)
+                info = replace(adapter.info, base=binding.base)
+                state.take(name, Loaded(info, report, original), layers)
                 if learnt is not None:
-                    state.controller.trainable.take(name, learnt, [components[part] for part in reached])
+                    state.controller.trainable.take(
+                        name, learnt, layers, {part: components[part] for part in reached}
+                    )
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:
@@ -259,6 +273,12 @@ class LoraMixer:
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
         return report
+
+    @property
+    def trained_adapters(self) -> list[str]:
+        """The names of the adapters in training, in the order in which they were loaded."""
+        with self._look() as state:
+            return [name for name in state.loaded if name in state.controller.trainable.held]
 
     def named_trainable_parameters(self, adapter_name: str) -> list[tuple[str, nn.Parameter]]:
         """
@@ -768,9 +788,9 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = state.controller.trainable.held.get(choice.one or "")
-            if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
-                return write_trained(choice.path, {**learnt.others, **learnt.parameters}, learnt.config)
+            as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
+            if as_read is not None:
+                return write_peft(choice.path, *as_read, dtype=choice.dtype)
             infos = {name: state.loaded[name].info for name in choice.mix.names}
             return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 
@@ -882,9 +902,10 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and (trainable or name in state.controller.trainable.held):
+    if hotswap and trainable != (name in state.controller.trainable.held):
         raise AdapterNameError(
-            f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
+            f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
+            "them, and any other adapter is deleted first and loaded without hotswap"
         )
     if hotswap and name not in state.loaded:
         raise _unknown(state, [name], "hotswap")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.nn import functional
 
 from lora_mixer.algorithms.lora import LowRank
@@ -18,13 +19,14 @@ from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.parameters import as_they_are, parameter_of
+from lora_mixer.engines.trainable.registry import register, unregister
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
-    from torch import nn
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -43,6 +45,7 @@ class TrainableEngine:
         self.held: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._roots: dict[str, list[nn.Module]] = {}
 
     @property
     def active(self) -> bool:
@@ -59,26 +62,52 @@ class TrainableEngine:
         """Let adapters go; with the last one, the model's parameters ask for gradients as they did."""
         for name in names:
             self.held.pop(name, None)
+            for root in self._roots.pop(name, ()):
+                unregister(root, name)
         if not self.held:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
             self._frozen.clear()
 
-    def take(self, name: str, trained: Trained, roots: Sequence[nn.Module]) -> None:
+    def take(
+        self, name: str, trained: Trained, layers: Sequence[BoundLayer], roots: Mapping[str, nn.Module]
+    ) -> None:
         """
-        Take an adapter that is to be trained.
+        Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
             trained: Its parameters.
+            layers: Its layers, whose tensors they are.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
         self.held[name] = trained
-        for root in roots:
+        for root in roots.values():
             for parameter in root.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and not self._is_trained(parameter):
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
+        keys = {id(parameter): key for key, parameter in trained.parameters.items()}
+        shown: dict[str, dict[str, nn.Parameter]] = {}
+        norms: set[str] = set()
+        for layer in layers:
+            own = [parameter_of(tensor) for tensor in layer.weights.tensors()]
+            table = {keys[id(p)]: trained.parameters[keys[id(p)]] for p in own if id(p) in keys}
+            shown.setdefault(layer.live.component, {}).update(table)
+            if isinstance(layer.live.module, nn.LayerNorm):
+                norms.update(table)
+        self._roots[name] = [roots[part] for part in shown]
+        for part, parameters in shown.items():
+            ordered = {key: p for key, p in trained.parameters.items() if key in parameters}
+            register(roots[part], name, ordered, norms)
+
+    def _is_trained(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is one of an adapter's."""
+        return any(parameter is own for held in self.held.values() for own in held.parameters.values())
+
+    def trained_on(self, root: nn.Module) -> list[str]:
+        """Name the adapters in training that reach a component."""
+        return [name for name, roots in self._roots.items() if any(own is root for own in roots)]
 
     def enter(
         self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
@@ -189,12 +218,12 @@ class Beside:
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
-        base = _wide(clean().to(x.device))
+        base, now = _wide(clean().to(x.device)), as_they_are(weights)
         bias = getattr(module, "bias", None)
         return functional.linear(
             x.to(base.dtype),
-            weights.delta(base, gain),
-            weights.bias_delta(None if bias is None else _wide(bias), gain),
+            now.delta(base, gain),
+            now.bias_delta(None if bias is None else _wide(bias), gain),
         )
 
     def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -203,7 +232,7 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
-            change = weights.delta(base, gain)
+            change = as_they_are(weights).delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
             moved = weights.bias_delta(bias, gain) if attribute == "weight" else None

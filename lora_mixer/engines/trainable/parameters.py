@@ -14,13 +14,17 @@ import torch
 from torch import nn
 
 from lora_mixer.engines.placement import compute_device
-from lora_mixer.errors import UnsupportedAdapterError
+from lora_mixer.errors import MatchError, UnsupportedAdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
 
+_SHOWN = 5
+_MEANING = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora", "init_r")
+"""Fields of a configuration that say what tensors of the same shapes mean."""
 _DROPOUTS = ("rank_dropout", "module_dropout")
 
 
@@ -40,6 +44,46 @@ class Trained:
     dropout: float = 0.0
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+
+    def take_values(
+        self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object], label: str
+    ) -> None:
+        """
+        Write another state of the same adapter, such as a checkpoint's, into the parameters, which stay the caller's.
+
+        Args:
+            tensors: By key.
+            config: The configuration beside them.
+            label: What to call the file in messages.
+
+        Raises:
+            MatchError: When it is another adapter: keys, shapes or what the configuration makes of them differ. Nothing is
+                written then.
+        """
+        problems = [f"{key} is missing" for key in self.parameters if key not in tensors]
+        problems += [
+            f"{key} is not a tensor of the adapter in training"
+            for key in tensors
+            if key not in self.parameters and key not in self.others
+        ]
+        problems += [
+            f"{key} is of shape {tuple(tensors[key].shape)}, expected {tuple(held.shape)}"
+            for key, held in self.parameters.items()
+            if key in tensors and tensors[key].shape != held.shape
+        ]
+        problems += [
+            f"{field} is {config.get(field)!r}, expected {self.config.get(field)!r}"
+            for field in _MEANING
+            if config and self.config and (config.get(field) or None) != (self.config.get(field) or None)
+        ]
+        if problems:
+            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise MatchError(
+                f"{label} is another adapter than the one in training: {'; '.join(problems[:_SHOWN])}{more}"
+            )
+        with torch.no_grad():
+            for key, held in self.parameters.items():
+                held.copy_(tensors[key])
 
 
 def trained(
@@ -108,3 +152,21 @@ def trained(
     share = float(dropout) if isinstance(dropout, int | float) else 0.0
     others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
     return moved, Trained(ordered, share, others, dict(config))
+
+
+def parameter_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the parameter that a tensor of an adapter in training is a view of, or is."""
+    base: torch.Tensor | None = tensor._base  # noqa: SLF001 -- how torch tells
+    return tensor if base is None else base
+
+
+def as_they_are(weights: LayerWeights) -> LayerWeights:
+    """Return weights whose views look at their parameters as these are by now: ``model.to`` gives parameters other memory."""
+
+    def again(tensor: torch.Tensor) -> torch.Tensor:
+        base = parameter_of(tensor)
+        if base is tensor or not isinstance(base, nn.Parameter):
+            return tensor
+        return base.as_strided(tensor.shape, tensor.stride())
+
+    return weights.map(again) if any(t._base is not None for t in weights.tensors()) else weights  # noqa: SLF001

@@ -1,0 +1,104 @@
+"""
+Trainers of transformers on adapters: their checkpoints hold what is trained, and are read again.
+
+A Trainer finds the parameters of an adapter in training by itself, and what it saves is the adapter, not the model. What it
+does not know is how to read that again: ``resume_from_checkpoint`` and ``load_best_model_at_end`` look for a model of PEFT.
+:func:`adapter_trainer` adds that to any Trainer's class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import SourceError
+from lora_mixer.mixer import LoraMixer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FILE = "adapter_model.safetensors"
+
+
+def adapter_trainer(trainer: type[Any]) -> type[Any]:
+    """
+    Return a Trainer's class for models on which a mixer has adapters in training.
+
+    Args:
+        trainer: ``transformers.Trainer`` or a class derived from it.
+
+    Returns:
+        A class derived from it, with the same arguments. Checkpoints are PEFT folders beside what the Trainer adds: of one
+        adapter in the checkpoint's folder, of several each in a folder of its name. Resuming and loading the best write their values into
+        the parameters that the optimizer has.
+
+    Example:
+        >>> from lora_mixer.training import adapter_trainer
+        >>> mixer.load_lora_weights("folder", adapter_name="mine", trainable=True)  # doctest: +SKIP
+        >>> Trainer = adapter_trainer(transformers.Trainer)  # doctest: +SKIP
+        >>> Trainer(model=model, args=args, train_dataset=rows).train(resume_from_checkpoint=True)  # doctest: +SKIP
+    """
+    return type(f"Adapter{trainer.__name__}", (_AdapterTraining, trainer), {"__module__": trainer.__module__})
+
+
+class _AdapterTraining:
+    """What a Trainer does otherwise on a model with adapters in training; without any, all is as it was."""
+
+    model: Any
+    args: Any
+    state: Any
+
+    def _adapters(self) -> tuple[LoraMixer, Sequence[str]]:
+        """Return the mixer of the model, and the adapters that are in training on it."""
+        trainer: Any = self
+        model = trainer.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        mixer = LoraMixer.of(model)
+        return mixer, mixer.trained_adapters
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save adapters, whatever the model's class."""
+        trainer: Any = self
+        mixer, names = self._adapters()
+        model = trainer.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not names or hasattr(
+            model, "_hf_peft_config_loaded"
+        ):  # models of transformers save their adapters
+            above: Any = super()
+            above._save(output_dir, state_dict)  # noqa: SLF001 -- the Trainer's own
+            return
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            for name in names:
+                mixer.save_lora_weights(folder if len(names) == 1 else folder / name, name, format="peft")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Write a checkpoint's values into the adapters in training."""
+        if self._adapters()[1]:
+            self._read(Path(resume_from_checkpoint))
+        else:
+            above: Any = super()
+            above._load_from_checkpoint(resume_from_checkpoint, model)  # noqa: SLF001
+
+    def _load_best_model(self) -> None:
+        """Write the values of the best checkpoint into the adapters in training."""
+        if self._adapters()[1]:
+            self._read(Path(self.state.best_model_checkpoint))
+        else:
+            above: Any = super()
+            above._load_best_model()  # noqa: SLF001
+
+    def _read(self, folder: Path) -> None:
+        mixer, names = self._adapters()
+        places = {name: folder if len(names) == 1 else folder / name for name in names}
+        missing = [str(place / _FILE) for place in places.values() if not (place / _FILE).is_file()]
+        if missing:
+            raise SourceError(
+                f"no checkpoint of {', '.join(names)}, which is in training: {', '.join(missing)} is not there"
+            )
+        for name, place in places.items():
+            mixer.load_lora_weights(
+                str(place), adapter_name=name, hotswap=True, trainable=True, activate=False
+            )
+
+
+__all__ = ["adapter_trainer"]
