@@ -30,10 +30,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_mixer.problem import Problem
+from lora_mixer.wording import first_of
+
 if TYPE_CHECKING:
-    from lora_mixer.problem import Problem, SaveProblem
+    from collections.abc import Iterable
+
+    from lora_mixer.problem import SaveProblem
 
 
+_PROBLEMS_SHOWN = 20
 _LONGEST = 10_000  # characters of a message: names in it may come from files
 
 
@@ -151,11 +157,24 @@ class PlanError(LoraMixerError, ValueError):
     """
     A plan of pictures cannot be made as it stands.
 
+    Args:
+        message: What is wrong; None lists the first 20 problems.
+        problems: Each thing that is wrong, with its place and, of a file, its line.
+        file: The plan's file.
+
     Attributes:
-        problems: One entry for each thing that is wrong: the line of the file, or None where there is no file, and why.
+        problems: Each thing that is wrong, once, by line; none where it is one sentence.
     """
 
-    problems: tuple[tuple[int | None, str], ...] = ()
+    def __init__(
+        self, message: str | None = None, *, problems: Iterable[Problem] = (), file: str | None = None
+    ) -> None:
+        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0))
+        if message is None:
+            rows = [" ".join(str(problem).split()) for problem in self.problems]
+            listed = first_of(rows, _PROBLEMS_SHOWN, between="\n  ", last="\n  ")
+            message = f"{'this' if file else 'This'} plan cannot be made:\n  {listed}"
+        super().__init__(message, file=file)
 
 
 class WorkersError(LoraMixerError, RuntimeError):
@@ -163,7 +182,27 @@ class WorkersError(LoraMixerError, RuntimeError):
 
 
 class PictureError(LoraMixerError, ValueError):
-    """A picture cannot be asked for like that, or not of this pipeline."""
+    """
+    A picture cannot be asked for like that, or not of this pipeline.
+
+    Args:
+        message: What is wrong; None lists the problems.
+        field: The field of the picture that it is about.
+        problems: Each thing that is wrong, with the field as its place.
+
+    Attributes:
+        problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
+    """
+
+    def __init__(
+        self, message: str | None = None, *, field: str | None = None, problems: Iterable[Problem] = ()
+    ) -> None:
+        self.problems = tuple(problems)
+        if message is None:
+            message = f"This picture cannot be asked for: {'; '.join(map(str, self.problems))}."
+        elif field is not None:
+            self.problems = (Problem(field, message),)
+        super().__init__(message, key=field)
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one

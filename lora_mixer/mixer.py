@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
@@ -20,12 +22,12 @@ from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats.word_keys import token_of
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose, with_words
-from lora_mixer.textual_inversion.files import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.originals import Original
@@ -34,7 +36,6 @@ from lora_mixer.writing.trained import write_peft
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import nn
 
     from lora_mixer.adapter import Adapter, AdapterInfo
@@ -302,13 +303,7 @@ class LoraMixer:
             >>> optimizer = torch.optim.AdamW(parameters, lr=1e-4)  # doctest: +SKIP
         """
         with self._look() as state:
-            if adapter_name not in state.loaded:
-                raise _unknown(state, [adapter_name], "named_trainable_parameters")
-            learnt = state.controller.trainable.held.get(adapter_name)
-            if learnt is None:
-                raise AdapterNameError(
-                    f"{adapter_name!r} was not loaded to be trained; load it with trainable=True"
-                )
+            learnt = _learnt(state, adapter_name, "named_trainable_parameters")
             if not state.enabled or adapter_name not in state.held.names:
                 warnings.warn(
                     f"{adapter_name!r} is not in the mix in effect, so that training would change nothing: "
@@ -316,6 +311,52 @@ class LoraMixer:
                     stacklevel=2,
                 )
             return list(learnt.parameters.items())
+
+    def adapter_loss(self, adapter_name: str) -> torch.Tensor:
+        """
+        Return what an adapter in training adds to the loss: AdaLoRA's orthogonality, 0 for every other kind.
+
+        Args:
+            adapter_name: An adapter in training.
+
+        Returns:
+            One number, through which gradients flow, weighted by ``orth_reg_weight`` of its configuration.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+
+        Example:
+            >>> loss = model(**batch).loss + mixer.adapter_loss("mine")  # doctest: +SKIP
+        """
+        with self._look() as state:
+            learnt = _learnt(state, adapter_name, "adapter_loss")
+            if learnt.allocation is not None:
+                return learnt.allocation.loss()
+            first = next(iter(learnt.parameters.values()), None)
+            return torch.zeros(()) if first is None else first.new_zeros(())
+
+    def after_step(self, step: int) -> None:
+        """
+        Let adapters in training do what they do after an optimizer's step: AdaLoRA gives ranks up, others do nothing.
+
+        Call it behind ``optimizer.step()`` and before ``optimizer.zero_grad()``; all adapters in training that are in
+        the mix in effect take part.
+
+        Args:
+            step: The number of the optimizer's step, counted from 0.
+
+        Raises:
+            PipelineStateError: When gradients are gone already, or the configuration does not say ``total_step``.
+
+        Example:
+            >>> optimizer.step()  # doctest: +SKIP
+            >>> mixer.after_step(step)  # doctest: +SKIP
+            >>> optimizer.zero_grad()  # doctest: +SKIP
+        """
+        with self._look() as state:
+            for name, learnt in state.controller.trainable.held.items():
+                if learnt.allocation is not None and state.enabled and name in state.held.names:
+                    learnt.allocation.after_step(step)
 
     def load_textual_inversion(
         self,
@@ -892,6 +933,16 @@ def _own_layers(
     if tensors is None:
         return copy_to_devices(layers), None
     return trained(layers, tensors, source.config or {}, source.label)
+
+
+def _learnt(state: MixerState, name: str, where: str) -> Trained:
+    """Return what is trained of an adapter."""
+    if name not in state.loaded:
+        raise _unknown(state, [name], where)
+    learnt = state.controller.trainable.held.get(name)
+    if learnt is None:
+        raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
+    return learnt
 
 
 def _free_name(state: MixerState) -> str:

@@ -308,11 +308,11 @@ class MixerState:
             if again:
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
-    def peft_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], Mapping[str, object]] | None:
+    def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
         """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
         learnt, original = self.controller.trainable.held.get(name), self.loaded[name].original
         if learnt is not None:
-            return ({**learnt.others, **learnt.parameters}, learnt.config) if learnt.config else None
+            return learnt.written() if learnt.config else None
         return None if original is None else (original.tensors(self.controller.layers[name]), original.config)
 
     def write_trained(self, folder: Path, names: Sequence[str]) -> None:

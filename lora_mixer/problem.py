@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -19,6 +19,8 @@ class Problem:
     Example:
         >>> print(Problem("ink.weight", "expected a finite number, got nan."))
         ink.weight: expected a finite number, got nan.
+        >>> print(Problem("jobs[0]", "is missing", line=3))
+        line 3: jobs[0]: is missing
     """
 
     place: str
@@ -26,7 +28,19 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}" if self.place else self.text
+        said = f"{self.place}: {self.text}" if self.place else self.text
+        return said if self.line is None else f"line {self.line}: {said}"
+
+    def within(self, outer: str) -> Problem:
+        """
+        Return the problem with its place as seen from around.
+
+        Example:
+            >>> str(Problem("[1]", "expected a name.").within("adapters")), Problem("", "odd").within("a").place
+            ('adapters[1]: expected a name.', 'a')
+        """
+        apart = "." if outer and self.place and not self.place.startswith("[") else ""
+        return replace(self, place=f"{outer}{apart}{self.place}")
 
 
 @dataclass(frozen=True)

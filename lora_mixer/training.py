@@ -3,7 +3,7 @@ Trainers of transformers on adapters: their checkpoints hold what is trained, an
 
 A Trainer finds the parameters of an adapter in training by itself, and what it saves is the adapter, not the model. What it
 does not know is how to read that again: ``resume_from_checkpoint`` and ``load_best_model_at_end`` look for a model of PEFT.
-:func:`adapter_trainer` adds that to any Trainer's class.
+:func:`adapter_trainer` adds that to any Trainer's class, with an adapter's own loss and what it does after each step.
 """
 
 from __future__ import annotations
@@ -48,12 +48,30 @@ class _AdapterTraining:
     args: Any
     state: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the Trainer's arguments, and look at each optimizer step."""
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        trainer.add_callback(_after_steps(trainer))
+
     def _adapters(self) -> tuple[LoraMixer, Sequence[str]]:
         """Return the mixer of the model, and the adapters that are in training on it."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         mixer = LoraMixer.of(model)
         return mixer, mixer.trained_adapters
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Return the model's loss with the adapters' own terms, as PEFT's models do in training."""
+        above: Any = super()
+        found = above.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        if not model.training:
+            return found
+        mixer, names = self._adapters()
+        terms = [mixer.adapter_loss(name) for name in names]
+        if return_outputs:
+            return sum(terms, start=found[0]), found[1]
+        return sum(terms, start=found)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapters, whatever the model's class."""
@@ -99,6 +117,22 @@ class _AdapterTraining:
             mixer.load_lora_weights(
                 str(place), adapter_name=name, hotswap=True, trainable=True, activate=False
             )
+
+
+def _after_steps(trainer: Any) -> Any:
+    """Return a callback that lets adapters do what they do after each optimizer step."""
+    from transformers import TrainerCallback
+
+    class AfterSteps(TrainerCallback):
+        """Tells the mixer."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 -- its words
+            """Tell the step that is done."""
+            mixer, names = trainer._adapters()  # noqa: SLF001
+            if names:
+                mixer.after_step(state.global_step)
+
+    return AfterSteps()
 
 
 __all__ = ["adapter_trainer"]

@@ -11,8 +11,8 @@ from safetensors.torch import save
 
 from lora_mixer import LoraMixerError, read_adapter
 from lora_mixer.formats import read
-from lora_mixer.formats.container import read_header
 from lora_mixer.formats.describing import survey
+from lora_mixer.formats.header import read_header
 from lora_mixer.sources import adapter_files, resolve_source
 
 

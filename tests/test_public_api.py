@@ -46,7 +46,8 @@ def test_every_public_name_exists_with_a_docstring(module, name):
 
 
 def test_every_error_is_one_of_the_packages_own():
-    errors = [value for value in vars(lora_mixer.errors).values() if inspect.isclass(value)]
+    module = lora_mixer.errors
+    errors = [x for x in vars(module).values() if inspect.isclass(x) and x.__module__ == module.__name__]
 
     assert len(errors) > 10
     assert all(issubclass(error, lora_mixer.errors.LoraMixerError) for error in errors)

@@ -334,6 +334,59 @@ def test_the_loop_of_accelerate_trains_with_accumulation_and_clipping(tmp_path: 
     assert all(distance(found[1][key], found[0][key]) < 1e-6 for key in found[0])
 
 
+def test_a_trainer_adds_the_loss_of_adalora_and_lets_ranks_go_as_a_loop_does(tmp_path: Path) -> None:
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, total_step=6, tinit=1, tfinal=1, deltaT=1, target_modules=["q_proj", "fc2"]
+    )
+    folder, found = tmp_path / "a", []
+    with quiet():
+        wrapped = peft.get_peft_model(opt(), config)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        wrapped.save_pretrained(folder)
+    batches: list[dict[str, torch.Tensor]] = []
+
+    class Noted(transformers.Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            batches.append({key: value.clone() for key, value in inputs.items()})
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    for by_trainer in (True, False):
+        model = opt()
+        mixer, parameters = trained(model, folder)
+        if by_trainer:
+            args = arguments(
+                tmp_path / "out",
+                max_grad_norm=0.0,
+                lr_scheduler_type="constant",
+                save_strategy="steps",
+                save_steps=6,
+            )
+            adapter_trainer(Noted)(model=model, args=args, train_dataset=rows()).train()
+        else:
+            model.train()
+            optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.0)
+            for step, batch in enumerate(batches):
+                (model(**batch).loss + mixer.adapter_loss("mine")).backward()
+                optimizer.step()
+                mixer.after_step(step)
+                optimizer.zero_grad()
+        found.append(values(parameters))
+        last = parameters
+    assert len(batches) == 6
+    assert all(distance(found[1][key], found[0][key]) < 1e-5 for key in found[0])
+    gone = sum(int((value == 0).sum()) for key, value in found[0].items() if key.endswith("lora_E"))
+    assert gone == 4 * 4 - 4 * 2
+    # what was cut in the checkpoint comes back at its place
+    mixer.load_lora_weights(tmp_path / "out" / "checkpoint-6", "mine", hotswap=True, trainable=True)
+    for key, value in values(last).items():
+        if key.endswith("lora_E"):
+            assert torch.equal(value, found[0][key])
+
+
 def test_weight_decay_falls_on_the_parameters_that_it_falls_on_with_peft(tmp_path: Path) -> None:
     settings = {
         "target_modules": ["q_proj", "fc2", "embed_tokens"],

@@ -23,6 +23,7 @@ CASES = (
     "bert_loha",
     "bert_lora_head",
     "gpt2_rslora",
+    "llama_adalora",
     "llama_dora",
     "llama_lokr",
     "llama_lora",
@@ -68,7 +69,7 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
         rows = [(step * size + i) % count for i in range(size)]
         if facts["dropout_seed"] is not None:
             torch.manual_seed(facts["dropout_seed"] + step)
-        loss = loss_of(model, {key: value[rows] for key, value in data.items()})
+        loss = loss_of(model, {key: value[rows] for key, value in data.items()}) + mixer.adapter_loss("a")
         assert float(loss.detach()) == pytest.approx(facts["losses"][step], rel=1e-4)
         loss.backward()
         if step == 0:
@@ -77,6 +78,7 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
             for key, value in wanted.items():
                 assert distance(parameters[key].grad, value) < facts["tolerance"]["gradients"], key
         optimizer.step()
+        mixer.after_step(step)
         optimizer.zero_grad()
 
     for key, value in load_file(folder / "weights.safetensors").items():

@@ -12,6 +12,7 @@ from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.started import Started
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.grouping import SHARED
+from lora_mixer.formats.peft_config import rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -188,12 +189,6 @@ def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
         if len(weights) == 1
         else Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
     )
-
-
-def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
-    """Return the rule of a module's component, else the one that holds where none is named."""
-    names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
-    return next((rules[name] for name in names if name in rules), rules.get(None))
 
 
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:

@@ -10,7 +10,7 @@ from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
-from lora_mixer.textual_inversion.files import token_of
+from lora_mixer.formats.word_keys import token_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

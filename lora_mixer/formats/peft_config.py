@@ -19,6 +19,8 @@ from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardErr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_mixer.formats.names import Target
+
 HEADER_KEY = "lora_adapter_metadata"
 
 # Fields of LoraConfig that change what the tensors mean in ways that no change of a weight can give.
@@ -269,3 +271,9 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
         # Diffusers' header carries DoRA as a flag beside its magnitude tensors, which name themselves.
         refuse_unsupported(config, label)
     return {component: scale_rule(config, label) for component, config in configs.items()}
+
+
+def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+    """Return the rule of a module's component, else the one that holds where none is named."""
+    names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
+    return next((rules[name] for name in names if name in rules), rules.get(None))

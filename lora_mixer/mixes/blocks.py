@@ -22,7 +22,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Place, place_of
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import list_of, shown
+from lora_mixer.wording import list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

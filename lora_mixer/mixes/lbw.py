@@ -21,7 +21,7 @@ from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.unet_blocks import Place, place_of
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import did_you_mean, list_of, number_text, shown
+from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import number_text, shown
+from lora_mixer.wording import number_text, shown
 
 if TYPE_CHECKING:
     import numpy as np

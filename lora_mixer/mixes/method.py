@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from lora_mixer.errors import MixError
 from lora_mixer.mixes.grammar.tokens import read_call
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import did_you_mean, list_of, shown
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 
 @dataclass(frozen=True)

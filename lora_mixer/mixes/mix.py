@@ -15,10 +15,11 @@ from lora_mixer.mixes.grammar import line
 from lora_mixer.mixes.grammar.forms import is_full, is_name, read_parts
 from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.data import dump_yaml, load_json, load_yaml, parsed
+from lora_mixer.parsing.data import dump_yaml, parsed
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import did_you_mean, fail, list_of, shown
+from lora_mixer.parsing.problems import fail
 from lora_mixer.problem import Problem
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -395,7 +396,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed(load_json, text))
+        return cls.of(parsed("json", text))
 
     def to_yaml(self) -> str:
         """
@@ -420,4 +421,4 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed(load_yaml, text))
+        return cls.of(parsed("yaml", text))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import shown
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.unet_blocks import BlockLayout

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.families.telling import CROSS_ATTENTION
-from lora_mixer.formats.container import open_weights, read_header
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -114,7 +115,7 @@ def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        first = str(error).strip().split("\n", 1)[0][:200]
+        first = first_line(error)
         raise CorruptFileError(f"{path}: torch cannot read it as weights only: {first}") from error
     table = held.get("state_dict", held) if isinstance(held, dict) else {}
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}

@@ -152,7 +152,8 @@ class PictureMaker:
     def _ays(self, scheduler: Any, steps: int) -> list[int]:
         if "timesteps" not in self._takes:
             raise PictureError(
-                f"schedule: {type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}"
+                f"{type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}",
+                field="schedule",
             )
         return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
 
@@ -362,9 +363,9 @@ def out_of_memory(request: PictureRequest, device: str) -> str:
     """
     size = f"{request.width}x{request.height}" if request.width and request.height else "its own size"
     return (
-        f"the memory of {device} is too small for a picture of {size}; take, in this order: --vae-tiling, --dtype float16, "
+        f"the memory of {device} is too small for {size}; take, in this order: --vae-tiling, --dtype float16, "
         "--offload model, --offload sequential, or a smaller width and height"
-    ).replace("a picture of ", "")
+    )
 
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:

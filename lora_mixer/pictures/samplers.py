@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -178,8 +179,9 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
     near = difflib.get_close_matches(key, _BY_KEY, 3, 0.5)
     names = list(dict.fromkeys(_BY_KEY[each].name for each in near)) or [each.name for each in SAMPLERS]
     raise PictureError(
-        f"sampler: {name[:60]!r} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
-        f"{'?' if near else ''} Classes of diffusers are known by their names, too"
+        f"{name[:60]!r} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
+        f"{'?' if near else ''} Classes of diffusers are known by their names, too",
+        field="sampler",
     )
 
 
@@ -192,7 +194,8 @@ def _words(schedule: str | None) -> tuple[str, ...]:
             word = _SCHEDULE_KEYS.get(_key(piece))
             if word is None:
                 raise PictureError(
-                    f"schedule: {piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several"
+                    f"{piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several",
+                    field="schedule",
                 )
             found.append(word)
     return tuple(dict.fromkeys(word for word in found if word))
@@ -203,10 +206,10 @@ def _told(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         for key, value in SCHEDULES[word].items():
             if config.get(key, value) != value:
-                raise PictureError(f"schedule: {' and '.join(words)} exclude each other")
+                raise PictureError(f"{' and '.join(words)} exclude each other", field="schedule")
             config[key] = value
     if sum(bool(config.get(key)) for key in _SIGMAS) > 1:
-        raise PictureError(f"schedule: {' and '.join(words)} exclude each other")
+        raise PictureError(f"{' and '.join(words)} exclude each other", field="schedule")
     return {**(_SIGMAS if any(config.get(key) for key in _SIGMAS) else {}), **config}
 
 
@@ -234,24 +237,27 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     try:
         # classes whose library is missing are there in name only, and say so at the first look
         if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "set_timesteps"):
-            raise PictureError(f"sampler: this diffusers has no scheduler {choice.scheduler!r}")
+            raise PictureError(f"this diffusers has no scheduler {choice.scheduler!r}", field="sampler")
         takes = set(inspect.signature(kind.__init__).parameters)
     except (ImportError, TypeError) as error:
         raise PictureError(
-            f"sampler: {kind.__name__} cannot be used: {' '.join(str(error).split())[:200]}"
+            f"{kind.__name__} cannot be used: {' '.join(str(error).split())[:200]}", field="sampler"
         ) from error
     # what is False is asked of all and needs no place
     lost = sorted(key for key, value in choice.config.items() if value is not False and key not in takes)
     if lost:
         word = next((each for each in choice.words if set(SCHEDULES[each]) & set(lost)), ", ".join(lost))
-        raise PictureError(f"schedule: {kind.__name__} cannot carry {word} (it has no {', '.join(lost)})")
+        raise PictureError(
+            f"{kind.__name__} cannot carry {word} (it has no {', '.join(lost)})", field="schedule"
+        )
     given = {key: value for key, value in choice.config.items() if key in takes}
     given |= _flow(own, kind, takes)
     try:
         return kind.from_config(own.config, **given)
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:
-        first = str(error).strip().split("\n", 1)[0][:200]
-        raise PictureError(f"sampler: {kind.__name__} cannot be made for this model: {first}") from error
+        raise PictureError(
+            f"{kind.__name__} cannot be made for this model: {first_line(error)}", field="sampler"
+        ) from error
 
 
 def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
@@ -264,14 +270,17 @@ def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
     if flows and not is_flow(kind, {}):
         if "use_flow_sigmas" not in takes:
             raise PictureError(
-                f"sampler: {kind.__name__} cannot carry this model, which was trained by flow matching; "
-                f"take Flow Euler, or one that can, such as DPM++ 2M or UniPC"
+                f"{kind.__name__} cannot carry this model, which was trained by flow matching; "
+                f"take Flow Euler, or one that can, such as DPM++ 2M or UniPC",
+                field="sampler",
             )
         shift = own.config.get("shift")
         given: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         return given | ({"flow_shift": shift} if shift is not None else {})
     if not flows and is_flow(kind, {}):
-        raise PictureError(f"sampler: {kind.__name__} is for models of flow matching, and this one is none")
+        raise PictureError(
+            f"{kind.__name__} is for models of flow matching, and this one is none", field="sampler"
+        )
     return {}
 
 
@@ -289,7 +298,7 @@ def ays_timesteps(scheduler: Any, steps: int, *, sdxl: bool) -> list[int]:
     kept = getattr(scheduler, "alphas_cumprod", None)
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters or kept is None:
         raise PictureError(
-            f"schedule: {type(scheduler).__name__} takes no timesteps, so it cannot carry {AYS}"
+            f"{type(scheduler).__name__} takes no timesteps, so it cannot carry {AYS}", field="schedule"
         )
     table: Any = getattr(schedulers, "AysSchedules")  # noqa: B009 -- not said to be exported
     ten: list[int] = table["StableDiffusionXLTimesteps" if sdxl else "StableDiffusionTimesteps"]

@@ -7,23 +7,17 @@ One word has vectors for one or for several text encoders. Which of a pipeline's
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
+from lora_mixer.formats.word_keys import WORD_KEY, token_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# <token> as key (diffusers, cloneofsimo), bundles of OneTrainer and Kohya, and what A1111 writes.
-_PARTS = r"clip_l|clip_g|t5(?:xxl)?|emb_params|string_to_param(?:\..*)?"
-_KEY = re.compile(
-    rf"bundle_emb\.(?P<token>.+?)\.(?:(?P<part>{_PARTS})|(?P<odd>.*))$|(?P<angle><[^>]*>)$"
-    r"|(?P<bare>emb_params|string_to_param(?:\..*)?)$"
-)
 _ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5", "t5xxl": "t5"}
 _LONGEST = 64  # letters of a word
 _AT_MOST = 1024  # vectors of a word; prompts of today's models hold 75 to 512
@@ -46,18 +40,6 @@ class Embedding:
     keys: tuple[str, ...]
 
 
-def token_of(key: str) -> str | None:
-    """
-    Say which word a key belongs to, or None for keys of another kind.
-
-    Example:
-        >>> token_of("bundle_emb.ohwx.clip_l"), token_of("<s1>"), token_of("lora_unet_conv_in.alpha")
-        ('ohwx', '<s1>', None)
-    """
-    found = _KEY.match(key)
-    return next((g for g in found.group("token", "angle", "bare") if g), None) if found else None
-
-
 def bundled(
     tensors: Mapping[str, torch.Tensor], own_name: str
 ) -> tuple[tuple[Embedding, ...], dict[str, str]]:
@@ -75,7 +57,7 @@ def bundled(
     keys: dict[str, list[str]] = {}
     odd: dict[str, str] = {}
     for key, tensor in tensors.items():
-        found = _KEY.match(key)
+        found = WORD_KEY.match(key)
         if found is None:
             continue
         if found["odd"] is not None:

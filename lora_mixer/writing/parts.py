@@ -21,8 +21,9 @@ from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named
 from lora_mixer.families.telling import TRANSFORMERS
 from lora_mixer.formats import read
-from lora_mixer.formats.container import open_weights, read_header, read_tensors
+from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
 from lora_mixer.problem import SaveProblem

@@ -19,6 +19,7 @@ import torch
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES as _ROWS
 from lora_mixer.families import family_named
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -144,7 +145,7 @@ def of_folder(folder: str | Path) -> Skeleton:
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        msg = f"{folder}: its configurations cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
+        msg = f"{folder}: its configurations cannot be read: {first_line(error)}"
         raise SourceNotFoundError(msg) from error
     if not components:
         msg = f"{folder}: model_index.json names no UNet, transformer or text encoder"

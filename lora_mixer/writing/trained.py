@@ -10,7 +10,8 @@ import torch
 
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
-from lora_mixer.formats.container import open_weights, read_header, read_tensors
+from lora_mixer.formats.container import read_tensors
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.report import SaveReport
 

@@ -1,8 +1,8 @@
 """
 Trains adapters beside weights that stay as they are.
 
-A pair on a linear layer is two products beside the layer's, and any other change of one is a product with it. Everything else
-is one idea: the layer's class computes with the live weight plus the change, which is a function of the parameters, so that its gradient is the formula's, for every
+A pair on a linear layer or a convolution is two products beside the layer's, and any other change of a linear layer is a product
+with it. Everything else is one idea: the layer's class computes with the live weight plus the change, which is a function of the parameters, so that its gradient is the formula's, for every
 kind of adapter and of layer (:func:`~lora_mixer.engines.merged.tied_use.standing_in`). Modules that share a parameter have
 their own changes. While any adapter is in training, no parameter of the model asks for a gradient.
 """
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn import functional
 
+from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.lora import LowRank
+from lora_mixer.algorithms.started import Started
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.trainable.parameters import as_they_are, parameter_of
 from lora_mixer.engines.trainable.registry import register, unregister
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
     Clean = Callable[[], torch.Tensor]
     """Gives a clean base."""
+    Held = tuple[torch.Tensor, torch.Tensor]
+    """A product of two matrices (out, rank) and (rank, in) that is not trained."""
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 class TrainableEngine:
@@ -135,7 +142,10 @@ class TrainableEngine:
                 ]
             for module in modules:
                 beside = by_module.setdefault(id(module), Beside(module))
-                beside.add(live.attribute, layer.weights, clean, gain, dropout, transposed=live.transposed)
+                shape = live.shape
+                beside.add(
+                    live.attribute, layer.weights, clean, gain, dropout, shape, transposed=live.transposed
+                )
         for beside in by_module.values():
             beside.check()
         for beside in by_module.values():
@@ -153,7 +163,7 @@ class Beside:
     def __init__(self, module: nn.Module) -> None:
         """Start with no adapter."""
         self.module = module
-        self._pairs: list[tuple[LowRank, float, float]] = []
+        self._pairs: list[tuple[LayerWeights, Held | None, tuple[int, ...], float, float]] = []
         self._products: list[tuple[LayerWeights, Clean, float]] = []
         self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
 
@@ -164,17 +174,21 @@ class Beside:
         clean: Clean,
         gain: float,
         dropout: float,
+        shape: tuple[int, ...],
         *,
         transposed: bool,
     ) -> None:
-        """Take an adapter's part of one of the module's parameters."""
+        """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
         kind = layer_kind(self.module) if attribute == "weight" else None
-        if type(weights) is LowRank and weights.mid is None and kind == "linear":
-            self._pairs.append((weights, gain, dropout))
-        elif dropout:
+        if kind is not None and isinstance(weights, LowRank | AdaLora):
+            self._pairs.append((weights, None, shape, gain, dropout))
+        elif kind == "linear" and isinstance(weights, Started):
+            taken = weights.taken(_wide(clean().to(compute_device(self.module))))
+            self._pairs.append((weights.pair, taken, shape, gain, dropout))
+        elif dropout and not isinstance(self.module, nn.Embedding):  # PEFT drops nothing of a lookup
             raise PipelineStateError(
                 f"lora_dropout = {dropout} on {type(self.module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
-                "dropped of pairs on linear layers only; set it to 0"
+                "dropped of pairs on linear layers and convolutions only; set it to 0"
             )
         elif kind == "linear":
             self._products.append((weights, clean, gain))
@@ -204,14 +218,34 @@ class Beside:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
             output = output + self._product(module, args[0], weights, clean, gain).to(output.dtype)
-        for pair, gain, dropout in self._pairs:
-            x = args[0].to(pair.down.dtype)
-            x = functional.dropout(x, dropout, module.training) if dropout else x
-            part = functional.linear(
-                functional.linear(x, pair.down.flatten(1)), pair.up.flatten(1), pair.up_bias
+        for weights, taken, shape, gain, dropout in self._pairs:
+            output = output + self._pair(module, args[0], weights, taken, shape, gain, dropout).to(
+                output.dtype
             )
-            output = output + (part * (gain * pair.scale)).to(output.dtype)
         return output
+
+    def _pair(
+        self,
+        module: nn.Module,
+        given: torch.Tensor,
+        weights: LayerWeights,
+        taken: Held | None,
+        shape: tuple[int, ...],
+        gain: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """Return what a pair adds to a layer's output, less what its start took out of the base."""
+        pair = weights.factors(shape)
+        assert pair is not None  # noqa: S101 -- kinds that are pairs
+        x = given.to(pair.down.dtype)
+        dropped = functional.dropout(x, dropout, module.training) if dropout else x
+        part = through(module, dropped, pair.down, pair.up, shape) * (gain * pair.scale)
+        if taken is not None:
+            part = part - through(module, x, taken[1], taken[0], shape)
+        moved = weights.bias_delta(None, gain)
+        if moved is None:
+            return part
+        return part + (moved if len(shape) == 2 else moved.view(-1, *[1] * (len(shape) - 2)))
 
     @staticmethod
     def _product(
@@ -239,6 +273,28 @@ class Beside:
             if moved is not None:
                 found["bias"] = moved if bias is None else bias + moved.to(bias.dtype)
         return found
+
+
+def through(
+    module: nn.Module, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """
+    Return what two matrices make of a layer's input: two products, or the layer's own convolution and one of size 1.
+
+    Args:
+        module: The layer, whose stride, padding and dilation are the first convolution's.
+        x: Its input.
+        down: (rank, in * kernel).
+        up: (out, rank).
+        shape: The layer's weight as (out, in, *kernel).
+    """
+    if len(shape) == 2:
+        return functional.linear(functional.linear(x, down), up)
+    layer: Any = module
+    convolve: Any = _CONVOLUTIONS[len(shape) - 2]
+    hidden = convolve(x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation)
+    out: torch.Tensor = convolve(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
+    return out
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
+from lora_mixer.formats.names import PEFT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,12 +40,23 @@ class Trained:
         dropout: The share of a pair's inputs that training drops.
         others: The file's tensors that are not trained, such as those of the base saved beside an embedding's pair.
         config: The file's PEFT configuration; empty where there is none.
+        allocation: What takes ranks away during the training; None for kinds of fixed ranks.
     """
 
     parameters: Mapping[str, nn.Parameter]
     dropout: float = 0.0
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+    allocation: RankAllocation | None = None
+
+    def written(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]]:
+        """Return the tensors by key and the configuration as they are saved."""
+        tensors = {**self.others, **self.parameters}
+        return (
+            (tensors, self.config)
+            if self.allocation is None
+            else self.allocation.written(tensors, self.config)
+        )
 
     def take_values(
         self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object], label: str
@@ -60,6 +73,7 @@ class Trained:
             MatchError: When it is another adapter: keys, shapes or what the configuration makes of them differ. Nothing is
                 written then.
         """
+        tensors = {key: self._spread(key, tensor, config) for key, tensor in tensors.items()}
         problems = [f"{key} is missing" for key in self.parameters if key not in tensors]
         problems += [
             f"{key} is not a tensor of the adapter in training"
@@ -84,6 +98,22 @@ class Trained:
         with torch.no_grad():
             for key, held in self.parameters.items():
                 held.copy_(tensors[key])
+
+    def _spread(self, key: str, tensor: torch.Tensor, config: Mapping[str, object]) -> torch.Tensor:
+        """Return an AdaLoRA's tensor that was cut to the ranks that stay at all ranks; those that went have the value 0."""
+        held, masks = self.parameters.get(key), config.get("rank_pattern")
+        module, _, leaf = key.removeprefix(PEFT_ROOT).rpartition(".")
+        mask = (
+            masks.get(f"{module}.lora_E") if self.allocation is not None and isinstance(masks, dict) else None
+        )
+        if held is None or not isinstance(mask, list) or leaf not in ("lora_A", "lora_B", "lora_E"):
+            return tensor
+        axis = 1 if leaf == "lora_B" else 0
+        if len(mask) != held.shape[axis] or sum(mask) != tensor.shape[axis]:
+            return tensor
+        whole = torch.zeros_like(held) if leaf == "lora_E" else held.detach().clone()
+        places = torch.tensor(mask, device=held.device).nonzero().flatten()
+        return whole.index_copy_(axis, places, tensor.to(whole))
 
 
 def trained(
@@ -151,7 +181,7 @@ def trained(
     ordered = {key: parameters[key] for key in tensors if key in parameters}
     share = float(dropout) if isinstance(dropout, int | float) else 0.0
     others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
-    return moved, Trained(ordered, share, others, dict(config))
+    return moved, Trained(ordered, share, others, dict(config), RankAllocation.of(moved, ordered, config))
 
 
 def parameter_of(tensor: torch.Tensor) -> torch.Tensor:

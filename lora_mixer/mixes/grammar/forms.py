@@ -16,8 +16,8 @@ from lora_mixer.mixes.mask import read_mask
 from lora_mixer.mixes.method import Method, read_method
 from lora_mixer.mixes.patterns import B_LORA, looks_like_patterns, read_patterns
 from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-from lora_mixer.parsing.data import load_json, load_yaml
-from lora_mixer.parsing.problems import did_you_mean, list_of, shown
+from lora_mixer.parsing.data import load
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.reading import Reading
@@ -159,9 +159,9 @@ def _entries_of_text(text: str, reading: Reading) -> Entries:
     if not stripped:
         return Entries()
     if stripped[0] in "{[":
-        plain = load_json(stripped, reading)
+        plain = load("json", stripped, reading)
     elif "\n" in stripped:
-        plain = load_yaml(text, reading)
+        plain = load("yaml", text, reading)
     else:
         return Entries(*line.read(stripped, reading))
     if reading.problems:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
 from lora_mixer.mixes.grammar.tokens import is_number, read_value, split_outside
-from lora_mixer.parsing.data import load_json
-from lora_mixer.parsing.problems import number_text, shown
+from lora_mixer.parsing.data import load
+from lora_mixer.wording import number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +125,7 @@ def _write_value(value: object) -> str:
 
 def _read_name(text: str, reading: Reading) -> str:
     if text.startswith('"'):
-        name = load_json(text, reading)
+        name = load("json", text, reading)
         return name if isinstance(name, str) else text
     if not _PLAIN_NAME.fullmatch(text):
         reading.problem(

@@ -28,7 +28,7 @@ from lora_mixer.mixes.lbw import LbwWeights, lbw_text
 from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import did_you_mean, list_of, number_text, shown
+from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -15,7 +15,7 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes.grammar.tokens import Call, is_number, read_call
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.schedule import EASES, Constant, Keyframes, Ramp, Schedule, SliderStart, Window
-from lora_mixer.parsing.problems import did_you_mean, list_of, shown
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 SCHEDULE_KEYS = ("start", "stop", "unit", "ramp", "first", "last", "keyframes", "slider", "train_steps")
 """The keys of the dict form."""

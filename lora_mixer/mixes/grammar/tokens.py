@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_mixer.parsing.data import load_json
-from lora_mixer.parsing.problems import shown
+from lora_mixer.parsing.data import load
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.reading import Reading
@@ -82,7 +82,7 @@ def read_value(text: str, where: str, reading: Reading) -> object:
     if is_number(text):
         return float(text)
     if text[:1] in {'"', "[", "{"}:
-        return load_json(text, reading, where)
+        return load("json", text, reading, where)
     return text
 
 
