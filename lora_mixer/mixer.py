@@ -794,7 +794,7 @@ class LoraMixer:
                 folder per component inside where there are several.
             adapter_names: One name, which at weight 1 is written with its own tensors and scales, or several, which
                 become one adapter; the mix in effect when None.
-            format: ``"diffusers"``, ``"kohya"`` or ``"peft"``.
+            format: ``"diffusers"``, ``"kohya"``, ``"comfyui"`` or ``"peft"``.
             rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``, the
                 most that a layer gets.
             conv_rank: The same for convolutions with kernels above 1x1.

@@ -232,6 +232,11 @@ class LayerWeights(abc.ABC):
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
         return False
 
+    @property
+    def changes_weight(self) -> bool:
+        """Whether this changes the weight at all, and not the bias alone."""
+        return True
+
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""

@@ -64,11 +64,14 @@ class Stack(LayerWeights):
         return any(part.needs_whole(shape) for part in self.parts)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give all parts' pairs as one, where each has one."""
-        pairs = [part.factors(shape) for part in self.parts]
+        """Give all parts' pairs as one, where each has one; what changes the bias alone needs none."""
+        pairs = [part.factors(shape) for part in self.parts if part.changes_weight]
+        if len(pairs) == 1:
+            return pairs[0]
         ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
         downs = [wide(pair.down) for pair in pairs if pair is not None]
-        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if len(ups) == len(pairs) else None
+        whole = bool(ups) and len(ups) == len(pairs)
+        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Return the first part's reason, or None."""

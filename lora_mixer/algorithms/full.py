@@ -53,6 +53,11 @@ class Full(LayerWeights):
             self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
         )
 
+    @property
+    def changes_weight(self) -> bool:
+        """Whether there is a change of the weight."""
+        return self.weight is not None
+
     def is_zero(self) -> bool:
         """Say whether all that it holds is zero."""
         return all(part is None or all_zero(part) for part in (self.weight, self.bias))

@@ -179,7 +179,7 @@ def bind(
     misfits: list[str] = []
     twins: dict[int, str] = {}
     for layer in adapter.layers:
-        names = _candidates(layer, home, indexes, routes, forced=component is not None)
+        names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
         found = _find(layer, names, indexes)
         if found is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
@@ -533,12 +533,15 @@ def _candidates(
     home: str | None,
     indexes: Mapping[str, ModuleIndex],
     routes: Mapping[str, str],
+    said: str | None,
     *,
     forced: bool,
 ) -> tuple[str, ...]:
     hint = layer.target.hint
     if forced or hint is None:
         return (home,) if home is not None else ()
+    if hint == "denoiser" and said is not None and said in indexes and said not in TEXT_HINTS:
+        return (said,)  # its names say a denoiser, its header or folder says which
     if hint in routes:
         return (routes[hint],)
     named = COMPONENTS_OF_HINT.get(hint, (hint,))

@@ -25,6 +25,7 @@ class Format(str, Enum):
 
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
+    COMFYUI = "comfyui"
     PEFT = "peft"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.algorithms import Dora
+from lora_mixer.algorithms.full import Full
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.problem import SaveProblem
@@ -198,7 +199,7 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
         return NewLayer(place, leaves=part.leaves)
     pair = weights.factors(place.shape) if len(place.shape) > 1 else None
     if pair is None:
-        return None
+        return _dense_layer(part, weights) if keep_leaves and isinstance(weights, Full) else None
     own_rank = pair.up.shape[1]
     known = weights.alpha is not None and weights.alpha / own_rank == pair.scale
     alpha = weights.alpha if known and weights.alpha is not None else pair.scale * own_rank
@@ -213,6 +214,18 @@ def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
         return None
     by_output = weights.is_by_output(part.place.shape)
     return replace(turned, lengths=weights.magnitude.flatten(), by_output=by_output)
+
+
+def _dense_layer(part: Part, weights: Full) -> NewLayer:
+    """Return a change that is given in full under the leaf names that all readers of Kohya's layout know."""
+    scale = weights.scale
+    leaves = {".diff": weights.weight, ".diff_b": weights.bias}
+    kept = {
+        leaf: tensor if scale == 1 else tensor * scale
+        for leaf, tensor in leaves.items()
+        if tensor is not None
+    }
+    return NewLayer(part.place, leaves=kept)
 
 
 def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ from lora_mixer.problem import SaveProblem
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import check_format, write
+from lora_mixer.writing.formats import WITH_LEAVES, check_format, write
 from lora_mixer.writing.kohya import with_one_alpha
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
@@ -53,7 +53,7 @@ def convert(
     Args:
         adapter: A file, a folder, a Hub repository or a state dict.
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         rank: For layers that are not a low-rank pair, where the format has no place for them: the rank to write them at.
         model: The base, a diffusers folder: for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
@@ -83,7 +83,7 @@ def convert(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
         format=format,
         cut=Cut(rank),
         dtype=as_dtype(dtype),
@@ -114,7 +114,7 @@ def merge(
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
         method: How they come together: a name of ``METHODS``, also with settings as ``"ties(density=0.2)"``, or a
             ``MergeMethod``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``: the most.
         conv_rank: The same for convolutions with kernels above 1x1.
         energy: The share of each layer's squared norm to keep, above 0 and up to 1, at the lowest rank that does.
@@ -159,7 +159,7 @@ def merge(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
         mix=mix,
         method=chosen,
         format=format,
@@ -193,7 +193,7 @@ def resize(
         conv_rank: The same for convolutions with kernels above 1x1 (Kohya's ``new_conv_rank``).
         energy: The share of each layer's squared norm to keep; Kohya's ``sv_fro`` p is the energy p * p.
         sv_ratio: Keep a layer's singular values above its largest divided by this, as Kohya's ``sv_ratio``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
         model: The base, a diffusers folder, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
@@ -258,7 +258,7 @@ def extract(
         energy: The share of each layer's squared norm to keep.
         sv_ratio: Keep a layer's singular values above its largest divided by this.
         pairs_only: Leave changes of biases and norms out; the report names them.
-        format: ``diffusers``, ``kohya`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
             changed that only this has a place for.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
@@ -334,7 +334,7 @@ def write_adapters(
         locate: Finds the modules of what is read back.
         mix: Their weights; None writes the one adapter with its own tensors and scales.
         method: How they come together; the weighted sum when None.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         cut: The rank to cut to.
         dtype: To store in; None keeps each tensor's own, float32 for sums.
         progress: Wraps the list of modules.
@@ -352,7 +352,7 @@ def write_adapters(
     layers: Sequence[NewLayer]
     if mix is None:
         (adapter,) = adapters
-        layers = as_loaded(adapter.parts, keep_leaves=format == "kohya", cut=ranks)
+        layers = as_loaded(adapter.parts, keep_leaves=format in WITH_LEAVES, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:
@@ -361,7 +361,7 @@ def write_adapters(
                 "hold; save each adapter, or give weights without them"
             )
         layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
-        if format == "kohya":
+        if format in WITH_LEAVES:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)

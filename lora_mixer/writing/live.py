@@ -37,7 +37,7 @@ class Choice:
         mix: The adapters and their weights.
         one: The adapter to write as it was loaded, or None for the mix made one.
         path: Where to.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         cut: The rank to cut to.
         dtype: The dtype to store in, or None.
         method: How adapters come together.

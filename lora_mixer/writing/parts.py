@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule
 
-_LEAVES = ("kohya", "lycoris")  # layouts whose leaf names are those of Kohya's files
+_LEAVES = ("kohya", "lycoris", "comfyui")  # layouts whose leaf names are those of Kohya's files
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,7 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
     Raises:
         MatchError: When not all of it is there.
     """
-    binding = bind(
-        adapter,
-        dict(components),
-        adapter.info.name,
-        component=adapter.component,
-    )
+    binding = bind(adapter, dict(components), adapter.info.name)
     if not binding.report.complete:
         raise MatchError(str(binding.report))
     return [

@@ -19,7 +19,7 @@ from ..mix_rows import read_rows
 if TYPE_CHECKING:
     from ..app_state import AppState
 
-FORMATS = ("diffusers", "kohya", "peft")
+FORMATS = ("diffusers", "kohya", "comfyui", "peft")
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,80}")
