@@ -7,13 +7,15 @@ Everything here was written by strangers: each value is checked for its type, cu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.frozen import LazyMap
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_mixer.sources import Sidecars
 
@@ -66,7 +68,7 @@ _SIDECARS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class Tags(Mapping[str, int]):
+class Tags(LazyMap[str, int]):
     """
     Tags of the training pictures and how often each stood there, the most frequent first; read at the first look.
 
@@ -79,33 +81,19 @@ class Tags(Mapping[str, int]):
     """
 
     def __init__(self, text: str = "") -> None:
-        self._text = text
-        self._table: dict[str, int] | None = None
+        super().__init__(partial(_tag_counts, text))
 
-    def _all(self) -> dict[str, int]:
-        if self._table is None:
-            counts: dict[str, int] = {}
-            folders = _parsed(self._text)
-            for table in folders.values() if isinstance(folders, dict) else ():
-                for tag, count in table.items() if isinstance(table, dict) else ():
-                    if type(count) is int and count > 0 and tag.strip():
-                        name = _cut(tag.strip())
-                        counts[name] = counts.get(name, 0) + count
-            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            self._table = dict(ranked[:_TAGS_AT_MOST])
-        return self._table
 
-    def __getitem__(self, tag: str) -> int:
-        """Return one tag's count."""
-        return self._all()[tag]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the tags."""
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        """Count the tags."""
-        return len(self._all())
+def _tag_counts(text: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    folders = _parsed(text)
+    for table in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in table.items() if isinstance(table, dict) else ():
+            if type(count) is int and count > 0 and tag.strip():
+                name = _cut(tag.strip())
+                counts[name] = counts.get(name, 0) + count
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ranked[:_TAGS_AT_MOST])
 
 
 @dataclass(frozen=True)

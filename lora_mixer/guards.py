@@ -90,8 +90,12 @@ class Guard:
         if self._word in _BASE_FIRST:
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
-            learnt = self._state.controller.trainable.trained_on(self._owner)
-            if learnt and hasattr(type(self._owner), "_hf_peft_config_loaded"):
+            learnt = (
+                self._state.trained_on(self._owner)
+                if hasattr(type(self._owner), "_hf_peft_config_loaded")
+                else []
+            )
+            if learnt:
                 return self._save_trained(learnt, *args, **kwargs)
             if self._state.controller.is_in_parameters:
                 return self._method(*args, **kwargs)

@@ -14,12 +14,12 @@ import torch
 
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.engines import BASE, ActiveMixes, BaseDevice, Engine
-from lora_mixer.engines.controller import callers
+from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
-from lora_mixer.engines.trainable.parameters import trained
+from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
 from lora_mixer.formats.word_keys import token_of
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
-    from lora_mixer.engines.trainable.parameters import Trained
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
@@ -227,7 +226,7 @@ class LoraMixer:
                 allow_pickle=allow_pickle,
             )
             components = state.components()
-            held = state.controller.trainable.held.get(name)
+            held = state.trained(name)
             if held is not None and hotswap:
                 held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
                 return state.loaded[name].report
@@ -259,12 +258,8 @@ class LoraMixer:
                 if not allow_nonfinite:
                     check_finite(layers, report.source)
                 state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                info = replace(adapter.info, base=binding.base)
-                state.take(name, Loaded(info, report, original), layers)
-                if learnt is not None:
-                    state.controller.trainable.take(
-                        name, learnt, layers, {part: components[part] for part in reached}
-                    )
+                loaded = Loaded(replace(adapter.info, base=binding.base), report, original)
+                state.take(name, loaded, layers, learnt, [components[part] for part in reached])
                 if activate and not hotswap:
                     state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
                 if name in state.held.names:
@@ -279,7 +274,7 @@ class LoraMixer:
     def trained_adapters(self) -> list[str]:
         """The names of the adapters in training, in the order in which they were loaded."""
         with self._look() as state:
-            return [name for name in state.loaded if name in state.controller.trainable.held]
+            return [name for name in state.loaded if state.trained(name) is not None]
 
     def named_trainable_parameters(self, adapter_name: str) -> list[tuple[str, nn.Parameter]]:
         """
@@ -354,8 +349,9 @@ class LoraMixer:
             >>> optimizer.zero_grad()  # doctest: +SKIP
         """
         with self._look() as state:
-            for name, learnt in state.controller.trainable.held.items():
-                if learnt.allocation is not None and state.enabled and name in state.held.names:
+            for name in state.held.names if state.enabled else ():
+                learnt = state.trained(name)
+                if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
     def load_textual_inversion(
@@ -523,7 +519,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> None:
         """
@@ -565,7 +561,7 @@ class LoraMixer:
         mix: Any,
         *,
         negative: Any = None,
-        engine: Engine = "auto",
+        engine: str = "auto",
         guidance_copies: int | None = None,
     ) -> Iterator[LoraMixer]:
         """
@@ -939,7 +935,7 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     """Return what is trained of an adapter."""
     if name not in state.loaded:
         raise _unknown(state, [name], where)
-    learnt = state.controller.trainable.held.get(name)
+    learnt = state.trained(name)
     if learnt is None:
         raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
     return learnt
@@ -953,13 +949,13 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and trainable != (name in state.controller.trainable.held):
+    if hotswap and name not in state.loaded:
+        raise _unknown(state, [name], "hotswap")
+    if hotswap and trainable != (state.trained(name) is not None):
         raise AdapterNameError(
             f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
             "them, and any other adapter is deleted first and loaded without hotswap"
         )
-    if hotswap and name not in state.loaded:
-        raise _unknown(state, [name], "hotswap")
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
             f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"

@@ -19,6 +19,7 @@ from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
+from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.trained import write_peft
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer, MatchReport
     from lora_mixer.engines import ActiveMixes, BaseDevice
     from lora_mixer.engines.controller import ControllerRecord
+    from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
     from lora_mixer.writing.originals import Original
 
@@ -268,9 +270,16 @@ class MixerState:
         self._guarded = weakref.WeakSet(now.values())
         guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
-    def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
+    def take(
+        self,
+        name: str,
+        loaded: Loaded,
+        layers: Sequence[BoundLayer],
+        own: Own | None = None,
+        roots: Sequence[nn.Module] = (),
+    ) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
-        self.controller.replace(name, layers)
+        self.controller.replace(name, layers, own, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
         self._lineage = None
@@ -308,9 +317,18 @@ class MixerState:
             if again:
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
+    def trained(self, name: str) -> Trained | None:
+        """Return what is trained of an adapter; None where it is not in training."""
+        own = self.controller.own(name)
+        return own if isinstance(own, Trained) else None
+
+    def trained_on(self, root: nn.Module) -> list[str]:
+        """Name the adapters in training that reach a component."""
+        return [name for name in self.loaded if (own := self.trained(name)) is not None and own.on(root)]
+
     def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
         """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
-        learnt, original = self.controller.trainable.held.get(name), self.loaded[name].original
+        learnt, original = self.trained(name), self.loaded[name].original
         if learnt is not None:
             return learnt.written() if learnt.config else None
         return None if original is None else (original.tensors(self.controller.layers[name]), original.config)

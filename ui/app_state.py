@@ -22,7 +22,7 @@ from lora_mixer import (
 )
 from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Library, SavedMixes, base_family, safe_name
-from lora_mixer.mixes import BlockLayout
+from lora_mixer.mixes import BlockLayout, block_layouts
 from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
 
 from .guard import Sessions
@@ -306,4 +306,4 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 
 def _layout(pipe: Any) -> BlockLayout | None:
     unet = getattr(pipe, "unet", None)
-    return None if unet is None else BlockLayout.from_module_names([name for name, _ in unet.named_modules()])
+    return None if unet is None else block_layouts({"unet": unet})["unet"]

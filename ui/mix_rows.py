@@ -264,7 +264,7 @@ def row_of(name: str, spec: AdapterMix) -> Row:
 
 def rows_of(mix: Mix) -> MixRows:
     """Return the mix_rows of a mix; all rows are on."""
-    method = mix.method.to_text() if mix.method.name != "sum" else ""
+    method = "" if mix.method.is_sum else mix.method.to_text()
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 

@@ -13,7 +13,7 @@ from lora_mixer.batches.expansion import PlannedPicture, expand
 from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
 from lora_mixer.inspection import match_adapter, read_adapter
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, block_layouts
 from lora_mixer.pictures import PICTURE_FIELDS, PictureRequest, load_outline
 from lora_mixer.pictures.from_images import read_image
 from lora_mixer.sources import adapter_files
@@ -237,10 +237,7 @@ def _check_mixes(components: Mapping[str, Any], pictures: list[PlannedPicture], 
             odd = sorted(named - known)
             seen[kind] = MixError(f"the model has no component {', '.join(odd)}") if odd else None
             if not odd and any(mix[name].blocks is not None for name in mix.names):
-                layouts = layouts or {
-                    part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
-                    for part, root in components.items()
-                }
+                layouts = layouts or block_layouts(components)
                 try:
                     mix.check(layouts)
                 except MixError as error:

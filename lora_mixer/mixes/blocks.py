@@ -25,7 +25,7 @@ from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.wording import list_of, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 TREE_KEYS = ("down", "mid", "up", "other")
 
@@ -63,6 +63,16 @@ class Blocks(ABC):
         Returns:
             One sentence for each problem.
         """
+
+    def unmatched(self, layers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+        """
+        Return what names layers by patterns, and matches none of these.
+
+        Args:
+            layers: Component and dotted path of each.
+        """
+        del layers
+        return ()
 
     def require_fit(self, layout: BlockLayout) -> None:
         """

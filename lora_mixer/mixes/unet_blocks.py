@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Side = Literal["down", "mid", "up"]
 
@@ -157,3 +157,21 @@ class BlockLayout:
     def is_unet(self) -> bool:
         """Whether there is any block."""
         return bool(self.down or self.mid or self.up)
+
+
+def block_layouts(components: Mapping[str, Any]) -> dict[str, BlockLayout]:
+    """
+    Return the blocks of each component of a pipeline, against which block weights are checked.
+
+    Args:
+        components: By name, a module, or the dotted paths of its modules.
+
+    Example:
+        >>> block_layouts({"unet": ["mid_block.attentions.0.proj_in"]})["unet"].mid
+        BlockShape(attentions=1, resnets=0)
+    """
+    return {part: BlockLayout.from_module_names(_paths(root)) for part, root in components.items()}
+
+
+def _paths(root: Any) -> Iterable[str]:
+    return (path for path, _ in root.named_modules()) if hasattr(root, "named_modules") else root

@@ -8,7 +8,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import SaveError
-from lora_mixer.mixes.method import Method
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import exif_of, png_texts
 from lora_mixer.picture_metadata.dialects import own
@@ -56,11 +55,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
     settings = _ours(settings, hashes)
     prompt, complete = with_tags(settings.prompt, settings.adapters)
     mix = None
-    if (
-        settings.mix is not None
-        and len(settings.mix)
-        and not (complete and type(settings.mix.method) is Method)
-    ):
+    if settings.mix is not None and len(settings.mix) and not (complete and settings.mix.method.is_sum):
         mix = portable(settings.mix).to_text()
     listed = [
         f"{alias_of(adapter.name)}: {digits}"

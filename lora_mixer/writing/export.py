@@ -16,7 +16,7 @@ from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.merging import MergeMethod
-from lora_mixer.mixes import BlockLayout, Mix
+from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
@@ -379,7 +379,7 @@ def write_adapters(
 
 
 def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Place, list[Share]]:
-    layouts = {part: BlockLayout.from_module_names(paths) for part, paths in names.paths.items()}
+    layouts = block_layouts(names.paths)
     mix.check(layouts)
     table: dict[Place, list[Share]] = {}
     for adapter in adapters:

@@ -12,9 +12,9 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_of_class, spell
+from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.writing.fusing import fuse
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ their own changes. While any adapter is in training, no parameter of the model a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 from torch.nn import functional
@@ -17,14 +17,16 @@ from torch.nn import functional
 from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.started import Started
+from lora_mixer.engines.denoiser.steps import START
+from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.engines.trainable.parameters import as_they_are, parameter_of
+from lora_mixer.engines.trainable.parameters import as_they_are
 from lora_mixer.engines.trainable.registry import register, unregister
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.engine import Effect, Wish
     from lora_mixer.engines.hooks import HookHandle
     from lora_mixer.engines.trainable.parameters import Trained
 
@@ -44,18 +47,33 @@ if TYPE_CHECKING:
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-class TrainableEngine:
-    """Holds the adapters in training, their hooks, and which parameters of the model asked for gradients before."""
+class Bases(Protocol):
+    """What keeps clean weights."""
 
-    def __init__(self) -> None:
+    def clean_weights(self, name: str) -> Sequence[Clean]:
+        """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter."""
+
+
+class TrainableEngine(Engine):
+    """
+    Holds the adapters in training, their hooks, and which parameters of the model asked for gradients before.
+
+    Args:
+        bases: What keeps the clean weights.
+    """
+
+    name = "trainable"
+
+    def __init__(self, bases: Bases) -> None:
         """Start with none."""
-        self.held: dict[str, Trained] = {}
+        self._bases = bases
+        self._own: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
         self._roots: dict[str, list[nn.Module]] = {}
 
     @property
-    def active(self) -> bool:
+    def acts(self) -> bool:
         """Whether any adapter in training takes part."""
         return bool(self._handles)
 
@@ -65,70 +83,90 @@ class TrainableEngine:
             handle.remove()
         self._handles.clear()
 
-    def forget(self, names: Sequence[str]) -> None:
-        """Let adapters go; with the last one, the model's parameters ask for gradients as they did."""
-        for name in names:
-            self.held.pop(name, None)
-            for root in self._roots.pop(name, ()):
-                unregister(root, name)
-        if not self.held:
-            for parameter in self._frozen:
-                parameter.requires_grad_(True)
-            self._frozen.clear()
+    def own(self, name: str) -> Trained | None:
+        """Return what is trained of an adapter."""
+        return self._own.get(name)
 
-    def take(
-        self, name: str, trained: Trained, layers: Sequence[BoundLayer], roots: Mapping[str, nn.Module]
-    ) -> None:
+    def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
         """
         Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
-            trained: Its parameters.
-            layers: Its layers, whose tensors they are.
+            own: Its parameters.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
-        self.held[name] = trained
-        for root in roots.values():
+        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
+        self._own[name] = own
+        for root in roots:
             for parameter in root.parameters():
-                if parameter.requires_grad and not self._is_trained(parameter):
+                if parameter.requires_grad and id(parameter) not in trained:
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
-        keys = {id(parameter): key for key, parameter in trained.parameters.items()}
-        shown: dict[str, dict[str, nn.Parameter]] = {}
-        norms: set[str] = set()
-        for layer in layers:
-            own = [parameter_of(tensor) for tensor in layer.weights.tensors()]
-            table = {keys[id(p)]: trained.parameters[keys[id(p)]] for p in own if id(p) in keys}
-            shown.setdefault(layer.live.component, {}).update(table)
-            if isinstance(layer.live.module, nn.LayerNorm):
-                norms.update(table)
-        self._roots[name] = [roots[part] for part in shown]
-        for part, parameters in shown.items():
-            ordered = {key: p for key, p in trained.parameters.items() if key in parameters}
-            register(roots[part], name, ordered, norms)
+        self._roots[name] = [root for root in roots if own.on(root)]
+        for root in self._roots[name]:
+            register(root, name, own.on(root), own.of_norms())
 
-    def _is_trained(self, parameter: nn.Parameter) -> bool:
-        """Whether a parameter is one of an adapter's."""
-        return any(parameter is own for held in self.held.values() for own in held.parameters.values())
+    def forget(self, name: str) -> None:
+        """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
+        self._own.pop(name, None)
+        for root in self._roots.pop(name, ()):
+            unregister(root, name)
+        if not self._own:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            self._frozen.clear()
 
-    def trained_on(self, root: nn.Module) -> list[str]:
-        """Name the adapters in training that reach a component."""
-        return [name for name, roots in self._roots.items() if any(own is root for own in roots)]
+    def record(self) -> frozenset[str]:
+        """Note which adapters are in training."""
+        return frozenset(self._own)
 
-    def enter(
-        self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
-    ) -> None:
+    def put_back(self, record: frozenset[str]) -> None:
+        """Let those go that came since."""
+        for name in self._own.keys() - record:
+            self.forget(name)
+
+    def look(self, wish: Wish) -> None:
         """
-        Stand beside modules.
+        Check that adapters in training have one weight.
 
-        Args:
-            layers: Layers of adapters in training, each with its clean base (out, in, *kernel), weight and dropout.
-            roots: The components.
+        Raises:
+            MixError: Where they have not.
+        """
+        names = [name for name in sorted(wish.setting.names) if name in self._own]
+        if names and (wish.is_by_place or wish.is_moving):
+            raise MixError(
+                f"{', '.join(names)}: an adapter in training has one weight for all rows and steps; set a mix without "
+                "schedules, masks and lists"
+            )
+
+    def enter(self, effect: Effect) -> None:
+        """
+        Stand beside the modules that adapters in training reach.
 
         Raises:
             PipelineStateError: When a change other than a pair's is for a weight that is packed.
         """
+        names = sorted(effect.served[self.name])
+        if not names:
+            return
+        gains = effect.mixes[0].at(START)
+        self._stand(
+            [
+                (layer, clean, gain, self._own[name].dropout)
+                for name in names
+                for layer, clean, gain in zip(
+                    effect.layers[name], self._bases.clean_weights(name), gains[name], strict=True
+                )
+                if gain
+            ],
+            effect.components,
+        )
+
+    def _stand(
+        self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
+    ) -> None:
+        """Stand beside modules: layers come with their clean base (out, in, *kernel), weight and dropout."""
         by_module: dict[int, Beside] = {}
         for layer, clean, gain, dropout in layers:
             live = layer.live

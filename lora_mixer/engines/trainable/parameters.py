@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lora_mixer.engines.engine import Own
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
@@ -31,7 +32,7 @@ _DROPOUTS = ("rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Own):
     """
     What is trained of an adapter.
 
@@ -43,11 +44,22 @@ class Trained:
         allocation: What takes ranks away during the training; None for kinds of fixed ranks.
     """
 
+    engine = "trainable"
     parameters: Mapping[str, nn.Parameter]
     dropout: float = 0.0
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     allocation: RankAllocation | None = None
+    owners: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def on(self, root: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters of layers of a component."""
+        inside = {id(module) for module in root.modules()}
+        return {key: p for key, p in self.parameters.items() if id(self.owners.get(key)) in inside}
+
+    def of_norms(self) -> set[str]:
+        """Return the keys of what belongs to norms, which no weight decay falls on."""
+        return {key for key, owner in self.owners.items() if isinstance(owner, nn.LayerNorm)}
 
     def written(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]]:
         """Return the tensors by key and the configuration as they are saved."""
@@ -181,7 +193,15 @@ def trained(
     ordered = {key: parameters[key] for key in tensors if key in parameters}
     share = float(dropout) if isinstance(dropout, int | float) else 0.0
     others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
-    return moved, Trained(ordered, share, others, dict(config), RankAllocation.of(moved, ordered, config))
+    keys = {id(parameter): key for key, parameter in ordered.items()}
+    owners = {
+        keys[id(held)]: layer.live.module
+        for layer in moved
+        for tensor in layer.weights.tensors()
+        if id(held := parameter_of(tensor)) in keys
+    }
+    allocation = RankAllocation.of(moved, ordered, config)
+    return moved, Trained(ordered, share, others, dict(config), allocation, owners)
 
 
 def parameter_of(tensor: torch.Tensor) -> torch.Tensor:

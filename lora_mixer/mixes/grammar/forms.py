@@ -13,13 +13,14 @@ from lora_mixer.mixes.grammar import line
 from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_schedule
 from lora_mixer.mixes.lbw import read_lbw
 from lora_mixer.mixes.mask import read_mask
-from lora_mixer.mixes.method import Method, read_method
+from lora_mixer.mixes.methods.table import read_method
 from lora_mixer.mixes.patterns import B_LORA, looks_like_patterns, read_patterns
 from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
 from lora_mixer.parsing.data import load
 from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
+    from lora_mixer.mixes.methods.method import Method
     from lora_mixer.mixes.reading import Reading
     from lora_mixer.mixes.schedule import Schedule
 

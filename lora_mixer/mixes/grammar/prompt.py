@@ -25,7 +25,6 @@ from lora_mixer.mixes.grammar.forms import read_adapter
 from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
-from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
@@ -111,7 +110,7 @@ def format_prompt(prompt: str, mix: object) -> str:
     """
     found = Mix.of(mix)
     reading = Reading()
-    if type(found.method) is not Method:
+    if not found.method.is_sum:
         reading.problem("method", f'tags cannot say "{found.method.name}"; write the mix as JSON.')
     tags = [_tag(name, adapter, reading) for name, adapter in found.adapters.items()]
     reading.finish("mix")
