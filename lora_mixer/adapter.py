@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.formats.names import Target
+    from lora_mixer.problem import NoteKind, Remark, UnusedReason
     from lora_mixer.textual_inversion.files import Embedding
 
 
@@ -118,8 +119,8 @@ class Adapter:
 
     info: AdapterInfo
     layers: tuple[AdapterLayer, ...]
-    unused: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    unused: Mapping[str, Remark[UnusedReason]]
+    notes: tuple[Remark[NoteKind], ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     component: str | None = None
     file: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)

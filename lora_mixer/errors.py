@@ -30,13 +30,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_mixer.problem import Problem
+from lora_mixer.problem import Problem, SaveProblem
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from lora_mixer.problem import SaveProblem
 
 
 _PROBLEMS_SHOWN = 20
@@ -51,16 +49,28 @@ class LoraMixerError(Exception):
         message: What was expected, what was got and how to fix it.
         file: The file, folder or repository that it is about, as messages call it.
         key: The key or the module in that file.
+        problems: Each thing that is wrong, with its place, where there are several or all are listed.
 
     Attributes:
         file: As above, or None.
         key: As above, or None.
+        problems: As above; empty where the message is all.
     """
 
-    def __init__(self, message: str = "", *, file: str | None = None, key: str | None = None) -> None:
+    problems: tuple[Problem | SaveProblem, ...]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        file: str | None = None,
+        key: str | None = None,
+        problems: Iterable[Problem | SaveProblem] = (),
+    ) -> None:
         super().__init__(message)
         self.file = file
         self.key = key
+        self.problems = tuple(problems)
 
     @property
     def reason(self) -> str:
@@ -121,7 +131,7 @@ class SaveError(LoraMixerError, ValueError):
         problems: One entry for each module or key in the way; empty where the trouble is another.
     """
 
-    problems: tuple[SaveProblem, ...] = ()
+    problems: tuple[SaveProblem, ...]
 
 
 class AdapterNameError(LoraMixerError, ValueError):
@@ -136,21 +146,28 @@ class MixError(LoraMixerError, ValueError):
         message: What is wrong; None lists the problems.
         problems: Each thing that is wrong, with its place.
         what: What was read, as in "this mix".
+        file: The file that it stands in.
 
     Attributes:
         problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
-        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), what: str = "mix"
+        self,
+        message: str | None = None,
+        *,
+        problems: tuple[Problem, ...] = (),
+        what: str = "mix",
+        file: str | None = None,
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This {what} cannot be used: {problems[0]}"
         elif message is None:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
-        super().__init__(message)
-        self.problems = problems
+        super().__init__(message, file=file, problems=problems)
 
 
 class PlanError(LoraMixerError, ValueError):
@@ -166,15 +183,17 @@ class PlanError(LoraMixerError, ValueError):
         problems: Each thing that is wrong, once, by line; none where it is one sentence.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
         self, message: str | None = None, *, problems: Iterable[Problem] = (), file: str | None = None
     ) -> None:
-        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0))
+        by_line = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
         if message is None:
-            rows = [" ".join(str(problem).split()) for problem in self.problems]
+            rows = [" ".join(str(problem).split()) for problem in by_line]
             listed = first_of(rows, _PROBLEMS_SHOWN, between="\n  ", last="\n  ")
             message = f"{'this' if file else 'This'} plan cannot be made:\n  {listed}"
-        super().__init__(message, file=file)
+        super().__init__(message, file=file, problems=by_line)
 
 
 class WorkersError(LoraMixerError, RuntimeError):
@@ -194,15 +213,17 @@ class PictureError(LoraMixerError, ValueError):
         problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
         self, message: str | None = None, *, field: str | None = None, problems: Iterable[Problem] = ()
     ) -> None:
-        self.problems = tuple(problems)
+        listed = tuple(problems)
         if message is None:
-            message = f"This picture cannot be asked for: {'; '.join(map(str, self.problems))}."
+            message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
         elif field is not None:
-            self.problems = (Problem(field, message),)
-        super().__init__(message, key=field)
+            listed = (Problem(field, message),)
+        super().__init__(message, key=field, problems=listed)
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one

@@ -14,6 +14,7 @@ import torch
 
 from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
 from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import uninterrupted
@@ -82,6 +83,8 @@ class LoraMixer:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
         keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest), or ``"host"`` in
             host memory, which saves GPU memory.
+        take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
+            of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
 
     Raises:
         PipelineStateError: When ``pipe`` has no modules.
@@ -104,7 +107,7 @@ class LoraMixer:
         True
     """
 
-    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
+    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device", take_over: bool = False) -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
             raise MixError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
@@ -112,6 +115,21 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
         self._own = MixerState(pipe, keep_base)
+        if take_over:
+            DiffusersWords(self).place()
+
+    def hand_back(self) -> None:
+        """
+        Give the pipeline its own words for adapters back that ``take_over=True`` has put this mixer behind.
+
+        Adapters and the mix in effect stay as they are; without ``take_over`` nothing happens.
+
+        Example:
+            >>> LoraMixer(pipe, take_over=True).hand_back()  # doctest: +SKIP
+        """
+        DiffusersWords(self).take_away()
+        with self._look() as state:
+            state.guard()
 
     @classmethod
     def of(cls, pipe: Any) -> LoraMixer:

@@ -420,13 +420,17 @@ class MixerState:
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is not self:
                 root.__dict__[_MARK] = self
-        if not self.is_empty:
-            guards.place(self.pipe, self.roots.values(), self)
+        self.guard()
         for root in before:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
         # now, not at the next call: by then others may have replaced what is bound
         self._lineage = Lineage(self.roots, self.controller.modules)
+
+    def guard(self) -> None:
+        """Refuse diffusers' and PEFT's words for adapters that are none of theirs."""
+        if not self.is_empty:
+            guards.place(self.pipe, self.roots.values(), self)
 
     def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
         """

@@ -21,7 +21,7 @@ from lora_mixer import (
     load_pipeline,
 )
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Library, SavedMixes, base_family, safe_name
+from lora_mixer.library import Fit, Library, SavedMixes, base_family, safe_name
 from lora_mixer.mixes import BlockLayout, block_layouts
 from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
 
@@ -197,8 +197,10 @@ class AppState:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        if fits or entry.problem or entry.offline:
-            return "" if fits else without_paths(reason.replace(str(entry.path), entry.name))
+        if fits:
+            return ""
+        if reason.kind is not Fit.OTHER_BASE:
+            return without_paths(reason.replace(str(entry.path), entry.name))
         return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:

@@ -119,7 +119,7 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
         module = parts.module
         if len(module) ** found[1] > _STEPS:
             raise InvalidAdapterError(
-                f"{parts.label[:200]}: the name is too long for the pattern {names[:200]!r}"
+                f"the name is too long for the pattern {names[:200]!r}", key=parts.label[:200]
             )
         return re.fullmatch(names, module) is not None
     if not isinstance(names, list):

@@ -91,11 +91,11 @@ class LowRank(Factored):
             and up.shape[0] % groups == 0
         ):
             msg = (
-                f"{parts.label}: up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
+                f"up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
                 "all inputs (PEFT on a convolution in groups): each output hears every input then, which no weight of "
                 f"such a layer can hold, (out, in / {groups}, ...); PEFT cannot merge it either. Train it without this layer"
             )
-            raise UnsupportedAdapterError(msg)
+            raise UnsupportedAdapterError(msg, key=parts.label)
         if (
             0 in (rank, inner)
             or up.shape[1] != rank

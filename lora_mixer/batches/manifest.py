@@ -59,7 +59,7 @@ def open_manifest(path: Path) -> Manifest:
         SaveError: When it cannot be written, another run has it open, or it is something else.
     """
     if path.suffix not in SUFFIXES:
-        raise SaveError(f"{path}: a manifest ends with {' or '.join(SUFFIXES)}, got {path.suffix!r}")
+        raise SaveError(f"a manifest ends with {' or '.join(SUFFIXES)}, got {path.suffix!r}", file=str(path))
     lock = FileLock(str(path.with_name(f".{path.name}.lock")))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

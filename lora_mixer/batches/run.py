@@ -19,6 +19,7 @@ from lora_mixer.batches.sheets import make_sheets, sheet_names
 from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.errors import PlanError, SaveError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -195,10 +196,9 @@ class _Run:
             if not known or self.storage.is_link(file):
                 lost.append(file)
         if lost:
-            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise SaveError(
                 f"{len(lost)} files in {self.checked.folder} are of another plan or of an earlier form of this one, and would be "
-                f"lost: {', '.join(lost[:3])}{more}. Choose another folder (output.folder, --out), move them away, or say that "
+                f"lost: {first_of(lost, 3)}. Choose another folder (output.folder, --out), move them away, or say that "
                 "they may go (output.replace: true, --replace)"
             )
 

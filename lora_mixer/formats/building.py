@@ -13,6 +13,8 @@ from lora_mixer.algorithms.started import Started
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.grouping import SHARED
 from lora_mixer.formats.peft_config import rule_for
+from lora_mixer.problem import Problem
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +59,8 @@ def build_layers(
         )
         raise UnsupportedAdapterError(msg, file=label)
     shared = {group.target.hint: group for group in modules if group.roles.keys() <= set(SHARED)}
-    layers, problems = [], []
+    layers = []
+    problems: list[Problem] = []
     unsupported = False
     for group in modules:
         if shared.get(group.target.hint) is group:
@@ -66,16 +69,13 @@ def build_layers(
             layers.append(_layer(_with_shared(group, shared), rules))
         except FormatError as error:
             unsupported = unsupported or isinstance(error, UnsupportedAdapterError)
-            problems.append(str(error))
+            problems.append(Problem(error.key or group.target.written, str(error.args[0])))
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         state = "cannot be applied" if unsupported else "are broken"
-        msg = (
-            f"{label}: {len(problems)} of {len(modules)} modules {state}:\n  "
-            + "\n  ".join(problems[:_SHOWN])
-            + more
-        )
-        raise UnsupportedAdapterError(msg) if unsupported else InvalidAdapterError(msg)
+        listed = first_of([str(problem) for problem in problems], _SHOWN, between="\n  ", last="\n  ")
+        msg = f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}"
+        kind = UnsupportedAdapterError if unsupported else InvalidAdapterError
+        raise kind(msg, file=label, problems=problems)
     return tuple(layers)
 
 
@@ -151,8 +151,8 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
         return _together(list(built.values()))
     turned = [built.pop(name) for name in list(built) if name in _TURNS]
     if not turned:
-        msg = f"{parts.label}: a DoRA magnitude without a change beside it; the file is incomplete"
-        raise InvalidAdapterError(msg)
+        msg = "a DoRA magnitude without a change beside it; the file is incomplete"
+        raise InvalidAdapterError(msg, key=parts.label)
     return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
 
 

@@ -30,11 +30,13 @@ from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import alone, bundled
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
     from lora_mixer.formats.header import Header
+    from lora_mixer.problem import UnusedReason
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
@@ -73,7 +75,7 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
         return adapter
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
     note = f"{len(others)} entries are no tensors and have no effect: {names}"
-    return replace(adapter, notes=(*adapter.notes, note))
+    return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
 
 
 def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:
@@ -91,7 +93,8 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
         with stream_of(weights, label) as stream:
             if source.parts or is_pickle_file(weights, stream):
                 raise UnsupportedAdapterError(
-                    f"{label}: pickles and folders of several components cannot be trained on; save it as one safetensors file"
+                    "pickles and folders of several components cannot be trained on; save it as one safetensors file",
+                    file=label,
                 )
             header = read_header(stream, label)
             tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
@@ -102,7 +105,7 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
 def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:
     """Make one adapter of those of single components, each in a folder of the component's name."""
     layers: list[AdapterLayer] = []
-    unused: dict[str, str] = {}
+    unused: dict[str, Remark[UnusedReason]] = {}
     metadata: dict[str, str] = {}
     for part, adapter in zip(source.parts, adapters, strict=True):
         hint = {"unet": "denoiser"}.get(part.component or "", part.component)
@@ -262,18 +265,19 @@ def _assemble(
         msg = f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
         raise NotAnAdapterError(msg, file=label)
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
-    notes = []
+    notes: list[Remark[NoteKind]] = []
     if groups.embeddings:
-        notes.append(
+        said = (
             f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
         )
+        notes.append(Remark(said, NoteKind.WORDS_LEFT))
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
-        notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
+        said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
+        notes.append(Remark(said, NoteKind.ALPHA_ZERO))
     elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
-        notes.append(
-            f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
-        )
+        said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
+        notes.append(Remark(said, NoteKind.ALL_ZERO))
     held = [t for layer in layers for t in layer.weights.tensors()]
     info = describe(
         source,

@@ -64,7 +64,9 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.read(lambda _: None)
         except OSError as error:
-            raise SourceError(f"{path}: the library's index cannot be opened there ({error})") from error
+            raise SourceError(
+                f"the library's index cannot be opened there ({error})", file=str(path)
+            ) from error
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """
@@ -82,7 +84,9 @@ class Database:
                     return work(connection)
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
-                    raise SourceError(f"{self.path}: the library's index cannot be used ({error})") from error
+                    raise SourceError(
+                        f"the library's index cannot be used ({error})", file=str(self.path)
+                    ) from error
                 self._renew(f"was damaged ({error})", "damaged")
             except _OtherVersionError as error:
                 self._renew(str(error), "other-version")
@@ -160,8 +164,9 @@ class Database:
             return tables
         shown = ", ".join(tables[:3]) or "none"
         raise SourceError(
-            f"{self.path}: a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
-            "as it is; give the library's index another place (index=, --index)"
+            f"a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
+            "as it is; give the library's index another place (index=, --index)",
+            file=str(self.path),
         )
 
     def _renew(self, why: str, state: str) -> None:

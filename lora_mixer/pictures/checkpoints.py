@@ -116,7 +116,7 @@ def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         first = first_line(error)
-        raise CorruptFileError(f"{path}: torch cannot read it as weights only: {first}") from error
+        raise CorruptFileError(f"torch cannot read it as weights only: {first}", file=str(path)) from error
     table = held.get("state_dict", held) if isinstance(held, dict) else {}
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
 
@@ -220,7 +220,7 @@ def find_models(folder: str | Path) -> Iterator[str]:
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise SourceNotFoundError(f"{folder}: there is no such folder")
+        raise SourceNotFoundError("there is no such folder", file=str(folder))
     yield from sorted(_models_below(root, 0))
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import AmbiguousSourceError, SourceError, SourceNotFoundError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -179,6 +180,4 @@ def _none_found(names: list[str], where: str, request: Request) -> str:
 
 def listing(names: Sequence[str]) -> str:
     """Return names for a message: quoted, and only so many of them."""
-    shown = ", ".join(repr(name) for name in names[:_LISTED_AT_MOST])
-    rest = len(names) - _LISTED_AT_MOST
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    return first_of([repr(name) for name in names], _LISTED_AT_MOST)

@@ -17,7 +17,8 @@ from lora_mixer.algorithms import Dora
 from lora_mixer.algorithms.full import Full
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
-from lora_mixer.problem import SaveProblem
+from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing.layers import NewLayer, Part, Place, Share
 
 if TYPE_CHECKING:
@@ -363,7 +364,9 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
 
 def _problem(part: Part) -> SaveProblem:
     lost = part.base is None and _delta(part, 1.0) is None
-    return SaveProblem(str(part.place), "base" if lost else "rank", "+".join(part.weights.algorithms))
+    return SaveProblem(
+        str(part.place), SaveReason.BASE if lost else SaveReason.RANK, "+".join(part.weights.algorithms)
+    )
 
 
 def _refuse(refused: Sequence[SaveProblem]) -> None:
@@ -375,13 +378,11 @@ def _refuse(refused: Sequence[SaveProblem]) -> None:
     """
     if not refused:
         return
-    said = {"rank": "", "base": ", and no base weights at hand"}
-    shown = ", ".join(f"{x.place} ({x.detail}{said.get(x.reason, '')})" for x in refused[:_SHOWN])
-    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-    bases = any(problem.reason == "base" for problem in refused)
+    lacks = {SaveReason.BASE: ", and no base weights at hand"}
+    listed = first_of([f"{x.place} ({x.detail}{lacks.get(x.reason, '')})" for x in refused], _SHOWN)
+    bases = any(problem.reason is SaveReason.BASE for problem in refused)
     advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
-    error = SaveError(
-        f"{len(refused)} modules are no low-rank pair: {shown}{more}; to write them as the best pair of a rank, {advice}"
+    raise SaveError(
+        f"{len(refused)} modules are no low-rank pair: {listed}; to write them as the best pair of a rank, {advice}",
+        problems=refused,
     )
-    error.problems = tuple(refused)
-    raise error

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
-from lora_mixer.formats.leaves import split_key
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
-from lora_mixer.problem import SaveProblem
+from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
@@ -405,14 +405,13 @@ def _family(components: Mapping[str, Any], told: Any) -> str:
 def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
     """Refuse keys that no layer uses: they would be lost without a word. A lone alpha says nothing."""
     for adapter in adapters:
-        lost = []
-        for key, why in adapter.unused.items():
-            ending = split_key(key)
-            if ending is None or ending[1].algorithm:
-                lost.append(SaveProblem(key, "unread", why))
+        lost = [
+            SaveProblem(key, SaveReason.UNREAD, why)
+            for key, why in adapter.unused.items()
+            if why.kind is not UnusedReason.LONE_SCALE
+        ]
         if lost:
-            shown = ", ".join(f"{x.place} ({x.detail})" for x in lost[:5])
-            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            error = SaveError(f"{len(lost)} keys would be lost: {shown}{more}", file=adapter.info.source)
-            error.problems = tuple(lost)
-            raise error
+            listed = first_of([f"{problem.place} ({problem.detail})" for problem in lost], 5)
+            raise SaveError(
+                f"{len(lost)} keys would be lost: {listed}", file=adapter.info.source, problems=lost
+            )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.problem import Remark, UnusedReason
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class AdapterParts:
 
     info: AdapterInfo
     parts: Sequence[Part]
-    unused: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, Remark[UnusedReason]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

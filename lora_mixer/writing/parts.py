@@ -26,7 +26,7 @@ from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import place_of
-from lora_mixer.problem import SaveProblem
+from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing import skeleton as skeletons
 from lora_mixer.writing.layers import AdapterParts, Part, Place
@@ -224,12 +224,12 @@ def _needs_base(weights: Any) -> bool:
 def _refuse_unknown_bias(layer: AdapterLayer) -> None:
     """Refuse a trained bias whose base is not at hand: the change of it cannot be told."""
     if any(isinstance(part, Values) and part.bias is not None for part in _each(layer.weights)):
-        error = SaveError(
-            f"{layer.target.written}: holds a trained bias that replaces the model's own; name the base model "
-            "(--model), so that the change of it can be written"
+        raise SaveError(
+            "holds a trained bias that replaces the model's own; name the base model (--model), so that the change of "
+            "it can be written",
+            key=layer.target.written,
+            problems=(SaveProblem(layer.target.written, SaveReason.BASE, "set"),),
         )
-        error.problems = (SaveProblem(layer.target.written, "base", "set"),)
-        raise error
 
 
 def _each(weights: LayerWeights) -> Iterator[LayerWeights]:

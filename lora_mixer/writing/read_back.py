@@ -13,6 +13,7 @@ from lora_mixer.algorithms import Dora
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read
 from lora_mixer.sources import AdapterSource
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ def check_written(
                     for layer in adapter.layers
                 ]
         except LoraMixerError as error:
-            raise SaveError(f"{path}: what was written cannot be read back: {error}") from error
+            raise SaveError(f"what was written cannot be read back: {error}", file=str(path)) from error
         for key, weights in places:
             if key in found:
                 wrong.append(f"{'.'.join(key)} (twice)")
@@ -82,10 +83,10 @@ def check_written(
         if key in found and not _same(layer, found[key])
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         paths = ", ".join(str(path) for path in staged)
         raise SaveError(
-            f"{paths}: what was written reads back as something else, so it was not kept: {', '.join(wrong[:5])}{more}"
+            f"what was written reads back as something else, so it was not kept: {first_of(wrong, 5)}",
+            file=paths,
         )
 
 

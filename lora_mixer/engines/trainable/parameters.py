@@ -158,7 +158,7 @@ def trained(
             else "layers that are rows of several modules, or wider than the model's"
         )
         raise UnsupportedAdapterError(
-            f"{label}: {what}: this cannot be trained by this version; nothing was changed"
+            f"{what}: this cannot be trained by this version; nothing was changed", file=label
         )
     by_place = {tensor.data_ptr(): key for key, tensor in tensors.items() if tensor.numel()}
     parameters: dict[str, nn.Parameter] = {}
@@ -170,8 +170,9 @@ def trained(
             key = by_place.get(tensor.data_ptr())
             if key is None or tensor.numel() != tensors[key].numel():
                 raise UnsupportedAdapterError(
-                    f"{label}: a tensor of shape {tuple(tensor.shape)} is made from others of the file, so that it cannot be "
-                    "trained; nothing was changed"
+                    f"a tensor of shape {tuple(tensor.shape)} is made from others of the file, so that it cannot be "
+                    "trained; nothing was changed",
+                    file=label,
                 )
             if ".base_layer." in key and key.rpartition(".")[0].endswith(".base_layer"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
