@@ -1,5 +1,5 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
-from . import batches, library, merging, mixes, picture_metadata, pictures, training, writing
+from . import batches, fresh, library, merging, mixes, picture_metadata, pictures, writing
 from .adapter import AdapterInfo
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
@@ -28,6 +28,19 @@ from .errors import (
     UnsupportedAdapterError,
     WorkersError,
 )
+from .fresh import (
+    AdaLoraConfig,
+    AdapterConfig,
+    EvaConfig,
+    FullConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+)
+from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
@@ -54,19 +67,6 @@ from .pictures import (
     load_pipeline,
 )
 from .problem import Problem
-from .training import (
-    AdaLoraConfig,
-    AdapterConfig,
-    EvaConfig,
-    FullConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
-    TrainableTokensConfig,
-)
-from .training.fresh import UnmatchedTargetsWarning
 from .writing import SaveReport
 
 __version__: str
@@ -134,6 +134,7 @@ __all__ = [
     "batches",
     "check_plan",
     "demo_adapters",
+    "fresh",
     "grid_requests",
     "grid_sheet",
     "infotext",
@@ -151,6 +152,5 @@ __all__ = [
     "read_picture",
     "run_plan",
     "save_picture",
-    "training",
     "writing",
 ]

@@ -25,16 +25,17 @@ from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.reading import read_config
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose, with_words
-from lora_mixer.training.fresh import Asked, fresh_source
-from lora_mixer.training.reading import read_config
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
-from lora_mixer.writing.trained import write_trained
+from lora_mixer.writing.originals import Original
+from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -200,7 +201,8 @@ class LoraMixer:
             load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
             component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
-            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
+            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix. With ``trainable=True``:
+                write the values of another state of it, such as a checkpoint's, into the parameters that it has.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
@@ -244,6 +246,10 @@ class LoraMixer:
                 use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
+            held = state.trained(name)
+            if held is not None and hotswap:
+                held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
+                return state.loaded[name].report
             report = self._load(
                 state,
                 source,
@@ -281,7 +287,7 @@ class LoraMixer:
         ``torch.manual_seed`` before the call repeats them.
 
         Args:
-            config: A configuration of :mod:`lora_mixer.training`, one of PEFT's, a dict with ``peft_type``, or the path of an
+            config: A configuration of :mod:`lora_mixer.fresh`, one of PEFT's, a dict with ``peft_type``, or the path of an
                 ``adapter_config.json``.
             adapter_name: The name; ``default_0``, ``default_1``, ... when None.
             component: The component that it is for; None takes the denoiser of a pipeline, or the only component.
@@ -305,7 +311,7 @@ class LoraMixer:
 
         Example:
             >>> import torch
-            >>> from lora_mixer.training import LoraConfig
+            >>> from lora_mixer.fresh import LoraConfig
             >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
             >>> mixer = LoraMixer(model)
             >>> report = mixer.add_adapter(LoraConfig(r=2, target_modules=["0"]), "mine")
@@ -373,16 +379,27 @@ class LoraMixer:
                 [layer.live.module for layer in binding.layers],
             )
             layers, learnt = _own_layers(binding.layers, tensors, source)
+            original = (
+                Original.of(adapter.config, adapter.file, binding.layers)
+                if learnt is None and adapter.config
+                else None
+            )
             if not allow_nonfinite:
                 check_finite(layers, report.source)
             state.tokens.change({name: words}, shown=True if activate else None)
-            loaded = Loaded(replace(adapter.info, base=binding.base), report)
+            loaded = Loaded(replace(adapter.info, base=binding.base), report, original)
             state.take(name, loaded, layers, learnt, [components[part] for part in reached])
             if activate:
                 state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
             if name in state.held.names:
                 self._apply(state, state.held if state.enabled else BASE)
         return report
+
+    @property
+    def trained_adapters(self) -> list[str]:
+        """The names of the adapters in training, in the order in which they were loaded."""
+        with self._look() as state:
+            return [name for name in state.loaded if state.trained(name) is not None]
 
     def named_trainable_parameters(self, adapter_name: str) -> list[tuple[str, nn.Parameter]]:
         """
@@ -458,7 +475,7 @@ class LoraMixer:
         """
         with self._look() as state:
             for name in state.held.names if state.enabled else ():
-                learnt = _trained(state, name)
+                learnt = state.trained(name)
                 if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
@@ -933,9 +950,9 @@ class LoraMixer:
             )
             components = state.components()
             _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = _trained(state, choice.one or "")
-            if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
-                return write_trained(choice.path, *learnt.written())
+            as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
+            if as_read is not None:
+                return write_peft(choice.path, *as_read, dtype=choice.dtype)
             infos = {name: state.loaded[name].info for name in choice.mix.names}
             return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 
@@ -1043,7 +1060,7 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     """Return what is trained of an adapter."""
     if name not in state.loaded:
         raise _unknown(state, [name], where)
-    learnt = _trained(state, name)
+    learnt = state.trained(name)
     if learnt is None:
         raise AdapterNameError(
             f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
@@ -1066,11 +1083,6 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
     return found or next(iter(components))
 
 
-def _trained(state: MixerState, name: str) -> Trained | None:
-    own = state.controller.own(name)
-    return own if isinstance(own, Trained) else None
-
-
 def _free_name(state: MixerState) -> str:
     number = len(state.loaded)
     while f"default_{number}" in state.loaded:
@@ -1079,12 +1091,13 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and (trainable or state.controller.own(name) is not None):
-        raise AdapterNameError(
-            f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
-        )
     if hotswap and name not in state.loaded:
         raise _unknown(state, [name], "hotswap")
+    if hotswap and trainable != (state.trained(name) is not None):
+        raise AdapterNameError(
+            f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
+            "them, and any other adapter is deleted first and loaded without hotswap"
+        )
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
             f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"

@@ -293,7 +293,17 @@ def _assemble(
         hashes=file_hashes,
     )
     component = metadata.get(COMPONENT_KEY) or source.component
-    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings, component)
+    config = source.config or {}
+    return Adapter(
+        info,
+        layers,
+        {**groups.unused, **odd},
+        tuple(notes),
+        embeddings,
+        component,
+        tensors if config else {},
+        config,
+    )
 
 
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:

@@ -26,6 +26,8 @@ from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.parameters import as_they_are
+from lora_mixer.engines.trainable.registry import register, unregister
 from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class TrainableEngine(Engine):
         self._own: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._roots: dict[str, list[nn.Module]] = {}
 
     @property
     def acts(self) -> bool:
@@ -88,23 +91,29 @@ class TrainableEngine(Engine):
 
     def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
         """
-        Take an adapter that is to be trained.
+        Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
             own: Its parameters.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
+        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
         self._own[name] = own
         for root in roots:
             for parameter in root.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and id(parameter) not in trained:
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
+        self._roots[name] = [root for root in roots if own.on(root)]
+        for root in self._roots[name]:
+            register(root, name, own.on(root), own.of_norms())
 
     def forget(self, name: str) -> None:
         """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
         self._own.pop(name, None)
+        for root in self._roots.pop(name, ()):
+            unregister(root, name)
         if not self._own:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
@@ -298,15 +307,15 @@ class Beside:
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
-        bias = getattr(module, "bias", None)
-        if isinstance(weights, Values) and weights.weight is None:
-            moved = weights.bias_delta(None if bias is None else _wide(bias), gain)
+        bias, now = getattr(module, "bias", None), as_they_are(weights)
+        if not weights.changes_weight:
+            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
             return x.new_zeros(()) if moved is None else moved
         base = _wide(clean().to(x.device))
         return functional.linear(
             x.to(base.dtype),
-            weights.delta(base, gain),
-            weights.bias_delta(None if bias is None else _wide(bias), gain),
+            now.delta(base, gain),
+            now.bias_delta(None if bias is None else _wide(bias), gain),
         )
 
     def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -315,7 +324,7 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
-            change = weights.delta(base, gain)
+            change = as_they_are(weights).delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
             moved = weights.bias_delta(bias, gain) if attribute == "weight" else None

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.training.config import AdapterConfig
-    from lora_mixer.training.targets import Target
+    from lora_mixer.fresh.config import AdapterConfig
+    from lora_mixer.fresh.targets import Target
 
 
 def _same(_: str, value: Any) -> Any:

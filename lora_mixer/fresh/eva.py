@@ -18,8 +18,8 @@ from lora_mixer.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lora_mixer.training.kinds.lora import EvaConfig
-    from lora_mixer.training.targets import Target
+    from lora_mixer.fresh.kinds.lora import EvaConfig
+    from lora_mixer.fresh.targets import Target
 
 
 class _Inputs:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.training.config import AdapterConfig
-from lora_mixer.training.kinds.kind import Kind, flags, number, rank_beyond, ranks, whole
-from lora_mixer.training.starts import kaiming
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import Kind, flags, number, rank_beyond, ranks, whole
+from lora_mixer.fresh.starts import kaiming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lora_mixer.fresh.targets import Target
     from lora_mixer.problem import Problem
-    from lora_mixer.training.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

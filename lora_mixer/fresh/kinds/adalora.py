@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import Kind, number, rank_beyond, whole
+from lora_mixer.fresh.starts import normal
 from lora_mixer.problem import Problem
-from lora_mixer.training.config import AdapterConfig
-from lora_mixer.training.kinds.kind import Kind, number, rank_beyond, whole
-from lora_mixer.training.starts import normal
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_mixer.training.targets import Target
+    from lora_mixer.fresh.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,16 @@ import torch
 
 from lora_mixer.algorithms.started import started_from
 from lora_mixer.errors import AdapterConfigError
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import Kind, flags, number, one_of, rank_beyond, ranks, whole
+from lora_mixer.fresh.starts import kaiming, normal, orthogonal
 from lora_mixer.problem import Problem
-from lora_mixer.training.config import AdapterConfig
-from lora_mixer.training.kinds.kind import Kind, flags, number, one_of, rank_beyond, ranks, whole
-from lora_mixer.training.starts import kaiming, normal, orthogonal
 from lora_mixer.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_mixer.training.targets import Target
+    from lora_mixer.fresh.targets import Target
 
 STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva")
 _OF_A_MATRIX = ("pissa", "olora", "orthogonal", "eva")

@@ -9,14 +9,14 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import AdapterConfigError
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds import KINDS
 from lora_mixer.problem import Problem
 from lora_mixer.sources import read_config_file
-from lora_mixer.training.config import AdapterConfig
-from lora_mixer.training.kinds import KINDS
 from lora_mixer.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
-    from lora_mixer.training.kinds.kind import Kind
+    from lora_mixer.fresh.kinds.kind import Kind
 
 _NEUTRAL = {"bias": "none"}
 """Values that ask for nothing, of fields that a kind may not have."""
@@ -82,7 +82,7 @@ def _as_table(config: Any) -> tuple[dict[str, Any], str]:
         problems=(
             Problem(
                 "",
-                "expected a configuration of lora_mixer.training or of PEFT, a dict, or the path of an adapter_config.json, got "
+                "expected a configuration of lora_mixer.fresh or of PEFT, a dict, or the path of an adapter_config.json, got "
                 f"{shown(config)}.",
             ),
         )

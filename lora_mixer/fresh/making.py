@@ -16,13 +16,10 @@ from torch import nn
 from lora_mixer.errors import AdapterConfigError
 from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.formats.peft_config import scale_rule
-from lora_mixer.mixes.lbw import id_of
-from lora_mixer.problem import Problem
-from lora_mixer.sources import AdapterSource
-from lora_mixer.training.eva import spread
-from lora_mixer.training.kinds.lora import EvaConfig
-from lora_mixer.training.kinds.tokens import refuses_tokens, rows_of
-from lora_mixer.training.targets import (
+from lora_mixer.fresh.eva import spread
+from lora_mixer.fresh.kinds.lora import EvaConfig
+from lora_mixer.fresh.kinds.tokens import refuses_tokens, rows_of
+from lora_mixer.fresh.targets import (
     ALL_LINEAR,
     Target,
     Tree,
@@ -31,13 +28,16 @@ from lora_mixer.training.targets import (
     resolved,
     saved_modules,
 )
+from lora_mixer.mixes.lbw import id_of
+from lora_mixer.problem import Problem
+from lora_mixer.sources import AdapterSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lora_mixer.binding.index import LiveModule
-    from lora_mixer.training.config import AdapterConfig
-    from lora_mixer.training.kinds.kind import Kind
+    from lora_mixer.fresh.config import AdapterConfig
+    from lora_mixer.fresh.kinds.kind import Kind
 
 _SHOWN = 8
 

@@ -12,9 +12,9 @@ from torch import nn
 from lora_mixer.binding import ModuleIndex
 from lora_mixer.binding.index import plain_path
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
 from lora_mixer.problem import Problem
-from lora_mixer.training.usual_targets import usual_feedforward, usual_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.binding.index import LiveModule
-    from lora_mixer.training.config import AdapterConfig
+    from lora_mixer.fresh.config import AdapterConfig
 
 ALL_LINEAR = "all-linear"
 _HEADS = {
