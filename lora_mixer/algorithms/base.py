@@ -232,6 +232,9 @@ class LayerWeights(abc.ABC):
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
         return False
 
+    def confine(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
+
     @property
     def changes_weight(self) -> bool:
         """Whether this changes the weight at all, and not the bias alone."""

@@ -540,6 +540,16 @@ class MergedEngine(Engine):
 
         return [partial(clean, layer.entry) for layer in self._adapters[name]]
 
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """Return the clean weight (out, in, *kernel) of any module, whether adapters change it or not."""
+        weight = live.weight
+        entry = self._touched.get((id(live.module), live.attribute)) or next(
+            (one for one in self._touched.values() if one.shared is None and one.weight.parameter is weight),
+            None,
+        )
+        clean = weight.detach() if entry is None else entry.weight.clean()
+        return clean.T if live.transposed else clean
+
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
         same = self._watched == (id(self._touched), len(self._touched))
