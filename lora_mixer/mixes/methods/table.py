@@ -34,6 +34,7 @@ def read_method(spec: object, where: str, reading: Reading) -> Method:
         The method; the sum where there was a problem.
 
     Example:
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_method("switch(3)", "method", Reading())
         Switch(tau=3, adapters=())
     """
