@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.algorithms.adalora import AdaLora
-from lora_mixer.algorithms.base import Factors, LayerWeights, Parts
+from lora_mixer.algorithms.base import Factors, LayerWeights, ModuleTensors
 from lora_mixer.algorithms.boft import BOFT, PeftBOFT
 from lora_mixer.algorithms.c3a import C3A
 from lora_mixer.algorithms.combined import Sparse, Stack
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _diagonal_or_butterfly(parts: Parts) -> LayerWeights:
+def _diagonal_or_butterfly(parts: ModuleTensors) -> LayerWeights:
     """
     Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages.
 
@@ -48,7 +48,7 @@ def _diagonal_or_butterfly(parts: Parts) -> LayerWeights:
     return BOFT.from_parts(parts) if blocks is not None and blocks.ndim == 4 else OFT.from_parts(parts)
 
 
-ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
+ALGORITHMS: dict[str, Callable[[ModuleTensors], LayerWeights]] = {
     "lora": LowRank.from_parts,
     "loha": LoHa.from_parts,
     "lokr": LoKr.from_parts,
@@ -81,4 +81,4 @@ REFUSED = {
 }
 """Algorithms that are recognised but cannot be applied: refused by these names."""
 
-__all__ = ["ALGORITHMS", "REFUSED", "Dora", "Factors", "LayerWeights", "Parts", "Stack"]
+__all__ = ["ALGORITHMS", "REFUSED", "Dora", "Factors", "LayerWeights", "ModuleTensors", "Stack"]

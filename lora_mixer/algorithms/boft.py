@@ -19,13 +19,13 @@ from lora_mixer.algorithms.oft import rescaled, rows_misfit
 from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_identity
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 _STAGES_AT_MOST = 32
 
 
-def _checked(blocks: torch.Tensor, parts: Parts) -> torch.Tensor:
+def _checked(blocks: torch.Tensor, parts: ModuleTensors) -> torch.Tensor:
     if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
         raise parts.broken("expected blocks (stages, n, b, b)")
     stages, number, size = blocks.shape[:3]
@@ -58,7 +58,7 @@ class BOFT(LayerWeights):
     constraint: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> BOFT:
+    def from_parts(cls, parts: ModuleTensors) -> BOFT:
         """
         Check the tensors of one module.
 
@@ -111,7 +111,7 @@ class PeftBOFT(LayerWeights):
     multiplier: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftBOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftBOFT:
         """
         Check the tensors of one module.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
-from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, Parts, Stack
+from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, ModuleTensors, Stack
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.started import Started
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
@@ -112,7 +112,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
             msg = f"{role} is empty, shape {tuple(tensor.shape)}"
             raise InvalidAdapterError(msg, file=label)
-    parts = Parts(
+    parts = ModuleTensors(
         tensors,
         alpha,
         scale,
@@ -130,7 +130,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 
 
-def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
+def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
     if group.algorithms == {"lora"}:  # nearly all files, and some have thousands of modules
         return _pair(parts)
@@ -156,7 +156,7 @@ def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
     return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
 
 
-def _pair(parts: Parts) -> LayerWeights:
+def _pair(parts: ModuleTensors) -> LayerWeights:
     """Build a pair: an ordinary one, one that started from a part of the base, or one that may be for a bare parameter."""
     start = parts.config.get("init_lora_weights")
     if start in ("pissa", "olora"):

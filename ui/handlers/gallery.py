@@ -11,7 +11,7 @@ from lora_mixer.errors import PictureError
 from lora_mixer.picture_metadata import AdapterMatches, PictureSettings, match_adapters, read_picture
 
 from .. import gallery
-from ..mix_rows import recalled_rows, shown
+from ..mix_rows import recalled_rows, shown_rows
 
 if TYPE_CHECKING:
     from ..app_state import AppState
@@ -51,7 +51,7 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
             with suppress(PictureError):  # the row says that its mask is not here
                 app.masks.put_values(mask.picture)
     app.preloader.want(found.mix.names)
-    return shown(recalled_rows(found), app), found
+    return shown_rows(recalled_rows(found), app), found
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:

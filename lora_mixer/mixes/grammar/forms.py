@@ -105,7 +105,7 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
                 name, "is named twice; give each adapter one entry with the weight that it shall have."
             )
             continue
-        adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
+        adapters[name] = read_adapter_mix(spec, name, reading) or AdapterMix()
     method = read_method(entries.method, "method", reading)
     if not reading.problems:
         for problem in method.misfits(tuple(adapters)):
@@ -164,7 +164,7 @@ def _entries_of_text(text: str, reading: Reading) -> Entries:
     elif "\n" in stripped:
         plain = load("yaml", text, reading)
     else:
-        return Entries(*line.read(stripped, reading))
+        return Entries(*line.read_line(stripped, reading))
     if reading.problems:
         return Entries()
     if isinstance(plain, str):
@@ -185,7 +185,7 @@ class _Components:
     blocks: Blocks | None = None
 
 
-def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | None:
+def read_adapter_mix(spec: object, where: str, reading: Reading) -> AdapterMix | None:
     """
     Read the weights of one adapter in any form.
 
@@ -205,7 +205,7 @@ def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | Non
     Example:
         >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
         >>> from lora_mixer.mixes.reading import Reading
-        >>> read_adapter({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
+        >>> read_adapter_mix({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
         0.0
     """
     before = len(reading.problems)

@@ -34,7 +34,7 @@ _PARTS = ("blocks", "schedule", "mask")
 _SUGAR = ("lbw", "start", "stop", "step", "feather")
 
 
-def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
+def read_line(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
     """
     Read one line.
 
@@ -47,7 +47,7 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
 
     Example:
         >>> from lora_mixer.mixes.reading import Reading
-        >>> read("a:0.7, b:unet=0.8,te=0.2, c", Reading())
+        >>> read_line("a:0.7, b:unet=0.8,te=0.2, c", Reading())
         ([('a', 0.7), ('b', {'components': {'unet': 0.8, 'te': 0.2}}), ('c', 1.0)], None)
     """
     line, *methods = split_outside(text, "|", reading)
@@ -78,7 +78,7 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
     return entries, methods[0] if methods else None
 
 
-def write(specs: Mapping[str, object], method: str = "") -> str:
+def write_line(specs: Mapping[str, object], method: str = "") -> str:
     """
     Write one line.
 
@@ -90,7 +90,7 @@ def write(specs: Mapping[str, object], method: str = "") -> str:
         The line.
 
     Example:
-        >>> write({"a": 0.7, "b, c": {"weight": 1.0, "components": {"te": 0.2}}})
+        >>> write_line({"a": 0.7, "b, c": {"weight": 1.0, "components": {"te": 0.2}}})
         'a:0.7, "b, c":1,te=0.2'
     """
     line = ", ".join(f"{_write_name(name)}:{','.join(_write_parts(spec))}" for name, spec in specs.items())
