@@ -180,14 +180,6 @@ def read_tree(spec: Mapping[object, object], where: str, reading: Reading) -> Bl
     """
     Read diffusers' nested dict.
 
-    Args:
-        spec: The dict.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
-
     Example:
         >>> read_tree({"down": 0.5, "up": {"block_1": [1, 0, 1]}}, "a.unet", Reading()).up
         {1: (1.0, 0.0, 1.0)}

@@ -135,12 +135,6 @@ def id_of(module: str) -> str | None:
     """
     Name the LBW id of a layer.
 
-    Args:
-        module: The dotted path of the layer in the UNet, in diffusers' names.
-
-    Returns:
-        The id, or None where the layer has none.
-
     Example:
         >>> [id_of(f"down_blocks.1.{name}") for name in ("attentions.0.proj_in", "downsamplers.0.conv")]
         ['IN04', 'IN06']
@@ -173,14 +167,6 @@ def _transformer_ids(layout: BlockLayout) -> list[str]:
 def read_lbw(spec: str | Sequence[object], where: str, reading: Reading) -> LbwWeights | None:
     """
     Read a preset's name, a list, or a list as text.
-
-    Args:
-        spec: The name, the list or the text; numbers in a text stand between commas or semicolons.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted; its presets come before LBW's own.
-
-    Returns:
-        The weights, or None where there was a problem.
 
     Example:
         >>> read_lbw("1,0,0,0,1,1,1,1,1,1,1,1", "", Reading()).by_id["IN08"]
@@ -307,12 +293,6 @@ def _read_values(values: object, where: str, reading: Reading) -> tuple[float, .
 def lbw_text(weights: LbwWeights) -> str:
     """
     Write weights as a preset's name or a list, as ``lbw=`` takes them.
-
-    Args:
-        weights: The weights.
-
-    Returns:
-        The text.
 
     Example:
         >>> lbw_text(LbwWeights([1] + [0] * 11))

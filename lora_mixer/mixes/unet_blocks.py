@@ -38,12 +38,6 @@ def block_position(module: str) -> BlockPosition | None:
     """
     Find the block of a layer.
 
-    Args:
-        module: The dotted path of the layer in the UNet.
-
-    Returns:
-        Its place, or None outside the blocks (``conv_in``, ``time_embedding.linear_1``, any other model).
-
     Example:
         >>> block_position("up_blocks.1.attentions.2.proj_in")
         BlockPosition(side='up', block=1, kind='attentions', index=2)
@@ -66,12 +60,6 @@ _DEPTH = re.compile(rf"(?:({_SINGLE})|(?:{_DOUBLE}))\.(\d+)(?:\.|$)")
 def depth_of(module: str) -> tuple[Literal["double", "single"], int] | None:
     """
     Find the block of a layer of a transformer.
-
-    Args:
-        module: The dotted path of the layer in the transformer.
-
-    Returns:
-        Its kind and its index, or None outside the blocks.
 
     Example:
         >>> depth_of("single_transformer_blocks.3.proj_out"), depth_of("blocks.0.attn1.to_q"), depth_of("x_embedder")

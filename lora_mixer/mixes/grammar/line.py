@@ -38,13 +38,6 @@ def read_line(text: str, reading: Reading) -> tuple[list[tuple[object, object]],
     """
     Read one line.
 
-    Args:
-        text: The line.
-        reading: Where problems are noted.
-
-    Returns:
-        Names with what was said about them, and what was said about the method or None.
-
     Example:
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_line("a:0.7, b:unet=0.8,te=0.2, c", Reading())
@@ -81,13 +74,6 @@ def read_line(text: str, reading: Reading) -> tuple[list[tuple[object, object]],
 def write_line(specs: Mapping[str, object], method: str = "") -> str:
     """
     Write one line.
-
-    Args:
-        specs: What is said about each adapter, as ``AdapterMix.to_spec`` gives it.
-        method: The method, or nothing for the plain sum.
-
-    Returns:
-        The line.
 
     Example:
         >>> write_line({"a": 0.7, "b, c": {"weight": 1.0, "components": {"te": 0.2}}})
