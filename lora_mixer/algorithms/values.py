@@ -42,6 +42,11 @@ class Values(LayerWeights):
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
 
     @property
+    def changes_weight(self) -> bool:
+        """Whether there is a weight, and not a bias alone."""
+        return self.weight is not None
+
+    @property
     def in_width(self) -> int | None:
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None

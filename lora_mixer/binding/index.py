@@ -154,6 +154,8 @@ class ModuleIndex:
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
+            if getattr(type(module), "holds_adapters", False):
+                continue  # parameters of adapters in training, not the model's own
             plain = plain_path(path, root)
             self._all_paths.append(plain)
             self._owners[plain] = module

@@ -275,7 +275,9 @@ def _assemble(
     if idle:
         said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
         notes.append(Remark(said, NoteKind.ALPHA_ZERO))
-    elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
+    elif not source.is_fresh and all(
+        layer.weights.is_zero() for layer in layers
+    ):  # the first trained one ends it
         said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
         notes.append(Remark(said, NoteKind.ALL_ZERO))
     held = [t for layer in layers for t in layer.weights.tensors()]
@@ -291,7 +293,17 @@ def _assemble(
         hashes=file_hashes,
     )
     component = metadata.get(COMPONENT_KEY) or source.component
-    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings, component)
+    config = source.config or {}
+    return Adapter(
+        info,
+        layers,
+        {**groups.unused, **odd},
+        tuple(notes),
+        embeddings,
+        component,
+        tensors if config else {},
+        config,
+    )
 
 
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:

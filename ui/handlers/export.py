@@ -125,5 +125,6 @@ def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
     mix = read_rows(mix_rows).mix(app)
     with app.queue.turn(owner):
         app.ready(mix.names)
-        bake(app.mixer, place, mix, model=app.options.model)
-    return f"exports/{place.name}: {Path(app.options.model).name} with {mix.to_text() or 'no adapters'}"
+        model = app.models.loaded().facts
+        bake(app.mixer, place, mix, model=model.options.model)
+    return f"exports/{place.name}: {model.title} with {mix.to_text() or 'no adapters'}"

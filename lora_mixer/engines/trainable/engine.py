@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from lora_mixer.algorithms.adalora import AdaLora
+from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
@@ -24,6 +26,8 @@ from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.parameters import as_they_are
+from lora_mixer.engines.trainable.registry import register, unregister
 from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ class TrainableEngine(Engine):
         self._own: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._roots: dict[str, list[nn.Module]] = {}
 
     @property
     def acts(self) -> bool:
@@ -86,23 +91,29 @@ class TrainableEngine(Engine):
 
     def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
         """
-        Take an adapter that is to be trained.
+        Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
             own: Its parameters.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
+        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
         self._own[name] = own
         for root in roots:
             for parameter in root.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and id(parameter) not in trained:
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
+        self._roots[name] = [root for root in roots if own.on(root)]
+        for root in self._roots[name]:
+            register(root, name, own.on(root), own.of_norms())
 
     def forget(self, name: str) -> None:
         """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
         self._own.pop(name, None)
+        for root in self._roots.pop(name, ()):
+            unregister(root, name)
         if not self._own:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
@@ -209,7 +220,18 @@ class Beside:
     ) -> None:
         """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
         kind = layer_kind(self.module) if attribute == "weight" else None
-        if kind is not None and isinstance(weights, LowRank | AdaLora):
+        if isinstance(weights, Stack):  # each part is computed from the clean base
+            for part in weights.parts:
+                self.add(
+                    attribute,
+                    part,
+                    clean,
+                    gain,
+                    0.0 if isinstance(part, Values) else dropout,
+                    shape,
+                    transposed=transposed,
+                )
+        elif kind is not None and isinstance(weights, LowRank | AdaLora):
             self._pairs.append((weights, None, shape, gain, dropout))
         elif kind == "linear" and isinstance(weights, Started):
             taken = weights.taken(_wide(clean().to(compute_device(self.module))))
@@ -243,6 +265,10 @@ class Beside:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
+        for weights, *_ in self._products:
+            weights.confine()
+        for _, weights, *_ in self._others:
+            weights.confine()
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
@@ -281,12 +307,15 @@ class Beside:
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
+        bias, now = getattr(module, "bias", None), as_they_are(weights)
+        if not weights.changes_weight:
+            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
+            return x.new_zeros(()) if moved is None else moved
         base = _wide(clean().to(x.device))
-        bias = getattr(module, "bias", None)
         return functional.linear(
             x.to(base.dtype),
-            weights.delta(base, gain),
-            weights.bias_delta(None if bias is None else _wide(bias), gain),
+            now.delta(base, gain),
+            now.bias_delta(None if bias is None else _wide(bias), gain),
         )
 
     def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -295,7 +324,7 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
-            change = weights.delta(base, gain)
+            change = as_they_are(weights).delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
             moved = weights.bias_delta(bias, gain) if attribute == "weight" else None
