@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.formats.word_keys import token_of
@@ -36,9 +37,6 @@ _OTHER_KINDS = (
 
 
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
-SHARED = ("vera_A", "vera_B")
-"""Roles whose tensors serve all modules of a component."""
-
 _WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
 _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
@@ -166,7 +164,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in SHARED:
+    if leaf.role in shared_roles():
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

@@ -144,7 +144,15 @@ class MergedGains:
     shares: Shares
 
     def __post_init__(self) -> None:
-        """Note what text encoders keep."""
+        """Note which layers are text encoders', and what they keep."""
+        self._texts = {
+            name: [
+                place
+                for place, layer in enumerate(self.mix.layers[name])
+                if layer.live.component in TEXT_ENCODERS
+            ]
+            for name in self.shares
+        }
         self.start = self.at(START, None)
 
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
@@ -156,9 +164,8 @@ class MergedGains:
             if name in table
         }
         for name in gains if turn is not None else ():
-            for place, layer in enumerate(self.mix.layers[name]):
-                if layer.live.component in TEXT_ENCODERS:
-                    gains[name][place] = self.start[name][place]
+            for place in self._texts[name]:
+                gains[name][place] = self.start[name][place]
         return gains
 
 
