@@ -30,7 +30,7 @@ from .errors import (
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
-from .mixer import LoraMixer, PartialMatchWarning, TokenInfo
+from .mixer import LoraMixer, PartialMatchWarning, TokenInfo, UnusedWeightWarning
 from .mixes import AdapterMix, Mix
 from .picture_metadata import (
     AdapterMatches,
@@ -103,6 +103,7 @@ __all__ = [
     "StepProgress",
     "TokenInfo",
     "UnsupportedAdapterError",
+    "UnusedWeightWarning",
     "WorkersError",
     "base_family",
     "batches",

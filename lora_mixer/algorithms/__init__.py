@@ -20,11 +20,11 @@ from lora_mixer.algorithms.hra import HRA
 from lora_mixer.algorithms.ia3 import IA3
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
-from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.miss import MiSS
 from lora_mixer.algorithms.oft import OFT
 from lora_mixer.algorithms.oft_peft import PeftOFT
 from lora_mixer.algorithms.rows import Chunks
+from lora_mixer.algorithms.ungrouped import pair_from_parts
 from lora_mixer.algorithms.values import Tokens, Values
 from lora_mixer.algorithms.vera import Vera
 
@@ -49,7 +49,7 @@ def _diagonal_or_butterfly(parts: Parts) -> LayerWeights:
 
 
 ALGORITHMS: dict[str, Callable[[Parts], LayerWeights]] = {
-    "lora": LowRank.from_parts,
+    "lora": pair_from_parts,
     "loha": LoHa.from_parts,
     "lokr": LoKr.from_parts,
     "glora": GLoRA.from_parts,

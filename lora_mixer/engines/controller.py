@@ -19,9 +19,11 @@ from torch.nn import functional
 
 from lora_mixer.binding.components import component_name
 from lora_mixer.engines.active import BASE, ActiveMixes
-from lora_mixer.engines.denoiser.follower import START, DenoiserFollower
+from lora_mixer.engines.denoiser.follower import DenoiserFollower
 from lora_mixer.engines.denoiser.prompts import Prompts
-from lora_mixer.engines.denoiser.steps import check_has_steps
+from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
+from lora_mixer.engines.denoiser.standing_in import StandIns
+from lora_mixer.engines.denoiser.steps import START, check_has_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import MixGains
@@ -41,6 +43,7 @@ from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -96,16 +99,12 @@ class StepWriter:
     """
 
     def __init__(self, controller: EngineController, gains: MergedGains | None) -> None:
-        """Note what text encoders keep."""
+        """Hold both."""
         self._controller, self._gains = controller, gains
-        self._start = {} if gains is None else gains.at(START, None)
 
     def __call__(self, step: Step, turn: int, rows: torch.Tensor | None, places: Places) -> None:
         """Put a step, a pass, the mixes of the rows and where the picture lies into effect."""
         gains = None if self._gains is None else self._gains.at(step, turn)
-        for name, own in (gains or {}).items():  # text encoders keep what they had before the first step
-            for place in self._controller.text_places(name):
-                own[place] = self._start[name][place]
         self._controller.show(gains, step, turn, rows, places)
 
 
@@ -126,9 +125,14 @@ class EngineController:
         self.trainable = TrainableEngine()
         self._fused = FusedProjections()
         self._calls = Calls()
+        self._scaled = StandIns()
+        self._scales = Scales()
+        self._merged_gains = MergedGains((), {})
+        self._step: tuple[Step, int | None] = (START, None)  # which gains of these are in the weights
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
         self._parts: dict[str, tuple[Sequence[BoundLayer], tuple[str, ...]]] = {}
+        self._reach: dict[str, tuple[Sequence[BoundLayer], list[tuple[str, str]]]] = {}
         self._pairs: dict[str, list[Factors | None]] = {}
         self._contests: dict[tuple[str, str], Contest] = {}
         self._changing = False  # whether anything may be written since the last record
@@ -218,6 +222,14 @@ class EngineController:
         return tuple(dict.fromkeys(part for name in self._layers for part in self._parts[name][1]))
 
     @property
+    def reach(self) -> Mapping[str, Collection[tuple[str, str]]]:
+        """The component and path of each layer of each adapter."""
+        for name, layers in self._layers.items():
+            if name not in self._reach or self._reach[name][0] is not layers:
+                self._reach[name] = layers, [(x.live.component, x.live.path) for x in layers]
+        return {name: self._reach[name][1] for name in self._layers}
+
+    @property
     def modules(self) -> Collection[int]:
         """The identities of the modules that adapters change."""
         return self.merged.modules
@@ -245,6 +257,7 @@ class EngineController:
 
     def _forget(self, name: str) -> None:
         self._pairs.pop(name, None)
+        self._reach.pop(name, None)
         self._contests = {names: kept for names, kept in self._contests.items() if name not in names}
 
     def apply(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
@@ -336,6 +349,8 @@ class EngineController:
         outer = callers(self.pipe)
         roots = [table[part] for table in (components, outer) for part in self.components if part in table]
         sweep([*(module for root in roots for module in root.modules()), *self.merged.touched_modules])
+        self._scaled.clear()
+        self._merged_gains = MergedGains((), {})
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
@@ -358,6 +373,8 @@ class EngineController:
         return left
 
     def _clear(self) -> None:
+        self._scaled.clear()
+        self._merged_gains = MergedGains((), {})
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
@@ -424,6 +441,7 @@ class EngineController:
         return self._pairs[name]
 
     def _enter(self, setting: ActiveMixes, components: Mapping[str, nn.Module], chosen: Selection) -> None:
+        self._scaled.clear()
         self._fused.clear()
         self._calls.clear()
         self.beside.clear()
@@ -438,10 +456,13 @@ class EngineController:
             if layouts:
                 mix.check(layouts)
                 _check_patterns(mix, components)
-        mixes = [MixGains(mix, self._layers, layouts, self._contest(mix)) for mix in setting.every]
+        mixes = [
+            MixGains(mix, self._layers, layouts, self._contest(mix), self._scales) for mix in setting.every
+        ]
         beside = chosen.beside
 
         merged_gains = MergedGains(mixes, beside)
+        self._merged_gains, self._step = merged_gains, (START, None)
         self._write(merged_gains.at(START, None), looked=True)
         if any(any(beside[name]) for name in names):
             pairs = {
@@ -462,7 +483,31 @@ class EngineController:
             self._follow(
                 setting, [mix.passes for mix in mixes], merged_gains, remerge=chosen.engine == "steps"
             )
+        self._take_scales(setting, components)
         self._now = setting
+
+    def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """Let calls of what adapters change have the scale that they are given."""
+        outer = callers(self.pipe)
+        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        for part in sorted(parts & outer.keys()):
+            read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
+            self._scaled.place(outer[part], ScaledCall(part, read, self.scaled))
+
+    def drop_scales(self) -> None:
+        """Let calls have no scale any more."""
+        self._scaled.clear()
+
+    def scaled(self, part: str, scale: float) -> AbstractContextManager[None]:
+        """Multiply the whole mix in a component for a block."""
+        return self._scales.hold(part, scale, self._show_scale)
+
+    def _show_scale(self, part: str) -> None:
+        self.trainable.scale(part, self._scales.of(part))
+        gains = self._merged_gains.at(*self._step)
+        if gains != self.merged.active:
+            self._write(gains)
+        self.beside.show_again(part)
 
     def _train(
         self, setting: ActiveMixes, mixes: Sequence[MixGains], components: Mapping[str, nn.Module]
@@ -496,13 +541,11 @@ class EngineController:
         places: Places,
     ) -> None:
         """Put a step into effect: gains in weights, where there are any, and what stands beside them."""
-        if gains is not None and gains != self.merged.active:
-            self._write(gains)
+        if gains is not None:
+            self._step = step, turn
+            if gains != self.merged.active:
+                self._write(gains)
         self.beside.show(step, turn, rows, places)
-
-    def text_places(self, name: str) -> list[int]:
-        """Tell which layers of an adapter are a text encoder's."""
-        return [n for n, layer in enumerate(self._layers[name]) if layer.live.component in TEXT_ENCODERS]
 
     def _write(self, gains: Mapping[str, Sequence[float]], *, looked: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.engines.denoiser.scaled import Scales
+from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -26,12 +28,14 @@ class MixGains:
         layers: The layers of each of its adapters.
         layouts: The blocks of each component, where block weights ask for them.
         contest: What K-LoRA chooses by, where that is the method.
+        scales: The scales of calls that are running.
     """
 
     mix: Mix
     layers: Mapping[str, Sequence[BoundLayer]]
     layouts: Mapping[str, BlockLayout]
     contest: Contest | None = None
+    scales: Scales = field(default_factory=Scales)
 
     @property
     def passes(self) -> int:
@@ -53,7 +57,7 @@ class MixGains:
 
     def share(self, name: str, component: str, step: Step, turn: int | None = None) -> float:
         """
-        Return what all gains of an adapter in a component are multiplied by.
+        Return what all gains of an adapter in a component are multiplied by; text encoders have that of the start.
 
         Args:
             name: The adapter.
@@ -66,7 +70,10 @@ class MixGains:
         one_alone = turn is not None and component not in TEXT_ENCODERS and self.passes > 1
         if one_alone and self.mix.names[(turn or 0) % self.passes] != name:
             return 0.0
-        return self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
+        if component in TEXT_ENCODERS:
+            step = START
+        share = self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
+        return share * self.scales.of(component)
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Return the method's factor for each layer of an adapter, or None where it has none."""

@@ -65,7 +65,7 @@ def choose(
             raise MixError(msg)
         raise_problems(
             [
-                f"{_path(layer)}: {unsupported(layer.live.weight)}; engine='auto' runs beside it"
+                f"{_path(layer)}: {_reason(layer)}; engine='auto' runs beside it"
                 for name, own in layers.items()
                 for layer, locked in zip(own, locks[name], strict=True)
                 if locked
@@ -98,8 +98,8 @@ def choose(
     chosen = beside(denoisers=False)
     raise_problems(
         [
-            f"{_path(layer)}: {unsupported(layer.live.weight)}; and {name} ({layer.weights.algorithms[0]}) has no "
-            "low-rank form there, so that it cannot run beside them either"
+            f"{_path(layer)}: {_reason(layer)}; and {name} ({layer.weights.algorithms[0]}) has no low-rank form there, so "
+            "that it cannot run beside it either"
             for name, layer in _dense(layers, chosen, pairs).items()
         ]
     )
@@ -121,6 +121,13 @@ def _dense(
                 table[name] = layer
                 break
     return table
+
+
+def _reason(layer: BoundLayer) -> str:
+    """Say why a layer cannot be rewritten."""
+    if layer.weights.beside_only:
+        return "no weight of a convolution in groups can hold a pair over all of its inputs"
+    return unsupported(layer.live.weight) or "its weights are read from files at each call"
 
 
 def _path(layer: BoundLayer) -> str:

@@ -9,7 +9,7 @@ import torch
 from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.images import layout_of, stated_layout, text_of
 from lora_mixer.engines.denoiser.places import Places, places_of
-from lora_mixer.engines.denoiser.steps import Step, StepReader, timestep_of
+from lora_mixer.engines.denoiser.steps import START, Step, StepReader, timestep_of
 from lora_mixer.engines.methods.composite import all_passes
 from lora_mixer.families import family_of_class
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.denoiser.caller import Caller
     from lora_mixer.engines.denoiser.prompts import Prompts
-
-START = Step(0, 1, 1000.0)
-"""What holds before the first step, and for text encoders."""
 
 
 class DenoiserFollower:

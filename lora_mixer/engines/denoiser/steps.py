@@ -53,6 +53,10 @@ class Step:
     level: tuple[int, int] | None = None
 
 
+START = Step(0, 1, 1000.0)
+"""What holds before the first step, and for text encoders."""
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """

@@ -386,8 +386,8 @@ class MergedEngine:
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
 
     def locks(self, name: str) -> list[bool]:
-        """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
-        return [layer.entry.weight.locked for layer in self._adapters[name]]
+        """Tell which layers of an adapter cannot be rewritten, or hold it, as of the last :meth:`look`."""
+        return [layer.entry.weight.locked or layer.weights.beside_only for layer in self._adapters[name]]
 
     def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """

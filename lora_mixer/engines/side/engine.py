@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.hooks import HookHandle
 
+_Shown = tuple["Step", "int | None", "torch.Tensor | None", "Places"]
+"""A step, a pass, the mix of each row and where the picture lies."""
+
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 """The same for the text's stream of transformers."""
 _ONE_INPUT = ("to_q", "to_k", "to_v", *_ADDED)
@@ -85,6 +88,7 @@ class SideEngine:
         self._mixes: Sequence[MixGains] = ()
         self._names: Sequence[str] = ()
         self._start: Step | None = None
+        self._shown: dict[str, _Shown] = {}  # what was last put into effect in each component
 
     @property
     def active(self) -> bool:
@@ -99,7 +103,7 @@ class SideEngine:
             handle.remove()
         self._handles.clear()
         self.buffers = {}
-        self._mixes = ()
+        self._mixes, self._shown = (), {}
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
@@ -187,6 +191,19 @@ class SideEngine:
         places: Places = NOWHERE,
     ) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
+        for part in self.buffers:
+            if part not in TEXT_ENCODERS or turn is None:
+                self._shown[part] = step, turn, rows, places
+        self._put([part for part in self.buffers if part not in TEXT_ENCODERS or turn is None])
+
+    def show_again(self, part: str) -> None:
+        """Put into effect in a component what was last, after what it is worked out from has changed."""
+        self._put([part] if part in self._shown else [])
+
+    def _put(self, parts: Sequence[str]) -> None:
+        if not parts:
+            return
+        step, turn, rows, places = self._shown[parts[0]]
         choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
         chosen = None
         if any(choice is not None for image in choices for choice in image):
@@ -197,18 +214,15 @@ class SideEngine:
                 ]
                 for mix, image in zip(self._mixes, choices, strict=True)
             ]
-        for part, buffers in self.buffers.items():
-            if part in TEXT_ENCODERS and turn is not None:
-                continue
+        for part in parts:
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, chosen, rows, places))
+            self.buffers[part].show(CallGains(shares, chosen, rows, places))
 
     def show_text(self, part: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
         assert self._start is not None  # noqa: S101 -- called by what build has made
-        start = self._start
-        shares = [[mix.share(name, part, start) for name in self._names] for mix in self._mixes]
-        self.buffers[part].show(CallGains(shares, None, rows))
+        self._shown[part] = self._start, None, rows, NOWHERE
+        self._put([part])
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
@@ -302,7 +316,7 @@ def make_layers(
             ranks = sum(wanted[number][1] for number in members)
             down = torch.zeros(
                 ranks,
-                *live.shape[1:],
+                *live.beside_shape[1:],
                 device=compute_device(live.module),
                 dtype=compute_dtype(live.module, root),
             )  # (ranks of all members, in, *kernel)
@@ -315,7 +329,7 @@ def make_layers(
                     own.module,
                     rank,
                     down[start : start + rank],
-                    own.shape,
+                    own.beside_shape,
                     buffers,
                     spans[number],
                     *ups[number],

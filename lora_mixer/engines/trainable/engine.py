@@ -43,6 +43,7 @@ class TrainableEngine:
         self.held: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._beside: list[Beside] = []
 
     @property
     def active(self) -> bool:
@@ -54,6 +55,13 @@ class TrainableEngine:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._beside.clear()
+
+    def scale(self, component: str, scale: float) -> None:
+        """Multiply what adapters in training add in a component."""
+        for beside in self._beside:
+            if beside.component == component:
+                beside.scale = scale
 
     def forget(self, names: Sequence[str]) -> None:
         """Let adapters go; with the last one, the model's parameters ask for gradients as they did."""
@@ -105,11 +113,12 @@ class TrainableEngine:
                     if module._parameters.get("weight") is weight  # noqa: SLF001 -- shared by identity
                 ]
             for module in modules:
-                beside = by_module.setdefault(id(module), Beside(module))
+                beside = by_module.setdefault(id(module), Beside(module, live.component))
                 beside.add(live.attribute, layer.weights, clean, gain, dropout, transposed=live.transposed)
         for beside in by_module.values():
             beside.check()
-        for beside in by_module.values():
+        self._beside = list(by_module.values())
+        for beside in self._beside:
             self._handles.append(hook_output(beside.module, beside, first=True))
 
 
@@ -119,11 +128,12 @@ class Beside:
 
     Args:
         module: The module.
+        component: The component that it is in.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, component: str = "") -> None:
         """Start with no adapter."""
-        self.module = module
+        self.module, self.component, self.scale = module, component, 1.0
         self._pairs: list[tuple[LowRank, float, float]] = []
         self._products: list[tuple[LayerWeights, Clean, float]] = []
         self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
@@ -174,14 +184,15 @@ class Beside:
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
-            output = output + self._product(module, args[0], weights, clean, gain).to(output.dtype)
+            scaled = gain * self.scale
+            output = output + self._product(module, args[0], weights, clean, scaled).to(output.dtype)
         for pair, gain, dropout in self._pairs:
             x = args[0].to(pair.down.dtype)
             x = functional.dropout(x, dropout, module.training) if dropout else x
             part = functional.linear(
                 functional.linear(x, pair.down.flatten(1)), pair.up.flatten(1), pair.up_bias
             )
-            output = output + (part * (gain * pair.scale)).to(output.dtype)
+            output = output + (part * (gain * self.scale * pair.scale)).to(output.dtype)
         return output
 
     @staticmethod
@@ -203,6 +214,7 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
+            gain = gain * self.scale  # noqa: PLW2901
             change = weights.delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
