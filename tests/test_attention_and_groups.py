@@ -271,7 +271,7 @@ def test_what_such_a_pair_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(MatchError, match=r"of a pair over all inputs|made for a weight"):
         mixer.load_lora_weights({**file, "conv.dora_scale": torch.ones(12, 1, 1, 1)})
     circular = Grouped(nn.Conv2d, 4, padding=1, padding_mode="circular")
-    with pytest.raises(PipelineStateError, match="cannot run beside it either"):
+    with pytest.raises(PipelineStateError, match="cannot run beside them either"):
         LoraMixer(circular).load_lora_weights(file)
     with pytest.raises(LoraMixerError):
         mixer.load_lora_weights(file, "t", trainable=True)

@@ -18,7 +18,7 @@ from lora_mixer.errors import UnsupportedAdapterError
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def without_groups(up: torch.Tensor, groups: int) -> torch.Tensor:
     return whole
 
 
-def pair_from_parts(parts: Parts) -> LayerWeights:
+def pair_of_any_groups(parts: ModuleTensors) -> LayerWeights:
     """
     Take a pair; PEFT's for a convolution in groups as one for the layer without groups.
 

@@ -74,7 +74,7 @@ def without_effect(mix: Mix, reach: Reach) -> list[str]:
         elif lost:
             told.append(f"{name}: a weight for {', '.join(lost)} changes nothing, {where}")
         if not set(parts) - set(TEXT_ENCODERS):
-            if mix.method.name != "sum":
+            if not mix.method.is_sum:
                 problems.append(Problem(name, f"{mix.method.name} goes by the denoiser, and {where}."))
             if own.schedule is not None or own.schedules:
                 told.append(
