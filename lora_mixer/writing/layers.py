@@ -144,6 +144,5 @@ class NewLayer:
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pair, for layers that have one."""
         if self.up is None or self.down is None:
-            msg = f"{self.place} has no pair"
-            raise TypeError(msg)
+            raise TypeError(f"{self.place} has no pair")
         return self.up, self.down
