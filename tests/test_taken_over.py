@@ -196,14 +196,37 @@ def pictures_from_pictures(pipe: Any, files: Files) -> Any:
     ).images[0]
 
 
+def scaled_in_the_call(pipe: Any, files: Files) -> Any:
+    load(pipe, files["kohya"], adapter_name="a")
+    for scale in (0.5, 0.0, 1.0):
+        yield pipe(
+            "a castle",
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            height=16,
+            width=16,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+            cross_attention_kwargs={"scale": scale},
+        ).images[0]
+
+
 SNIPPETS = [
+    scaled_in_the_call,
     one_adapter, names_given_by_number, two_adapters_by_weight, weights_by_component, weights_by_block, one_part_alone, off_and_on,
     adapters_of_a_model_off, fused_for_good, fused_and_taken_back, one_fused_of_two, fused_part_by_its_model, let_go,
     swapped_in_place, moved_to_the_host, a_model_loads_by_itself, pictures_from_pictures,
 ]  # fmt: skip
 
 
-OF_SDXL = [weights_by_component, weights_by_block, one_part_alone, fused_for_good, a_model_loads_by_itself]
+OF_SDXL = [
+    scaled_in_the_call,
+    weights_by_component,
+    weights_by_block,
+    one_part_alone,
+    fused_for_good,
+    a_model_loads_by_itself,
+]
 """What is tried with two text encoders, too."""
 
 
