@@ -18,7 +18,7 @@ import torch
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.hooks import HookHandle, hook_output
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
@@ -403,13 +403,15 @@ class MergedEngine:
         if not looked:
             self.look()
         before = self._active
-        try:
-            self._write(gains)
-        except BaseException:
-            with uninterrupted():
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            if error is not None:
                 self._plans.clear()
                 self._write(before)
-            raise
+
+        with Interruptible(lambda: None, end):
+            self._write(gains)
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
