@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.merged.engine import MergedRecord
     from lora_mixer.engines.merged.kept_weight import BaseDevice
     from lora_mixer.engines.side.engine import Reservation
+    from lora_mixer.engines.trainable.engine import TrainableRecord
     from lora_mixer.mixes import Mix
 
 
@@ -62,6 +63,7 @@ class ControllerRecord:
     now: ActiveMixes
     merged: MergedRecord
     reserved: Reservation | None
+    trainable: TrainableRecord
 
 
 @dataclass
@@ -308,7 +310,13 @@ class EngineController:
     def record(self) -> ControllerRecord:
         """Note what is held and in effect, for :meth:`roll_back`."""
         self._changing = False
-        return ControllerRecord(dict(self._layers), self._now, self.merged.record(), self.beside.reserved)
+        return ControllerRecord(
+            dict(self._layers),
+            self._now,
+            self.merged.record(),
+            self.beside.reserved,
+            self.trainable.record(),
+        )
 
     def settle(self) -> None:
         """Let go of what only a way back needs."""
@@ -319,7 +327,7 @@ class EngineController:
         self._layers = dict(record.layers)
         self._pairs.clear()
         self._contests.clear()
-        self.trainable.forget([name for name in self.trainable.held if name not in self._layers])
+        self.trainable.put_back(record.trainable)
         if not self._changing:
             self.merged.put_back(record.merged)
             return
@@ -351,6 +359,7 @@ class EngineController:
         """
         self._layers, self._now = dict(record.layers), BASE
         self._sweep(components)
+        self.trainable.put_back(record.trainable)
         self.beside.release()
         left = self.merged.force_base(record.merged)
         self._fused.copy_again()

@@ -308,7 +308,7 @@ class MergedEngine:
         """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
         for (number, _), entry in self._touched.items():
             if number in modules:
-                self._force(entry)
+                self._force(entry, gone=True)
                 for slot in entry.slots:
                     slot.blended = False  # what could not be written then is nobody's any more
 
@@ -330,15 +330,17 @@ class MergedEngine:
         return left
 
     @staticmethod
-    def _force(entry: _Touched) -> list[str]:
-        """Put the base of a module back; give the names of what cannot be written."""
+    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
                 restore([slot])
-            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+            except Exception:  # what cannot be written is told by name
+                if gone and slot.can_restore:
+                    raise
                 left.append(slot.name)
         return left
 

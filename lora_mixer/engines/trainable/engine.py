@@ -9,6 +9,7 @@ their own changes. While any adapter is in training, no parameter of the model a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.nn import functional
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
     Clean = Callable[[], torch.Tensor]
     """Gives a clean base."""
+
+
+@dataclass(frozen=True)
+class TrainableRecord:
+    """What was in training at one time."""
+
+    held: Mapping[str, Trained]
+    frozen: Sequence[nn.Parameter]
 
 
 class TrainableEngine:
@@ -63,6 +72,20 @@ class TrainableEngine:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
             self._frozen.clear()
+
+    def record(self) -> TrainableRecord:
+        """Note what is held, for :meth:`put_back`."""
+        return TrainableRecord(dict(self.held), tuple(self._frozen))
+
+    def put_back(self, record: TrainableRecord) -> None:
+        """Hold what was recorded, and let the same parameters ask for no gradient."""
+        kept = {id(parameter) for parameter in record.frozen}
+        for parameter in self._frozen:
+            if id(parameter) not in kept:
+                parameter.requires_grad_(True)
+        for parameter in record.frozen:
+            parameter.requires_grad_(False)
+        self.held, self._frozen = dict(record.held), list(record.frozen)
 
     def take(self, name: str, trained: Trained, roots: Sequence[nn.Module]) -> None:
         """
