@@ -96,6 +96,11 @@ class Hashes(Mapping[str, str]):
             self._table = self._load()
         return self._table
 
+    @property
+    def known(self) -> Mapping[str, str]:
+        """The hashes as far as they have been computed: all of them, or none; nothing is read."""
+        return self._table or {}
+
     def __getitem__(self, name: str) -> str:
         """Return one hash."""
         return self._all()[name]
