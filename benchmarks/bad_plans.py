@@ -270,7 +270,11 @@ def verdict(raw: bytes, kind: str, folder: Path, outline: Any) -> str:
         plan = parse_plan(raw, kind, folder=folder)
         check_plan(plan, outline=outline if plan.model == "demo" else None)
     except PlanError as error:
-        return "line" if error.problems and all(line is not None for line, _ in error.problems) else "no line"
+        return (
+            "line"
+            if error.problems and all(problem.line is not None for problem in error.problems)
+            else "no line"
+        )
     except Exception as error:  # noqa: BLE001 -- exactly what must not be
         return f"traceback: {type(error).__name__}: {error}"
     return "accepted"

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_mixer import read_adapter
-from lora_mixer.formats.container import read_header
+from lora_mixer.formats.header import read_header
 from lora_mixer.memory import paused_gc
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ Every error that the package raises on purpose.
     │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
     ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
+    ├── AdapterConfigError      a fresh adapter cannot be made like that (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
     ├── PlanError               a plan of pictures cannot be made as it stands (also a ValueError)
@@ -30,10 +31,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_mixer.problem import Problem, SaveProblem
+from lora_mixer.wording import first_of
+
 if TYPE_CHECKING:
-    from lora_mixer.problem import Problem, SaveProblem
+    from collections.abc import Iterable
 
 
+_PROBLEMS_SHOWN = 20
 _LONGEST = 10_000  # characters of a message: names in it may come from files
 
 
@@ -45,16 +50,28 @@ class LoraMixerError(Exception):
         message: What was expected, what was got and how to fix it.
         file: The file, folder or repository that it is about, as messages call it.
         key: The key or the module in that file.
+        problems: Each thing that is wrong, with its place, where there are several or all are listed.
 
     Attributes:
         file: As above, or None.
         key: As above, or None.
+        problems: As above; empty where the message is all.
     """
 
-    def __init__(self, message: str = "", *, file: str | None = None, key: str | None = None) -> None:
+    problems: tuple[Problem | SaveProblem, ...]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        file: str | None = None,
+        key: str | None = None,
+        problems: Iterable[Problem | SaveProblem] = (),
+    ) -> None:
         super().__init__(message)
         self.file = file
         self.key = key
+        self.problems = tuple(problems)
 
     @property
     def reason(self) -> str:
@@ -115,7 +132,7 @@ class SaveError(LoraMixerError, ValueError):
         problems: One entry for each module or key in the way; empty where the trouble is another.
     """
 
-    problems: tuple[SaveProblem, ...] = ()
+    problems: tuple[SaveProblem, ...]
 
 
 class AdapterNameError(LoraMixerError, ValueError):
@@ -130,19 +147,48 @@ class MixError(LoraMixerError, ValueError):
         message: What is wrong; None lists the problems.
         problems: Each thing that is wrong, with its place.
         what: What was read, as in "this mix".
+        file: The file that it stands in.
 
     Attributes:
         problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
-        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), what: str = "mix"
+        self,
+        message: str | None = None,
+        *,
+        problems: tuple[Problem, ...] = (),
+        what: str = "mix",
+        file: str | None = None,
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This {what} cannot be used: {problems[0]}"
         elif message is None:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
+        super().__init__(message, file=file, problems=problems)
+
+
+class AdapterConfigError(LoraMixerError, ValueError):
+    """
+    A configuration cannot be that of a fresh adapter, or not on this model.
+
+    Args:
+        message: What is wrong; None lists the problems.
+        problems: Each thing that is wrong, with the field that it is about.
+
+    Attributes:
+        problems: As above.
+    """
+
+    def __init__(self, message: str | None = None, *, problems: tuple[Problem, ...] = ()) -> None:
+        if message is None and len(problems) == 1:
+            message = f"This adapter cannot be made: {problems[0]}"
+        elif message is None:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            message = f"This adapter cannot be made, for {len(problems)} reasons:\n{listed}"
         super().__init__(message)
         self.problems = problems
 
@@ -151,11 +197,26 @@ class PlanError(LoraMixerError, ValueError):
     """
     A plan of pictures cannot be made as it stands.
 
+    Args:
+        message: What is wrong; None lists the first 20 problems.
+        problems: Each thing that is wrong, with its place and, of a file, its line.
+        file: The plan's file.
+
     Attributes:
-        problems: One entry for each thing that is wrong: the line of the file, or None where there is no file, and why.
+        problems: Each thing that is wrong, once, by line; none where it is one sentence.
     """
 
-    problems: tuple[tuple[int | None, str], ...] = ()
+    problems: tuple[Problem, ...]
+
+    def __init__(
+        self, message: str | None = None, *, problems: Iterable[Problem] = (), file: str | None = None
+    ) -> None:
+        by_line = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
+        if message is None:
+            rows = [" ".join(str(problem).split()) for problem in by_line]
+            listed = first_of(rows, _PROBLEMS_SHOWN, between="\n  ", last="\n  ")
+            message = f"{'this' if file else 'This'} plan cannot be made:\n  {listed}"
+        super().__init__(message, file=file, problems=by_line)
 
 
 class WorkersError(LoraMixerError, RuntimeError):
@@ -163,7 +224,29 @@ class WorkersError(LoraMixerError, RuntimeError):
 
 
 class PictureError(LoraMixerError, ValueError):
-    """A picture cannot be asked for like that, or not of this pipeline."""
+    """
+    A picture cannot be asked for like that, or not of this pipeline.
+
+    Args:
+        message: What is wrong; None lists the problems.
+        field: The field of the picture that it is about.
+        problems: Each thing that is wrong, with the field as its place.
+
+    Attributes:
+        problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
+    """
+
+    problems: tuple[Problem, ...]
+
+    def __init__(
+        self, message: str | None = None, *, field: str | None = None, problems: Iterable[Problem] = ()
+    ) -> None:
+        listed = tuple(problems)
+        if message is None:
+            message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
+        elif field is not None:
+            listed = (Problem(field, message),)
+        super().__init__(message, key=field, problems=listed)
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one

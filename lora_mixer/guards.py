@@ -9,6 +9,7 @@ a part of the mix is in no parameter. Guards stand in the dictionaries of object
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -89,6 +90,13 @@ class Guard:
         if self._word in _BASE_FIRST:
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
+            learnt = (
+                self._state.trained_on(self._owner)
+                if hasattr(type(self._owner), "_hf_peft_config_loaded")
+                else []
+            )
+            if learnt:
+                return self._save_trained(learnt, *args, **kwargs)
             if self._state.controller.is_in_parameters:
                 return self._method(*args, **kwargs)
             raise PipelineStateError(
@@ -102,6 +110,23 @@ class Guard:
             f"{where} knows adapters of PEFT only, and those on this model ({names}) are a LoraMixer's: call the mixer's "
             f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer"
         )
+
+    def _save_trained(
+        self,
+        names: Sequence[str],
+        save_directory: Any,
+        is_main_process: bool = True,
+        *_: Any,
+        push_to_hub: bool = False,
+        **__: Any,
+    ) -> None:
+        """Write what is trained on a model of transformers, as it does itself while an adapter of PEFT is on one."""
+        if self._word != "save_pretrained" or push_to_hub:
+            raise PipelineStateError(
+                f"{', '.join(names)}: an adapter in training is saved to a folder, and nothing is uploaded; upload that"
+            )
+        if is_main_process:
+            self._state.write_trained(Path(save_directory), names)
 
     def _check_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:

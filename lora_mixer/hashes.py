@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING
+
+from lora_mixer.parsing.frozen import LazyMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,37 +83,14 @@ def _window(stream: IO[bytes], start: int) -> str | None:
     return hashlib.sha256(found).hexdigest()[:8] if found else None
 
 
-class Hashes(Mapping[str, str]):
-    """A mapping of hash names to hex digits that reads the file at the first look."""
+class Hashes(LazyMap[str, str]):
+    """
+    A mapping of hash names to hex digits that reads the file at the first look.
+
+    Args:
+        load: Computes the table; None for sources without bytes of their own.
+    """
 
     def __init__(self, load: Callable[[], dict[str, str]] | None) -> None:
-        """Take the function that computes the table; None for sources without bytes of their own."""
-        self._load = load
-        self._table: dict[str, str] | None = None if load else {}
-
-    def _all(self) -> dict[str, str]:
-        if self._table is None:
-            assert self._load is not None  # noqa: S101 -- holds by construction
-            self._table = self._load()
-        return self._table
-
-    @property
-    def known(self) -> Mapping[str, str]:
-        """The hashes as far as they have been computed: all of them, or none; nothing is read."""
-        return self._table or {}
-
-    def __getitem__(self, name: str) -> str:
-        """Return one hash."""
-        return self._all()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the hashes there are."""
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        """Count the hashes."""
-        return len(self._all())
-
-    def __repr__(self) -> str:
-        """Show the hashes if they are known already, without reading the file."""
-        return f"Hashes({self._table if self._table is not None else 'not computed yet'})"
+        """Take the function; nothing is read yet."""
+        super().__init__(load or dict)

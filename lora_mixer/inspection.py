@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding import bind, find_components
 from lora_mixer.errors import MatchError
-from lora_mixer.formats import paused_gc, read, read_info
+from lora_mixer.formats.collector import paused_gc
+from lora_mixer.formats.info import read_info
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ def match_adapter(
         >>> match_adapter({"0.lora_A.weight": torch.ones(1, 4), "0.lora_B.weight": torch.ones(4, 1)}, model).matched
         1
     """
-    adapter = read(resolve_source(source, **options))
+    # what is read from headers alone does without torch
+    from lora_mixer.binding import bind, find_components
+    from lora_mixer.formats.reader import read_source
+
+    adapter = read_source(resolve_source(source, **options))
     report = bind(adapter, find_components(pipe), adapter.info.name, component=component).report
     if strict and not report.complete:
         raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")

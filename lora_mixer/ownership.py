@@ -18,19 +18,26 @@ from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
-from lora_mixer.errors import MixLostError, PipelineStateError
+from lora_mixer.engines.trainable.parameters import Trained
+from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
 from lora_mixer.textual_inversion import TokenSet
+from lora_mixer.writing.full_as_values import full_as_values
+from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.binding import BoundLayer, MatchReport
     from lora_mixer.engines import ActiveMixes, BaseDevice
     from lora_mixer.engines.controller import ControllerRecord
+    from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
+    from lora_mixer.writing.originals import Original
 
 _MARK = "_lora_mixer_state"
 """Under this name a part holds the state that it belongs to: no module, parameter or buffer, so no key changes."""
@@ -50,6 +57,7 @@ class Loaded:
 
     info: AdapterInfo
     report: MatchReport
+    original: Original | None = None
 
 
 @dataclass(frozen=True)
@@ -291,9 +299,16 @@ class MixerState:
         self._guarded = weakref.WeakSet(now.values())
         guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
-    def take(self, name: str, loaded: Loaded, layers: Sequence[BoundLayer]) -> None:
+    def take(
+        self,
+        name: str,
+        loaded: Loaded,
+        layers: Sequence[BoundLayer],
+        own: Own | None = None,
+        roots: Sequence[nn.Module] = (),
+    ) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
-        self.controller.replace(name, layers)
+        self.controller.replace(name, layers, own, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
         self._lineage = None
@@ -332,6 +347,45 @@ class MixerState:
             self.controller.keep_on(keep_base)
             if again:
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
+
+    def trained(self, name: str) -> Trained | None:
+        """Return what is trained of an adapter; None where it is not in training."""
+        own = self.controller.own(name)
+        return own if isinstance(own, Trained) else None
+
+    def trained_on(self, root: nn.Module) -> list[str]:
+        """Name the adapters in training that reach a component."""
+        return [name for name in self.loaded if (own := self.trained(name)) is not None and own.on(root)]
+
+    def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
+        """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
+        learnt, original = self.trained(name), self.loaded[name].original
+        if learnt is not None:
+            return learnt.written() if learnt.config else full_as_values(self.controller.held(name))
+        return None if original is None else (original.tensors(self.controller.layers[name]), original.config)
+
+    def write_trained(self, folder: Path, names: Sequence[str]) -> None:
+        """
+        Write adapters in training as PEFT folders.
+
+        Args:
+            folder: Where to; one adapter is written into it, several into a folder each by their names.
+            names: The adapters.
+
+        Raises:
+            SaveError: When one was not read from a PEFT folder, or the disk refuses.
+        """
+        with self.lock:
+            found = {name: self.peft_tensors(name) for name in names}
+            odd = [name for name, parts in found.items() if parts is None]
+            if odd:
+                raise SaveError(
+                    f"{', '.join(odd)}: not read from a PEFT folder, so there is no configuration to write; use the mixer's "
+                    "save_lora_weights()"
+                )
+            for name, parts in found.items():
+                if parts is not None:
+                    write_peft(folder if len(names) == 1 else folder / name, *parts)
 
     def let_go(self, tokens: Iterable[str]) -> None:
         """Make room for words that a mixer loaded which is gone."""
@@ -397,13 +451,17 @@ class MixerState:
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is not self:
                 root.__dict__[_MARK] = self
-        if not self.is_empty:
-            guards.place(self.pipe, self.roots.values(), self)
+        self.guard()
         for root in before:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
         # now, not at the next call: by then others may have replaced what is bound
         self._lineage = Lineage(self.roots, self.controller.modules)
+
+    def guard(self) -> None:
+        """Refuse diffusers' and PEFT's words for adapters that are none of theirs."""
+        if not self.is_empty:
+            guards.place(self.pipe, self.roots.values(), self)
 
     def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
         """

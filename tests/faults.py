@@ -298,6 +298,17 @@ CALLS: dict[str, Callable[[Held], Any]] = {
     "load inactive": lambda held: held.mixer.load_lora_weights(held.lora(8), "new", activate=False),
     "load trainable": lambda held: held.mixer.load_lora_weights(held.lora(10), "new", trainable=True),
     "load embeddings": _embeddings,
+    "add_adapter": lambda held: held.mixer.add_adapter(
+        {"peft_type": "LORA", "r": 2, "target_modules": ["one", "two"]}, "made"
+    ),
+    "add_adapter adalora": lambda held: held.mixer.add_adapter(
+        {"peft_type": "ADALORA", "init_r": 2, "target_r": 1, "total_step": 10, "target_modules": ["two"]},
+        "made",
+    ),
+    "after_step": lambda held: held.mixer.after_step(1),
+    "adapter_loss": lambda held: held.mixer.adapter_loss("t"),
+    "trained_adapters": lambda held: held.mixer.trained_adapters,
+    "hand_back": lambda held: held.mixer.hand_back(),
     "load twice": lambda held: held.mixer.load_lora_weights(held.lora(7), "a"),
     "hotswap": lambda held: held.mixer.load_lora_weights(held.lora(9), "a", hotswap=True),
     "load_textual_inversion": lambda held: held.mixer.load_textual_inversion(words(2, "<fox>")),

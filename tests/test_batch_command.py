@@ -71,7 +71,7 @@ def test_a_bad_plan_is_a_message_with_lines(tmp_path):
     result = batch(plan)
 
     assert result.exit_code == 2
-    assert "error: plan.yaml cannot be made:" in result.stderr
+    assert "error: plan.yaml: this plan cannot be made:" in result.stderr
     assert "line 3: jobs[0].steps: expected a valid integer, got 'none'" in result.stderr
 
 

@@ -207,14 +207,20 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
         "jobs:\n- prompt: x\n  mix: a:1, nobody:1\n- prompt: a __nothing__\n- prompt: x\n  size: 12x64\n"
     )
 
-    found = dict(problems(raw, folder=folder, outline=outline))
+    found = {problem.line: problem for problem in problems(raw, folder=folder, outline=outline)}
 
-    assert sorted(found) == [3, 4, 7, 8, 9]
-    assert "neither a file or folder" in found[3]
-    assert "another shape" in found[4]
-    assert "nobody" in found[7]
-    assert "__nothing__" in found[8]
-    assert "multiple of 8" in found[9]
+    assert {line: problem.place for line, problem in found.items()} == {
+        3: "adapters.gone",
+        4: "adapters.wrong.unet.conv_in",
+        7: "jobs[0].mix",
+        8: "jobs[1].prompt",
+        9: "jobs[2].width",
+    }
+    assert "neither a file or folder" in found[3].text
+    assert "another shape" in found[4].text
+    assert "nobody" in found[7].text
+    assert "__nothing__" in found[8].text
+    assert "multiple of 8" in found[9].text
 
 
 @pytest.mark.parametrize(
@@ -245,26 +251,26 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
 def test_a_mistake_is_told_at_its_line(outline, raw, kind, line, word):
     found = problems(raw, kind, outline=outline)
 
-    assert [at for at, _ in found] == [line]
-    assert word in found[0][1]
+    assert [problem.line for problem in found] == [line]
+    assert word in found[0].text
 
 
 def test_block_weights_are_checked_against_the_model(folder, outline):
     raw = "adapters: {a: a.safetensors}\njobs:\n- prompt: x\n  mix: {a: {unet: {down: [1, 2, 3, 4, 5, 6, 7]}}}\n"
 
-    ((line, text),) = problems(raw, folder=folder, outline=outline)
+    found = problems(raw, folder=folder, outline=outline)
 
-    assert line == 4
-    assert "down" in text
+    assert {(problem.line, problem.place) for problem in found} == {(4, "jobs[0].mix.a.blocks")}
+    assert all(f"down.block_{i}: expected" in found[i].text for i in range(3))
 
 
 def test_an_unknown_component_is_told_though_an_equal_mix_without_it_stands_before(folder, outline):
     raw = "adapters: {a: a.safetensors}\njobs:\n- {prompt: x, mix: 'a:1'}\n- {prompt: x, mix: {a: {nowhere: 1}}}\n"
 
-    ((line, text),) = problems(raw, folder=folder, outline=outline)
+    (problem,) = problems(raw, folder=folder, outline=outline)
 
-    assert line == 4
-    assert "no component nowhere" in text
+    assert (problem.line, problem.place) == (4, "jobs[1].mix")
+    assert "no component nowhere" in problem.text
 
 
 def test_aliases_of_aliases_end_in_an_error_not_in_all_memory():

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_mixer import CorruptFileError, FormatError, NotAnAdapterError, read_adapter
-from lora_mixer.formats.container import HEADER_LIMIT, read_header, read_tensors
+from lora_mixer.formats.container import read_tensors
+from lora_mixer.formats.header import HEADER_LIMIT, read_header
 from tests.weights import same_bits
 
 DTYPES = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import diffusers
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,44 +12,53 @@ from safetensors.torch import load_file, save_file
 
 from lora_mixer import LoraMixer, SaveError
 from lora_mixer.writing import convert, merge
-from tests.transformers_data import distance, parts_of, reference, state
+from tests.test_families_references import REFERENCES
+from tests.transformers_data import Parts, distance, parts_of, reference, state
 
-ADAPTERS = [
-    "chroma/distilled_guidance",
-    "cosmos2/kohya_adaln",
-    "flux/kohya_all_linear",
-    "flux/aitoolkit",
+NO_PAIRS = {
+    "flux/bfl_lokr_placeholder",
+    "flux/kohya_oft",
+    "flux/loha_fused",
+    "flux/lycoris_lokr",
+    "flux/onetrainer_dora",
+    "flux2/bfl_lokr",
+}
+"""Whose changes no format holds without a rank, once a mixer has them by modules."""
+ONLY_LEAVES = {
+    "flux/bfl_control",  # norms
+    "flux/comfy_full_diff",  # full changes
+    "flux/comfy_te",  # a norm, and a table of embeddings
+    "flux/kohya_te1_te3",  # the latter
     "flux/te2_is_t5",
-    "flux2/aitoolkit_bfl",
-    "hunyuanvideo/refiner_and_final",
-    "krea2/kohya",
-    "lumina2/comfy_peft",
-    "minimax_h3/comfy_stacked",
-    "mochi/original_bare",
-    "qwenimage/kohya_top_level",
-    "sd35m/kohya",
     "sd35m/kohya_te123",
-    "wan/comfy_peft",
-    "zimage/original_out",
-]
-EMBEDDINGS = {"flux/te2_is_t5", "sd35m/kohya_te123"}
-"""Those that change a table of T5, for which diffusers' files have no place."""
+    "wan/lightx2v_diff_m",
+    "wan/lightx2v_diffs",
+}
+"""Those for which diffusers' files have no place."""
 
 
-@pytest.mark.parametrize("form", ["kohya", "diffusers"])
-@pytest.mark.parametrize("name", ADAPTERS)
+def moved(tensor, before):
+    """Give a change, also of a weight that has become wider."""
+    short = tensor.shape[1] - before.shape[1] if tensor.shape != before.shape else 0
+    return tensor - (torch.nn.functional.pad(before, (0, short)) if short else before)
+
+
+@pytest.mark.filterwarnings("ignore:only a part of the adapter:lora_mixer.PartialMatchWarning")
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
+@pytest.mark.parametrize("name", REFERENCES)
 def test_what_a_mixer_writes_changes_the_same_weights_in_the_same_way(shared_data, tmp_path, name, form):
     wanted = reference(shared_data, name)
     parts = parts_of(shared_data, wanted)
     before = state(parts)
     mixer = LoraMixer(parts)
-    mixer.load_lora_weights(wanted.adapter, "a")
+    mixer.load_lora_weights(wanted.adapter, "a", **wanted.where)
     changed = state(parts)
-    if form == "diffusers" and name in EMBEDDINGS:
-        with pytest.raises(SaveError, match=r"relative_attention_bias \(a table of embeddings\)"):
+
+    refused = NO_PAIRS if form in ("kohya", "comfyui") else NO_PAIRS | ONLY_LEAVES
+    if name in refused:
+        with pytest.raises(SaveError, match=r"no low-rank pair|with lengths of inputs|has no place for"):
             mixer.save_lora_weights(tmp_path / "a.safetensors", "a", format=form)
         return
-
     mixer.save_lora_weights(tmp_path / "a.safetensors", "a", format=form)
 
     mixer.unload_lora_weights()
@@ -54,13 +66,169 @@ def test_what_a_mixer_writes_changes_the_same_weights_in_the_same_way(shared_dat
     report = mixer.load_lora_weights(tmp_path / "a.safetensors", "again")
     assert report.complete
     now = state(parts)
-    moved = [key for key in before if not torch.equal(changed[key], before[key])]
-    assert moved
     for key in before:
-        if key in moved:
-            assert distance(now[key] - before[key], changed[key] - before[key]) < 1e-5
-        else:
+        if changed[key].shape == before[key].shape and torch.equal(changed[key], before[key]):
             assert torch.equal(now[key], before[key])
+        else:
+            assert distance(moved(now[key], before[key]), moved(changed[key], before[key])) < 1e-5
+
+
+PEERS_READ = {
+    "diffusers": [
+        *(
+            "auraflow/comfy_original",
+            "chroma/kohya",
+            "cogvideox/diffusers",
+            "cosmos2/comfy",
+            "flux/kohya_all_linear",
+        ),
+        *("flux/kohya_dora_out_fused", "flux/kohya_split_qkv", "flux2/aitoolkit_bfl", "hidream/aitoolkit"),
+        *("hunyuanimage/kohya_split", "hunyuanvideo/refiner_and_final", "kandinsky5/kohya", "krea2/kohya"),
+        *("ltx/comfy_same_names", "lumina2/comfy_peft", "minimax_h3/comfy_stacked", "mochi/original_bare"),
+        *(
+            "ovis/comfy_peft",
+            "qwenimage/kohya_top_level",
+            "sana/diffusers",
+            "sd35l/kohya",
+        ),
+        *("sd35m/kohya", "wan/pairs_and_diff_b", "wan_i2v/i2v_all", "zimage/kohya_fused_qkv"),
+    ],
+    # its converters know these without sizes of full models in them
+    "comfyui": [
+        *(
+            "flux2/diffusers",
+            "flux2_klein/bfl_peft",
+            "hidream/aitoolkit",
+            "krea2/comfy",
+            "ltx/comfy_same_names",
+        ),
+        *("qwenimage/kohya", "wan/fun_double_underscore", "wan/pairs_and_diff_b", "zimage/kohya_fused_qkv"),
+    ],
+    "kohya": ["flux2/kohya", "qwenimage/comfy_peft_alpha", "wan/comfy_peft", "zimage/original_out"],
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [(form, name) for form, names in PEERS_READ.items() for name in names]
+)
+# PEFT takes a path for the end of others, and gives those pairs of zeros
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
+def test_diffusers_reads_what_is_written_as_the_same_changes(shared_data, tmp_path, form, name):
+    wanted = reference(shared_data, name)
+    parts, other = (parts_of(shared_data, wanted).components["transformer"] for _ in range(2))
+    mixer = LoraMixer(Parts({"transformer": parts}))
+    mixer.load_lora_weights(wanted.adapter, "a", **wanted.where)
+    mixer.save_lora_weights(tmp_path / "a.safetensors", "a", format=form)
+
+    if form == "diffusers":
+        table = load_file(tmp_path / "a.safetensors")
+        with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+            facts = json.loads(opened.metadata()["lora_adapter_metadata"])
+    else:
+        pipeline = getattr(diffusers, wanted.facts["pipeline"])
+        table, facts = pipeline.lora_state_dict(str(tmp_path / "a.safetensors")), None
+    other.load_lora_adapter(table, prefix="transformer", adapter_name="a", metadata=facts)
+    other.fuse_lora()
+    other.unload_lora()
+
+    base = parts_of(shared_data, wanted).components["transformer"].state_dict()
+    changed, found = parts.state_dict(), other.state_dict()
+    assert found.keys() == changed.keys()
+    for key, tensor in changed.items():
+        if torch.equal(tensor, base[key]):
+            assert torch.equal(found[key], base[key])
+        else:
+            assert distance(found[key] - base[key], tensor - base[key]) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui"])
+def test_one_file_for_the_second_expert_says_so_and_goes_back_to_it(shared_data, tmp_path, form):
+    """Neither format has a word for it; a file of both would hold two changes of one name."""
+    wanted = reference(shared_data, "wan/transformer_2")
+    parts = parts_of(shared_data, wanted)
+    mixer = LoraMixer(parts)
+    mixer.load_lora_weights(wanted.adapter, "second", **wanted.where)
+    mixer.load_lora_weights(wanted.adapter, "first", component="transformer")
+    mixer.save_lora_weights(tmp_path / "second.safetensors", "second", format=form)
+    with pytest.raises(SaveError, match=r"do not tell transformer_2 from transformer; write one file for"):
+        mixer.save_lora_weights(tmp_path / "both.safetensors", ["first", "second"], format=form)
+    mixer.unload_lora_weights()
+    report = mixer.load_lora_weights(tmp_path / "second.safetensors", "again")
+    assert {part.component: len(part.matched) for part in report.components} == {"transformer_2": 20}
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui"])
+def test_halves_of_one_live_layer_are_written_as_the_two_layers_of_the_original(shared_data, tmp_path, form):
+    wanted = reference(shared_data, "ovis/comfy_peft")
+    mixer = LoraMixer(parts_of(shared_data, wanted))
+    mixer.load_lora_weights(wanted.adapter, "a")
+    mixer.save_lora_weights(tmp_path / "a.safetensors", "a", format=form)
+    names = {key.partition(".lora_")[0] for key in load_file(tmp_path / "a.safetensors")}
+    front, joint = ("lora_unet_", "_") if form == "kohya" else ("diffusion_model.", ".")
+    for half in ("up_proj", "gate_proj", "down_proj"):
+        assert front + joint.join(["double_blocks", "0", "img_mlp", half]) in {
+            n.partition(".alpha")[0] for n in names
+        }
+
+
+def test_comfyuis_files_have_its_own_names_and_pairs_without_alphas(shared_data, tmp_path):
+    wanted = reference(shared_data, "sd35m/kohya_te123")
+    mixer = LoraMixer(parts_of(shared_data, wanted))
+    mixer.load_lora_weights(wanted.adapter, "a")
+    mixer.save_lora_weights(tmp_path / "a.safetensors", "a", format="comfyui")
+    table = load_file(tmp_path / "a.safetensors")
+    fronts = {key.partition(".transformer.")[0] for key in table if key.startswith("text_encoders.")}
+    assert fronts == {"text_encoders.clip_l", "text_encoders.clip_g", "text_encoders.t5xxl"}
+    assert "diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight" in table
+    assert not any(key.endswith((".alpha", ".lora_up.weight")) for key in table)
+
+
+TWO_SPELLINGS = [
+    ("auraflow/comfy_original", "auraflow/diffusers"),
+    ("flux/kohya_split_qkv", "flux/onetrainer_omi"),
+    ("flux/xlabs", "flux/fal_kontext"),
+    ("flux2/kohya", "flux2/diffusers"),
+    ("hunyuanvideo/diffusion_pipe", "hunyuanvideo/framepack"),
+    ("krea2/comfy", "krea2/kohya"),
+    ("lumina2/comfy_peft", "lumina2/kohya"),
+    ("mochi/original_bare", "mochi/diffusers"),
+    ("qwenimage/bare_default", "qwenimage/kohya"),
+    ("sd35l/kohya", "sd35l/base_model"),
+    ("wan/fun_double_underscore", "wan/comfy_peft"),
+    ("zimage/kohya_fused_qkv", "zimage/aitoolkit"),
+]
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
+@pytest.mark.parametrize(("one", "other"), TWO_SPELLINGS)
+def test_a_merge_of_two_spellings_is_the_sum_of_their_changes(shared_data, tmp_path, one, other, form):
+    """From files and a folder of the base, no model loaded."""
+    wanted = [reference(shared_data, name) for name in (one, other)]
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "transformer").symlink_to(shared_data / "dit" / "models" / wanted[0].family / "transformer")
+    kind = wanted[0].facts["classes"]["transformer"]
+    (base / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", kind]}))
+
+    merge(
+        {wanted[0].adapter: 0.7, wanted[1].adapter: -0.3},
+        tmp_path / "sum.safetensors",
+        model=base,
+        format=form,
+    )
+
+    live = Parts({"transformer": parts_of(shared_data, wanted[0]).components["transformer"]})
+    before = state(live)
+    LoraMixer(live).load_lora_weights(tmp_path / "sum.safetensors", "sum")
+    for (part, key), tensor in state(live).items():
+        total = torch.zeros_like(tensor, dtype=torch.float64)
+        for weight, own in zip((0.7, -0.3), wanted, strict=True):
+            target = own.merged(part).get(key)
+            total += 0 if target is None else weight * (target.double() - before[part, key].double())
+        if total.any():
+            assert distance(tensor.double() - before[part, key].double(), total) < 1e-4
+        else:
+            assert torch.equal(tensor, before[part, key])
 
 
 def test_kohyas_names_of_flux_are_those_of_the_original_code(shared_data, tmp_path):

@@ -98,3 +98,19 @@ def test_the_command_tells_it_in_one_line(arguments: list[str], missing: str, ex
     assert "Traceback" not in told
     assert missing in told
     assert f"[{extra}]'" in " ".join(told.split())
+
+
+def test_an_adapter_is_described_without_torch():
+    script = (
+        "import struct, json\nfrom lora_mixer import read_adapter\n"
+        "shapes = {'lora_unet_conv_in.lora_down.weight': [2, 4], 'lora_unet_conv_in.lora_up.weight': [8, 2]}\n"
+        "table, at = {}, 0\n"
+        "for key, (a, b) in shapes.items():\n"
+        "    table[key] = {'dtype': 'F32', 'shape': [a, b], 'data_offsets': [at, at + 4 * a * b]}\n"
+        "    at += 4 * a * b\n"
+        "raw = json.dumps(table).encode()\n"
+        "info = read_adapter(struct.pack('<Q', len(raw)) + raw + bytes(at))\n"
+        "print(info.format, info.ranks, info.dtypes, info.bytes)"
+    )
+
+    assert run(script, ("torch", "numpy", "diffusers")).strip() == "kohya (2,) ('float32',) 96"

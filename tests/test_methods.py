@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from lora_mixer import LoraMixer, Mix, MixError
-from lora_mixer.engines.methods.k_lora import magnitude, typical
 from lora_mixer.mixes import KLora
+from lora_mixer.mixes.methods.k_lora import magnitude, typical
 from tests.layers import layer, randn
 from tests.models import tiny_sd
 from tests.weights import Pair, Place, random_pairs
@@ -227,7 +227,7 @@ def test_the_roles_are_those_that_the_method_names(bench: Bench) -> None:
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
 def test_the_largest_elements_are_summed_block_by_block(kernel: tuple[int, ...], monkeypatch: Any) -> None:
-    monkeypatch.setattr("lora_mixer.engines.methods.k_lora._BLOCK", 60)
+    monkeypatch.setattr("lora_mixer.mixes.methods.k_lora._BLOCK", 60)
     weights = layer({"lora_down.weight": randn(3, 5, *kernel), "lora_up.weight": randn(7, 3), "alpha": 1.5})
     shape = (7, 5, *kernel)
     delta = weights.delta(torch.zeros(shape, dtype=torch.float64), 1.0).abs().flatten()

@@ -46,7 +46,8 @@ def test_every_public_name_exists_with_a_docstring(module, name):
 
 
 def test_every_error_is_one_of_the_packages_own():
-    errors = [value for value in vars(lora_mixer.errors).values() if inspect.isclass(value)]
+    module = lora_mixer.errors
+    errors = [x for x in vars(module).values() if inspect.isclass(x) and x.__module__ == module.__name__]
 
     assert len(errors) > 10
     assert all(issubclass(error, lora_mixer.errors.LoraMixerError) for error in errors)
@@ -64,3 +65,11 @@ def test_a_package_without_exports_says_what_it_is_for():
 def test_names_from_before_the_first_tag_answer_with_a_warning(former, now):
     with pytest.warns(DeprecationWarning, match=now):
         assert getattr(lora_mixer, former) is getattr(lora_mixer, now)
+
+
+@pytest.mark.parametrize(("former", "now"), [("Settings", "ServerOptions"), ("Studio", "AppState")])
+def test_names_of_the_page_from_before_the_first_tag_answer_with_a_warning(former, now):
+    page = importlib.import_module("lora_mixer.ui")
+
+    with pytest.warns(DeprecationWarning, match=now):
+        assert getattr(page, former) is getattr(page, now)

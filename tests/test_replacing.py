@@ -181,8 +181,8 @@ def test_a_hotswap_that_fails_leaves_the_old_one_in_effect(
         controller = bench.mixer._state.controller
         replace = controller.replace
 
-        def fail(name: str, layers: Any) -> None:
-            replace(name, layers)
+        def fail(name: str, *more: Any) -> None:
+            replace(name, *more)
             raise MemoryError(name)
 
         monkeypatch.setattr(controller, "replace", fail)

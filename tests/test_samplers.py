@@ -272,7 +272,7 @@ def test_what_a_picture_says_and_cannot_be_used_is_told():
     found = recalled_request(settings)
 
     assert found.request == PictureRequest("a castle")
-    told = " ".join(found.unused)
+    told = " ".join(map(str, found.unused))
     assert all(word in told for word in ("seed", "DPM adaptive", "width", "ENSD"))
 
 

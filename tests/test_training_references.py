@@ -23,6 +23,7 @@ CASES = (
     "bert_loha",
     "bert_lora_head",
     "gpt2_rslora",
+    "llama_adalora",
     "llama_dora",
     "llama_lokr",
     "llama_lora",
@@ -54,7 +55,8 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
     place = root / facts["model"] if (root / facts["model"]).is_dir() else shared_data / facts["model"]
     model = kind.from_pretrained(place).train()
     values = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    flags = [p.requires_grad for p in model.parameters()]
+    own = list(model.parameters())
+    flags = [p.requires_grad for p in own]
     data, size = load_file(folder / "data.safetensors"), facts["batch_size"]
     mixer = LoraMixer(model)
     mixer.load_lora_weights(folder / facts["init"], adapter_name="a", trainable=True)
@@ -67,7 +69,7 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
         rows = [(step * size + i) % count for i in range(size)]
         if facts["dropout_seed"] is not None:
             torch.manual_seed(facts["dropout_seed"] + step)
-        loss = loss_of(model, {key: value[rows] for key, value in data.items()})
+        loss = loss_of(model, {key: value[rows] for key, value in data.items()}) + mixer.adapter_loss("a")
         assert float(loss.detach()) == pytest.approx(facts["losses"][step], rel=1e-4)
         loss.backward()
         if step == 0:
@@ -76,11 +78,12 @@ def test_gradients_and_weights_are_those_of_peft(case: str, shared_data: Path) -
             for key, value in wanted.items():
                 assert distance(parameters[key].grad, value) < facts["tolerance"]["gradients"], key
         optimizer.step()
+        mixer.after_step(step)
         optimizer.zero_grad()
 
     for key, value in load_file(folder / "weights.safetensors").items():
         assert distance(parameters[key], value) < facts["tolerance"]["weights"], key
-    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in own)
     mixer.unload_lora_weights()
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(torch.equal(tensor, values[key]) for key, tensor in model.state_dict().items())

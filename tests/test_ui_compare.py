@@ -101,7 +101,9 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
                 sizes.append(picture.batch)
                 yield picture
 
-    monkeypatch.setattr(app, "grid_maker", Maker(app.mixer, batch_size=4, defaults=app.defaults))
+    monkeypatch.setattr(
+        app.models.loaded(), "grid_maker", Maker(app.mixer, batch_size=4, defaults=app.defaults)
+    )
     desk.add("ink", "halftone")
     desk.fill(PROMPT)
     desk.tab("Compare")

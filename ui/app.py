@@ -76,10 +76,15 @@ def _nothing() -> None:
 def _top(app: AppState) -> str:
     waiting = len(app.queue)
     queue = "idle" if not waiting else f"{waiting} queued"
-    model = html.escape(Path(str(app.options.model)).name)
+    models = app.models
+    title = html.escape(models.facts.title)
+    if models.loading:
+        title = f"{html.escape(models.loading)} is being loaded"
+    elif models.problem:
+        title = f"{title} could not be loaded"
     return (
-        '<div class="lm-root lm-top"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
-        f'<span class="lm-tag"><span>model </span><b>{model}</b></span>'
+        f'<div class="lm-root lm-top" data-model="{models.number}{bool(models.loading)}"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
+        f'<span class="lm-tag"><span>model </span><b>{title}</b></span>'
         f'<span class="lm-tag" id="queue-length"><span>device </span><b>{queue}</b></span><span class="lm-space"></span>'
         '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Theme: dark or light">◐<span>Theme</span></button></div>'
     )

@@ -13,30 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer import (
-    FairQueue,
-    LoraMixer,
-    PartialMatchWarning,
-    PictureMaker,
-    demo_adapters,
-    load_pipeline,
-)
+from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Library, SavedMixes, base_family, safe_name
-from lora_mixer.mixes import BlockLayout
-from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
+from lora_mixer.library import Fit, Library, SavedMixes, safe_name
+from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
 from .masks import Masks
 from .messages import without_paths
+from .models import Models
 from .preloading import Preloader
 from .saved_rows import SavedRows
+from .starts import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lora_mixer import PictureRequest
+    from lora_mixer import LoraMixer, PictureMaker, PictureRequest
     from lora_mixer.library import Entry
+    from lora_mixer.mixes import BlockLayout
 
 _log = logging.getLogger(__name__)
 ID_DIGITS = 8
@@ -59,6 +54,7 @@ class ServerOptions:
     Attributes:
         model: ``demo``, a folder or a Hub repository.
         loras: Folders of adapters; the demo's own where there are none and the model is the demo.
+        models: Folders of models that the page may change to.
         out: Where pictures, uploads, masks, exports and saved mixes go.
         loading: How the model is loaded; None is as ``load_pipeline`` does it.
         max_upload: The largest file taken, in bytes.
@@ -67,6 +63,7 @@ class ServerOptions:
 
     model: str = DEMO
     loras: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = ()
     out: Path = Path("lora-mixer-ui")
     loading: ModelOptions | None = None
     max_upload: int = MAX_UPLOAD
@@ -81,14 +78,12 @@ class AppState:
         options: How it was started.
 
     Raises:
-        LoraMixerError: When the model cannot be loaded.
+        LoraMixerError: When there is no such model.
     """
 
     def __init__(self, options: ServerOptions) -> None:
-        """Load the pipeline and open the folders."""
+        """Open the folders, and begin to load the model."""
         self.options = options
-        loading = options.loading or ModelOptions(options.model)
-        self.model_title = loading.title
         out = options.out.expanduser().resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports, self.downloads = out / "exports", out / "downloads"
@@ -97,11 +92,8 @@ class AppState:
         folders = [Path(folder).expanduser().resolve() for folder in options.loras]
         if not folders and options.model == DEMO:
             folders = [next(iter(demo_adapters().values())).path.parent]
-        self.mixer = LoraMixer(load_pipeline(loading))
-        defaults = own_defaults(options.model)
-        self.maker = PictureMaker(self.mixer, defaults=defaults)
-        self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)
-        self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
+        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
+        self._lock = threading.RLock()
         self.queue = FairQueue()
         self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -110,14 +102,59 @@ class AppState:
         self.mixes = SavedMixes(out / "mixes.json")
         self.saved_rows = SavedRows(out / "rows.json")
         self.masks = Masks(out / "masks")
-        self.base = base_family(self.mixer.pipe)
-        self.size = _own_size(self.mixer.pipe)
-        self.layout = _layout(self.mixer.pipe)
+        self.starts = Starts(out / "starts", self.masks)
         self.loads = 0
         self.hashing = False
-        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
-        self._lock = threading.RLock()
+        self.models = Models(
+            options.loading or ModelOptions(options.model),
+            [Path(folder).expanduser().resolve() for folder in options.models],
+            options.grid_batch,
+            self._model_changed,
+        )
         self.preloader = Preloader(self)
+
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def mixer(self) -> LoraMixer:
+        """The model's mixer; waits for a model that is being loaded."""
+        return self.models.loaded().mixer
+
+    @property
+    def maker(self) -> PictureMaker:
+        """Who makes pictures one by one."""
+        return self.models.loaded().maker
+
+    @property
+    def grid_maker(self) -> PictureMaker:
+        """Who makes the cells of grids."""
+        return self.models.loaded().grid_maker
+
+    @property
+    def base(self) -> str:
+        """The model's family."""
+        return self.models.facts.base
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Pixels that the model was made for."""
+        return self.models.facts.size
+
+    @property
+    def layout(self) -> BlockLayout | None:
+        """The blocks of the model's UNet."""
+        return self.models.facts.layout
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Steps and guidance where nothing is said."""
+        return self.models.facts.defaults
+
+    def _model_changed(self) -> None:
+        """Forget what was loaded into the model before; the pages look at the library again."""
+        with self._lock:
+            self._loaded.clear()
+        self.scanned_at = time.monotonic()
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -200,13 +237,15 @@ class AppState:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        if fits or entry.problem or entry.offline:
-            return "" if fits else without_paths(reason.replace(str(entry.path), entry.name))
+        if fits:
+            return ""
+        if reason.kind is not Fit.OTHER_BASE:
+            return without_paths(reason.replace(str(entry.path), entry.name))
         return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:
         """Return the name of a base family that people read: the demo's own base has none but a number."""
-        if self.options.model == DEMO and base == self.base:
+        if self.models.facts.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")
 
@@ -306,15 +345,3 @@ class AppState:
 
 def _state(entry: Entry) -> tuple[str, int, float]:
     return entry.id, entry.bytes, entry.mtime
-
-
-def _own_size(pipe: Any) -> tuple[int, int]:
-    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", None)
-    side = getattr(config, "sample_size", None)
-    scale = getattr(pipe, "vae_scale_factor", 8)
-    return (side * scale, side * scale) if isinstance(side, int) else (512, 512)
-
-
-def _layout(pipe: Any) -> BlockLayout | None:
-    unet = getattr(pipe, "unet", None)
-    return None if unet is None else BlockLayout.from_module_names([name for name, _ in unet.named_modules()])

@@ -48,7 +48,7 @@ def keep(app: AppState, picture: Picture) -> str:
     Returns:
         Its id. The file is there, whole, when this returns.
     """
-    settings = PictureSettings.of_request(picture.request, model=app.model_title, version=__version__)
+    settings = PictureSettings.of_request(picture.request, model=app.models.facts.title, version=__version__)
     found, hashes = new_id(), app.hashes(picture.request.adapters)
     save_picture(picture.image, app.pictures / f"{found}.png", settings, hashes=hashes)
     return found

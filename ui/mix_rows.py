@@ -264,7 +264,7 @@ def row_of(name: str, spec: AdapterMix) -> Row:
 
 def rows_of(mix: Mix) -> MixRows:
     """Return the mix_rows of a mix; all rows are on."""
-    method = mix.method.to_text() if mix.method.name != "sum" else ""
+    method = "" if mix.method.is_sum else mix.method.to_text()
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
@@ -279,7 +279,7 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
     return MixRows(tuple(found), kept.method)
 
 
-def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
+def shown_rows(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
     """Return the mix_rows as the page draws it: what the browser may change, and what it only shows."""
     return {
         "rows": [_shown_row(row, app) for row in mix_rows.rows],

@@ -21,7 +21,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModuleTensors:
     """
     The tensors that a file holds for one module, by role, before an algorithm makes sense of them.
 
@@ -125,7 +125,7 @@ class LayerWeights(abc.ABC):
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.algorithms.ALGORITHMS` and needs nothing else. Its fields are tensors, other layer weights
+    :data:`lora_mixer.formats.kinds.KINDS` and needs nothing else. Its fields are tensors, other layer weights
     (what it modifies) or plain values.
     """
 
@@ -231,6 +231,14 @@ class LayerWeights(abc.ABC):
     def is_zero(self) -> bool:
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
         return False
+
+    def confine(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether this changes the weight at all, and not the bias alone."""
+        return True
 
     @abc.abstractmethod
     def misfit(self, shape: tuple[int, ...]) -> str | None:

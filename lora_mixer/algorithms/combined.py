@@ -11,13 +11,13 @@ import torch
 from lora_mixer.algorithms.base import Factors, LayerWeights, wide
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
 class Stack(LayerWeights):
     """
-    Parts of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
+    ModuleTensors of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
 
     Attributes:
         parts: The parts, each computed from the clean base; their changes add up.
@@ -64,11 +64,14 @@ class Stack(LayerWeights):
         return any(part.needs_whole(shape) for part in self.parts)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give all parts' pairs as one, where each has one."""
-        pairs = [part.factors(shape) for part in self.parts]
+        """Give all parts' pairs as one, where each has one; what changes the bias alone needs none."""
+        pairs = [part.factors(shape) for part in self.parts if part.changes_weight]
+        if len(pairs) == 1:
+            return pairs[0]
         ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
         downs = [wide(pair.down) for pair in pairs if pair is not None]
-        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if len(ups) == len(pairs) else None
+        whole = bool(ups) and len(ups) == len(pairs)
+        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Return the first part's reason, or None."""
@@ -110,7 +113,7 @@ class Sparse(LayerWeights):
     scale: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Sparse:
+    def from_parts(cls, parts: ModuleTensors) -> Sparse:
         """
         Check the coordinates.
 
@@ -132,7 +135,7 @@ class Sparse(LayerWeights):
         return cls(wide, values, size, parts.scale_for(rank) if rank else 1.0)
 
     @classmethod
-    def of_shira(cls, parts: Parts) -> Sparse:
+    def of_shira(cls, parts: ModuleTensors) -> Sparse:
         """
         Read PEFT's SHiRA (arXiv:2406.13175): trained values at coordinates chosen once, not scaled.
 

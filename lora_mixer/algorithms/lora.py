@@ -17,7 +17,7 @@ from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 INPAINT_CHANNELS = (4, 9)
 """Latent channels that an adapter was trained on and those of an inpainting UNet's first convolution."""
@@ -57,7 +57,7 @@ class LowRank(Factored):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LowRank:
+    def from_parts(cls, parts: ModuleTensors) -> LowRank:
         """
         Check the tensors of one module and take its scale.
 
@@ -91,11 +91,11 @@ class LowRank(Factored):
             and up.shape[0] % groups == 0
         ):
             msg = (
-                f"{parts.label}: up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
+                f"up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
                 "all inputs (PEFT on a convolution in groups): each output hears every input then, which no weight of "
                 f"such a layer can hold, (out, in / {groups}, ...); PEFT cannot merge it either. Train it without this layer"
             )
-            raise UnsupportedAdapterError(msg)
+            raise UnsupportedAdapterError(msg, key=parts.label)
         if (
             0 in (rank, inner)
             or up.shape[1] != rank

@@ -23,9 +23,33 @@ from lora_mixer.algorithms.base import LayerWeights
 from lora_mixer.algorithms.lora import LowRank
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 Start = Literal["pissa", "olora"]
+
+
+def started_from(
+    start: Start, base: torch.Tensor, rank: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Return the part of a base that a pair starts from, as a product of (out, rank) and (rank, in).
+
+    Args:
+        start: Which part.
+        base: The clean base (out, in), fp32 or fp64.
+        rank: The rank of the pair.
+        scale: What the pair's product is multiplied by.
+
+    Example:
+        >>> left, right = started_from("pissa", torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, 1.0)
+        >>> torch.allclose(left @ right, torch.diag(torch.tensor([3.0, 2.0, 0.0])), atol=1e-5)
+        True
+    """
+    if start == "pissa":
+        left, values, right = torch.linalg.svd(base, full_matrices=False)
+        return left[:, :rank] * values[:rank], right[:rank]
+    left, right = torch.linalg.qr(base)
+    return left[:, :rank] * scale, right[:rank]
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class Started(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts, start: Start) -> Started:
+    def from_parts(cls, parts: ModuleTensors, start: Start) -> Started:
         """
         Take a pair.
 
@@ -84,17 +108,14 @@ class Started(LayerWeights):
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * s B A - P."""
         change = self.pair.delta(base, gain)
-        return change.sub_(self._taken(base)) if gain else change
+        if not gain:
+            return change
+        left, right = self.taken(base)
+        return change.sub_(left @ right)
 
-    def _taken(self, base: torch.Tensor) -> torch.Tensor:
-        """Return P (out, in), what training took out of the base."""
-        if self.start == "pissa":
-            left, values, right = torch.linalg.svd(base, full_matrices=False)
-            taken: torch.Tensor = (left[:, : self.rank] * values[: self.rank]) @ right[: self.rank]
-            return taken
-        left, right = torch.linalg.qr(base)
-        taken = left[:, : self.rank] @ right[: self.rank]
-        return taken.mul_(self.pair.scale)
+    def taken(self, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return P, what training took out of a base (out, in), as a product of (out, rank) and (rank, in)."""
+        return started_from(self.start, base, self.rank, self.pair.scale)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the pair's own."""

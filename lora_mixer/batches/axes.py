@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lora_mixer.batches.plan import MIX_FIELDS, Picture, sentence
-from lora_mixer.batches.problems import shown
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.batches.plan import Plan
-    from lora_mixer.batches.problems import Problems
+    from lora_mixer.parsing.problems import Problems
 
 _FIELDS = frozenset(Picture.model_fields)
 _WILDCARD = re.compile(r"__(.+)__")
@@ -75,19 +75,18 @@ def read_axes(
     """
     found = []
     for key, given in getattr(plan.jobs[job], which).items():
-        line = plan.line("jobs", job, which, key)
-        where = f"jobs[{job}].{which}.{key[:60]}"
+        where = ("jobs", job, which, key)
         values = _values(key, given, wildcards)
         if isinstance(values, str):
-            problems.add(line, f"{where}: {values}")
+            problems.problem(where, values)
             continue
         axis = _axis(key, values, wildcards)
         if isinstance(axis, str):
-            problems.add(line, f"{where}: {axis}")
+            problems.problem(where, axis)
             continue
         bad = {i: why for i, value in enumerate(values) if (why := _misfit(plan, axis, value))}
         for i, why in bad.items():
-            problems.add(plan.line("jobs", job, which, key, i), f"{where}[{i}]: {why}")
+            problems.problem((*where, i), why)
         if not bad and key in MIX_FIELDS:  # what is not text would lose the plan's folder
             axis = replace(
                 axis, values=tuple(x if isinstance(x, str | None) else plan.mix(x) for x in values)
@@ -137,7 +136,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
         if axis.key in MIX_FIELDS and value is not None:
             plan.mix(value)
     except ValidationError as error:
-        return sentence((), error.errors(include_url=False)[0])
+        return sentence(error.errors(include_url=False)[0])
     except MixError as error:
         return str(error)
     return ""

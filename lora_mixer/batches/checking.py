@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.batches.cache import AdapterPlace, local_source
+from lora_mixer.batches.cache import AdapterPlace
 from lora_mixer.batches.expansion import PlannedPicture, expand
 from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
-from lora_mixer.batches.problems import Problems
+from lora_mixer.demo import local_source
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
 from lora_mixer.inspection import match_adapter, read_adapter
-from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout
+from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, block_layouts
 from lora_mixer.pictures import PICTURE_FIELDS, PictureRequest, load_outline
 from lora_mixer.pictures.from_images import read_image
 from lora_mixer.sources import adapter_files
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.batches.plan import Plan
+    from lora_mixer.parsing.problems import Problems
 
 _NOT_IN_KEYS = ("model", "dtype", "device", "config", "allow_pickle", "offload", "vae_slicing")
 _SAMPLES, _SAMPLE_BYTES = 16, 16384
@@ -81,11 +82,11 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
         >>> plan = {"adapters": {"ink": "demo:ink"}, "jobs": [{"prompt": "a cat", "mix": "ink:0.5, neon:1"}]}
         >>> check_plan(plan)
         Traceback (most recent call last):
-        lora_mixer.errors.PlanError: plan cannot be made:
-          jobs[0]: names the adapter 'neon', which the plan does not have; it has: ink
+        lora_mixer.errors.PlanError: This plan cannot be made:
+          jobs[0].mix: names the adapter 'neon', which the plan does not have; it has: ink
     """
     plan = load_plan(source)
-    problems = Problems(plan.label)
+    problems = plan.problems()
     specs = _specs(plan, problems)
     pictures = expand(plan, specs, problems)
     places = {
@@ -93,8 +94,8 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
         for name, spec in specs.items()
     }
     infos = _check_files(plan, places, pictures, problems, outline)
-    _check_sizes(plan, pictures, problems)
-    _check_images(plan, pictures, problems)
+    _check_sizes(pictures, problems)
+    _check_images(pictures, problems)
     problems.finish()
     identities = {name: _identity(places[name].source) for name in infos}
     folder = plan.place(plan.output.folder)
@@ -109,8 +110,8 @@ def _image_parts(request: PictureRequest) -> list[str]:
     return [f"{name}={_identity(path)}" for name, path in given.items() if path is not None]
 
 
-def _check_images(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:
-    seen: dict[tuple[str, str], str] = {}
+def _check_images(pictures: list[PlannedPicture], problems: Problems) -> None:
+    seen: dict[tuple[str, str], PictureError | None] = {}
     for picture in pictures:
         for name, about in PICTURE_FIELDS.items():
             path = getattr(picture.request, name) if about.is_file else None
@@ -119,12 +120,11 @@ def _check_images(plan: Plan, pictures: list[PlannedPicture], problems: Problems
             if (name, path) not in seen:
                 try:
                     read_image(path, name, "L" if name == "mask_image" else "RGB")
-                    seen[name, path] = ""
+                    seen[name, path] = None
                 except PictureError as error:
-                    seen[name, path] = str(error)
-            if seen[name, path]:
-                line = plan.line("jobs", picture.job, name)
-                problems.add(line, f"jobs[{picture.job}].{seen[name, path]}")
+                    seen[name, path] = error
+            if (refusal := seen[name, path]) is not None:
+                problems.take(("jobs", picture.job), refusal)
 
 
 def _model_parts(plan: Plan) -> list[str]:
@@ -145,38 +145,34 @@ def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
     if given is not None:
         path = Path(plan.place(given))
         if path.suffix not in (".jsonl", ".sqlite") or "://" in given:
-            problems.add(
-                plan.line("output", "manifest"),
-                f"output.manifest: expected a local .jsonl or .sqlite file, got {given!r}",
+            problems.problem(
+                ("output", "manifest"), f"expected a local .jsonl or .sqlite file, got {given!r}"
             )
             problems.finish()
         return path
     if "://" in folder:  # a URL has no room for a file that grows
-        return plan.folder / f"{Path(plan.label).stem}.manifest.jsonl"
+        return plan.folder / f"{Path(plan.label or 'plan').stem}.manifest.jsonl"
     return Path(folder) / "manifest.jsonl"
 
 
 def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
     found: dict[str, AdapterSpec] = {}
     for number, folder in enumerate(plan.adapter_folders):
-        line = plan.line("adapter_folders", number)
+        where = ("adapter_folders", number)
         root = Path(plan.place(folder))
         if not root.is_dir():
-            problems.add(line, f"adapter_folders[{number}]: {root} is no folder")
+            problems.problem(where, f"{root} is not a folder")
             continue
         for file in adapter_files(root):
             if file.stem in found:
-                problems.add(
-                    line,
-                    f"adapter_folders[{number}]: two files are called {file.stem!r}: {found[file.stem].source} and {file}",
+                problems.problem(
+                    where, f"two files are called {file.stem!r}: {found[file.stem].source} and {file}"
                 )
             found[file.stem] = AdapterSpec(source=str(file))
     for name, given in plan.adapters.items():
         spec = AdapterSpec(source=given) if isinstance(given, str) and given else given
         if not isinstance(spec, AdapterSpec) or not name.strip() or not name.isprintable():
-            problems.add(
-                plan.line("adapters", name), f"adapters: expected a printable name and a source, got {name!r}"
-            )
+            problems.problem(("adapters", name), f"expected a printable name and a source, got {name!r}")
             continue
         source = spec.source
         if "\0" not in source and "://" not in source and not source.startswith("demo:"):
@@ -197,10 +193,9 @@ def _check_files(
     try:
         outline = load_outline(plan.options) if outline is None else outline
     except LoraMixerError as error:
-        problems.add(plan.line("model"), f"model: {error}")
+        problems.take(("model",), error)
     infos: dict[str, AdapterInfo] = {}
     for name, place in places.items():
-        line = plan.line("adapters", name)
         try:
             source = _readable(place.source)
             infos[name] = read_adapter(source, **place.reading)
@@ -208,9 +203,9 @@ def _check_files(
                 options = {key: place.options[key] for key in ("component", "strict") if key in place.options}
                 match_adapter(_readable(place.source), outline, **options, **place.reading)
         except (LoraMixerError, OSError, ValueError) as error:
-            problems.add(line, f"adapters.{name}: {error}")
+            problems.take(("adapters", name), error)
     if outline is not None:
-        _check_mixes(plan, outline.components, pictures, problems)
+        _check_mixes(outline.components, pictures, problems)
     return infos
 
 
@@ -226,11 +221,9 @@ def _readable(source: str) -> Any:
         raise OSError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _check_mixes(
-    plan: Plan, components: Mapping[str, Any], pictures: list[PlannedPicture], problems: Problems
-) -> None:
+def _check_mixes(components: Mapping[str, Any], pictures: list[PlannedPicture], problems: Problems) -> None:
     layouts: dict[str, BlockLayout] = {}
-    seen: dict[tuple[str, frozenset[str]], str] = {}
+    seen: dict[tuple[str, frozenset[str]], MixError | None] = {}
     known = {*components, *TEXT_ENCODERS}
     mixes = (
         (picture, key, mix)
@@ -243,30 +236,23 @@ def _check_mixes(
         kind = (mix.fingerprint, named)  # equal mixes may say it with other components
         if kind not in seen:
             odd = sorted(named - known)
-            seen[kind] = f"the model has no component {', '.join(odd)}" if odd else ""
+            seen[kind] = MixError(f"the model has no component {', '.join(odd)}") if odd else None
             if not odd and any(mix[name].blocks is not None for name in mix.names):
-                layouts = layouts or {
-                    part: BlockLayout.from_module_names(name for name, _ in root.named_modules())
-                    for part, root in components.items()
-                }
+                layouts = layouts or block_layouts(components)
                 try:
                     mix.check(layouts)
                 except MixError as error:
-                    seen[kind] = str(error)
-        if seen[kind]:
-            path = ("jobs", picture.job, key)
-            problems.add(plan.line(*path), f"jobs[{picture.job}].{key}: {seen[kind]}")
+                    seen[kind] = error
+        if (refusal := seen[kind]) is not None:
+            problems.take(("jobs", picture.job, key), refusal)
 
 
-def _check_sizes(plan: Plan, pictures: list[PlannedPicture], problems: Problems) -> None:
+def _check_sizes(pictures: list[PlannedPicture], problems: Problems) -> None:
     for picture in pictures:
         for name in ("width", "height"):
             value = getattr(picture.request, name)
             if value is not None and value % 8:
-                problems.add(
-                    plan.line("jobs", picture.job, name),
-                    f"jobs[{picture.job}].{name}: expected a multiple of 8, got {value}",
-                )
+                problems.problem(("jobs", picture.job, name), f"expected a multiple of 8, got {value}")
 
 
 def _identity(source: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PlanError
 from lora_mixer.extras import require
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,9 +68,8 @@ def draw(text: str, seed: int, values: Mapping[str, Sequence[str]], place: str =
     except RecursionError as error:
         raise PlanError(f"variants or wildcards name each other without end in {text[:60]!r}") from error
     except Exception as error:  # whatever the parser finds wrong
-        first = str(error).strip().split("\n", 1)[0][:160]
         raise PlanError(
-            f"{text[:60]!r} is no dynamic prompt: {first}; write \\{{ for a brace itself"
+            f"{text[:60]!r} is no dynamic prompt: {first_line(error, 160)}; write \\{{ for a brace itself"
         ) from error
     drawn = str(found)
     for escape, sign in _ESCAPES.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.axes import JobAxis, read_axes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from lora_mixer.batches.plan import Plan
-    from lora_mixer.batches.problems import Problems
+    from lora_mixer.parsing.problems import Problems
 
 PICTURES_AT_MOST = 10_000_000
 
@@ -84,9 +85,8 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
 
     Example:
         >>> from lora_mixer.batches.plan import load_plan
-        >>> from lora_mixer.batches.problems import Problems
         >>> plan = load_plan({"jobs": [{"prompt": "a cat", "grid": {"seed": "5..6", "weight ink": [0, 1]}}]})
-        >>> [(x.file, x.request.mix.to_text()) for x in expand(plan, ["ink"], Problems("plan"))][1:3]
+        >>> [(x.file, x.request.mix.to_text()) for x in expand(plan, ["ink"], plan.problems())][1:3]
         [('00001-5.png', 'ink:1'), ('00002-6.png', 'ink:0')]
     """
     wildcards = read_wildcards(plan, problems)
@@ -94,21 +94,21 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
     total = sum(part.size for part in parts)
     if total > PICTURES_AT_MOST:
         largest = max(range(len(parts)), key=lambda i: parts[i].size)
-        problems.add(
-            plan.line("jobs", largest), f"a plan has at most {PICTURES_AT_MOST} pictures, got {total}"
+        problems.problem(
+            ("jobs", largest), f"a plan has at most {PICTURES_AT_MOST} pictures, got {total} with this job"
         )
         return []
     try:
         template = NameTemplate(plan.output.name, SUFFIXES[plan.output.format])
     except PlanError as error:
-        problems.add(plan.line("output", "name"), f"output.name: {error}")
+        problems.take(("output", "name"), error)
         return []
     for key in MIX_FIELDS:  # also where every job has its own
         try:
             if (given := getattr(plan.defaults, key)) is not None:
                 plan.mix(given)
         except MixError as error:
-            problems.add(plan.line("defaults", key), f"defaults.{key}: {error}")
+            problems.take(("defaults", key), error)
     builder = _Builder(plan, adapters, wildcards, template, problems)
     for i, part in enumerate(parts):
         builder.add_job(i, part)
@@ -120,17 +120,29 @@ def _parts(plan: Plan, job: int, wildcards: Mapping[str, Sequence[str]], problem
     side = read_axes(plan, job, "zip", wildcards, problems)
     twice = {axis.key for axis in grid} & {axis.key for axis in side}
     if twice:
-        problems.add(
-            plan.line("jobs", job, "zip"), f"jobs[{job}]: {', '.join(sorted(twice))} is in grid and in zip"
-        )
+        problems.problem(("jobs", job, "zip"), f"{', '.join(sorted(twice))} is in grid and in zip")
     lengths = {axis.key: len(axis.values) for axis in side}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} {count}" for key, count in lengths.items())
-        problems.add(
-            plan.line("jobs", job, "zip"), f"jobs[{job}].zip: lists must have one length, got {told}"
-        )
+        problems.problem(("jobs", job, "zip"), f"lists must have one length, got {told}")
         side = []
     return _JobParts(grid, side, plan.jobs[job].repeat)
+
+
+class _RefusedError(Exception):
+    """One picture cannot be: why, and which field of its job is meant, or which other part of the plan."""
+
+    def __init__(self, refusal: LoraMixerError, *fields: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(refusal)
+        self.refusal, self.fields, self.path = refusal, fields, path
+
+
+@contextmanager
+def _about(*fields: str, path: tuple[str, ...] = ()) -> Iterator[None]:
+    try:
+        yield
+    except LoraMixerError as error:
+        raise _RefusedError(error, *fields, path=path) from error
 
 
 class _Builder:
@@ -160,20 +172,11 @@ class _Builder:
             try:
                 request = self._request(base, values, turn)
                 self._add(number, name, cell, request)
-            except LoraMixerError as error:
-                self.problems.add(self._line(number, error), f"jobs[{number}]: {error}")
+            except _RefusedError as error:
+                self.problems.take(error.path or ("jobs", number, *error.fields), error.refusal)
                 count += 1
                 if count >= 5:
                     return  # the others have the same reasons
-
-    def _line(self, job: int, error: Exception) -> int | None:
-        """Point at the field that is most likely meant."""
-        text = str(error)
-        for key in ("mix", "prompt"):
-            wanted = isinstance(error, MixError) if key == "mix" else "wildcard" in text or "prompt" in text
-            if wanted and getattr(self.plan.jobs[job], key) is not None:
-                return self.plan.line("jobs", job, key)
-        return self.plan.line("jobs", job)
 
     def _request(
         self, base: Mapping[str, Any], values: Sequence[tuple[JobAxis, Any]], turn: int
@@ -191,41 +194,52 @@ class _Builder:
         request = self._of_fields(fields, fixed, turn)
         for axis, value in values:
             if axis.axis is not None:
-                request = axis.axis.at(request, value)
-        return self._checked(request.with_tags(self.adapters).with_defaults(self.own))
+                with _about("grid"):
+                    request = axis.axis.at(request, value)
+        with _about():  # problems of pictures say themselves which fields they are about
+            return self._checked(self._tagged(request).with_defaults(self.own))
+
+    def _tagged(self, request: PictureRequest) -> PictureRequest:
+        try:
+            return request.with_tags(self.adapters)
+        except MixError as error:
+            with _about("prompt"):
+                replace(request, negative_prompt="").with_tags(self.adapters)
+            raise _RefusedError(error, "negative_prompt") from error
 
     def _of_fields(self, fields: Mapping[str, Any], fixed: Mapping[str, str], turn: int) -> PictureRequest:
-        if fields.get("prompt") is None:
-            raise PictureError("has no prompt; give it one, or one to defaults")
-        seed = fields.get("seed") or 0
-        seed += turn
-        if seed > MAX_SEED:
-            raise PictureError(f"seed: repeats would go beyond {MAX_SEED}")
+        with _about():
+            if fields.get("prompt") is None:
+                raise PictureError("has no prompt; give it one, or one to defaults")
+            seed = (fields.get("seed") or 0) + turn
+            if seed > MAX_SEED:
+                raise PictureError(f"repeats would go beyond {MAX_SEED}", field="seed")
         width, height = _size(fields)
         said = {name: fields[name] for name in PICTURE_FIELDS if fields.get(name) is not None}
         said |= {name: self.plan.place(path) for name, path in said.items() if PICTURE_FIELDS[name].is_file}
         said |= {"seed": seed, "width": width, "height": height}
         for name, place in (("prompt", ""), ("negative_prompt", "negative")):
-            said[name] = fill(said.get(name, ""), seed, self.wildcards, fixed, place)
-        negative = fields.get("negative_mix")
-        return PictureRequest(
-            **said,
-            mix=self._mix(fields.get("mix")),
-            negative_mix=None if negative is None else self._mix(negative),
-        )
+            with _about(name):
+                said[name] = fill(said.get(name, ""), seed, self.wildcards, fixed, place)
+        for name in MIX_FIELDS:
+            with _about(name):
+                said[name] = None if (given := fields.get(name)) is None else self._mix(given)
+        with _about():
+            return PictureRequest(**{**said, "mix": said["mix"] or Mix()})
 
     def _checked(self, request: PictureRequest) -> PictureRequest:
-        unknown = [name for name in request.adapters if name not in self.adapters]
-        if unknown:
-            raise MixError(
-                f"names the adapter {', '.join(map(repr, unknown))}, which the plan does not have; it has: "
-                f"{', '.join(self.adapters) or 'none'}"
-            )
+        for field in MIX_FIELDS:
+            mix = getattr(request, field)
+            unknown = [] if mix is None else [name for name in mix.names if name not in self.adapters]
+            if unknown:
+                with _about(field):
+                    raise MixError(
+                        f"names the adapter {', '.join(map(repr, unknown))}, which the plan does not have; it has: "
+                        f"{', '.join(self.adapters) or 'none'}"
+                    )
         return request
 
     def _mix(self, given: Any) -> Mix:
-        if given is None:
-            return Mix()
         try:
             key = json.dumps(given)
         except TypeError:  # values from Python: mixes, masks as arrays
@@ -236,26 +250,26 @@ class _Builder:
 
     def _add(self, job: int, name: str, cell: int, request: PictureRequest) -> None:
         index = len(self.found)
-        file = self.template.name(
-            {
-                "index": index,
-                "seed": request.seed,
-                "job": job,
-                "name": name,
-                "cell": cell,
-                "prompt": request.prompt,
-                "mix": request.mix.to_text() or "base",
-                "steps": request.steps or 0,
-                "width": request.width or 0,
-                "height": request.height or 0,
-                "key": request.digest()[:12],
-            }
-        )
+        values = {
+            "index": index,
+            "seed": request.seed,
+            "job": job,
+            "name": name,
+            "cell": cell,
+            "prompt": request.prompt,
+            "mix": request.mix.to_text() or "base",
+            "steps": request.steps or 0,
+            "width": request.width or 0,
+            "height": request.height or 0,
+            "key": request.digest()[:12],
+        }
+        with _about(path=("output", "name")):
+            file = self.template.name(values)
         other = self.names.setdefault(file.casefold(), index)
         if other != index:
-            self.problems.add(
-                self.plan.line("output", "name"),
-                f"output.name: pictures {other} and {index} would both be {file!r}; put {{index}} into it",
+            self.problems.problem(
+                ("output", "name"),
+                f"pictures {other} and {index} would both be {file!r}; put {{index}} into it",
             )
         self.found.append(PlannedPicture(index, job, name, cell, request, file))
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.batches.crew import Ready, WorkerGoneError, ready
 from lora_mixer.batches.worker import Reply, Worker, WorkSpec
+from lora_mixer.batches.worker_pool import Ready, WorkerGoneError, ready
 from lora_mixer.errors import WorkersError
 from lora_mixer.extras import require
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +43,7 @@ class RayWorker:
     def work(self, task: Task | None, ahead: Sequence[str]) -> Reply:
         """Make the pictures of a task."""
         if self._worker is None:
-            raise RuntimeError("the actor was started anew and has no pipeline yet")
+            raise WorkerGoneError("the actor was started anew and has no pipeline yet")
         return self._worker.work(task, ahead)
 
     def end(self) -> None:
@@ -122,17 +123,15 @@ class RayActors:
         try:
             found = self._ray.get(handle)
         except errors.ActorUnavailableError as error:
-            raise WorkerGoneError(f"its actor is being started again: {_first_line(error)}") from error
+            raise WorkerGoneError(f"its actor is being started again: {first_line(error)}") from error
         except errors.RayActorError as error:
             self._actors.pop(worker, None)  # for good; the next one is new
-            raise WorkerGoneError(f"its actor died: {_first_line(error)}") from error
+            raise WorkerGoneError(f"its actor died: {first_line(error)}") from error
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, RuntimeError) and "started anew" in str(cause):
-                raise WorkerGoneError(str(cause)) from error
             raise cause from error
         except (errors.NodeDiedError, errors.WorkerCrashedError, errors.ObjectLostError) as error:
-            raise WorkerGoneError(f"its node is gone: {_first_line(error)}") from error
+            raise WorkerGoneError(f"its node is gone: {first_line(error)}") from error
         else:
             self._begun.add(worker)
             return found
@@ -147,7 +146,3 @@ class RayActors:
         self._actors.clear()
         if self._ours:
             self._ray.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
-from lora_mixer.batches.problems import Problems, shown
-from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, Located, decode, read_text
-from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, decode, read_text
+from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.data import Located
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,7 +72,7 @@ def _annotation(about: PictureField) -> Any:
 def _checked(about: PictureField) -> Callable[[str], str]:
     def check(value: str) -> str:
         if (problem := about.problem(value)) is not None:
-            raise ValueError(problem.removeprefix(f"{about.name}: "))
+            raise ValueError(problem.text)
         return value
 
     return check
@@ -227,12 +229,12 @@ class Plan(_Strict):
     jobs: Annotated[list[Job], Field(min_length=1)]
 
     _located: Located | None = PrivateAttr(None)
-    _label: str = PrivateAttr("plan")
+    _label: str = PrivateAttr("")
     _folder: Path = PrivateAttr(default_factory=Path)
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """What messages call it: the name of its file, or nothing."""
         return self._label
 
     @property
@@ -243,6 +245,10 @@ class Plan(_Strict):
     def line(self, *path: str | int) -> int | None:
         """Return the line of the plan's file at which something stands; None where it is from no file."""
         return None if self._located is None else self._located.line(path)
+
+    def problems(self) -> Problems:
+        """Return a collector of what is wrong with it, which finds the lines of paths and raises a ``PlanError``."""
+        return _problems(self._label, lambda path: self.line(*path))
 
     def place(self, path: str) -> str:
         """Return a path as seen from the plan's folder; addresses stay as they are."""
@@ -295,13 +301,13 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
     Example:
         >>> load_plan({"jobs": [{"prompt": "a castle", "steps": 0}]})
         Traceback (most recent call last):
-        lora_mixer.errors.PlanError: plan cannot be made:
-          jobs[0].steps: expected greater than or equal to 1, got 0
+        lora_mixer.errors.PlanError: This plan cannot be made:
+          jobs[0].steps: expected greater than or equal to 1, got 0 (an int)
     """
     if isinstance(source, Plan):
         return source
     if not isinstance(source, str | Path):
-        return _validated(Located(source), "plan", Path(), with_lines=False)
+        return _validated(Located(source), "", Path(), with_lines=False)
     path = Path(source)
     try:
         raw = read_regular(path, PLAN_BYTES_AT_MOST)
@@ -311,20 +317,20 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         ) from error
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
-        problems = Problems(str(path))
-        problems.add(None, f"expected a name that ends with {', '.join(KINDS)}, got {path.suffix!r}")
-        problems.finish()
-    return parse_plan(raw, kind or "", label=path.name, folder=path.parent)
+        raise PlanError(
+            f"expected a name that ends with {', '.join(KINDS)}, got {path.suffix!r}", file=str(path)
+        )
+    return parse_plan(raw, kind, label=path.name, folder=path.parent)
 
 
-def parse_plan(raw: bytes, kind: str, *, label: str = "plan", folder: Path | None = None) -> Plan:
+def parse_plan(raw: bytes, kind: str, *, label: str = "", folder: Path | None = None) -> Plan:
     r"""
     Read a plan from bytes.
 
     Args:
         raw: The text, in UTF-8.
         kind: ``yaml``, ``json``, ``jsonl`` or ``csv``.
-        label: What to call it in messages.
+        label: What to call it in messages; nothing is "this plan".
         folder: What its paths are relative to.
 
     Raises:
@@ -333,10 +339,10 @@ def parse_plan(raw: bytes, kind: str, *, label: str = "plan", folder: Path | Non
     Example:
         >>> parse_plan(b"prompt,seed\na cat,one\n", "csv")
         Traceback (most recent call last):
-        lora_mixer.errors.PlanError: plan cannot be made:
-          line 2: jobs[0].seed: expected a valid integer, got 'one'
+        lora_mixer.errors.PlanError: This plan cannot be made:
+          line 2: jobs[0].seed: expected a valid integer, got 'one' (a str)
     """
-    problems = Problems(label)
+    problems = _problems(label)
     text = decode(raw, problems)
     problems.finish()
     located = read_text(text, kind, problems)
@@ -345,22 +351,19 @@ def parse_plan(raw: bytes, kind: str, *, label: str = "plan", folder: Path | Non
 
 
 def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) -> Plan:
-    problems = Problems(label)
+    problems = _problems(label, located.line if with_lines else None)
     if not isinstance(located.value, dict):
-        problems.add(
-            1 if with_lines else None, f"expected a mapping with model and jobs, got {shown(located.value)}"
-        )
+        problems.problem((), f"expected a mapping with model and jobs, got {shown(located.value)}")
         problems.finish()
     try:
         plan = Plan.model_validate(located.value)
     except ValidationError as error:
         for each in error.errors(include_url=False):
-            path = each["loc"]
-            problems.add(located.line(path) if with_lines else None, sentence(path, each))
+            problems.problem(each["loc"], sentence(each))
         problems.finish()
         raise AssertionError from error  # a validation error has at least one problem
     except RecursionError:
-        problems.add(1 if with_lines else None, "the plan is nested too deeply")
+        problems.problem((), "is nested too deeply")
         problems.finish()
         raise
     plan._label, plan._folder = label, folder  # noqa: SLF001 -- pydantic's private attributes of our own class
@@ -368,19 +371,20 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
     return plan
 
 
-def sentence(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
-    """Say what pydantic found, at a place or without one."""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
-    where = f"{where}: " if where else ""
+def _problems(label: str, lines: Callable[[tuple[str | int, ...]], int | None] | None = None) -> Problems:
+    return Problems(lines, lambda problems: PlanError(problems=problems, file=label or None))
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """Say what pydantic found; where, stands beside it."""
     if error["type"] == "extra_forbidden":
-        return f"{where}there is no such setting"
+        return "there is no such setting"
     if error["type"] == "missing":
-        return f"{where}is missing"
-    message = str(error["msg"]).replace("Input should be ", "expected ")
+        return "is missing"
     if error["type"] == "value_error":  # of our own checks, which say themselves what they got
-        name = next((str(part) for part in reversed(error["loc"]) if isinstance(part, str)), "")
-        return f"{where}{message.removeprefix('Value error, ').removeprefix(f'{name}: ')}"
-    return f"{where}{message}, got {shown(error['input'])}"
+        return str(error["ctx"]["error"])
+    message = str(error["msg"]).replace("Input should be ", "expected ")  # pydantic's own words
+    return f"{message}, got {shown(error['input'])}"
 
 
 def plan_schema() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.batches.axes import JobAxis, read_axes
 from lora_mixer.batches.expansion import sheet_name
 from lora_mixer.batches.manifest import SHEET
-from lora_mixer.batches.problems import Problems
 from lora_mixer.batches.wildcards import read_wildcards
 from lora_mixer.picture_metadata import PictureSettings
 from lora_mixer.pictures import Band, contact_sheet
@@ -94,7 +93,7 @@ def _band(checked: CheckedPlan, job: int, pictures: Sequence[PlannedPicture], im
 def _labels(checked: CheckedPlan, job: int, count: int) -> tuple[list[str], list[str]]:
     """Return what stands above and beside: the axes of a grid of one or two, else the number of the picture."""
     plan = checked.plan
-    problems = Problems(plan.label)
+    problems = plan.problems()
     axes = read_axes(plan, job, "grid", read_wildcards(plan, problems), problems)
     plain = not plan.jobs[job].zip and plan.jobs[job].repeat == 1
     if plain and len(axes) in (1, 2) and math.prod(len(axis.values) for axis in axes) == count:

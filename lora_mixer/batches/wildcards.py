@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.batches.plan import Plan
-    from lora_mixer.batches.problems import Problems
+    from lora_mixer.parsing.problems import EntryPath, Problems
 
 _MARK = re.compile(r"__([A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*)__")
 _FILE_BYTES_AT_MOST = 64 * 1024 * 1024
@@ -35,24 +35,22 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for name, given in plan.wildcards.items():
-        line = plan.line("wildcards", name)
+        where = ("wildcards", name)
         if not _MARK.fullmatch(f"__{name}__"):
-            problems.add(line, f"wildcards: {name!r} must be letters and digits, with - _ . between them")
+            problems.problem(where, "expected a name of letters and digits, with - _ . between them")
             continue
-        values = list(given) if isinstance(given, list) else _of_file(plan.place(given), name, line, problems)
+        values = list(given) if isinstance(given, list) else _of_file(plan.place(given), where, problems)
         if not values and values is not None:
-            problems.add(line, f"wildcards.{name}: has no values")
+            problems.problem(where, "has no values")
         found[name] = values or [""]
     return found
 
 
-def _of_file(path: str, name: str, line: int | None, problems: Problems) -> list[str] | None:
+def _of_file(path: str, where: EntryPath, problems: Problems) -> list[str] | None:
     try:
         text = read_regular(path, _FILE_BYTES_AT_MOST).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        problems.add(
-            line, f"wildcards.{name}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        )
+        problems.problem(where, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
     rows = (row.strip() for row in text.splitlines())
     return [row for row in rows if row and not row.startswith("#")]

@@ -14,17 +14,20 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
+from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.binding.ordinal import CANDIDATES, ORDERS
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
+from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+from lora_mixer.problem import AbsenceReason, Problem, Remark
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -109,7 +112,7 @@ class Binding:
 @dataclass
 class _Tally:
     matched: dict[str, None] = field(default_factory=dict)
-    unmatched: dict[str, str] = field(default_factory=dict)
+    unmatched: dict[str, Remark[AbsenceReason]] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
     """Spellings that mean modules here, whether or not their shapes are right."""
     keys_used: int = 0
@@ -176,10 +179,10 @@ def bind(
     routes = _routes(adapter.layers, indexes)
     tallies: dict[str, _Tally] = {}
     shares: dict[tuple[str, str], list[_Share]] = {}
-    misfits: list[str] = []
+    misfits: list[Problem] = []
     twins: dict[int, str] = {}
     for layer in adapter.layers:
-        names = _candidates(layer, home, indexes, routes, forced=component is not None)
+        names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
         found = _find(layer, names, indexes)
         if found is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
@@ -188,10 +191,10 @@ def bind(
             continue
         live = found.placements[0].live
         tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
-        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
-            misfits.append(f"{live.component}.{live.path}: {misfit}")
+            misfits.append(Problem(f"{live.component}.{live.path}", misfit))
             continue
         tally = tallies.setdefault(live.component, _Tally())
         tally.keys_used += len(layer.keys)
@@ -272,9 +275,10 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
         live = wider[0].live
         columns = wider[0].widening.columns if wider[0].widening is not None else 0
         raise MatchError(
-            f"{binding.report.source}: a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
+            f"a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
             f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
-            "the same parts (FluxControlPipeline.from_pipe)"
+            "the same parts (FluxControlPipeline.from_pipe)",
+            file=binding.report.source,
         )
 
 
@@ -305,6 +309,17 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
+
+
+def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return whole weights as (out, in, ...) where the module stores them the other way round, as files do then."""
+    if not found.placements[0].live.transposed:
+        return weights
+    if isinstance(weights, Stack):
+        return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
+    if isinstance(weights, Values) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.T)
+    return weights
 
 
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
@@ -367,14 +382,16 @@ def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, Module
             index.prefer(spellings, said)
 
 
-def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:
+def _absence(
+    layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]
+) -> Remark[AbsenceReason]:
     present = [part for part in names if part in indexes]
     if not present:
-        return "the pipeline has no such component"
+        return Remark("the pipeline has no such component", AbsenceReason.NO_COMPONENT)
     index = indexes[present[0]]
     if index.may_lack(layer.target.module) and index.family is not None:
-        return f"this {index.family.name} model has no such module"
-    return "no such module"
+        return Remark(f"this {index.family.name} model has no such module", AbsenceReason.NOT_IN_FAMILY)
+    return Remark("no such module", AbsenceReason.NO_MODULE)
 
 
 def _refuse_partial(
@@ -476,7 +493,7 @@ def _judge(
     adapter: Adapter,
     components: Mapping[str, nn.Module],
     report: MatchReport,
-    misfits: Sequence[str],
+    misfits: Sequence[Problem],
     twice: Sequence[str],
 ) -> None:
     info = adapter.info
@@ -484,13 +501,9 @@ def _judge(
     made_with = f"{info.base} (cross-attention {width})" if width else info.base
     made_for = f"the adapter is for {made_with}, this pipeline is {describe_base(components)}"
     if misfits:
-        more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
-        msg = (
-            f"{info.source}: {len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  "
-            + "\n  ".join(misfits[:_SHOWN])
-            + more
-        )
-        raise MatchError(msg)
+        listed = first_of([str(misfit) for misfit in misfits], _SHOWN, between="\n  ", last="\n  ")
+        msg = f"{len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  {listed}"
+        raise MatchError(msg, file=info.source, problems=misfits)
     if report.matched == 0:
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]
@@ -533,12 +546,15 @@ def _candidates(
     home: str | None,
     indexes: Mapping[str, ModuleIndex],
     routes: Mapping[str, str],
+    said: str | None,
     *,
     forced: bool,
 ) -> tuple[str, ...]:
     hint = layer.target.hint
     if forced or hint is None:
         return (home,) if home is not None else ()
+    if hint == "denoiser" and said is not None and said in indexes and said not in TEXT_HINTS:
+        return (said,)  # its names say a denoiser, its header or folder says which
     if hint in routes:
         return (routes[hint],)
     named = COMPONENTS_OF_HINT.get(hint, (hint,))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lora_mixer.binding import ordinal
-from lora_mixer.binding.earlier import earlier_names
-from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.components import TEXT_HINTS
-from lora_mixer.families import family_of_class, flatten, may_be_absent, spell
+from lora_mixer.families import counted_names, family_of_class, flatten, may_be_absent, spell
+from lora_mixer.families.earlier_names import earlier_names
+from lora_mixer.families.text_names import is_clip, text_names
+from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
@@ -23,13 +23,10 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Ranges
     from lora_mixer.families import Family, Pieces
 
-_TEXT_ROOT = "text_model."
 _PACKED = "in_proj_weight"
 """The rows for queries, keys and values of ``nn.MultiheadAttention``, which files name by the attention itself."""
 
 _ROWS = ("q_proj", "k_proj", "v_proj")
-_LANGUAGE_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-"""What stands before ``layers`` in language models that encode text; files leave it out, or a part of it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class ModuleIndex:
     def __init__(self, component: str, root: nn.Module) -> None:
         """Walk the module tree once."""
         self.ordinal_classes: tuple[str, ...] | None = None
-        self.ordinal_order = ordinal.ORDERS[0]
+        self.ordinal_order = counted_names.ORDERS[0]
         self.component = component
         self.root = root
         self.family: Family | None = family_of_class(type(root).__name__)
@@ -157,6 +154,8 @@ class ModuleIndex:
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
+            if getattr(type(module), "holds_adapters", False):
+                continue  # parameters of adapters in training, not the model's own
             plain = plain_path(path, root)
             self._all_paths.append(plain)
             self._owners[plain] = module
@@ -181,17 +180,7 @@ class ModuleIndex:
 
     def _rooted(self, path: str) -> Iterator[str]:
         yield path
-        # transformers 5 dropped ``text_model.`` from CLIPTextModel; files are from before and after
-        if path.startswith(_TEXT_ROOT):
-            yield path.removeprefix(_TEXT_ROOT)
-        elif self._text:
-            yield _TEXT_ROOT + path
-        root = next((root for root in _LANGUAGE_ROOTS if path.startswith(root)), None)
-        if root is not None and self.component in TEXT_HINTS:
-            yield path.removeprefix(root)
-            yield f"model.{path.removeprefix(root)}"
-        elif path.startswith("layers.") and self.component in TEXT_HINTS:
-            yield f"model.{path}"
+        yield from text_names(path, clip=self._text, language=self.component in TEXT_HINTS)
         if self._ldm:
             name = ldm_name(path, self._ldm)
             if name:
@@ -199,7 +188,7 @@ class ModuleIndex:
 
     @cached_property
     def _text(self) -> bool:
-        return any(path.startswith("encoder.layers.") for path in self._modules)
+        return is_clip(self._modules)
 
     @cached_property
     def _ldm(self) -> dict[str, str]:
@@ -228,7 +217,7 @@ class ModuleIndex:
         """List the modules that cloneofsimo's counting numbers, for its class names."""
         key = (classes, self.ordinal_order)
         if key not in self._ordinals:
-            self._ordinals[key] = ordinal.count_modules(self._all_paths, *key)
+            self._ordinals[key] = counted_names.count_modules(self._all_paths, *key)
         return self._ordinals[key]
 
     @cached_property

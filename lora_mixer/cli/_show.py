@@ -24,7 +24,7 @@ def show(
 
     settings = read_picture(picture)
     facts = _facts(settings)
-    facts["unused"] = list(recalled_request(settings).unused)
+    facts["unused"] = [str(problem) for problem in recalled_request(settings).unused]
     if as_json:
         typer.echo(json.dumps(facts))
         return

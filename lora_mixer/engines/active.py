@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import Mix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-Engine = Literal["auto", "merged", "side"]
-"""``merged`` rewrites weights, ``side`` runs beside them; ``auto`` takes the cheaper one that can serve a mix."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +19,19 @@ class ActiveMixes:
 
     Attributes:
         mixes: One mix for all images, or one for each prompt of a batch; none is the base.
-        engine: Which engine to use.
+        engine: The name of an engine in ``engines/table.py``; ``auto`` takes the cheapest that can serve the mixes.
         copies: How often guidance repeats the batch in a denoiser call; None asks the pipeline.
         negatives: The mixes of the halves without the prompt, one for each of ``mixes``; none where they are the same.
     """
 
     mixes: tuple[Mix, ...] = ()
-    engine: Engine = "auto"
+    engine: str = "auto"
     copies: int | None = None
     negatives: tuple[Mix, ...] = ()
 
     @classmethod
     def of(
-        cls, mix: Any, engine: Engine = "auto", copies: int | None = None, negative: Any = None
+        cls, mix: Any, engine: str = "auto", copies: int | None = None, negative: Any = None
     ) -> ActiveMixes:
         """
         Read one mix, or a list of mixes for the images of a batch.
@@ -46,15 +43,12 @@ class ActiveMixes:
             negative: The same for the halves of the batch that guidance makes without the prompt; None is ``mix``.
 
         Raises:
-            MixError: When a mix or the engine makes no sense, or there are not as many negative ones.
+            MixError: When a mix makes no sense, or there are not as many negative ones.
 
         Example:
             >>> ActiveMixes.of([{"a": 1.0}, {"b": 0.5}]).names
             ('a', 'b')
         """
-        if engine not in get_args(Engine):
-            msg = f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}"
-            raise MixError(msg)
         mixes = _read(mix)
         negatives = mixes if negative is None else _read(negative)
         if len(negatives) != len(mixes):

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS, block_layouts
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.steps import Step
-    from lora_mixer.engines.methods.k_lora import Contest
     from lora_mixer.mixes import BlockLayout, Mix
+
+
+class Comparisons:
+    """What methods have worked out from adapters' tensors, kept as long as these adapters are."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._kept: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def of(self, mix: Mix, layers: Mapping[str, Sequence[BoundLayer]]) -> Any:
+        """Return what a mix's method goes by; None where it compares nothing."""
+        names = mix.method.compared(mix.names)
+        if not names:
+            return None
+        key = mix.method.name, names
+        if key not in self._kept:
+            self._kept[key] = mix.method.compare(
+                [
+                    [layer for layer in layers[name] if layer.live.component not in TEXT_ENCODERS]
+                    for name in names
+                ]
+            )
+        return self._kept[key]
+
+    def forget(self, name: str) -> None:
+        """Forget what an adapter had a part in."""
+        self._kept = {key: kept for key, kept in self._kept.items() if name not in key[1]}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
 
 
 @dataclass
@@ -25,17 +59,17 @@ class MixGains:
         mix: The mix.
         layers: The layers of each of its adapters.
         layouts: The blocks of each component, where block weights ask for them.
-        contest: What K-LoRA chooses by, where that is the method.
+        comparison: What the method has worked out from the adapters' tensors, where it compares any.
     """
 
     mix: Mix
     layers: Mapping[str, Sequence[BoundLayer]]
     layouts: Mapping[str, BlockLayout]
-    contest: Contest | None = None
+    comparison: Any = None
 
     @property
     def passes(self) -> int:
-        """How many forwards of the denoiser a call takes: one for each adapter in LoRA Composite."""
+        """How many forwards of the denoiser a call takes."""
         return self.mix.method.passes(self.mix.names)
 
     def constant(self, name: str) -> list[float]:
@@ -70,17 +104,16 @@ class MixGains:
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Return the method's factor for each layer of an adapter, or None where it has none."""
-        rivals = self.mix.method.rivals(self.mix.names)
-        if self.contest is None or rivals is None or name not in self.mix:
+        if name not in self.mix or self.mix.method.is_sum:
             return None
-        content, _ = rivals
-        scale = self.mix.method.advantage(min(step.index, step.total - 1), step.total)
-        return [
-            1.0
-            if layer.live.component in TEXT_ENCODERS
-            else self.contest.share(layer, content=name == content, scale=scale)
-            for layer in self.layers[name]
-        ]
+        denoisers = [layer for layer in self.layers[name] if layer.live.component not in TEXT_ENCODERS]
+        shares = self.mix.method.layer_shares(
+            name, self.mix.names, denoisers, self.comparison, step.index, step.total
+        )
+        if shares is None:
+            return None
+        left = iter(shares)
+        return [1.0 if layer.live.component in TEXT_ENCODERS else next(left) for layer in self.layers[name]]
 
     def at(self, step: Step, turn: int | None = None) -> dict[str, list[float]]:
         """Return the gain of every layer of every adapter of the mix."""
@@ -99,3 +132,47 @@ class MixGains:
                 gains if choice is None else [a and a * b for a, b in zip(gains, choice, strict=True)]
             )
         return table
+
+
+def gains_of(
+    mixes: Sequence[Mix],
+    layers: Mapping[str, Sequence[BoundLayer]],
+    components: Mapping[str, nn.Module],
+    comparisons: Comparisons,
+) -> list[MixGains]:
+    """
+    Put mixes on live layers.
+
+    Args:
+        mixes: The mixes.
+        layers: The layers of all adapters.
+        components: The pipeline's modules.
+        comparisons: What methods have worked out before.
+
+    Raises:
+        MixError: When block weights do not fit the modules, or a method the adapters.
+    """
+    layouts: Mapping[str, BlockLayout] = {}
+    if any(mix[name].blocks is not None for mix in mixes for name in mix.names):
+        paths = {part: [path for path, _ in root.named_modules()] for part, root in components.items()}
+        layouts = block_layouts(paths)
+        for mix in mixes:
+            mix.check(layouts)
+            _check_patterns(mix, paths)
+    return [MixGains(mix, layers, layouts, comparisons.of(mix, layers)) for mix in mixes]
+
+
+def _check_patterns(mix: Mix, paths: Mapping[str, Sequence[str]]) -> None:
+    """Refuse block weights by patterns that no layer has: they would do nothing, without a word."""
+    problems = [
+        Problem(
+            f"{name}.blocks",
+            f"no layer of this pipeline matches {', '.join(lost[:5])}; patterns are matched against paths such as "
+            '"unet.mid_block.attentions.0.proj_in", and * stands for anything.',
+        )
+        for name in mix.names
+        if (blocks := mix[name].blocks) is not None
+        and (lost := blocks.unmatched((part, path) for part, own in paths.items() for path in own))
+    ]
+    if problems:
+        raise MixError(problems=tuple(problems))

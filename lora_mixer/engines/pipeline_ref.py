@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
+from lora_mixer.binding.components import component_name
+
 
 class PipelineRef:
     """
@@ -31,3 +35,15 @@ class PipelineRef:
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineRef:
         """Refer to the copy of the pipeline where that is being copied, else to the same one."""
         return PipelineRef(memo.get(id(self.pipe), self.pipe))
+
+
+def callers(pipe: Any) -> dict[str, nn.Module]:
+    """
+    Return the components as the pipeline calls them, ``torch.compile``'s wrappers included.
+
+    Args:
+        pipe: A pipeline, or a bare module.
+    """
+    if isinstance(pipe, nn.Module):
+        return {component_name(pipe): pipe}
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}

@@ -1,127 +1,76 @@
-"""Which engine serves a mix, and beside which layers the side path stands."""
+"""Which engine has which layers of a mix."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lora_mixer.engines.merged.kept_weight import raise_problems, unsupported
+from lora_mixer.engines.merged.kept_weight import raise_problems
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from lora_mixer.algorithms import Factors
-    from lora_mixer.binding import BoundLayer
-    from lora_mixer.engines.active import ActiveMixes
+    from lora_mixer.engines.engine import Engine, Shares, Wish
 
 
-@dataclass(frozen=True)
-class Selection:
+def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequence[bool]]]:
     """
-    How a setting is served.
+    Share a mix's layers out.
 
-    Attributes:
-        engine: ``merged`` once, merged anew at each step (``steps``), or ``side``.
-        beside: For each adapter, which of its layers have the side path.
-        follows: Whether gains change from call to call, so that the denoiser has to be watched.
-    """
-
-    engine: Literal["merged", "steps", "side"]
-    beside: Mapping[str, Sequence[bool]]
-    follows: bool
-
-
-def choose(
-    setting: ActiveMixes,
-    layers: Mapping[str, Sequence[BoundLayer]],
-    locks: Mapping[str, Sequence[bool]],
-    pairs: Callable[[str], Sequence[Factors | None]],
-    *,
-    reserved: bool,
-) -> Selection:
-    """
-    Choose the cheaper engine that can serve a setting, unless the setting says which.
+    The cheapest engine that can carry the mix out, or the one that was asked for, takes what it can; what that leaves goes to
+    the first other one that can have it.
 
     Args:
-        setting: The mixes.
-        layers: The layers of each adapter.
-        locks: Which of them cannot be rewritten.
-        pairs: Gives the low-rank forms of an adapter's layers, None for those that have none.
-        reserved: Whether there is a side path already.
+        wish: The mixes and the adapters' layers.
+        engines: Those that there are.
+
+    Returns:
+        By engine, for each adapter, which of its layers it has.
 
     Raises:
-        MixError: When no engine, or not the one asked for, can serve the mixes.
-        PipelineStateError: When weights that cannot be rewritten would have to be.
+        MixError: When no engine, or not the one asked for, can serve the mixes, or there is none of that name.
+        PipelineStateError: When nobody can have a layer.
     """
-    mixes = setting.every
-    images = len(mixes)
-    by_place = images > 1 or any(mix[name].mask is not None for mix in mixes for name in mix.names)
-    moving = any(not mix.is_constant for mix in mixes)
-    if setting.engine == "merged":
-        if by_place:
-            msg = "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
-            raise MixError(msg)
-        raise_problems(
-            [
-                f"{_path(layer)}: {unsupported(layer.live.weight)}; engine='auto' runs beside it"
-                for name, own in layers.items()
-                for layer, locked in zip(own, locks[name], strict=True)
-                if locked
-            ]
-        )
-
-    def beside(*, denoisers: bool) -> dict[str, list[bool]]:
-        return {
-            name: [
-                locked or (denoisers and (images > 1 or layer.live.component not in TEXT_ENCODERS))
-                for layer, locked in zip(own, locks[name], strict=True)
-            ]
-            for name, own in layers.items()
-        }
-
-    can_merge = setting.engine != "side" and not by_place
-    wants_side = not can_merge or (setting.engine == "auto" and (moving or reserved))
-    if wants_side:
-        chosen = beside(denoisers=True)
-        dense = _dense(layers, chosen, pairs)
-        if not dense:
-            return Selection("side", chosen, moving or by_place)
-        if not can_merge:
-            shown = ", ".join(f"{name} ({layer.weights.algorithms[0]})" for name, layer in dense.items())
-            msg = (
-                f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
-                "constant mixes and schedules of it can be merged (engine='merged')"
-            )
-            raise MixError(msg)
-    chosen = beside(denoisers=False)
-    raise_problems(
-        [
-            f"{_path(layer)}: {unsupported(layer.live.weight)}; and {name} ({layer.weights.algorithms[0]}) has no "
-            "low-rank form there, so that it cannot run beside them either"
-            for name, layer in _dense(layers, chosen, pairs).items()
-        ]
-    )
-    return Selection("steps" if moving else "merged", chosen, moving)
-
-
-def _dense(
-    layers: Mapping[str, Sequence[BoundLayer]],
-    beside: Mapping[str, Sequence[bool]],
-    pairs: Callable[[str], Sequence[Factors | None]],
-) -> dict[str, BoundLayer]:
-    """Give, for each adapter that has any, its first layer beside which it cannot stand."""
-    table = {}
-    for name, own in layers.items():
-        if not any(beside[name]):
+    first, taken = _first(wish, engines)
+    shares: dict[str, dict[str, Sequence[bool]]] = {engine.name: {} for engine in engines}
+    takers = [engine for engine in engines if engine is first or engine.cost(wish) is not None]
+    for engine in takers:
+        shares[engine.name] = {name: [False] * len(own) for name, own in taken.items()}
+    shares[first.name] = dict(taken)
+    others = [*(engine for engine in takers if engine is not first), first]
+    problems = []
+    for name, own in taken.items():
+        if all(own):
             continue
-        for layer, out, pair in zip(own, beside[name], pairs(name), strict=True):
-            if out and pair is None:
-                table[name] = layer
+        given = {engine.name: list(shares[engine.name][name]) for engine in takers}
+        for place, layer in enumerate(wish.layers[name]):
+            if own[place]:
+                continue
+            taker = next((one for one in others if one.refusal(wish, name, place) is None), None)
+            if taker is None:
+                reasons = [str(engine.refusal(wish, name, place)) for engine in takers]
+                problems.append(f"{layer.live.component}.{layer.live.path}: {'; and '.join(reasons)}")
                 break
-    return table
+            given[taker.name][place] = True
+        for engine in takers:
+            shares[engine.name][name] = given[engine.name]
+    raise_problems(problems)
+    return shares
 
 
-def _path(layer: BoundLayer) -> str:
-    return f"{layer.live.component}.{layer.live.path}"
+def _first(wish: Wish, engines: Sequence[Engine]) -> tuple[Engine, Shares]:
+    """Return the engine that has the first pick, and what it takes."""
+    asked = wish.setting.engine
+    if asked != "auto":
+        known = {engine.name: engine for engine in engines if engine.is_asked_for}
+        if asked not in known:
+            raise MixError(f"engine must be one of {', '.join(['auto', *known])}, got {asked!r}")
+        return known[asked], known[asked].share(wish)
+    priced = [(cost, engine) for engine in engines if (cost := engine.cost(wish)) is not None]
+    refusals = []
+    for _, engine in sorted(priced, key=lambda pair: pair[0]):
+        try:
+            return engine, engine.share(wish)
+        except MixError as error:
+            refusals.append(error)
+    raise refusals[0]

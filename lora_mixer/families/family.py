@@ -36,6 +36,8 @@ class Family:
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
         kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
+        encoder: How ComfyUI calls its language model that encodes texts, where there is one.
+        comfyui: Which of them ComfyUI has behind ``diffusion_model.``, where it is not the one that Kohya's files flatten.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Family:
     transformer: tuple[str, Mapping[str, Any]] | None = None
     t5: str = ""
     kohya_flat: str = ""
+    comfyui: str = ""
+    encoder: str = ""
     joint: Literal["", "text first", "picture first"] = ""
     axes: str = "bcfhw"
 

@@ -4,59 +4,104 @@ from __future__ import annotations
 
 from lora_mixer.families.family import Family
 
-_REFINER = """
-txt_in.individual_token_refiner.blocks.N.self_attn_qkv -> context_embedder.token_refiner.refiner_blocks.N.attn.to_q .to_k .to_v
-txt_in.individual_token_refiner.blocks.N.self_attn.qkv -> context_embedder.token_refiner.refiner_blocks.N.attn.to_q .to_k .to_v
-txt_in.individual_token_refiner.blocks.N.{self_attn_proj,self_attn.proj} -> context_embedder.token_refiner.refiner_blocks.N.attn.{to_out.0,to_out.0}
-txt_in.individual_token_refiner.blocks.N.{mlp.fc1,mlp.0} -> context_embedder.token_refiner.refiner_blocks.N.{ff.net.0,ff.net.0}.proj
-txt_in.individual_token_refiner.blocks.N.{mlp.fc2,mlp.2} -> context_embedder.token_refiner.refiner_blocks.N.{ff.net.2,ff.net.2}
-txt_in.individual_token_refiner.blocks.N.adaLN_modulation.1 -> context_embedder.token_refiner.refiner_blocks.N.norm_out.linear
-txt_in.individual_token_refiner.blocks.N.{norm1,norm2} -> context_embedder.token_refiner.refiner_blocks.N.{norm1,norm2}
+_BLOCKS = "txt_in.individual_token_refiner.blocks.N"
+_LIVE_BLOCKS = "context_embedder.token_refiner.refiner_blocks.N"
+_REFINER = f"""
+{_BLOCKS}.self_attn_qkv -> {_LIVE_BLOCKS}.attn.to_q .to_k .to_v
+{_BLOCKS}.self_attn_proj -> {_LIVE_BLOCKS}.attn.to_out.0
+{_BLOCKS}.mlp.fc1 -> {_LIVE_BLOCKS}.ff.net.0.proj
+{_BLOCKS}.mlp.fc2 -> {_LIVE_BLOCKS}.ff.net.2
+{_BLOCKS}.adaLN_modulation.1 -> {_LIVE_BLOCKS}.norm_out.linear
+{_BLOCKS}.{{norm1,norm2}} -> {_LIVE_BLOCKS}.{{norm1,norm2}}
 txt_in.input_embedder -> context_embedder.proj_in
-txt_in.t_embedder.{mlp.0,mlp.2} -> context_embedder.time_text_embed.timestep_embedder.{linear_1,linear_2}
-txt_in.t_embedder.{in_layer,out_layer} -> context_embedder.time_text_embed.timestep_embedder.{linear_1,linear_2}
-txt_in.c_embedder.{linear_1,linear_2} -> context_embedder.time_text_embed.text_embedder.{linear_1,linear_2}
-txt_in.c_embedder.{in_layer,out_layer} -> context_embedder.time_text_embed.text_embedder.{linear_1,linear_2}
+txt_in.t_embedder.{{mlp.0,mlp.2}} -> context_embedder.time_text_embed.timestep_embedder.{{linear_1,linear_2}}
+txt_in.c_embedder.{{linear_1,linear_2}} -> context_embedder.time_text_embed.text_embedder.{{linear_1,linear_2}}
 """
-# the original's names and ComfyUI's of the same blocks
-_DOUBLE = """
-double_blocks.N.{img_attn_qkv,img_attn.qkv} -> transformer_blocks.N.{attn,attn}.to_q .to_k .to_v
-double_blocks.N.{txt_attn_qkv,txt_attn.qkv} -> transformer_blocks.N.{attn,attn}.add_q_proj .add_k_proj .add_v_proj
+_COMFY_REFINER = f"""
+{_BLOCKS}.self_attn.qkv -> {_LIVE_BLOCKS}.attn.to_q .to_k .to_v
+{_BLOCKS}.self_attn.proj -> {_LIVE_BLOCKS}.attn.to_out.0
+{_BLOCKS}.mlp.0 -> {_LIVE_BLOCKS}.ff.net.0.proj
+{_BLOCKS}.mlp.2 -> {_LIVE_BLOCKS}.ff.net.2
+{_BLOCKS}.adaLN_modulation.1 -> {_LIVE_BLOCKS}.norm_out.linear
+{_BLOCKS}.{{norm1,norm2}} -> {_LIVE_BLOCKS}.{{norm1,norm2}}
+txt_in.input_embedder -> context_embedder.proj_in
+txt_in.t_embedder.{{in_layer,out_layer}} -> context_embedder.time_text_embed.timestep_embedder.{{linear_1,linear_2}}
+txt_in.c_embedder.{{in_layer,out_layer}} -> context_embedder.time_text_embed.text_embedder.{{linear_1,linear_2}}
+"""
+_FUSED = """
+double_blocks.N.img_attn_qkv -> transformer_blocks.N.attn.to_q .to_k .to_v
+double_blocks.N.txt_attn_qkv -> transformer_blocks.N.attn.add_q_proj .add_k_proj .add_v_proj
+"""
+_SPLIT = """
 double_blocks.N.img_attn_{q,k,v} -> transformer_blocks.N.attn.{to_q,to_k,to_v}
 double_blocks.N.txt_attn_{q,k,v} -> transformer_blocks.N.attn.{add_q_proj,add_k_proj,add_v_proj}
-double_blocks.N.{img_attn_proj,img_attn.proj} -> transformer_blocks.N.attn.{to_out.0,to_out.0}
-double_blocks.N.{txt_attn_proj,txt_attn.proj} -> transformer_blocks.N.attn.{to_add_out,to_add_out}
+"""
+_DOUBLE = """
+double_blocks.N.{img,txt}_attn_proj -> transformer_blocks.N.attn.{to_out.0,to_add_out}
 double_blocks.N.img_attn_{q_norm,k_norm} -> transformer_blocks.N.attn.{norm_q,norm_k}
 double_blocks.N.txt_attn_{q_norm,k_norm} -> transformer_blocks.N.attn.{norm_added_q,norm_added_k}
-double_blocks.N.img_attn.norm.{query_norm,key_norm}.scale -> transformer_blocks.N.attn.{norm_q,norm_k}
-double_blocks.N.txt_attn.norm.{query_norm,key_norm}.scale -> transformer_blocks.N.attn.{norm_added_q,norm_added_k}
-double_blocks.N.{img_mod.linear,txt_mod.linear} -> transformer_blocks.N.{norm1,norm1_context}.linear
-double_blocks.N.{img_mod.lin,txt_mod.lin} -> transformer_blocks.N.{norm1,norm1_context}.linear
+double_blocks.N.{img,txt}_mod.linear -> transformer_blocks.N.{norm1,norm1_context}.linear
 double_blocks.N.{img,txt}_mlp.fc1 -> transformer_blocks.N.{ff,ff_context}.net.0.proj
 double_blocks.N.{img,txt}_mlp.fc2 -> transformer_blocks.N.{ff,ff_context}.net.2
-double_blocks.N.{img,txt}_mlp.0 -> transformer_blocks.N.{ff,ff_context}.net.0.proj
-double_blocks.N.{img,txt}_mlp.2 -> transformer_blocks.N.{ff,ff_context}.net.2
 img_in.proj -> x_embedder.proj
 final_layer.linear -> proj_out
 final_layer.adaLN_modulation.1 -> norm_out.linear[swap]
 """
 _SINGLE = """
 single_blocks.N.linear1 -> single_transformer_blocks.N.attn.to_q .to_k .to_v single_transformer_blocks.N.proj_mlp
-single_blocks.N.linear1_{q,k,v,mlp} -> single_transformer_blocks.N.{attn.to_q,attn.to_k,attn.to_v,proj_mlp}
-single_blocks.N.{linear2,linear2.fc} -> single_transformer_blocks.N.{proj_out,proj_out}
-single_blocks.N.{modulation.linear,modulation.lin} -> single_transformer_blocks.N.{norm,norm}.linear
+single_blocks.N.linear2 -> single_transformer_blocks.N.proj_out
+single_blocks.N.modulation.linear -> single_transformer_blocks.N.norm.linear
 single_blocks.N.{q_norm,k_norm} -> single_transformer_blocks.N.attn.{norm_q,norm_k}
+"""
+_SPLIT_SINGLE = """
+single_blocks.N.linear1_{q,k,v,mlp} -> single_transformer_blocks.N.{attn.to_q,attn.to_k,attn.to_v,proj_mlp}
+single_blocks.N.linear2.fc -> single_transformer_blocks.N.proj_out
+"""
+_COMFY_DOUBLE = """
+double_blocks.N.img_attn.qkv -> transformer_blocks.N.attn.to_q .to_k .to_v
+double_blocks.N.txt_attn.qkv -> transformer_blocks.N.attn.add_q_proj .add_k_proj .add_v_proj
+double_blocks.N.{img,txt}_attn.proj -> transformer_blocks.N.attn.{to_out.0,to_add_out}
+double_blocks.N.img_attn.norm.{query_norm,key_norm}.scale -> transformer_blocks.N.attn.{norm_q,norm_k}
+double_blocks.N.txt_attn.norm.{query_norm,key_norm}.scale -> transformer_blocks.N.attn.{norm_added_q,norm_added_k}
+double_blocks.N.{img,txt}_mod.lin -> transformer_blocks.N.{norm1,norm1_context}.linear
+double_blocks.N.{img,txt}_mlp.0 -> transformer_blocks.N.{ff,ff_context}.net.0.proj
+double_blocks.N.{img,txt}_mlp.2 -> transformer_blocks.N.{ff,ff_context}.net.2
+img_in.proj -> x_embedder.proj
+final_layer.linear -> proj_out
+final_layer.adaLN_modulation.1 -> norm_out.linear[swap]
+"""
+_COMFY_SINGLE = """
+single_blocks.N.linear1 -> single_transformer_blocks.N.attn.to_q .to_k .to_v single_transformer_blocks.N.proj_mlp
+single_blocks.N.linear2 -> single_transformer_blocks.N.proj_out
+single_blocks.N.modulation.lin -> single_transformer_blocks.N.norm.linear
 single_blocks.N.norm.{query_norm,key_norm}.scale -> single_transformer_blocks.N.attn.{norm_q,norm_k}
 """
 
 
-def _time(to: str) -> str:
+def _time(to: str, leaves: str) -> str:
     return f"""
-time_in.{{mlp.0,mlp.2}} -> {to}.timestep_embedder.{{linear_1,linear_2}}
-time_in.{{in_layer,out_layer}} -> {to}.timestep_embedder.{{linear_1,linear_2}}
-guidance_in.{{mlp.0,mlp.2}} -> {to}.guidance_embedder.{{linear_1,linear_2}}
-guidance_in.{{in_layer,out_layer}} -> {to}.guidance_embedder.{{linear_1,linear_2}}
-time_r_in.{{mlp.0,mlp.2}} -> {to}.timestep_embedder_r.{{linear_1,linear_2}}
+time_in.{{{leaves}}} -> {to}.timestep_embedder.{{linear_1,linear_2}}
+guidance_in.{{{leaves}}} -> {to}.guidance_embedder.{{linear_1,linear_2}}
+time_r_in.{{{leaves}}} -> {to}.timestep_embedder_r.{{linear_1,linear_2}}
+"""
+
+
+def _original(to: str) -> str:
+    return _REFINER + _time(to, "mlp.0,mlp.2")
+
+
+def _comfy(to: str) -> str:
+    return _COMFY_DOUBLE + _COMFY_REFINER + _time(to, "in_layer,out_layer")
+
+
+_VECTOR = "vector_in.{in_layer,out_layer} -> time_text_embed.text_embedder.{linear_1,linear_2}"
+_BYT5 = """
+byt5_in.{fc1,fc2,fc3} -> context_embedder_2.{linear_1,linear_2,linear_3}
+byt5_in.layernorm -> context_embedder_2.norm
+"""
+_VISION = """
+vision_in.proj.{0,4} -> image_embedder.{norm_in,norm_out}
+vision_in.proj.{1,3} -> image_embedder.{linear_1,linear_2}
 """
 
 
@@ -65,11 +110,9 @@ HUNYUAN_VIDEO = Family(
     classes=("HunyuanVideo",),
     joint="picture first",
     layouts={
-        "original": _DOUBLE
-        + _SINGLE
-        + _REFINER
-        + _time("time_text_embed")
-        + "vector_in.{in_layer,out_layer} -> time_text_embed.text_embedder.{linear_1,linear_2}",
+        "original": _FUSED + _DOUBLE + _SINGLE + _original("time_text_embed") + _VECTOR,
+        "comfyui": _comfy("time_text_embed") + _COMFY_SINGLE + _VECTOR,
+        "split": _SPLIT + _SPLIT_SINGLE,
     },
     absent="""
 guidance_in.*
@@ -85,6 +128,7 @@ time_text_embed.guidance_embedder.*
     kohya=("hunyuan_video", "False", "hunyuan-video/lora"),
     transformer=("HunyuanVideoTransformer3DModel", {"guidance_embeds": True}),
     kohya_flat="original",
+    comfyui="comfyui",
 )
 
 HUNYUAN_VIDEO_15 = Family(
@@ -92,19 +136,14 @@ HUNYUAN_VIDEO_15 = Family(
     classes=("HunyuanVideo15",),
     joint="picture first",
     layouts={
-        "original": _DOUBLE
-        + _REFINER
-        + _time("time_embed")
-        + """
-byt5_in.{fc1,fc2,fc3} -> context_embedder_2.{linear_1,linear_2,linear_3}
-byt5_in.layernorm -> context_embedder_2.norm
-vision_in.proj.{0,4} -> image_embedder.{norm_in,norm_out}
-vision_in.proj.{1,3} -> image_embedder.{linear_1,linear_2}
-""",
+        "original": _SPLIT + _DOUBLE + _original("time_embed") + _BYT5 + _VISION,
+        "comfyui": _comfy("time_embed") + _BYT5 + _VISION,
+        "fused": _FUSED,  # musubi's converter
     },
     headers=("hunyuan-video-1.5", "hunyuan_video_1_5"),
     said=("hunyuan video 1.5",),
     kohya_flat="original",
+    comfyui="comfyui",
 )
 
 HUNYUAN_IMAGE = Family(
@@ -112,11 +151,9 @@ HUNYUAN_IMAGE = Family(
     classes=("HunyuanImage",),
     joint="picture first",
     layouts={
-        "original": _DOUBLE
-        + _SINGLE
-        + _REFINER
-        + _time("time_guidance_embed")
-        + "byt5_in.{fc1,fc2,fc3} -> context_embedder_2.{linear_1,linear_2,linear_3}",
+        "original": _SPLIT + _DOUBLE + _SPLIT_SINGLE + _SINGLE + _original("time_guidance_embed") + _BYT5,
+        "comfyui": _comfy("time_guidance_embed") + _COMFY_SINGLE + _BYT5,
+        "fused": _FUSED,
     },
     absent="""
 guidance_in.*
@@ -128,6 +165,7 @@ byt5_in.*
     said=("hunyuan image", "hunyuanimage"),
     kohya=("hunyuan_image", "False", "hunyuan-image-2.1/lora"),
     kohya_flat="original",
+    comfyui="comfyui",
 )
 
 HUNYUAN_DIT = Family(

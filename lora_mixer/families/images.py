@@ -118,6 +118,7 @@ blocks.blockN.* -> transformer_blocks.*
 ANIMA = Family(
     "Anima",
     marks=r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$",
+    encoder="qwen3_06b",
     headers=("anima",),
     said=("anima",),
     layouts=COSMOS.layouts,

@@ -18,6 +18,7 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
     marks=r"^patchify_proj",
     like="DiT with cross-attention",
     widths=frozenset((2048,)),
+    comfyui="original",
     headers=("ltx",),
     said=("ltx",),
 )
@@ -45,6 +46,7 @@ transformer_blocks.N.*.k_norm -> transformer_blocks.N.*.norm_k
     marks=r"^audio_patchify_proj|av_ca_|transformer_blocks_0_audio_attn",
     like="DiT with cross-attention",
     widths=frozenset((4096,)),
+    comfyui="original",
     headers=("ltx-2", "ltx2", "ltx-video-2"),
     said=("ltx-2", "ltx2", "ltxv2", "ltxv 2"),
 )

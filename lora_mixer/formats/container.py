@@ -1,293 +1,26 @@
 """
-Bytes to tensors: safetensors files read without trust, whole, in one go.
+Bytes to tensors: the data section of a safetensors file read whole, in one go.
 
-A header is checked completely before anything is allocated, so a file that claims a terabyte costs
-nothing. The data section is read into one buffer and moved to a device in one copy; tensors are views
-of it. Layout: https://github.com/huggingface/safetensors#format
+It is read into one buffer and moved to a device in one copy; tensors are views of it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import stat
-from collections import Counter
-from dataclasses import dataclass
-from functools import partial
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 import torch
 
-from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+from lora_mixer.errors import CorruptFileError
+from lora_mixer.formats.header import ITEM_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-HEADER_LIMIT = 100_000_000
-"""Largest header in bytes; the same bound as the safetensors library keeps."""
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "C64": torch.complex64,
-    "BOOL": torch.bool,
-}
-_QUICK = {name: (dtype, dtype.itemsize) for name, dtype in _DTYPES.items()}
-_DIMENSIONS_AT_MOST = 64
-_SNIFFED = 256  # bytes that tell a web page from a file
-_ELEMENTS_AT_MOST = 1 << 60  # what a tensor's sizes and strides can count, also beside a size of 0
+    from lora_mixer.formats.header import Header
 
 
-class TensorSpec(NamedTuple):
-    """Where one tensor lies: its dtype, shape and byte range in the data section."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-_new_spec: Callable[[tuple[object, ...]], TensorSpec] = partial(
-    tuple.__new__, TensorSpec
-)  # no Python call for each
-
-
-@dataclass(frozen=True)
-class Header:
-    """A safetensors header: every tensor's place, the free-form metadata, and where data begin."""
-
-    tensors: Mapping[str, TensorSpec]
-    metadata: Mapping[str, str]
-    data_start: int
-    data_bytes: int
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorSpec:
-    """
-    Take an object of a header: no key may stand twice.
-
-    Nearly all are entries that are plainly right, in the order in which they are always written. Those become a
-    :class:`TensorSpec` at once; the others are judged one by one, later.
-    """
-    try:
-        (one, dtype), (two, shape), (three, (start, end)) = pairs
-        kind, size = _QUICK[dtype]
-        if one == "dtype" and two == "shape" and three == "data_offsets" and type(shape) is list:
-            for n in shape:
-                # bool is an int as well, and no size
-                size *= n if type(n) is int and n > 0 else 0
-            # that positions are within the file is seen when all are there
-            if (
-                size
-                and end - start == size
-                and type(start) is type(end) is int
-                and start >= 0
-                and len(shape) <= 5
-            ):
-                return _new_spec((kind, tuple(shape), start, end))
-    except (KeyError, TypeError, ValueError):  # any other object
-        pass
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
-        msg = f"the key {name!r} stands twice"
-        raise ValueError(msg)
-    return table
-
-
-def _spec(key: str, entry: Any, label: str) -> TensorSpec:
-    if type(entry) is TensorSpec:
-        return entry
-    try:
-        dtype = _DTYPES[entry["dtype"]]
-        shape, (start, end) = entry["shape"], entry["data_offsets"]
-        numbers = [start, end, *shape]
-    except (KeyError, TypeError, ValueError):
-        raise _bad_entry(key, entry, label) from None
-    if (
-        type(shape) is not list
-        or {*map(type, numbers)} != {int}
-        or min(numbers) < 0
-        or len(shape) > _DIMENSIONS_AT_MOST
-        or math.prod(n or 1 for n in shape) > _ELEMENTS_AT_MOST
-        or end - start != math.prod(shape) * dtype.itemsize
-    ):
-        raise _bad_entry(key, entry, label)
-    return TensorSpec(dtype, tuple(shape), start, end)
-
-
-def _bad_entry(key: str, entry: Any, label: str) -> CorruptFileError:
-    """Say what is wrong with a header's entry."""
-
-    def bad(what: str) -> CorruptFileError:
-        return CorruptFileError(f"the header entry of {key!r} {what}; download the file again", file=label)
-
-    if not isinstance(entry, dict):
-        return bad(f"is {type(entry).__name__}, not an object")
-    dtype = _DTYPES.get(str(entry.get("dtype")))
-    if dtype is None:
-        return bad(f"has dtype {entry.get('dtype')!r}; known are {', '.join(_DTYPES)}")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        return bad(f"has shape {shape!r}, not a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
-        return bad(f"has data_offsets {offsets!r}, not two positions")
-    if len(shape) > _DIMENSIONS_AT_MOST or math.prod(n or 1 for n in shape) > _ELEMENTS_AT_MOST:
-        return bad(f"has a shape of {len(shape)} sizes that no tensor can have, at most {max(shape)}")
-    expected = math.prod(shape) * dtype.itemsize
-    return bad(f"has shape {shape} of {entry['dtype']}, {expected} bytes, but offsets {offsets}")
-
-
-def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
-    """
-    Check the JSON text of a header against the size of the data section.
-
-    Args:
-        raw: The header's bytes, without the 8 bytes of its length.
-        total: Size of the data section in bytes.
-        label: What to call the file in messages.
-
-    Raises:
-        CorruptFileError: On anything that the format does not allow.
-    """
-    try:
-        table = json.loads(raw.decode(), object_pairs_hook=_object)
-        if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
-            json.dumps(table, ensure_ascii=False, default=str).encode()
-    except (ValueError, RecursionError) as error:
-        msg = f"the header is no valid JSON ({error}); the file is damaged, download it again"
-        raise CorruptFileError(msg, file=label) from None
-    if not isinstance(table, dict):
-        msg = f"the header is a JSON {type(table).__name__}, expected an object"
-        raise CorruptFileError(msg, file=label)
-    metadata = table.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict):
-        msg = f"__metadata__ is a {type(metadata).__name__}, expected an object of strings"
-        raise CorruptFileError(msg, file=label)
-    specs = table
-    if {*map(type, table.values())} != {TensorSpec}:
-        specs = {key: _spec(key, entry, label) for key, entry in table.items()}
-    position = _end_of(specs, label)
-    if position != total:
-        what = "truncated" if position > total else "longer than its header says"
-        msg = f"{what}: the header lists {position} bytes of tensors, the file has {total}"
-        raise CorruptFileError(msg, file=label)
-    return specs, {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in metadata.items()}
-
-
-def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
-    """Return the position after the last tensor; between them is no gap."""
-    position = 0
-    for _, _, start, end in specs.values():
-        if start != position:
-            break
-        position = end
-    else:  # they stand in the order of their data, as nearly always
-        return position
-    position = 0
-    for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
-        if start != position:
-            msg = f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
-            raise CorruptFileError(msg, file=label)
-        position = end
-    return position
-
-
-def read_header(stream: IO[bytes], label: str) -> Header:
-    """
-    Read and check the header of a safetensors stream; the stream is left at the first data byte.
-
-    Raises:
-        CorruptFileError: On a damaged or hostile file.
-        NotAnAdapterError: When the stream is empty or clearly of another kind (pickle, zip, HTML).
-    """
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    if size == 0:
-        msg = "the file is empty (0 bytes); the download was probably interrupted"
-        raise NotAnAdapterError(msg, file=label)
-    first = stream.read(8)
-    length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
-        raise _foreign(first + stream.read(_SNIFFED), size, label)
-    total = size - 8 - length
-    specs, metadata = parse_header(stream.read(length), total, label)
-    return Header(specs, metadata, 8 + length, total)
-
-
-def is_safetensors(stream: IO[bytes]) -> bool:
-    """Say whether a stream begins as safetensors files do; it is left at its start."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    first = stream.read(9)
-    stream.seek(0)
-    return len(first) == 9 and first[8:] == b"{" and 8 + int.from_bytes(first[:8], "little") <= size
-
-
-def is_pickle(first: bytes) -> bool:
-    """Say whether these are the first bytes of what torch saves: a zip file, or a pickle by itself."""
-    return first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"
-
-
-def text_kind(first: bytes) -> str | None:
-    """Say what text these first bytes begin, as servers and Git give it in place of a file; None for other bytes."""
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start[:1] == b"<":
-        return "an HTML page; download the file itself"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; run `git lfs pull`, or download the file itself"
-    if start[:1] in (b"{", b"["):
-        return "a JSON text, such as a server's answer that there is no such file; download the file itself"
-    if len(start) >= 8 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
-        return f"a text ({start[:40].decode()!r}...); download the file itself"
-    return None
-
-
-def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
-    """Say what a stream is whose first 8 bytes are no possible header length."""
-    text = text_kind(first)
-    if is_pickle(first):
-        what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
-    elif text is not None:
-        what = f"not safetensors but {text}"
-    else:
-        msg = (
-            f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
-            f"{int.from_bytes(first[:8], 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})"
-        )
-        return CorruptFileError(msg, file=label)
-    return NotAnAdapterError(f"{what}", file=label)
-
-
-def open_weights(path: Path, label: str) -> IO[bytes]:
-    """Open a file for reading, with this package's errors."""
-    try:
-        facts = path.stat()
-        if stat.S_ISREG(facts.st_mode):  # opening a FIFO would wait for ever
-            return path.open("rb")
-    except FileNotFoundError:
-        msg = "there is no such file"
-        raise SourceNotFoundError(msg, file=label) from None
-    except (OSError, ValueError) as error:
-        msg = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise SourceNotFoundError(msg, file=label) from error
-    msg = "is no regular file"
-    raise SourceNotFoundError(msg, file=label)
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name in :data:`~lora_mixer.formats.header.ITEM_BYTES`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -320,21 +53,6 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     return views(buffer, header)
 
 
-def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
-    """
-    Read some bytes.
-
-    Raises:
-        CorruptFileError: When they are not there any more.
-    """
-    stream.seek(start)
-    raw = stream.read(size)
-    if len(raw) != size:
-        msg = f"truncated while reading: {len(raw)} of {size} bytes came"
-        raise CorruptFileError(msg, file=label)
-    return raw
-
-
 def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:
     """
     Return the tensors of a data section.
@@ -346,16 +64,18 @@ def views(buffer: torch.Tensor, header: Header) -> dict[str, torch.Tensor]:
     Returns:
         Views of the buffer by key; copies where a tensor's place does not fit its dtype.
     """
-    typed: dict[torch.dtype, torch.Tensor] = {}
+    typed: dict[str, torch.Tensor] = {}
     tensors: dict[str, torch.Tensor] = {}
     for key, spec in header.tensors.items():
-        size = spec.dtype.itemsize
+        size = ITEM_BYTES[spec.dtype]
         if spec.start % size:  # an odd header length alone does no harm: processors read unaligned values
-            tensors[key] = buffer[spec.start : spec.end].clone().view(spec.dtype).view(spec.shape)
+            tensors[key] = (
+                buffer[spec.start : spec.end].clone().view(torch_dtype(spec.dtype)).view(spec.shape)
+            )
             continue
         whole = typed.get(spec.dtype)
         if whole is None:
-            whole = typed[spec.dtype] = buffer[: len(buffer) // size * size].view(spec.dtype)
+            whole = typed[spec.dtype] = buffer[: len(buffer) // size * size].view(torch_dtype(spec.dtype))
         stride, strides = 1, []
         for n in reversed(spec.shape):
             strides.append(stride)

@@ -14,21 +14,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
-
-from lora_mixer.about import about
 from lora_mixer.adapter import AdapterInfo
 from lora_mixer.families.telling import base_family
 from lora_mixer.formats import safeloras
-from lora_mixer.formats.building import rule_for
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
+from lora_mixer.formats.peft_config import rule_for
+from lora_mixer.sidecar_facts import sidecar_facts
 from lora_mixer.sources import find_sidecars
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lora_mixer.formats.container import Header
+    from lora_mixer.formats.header import Header
     from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
@@ -38,9 +36,9 @@ _SLOTS = {"down": 0, "up": 1, "alpha": 2}
 _LONG = 256  # letters; longer keys are nobody's, and are not kept in the cache
 _MANY = 8192  # keys; a whole SDXL model has 5,300
 _NUMBERS = {
-    torch.float32: struct.Struct("<f").unpack_from,
-    torch.float16: struct.Struct("<e").unpack_from,
-    torch.bfloat16: struct.Struct("<f").unpack_from,
+    "float32": struct.Struct("<f").unpack_from,
+    "float16": struct.Struct("<e").unpack_from,
+    "bfloat16": struct.Struct("<f").unpack_from,
 }
 
 
@@ -65,13 +63,13 @@ class Modules(NamedTuple):
     alphas: set[float]
 
 
-def describe(
+def describe_adapter(
     source: AdapterSource,
     name: str | None,
     modules: Modules,
     *,
     layouts: Iterable[str],
-    dtypes: Iterable[torch.dtype],
+    dtypes: Iterable[str],
     size: int,
     embeddings: Sequence[str],
     metadata: Mapping[str, str],
@@ -85,7 +83,7 @@ def describe(
         name: The name that it is to have; None takes the source's own.
         modules: Its modules.
         layouts: The layouts of its keys.
-        dtypes: The dtypes of the tensors that its layers hold.
+        dtypes: The dtypes of the tensors that its layers hold, by torch's names.
         size: Their bytes.
         embeddings: Words of textual inversions in it.
         metadata: The header's metadata.
@@ -97,7 +95,7 @@ def describe(
         components[key] = components.get(key, 0) + count
     weights = source.weights
     beside = find_sidecars(weights) if isinstance(weights, Path) else None
-    words, said = about(
+    words, said = sidecar_facts(
         metadata, source.config, beside, stem=weights.stem if isinstance(weights, Path) else ""
     )
     return AdapterInfo(
@@ -108,7 +106,7 @@ def describe(
         algorithms=tuple(sorted(modules.algorithms)),
         ranks=tuple(sorted(modules.ranks)),
         alphas=tuple(sorted(modules.alphas)),
-        dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype in set(dtypes)})),
+        dtypes=tuple(sorted(set(dtypes))),
         bytes=size,
         components=components,
         embeddings=tuple(embeddings),
@@ -149,7 +147,7 @@ class Survey(NamedTuple):
 
     modules: Modules
     layouts: set[str]
-    dtypes: set[torch.dtype]
+    dtypes: set[str]
     size: int
 
 
@@ -179,7 +177,7 @@ def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) 
     alphas = {_number(dtype, bytes(raw)) for dtype, raw in raws}  # a file has few different ones
     held = [specs[place] for place in (*plan.downs, *plan.ups)]
     dtypes = {spec[0] for spec in held}
-    if 0 in ranks or None in alphas or not all(dtype.is_floating_point for dtype in dtypes):
+    if 0 in ranks or None in alphas or not all("float" in dtype for dtype in dtypes):
         return None
     for number in plan.bare if rules else ():
         target = plan.targets[number]
@@ -196,7 +194,7 @@ def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) 
     return Survey(modules, plan.layouts, dtypes, sum([spec[3] - spec[2] for spec in held]))
 
 
-class _Plan(NamedTuple):
+class _KeyPlan(NamedTuple):
     """Where the parts of each module stand in a list of keys; those with no alpha of their own are bare."""
 
     hints: tuple[str | None, ...]
@@ -210,7 +208,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=16)  # most files of a folder have one of a few lists of keys
-def _plan(keys: tuple[str, ...]) -> _Plan | None:
+def _plan(keys: tuple[str, ...]) -> _KeyPlan | None:
     """Sort the keys of a plain LoRA into modules; None for what is none."""
     table: dict[tuple[str | None, str], list[int | None]] = {}
     targets: dict[tuple[str | None, str], Target] = {}
@@ -230,7 +228,7 @@ def _plan(keys: tuple[str, ...]) -> _Plan | None:
     if not table:
         return None
     hints, names = tuple(hint for hint, _ in table), tuple(name for _, name in table)
-    plan = _Plan(hints, names, tuple(targets.values()), [], [], [], [], layouts)
+    plan = _KeyPlan(hints, names, tuple(targets.values()), [], [], [], [], layouts)
     for number, (down, up, alpha) in enumerate(table.values()):
         if down is None or up is None:
             return None
@@ -250,11 +248,9 @@ def _rank(down: tuple[int, ...], up: tuple[int, ...]) -> int:
     return down[0] if up[1] == down[0] and math.prod(up[2:]) == 1 else 0
 
 
-def _number(dtype: torch.dtype, raw: bytes) -> float | None:
+def _number(dtype: str, raw: bytes) -> float | None:
     """Read one number; None for what is not finite."""
-    (number,) = _NUMBERS[dtype](
-        b"\0\0" + raw if dtype is torch.bfloat16 else raw
-    )  # the upper half of a float32
+    (number,) = _NUMBERS[dtype](b"\0\0" + raw if dtype == "bfloat16" else raw)  # the upper half of a float32
     return float(number) if math.isfinite(number) else None
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
-from lora_mixer.textual_inversion.files import token_of
+from lora_mixer.formats.word_keys import token_of
+from lora_mixer.problem import Remark, UnusedReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,8 +37,9 @@ _OTHER_KINDS = (
 
 
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
-SHARED = ("vera_A", "vera_B")
-"""Roles whose tensors serve all modules of a component."""
+_WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
+_UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
+_LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Groups:
     modules: list[ModuleKeys]
     layouts: set[str]
     embeddings: list[str]
-    unused: dict[str, str]
+    unused: dict[str, Remark[UnusedReason]]
 
 
 def group_keys(
@@ -84,17 +87,17 @@ def group_keys(
     modules: dict[tuple[str | None, str], ModuleKeys] = {}
     layouts: set[str] = set()
     embeddings: dict[str, None] = {}
-    unused: dict[str, str] = {}
+    unused: dict[str, Remark[UnusedReason]] = {}
     inner_names: dict[str, None] = {}
     twice: list[str] = []
     for key, tensor in tensors.items():
         if (token := token_of(key)) is not None:
             embeddings.setdefault(token)
-            unused[key] = "textual inversion, loaded with load_embeddings=True only"
+            unused[key] = _WORD
             continue
         target, leaf, layout = locate(key, tensors, metadata)
         if target is None or leaf is None:
-            unused[key] = "no known ending of an adapter key"
+            unused[key] = _UNKNOWN
             continue
         if leaf.inner:
             inner_names.setdefault(leaf.inner)
@@ -118,7 +121,7 @@ def group_keys(
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
-        unused.update(dict.fromkeys(group.keys, "alpha or scale of a module that has no weights here"))
+        unused.update(dict.fromkeys(group.keys, _LONE))
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
 
 
@@ -161,7 +164,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in SHARED:
+    if leaf.role in shared_roles():
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

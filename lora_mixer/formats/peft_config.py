@@ -14,10 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
+from lora_mixer.formats.kinds import peft_fields, peft_types
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lora_mixer.formats.names import Target
 
 HEADER_KEY = "lora_adapter_metadata"
 
@@ -42,73 +45,47 @@ _STARTS = {
 _KNOWN_STARTS = ("gaussian", "pissa", "olora", "eva", "orthogonal", "mica")
 _KNOWN = frozenset(
     (
-        # what the adapter is for, and how it was trained
-        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-        *("inference_mode", "runtime_config", "layers_to_transform", "layers_pattern", "target_modules"),
-        *("exclude_modules", "modules_to_save", "bias", "megatron_core", "qalora_group_size"),
-        *(
-            "lora_dropout",
-            "rank_dropout",
-            "module_dropout",
-            "rank_dropout_scale",
-            "boft_dropout",
-            "vera_dropout",
-        ),
-        *("hira_dropout", "gralora_dropout", "miss_dropout", "velora_config", "loftq_config", "eva_config"),
-        *("corda_config", "lora_ga_config", "ensure_weight_tying", "init_lora_weights", "init_weights"),
-        *(
-            "init_ia3_weights",
-            "init_bone_weights",
-            "d_initial",
-            "projection_prng_key",
-            "save_projection",
-            "random_seed",
-        ),
-        *(
-            "mask_type",
-            "target_r",
-            "tinit",
-            "tfinal",
-            "deltaT",
-            "beta1",
-            "beta2",
-            "orth_reg_weight",
-            "total_step",
-        ),
-        # what the readers of the kinds use, or the tensors' shapes tell
-        *("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
-        *("fan_in_fan_out", "trainable_token_indices", "token_indices", "target_parameters", "init_r"),
-        *(
-            "feedforward_modules",
-            "use_effective_conv2d",
-            "decompose_both",
-            "decompose_factor",
-            "oft_block_size",
-        ),
-        *("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms", "boft_block_size"),
-        *("boft_block_num", "boft_n_butterfly_factor", "apply_GS", "block_size", "block_size_pattern"),
-        *("delora_lambda", "lambda_pattern", "mini_r", "hybrid_r", "gralora_k", "gralora_alpha", "bone_init"),
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "runtime_config",
+        "layers_to_transform",
+        "layers_pattern",
+        "target_modules",
+        "exclude_modules",
+        "modules_to_save",
+        "bias",
+        "megatron_core",
+        "qalora_group_size",
+        "lora_dropout",
+        "rank_dropout",
+        "module_dropout",
+        "rank_dropout_scale",
+        "velora_config",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "ensure_weight_tying",
+        "init_lora_weights",
+        "init_weights",
+        "r",
+        "lora_alpha",
+        "alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "target_parameters",
     )
 )
-"""Fields whose meaning is known; others must be empty, since what they ask for would be left out in silence."""
-_READ_TYPES = frozenset(
-    (
-        *(
-            "LORA",
-            "LOHA",
-            "LOKR",
-            "ADALORA",
-            "IA3",
-            "OFT",
-            "BOFT",
-            "HRA",
-            "VERA",
-            "LN_TUNING",
-            "TRAINABLE_TOKENS",
-        ),
-        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA", "GRALORA", "BEFT"),
-    )
-)
+"""Fields of any algorithm whose meaning is known, beside those of their rows; others must be empty, since what they ask for would be left out in silence."""
 
 
 @dataclass(frozen=True)
@@ -212,12 +189,11 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     kind = config.get("peft_type")
     found = [name for key, name in _REFUSED.items() if config.get(key)]
     found += _odd_starts(config)
-    if kind is not None and (not isinstance(kind, str) or kind not in _READ_TYPES):
+    if kind is not None and (not isinstance(kind, str) or kind not in peft_types()):
         found.insert(0, f"PEFT method {kind}")
     elif kind is not None:  # diffusers' headers have fields of their own and no peft_type
-        odd = sorted(
-            str(key) for key, value in config.items() if key not in _KNOWN | _REFUSED.keys() and value
-        )
+        known = _KNOWN | peft_fields() | _REFUSED.keys()
+        odd = sorted(str(key) for key, value in config.items() if key not in known and value)
         found += [
             f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
         ]
@@ -269,3 +245,9 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
         # Diffusers' header carries DoRA as a flag beside its magnitude tensors, which name themselves.
         refuse_unsupported(config, label)
     return {component: scale_rule(config, label) for component, config in configs.items()}
+
+
+def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+    """Return the rule of a module's component, else the one that holds where none is named."""
+    names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
+    return next((rules[name] for name in names if name in rules), rules.get(None))

@@ -13,7 +13,8 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
-from lora_mixer.formats.container import is_pickle, text_kind
+from lora_mixer.formats.header import is_pickle, text_kind
+from lora_mixer.wording import first_line
 
 _UNPACKED_TIMES = 4
 _SNIFFED = 256  # bytes that tell a web page from a file
@@ -38,7 +39,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         msg = f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
         raise CorruptFileError(msg, file=label) from None
 

@@ -6,12 +6,8 @@ Every problem of a file is collected and raised once.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
@@ -21,42 +17,34 @@ from lora_mixer.adapter import Adapter
 from lora_mixer.errors import (
     CorruptFileError,
     InvalidAdapterError,
-    LoraMixerError,
     NotAnAdapterError,
-    SourceError,
     UnsupportedAdapterError,
 )
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
-from lora_mixer.formats.container import (
-    Header,
-    is_safetensors,
-    open_weights,
-    read_at,
-    read_header,
-    read_tensors,
-)
-from lora_mixer.formats.describing import Modules, describe, own_name, survey
+from lora_mixer.formats.container import read_tensors, torch_dtype
+from lora_mixer.formats.describing import Modules, describe_adapter, own_name
 from lora_mixer.formats.grouping import group_keys
+from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.names import COMPONENT_KEY
-from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
+from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
-from lora_mixer.textual_inversion.files import alone, bundled, token_of
+from lora_mixer.formats.word_keys import token_of
+from lora_mixer.problem import NoteKind, Remark
+from lora_mixer.textual_inversion.files import alone, bundled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
-    from lora_mixer.formats.peft_config import ScaleRule
+    from lora_mixer.formats.header import Header
+    from lora_mixer.problem import UnusedReason
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
-_PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
-def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
+def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     Read an adapter from a resolved source.
 
@@ -72,22 +60,22 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     label, weights = source.label, source.weights
     if source.parts:
-        return _joined(source, [read(part) for part in source.parts], name)
+        return _joined(source, [read_source(part) for part in source.parts], name)
     if isinstance(weights, Mapping):
         return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
-    with _stream(weights, label) as stream:
-        if not _is_pickle(weights, stream):
+    with stream_of(weights, label) as stream:
+        if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
             return _from_header(stream, header, source, name)
         content, others = read_pickle(stream, label)
         table = safeloras.from_list(content, label) if isinstance(content, list) else content
         tensors = _state_dict(table, label)
-        adapter = _assemble(tensors, {}, source, name, _hashes(source, stream, None))
+        adapter = _assemble(tensors, {}, source, name, hashes_of(source, stream, None))
     if not others:
         return adapter
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
     note = f"{len(others)} entries are no tensors and have no effect: {names}"
-    return replace(adapter, notes=(*adapter.notes, note))
+    return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
 
 
 def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:
@@ -95,17 +83,18 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
     Read an adapter that is to be trained, and its tensors by key; the adapter's are these, or views of them.
 
     Raises:
-        FormatError: As :func:`read` does.
+        FormatError: As :func:`read_source` does.
         UnsupportedAdapterError: When it is a pickle or of several components.
     """
     label, weights, metadata = source.label, source.weights, dict[str, str]()
     if isinstance(weights, Mapping):
         tensors = _state_dict(weights, label)
     else:
-        with _stream(weights, label) as stream:
-            if source.parts or _is_pickle(weights, stream):
+        with stream_of(weights, label) as stream:
+            if source.parts or is_pickle_file(weights, stream):
                 raise UnsupportedAdapterError(
-                    f"{label}: pickles and folders of several components cannot be trained on; save it as one safetensors file"
+                    "pickles and folders of several components cannot be trained on; save it as one safetensors file",
+                    file=label,
                 )
             header = read_header(stream, label)
             tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
@@ -116,7 +105,7 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
 def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:
     """Make one adapter of those of single components, each in a folder of the component's name."""
     layers: list[AdapterLayer] = []
-    unused: dict[str, str] = {}
+    unused: dict[str, Remark[UnusedReason]] = {}
     metadata: dict[str, str] = {}
     for part, adapter in zip(source.parts, adapters, strict=True):
         hint = {"unet": "denoiser"}.get(part.component or "", part.component)
@@ -128,12 +117,12 @@ def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None
         metadata = {**adapter.info.metadata, **metadata}
     metadata.pop(COMPONENT_KEY, None)
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),
         layouts={layout for adapter in adapters for layout in adapter.info.format.split("+")},
-        dtypes={t.dtype for t in held},
+        dtypes={str(t.dtype).removeprefix("torch.") for t in held},
         size=sum(t.numel() * t.element_size() for t in held),
         embeddings=[word for adapter in adapters for word in adapter.info.embeddings],
         metadata=metadata,
@@ -144,73 +133,9 @@ def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None
     return Adapter(info, tuple(layers), unused, notes, embeddings)
 
 
-def read_info(source: AdapterSource) -> AdapterInfo:
-    """
-    Describe an adapter, from its header alone where that can be.
-
-    Raises:
-        FormatError: As :func:`read` does.
-    """
-    weights = source.weights
-    if isinstance(weights, Mapping) or source.parts:
-        return read(source).info
-    with _stream(weights, source.label) as stream:
-        if _is_pickle(weights, stream):
-            return read(source).info
-        header = read_header(stream, source.label)
-        rules = _rules(source, header.metadata)
-        found = survey(header, _Slices(stream, source.label), rules)
-        if found is None:
-            tensors = _outline(stream, header, source.label)
-            file_hashes = _hashes(source, stream, header.data_start)
-            return _assemble(tensors, header.metadata, source, None, file_hashes).info
-        return describe(
-            source,
-            None,
-            found.modules,
-            layouts=found.layouts,
-            dtypes=found.dtypes,
-            size=found.size,
-            embeddings=(),
-            metadata=header.metadata,
-            hashes=_hashes(source, stream, header.data_start),
-        )
-
-
-def _is_pickle(weights: Path | bytes, stream: IO[bytes]) -> bool:
-    """Say whether a file is to be unpickled: its name says so, and its content is nothing safer."""
-    return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES and not is_safetensors(stream)
-
-
-@dataclass(frozen=True)
-class _Slices:
-    """The bytes of a file, of which only those that are asked for are read."""
-
-    stream: IO[bytes]
-    label: str
-
-    def __getitem__(self, place: slice) -> bytes:
-        return read_at(self.stream, place.start, place.stop - place.start, self.label)
-
-
-def _hashes(source: AdapterSource, stream: IO[bytes], data_start: int | None) -> hashes.Hashes:
-    weights = source.weights
-    assert not isinstance(weights, Mapping)  # noqa: S101 -- streams are of files and bytes
-    return hashes.Hashes(_FileHashes(weights, data_start, source.label, _stamp(stream)))
-
-
 def _from_header(stream: IO[bytes], header: Header, source: AdapterSource, name: str | None) -> Adapter:
     tensors = _map_tensors(stream, header, source.label)
-    return _assemble(tensors, header.metadata, source, name, _hashes(source, stream, header.data_start))
-
-
-def _rules(source: AdapterSource, metadata: Mapping[str, str]) -> Mapping[str | None, ScaleRule]:
-    if source.config is not None:
-        refuse_unsupported(source.config, source.label)
-    rules = header_rules(metadata, source.label)
-    if source.config is not None:
-        rules = {None: scale_rule(source.config, source.label), **rules}
-    return rules
+    return _assemble(tensors, header.metadata, source, name, hashes_of(source, stream, header.data_start))
 
 
 def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[Embedding, ...]:
@@ -230,27 +155,10 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
     label, word, weights = source.label, name or own_name(source), source.weights
     if isinstance(weights, Mapping):
         return alone(_state_dict(weights, label), word, label)
-    with _stream(weights, label) as stream:
-        if _is_pickle(weights, stream):
+    with stream_of(weights, label) as stream:
+        if is_pickle_file(weights, stream):
             return alone(load_pickle(stream, label), word, label)
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
-
-
-@contextmanager
-def _stream(weights: Path | bytes, label: str) -> Iterator[IO[bytes]]:
-    """
-    Open a file or bytes.
-
-    Raises:
-        SourceError: When the system cannot read on, or there is not enough memory.
-    """
-    try:
-        with open_weights(weights, label) if isinstance(weights, Path) else io.BytesIO(weights) as stream:
-            yield stream
-    except OSError as error:
-        if isinstance(error, LoraMixerError):
-            raise
-        raise SourceError(f"cannot be read ({error.strerror or error})", file=label) from error
 
 
 def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -262,12 +170,25 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     Raises:
         CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
     """
-    before = _stamp(stream)
+    before = stamp(stream)
     tensors = read_tensors(stream, header, label)
-    if _stamp(stream) != before:
+    if stamp(stream) != before:
         msg = "the file changed while it was read; wait until the program that writes it is done"
         raise CorruptFileError(msg, file=label)
     return tensors
+
+
+def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> AdapterInfo:
+    """
+    Describe an adapter from its header and the small ones of its tensors.
+
+    Raises:
+        FormatError: As :func:`read_source` does.
+    """
+    tensors = _outline(stream, header, source.label)
+    return _assemble(
+        tensors, header.metadata, source, None, hashes_of(source, stream, header.data_start)
+    ).info
 
 
 def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
@@ -275,39 +196,14 @@ def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.T
     found = {}
     for key, spec in header.tensors.items():
         if spec.end - spec.start > _SMALL:
-            found[key] = torch.ones((), dtype=spec.dtype).expand(spec.shape)
+            found[key] = torch.ones((), dtype=torch_dtype(spec.dtype)).expand(spec.shape)
             continue
         raw = read_at(stream, header.data_start + spec.start, spec.end - spec.start, label)
         flat = (
             torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
         )
-        found[key] = flat.view(spec.dtype).view(spec.shape)
+        found[key] = flat.view(torch_dtype(spec.dtype)).view(spec.shape)
     return found
-
-
-def _stamp(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Return a file's size and time of change, by which another file of its name is told apart."""
-    if isinstance(stream, io.BytesIO):
-        return None
-    facts = os.fstat(stream.fileno())
-    return facts.st_size, facts.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class _FileHashes:
-    """Compute the hashes of a file as it was read; a value, so that descriptions can be pickled."""
-
-    weights: Path | bytes
-    data_start: int | None
-    label: str
-    stamp: tuple[int, int] | None
-
-    def __call__(self) -> dict[str, str]:
-        with _stream(self.weights, self.label) as stream:
-            if _stamp(stream) != self.stamp:
-                msg = "the file has changed since it was read, so its hashes would be those of another"
-                raise SourceError(msg, file=self.label)
-            return hashes.compute(stream, self.data_start)
 
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:
@@ -362,39 +258,52 @@ def _assemble(
     file_hashes: hashes.Hashes,
 ) -> Adapter:
     label = source.label
-    rules = _rules(source, metadata)
+    rules = scale_rules(source, metadata)
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
         msg = f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
         raise NotAnAdapterError(msg, file=label)
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
-    notes = []
+    notes: list[Remark[NoteKind]] = []
     if groups.embeddings:
-        notes.append(
+        said = (
             f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
         )
+        notes.append(Remark(said, NoteKind.WORDS_LEFT))
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
-        notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
-    elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
-        notes.append(
-            f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
-        )
+        said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
+        notes.append(Remark(said, NoteKind.ALPHA_ZERO))
+    elif not source.is_fresh and all(
+        layer.weights.is_zero() for layer in layers
+    ):  # the first trained one ends it
+        said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
+        notes.append(Remark(said, NoteKind.ALL_ZERO))
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),
         layouts=groups.layouts,
-        dtypes={t.dtype for t in held},
+        dtypes={str(t.dtype).removeprefix("torch.") for t in held},
         size=sum(t.numel() * t.element_size() for t in held),
         embeddings=groups.embeddings,
         metadata=metadata,
         hashes=file_hashes,
     )
     component = metadata.get(COMPONENT_KEY) or source.component
-    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings, component)
+    config = source.config or {}
+    return Adapter(
+        info,
+        layers,
+        {**groups.unused, **odd},
+        tuple(notes),
+        embeddings,
+        component,
+        tensors if config else {},
+        config,
+    )
 
 
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:

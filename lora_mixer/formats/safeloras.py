@@ -3,7 +3,7 @@ The layouts of cloneofsimo/lora, which count modules instead of naming them (S1,
 
 ``unet:12:up`` is the 13th Linear inside the target classes, in the order in which the model of that time listed them;
 the older ``.pt`` is a bare list [up, down, up, down, ...] in that order. The counting itself needs the live model
-and is done by :mod:`lora_mixer.binding.ordinal`.
+and is done by :mod:`lora_mixer.families.counted_names`.
 """
 
 from __future__ import annotations

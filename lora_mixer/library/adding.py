@@ -148,7 +148,7 @@ def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     found = read_config(Path(path))
     if found is None:
-        raise SourceError(f"{Path(path).name}: there is no such file")
+        raise SourceError("there is no such file", file=str(Path(path).name))
     return found
 
 

@@ -14,11 +14,15 @@ from lora_mixer.mixes.grammar.prompt import format_prompt, parse_prompt
 from lora_mixer.mixes.grammar.schedules import schedule_of
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
 from lora_mixer.mixes.mask import Mask
-from lora_mixer.mixes.method import METHODS, Composite, KLora, Method, Switch
+from lora_mixer.mixes.methods.composite import Composite
+from lora_mixer.mixes.methods.k_lora import KLora
+from lora_mixer.mixes.methods.method import Method
+from lora_mixer.mixes.methods.switch import Switch
+from lora_mixer.mixes.methods.table import METHODS
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
 from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
-from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape
+from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, block_layouts
 
 __all__ = [
     "B_LORA",
@@ -46,6 +50,7 @@ __all__ = [
     "SliderStart",
     "Switch",
     "Window",
+    "block_layouts",
     "draw_lbw",
     "format_prompt",
     "parse_prompt",

@@ -12,7 +12,7 @@ from lora_mixer.mixes.mask import Mask
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.schedule import Constant, Schedule
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import shown
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.unet_blocks import BlockLayout

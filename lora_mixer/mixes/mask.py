@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import number_text, shown
+from lora_mixer.wording import number_text, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,17 +138,7 @@ class Mask:
 
 
 def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
-    """
-    Read a mask in any form.
-
-    Args:
-        source: See ``Mask.of``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The mask, or None where there was a problem.
-    """
+    """Read a mask in any form."""
     if isinstance(source, Mask):
         return source
     if reading.masks is not None:

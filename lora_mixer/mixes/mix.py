@@ -13,12 +13,13 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.grammar import line
 from lora_mixer.mixes.grammar.forms import is_full, is_name, read_parts
-from lora_mixer.mixes.method import Method
+from lora_mixer.mixes.methods.method import Method
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.data import dump_yaml, load_json, load_yaml, parsed
+from lora_mixer.parsing.data import dump_yaml, parsed
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import did_you_mean, fail, list_of, shown
+from lora_mixer.parsing.problems import fail
 from lora_mixer.problem import Problem
+from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -198,7 +199,7 @@ class Mix:
     @property
     def is_constant(self) -> bool:
         """Whether every gain is the same at all steps and at all places: no schedule, no mask, the plain sum."""
-        return type(self.method) is Method and all(adapter.is_constant for adapter in self.adapters.values())
+        return self.method.is_sum and all(adapter.is_constant for adapter in self.adapters.values())
 
     @property
     def named_components(self) -> tuple[str, ...]:
@@ -328,7 +329,7 @@ class Mix:
     @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits, equal for equal mixes in every process and version of Python."""
-        switched = type(self.method) is not Method
+        switched = not self.method.is_sum
         adapters = {name: adapter.meaning(switched=switched) for name, adapter in self.adapters.items()}
         meaning = {"adapters": adapters, "method": self.method.meaning(self.names)}
         text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -342,7 +343,7 @@ class Mix:
             Weights by name; under "adapters", and the method beside them, where there is one but the sum.
         """
         adapters: dict[str, object] = {name: adapter.to_spec() for name, adapter in self.adapters.items()}
-        if type(self.method) is not Method:
+        if not self.method.is_sum:
             return {"adapters": adapters, "method": self.method.to_spec()}
         return {"adapters": adapters} if is_full(adapters) else adapters
 
@@ -353,8 +354,8 @@ class Mix:
         Returns:
             The text, as ``a:0.7, b:0.8,te=0.2``.
         """
-        method = "" if type(self.method) is Method else self.method.to_text()
-        return line.write({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
+        method = "" if self.method.is_sum else self.method.to_text()
+        return line.write_line({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Mix:
@@ -395,7 +396,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed(load_json, text))
+        return cls.of(parsed("json", text))
 
     def to_yaml(self) -> str:
         """
@@ -420,4 +421,4 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed(load_yaml, text))
+        return cls.of(parsed("yaml", text))

@@ -15,7 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from lora_mixer.parsing.problems import Problems, list_of, number_text, shown
+from lora_mixer.parsing.problems import Problems
+from lora_mixer.wording import list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

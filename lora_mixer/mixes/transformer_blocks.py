@@ -17,7 +17,7 @@ from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.unet_blocks import depth_of
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.problems import shown
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.unet_blocks import BlockLayout
@@ -106,14 +106,6 @@ class DepthWeights(Blocks):
 def read_depth(spec: Mapping[object, object], where: str, reading: Reading) -> DepthWeights | None:
     """
     Read weights of a transformer's blocks.
-
-    Args:
-        spec: The dict; by index, keys are as in ``block_3``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
 
     Example:
         >>> read_depth({"double": [1, 0], "single": {"block_3": 0.5}}, "a.blocks", Reading()).single

@@ -2,121 +2,77 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from typing import TYPE_CHECKING, NoReturn
 
 from lora_mixer.errors import MixError
 from lora_mixer.problem import Problem
+from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-_LONGEST_SHOWN = 60
+    from lora_mixer.errors import LoraMixerError
 
+EntryPath = tuple[str | int, ...]
+"""Keys and numbers that lead to an entry."""
 
-def shown(value: object) -> str:
-    """
-    Show a value and, where it says more, its type, in a message.
-
-    Args:
-        value: Anything that a user passed.
-
-    Returns:
-        A short text.
-
-    Example:
-        >>> shown("x"), shown(float("nan"))
-        ("'x' (a str)", 'nan')
-    """
-    text = repr(value)
-    if len(text) > _LONGEST_SHOWN:
-        text = text[: _LONGEST_SHOWN - 3] + "..."
-    return text if isinstance(value, float) else f"{text} (a {type(value).__name__})"
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """
-    Suggest the known word that was probably meant.
-
-    Args:
-        word: What was written.
-        known: What could have been meant.
-        cutoff: How alike the two must be, from 0 to 1.
-
-    Returns:
-        A sentence that starts with a space, or nothing.
-
-    Example:
-        >>> did_you_mean("wieght", ["weight", "mask"])
-        ' Did you mean "weight"?'
-    """
-    by_folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=cutoff)
-    return f' Did you mean "{by_folded[close[0]]}"?' if close else ""
-
-
-def number_text(value: float) -> str:
-    """
-    Write a number so that reading it gives the same bits.
-
-    Args:
-        value: A finite number.
-
-    Returns:
-        The shortest such text, whole numbers without a point.
-
-    Example:
-        >>> number_text(0.7), number_text(1.0), number_text(1e-07)
-        ('0.7', '1', '1e-07')
-    """
-    return repr(float(value)).removesuffix(".0")
-
-
-def list_of(names: Iterable[str]) -> str:
-    """
-    List names in a message.
-
-    Args:
-        names: The names.
-
-    Returns:
-        The names in quotes, or "none".
-
-    Example:
-        >>> list_of(["a", "b"])
-        '"a", "b"'
-    """
-    return ", ".join(f'"{name}"' for name in names) or "none"
+_LONGEST_PLACE = 200
 
 
 class Problems:
     """
     The problems of one reading, in the order in which they were met.
 
+    Args:
+        lines: Returns the line of what stands at a path, where what is read is a file or a text of several lines.
+        refuse: Makes the error of all problems; a ``MixError`` where it is not said.
+
     Attributes:
-        problems: What is wrong, each with its place.
+        problems: What is wrong, each with its place and, where there are lines, its line.
+
+    Example:
+        >>> problems = Problems({("jobs", 0): 3}.get)
+        >>> problems.problem(("jobs", 0), "expected a prompt")
+        >>> print(problems.problems[0])
+        line 3: jobs[0]: expected a prompt
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        lines: Callable[[EntryPath], int | None] | None = None,
+        refuse: Callable[[Sequence[Problem]], LoraMixerError] | None = None,
+    ) -> None:
         """Start without any."""
         self.problems: list[Problem] = []
+        self.lines = lines
+        self._noted: set[Problem] = set()
+        self._refuse = refuse
 
-    def problem(self, where: str, text: str) -> None:
+    def problem(self, where: str | EntryPath, text: str, *, line: int | None = None) -> None:
         """
-        Note one problem.
+        Note one problem; the same one counts once.
 
         Args:
-            where: The path of the entry, as ``3d.unet.down[1]``; may be empty.
+            where: The path of the entry: keys and numbers, or their text, as ``3d.unet.down[1]``; may be empty.
             text: What was expected, what was there and how to put it right.
+            line: Its line; that of the path where it is not said.
         """
-        self.problems.append(Problem(where, text))
+        if not isinstance(where, str):
+            line = self.lines(where) if line is None and self.lines is not None else line
+            where = path_text(where)
+        problem = Problem(where, text, line)
+        if problem not in self._noted:  # a million pictures may have one and the same
+            self._noted.add(problem)
+            self.problems.append(problem)
 
-    def take(self, where: str, error: MixError) -> None:
-        """Note what an error says of a part that stands at a place."""
-        for each in error.problems or (Problem("", str(error)),):
-            self.problems.append(Problem(_joined(where, each.place), each.text, each.line))
+    def take(self, where: str | EntryPath, error: Exception) -> None:
+        """Note what an error says of a part that stands at a place: each of its problems, or all of it as one."""
+        for each in getattr(error, "problems", ()) or (Problem("", str(error)),):
+            inner = each.within(where if isinstance(where, str) else path_text(where))
+            line = None if isinstance(where, str) or self.lines is None else self.lines(where)
+            self.problem(inner.place, inner.text, line=inner.line if line is None else line)
 
     def number(self, where: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
         """
@@ -172,8 +128,10 @@ class Problems:
             what: What was read, as in "this mix".
 
         Raises:
-            MixError: There were problems.
+            MixError: There were problems; another error where ``refuse`` was given.
         """
+        if self.problems and self._refuse is not None:
+            raise self._refuse(self.problems)
         if self.problems:
             fail(what, self.problems)
 
@@ -192,5 +150,18 @@ def fail(what: str, problems: Sequence[Problem]) -> NoReturn:
     raise MixError(problems=tuple(problems), what=what)
 
 
-def _joined(outer: str, inner: str) -> str:
-    return f"{outer}.{inner}" if outer and inner and not inner.startswith("[") else f"{outer}{inner}"
+def path_text(path: EntryPath) -> str:
+    """
+    Write the path of an entry.
+
+    Example:
+        >>> path_text(("jobs", 0, "grid", "weight ink"))
+        'jobs[0].grid.weight ink'
+    """
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")[:_LONGEST_PLACE]
+
+
+def named_twice(key: str) -> str:
+    """Return what is wrong where a key stands twice."""
+    return f"{key[:60]!r} is named twice; give it one entry"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, MixError
 from lora_mixer.mixes import Mix
-from lora_mixer.mixes.method import Method
 from lora_mixer.parsing.values import as_hash, file_stem
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.mixes import AdapterMix
+    from lora_mixer.mixes.methods.method import Method
     from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
     Known = Mapping[str, Mapping[str, str] | AdapterInfo]
@@ -283,7 +283,7 @@ def _mix(settings: PictureSettings, slots: list[AdapterMatch], notes: list[str])
                 whole[slot.adapter.name] if whole is not None and own else slot.adapter.adapter_mix()
             )
             renamed[slot.adapter.name] = slot.match
-    if whole is None or type(whole.method) is Method:
+    if whole is None or whole.method.is_sum:
         return Mix(adapters)
     try:
         return Mix(adapters, _with_names(whole.method, renamed))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata.settings import PictureSettings
@@ -22,12 +23,12 @@ class Recalled:
     Attributes:
         request: With everything that can be used; adapters are named as the picture names them.
         used: The fields that came from the picture.
-        unused: What the picture says and the request does not, each with the reason.
+        unused: What the picture says and the request does not: its field or key as the place, and why.
     """
 
     request: PictureRequest
     used: tuple[str, ...]
-    unused: tuple[str, ...]
+    unused: tuple[Problem, ...]
 
 
 def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
@@ -48,13 +49,13 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         (20, None, 2)
     """
     values: dict[str, Any] = {}
-    unused: list[str] = []
+    unused: list[Problem] = []
     for name, about in PICTURE_FIELDS.items():
         value = getattr(settings, name)
         if value is None or value == about.default:
             continue
         problem = (
-            f"{name}: {value!r} is not in the picture; give it again"
+            Problem(name, f"{value!r} is not in the picture; give it again")
             if about.is_file
             else about.problem(value)
         )
@@ -64,7 +65,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
             and settings.dialect != "lora_mixer"
             and base in _FOREIGN_CLIP_SKIP
         ):
-            problem = f"clip_skip: on {base} the programs that write it do so by themselves"
+            problem = Problem(name, f"on {base} the programs that write it do so by themselves")
         if problem is not None:
             unused.append(problem)
         else:
@@ -74,7 +75,9 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         mix = Mix({adapter.name: adapter.adapter_mix() for adapter in settings.adapters})
     request = PictureRequest(**{"prompt": "", **values}, mix=mix, negative_mix=settings.negative_mix)
     unused += [
-        f"{key}: {text[:80]!r} has no counterpart" for key, text in settings.extra.items() if key not in _SAID
+        Problem(key, f"{text[:80]!r} has no counterpart")
+        for key, text in settings.extra.items()
+        if key not in _SAID
     ]
     return Recalled(request, tuple(values), tuple(unused))
 

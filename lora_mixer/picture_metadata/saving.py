@@ -8,7 +8,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import SaveError
-from lora_mixer.mixes.method import Method
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import exif_of, png_texts
 from lora_mixer.picture_metadata.dialects import own
@@ -56,11 +55,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
     settings = _ours(settings, hashes)
     prompt, complete = with_tags(settings.prompt, settings.adapters)
     mix = None
-    if (
-        settings.mix is not None
-        and len(settings.mix)
-        and not (complete and type(settings.mix.method) is Method)
-    ):
+    if settings.mix is not None and len(settings.mix) and not (complete and settings.mix.method.is_sum):
         mix = portable(settings.mix).to_text()
     listed = [
         f"{alias_of(adapter.name)}: {digits}"
@@ -77,7 +72,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         negative_prompt, _ = with_tags(negative_prompt, told)
     sampler, schedule = _names_of_sampler(settings)
     sized = settings.width is not None and settings.height is not None
-    return parameters_text.write(
+    return parameters_text.write_parameters(
         prompt,
         negative_prompt,
         {
@@ -175,12 +170,12 @@ def _ours(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] | N
 
 
 def _texts_for(kind: str, settings: PictureSettings, place: Path) -> dict[str, Any]:
-    text, block = infotext(settings), own.write(settings)
+    text, block = infotext(settings), own.write_own(settings)
     if kind == "PNG":
         return {"pnginfo": png_texts(text, block)}
     exif = exif_of(text, block)
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_AT_MOST:
-        exif = exif_of(text, own.write(settings, with_masks=False))
+        exif = exif_of(text, own.write_own(settings, with_masks=False))
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_AT_MOST:
         raise SaveError(
             f"{place}: the settings take {len(exif)} bytes, and a JPEG has room for {_JPEG_EXIF_AT_MOST}; "

@@ -80,8 +80,9 @@ def write_config_folder(checkpoint: Checkpoint, folder: Path) -> Path:
     family, kind = checkpoint.family, _PIPELINES.get((checkpoint.family, checkpoint.task))
     if kind is None:
         raise SourceNotFoundError(
-            f"{checkpoint.path}: its base ({family or 'of unknown kind'}, {checkpoint.task}) is none of those whose "
-            f"configuration lora_mixer brings along ({', '.join(FAMILIES)}); name a diffusers folder with --config"
+            f"its base ({family or 'of unknown kind'}, {checkpoint.task}) is none of those whose "
+            f"configuration lora_mixer brings along ({', '.join(FAMILIES)}); name a diffusers folder with --config",
+            file=str(checkpoint.path),
         )
     from lora_mixer.writing.skeleton import of_family
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.families.telling import CROSS_ATTENTION
-from lora_mixer.formats.container import open_weights, read_header
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,13 +100,13 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
                 f"{path} is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
                 "allow_pickle=True); better take its .safetensors form"
             )
-        return describe(place, _shapes_of_pickle(place))
+        return describe_checkpoint(place, _shapes_of_pickle(place))
     with open_weights(place, str(path)) as stream:
         try:
             header = read_header(stream, str(path))
         except NotAnAdapterError as error:
             raise CorruptFileError(str(error)) from error
-    return describe(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
+    return describe_checkpoint(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
 
 
 def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
@@ -114,18 +115,18 @@ def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        first = str(error).strip().split("\n", 1)[0][:200]
-        raise CorruptFileError(f"{path}: torch cannot read it as weights only: {first}") from error
+        first = first_line(error)
+        raise CorruptFileError(f"torch cannot read it as weights only: {first}", file=str(path)) from error
     table = held.get("state_dict", held) if isinstance(held, dict) else {}
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
 
 
-def describe(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+def describe_checkpoint(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """
     Say what tensors of these names and shapes are.
 
     Example:
-        >>> describe(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
+        >>> describe_checkpoint(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
         'adapter'
     """
     kind = _kind(shapes)
@@ -219,7 +220,7 @@ def find_models(folder: str | Path) -> Iterator[str]:
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise SourceNotFoundError(f"{folder}: there is no such folder")
+        raise SourceNotFoundError("there is no such folder", file=str(folder))
     yield from sorted(_models_below(root, 0))
 
 

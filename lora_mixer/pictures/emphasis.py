@@ -66,13 +66,15 @@ def parse_emphasis(prompt: str) -> list[list[Fragment]]:
     """
     if _AND.search(prompt):
         raise PictureError(
-            "prompt: AND joins several predictions elsewhere, which pipelines of diffusers do not; "
-            "write BREAK, or 'and' in small letters"
+            "AND joins several predictions elsewhere, which pipelines of diffusers do not; "
+            "write BREAK, or 'and' in small letters",
+            field="prompt",
         )
     if (found := _EDITING.search(prompt)) is not None:
         raise PictureError(
-            f"prompt: {found[0][:60]!r} changes the prompt between steps elsewhere (editing, alternation), which is not "
-            "supported; a mix can do so by its schedule"
+            f"{found[0][:60]!r} changes the prompt between steps elsewhere (editing, alternation), which is not "
+            "supported; a mix can do so by its schedule",
+            field="prompt",
         )
     return [_part(text) for text in _BREAK.split(prompt) if text.strip()] or [[Fragment("")]]
 
@@ -93,15 +95,16 @@ def _part(text: str) -> list[Fragment]:
         elif sign in opened:
             opened[sign].append((len(pieces), match.start()))
             if sum(map(len, opened.values())) > _DEPTH_AT_MOST:
-                raise PictureError(f"prompt: brackets are nested more than {_DEPTH_AT_MOST} times")
+                raise PictureError(f"brackets are nested more than {_DEPTH_AT_MOST} times", field="prompt")
         else:  # a closing bracket that nothing opened is a sign like others
             pieces.append([sign[1] if sign[0] == "\\" and len(sign) == 2 else sign, 1.0])
     left = [place for places in opened.values() for _, place in places]
     if left:
         at = min(left)
         raise PictureError(
-            f"prompt: the bracket at {text[at : at + 30]!r} is not closed; close it, write \\{text[at]} for the sign "
-            "itself, or turn emphasis off (emphasis: none)"
+            f"the bracket at {text[at : at + 30]!r} is not closed; close it, write \\{text[at]} for the sign "
+            "itself, or turn emphasis off (emphasis: none)",
+            field="prompt",
         )
     return _joined(pieces)
 
@@ -120,7 +123,9 @@ def _closed(sign: str, opened: dict[str, list[tuple[int, int]]]) -> tuple[int, f
 def _weight(sign: str) -> float:
     weight = float(sign[1:-1])
     if not math.isfinite(weight) or not 0 <= weight <= _WEIGHT_AT_MOST:
-        raise PictureError(f"prompt: a weight goes from 0 to {_WEIGHT_AT_MOST:g}, got {sign[1:-1].strip()}")
+        raise PictureError(
+            f"a weight goes from 0 to {_WEIGHT_AT_MOST:g}, got {sign[1:-1].strip()}", field="prompt"
+        )
     return weight
 
 

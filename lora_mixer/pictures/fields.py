@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer.errors import PictureError
 from lora_mixer.pictures.samplers import read_sampler
+from lora_mixer.problem import Problem
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,14 +71,18 @@ class PictureField:
     name: str = ""
     default: Any = None
 
-    def problem(self, value: object) -> str | None:
+    def problem(self, value: object) -> Problem | None:
         """
         Return why a value cannot be, or None where it can.
 
         Example:
-            >>> PictureField("Steps.", "whole", 1, 100, name="steps").problem(0)
-            'steps: expected a whole number from 1 to 100, got 0'
+            >>> print(PictureField("Steps.", "whole", 1, 100, name="steps").problem(0))
+            steps: expected a whole number from 1 to 100, got 0 (an int)
         """
+        text = self._odd(value)
+        return None if text is None else Problem(self.name, text)
+
+    def _odd(self, value: object) -> str | None:
         if value is None and self.default is None:
             return None
         if self.kind == "text":
@@ -85,15 +91,15 @@ class PictureField:
         if number and not isinstance(value, bool) and self._within(value):
             return None
         what = "a whole number" if self.kind == "whole" else "a finite number"
-        return f"{self.name}: expected {what}{self._limits()}, got {_short(value)}"
+        return f"expected {what}{self._limits()}, got {shown(value)}"
 
     def _of_text(self, value: object) -> str | None:
         if not isinstance(value, str):
-            return f"{self.name}: expected text, got {_short(value)}"
+            return f"expected text, got {shown(value)}"
         if self.choices and value not in self.choices:
-            return f"{self.name}: expected one of {', '.join(self.choices)}, got {_short(value)}"
+            return f"expected one of {', '.join(self.choices)}, got {shown(value)}"
         if self.high is not None and len(value) > self.high:
-            return f"{self.name}: expected at most {self.high:g} characters, got {len(value)}"
+            return f"expected at most {self.high:g} characters, got {len(value)}"
         return None if self.check is None else self.check(value)
 
     def _within(self, value: Any) -> bool:
@@ -106,11 +112,6 @@ class PictureField:
         if low is not None and high is not None:
             return f" from {low} to {high}"
         return f" of at least {low}" if low is not None else ""
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _said(
@@ -252,7 +253,7 @@ def _refused(sampler: str | None, schedule: str | None) -> str | None:
     try:
         read_sampler(sampler, schedule)
     except PictureError as error:
-        return str(error)
+        return "; ".join(problem.text for problem in error.problems)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,7 +117,8 @@ class ImageTasks:
                 mask = read_image(request.mask_image, "mask_image", "L")
                 if mask.size != first.size:
                     raise PictureError(
-                        f"mask_image: {mask.width}x{mask.height} pixels, expected the {first.width}x{first.height} of the image"
+                        f"{mask.width}x{mask.height} pixels, expected the {first.width}x{first.height} of the image",
+                        field="mask_image",
                     )
                 found["mask_image"] = _sized(mask, size)
             found["image"] = _sized(first, size)
@@ -134,13 +136,13 @@ def larger(images: Sequence[Image], scale: float) -> list[Image]:
     return [image.resize((width, height), Resampling.LANCZOS) for image in images]
 
 
-def read_image(path: str, what: str, mode: str = "RGB") -> Image:
+def read_image(path: str, field: str, mode: str = "RGB") -> Image:
     """
     Read an image from a regular file, upright.
 
     Args:
         path: The file.
-        what: What messages call it.
+        field: The field of the picture that names it.
         mode: ``RGB``, or ``L`` for masks.
 
     Raises:
@@ -150,19 +152,19 @@ def read_image(path: str, what: str, mode: str = "RGB") -> Image:
 
     try:
         with Image.open(io.BytesIO(read_regular(path, _BYTES_AT_MOST))) as opened:
-            _refuse_large(opened, f"{what}: {path}")
+            _refuse_large(opened, path, field)
             return ImageOps.exif_transpose(opened).convert(mode)
     except PictureError:
         raise
     except Exception as error:  # whatever a decoder meets in a damaged file
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n", 1)[0][:160]
-        raise PictureError(f"{what}: {path} cannot be read: {reason}") from error
+        reason = getattr(error, "strerror", None) or first_line(error, 160)
+        raise PictureError(f"{path} cannot be read: {reason}", field=field) from error
 
 
-def _refuse_large(image: Image, what: str) -> None:
+def _refuse_large(image: Image, path: str, field: str) -> None:
     if image.width * image.height > _PIXELS_AT_MOST:
         raise PictureError(
-            f"{what} has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read"
+            f"{path} has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read", field=field
         )
 
 

@@ -19,6 +19,7 @@ from lora_mixer.extras import install
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -164,7 +165,7 @@ def _load_denoiser(
     index = _json(folder / "model_index.json")
     part = next((name for name in ("transformer", "unet") if isinstance(index.get(name), list)), None)
     if part is None:
-        raise SourceNotFoundError(f"{folder}: its model_index.json names no transformer and no unet")
+        raise SourceNotFoundError("its model_index.json names no transformer and no unet", file=str(folder))
     given: dict[str, Any] = {}
     if checkpoint.path.suffix.lower() == ".gguf":
         if importlib.util.find_spec("gguf") is None:  # diffusers asks for it in the middle of its work
@@ -250,7 +251,7 @@ def _class_of(folder: Path, name: str) -> Any:
     wanted = _json(folder / name).get("_class_name")
     kind = getattr(diffusers, str(wanted), None)
     if kind is None or not hasattr(kind, "from_single_file"):
-        raise SourceNotFoundError(f"{folder / name}: diffusers reads no single files as {wanted!r}")
+        raise SourceNotFoundError(f"diffusers reads no single files as {wanted!r}", file=str(folder / name))
     return kind
 
 
@@ -282,10 +283,9 @@ def _told(model: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        first_line = str(error).strip().split("\n", 1)[0][:500]
         raise SourceNotFoundError(
             f"the model {model!r} must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
-            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line}"
+            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line(error, 500)}"
         ) from error
 
 
@@ -297,9 +297,7 @@ def _device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PictureError(
-            f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        raise PictureError(f"the device {name!r} cannot be used here: {first_line(error)}") from error
     return found
 
 
@@ -360,6 +358,6 @@ def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
         except (OSError, ValueError) as error:
             raise SourceNotFoundError(
                 f"the model {name!r} is no folder here, and its configurations cannot be had from the Hub: "
-                f"{str(error).strip().splitlines()[0]}"
+                f"{first_line(error)}"
             ) from error
     return of_folder(name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lora_mixer.errors import MixError, PictureError
+from lora_mixer.errors import MissingExtraError, MixError, PictureError
 from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
@@ -133,6 +133,23 @@ class PictureMaker:
             raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
         return full
 
+    @property
+    def emphasis_problem(self) -> str:
+        """
+        Why prompts with emphasis, such as ``(word:1.3)``, are read as plain text here or refused; empty where they are not.
+
+        Example:
+            >>> maker.emphasis_problem  # doctest: +SKIP
+            ''
+        """
+        problem = self._prompts.problem()
+        if problem is None:
+            try:
+                require("compel", "prompts")
+            except MissingExtraError as error:
+                problem = str(error)
+        return problem or ""
+
     def _scheduler(self, request: PictureRequest) -> Any:
         """Return the scheduler that a request asks for; each is made once."""
         own = getattr(self.mixer.pipe, "scheduler", None)
@@ -152,7 +169,8 @@ class PictureMaker:
     def _ays(self, scheduler: Any, steps: int) -> list[int]:
         if "timesteps" not in self._takes:
             raise PictureError(
-                f"schedule: {type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}"
+                f"{type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}",
+                field="schedule",
             )
         return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
 
@@ -362,9 +380,9 @@ def out_of_memory(request: PictureRequest, device: str) -> str:
     """
     size = f"{request.width}x{request.height}" if request.width and request.height else "its own size"
     return (
-        f"the memory of {device} is too small for a picture of {size}; take, in this order: --vae-tiling, --dtype float16, "
+        f"the memory of {device} is too small for {size}; take, in this order: --vae-tiling, --dtype float16, "
         "--offload model, --offload sequential, or a smaller width and height"
-    ).replace("a picture of ", "")
+    )
 
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:

@@ -68,7 +68,9 @@ class PromptEncoder:
                 return False
             return any(map(has_emphasis, texts)) or any(self._tokens(text) > self._room for text in texts)
         if problem is not None:
-            raise PictureError(f"emphasis: {problem}, so it cannot have {way}; leave it out for this model")
+            raise PictureError(
+                f"{problem}, so it cannot have {way}; leave it out for this model", field="emphasis"
+            )
         return True
 
     def chunks(self, request: PictureRequest) -> int:
@@ -87,7 +89,8 @@ class PromptEncoder:
             longest = max(longest, count)
         if longest > CHUNKS_AT_MOST:
             raise PictureError(
-                f"prompt: {longest} chunks of {self._room} tokens, at most {CHUNKS_AT_MOST} are read; make it shorter"
+                f"{longest} chunks of {self._room} tokens, at most {CHUNKS_AT_MOST} are read; make it shorter",
+                field="prompt",
             )
         return longest
 

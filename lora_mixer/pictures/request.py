@@ -70,7 +70,7 @@ class PictureRequest(PictureFields):
             if (problem := about.problem(getattr(self, name))) is not None
         ]
         if problems:
-            raise PictureError("This picture cannot be asked for: " + "; ".join(problems) + ".")
+            raise PictureError(problems=problems)
         mix = Mix.of(self.mix)
         object.__setattr__(self, "mix", mix)
         if self.negative_mix is not None:

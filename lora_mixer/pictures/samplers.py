@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "epsilon": {"prediction_type": "epsilon"},
 }
 """Words of a schedule, and what they tell a scheduler; ``ays`` (Align Your Steps) chooses the timesteps themselves."""
+_OF_TRAINING = ("zero_snr", "v_prediction", "epsilon")
 _SCHEDULE_ALIASES = {
     "k": "karras", "sgmuniform": "trailing", "simple": "trailing", "ddimuniform": "leading", "uniform": "linspace",
     "normal": "normal", "alignyoursteps": AYS, "zsnr": "zero_snr", "zerosnr": "zero_snr", "ztsnr": "zero_snr",
@@ -178,8 +180,9 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
     near = difflib.get_close_matches(key, _BY_KEY, 3, 0.5)
     names = list(dict.fromkeys(_BY_KEY[each].name for each in near)) or [each.name for each in SAMPLERS]
     raise PictureError(
-        f"sampler: {name[:60]!r} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
-        f"{'?' if near else ''} Classes of diffusers are known by their names, too"
+        f"{name[:60]!r} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
+        f"{'?' if near else ''} Classes of diffusers are known by their names, too",
+        field="sampler",
     )
 
 
@@ -192,7 +195,8 @@ def _words(schedule: str | None) -> tuple[str, ...]:
             word = _SCHEDULE_KEYS.get(_key(piece))
             if word is None:
                 raise PictureError(
-                    f"schedule: {piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several"
+                    f"{piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several",
+                    field="schedule",
                 )
             found.append(word)
     return tuple(dict.fromkeys(word for word in found if word))
@@ -203,10 +207,10 @@ def _told(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         for key, value in SCHEDULES[word].items():
             if config.get(key, value) != value:
-                raise PictureError(f"schedule: {' and '.join(words)} exclude each other")
+                raise PictureError(f"{' and '.join(words)} exclude each other", field="schedule")
             config[key] = value
     if sum(bool(config.get(key)) for key in _SIGMAS) > 1:
-        raise PictureError(f"schedule: {' and '.join(words)} exclude each other")
+        raise PictureError(f"{' and '.join(words)} exclude each other", field="schedule")
     return {**(_SIGMAS if any(config.get(key) for key in _SIGMAS) else {}), **config}
 
 
@@ -224,8 +228,10 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     Raises:
         PictureError: When diffusers has no such class, or it cannot carry what is asked or what the model was trained for.
     """
-    if not choice.changes:
-        return own
+    return _made(own, choice) if choice.changes else own
+
+
+def _made(own: Any, choice: SamplerChoice, **probing: Any) -> Any:
     import inspect
 
     import diffusers
@@ -234,24 +240,68 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     try:
         # classes whose library is missing are there in name only, and say so at the first look
         if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "set_timesteps"):
-            raise PictureError(f"sampler: this diffusers has no scheduler {choice.scheduler!r}")
+            raise PictureError(f"this diffusers has no scheduler {choice.scheduler!r}", field="sampler")
         takes = set(inspect.signature(kind.__init__).parameters)
     except (ImportError, TypeError) as error:
         raise PictureError(
-            f"sampler: {kind.__name__} cannot be used: {' '.join(str(error).split())[:200]}"
+            f"{kind.__name__} cannot be used: {' '.join(str(error).split())[:200]}", field="sampler"
         ) from error
     # what is False is asked of all and needs no place
     lost = sorted(key for key, value in choice.config.items() if value is not False and key not in takes)
     if lost:
         word = next((each for each in choice.words if set(SCHEDULES[each]) & set(lost)), ", ".join(lost))
-        raise PictureError(f"schedule: {kind.__name__} cannot carry {word} (it has no {', '.join(lost)})")
+        raise PictureError(
+            f"{kind.__name__} cannot carry {word} (it has no {', '.join(lost)})", field="schedule"
+        )
     given = {key: value for key, value in choice.config.items() if key in takes}
     given |= _flow(own, kind, takes)
     try:
-        return kind.from_config(own.config, **given)
+        return kind.from_config(own.config, **given, **probing)
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:
-        first = str(error).strip().split("\n", 1)[0][:200]
-        raise PictureError(f"sampler: {kind.__name__} cannot be made for this model: {first}") from error
+        raise PictureError(
+            f"{kind.__name__} cannot be made for this model: {first_line(error)}", field="sampler"
+        ) from error
+
+
+def fitting_samplers(own: Any) -> dict[str, tuple[str, ...]]:
+    """
+    List the samplers that can carry a model, each with the schedules that it can have; for a choice that cannot be wrong.
+
+    Args:
+        own: The pipeline's own scheduler.
+
+    Returns:
+        Schedules by the usual names of samplers. Under the empty name stand those that the pipeline's own can have.
+        Words that say how a model was trained (``v_prediction``, ``zero_snr``) are left out: they are no matter of taste.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> found = fitting_samplers(DDIMScheduler())
+        >>> "karras" in found["DPM++ 2M"], "karras" in found["DDIM"], "Flow Euler" in found
+        (True, False, False)
+    """
+    import warnings
+
+    found: dict[str, tuple[str, ...]] = {}
+    probing: dict[str, Any] = (
+        {} if own.config.get("trained_betas") is not None else {"num_train_timesteps": 20}
+    )
+    for name in ("", *(sampler.name for sampler in SAMPLERS)):
+        fits = []
+        for word in ("", *(word for word in SCHEDULES if word not in _OF_TRAINING)):
+            try:
+                choice = read_sampler(name, word)
+                with warnings.catch_warnings():  # of libraries; whoever takes the sampler meets them then
+                    warnings.simplefilter("ignore")
+                    made = _made(own, choice, **probing) if choice.changes else own
+                if word == AYS:
+                    ays_timesteps(made, 10, sdxl=False)
+            except PictureError:
+                continue
+            fits.append(word)
+        if "" in fits:
+            found[name] = tuple(word for word in fits if word)
+    return found
 
 
 def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
@@ -264,14 +314,17 @@ def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
     if flows and not is_flow(kind, {}):
         if "use_flow_sigmas" not in takes:
             raise PictureError(
-                f"sampler: {kind.__name__} cannot carry this model, which was trained by flow matching; "
-                f"take Flow Euler, or one that can, such as DPM++ 2M or UniPC"
+                f"{kind.__name__} cannot carry this model, which was trained by flow matching; "
+                f"take Flow Euler, or one that can, such as DPM++ 2M or UniPC",
+                field="sampler",
             )
         shift = own.config.get("shift")
         given: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         return given | ({"flow_shift": shift} if shift is not None else {})
     if not flows and is_flow(kind, {}):
-        raise PictureError(f"sampler: {kind.__name__} is for models of flow matching, and this one is none")
+        raise PictureError(
+            f"{kind.__name__} is for models of flow matching, and this one is none", field="sampler"
+        )
     return {}
 
 
@@ -289,7 +342,7 @@ def ays_timesteps(scheduler: Any, steps: int, *, sdxl: bool) -> list[int]:
     kept = getattr(scheduler, "alphas_cumprod", None)
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters or kept is None:
         raise PictureError(
-            f"schedule: {type(scheduler).__name__} takes no timesteps, so it cannot carry {AYS}"
+            f"{type(scheduler).__name__} takes no timesteps, so it cannot carry {AYS}", field="schedule"
         )
     table: Any = getattr(schedulers, "AysSchedules")  # noqa: B009 -- not said to be exported
     ten: list[int] = table["StableDiffusionXLTimesteps" if sdxl else "StableDiffusionTimesteps"]

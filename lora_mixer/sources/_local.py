@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
@@ -14,7 +15,7 @@ from ._names import (
     SAFETENSORS_SUFFIX,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     is_pickle,
@@ -24,7 +25,7 @@ from ._names import (
 from ._types import AdapterSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
 
     from ._types import Request
 
@@ -121,7 +122,7 @@ def _in_folder(root: Path, request: Request) -> Path:
         if not folder.is_dir():
             raise SourceNotFoundError(f"{root} has no folder {request.subfolder!r}; it holds {_shown(root)}.")
     if request.weight_name is None:
-        file = folder / choose(_file_names(folder), str(folder), request)
+        file = folder / choose_file(_file_names(folder), str(folder), request)
     else:
         file = folder / safe_relative(request.weight_name, "weight_name")
     _refuse_escape(root, file)
@@ -187,6 +188,22 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")
     return config
+
+
+def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Return a PEFT configuration from its file or its folder.
+
+    Raises:
+        SourceNotFoundError: There is no such file.
+        CorruptFileError: It is no JSON object.
+    """
+    place = Path(path)
+    place = place / CONFIG_NAME if place.is_dir() else place
+    found = read_config(place)
+    if found is None:
+        raise SourceNotFoundError(f"there is no configuration {place}; name an {CONFIG_NAME}, or its folder")
+    return found
 
 
 def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-
 from lora_mixer.errors import SourceError
 
 from ._types import AdapterSource
@@ -56,6 +54,8 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     Raises:
         SourceError: A key is no string or a value no tensor.
     """
+    import torch  # whoever holds tensors has it; bytes and files do without
+
     label = request.weight_name or "state dict"
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):

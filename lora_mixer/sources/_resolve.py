@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceError, SourceNotFoundError
 
 from ._local import from_path
@@ -39,8 +40,8 @@ def resolve_source(
     Turn whatever names an adapter into one place to read it from.
 
     Args:
-        source: A file, a folder, a Hub repository ("user/repo") or a file's Hub URL, bytes, a file opened for
-            bytes, or a state dict. What exists on disk wins over a repository of the same name.
+        source: A file, a folder, a Hub repository ("user/repo") or a file's Hub URL, ``demo:NAME``, bytes, a file opened
+            for bytes, or a state dict. What exists on disk wins over a repository of the same name.
         weight_name: Which file of the folder or repository; needed where there are several.
         subfolder: Which folder inside it.
         revision: Branch, tag or commit of the repository.
@@ -88,7 +89,7 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
     text: Any = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
         raise SourceError(f"A path or repository name must be text that is not empty (got {text!r}).")
-    path = _existing(text)
+    path = _existing(text) or _existing(local_source(text))
     if path is not None:
         return from_path(path, request)
     if isinstance(source, str):

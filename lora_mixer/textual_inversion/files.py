@@ -7,23 +7,18 @@ One word has vectors for one or for several text encoders. Which of a pipeline's
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
+from lora_mixer.formats.word_keys import WORD_KEY, token_of
+from lora_mixer.problem import Remark, UnusedReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# <token> as key (diffusers, cloneofsimo), bundles of OneTrainer and Kohya, and what A1111 writes.
-_PARTS = r"clip_l|clip_g|t5(?:xxl)?|emb_params|string_to_param(?:\..*)?"
-_KEY = re.compile(
-    rf"bundle_emb\.(?P<token>.+?)\.(?:(?P<part>{_PARTS})|(?P<odd>.*))$|(?P<angle><[^>]*>)$"
-    r"|(?P<bare>emb_params|string_to_param(?:\..*)?)$"
-)
 _ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5", "t5xxl": "t5"}
 _LONGEST = 64  # letters of a word
 _AT_MOST = 1024  # vectors of a word; prompts of today's models hold 75 to 512
@@ -46,21 +41,9 @@ class Embedding:
     keys: tuple[str, ...]
 
 
-def token_of(key: str) -> str | None:
-    """
-    Say which word a key belongs to, or None for keys of another kind.
-
-    Example:
-        >>> token_of("bundle_emb.ohwx.clip_l"), token_of("<s1>"), token_of("lora_unet_conv_in.alpha")
-        ('ohwx', '<s1>', None)
-    """
-    found = _KEY.match(key)
-    return next((g for g in found.group("token", "angle", "bare") if g), None) if found else None
-
-
 def bundled(
     tensors: Mapping[str, torch.Tensor], own_name: str
-) -> tuple[tuple[Embedding, ...], dict[str, str]]:
+) -> tuple[tuple[Embedding, ...], dict[str, Remark[UnusedReason]]]:
     """
     Find the words in a file that also holds other things.
 
@@ -73,22 +56,26 @@ def bundled(
     """
     words: dict[str, dict[str, torch.Tensor]] = {}
     keys: dict[str, list[str]] = {}
-    odd: dict[str, str] = {}
+    odd: dict[str, Remark[UnusedReason]] = {}
     for key, tensor in tensors.items():
-        found = _KEY.match(key)
+        found = WORD_KEY.match(key)
         if found is None:
             continue
         if found["odd"] is not None:
-            odd[key] = f"a part of a textual inversion that is not known ({found['odd'][:40]})"
+            odd[key] = _odd(f"a part of a textual inversion that is not known ({found['odd'][:40]})")
             continue
         token = found["token"] or found["angle"] or own_name
         encoder = _ENCODERS.get(found["part"] or "", "")
         if encoder in words.setdefault(token, {}):
-            odd[key] = f"the vectors of {token!r} stand twice in the file"
+            odd[key] = _odd(f"the vectors of {token!r} stand twice in the file")
             continue
         words[token][encoder] = tensor
         keys.setdefault(token, []).append(key)
     return tuple(Embedding(t, table, tuple(keys[t])) for t, table in words.items() if table), odd
+
+
+def _odd(why: str) -> Remark[UnusedReason]:
+    return Remark(why, UnusedReason.ODD_TEXTUAL_INVERSION)
 
 
 def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.algorithms import Dora
+from lora_mixer.algorithms.full import Full
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
-from lora_mixer.problem import SaveProblem
-from lora_mixer.writing.layers import NewLayer, Part, Place, Share
+from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.wording import first_of
+from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,16 +86,16 @@ class Cut:
         """Whether anything is cut at all."""
         return self != Cut()
 
-    def rank_at(self, place: Place) -> int | None:
+    def rank_at(self, place: ModulePlace) -> int | None:
         """Return the rank, or the most, for a module; None where there is no limit."""
         kernel = math.prod(place.shape[2:]) > 1 and not place.embedding
         return self.conv_rank if kernel and self.conv_rank is not None else self.rank
 
-    def of_matrix(self, matrix: torch.Tensor, place: Place) -> LowRankForm:
+    def of_matrix(self, matrix: torch.Tensor, place: ModulePlace) -> LowRankForm:
         """Cut a full matrix (out, in * kernel)."""
         return truncate(matrix, self.rank_at(place), self.energy, self.sv_ratio)
 
-    def of_pair(self, pair: Pair, place: Place) -> LowRankForm | None:
+    def of_pair(self, pair: Pair, place: ModulePlace) -> LowRankForm | None:
         """Cut a pair; None where there is nothing to cut."""
         rank = self.rank_at(place)
         dynamic = self.energy is not None or self.sv_ratio is not None
@@ -144,7 +146,7 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = Non
 
 
 def mixed(
-    shares: Mapping[Place, Sequence[Share]],
+    shares: Mapping[ModulePlace, Sequence[Share]],
     *,
     cut: Cut | None = None,
     method: MergeMethod | None = None,
@@ -198,7 +200,7 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
         return NewLayer(place, leaves=part.leaves)
     pair = weights.factors(place.shape) if len(place.shape) > 1 else None
     if pair is None:
-        return None
+        return _dense_layer(part, weights) if keep_leaves and isinstance(weights, Full) else None
     own_rank = pair.up.shape[1]
     known = weights.alpha is not None and weights.alpha / own_rank == pair.scale
     alpha = weights.alpha if known and weights.alpha is not None else pair.scale * own_rank
@@ -215,6 +217,18 @@ def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
     return replace(turned, lengths=weights.magnitude.flatten(), by_output=by_output)
 
 
+def _dense_layer(part: Part, weights: Full) -> NewLayer:
+    """Return a change that is given in full under the leaf names that all readers of Kohya's layout know."""
+    scale = weights.scale
+    leaves = {".diff": weights.weight, ".diff_b": weights.bias}
+    kept = {
+        leaf: tensor if scale == 1 else tensor * scale
+        for leaf, tensor in leaves.items()
+        if tensor is not None
+    }
+    return NewLayer(part.place, leaves=kept)
+
+
 def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
     """Return the change of the bias before the pair's scale is applied."""
     stored: torch.Tensor | None = getattr(part.weights, "up_bias", None)
@@ -224,7 +238,7 @@ def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
     return None if change is None or not pair.scale else (change.double() / pair.scale).to(change)
 
 
-def _mixed_layer(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _mixed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
     if len(place.shape) < 2:
         return _vector_layer(place, own, method)
@@ -235,7 +249,9 @@ def _mixed_layer(place: Place, own: Sequence[Share], cut: Cut, method: MergeMeth
     return _merged_pairs(place, own, cut, method)
 
 
-def _merged_changes(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _merged_changes(
+    place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod
+) -> NewLayer | None:
     changes = {}
     for share in own:
         change = _change(share)
@@ -246,7 +262,7 @@ def _merged_changes(place: Place, own: Sequence[Share], cut: Cut, method: MergeM
     return NewLayer(place, form.up, form.down, form.rank, _bias(place, own, method), error=form.error)
 
 
-def _merged_pairs(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
     pairs, names = {}, set()
     for share in own:
         pair = _pair(share.part)
@@ -270,7 +286,7 @@ def _gains(own: Sequence[Share]) -> dict[str, float]:
     return {share.adapter: share.gain for share in own}
 
 
-def _summed_layer(place: Place, own: Sequence[Share], cut: Cut) -> NewLayer | None:
+def _summed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut) -> NewLayer | None:
     """Sum full weight changes of one layer and cut them to a rank; None if there is no rank or no base."""
     if not cut.is_wanted:
         return None
@@ -289,7 +305,7 @@ def _summed_layer(place: Place, own: Sequence[Share], cut: Cut) -> NewLayer | No
     return NewLayer(place, form.up, form.down, form.rank, bias, error=form.error, note=note)
 
 
-def _vector_layer(place: Place, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+def _vector_layer(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
     changes = {}
     for share in own:
         change = _change(share)
@@ -330,7 +346,7 @@ def _delta(part: Part, gain: float) -> torch.Tensor | None:
     return change if torch.equal(change, part.weights.delta(other, gain)) else None
 
 
-def _bias(place: Place, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
+def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
     changes, gains = {}, {}
     for share in own:
         change = share.part.weights.bias_delta(_wide(share.part.bias), share.gain)
@@ -350,7 +366,9 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
 
 def _problem(part: Part) -> SaveProblem:
     lost = part.base is None and _delta(part, 1.0) is None
-    return SaveProblem(str(part.place), "base" if lost else "rank", "+".join(part.weights.algorithms))
+    return SaveProblem(
+        str(part.place), SaveReason.BASE if lost else SaveReason.RANK, "+".join(part.weights.algorithms)
+    )
 
 
 def _refuse(refused: Sequence[SaveProblem]) -> None:
@@ -362,13 +380,11 @@ def _refuse(refused: Sequence[SaveProblem]) -> None:
     """
     if not refused:
         return
-    said = {"rank": "", "base": ", and no base weights at hand"}
-    shown = ", ".join(f"{x.place} ({x.detail}{said.get(x.reason, '')})" for x in refused[:_SHOWN])
-    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-    bases = any(problem.reason == "base" for problem in refused)
+    lacks = {SaveReason.BASE: ", and no base weights at hand"}
+    listed = first_of([f"{x.place} ({x.detail}{lacks.get(x.reason, '')})" for x in refused], _SHOWN)
+    bases = any(problem.reason is SaveReason.BASE for problem in refused)
     advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
-    error = SaveError(
-        f"{len(refused)} modules are no low-rank pair: {shown}{more}; to write them as the best pair of a rank, {advice}"
+    raise SaveError(
+        f"{len(refused)} modules are no low-rank pair: {listed}; to write them as the best pair of a rank, {advice}",
+        problems=refused,
     )
-    error.problems = tuple(refused)
-    raise error

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
-from lora_mixer.formats.leaves import split_key
 from lora_mixer.merging import MergeMethod
-from lora_mixer.mixes import BlockLayout, Mix
-from lora_mixer.problem import SaveProblem
+from lora_mixer.mixes import Mix, block_layouts
+from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import check_format, write
+from lora_mixer.writing.formats import WITH_LEAVES, check_format, write_adapter
 from lora_mixer.writing.kohya import with_one_alpha
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.writing.compose import Progress
-    from lora_mixer.writing.layers import AdapterParts, NewLayer, Place
+    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer
     from lora_mixer.writing.names import Names
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
@@ -53,7 +53,7 @@ def convert(
     Args:
         adapter: A file, a folder, a Hub repository or a state dict.
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         rank: For layers that are not a low-rank pair, where the format has no place for them: the rank to write them at.
         model: The base, a diffusers folder: for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
@@ -83,7 +83,7 @@ def convert(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
         format=format,
         cut=Cut(rank),
         dtype=as_dtype(dtype),
@@ -114,7 +114,7 @@ def merge(
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
         method: How they come together: a name of ``METHODS``, also with settings as ``"ties(density=0.2)"``, or a
             ``MergeMethod``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         rank: The rank to cut to; None is exact, at the sum of the ranks. Beside ``energy`` or ``sv_ratio``: the most.
         conv_rank: The same for convolutions with kernels above 1x1.
         energy: The share of each layer's squared norm to keep, above 0 and up to 1, at the lowest rank that does.
@@ -159,7 +159,7 @@ def merge(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format == "kohya" else files.locate,
+        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
         mix=mix,
         method=chosen,
         format=format,
@@ -193,7 +193,7 @@ def resize(
         conv_rank: The same for convolutions with kernels above 1x1 (Kohya's ``new_conv_rank``).
         energy: The share of each layer's squared norm to keep; Kohya's ``sv_fro`` p is the energy p * p.
         sv_ratio: Keep a layer's singular values above its largest divided by this, as Kohya's ``sv_ratio``.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
         model: The base, a diffusers folder, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
@@ -258,7 +258,7 @@ def extract(
         energy: The share of each layer's squared norm to keep.
         sv_ratio: Keep a layer's singular values above its largest divided by this.
         pairs_only: Leave changes of biases and norms out; the report names them.
-        format: ``diffusers``, ``kohya`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
             changed that only this has a place for.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
@@ -288,7 +288,7 @@ def extract(
     only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
     names = names_of(before.components)
-    report = write(
+    report = write_adapter(
         place,
         found.layers,
         names,
@@ -334,7 +334,7 @@ def write_adapters(
         locate: Finds the modules of what is read back.
         mix: Their weights; None writes the one adapter with its own tensors and scales.
         method: How they come together; the weighted sum when None.
-        format: ``diffusers``, ``kohya`` or ``peft``.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         cut: The rank to cut to.
         dtype: To store in; None keeps each tensor's own, float32 for sums.
         progress: Wraps the list of modules.
@@ -352,7 +352,7 @@ def write_adapters(
     layers: Sequence[NewLayer]
     if mix is None:
         (adapter,) = adapters
-        layers = as_loaded(adapter.parts, keep_leaves=format == "kohya", cut=ranks)
+        layers = as_loaded(adapter.parts, keep_leaves=format in WITH_LEAVES, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:
@@ -361,11 +361,11 @@ def write_adapters(
                 "hold; save each adapter, or give weights without them"
             )
         layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
-        if format == "kohya":
+        if format in WITH_LEAVES:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)
-    return write(
+    return write_adapter(
         path,
         layers,
         names,
@@ -378,10 +378,10 @@ def write_adapters(
     )
 
 
-def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Place, list[Share]]:
-    layouts = {part: BlockLayout.from_module_names(paths) for part, paths in names.paths.items()}
+def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[ModulePlace, list[Share]]:
+    layouts = block_layouts(names.paths)
     mix.check(layouts)
-    table: dict[Place, list[Share]] = {}
+    table: dict[ModulePlace, list[Share]] = {}
     for adapter in adapters:
         name = adapter.info.name
         for part in adapter.parts:
@@ -405,14 +405,13 @@ def _family(components: Mapping[str, Any], told: Any) -> str:
 def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
     """Refuse keys that no layer uses: they would be lost without a word. A lone alpha says nothing."""
     for adapter in adapters:
-        lost = []
-        for key, why in adapter.unused.items():
-            ending = split_key(key)
-            if ending is None or ending[1].algorithm:
-                lost.append(SaveProblem(key, "unread", why))
+        lost = [
+            SaveProblem(key, SaveReason.UNREAD, why)
+            for key, why in adapter.unused.items()
+            if why.kind is not UnusedReason.LONE_SCALE
+        ]
         if lost:
-            shown = ", ".join(f"{x.place} ({x.detail})" for x in lost[:5])
-            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            error = SaveError(f"{len(lost)} keys would be lost: {shown}{more}", file=adapter.info.source)
-            error.problems = tuple(lost)
-            raise error
+            listed = first_of([f"{problem.place} ({problem.detail})" for problem in lost], 5)
+            raise SaveError(
+                f"{len(lost)} keys would be lost: {listed}", file=adapter.info.source, problems=lost
+            )

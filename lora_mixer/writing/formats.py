@@ -10,6 +10,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import HEADER_KEY
+from lora_mixer.wording import first_of
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
 from lora_mixer.writing.peft import lora_config, refuse_what_peft_lacks, to_peft
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 
     Writers = dict[Path, Callable[[IO[bytes]], None]]
 
-FORMATS = ("diffusers", "kohya", "peft")
+FORMATS = ("diffusers", "kohya", "comfyui", "peft")
+WITH_LEAVES = ("kohya", "comfyui")
+"""Those that hold every algorithm's own tensors, norms and biases, under the names of the original code."""
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _PEFT_NAME = "adapter_model.safetensors"
 
 
-def write(
+def write_adapter(
     path: Path,
     layers: Sequence[NewLayer],
     names: Names,
@@ -69,14 +72,14 @@ def write(
     check_format(format, path)
     if not layers:
         raise SaveError("there is nothing to write: the mix changes no module")
-    spelling = names.kohya if format == "kohya" else None
+    spelling = {"kohya": names.kohya, "comfyui": names.comfyui}.get(format)
     if format == "peft":
         writers = _peft_folder(path, layers, dtype, metadata)
     else:
         file = path if path.suffix.lower() == ".safetensors" else path / WEIGHT_NAME
-        if format == "kohya":
-            tensors = to_kohya(layers, names, dtype)
-            texts = kohya_metadata(layers, tensors, metadata, family, title)
+        if format in WITH_LEAVES:
+            tensors = to_kohya(layers, names, dtype, comfyui=format == "comfyui")
+            texts = kohya_metadata(layers, tensors, metadata, family, title) | _which(layers)
         else:
             tensors, texts = _diffusers_file(layers, names, dtype, metadata)
         writers = {file: partial(_safetensors, tensors=tensors, texts=texts)}
@@ -89,7 +92,7 @@ def write(
         errors={str(layer.place): layer.error for layer in layers},
         notes=(
             *_notes(layers),
-            *(_warning(layers) if format == "kohya" else ()),
+            *(_warning(layers) if format in WITH_LEAVES else ()),
             *_strengths(layers, format),
         ),
     )
@@ -106,7 +109,8 @@ def check_format(format: str, path: Path) -> None:  # noqa: A002
         raise SaveError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "peft" and (path.suffix.lower() == ".safetensors" or path.is_file()):
         raise SaveError(
-            f"{path}: PEFT's format is a folder (adapter_config.json, {_PEFT_NAME}); give a folder's name"
+            f"PEFT's format is a folder (adapter_config.json, {_PEFT_NAME}); give a folder's name",
+            file=str(path),
         )
 
 
@@ -134,6 +138,12 @@ def _diffusers_file(
     tensors = to_peft(layers, lambda layer: names.diffusers(layer.place), dtype)
     texts = {"format": "pt", **metadata, HEADER_KEY: json.dumps(header, indent=2, sort_keys=True)}
     return tensors, texts
+
+
+def _which(layers: Sequence[NewLayer]) -> dict[str, str]:
+    """Name the denoiser where its names do not: the second of two experts."""
+    second = any(layer.place.component == "transformer_2" for layer in layers)
+    return {COMPONENT_KEY: "transformer_2"} if second else {}
 
 
 def _peft_folder(
@@ -185,7 +195,9 @@ def _strengths(layers: Sequence[NewLayer], format: str) -> tuple[str, ...]:  # n
     if not count:
         return ()
     rule = (
-        "straight (dora_scale)" if format == "kohya" else "as PEFT's own forward does (lora_magnitude_vector)"
+        "straight (dora_scale)"
+        if format in WITH_LEAVES
+        else "as PEFT's own forward does (lora_magnitude_vector)"
     )
     return (f"{count} modules are DoRA: readers of this format take weights other than 1 {rule}",)
 
@@ -195,7 +207,4 @@ def _notes(layers: Sequence[NewLayer]) -> tuple[str, ...]:
     for layer in layers:
         if layer.note:
             table.setdefault(layer.note, []).append(str(layer.place))
-    return tuple(
-        f"{note}: {', '.join(where[:3])}{f' and {len(where) - 3} more' if len(where) > 3 else ''}"
-        for note, where in table.items()
-    )
+    return tuple(f"{note}: {first_of(where, 3)}" for note, where in table.items())

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import SaveError
-from lora_mixer.writing.layers import NewLayer, Place
+from lora_mixer.writing.layers import ModulePlace, NewLayer
+
+_DENSE = frozenset((".diff", ".diff_b"))
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,11 +41,15 @@ def fuse(
         SaveError: When a layer that has to be a part of another is no pair.
     """
     left = dict(layers)
+    taken: dict[str, set[tuple[int, int]]] = {}  # chunks of live modules that several layers there share
     written: list[NewLayer] = []
     for spelling, shares in table.items():
         pieces = shares[0]
         present = [piece.path for piece in pieces if piece.path in left]
-        if len(shares) > 1 or not present:
+        chunks = {(piece.path, chunk) for piece in pieces for chunk in piece.chunks if piece.path in left}
+        known = any(chunk in taken.get(path, ()) for path, chunk in chunks)
+        begun = any(piece.path in taken for piece in pieces if not piece.chunks)
+        if len(shares) > 1 or not present or known or begun:
             continue
         alone = len(pieces) == 1 and not pieces[0].chunks
         written.append(
@@ -51,8 +57,17 @@ def fuse(
             if alone
             else _fused(spelling, pieces, left, rows)
         )
+        for path, chunk in chunks:
+            taken.setdefault(path, set()).add(chunk)
         for path in present:
-            left.pop(path, None)
+            own = taken.get(path)
+            if own is None or len(own) == next(iter(own))[1]:
+                left.pop(path, None)
+                taken.pop(path, None)
+    if taken:  # a half of a layer that has a name there, the other has none
+        raise SaveError(
+            f"{', '.join(taken)}: the names of the original code are not known for all of its rows"
+        )
     return [*written, *left.values()]
 
 
@@ -61,16 +76,9 @@ def _fused(
 ) -> NewLayer:
     own = {piece.path: layers[piece.path] for piece in pieces if piece.path in layers}
     first = next(iter(own.values()))
-    odd = [str(layer.place) for layer in own.values() if layer.up is None]
-    odd += [f"{layer.place} (with a DoRA's magnitude)" for layer in own.values() if layer.lengths is not None]
-    counts = {path: sum(len(p.chunks) for p in pieces if p.path == path) for path in own}
-    if any(p.chunks and p.chunks[0][1] != counts[p.path] for p in pieces if p.path in own):
-        odd.append(f"{first.place} (a part of several layers there)")
-    if odd:
-        raise SaveError(
-            f"{', '.join(odd)}: is written as a part of {spelling} in the names of the original code, which only a pair "
-            "can be; give a rank, or use format='diffusers'"
-        )
+    if all(layer.leaves and layer.leaves.keys() <= _DENSE for layer in own.values()):
+        return _dense(spelling, pieces, own, rows)
+    _refuse_no_pairs(spelling, pieces, own)
     downs = [layer.pair[1] for layer in own.values()]
     scales = {layer.alpha / layer.rank for layer in own.values()}
     shared = len(scales) == 1 and all(
@@ -82,7 +90,7 @@ def _fused(
     for path, layer in own.items():
         starts[path] = 0 if shared else start
         start += layer.rank
-    ups, biases = [], []
+    ups, biases, lengths = [], [], []
     for piece in pieces:
         for part, parts in piece.chunks or ((0, 1),):
             height = rows[piece.path] // parts
@@ -96,6 +104,8 @@ def _fused(
                 block[:, begin : begin + layer.rank] = layer.pair[0].flatten(1)[span].float() * scale
                 if layer.bias is not None:
                     bias = layer.bias[span].float() * scale
+                if layer.lengths is not None:
+                    lengths.append(layer.lengths[span])
             ups.append(block)
             biases.append(bias)
     up = torch.cat(ups)
@@ -104,6 +114,50 @@ def _fused(
     if shared:
         up = up.to(first.pair[0].dtype)
     whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in own.values()) else None
-    place = Place(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
+    place = ModulePlace(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
     worst = max(layer.error for layer in own.values())
-    return NewLayer(place, up, down, alpha, whole_bias, error=worst, note=first.note)
+    magnitude = torch.cat(lengths) if lengths else None
+    return NewLayer(place, up, down, alpha, whole_bias, magnitude, error=worst, note=first.note)
+
+
+def _refuse_no_pairs(spelling: str, pieces: Sequence[Piece], own: Mapping[str, NewLayer]) -> None:
+    """
+    Refuse what cannot be rows of one pair.
+
+    Raises:
+        SaveError: Naming the layers.
+    """
+    odd = [str(layer.place) for layer in own.values() if layer.up is None]
+    turned = [layer for layer in own.values() if layer.lengths is not None]
+    # the length of an output is its row's own, that of an input belongs to all rows
+    if turned and not (len(turned) == len({p.path for p in pieces}) and all(x.by_output for x in turned)):
+        odd += [f"{x.place} (a DoRA with lengths of inputs, or without the layers beside it)" for x in turned]
+    if odd:
+        raise SaveError(
+            f"{', '.join(odd)}: is written as a part of {spelling} in the names of the original code, which only a pair "
+            "can be; give a rank, or use format='diffusers'"
+        )
+
+
+def _dense(
+    spelling: str, pieces: Sequence[Piece], own: Mapping[str, NewLayer], rows: Mapping[str, int]
+) -> NewLayer:
+    """Lay changes that are given in full one below the other, zeros where a module has none."""
+    first = next(iter(own.values()))
+    leaves = {}
+    for leaf in sorted({leaf for layer in own.values() for leaf in layer.leaves}):
+        like = next(layer.leaves[leaf] for layer in own.values() if leaf in layer.leaves)
+        parts = []
+        for piece in pieces:
+            for part, count in piece.chunks or ((0, 1),):
+                height = rows[piece.path] // count
+                change = own[piece.path].leaves.get(leaf) if piece.path in own else None
+                parts.append(
+                    like.new_zeros(height, *like.shape[1:])
+                    if change is None
+                    else change[part * height : (part + 1) * height].to(like)
+                )
+        leaves[leaf] = torch.cat(parts)
+    height = next(iter(leaves.values())).shape[0]
+    place = ModulePlace(first.place.component, spelling, (height, *first.place.shape[1:]))
+    return NewLayer(place, leaves=leaves)

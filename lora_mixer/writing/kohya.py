@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from lora_mixer.writing.names import Names
 
 
-def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def to_kohya(
+    layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None, *, comfyui: bool = False
+) -> dict[str, torch.Tensor]:
     """
-    Spell layers as Kohya's trainer does.
+    Spell layers as Kohya's trainer does, or as files for ComfyUI, whose modules and pairs have other names.
 
     Args:
         layers: What to write.
         names: The spelling of modules.
         dtype: To store in; None keeps each tensor's own. Alphas are always fp32, so that scales survive.
+        comfyui: Whether modules are spelled with dots, as ComfyUI's own models name them.
 
     Returns:
         Tensors by key.
@@ -38,11 +42,12 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
     """
     table: dict[str, torch.Tensor] = {}
     owners: dict[str, str] = {}
-    for layer in names.fused(layers):
-        name = names.kohya(layer.place)
+    spelled = names.comfyui if comfyui else names.kohya
+    for layer in names.fused(layers, comfyui=comfyui):
+        name = spelled(layer.place)
         if owners.setdefault(name, layer.place.component) != layer.place.component:
             raise SaveError(
-                f"{layer.place}: Kohya's names do not tell {layer.place.component} from {owners[name]}; write one file for "
+                f"{layer.place}: names of this format do not tell {layer.place.component} from {owners[name]}; write one file for "
                 "each, or use format='diffusers'"
             )
         if layer.leaves:
@@ -57,16 +62,38 @@ def to_kohya(layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None
         if layer.vector is not None:
             table[f"{name}.w_norm"] = cast(layer.vector, dtype, layer.place)
         elif layer.up is not None:
-            up, down = shaped_pair(layer, dtype)
-            table[f"{name}.lora_up.weight"], table[f"{name}.lora_down.weight"] = up, down
-            table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
             scale = layer.alpha / layer.rank
+            if comfyui:
+                table |= _comfyui_pair(name, layer, scale, dtype)
+            else:
+                up, down = shaped_pair(layer, dtype)
+                table[f"{name}.lora_up.weight"], table[f"{name}.lora_down.weight"] = up, down
+                table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
             if layer.lengths is not None:
                 keep = 0 if layer.by_output else 1
                 table[f"{name}.dora_scale"] = shaped_lengths(layer, dtype, keep=keep)
         if layer.bias is not None:
             leaf = "b_norm" if layer.vector is not None else "diff_b"
             table[f"{name}.{leaf}"] = cast(layer.bias * scale, dtype, layer.place)
+    return table
+
+
+def _comfyui_pair(
+    name: str, layer: NewLayer, scale: float, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """
+    Give the pair as trainers for ComfyUI write it: without an alpha, which not every reader of ``lora_A`` looks for.
+
+    Where the scale would be rounded into halves it stays beside the pair.
+    """
+    wide = (dtype or layer.pair[0].dtype) in (torch.float32, torch.float64)
+    exact = scale > 0 and math.frexp(scale)[0] == 0.5  # a power of two
+    folds = wide or exact
+    up = layer.pair[0] * scale if folds and scale != 1 else layer.pair[0]
+    up, down = shaped_pair(dataclasses.replace(layer, up=up), dtype)
+    table = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    if not folds:
+        table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
     return table
 
 

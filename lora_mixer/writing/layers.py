@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.problem import Remark, UnusedReason
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """
     A module that an adapter changes, whether or not a model is at hand.
 
@@ -49,7 +50,7 @@ class Part:
         leaves: The tensors under the file's own leaf names, such as ``.hada_w1_a``; empty where unknown.
     """
 
-    place: Place
+    place: ModulePlace
     weights: LayerWeights
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
@@ -69,7 +70,7 @@ class AdapterParts:
 
     info: AdapterInfo
     parts: Sequence[Part]
-    unused: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, Remark[UnusedReason]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class NewLayer:
         note: A remark for the report, or nothing.
     """
 
-    place: Place
+    place: ModulePlace
     up: torch.Tensor | None = None
     down: torch.Tensor | None = None
     alpha: float = 0.0

@@ -8,12 +8,13 @@ and diffusers files, whether or not the installed transformers has it, since old
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.binding.ldm import block_prefixes, ldm_name
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_of_class, spell
+from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.writing.fusing import fuse
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_mixer.families import Family
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _TEXT_ROOT = "text_model."
 DENOISERS = ("transformer", "transformer_2")
 _CLIP_TOPS = ("embeddings", "encoder", "final_layer_norm")
+_LANGUAGE_ROOT = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?")
+"""What stands before ``layers`` in language models, whatever classes wrap them."""
 
 
 class Names:
@@ -37,9 +40,9 @@ class Names:
         paths: The paths of all modules by component; empty where no model is known.
 
     Example:
-        >>> from lora_mixer.writing.layers import Place
+        >>> from lora_mixer.writing.layers import ModulePlace
         >>> names = Names({"unet": ["conv_in"], "text_encoder": ["encoder.layers.0.mlp.fc1"]})
-        >>> names.kohya(Place("text_encoder", "encoder.layers.0.mlp.fc1", (4, 4)))
+        >>> names.kohya(ModulePlace("text_encoder", "encoder.layers.0.mlp.fc1", (4, 4)))
         'lora_te_text_model_encoder_layers_0_mlp_fc1'
     """
 
@@ -54,20 +57,25 @@ class Names:
         self.family = family
         self.rows = rows or {}
 
-    def fused(self, layers: Sequence[NewLayer]) -> list[NewLayer]:
+    def fused(self, layers: Sequence[NewLayer], *, comfyui: bool = False) -> list[NewLayer]:
         """
-        Return layers as the original code of the family has them, whose names Kohya's files use.
+        Return layers as the original code of the family has them, whose names Kohya's files and ComfyUI's use.
+
+        Args:
+            layers: With their live paths.
+            comfyui: Whether ComfyUI's names are asked for, where those are others.
 
         Raises:
             SaveError: When a layer is no pair that can be a part of a larger one.
         """
         family = self.family
-        if family is None or not family.kohya_flat:
+        layout = "" if family is None else (comfyui and family.comfyui) or family.kohya_flat
+        if family is None or not layout:
             return list(layers)
         others = [layer for layer in layers if layer.place.component not in DENOISERS]
         for component in DENOISERS:
             own = {layer.place.path: layer for layer in layers if layer.place.component == component}
-            table = spell(family.layouts[family.kohya_flat], self.rows.get(component, {}))
+            table = spell(family.layouts[layout], self.rows.get(component, {}))
             others += fuse(own, table, self.rows.get(component, {})) if own else []
         return others
 
@@ -85,7 +93,7 @@ class Names:
     def _ldm(self) -> dict[str, str]:
         return block_prefixes(self.paths.get("unet", ()))
 
-    def dotted(self, place: Place) -> str:
+    def dotted(self, place: ModulePlace) -> str:
         """Spell the path in a component with dots, ``text_model.`` in it for CLIP."""
         top = place.path.partition(".")[0]
         if place.component.startswith("text_encoder") and top in _CLIP_TOPS and not self._is_t5(place):
@@ -93,15 +101,15 @@ class Names:
         return place.path
 
     @staticmethod
-    def _is_t5(place: Place) -> bool:
+    def _is_t5(place: ModulePlace) -> bool:
         return place.path.startswith("encoder.block.")
 
-    def diffusers(self, place: Place) -> str:
+    def diffusers(self, place: ModulePlace) -> str:
         """Spell a module as diffusers files do; modules of a bare model by their path alone."""
         path = self.dotted(place)
         return path if place.component == "model" else f"{place.component}.{path}"
 
-    def kohya(self, place: Place) -> str:
+    def kohya(self, place: ModulePlace) -> str:
         """
         Spell a module as Kohya's files do.
 
@@ -131,6 +139,45 @@ class Names:
                 f"{place.component}; use format='diffusers' or 'peft'"
             )
         return f"lora_{prefix}_" + self.dotted(place).replace(".", "_")
+
+    def comfyui(self, place: ModulePlace) -> str:
+        """
+        Spell a module with dots, as ComfyUI's own models name it.
+
+        Raises:
+            SaveError: When ComfyUI has no name for the component or the module.
+
+        Example:
+            >>> from lora_mixer.writing.layers import ModulePlace
+            >>> Names({"unet": ["conv_in"]}).comfyui(ModulePlace("unet", "conv_in", (4, 4)))
+            'diffusion_model.input_blocks.0.0'
+        """
+        if place.component == "unet":
+            name = ldm_name(place.path, self._ldm)
+            if name is None:
+                raise SaveError(f"{place}: the original code, whose names ComfyUI uses, has no such module")
+            return f"diffusion_model.{name}"
+        if place.component in DENOISERS and self.family is not None:
+            return f"diffusion_model.{place.path}"
+        encoder = self._encoder(place)
+        if encoder is None:
+            raise SaveError(
+                f"{place}: ComfyUI's name for {place.component} is not known here; use format='diffusers'"
+            )
+        path = self.dotted(place)
+        if self.family is not None and encoder == self.family.encoder:
+            path = f"model.{_LANGUAGE_ROOT.sub('', path)}"
+        return f"text_encoders.{encoder}.transformer.{path}"
+
+    def _encoder(self, place: ModulePlace) -> str | None:
+        """Name a text encoder as ComfyUI does, by its kind; None where the kind's name is not known."""
+        if self._is_t5(place):
+            return "t5xxl"
+        if self.family is not None and self.family.encoder and place.component == "text_encoder":
+            return self.family.encoder
+        known = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+        is_clip = place.path.startswith((*_CLIP_TOPS, _TEXT_ROOT, "text_projection"))
+        return known.get(place.component) if is_clip else None
 
 
 def names_of(components: Mapping[str, nn.Module]) -> Names:

@@ -19,6 +19,7 @@ import torch
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES as _ROWS
 from lora_mixer.families import family_named
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -135,8 +136,8 @@ def of_folder(folder: str | Path) -> Skeleton:
     root = Path(folder).expanduser()
     index = root / "model_index.json"
     if not index.is_file():
-        msg = f"{folder}: expected a diffusers folder with model_index.json; a Hub model has to be downloaded first"
-        raise SourceNotFoundError(msg)
+        msg = "expected a diffusers folder with model_index.json; a Hub model has to be downloaded first"
+        raise SourceNotFoundError(msg, file=str(folder))
     components: dict[str, nn.Module] = {}
     try:
         for part, entry in json.loads(index.read_text(encoding="utf-8")).items():
@@ -144,11 +145,11 @@ def of_folder(folder: str | Path) -> Skeleton:
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        msg = f"{folder}: its configurations cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
-        raise SourceNotFoundError(msg) from error
+        msg = f"its configurations cannot be read: {first_line(error)}"
+        raise SourceNotFoundError(msg, file=str(folder)) from error
     if not components:
-        msg = f"{folder}: model_index.json names no UNet, transformer or text encoder"
-        raise SourceNotFoundError(msg)
+        msg = "model_index.json names no UNet, transformer or text encoder"
+        raise SourceNotFoundError(msg, file=str(folder))
     return Skeleton(str(folder), components, root)
 
 

@@ -20,7 +20,7 @@ from ..mix_rows import read_rows
 if TYPE_CHECKING:
     from ..app_state import AppState
 
-FORMATS = ("diffusers", "kohya", "peft")
+FORMATS = ("diffusers", "kohya", "comfyui", "peft")
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
 KEPT_DOWNLOADS = 32
@@ -140,5 +140,6 @@ def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
     mix = read_rows(mix_rows).mix(app)
     with app.queue.turn(owner):
         app.ready(mix.names)
-        bake(app.mixer, place, mix, model=app.options.model)
-    return f"exports/{place.name}: {Path(app.options.model).name} with {mix.to_text() or 'no adapters'}"
+        model = app.models.loaded().facts
+        bake(app.mixer, place, mix, model=model.options.model)
+    return f"exports/{place.name}: {model.title} with {mix.to_text() or 'no adapters'}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.images import layout_of, stated_layout, text_of
+from lora_mixer.engines.denoiser.passes import all_passes
 from lora_mixer.engines.denoiser.places import Places, places_of
-from lora_mixer.engines.denoiser.steps import Step, StepReader, timestep_of
-from lora_mixer.engines.methods.composite import all_passes
+from lora_mixer.engines.denoiser.steps import StepReader, timestep_of
+from lora_mixer.engines.engine import Call
 from lora_mixer.families import family_of_class
 
 if TYPE_CHECKING:
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.denoiser.caller import Caller
     from lora_mixer.engines.denoiser.prompts import Prompts
-
-START = Step(0, 1, 1000.0)
-"""What holds before the first step, and for text encoders."""
+    from lora_mixer.engines.denoiser.steps import Step
 
 
 class DenoiserFollower:
@@ -33,7 +33,7 @@ class DenoiserFollower:
         passes: How many forwards each mix takes: those of the prompts, then those of the halves without.
         negatives: How many of the latter there are.
         copies: How often guidance repeats the batch; None asks the pipeline that is calling.
-        put: Puts the gains of a step, a pass, the mixes of the rows and where the picture lies into effect.
+        put: Puts the gains of a call into effect.
         prompts: Told that the prompts are read.
     """
 
@@ -44,7 +44,7 @@ class DenoiserFollower:
         passes: Sequence[int],
         negatives: int,
         copies: int | None,
-        put: Callable[[Step, int, torch.Tensor | None, Places], None],
+        put: Callable[[Call], None],
         prompts: Prompts,
     ) -> None:
         """Start before the first call."""
@@ -56,7 +56,7 @@ class DenoiserFollower:
         self._put = put
         self._steps = StepReader(pipe)
         self._root: Any = None
-        self._now: tuple[Step, torch.Tensor | None, Places] = (START, None, Places())
+        self._now = Call()
 
     def place_in(self, root: Any) -> None:
         """Read at each call where the picture lies, for masks; ``root`` is the denoiser."""
@@ -86,7 +86,7 @@ class DenoiserFollower:
         if self._root is not None:
             family = family_of_class(type(self._root).__name__)
             places = places_of(sample, args, kwargs, self._root, family)
-        self._now = (step, rows, places)
+        self._now = Call(step, 0, rows, places)
         self._run(0)
 
     def after(
@@ -98,7 +98,7 @@ class DenoiserFollower:
             self._run(turn)
             return again(*args, **kwargs)
 
-        return all_passes(output, self._passes, self._now[1], run)
+        return all_passes(output, self._passes, self._now.rows, run)
 
     def _rows(self, caller: Caller, sample: torch.Tensor, text: Any, step: Step) -> torch.Tensor | None:
         """Return the mix of each row; None where there is one for all."""
@@ -113,8 +113,7 @@ class DenoiserFollower:
         return layout.rows(negatives=negatives)
 
     def _run(self, turn: int) -> None:
-        step, rows, places = self._now
-        self._put(step, turn, rows, places)
+        self._put(replace(self._now, turn=turn))
 
 
 def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import KLora, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +50,10 @@ class Step:
     total: int
     timestep: float
     level: tuple[int, int] | None = None
+
+
+START = Step(0, 1, 1000.0)
+"""What holds before the first step, and for text encoders."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,7 @@ def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -
         for mix in mixes:
             scheduled = any(mix[name].component_schedule(part) is not None for name in mix.names)
             what = "a schedule" if scheduled else type(mix.method).__name__
-            if (scheduled or isinstance(mix.method, Switch | KLora)) and not _has_steps(root):
+            if (scheduled or mix.method.goes_by_steps) and not _has_steps(root):
                 raise MixError(
                     f"{what} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its forward takes "
                     "no timestep, so that the mix would stay at its first value. Set a weight, or set_mix anew when it is to "

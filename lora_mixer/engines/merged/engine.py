@@ -8,6 +8,7 @@ worked out once (:class:`_Plan`); a change of weights, or back to an earlier set
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,8 @@ import torch
 
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
+from lora_mixer.engines.denoiser.steps import START
+from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
@@ -33,6 +36,8 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -42,9 +47,13 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.engines.denoiser.steps import Step
+    from lora_mixer.engines.engine import Call, Effect, Shares, Wish
+    from lora_mixer.engines.fused import FusedProjections
+    from lora_mixer.engines.gains import MixGains
 
     Gains = Mapping[str, Sequence[float]]
-    """The gain of each layer of each adapter, by name and in the order given to ``add``."""
+    """The gain of each layer of each adapter, by name and in the order given to ``take``."""
 
 
 _PLANS = 16
@@ -121,21 +130,65 @@ class _Plan:
     written: set[KeptWeight] = field(default_factory=set)
 
 
-class MergedEngine:
+@dataclass
+class MergedGains:
     """
-    Writes mixes into weights and puts the base back.
+    The gains that are written into weights at a step.
+
+    Args:
+        mix: The mix on the layers of its adapters.
+        shares: For each adapter, which of its layers are written.
+    """
+
+    mix: MixGains
+    shares: Shares
+
+    def __post_init__(self) -> None:
+        """Note which layers are text encoders', and what they keep."""
+        self._texts = {
+            name: [
+                place
+                for place, layer in enumerate(self.mix.layers[name])
+                if layer.live.component in TEXT_ENCODERS
+            ]
+            for name in self.shares
+        }
+        self.start = self.at(START, None)
+
+    def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
+        """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
+        table = self.mix.at(step, turn)
+        gains = {
+            name: [gain if mine else 0.0 for gain, mine in zip(table[name], shares, strict=True)]
+            for name, shares in self.shares.items()
+            if name in table
+        }
+        for name in gains if turn is not None else ():
+            for place in self._texts[name]:
+                gains[name][place] = self.start[name][place]
+        return gains
+
+
+class MergedEngine(Engine):
+    """
+    Writes mixes into weights and puts the base back; it keeps the bases for all engines.
 
     Args:
         keep_on: Where bases are kept: ``"device"`` beside the weights, ``"host"`` in (pinned) host memory.
-        reshaped: Called with a component's name when a weight of it gets another shape.
+        fused: Layers that are copies of others, which are copied anew when those are written.
     """
 
-    def __init__(
-        self, keep_on: BaseDevice = "device", reshaped: Callable[[str], None] = lambda _: None
-    ) -> None:
+    name = "merged"
+    is_asked_for = True
+
+    def __init__(self, keep_on: BaseDevice, fused: FusedProjections) -> None:
         """Start with nothing touched."""
         self._keep_on: BaseDevice = keep_on
-        self._reshaped = reshaped
+        self._fused = fused
+        self._generations: Counter[str] = (
+            Counter()
+        )  # by component; another number: a weight of it is another tensor
+        self._moving: MergedGains | None = None
         self._adapters: dict[str, list[_Held]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
@@ -159,7 +212,7 @@ class MergedEngine:
         vars(self).update(state)
         self._touched = {entry.key: entry for entry in state["_touched"]}
 
-    def replace(self, name: str, layers: Sequence[BoundLayer]) -> None:
+    def take(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
         tied = {id(e.weight.parameter): e for e in self._touched.values() if e.shared is None}
         taken: list[_Held] = []
@@ -221,7 +274,7 @@ class MergedEngine:
         self._touched[entry.key] = entry
         return entry
 
-    def remove(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         """Forget an adapter that is out of the weights, and free the bases that nobody else needs."""
         del self._adapters[name]
         self._wholes.pop(name, None)
@@ -260,10 +313,15 @@ class MergedEngine:
         self._fresh.clear()
         return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
 
-    def settle(self) -> None:
-        """Let go of what only a way back needs."""
+    def settle(self, *, undone: bool = False) -> None:
+        """Let go of what only a way back needs; after one, also of bases that were kept since the record and no mix needs."""
         self._given_up = []
+        for slot in self._fresh if undone else ():
+            if not slot.blended:
+                slot.base = None
         self._fresh.clear()
+        if undone:
+            self._plans.clear()
 
     def roll_back(self, record: MergedRecord) -> None:
         """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
@@ -282,14 +340,6 @@ class MergedEngine:
         """Hold the adapters that were recorded, where weights were not written since, or will be now."""
         self._adapters, self._touched = dict(record.adapters), dict(record.touched)
         self._wholes = dict(record.wholes)
-        self._plans.clear()
-
-    def free_fresh(self) -> None:
-        """Let go of bases that were kept since the last record and that no mix needs."""
-        for slot in self._fresh:
-            if not slot.blended:
-                slot.base = None
-        self._fresh.clear()
         self._plans.clear()
 
     def blended(self, modules: Collection[int]) -> list[str]:
@@ -345,9 +395,130 @@ class MergedEngine:
         return left
 
     @property
-    def has_hooks(self) -> bool:
-        """Whether a part of the mix, a bias on a module without one, is in no parameter."""
-        return bool(self._hooks)
+    def acts(self) -> bool:
+        """Whether any gain is in the weights."""
+        return any(any(gains) for gains in self._active.values())
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether no part of the mix, such as a bias on a module without one, is in a hook."""
+        return not self._hooks
+
+    def generation(self, component: str) -> int:
+        """Return a number that is another one as soon as a weight of a component is another tensor."""
+        return self._generations[component]
+
+    # --- who carries out what ----------------------------------------------------------------------------------------
+
+    def look(self, wish: Wish) -> None:
+        """
+        Look at what others did to the weights since, before anything is planned.
+
+        Raises:
+            PipelineStateError: When a mix in the weights cannot be changed any more, or is to be in weights that are read
+                from files at each call.
+        """
+        self._look()
+        if not wish.from_files:
+            return
+        written = {
+            held.entry.weight.name.partition(".")[0]
+            for name, gains in self._active.items()
+            for held, gain in zip(self._adapters.get(name, ()), gains, strict=False)
+            if gain
+        }
+        asked = wish.setting.names if wish.setting.engine == self.name else ()
+        written |= {layer.live.component for name in asked for layer in wish.layers[name]}
+        odd = sorted(written & set(wish.from_files))
+        if odd:
+            raise PipelineStateError(
+                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
+                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
+                "Where it was enabled under a mix past the model's own enable_group_offload(), the files hold the mix: load "
+                "the component again"
+            )
+
+    def cost(self, wish: Wish) -> float:
+        """Return the cost: nothing for a constant mix; writing at each step is dearer than two more products."""
+        return 2.0 if wish.is_moving or wish.is_by_place or wish.is_reserved else 0.0
+
+    def share(self, wish: Wish) -> Shares:
+        """
+        Take all layers whose weights can be rewritten.
+
+        Raises:
+            MixError: When gains differ by place.
+            PipelineStateError: When this engine was asked for, and weights cannot be rewritten.
+        """
+        if wish.is_by_place:
+            raise MixError(
+                "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
+            )
+        shares = {name: self._free(wish, name) for name in wish.names}
+        if wish.setting.engine == self.name:
+            raise_problems(
+                [
+                    f"{layer.live.component}.{layer.live.path}: {self.refusal(wish, name, place)}; engine='auto' runs beside it"
+                    for name, own in shares.items()
+                    for place, (layer, free) in enumerate(zip(wish.layers[name], own, strict=True))
+                    if not free
+                ]
+            )
+        return shares
+
+    def _free(self, wish: Wish, name: str) -> list[bool]:
+        """Tell which layers of an adapter can be rewritten, as of the last :meth:`look`."""
+        free = [not held.entry.weight.locked for held in self._adapters[name]]
+        if wish.from_files:
+            layers = wish.layers[name]
+            free = [
+                can and layer.live.component not in wish.from_files
+                for can, layer in zip(free, layers, strict=True)
+            ]
+        return free
+
+    def refusal(self, wish: Wish, name: str, place: int) -> str | None:
+        """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
+        held = self._adapters[name][place]
+        if held.entry.weight.locked:
+            return unsupported(wish.layers[name][place].live.weight)
+        component = wish.layers[name][place].live.component
+        return "its weights are read from files at each call" if component in wish.from_files else None
+
+    # --- taking effect -------------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Follow no mix any more; what is in the weights stays until the next one is written."""
+        self._moving = None
+
+    def enter(self, effect: Effect) -> None:
+        """Write the layers that this engine was given; with no mix, and where rows have mixes of their own, the base."""
+        if len(effect.mixes) != 1:
+            self._put({}, looked=True)
+            return
+        gains = MergedGains(effect.mixes[0], effect.served[self.name])
+        self._put(gains.start, looked=True)
+        if effect.is_moving and effect.has_denoiser(self.name):
+            self._moving = gains
+
+    def show(self, call: Call) -> None:
+        """Write the weights of a step and a pass, where they are others."""
+        if self._moving is not None:
+            gains = self._moving.at(call.step, call.turn)
+            if gains != self._active:
+                self._put(gains)
+
+    def _put(self, gains: Gains, *, looked: bool = False) -> None:
+        """Write gains into weights, and fused projections after them."""
+        fused = self._fused.in_step()
+        self._fused.clear()
+        try:
+            self.apply(gains, looked=looked)
+        finally:
+            self._fused.copy(fused)
+            self._fused.stand()
+
+    # --- bases -----------------------------------------------------------------------------------------------------
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Return each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
@@ -371,13 +542,17 @@ class MergedEngine:
 
         return [partial(clean, layer.entry) for layer in self._adapters[name]]
 
-    def look(self) -> None:
-        """
-        Look at what others did to the weights since, before anything is planned.
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """Return the clean weight (out, in, *kernel) of any module, whether adapters change it or not."""
+        weight = live.weight
+        entry = self._touched.get((id(live.module), live.attribute)) or next(
+            (one for one in self._touched.values() if one.shared is None and one.weight.parameter is weight),
+            None,
+        )
+        clean = weight.detach() if entry is None else entry.weight.clean()
+        return clean.T if live.transposed else clean
 
-        Raises:
-            PipelineStateError: When a mix in the weights cannot be changed any more.
-        """
+    def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
         same = self._watched == (id(self._touched), len(self._touched))
         if same and self._watch is not None and self._watch.holds():
@@ -387,23 +562,19 @@ class MergedEngine:
             self._plans.clear()
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
 
-    def locks(self, name: str) -> list[bool]:
-        """Tell which layers of an adapter cannot be rewritten, as of the last :meth:`look`."""
-        return [layer.entry.weight.locked for layer in self._adapters[name]]
-
     def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
 
         Args:
             gains: By adapter, the gain of each of its layers.
-            looked: Whether the caller has just had a :meth:`look`.
+            looked: Whether the caller has just looked at the weights.
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
         """
         if not looked:
-            self.look()
+            self._look()
         before = self._active
 
         @uninterrupted
@@ -441,11 +612,6 @@ class MergedEngine:
         self._given_up = [(slot, slot.record()) for slot in self._all_slots()]
         for slot in self._slots():
             slot.rebase()
-
-    @property
-    def active(self) -> Gains:
-        """The gains that the weights hold now."""
-        return self._active
 
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""
@@ -515,7 +681,7 @@ class MergedEngine:
             columns = wanted.get(id(entry))
             if entry.weight.resize(columns, entry.root):
                 self._plans.clear()
-                self._reshaped(entry.weight.name.partition(".")[0])
+                self._generations[entry.weight.name.partition(".")[0]] += 1
 
     def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
         plan = _Plan()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -378,9 +379,8 @@ def raise_problems(problems: list[str], shown: int = 5) -> None:
         PipelineStateError: Listing the first ``shown``.
     """
     if problems:
-        more = f"\n  and {len(problems) - shown} more" if len(problems) > shown else ""
-        msg = "this pipeline cannot take adapters as it is:\n  " + "\n  ".join(problems[:shown]) + more
-        raise PipelineStateError(msg)
+        listed = first_of(problems, shown, between="\n  ", last="\n  ")
+        raise PipelineStateError(f"this pipeline cannot take adapters as it is:\n  {listed}")
 
 
 def _version(parameter: torch.Tensor) -> int:

@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.engines.denoiser.steps import START
+from lora_mixer.engines.engine import Call, Engine, Room
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
-from lora_mixer.engines.side.gain_buffers import NOWHERE, AdapterPart, CallGains, GainBuffers, Stack
+from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
-from lora_mixer.engines.side.support import compute_dtype, layer_kind
+from lora_mixer.engines.side.masks import stacked_masks
+from lora_mixer.engines.side.support import compute_dtype, layer_kind, side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import nn
 
     from lora_mixer.algorithms import Factors
+    from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
-    from lora_mixer.engines.denoiser.places import Places
-    from lora_mixer.engines.denoiser.steps import Step
+    from lora_mixer.engines.engine import Effect, Shares, Wish
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.hooks import HookHandle
 
@@ -72,29 +75,104 @@ class Reservation:
         self.layers = dict(zip(map(id, self.modules), self.layers.values(), strict=True))
 
 
-class SideEngine:
-    """Holds the hooks of layers and the buffers of components."""
+class SideEngine(Engine):
+    """Runs low-rank pairs beside layers: holds the hooks of layers and the buffers of components."""
+
+    name = "side"
+    is_asked_for = True
 
     def __init__(self) -> None:
         """Start with none."""
         self.buffers: dict[str, GainBuffers] = {}
-        self.reserved: Reservation | None = None
-        self.generations: Counter[str] = Counter()  # by component; another number: other hooks than before
+        self._reserved: Reservation | None = None
+        self._generations: Counter[str] = Counter()  # by component; another number: other hooks than before
         self._handles: list[HookHandle] = []
         self._held: list[HookHandle] = []
         self._mixes: Sequence[MixGains] = ()
         self._names: Sequence[str] = ()
-        self._start: Step | None = None
+        self._pairs: dict[str, list[Factors | None]] = {}
+
+    # --- who carries out what ------------------------------------------------------------------------------------------
+
+    def take(self, name: str, layers: Sequence[BoundLayer]) -> None:  # noqa: ARG002
+        """Work the adapter's factors out anew when they are asked for."""
+        self._pairs.pop(name, None)
+
+    def forget(self, name: str) -> None:
+        """Forget an adapter's factors."""
+        self._pairs.pop(name, None)
+
+    def _pairs_of(self, name: str, layers: Sequence[BoundLayer]) -> list[Factors | None]:
+        """Return the factors of an adapter's layers, worked out once for as long as it takes part."""
+        if name not in self._pairs:
+            self._pairs[name] = [side_pair(layer) for layer in layers]
+        return self._pairs[name]
+
+    def cost(self, wish: Wish) -> float:  # noqa: ARG002
+        """Return what two more products a layer cost: more than a constant mix in weights, less than writing each step."""
+        return 1.0
+
+    def share(self, wish: Wish) -> Shares:
+        """
+        Take the denoisers' layers, and all where rows have mixes of their own.
+
+        Raises:
+            MixError: When an adapter has no low-rank form in one of them.
+        """
+        dense: dict[str, str] = {}
+        shares = {}
+        for name in wish.names:
+            layers = wish.layers[name]
+            own = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
+            shares[name] = own
+            pairs = self._pairs_of(name, layers) if any(own) else []
+            for mine, pair, layer in zip(own, pairs, layers, strict=False):
+                if mine and pair is None:
+                    dense[name] = layer.weights.algorithms[0]
+                    break
+        if dense:
+            shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
+            raise MixError(
+                f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
+                "constant mixes and schedules of it can be merged (engine='merged')"
+            )
+        return shares
+
+    def refusal(self, wish: Wish, name: str, place: int) -> str | None:
+        """Return that an adapter has no low-rank form in a layer, where that is so."""
+        layers = wish.layers[name]
+        if self._pairs_of(name, layers)[place] is not None:
+            return None
+        return (
+            f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it cannot run beside "
+            "them either"
+        )
+
+    # --- taking effect -------------------------------------------------------------------------------------------------
 
     @property
-    def active(self) -> bool:
+    def acts(self) -> bool:
         """Whether any adapter has a part beside a layer."""
         return bool(self._mixes)
 
+    @property
+    def components(self) -> Collection[str]:
+        """The components beside whose layers anything stands."""
+        return self.buffers.keys()
+
+    def sees_places(self, component: str) -> bool:
+        """Tell whether a component has masks."""
+        buffers = self.buffers.get(component)
+        return buffers is not None and buffers.masks is not None
+
+    def generation(self, component: str) -> int:
+        """Return a number that is another one as soon as the hooks on a component are others."""
+        return self._generations[component]
+
     def clear(self) -> None:
         """Take every hook away that is not reserved, and empty those that are."""
-        kept = self.reserved.buffers if self.reserved is not None else {}
-        self.generations.update(part for part in self.buffers if part not in kept)
+        kept = self._reserved.buffers if self._reserved is not None else {}
+        self._generations.update(part for part in self.buffers if part not in kept)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -103,21 +181,43 @@ class SideEngine:
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
-        for buffers in self.reserved.buffers.values() if self.reserved else ():
+        for buffers in self._reserved.buffers.values() if self._reserved else ():
             buffers.load([])
             buffers.forget()
             buffers.show(CallGains([[]]))
 
-    # --- one mix ---------------------------------------------------------------------------------------------------
+    def enter(self, effect: Effect) -> None:
+        """
+        Stand beside the layers that this engine was given.
 
-    def build(
+        Raises:
+            MixError: When there is not enough room reserved.
+        """
+        served = effect.served[self.name]
+        names = sorted(served)
+        if any(any(shares) for shares in served.values()):
+            pairs = {
+                name: [
+                    pair if mine else None
+                    for pair, mine in zip(
+                        self._pairs_of(name, effect.layers[name]), served[name], strict=True
+                    )
+                ]
+                for name in names
+            }
+            masks = stacked_masks(effect.setting.every, names)
+            self._build(effect.mixes, names, pairs, effect.components, masks)
+        else:
+            self.empty()
+        self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in served}
+
+    def _build(
         self,
         mixes: Sequence[MixGains],
         names: Sequence[str],
         pairs: Mapping[str, Sequence[Factors | None]],
         components: Mapping[str, nn.Module],
         masks: torch.Tensor | None,
-        start: Step,
     ) -> None:
         """
         Stand beside layers.
@@ -128,13 +228,12 @@ class SideEngine:
             pairs: The factors of each adapter's layers that the side path serves; None for those that it does not.
             components: The pipeline's modules.
             masks: (images * adapters, frames, height, width), or None.
-            start: The step before the first one.
 
         Raises:
             MixError: When there is not enough room reserved.
         """
         wanted = self._wanted(mixes, names, pairs)
-        held = self.reserved
+        held = self._reserved
         if held is not None:
             inside = [one for one in wanted if one.live.component in held.buffers]
             self._check_room(held, inside, masks, len(mixes))
@@ -159,9 +258,9 @@ class SideEngine:
             for one, layer in zip(members, layers, strict=True):
                 self._handles.append(hook_output(one.live.module, layer))
             self.buffers[component] = buffers
-            self.generations[component] += 1
-        self._mixes, self._names, self._start = mixes, names, start
-        self.show(start, None)
+            self._generations[component] += 1
+        self._mixes, self._names = mixes, names
+        self.show(Call())
 
     def _wanted(
         self,
@@ -179,14 +278,9 @@ class SideEngine:
                     one.parts.append(AdapterPart(adapter, pair, own, place))
         return list(wanted.values())
 
-    def show(
-        self,
-        step: Step,
-        turn: int | None,
-        rows: torch.Tensor | None = None,
-        places: Places = NOWHERE,
-    ) -> None:
+    def show(self, call: Call) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
+        step, turn = call.step, call.turn
         choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
         chosen = None
         if any(choice is not None for image in choices for choice in image):
@@ -201,21 +295,28 @@ class SideEngine:
             if part in TEXT_ENCODERS and turn is not None:
                 continue
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, chosen, rows, places))
+            buffers.show(CallGains(shares, chosen, call.rows, call.places))
 
-    def show_text(self, part: str, rows: torch.Tensor) -> None:
+    def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
-        assert self._start is not None  # noqa: S101 -- called by what build has made
-        start = self._start
-        shares = [[mix.share(name, part, start) for name in self._names] for mix in self._mixes]
-        self.buffers[part].show(CallGains(shares, None, rows))
+        shares = [[mix.share(name, component, START) for name in self._names] for mix in self._mixes]
+        self.buffers[component].show(CallGains(shares, None, rows))
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
+    @property
+    def room(self) -> Room | None:
+        """What is reserved."""
+        held = self._reserved
+        return None if held is None else Room(held.rank, held.rows, frozenset(held.layers))
+
     def reserve(
         self, layers: Sequence[LiveModule], rank: int, rows: int, components: Mapping[str, nn.Module]
-    ) -> None:
+    ) -> bool:
         """Stand beside layers until :meth:`release`, adding nothing yet."""
+        layers = [live for live in layers if layer_kind(live.module) is not None]
+        if not layers:
+            return False
         by_module: dict[int, SideLayer] = {}
         modules: list[nn.Module] = []
         by_component: dict[str, GainBuffers] = {}
@@ -228,24 +329,44 @@ class SideEngine:
                 by_module[id(live.module)] = layer
                 modules.append(live.module)
             by_component[component] = buffers
-        self.put_back(Reservation(rank, rows, by_module, by_component, modules))
+        self._hold(Reservation(rank, rows, by_module, by_component, modules))
+        return True
 
-    def put_back(self, reservation: Reservation | None) -> None:
+    def _hold(self, reservation: Reservation | None) -> None:
         """Let this be what is reserved, with its own tensors; nothing happens where it is already."""
-        if reservation is self.reserved and (
+        if reservation is self._reserved and (
             reservation is None or len(self._held) == len(reservation.layers)
         ):
             return
         self.release()
-        self.reserved = reservation
+        self._reserved = reservation
         if reservation is not None:
             for module in reservation.modules:
                 self._held.append(hook_output(module, reservation.layers[id(module)]))
-            self.generations.update(reservation.buffers.keys())
+            self._generations.update(reservation.buffers.keys())
 
-    def forget_handles(self) -> None:
-        """Know of no hook any more, after all were swept away; what is reserved stays, for :meth:`put_back`."""
-        self._handles.clear()
+    def record(self) -> Reservation | None:
+        """Note what is reserved."""
+        return self._reserved
+
+    def put_back(self, record: Any) -> None:  # noqa: ARG002 -- nothing was reserved since
+        """Work out all factors anew: the adapters may be others."""
+        self._pairs.clear()
+
+    def roll_back(self, record: Any) -> None:
+        """Reserve what was reserved."""
+        self._pairs.clear()
+        self._hold(record)
+
+    def force_base(self, record: Any) -> list[str]:  # noqa: ARG002
+        """Let go of what is reserved, too: nothing is in effect."""
+        self._pairs.clear()
+        self.release()
+        return []
+
+    def swept(self) -> None:
+        """Know of no hook any more; what is reserved stays, for :meth:`roll_back`."""
+        self.clear()
         self._held.clear()
 
     def release(self) -> None:
@@ -253,9 +374,9 @@ class SideEngine:
         for handle in self._held:
             handle.remove()
         self._held.clear()
-        if self.reserved is not None:
-            self.generations.update(self.reserved.buffers.keys())
-        self.reserved = None
+        if self._reserved is not None:
+            self._generations.update(self._reserved.buffers.keys())
+        self._reserved = None
 
     @staticmethod
     def _check_room(

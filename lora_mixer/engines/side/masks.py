@@ -8,7 +8,42 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_mixer.engines.denoiser.places import Span
+    from lora_mixer.mixes import Mix
+
+
+def stacked_masks(mixes: Sequence[Mix], names: Sequence[str]) -> torch.Tensor | None:
+    """
+    Return the masks of all mixes' adapters at one size, ones where there is none.
+
+    Args:
+        mixes: The mix of each image.
+        names: The adapters, in the order wanted.
+
+    Returns:
+        (images * adapters, frames, height, width), or None where nobody has a mask.
+    """
+    masks = {
+        (image, name): torch.tensor(mask.load(), dtype=torch.float32)
+        for image, mix in enumerate(mixes)
+        for name in mix.names
+        if (mask := mix[name].mask) is not None
+    }
+    if not masks:
+        return None
+    films = {key: mask[None] if mask.ndim == 2 else mask for key, mask in masks.items()}  # (frames, h, w)
+    frames, height, width = (max(film.shape[axis] for film in films.values()) for axis in range(3))
+    rows = []
+    for image in range(len(mixes)):
+        for name in names:
+            film = films.get((image, name), torch.ones(1, 1, 1))[None]  # (1, frames, h, w)
+            film = functional.interpolate(
+                film, (height, width), mode="bilinear"
+            )  # (1, frames, height, width)
+            rows.append(scale_mask(film, (frames, height, width))[0])  # (frames, height, width)
+    return torch.stack(rows).clamp_(0, 1)  # (images * adapters, frames, height, width)
 
 
 def scale_mask(mask: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:

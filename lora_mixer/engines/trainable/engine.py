@@ -1,8 +1,8 @@
 """
 Trains adapters beside weights that stay as they are.
 
-A pair on a linear layer is two products beside the layer's, and any other change of one is a product with it. Everything else
-is one idea: the layer's class computes with the live weight plus the change, which is a function of the parameters, so that its gradient is the formula's, for every
+A pair on a linear layer or a convolution is two products beside the layer's, and any other change of a linear layer is a product
+with it. Everything else is one idea: the layer's class computes with the live weight plus the change, which is a function of the parameters, so that its gradient is the formula's, for every
 kind of adapter and of layer (:func:`~lora_mixer.engines.merged.tied_use.standing_in`). Modules that share a parameter have
 their own changes. While any adapter is in training, no parameter of the model asks for a gradient.
 """
@@ -10,51 +10,82 @@ their own changes. While any adapter is in training, no parameter of the model a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
 from torch.nn import functional
 
+from lora_mixer.algorithms.adalora import AdaLora
+from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.lora import LowRank
+from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.values import Values
+from lora_mixer.engines.denoiser.steps import START
+from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.engines.trainable.parameters import as_they_are
+from lora_mixer.engines.trainable.registry import register, unregister
+from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
-    from torch import nn
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.engine import Effect, Wish
     from lora_mixer.engines.hooks import HookHandle
     from lora_mixer.engines.trainable.parameters import Trained
 
     Clean = Callable[[], torch.Tensor]
     """Gives a clean base."""
+    Held = tuple[torch.Tensor, torch.Tensor]
+    """A product of two matrices (out, rank) and (rank, in) that is not trained."""
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+class Bases(Protocol):
+    """What keeps clean weights."""
+
+    def clean_weights(self, name: str) -> Sequence[Clean]:
+        """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter."""
 
 
 @dataclass(frozen=True)
 class TrainableRecord:
     """What was in training at one time."""
 
-    held: Mapping[str, Trained]
+    own: Mapping[str, Trained]
     frozen: Sequence[nn.Parameter]
+    roots: Mapping[str, Sequence[nn.Module]]
 
 
-class TrainableEngine:
-    """Holds the adapters in training, their hooks, and which parameters of the model asked for gradients before."""
+class TrainableEngine(Engine):
+    """
+    Holds the adapters in training, their hooks, and which parameters of the model asked for gradients before.
 
-    def __init__(self) -> None:
+    Args:
+        bases: What keeps the clean weights.
+    """
+
+    name = "trainable"
+
+    def __init__(self, bases: Bases) -> None:
         """Start with none."""
-        self.held: dict[str, Trained] = {}
+        self._bases = bases
+        self._own: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._roots: dict[str, list[nn.Module]] = {}
 
     @property
-    def active(self) -> bool:
+    def acts(self) -> bool:
         """Whether any adapter in training takes part."""
         return bool(self._handles)
 
@@ -64,58 +95,103 @@ class TrainableEngine:
             handle.remove()
         self._handles.clear()
 
-    def forget(self, names: Sequence[str]) -> None:
-        """Let adapters go; with the last one, the model's parameters ask for gradients as they did."""
-        for name in names:
-            self.held.pop(name, None)
-        if not self.held:
+    def own(self, name: str) -> Trained | None:
+        """Return what is trained of an adapter."""
+        return self._own.get(name)
+
+    def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
+        """
+        Take an adapter that is to be trained; its parameters are the components' from now on.
+
+        Args:
+            name: Its name.
+            own: Its parameters.
+            roots: The components that it reaches, whose own parameters ask for no gradient from now on.
+        """
+        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
+        self._own[name] = own
+        for root in roots:
+            for parameter in root.parameters():
+                if parameter.requires_grad and id(parameter) not in trained:
+                    self._frozen.append(parameter)
+                    parameter.requires_grad_(False)
+        self._roots[name] = [root for root in roots if own.on(root)]
+        for root in self._roots[name]:
+            register(root, name, own.on(root), own.of_norms())
+
+    def forget(self, name: str) -> None:
+        """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
+        self._own.pop(name, None)
+        for root in self._roots.pop(name, ()):
+            unregister(root, name)
+        if not self._own:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
             self._frozen.clear()
 
     def record(self) -> TrainableRecord:
-        """Note what is held, for :meth:`put_back`."""
-        return TrainableRecord(dict(self.held), tuple(self._frozen))
+        """Note what is in training, and which parameters ask for no gradient because of that."""
+        return TrainableRecord(dict(self._own), tuple(self._frozen), dict(self._roots))
 
     def put_back(self, record: TrainableRecord) -> None:
-        """Hold what was recorded, and let the same parameters ask for no gradient."""
+        """Have the same in training again, whatever was let go or came since."""
+        for name in {*self._own, *self._roots}:
+            if name not in record.own or self._own.get(name) is not record.own[name]:
+                self.forget(name)
+        for name, roots in record.roots.items():
+            own = record.own[name]
+            for root in roots:  # also where it was let go half-way: what is there stays the same
+                register(root, name, own.on(root), own.of_norms())
         kept = {id(parameter) for parameter in record.frozen}
         for parameter in self._frozen:
             if id(parameter) not in kept:
                 parameter.requires_grad_(True)
         for parameter in record.frozen:
             parameter.requires_grad_(False)
-        self.held, self._frozen = dict(record.held), list(record.frozen)
+        self._own, self._frozen = dict(record.own), list(record.frozen)
+        self._roots = {name: list(roots) for name, roots in record.roots.items()}
 
-    def take(self, name: str, trained: Trained, roots: Sequence[nn.Module]) -> None:
+    def look(self, wish: Wish) -> None:
         """
-        Take an adapter that is to be trained.
+        Check that adapters in training have one weight.
 
-        Args:
-            name: Its name.
-            trained: Its parameters.
-            roots: The components that it reaches, whose own parameters ask for no gradient from now on.
+        Raises:
+            MixError: Where they have not.
         """
-        self.held[name] = trained
-        for root in roots:
-            for parameter in root.parameters():
-                if parameter.requires_grad:
-                    self._frozen.append(parameter)
-                    parameter.requires_grad_(False)
+        names = [name for name in sorted(wish.setting.names) if name in self._own]
+        if names and (wish.is_by_place or wish.is_moving):
+            raise MixError(
+                f"{', '.join(names)}: an adapter in training has one weight for all rows and steps; set a mix without "
+                "schedules, masks and lists"
+            )
 
-    def enter(
-        self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
-    ) -> None:
+    def enter(self, effect: Effect) -> None:
         """
-        Stand beside modules.
-
-        Args:
-            layers: Layers of adapters in training, each with its clean base (out, in, *kernel), weight and dropout.
-            roots: The components.
+        Stand beside the modules that adapters in training reach.
 
         Raises:
             PipelineStateError: When a change other than a pair's is for a weight that is packed.
         """
+        names = sorted(effect.served[self.name])
+        if not names:
+            return
+        gains = effect.mixes[0].at(START)
+        self._stand(
+            [
+                (layer, clean, gain, self._own[name].dropout)
+                for name in names
+                for layer, clean, gain in zip(
+                    effect.layers[name], self._bases.clean_weights(name), gains[name], strict=True
+                )
+                if gain
+            ],
+            effect.components,
+        )
+
+    def _stand(
+        self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
+    ) -> None:
+        """Stand beside modules: layers come with their clean base (out, in, *kernel), weight and dropout."""
         by_module: dict[int, Beside] = {}
         for layer, clean, gain, dropout in layers:
             live = layer.live
@@ -129,7 +205,10 @@ class TrainableEngine:
                 ]
             for module in modules:
                 beside = by_module.setdefault(id(module), Beside(module))
-                beside.add(live.attribute, layer.weights, clean, gain, dropout, transposed=live.transposed)
+                shape = live.shape
+                beside.add(
+                    live.attribute, layer.weights, clean, gain, dropout, shape, transposed=live.transposed
+                )
         for beside in by_module.values():
             beside.check()
         for beside in by_module.values():
@@ -147,7 +226,7 @@ class Beside:
     def __init__(self, module: nn.Module) -> None:
         """Start with no adapter."""
         self.module = module
-        self._pairs: list[tuple[LowRank, float, float]] = []
+        self._pairs: list[tuple[LayerWeights, Held | None, tuple[int, ...], float, float]] = []
         self._products: list[tuple[LayerWeights, Clean, float]] = []
         self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
 
@@ -158,17 +237,32 @@ class Beside:
         clean: Clean,
         gain: float,
         dropout: float,
+        shape: tuple[int, ...],
         *,
         transposed: bool,
     ) -> None:
-        """Take an adapter's part of one of the module's parameters."""
+        """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
         kind = layer_kind(self.module) if attribute == "weight" else None
-        if type(weights) is LowRank and weights.mid is None and kind == "linear":
-            self._pairs.append((weights, gain, dropout))
-        elif dropout:
+        if isinstance(weights, Stack):  # each part is computed from the clean base
+            for part in weights.parts:
+                self.add(
+                    attribute,
+                    part,
+                    clean,
+                    gain,
+                    0.0 if isinstance(part, Values) else dropout,
+                    shape,
+                    transposed=transposed,
+                )
+        elif kind is not None and isinstance(weights, LowRank | AdaLora):
+            self._pairs.append((weights, None, shape, gain, dropout))
+        elif kind == "linear" and isinstance(weights, Started):
+            taken = weights.taken(_wide(clean().to(compute_device(self.module))))
+            self._pairs.append((weights.pair, taken, shape, gain, dropout))
+        elif dropout and not isinstance(self.module, nn.Embedding):  # PEFT drops nothing of a lookup
             raise PipelineStateError(
                 f"lora_dropout = {dropout} on {type(self.module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
-                "dropped of pairs on linear layers only; set it to 0"
+                "dropped of pairs on linear layers and convolutions only; set it to 0"
             )
         elif kind == "linear":
             self._products.append((weights, clean, gain))
@@ -194,30 +288,57 @@ class Beside:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
+        for weights, *_ in self._products:
+            weights.confine()
+        for _, weights, *_ in self._others:
+            weights.confine()
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
             output = output + self._product(module, args[0], weights, clean, gain).to(output.dtype)
-        for pair, gain, dropout in self._pairs:
-            x = args[0].to(pair.down.dtype)
-            x = functional.dropout(x, dropout, module.training) if dropout else x
-            part = functional.linear(
-                functional.linear(x, pair.down.flatten(1)), pair.up.flatten(1), pair.up_bias
+        for weights, taken, shape, gain, dropout in self._pairs:
+            output = output + self._pair(module, args[0], weights, taken, shape, gain, dropout).to(
+                output.dtype
             )
-            output = output + (part * (gain * pair.scale)).to(output.dtype)
         return output
+
+    def _pair(
+        self,
+        module: nn.Module,
+        given: torch.Tensor,
+        weights: LayerWeights,
+        taken: Held | None,
+        shape: tuple[int, ...],
+        gain: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """Return what a pair adds to a layer's output, less what its start took out of the base."""
+        pair = weights.factors(shape)
+        assert pair is not None  # noqa: S101 -- kinds that are pairs
+        x = given.to(pair.down.dtype)
+        dropped = functional.dropout(x, dropout, module.training) if dropout else x
+        part = through(module, dropped, pair.down, pair.up, shape) * (gain * pair.scale)
+        if taken is not None:
+            part = part - through(module, x, taken[1], taken[0], shape)
+        moved = weights.bias_delta(None, gain)
+        if moved is None:
+            return part
+        return part + (moved if len(shape) == 2 else moved.view(-1, *[1] * (len(shape) - 2)))
 
     @staticmethod
     def _product(
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
+        bias, now = getattr(module, "bias", None), as_they_are(weights)
+        if not weights.changes_weight:
+            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
+            return x.new_zeros(()) if moved is None else moved
         base = _wide(clean().to(x.device))
-        bias = getattr(module, "bias", None)
         return functional.linear(
             x.to(base.dtype),
-            weights.delta(base, gain),
-            weights.bias_delta(None if bias is None else _wide(bias), gain),
+            now.delta(base, gain),
+            now.bias_delta(None if bias is None else _wide(bias), gain),
         )
 
     def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -226,13 +347,35 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
-            change = weights.delta(base, gain)
+            change = as_they_are(weights).delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
             moved = weights.bias_delta(bias, gain) if attribute == "weight" else None
             if moved is not None:
                 found["bias"] = moved if bias is None else bias + moved.to(bias.dtype)
         return found
+
+
+def through(
+    module: nn.Module, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """
+    Return what two matrices make of a layer's input: two products, or the layer's own convolution and one of size 1.
+
+    Args:
+        module: The layer, whose stride, padding and dilation are the first convolution's.
+        x: Its input.
+        down: (rank, in * kernel).
+        up: (out, rank).
+        shape: The layer's weight as (out, in, *kernel).
+    """
+    if len(shape) == 2:
+        return functional.linear(functional.linear(x, down), up)
+    layer: Any = module
+    convolve: Any = _CONVOLUTIONS[len(shape) - 2]
+    hidden = convolve(x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation)
+    out: torch.Tensor = convolve(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
+    return out
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

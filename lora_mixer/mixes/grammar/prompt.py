@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.adapter import AdapterMix
-from lora_mixer.mixes.grammar.forms import read_adapter
+from lora_mixer.mixes.grammar.forms import read_adapter_mix
 from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
-from lora_mixer.mixes.method import Method
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.problems import did_you_mean, list_of, number_text, shown
+from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -111,7 +110,7 @@ def format_prompt(prompt: str, mix: object) -> str:
     """
     found = Mix.of(mix)
     reading = Reading()
-    if type(found.method) is not Method:
+    if not found.method.is_sum:
         reading.problem("method", f'tags cannot say "{found.method.name}"; write the mix as JSON.')
     tags = [_tag(name, adapter, reading) for name, adapter in found.adapters.items()]
     reading.finish("mix")
@@ -185,7 +184,7 @@ def _adapter_of(named: dict[str, str], where: str, reading: Reading) -> AdapterM
         spec["schedule"] = read_window(named.get("start"), named.get("stop"), where, reading)
     if "lbw" in named:
         spec["blocks"] = named["lbw"]
-    return read_adapter(spec, where, reading)
+    return read_adapter_mix(spec, where, reading)
 
 
 def _weight(text: str, where: str, reading: Reading) -> float | str:

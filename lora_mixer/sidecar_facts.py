@@ -7,19 +7,22 @@ Everything here was written by strangers: each value is checked for its type, cu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.frozen import LazyMap
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_mixer.sources import Sidecars
 
 _WORDS_AT_MOST = 100
 _LETTERS_AT_MOST = 10_000
 _TAGS_AT_MOST = 10_000
+_EXPLICIT_LEVEL = 4
 _HEADER_WORDS = (
     "modelspec.trigger_phrase",
     "trigger_words",
@@ -48,6 +51,7 @@ _SIDECARS: dict[str, dict[str, tuple[str, ...]]] = {
         "title": ("model.name", "name"),
         "description": ("model.description", "description"),
         "base": ("baseModel",),
+        "explicit": ("model.nsfw", "nsfw"),
     },
     ".metadata.json": {
         "words": ("civitai.trainedWords",),
@@ -56,17 +60,19 @@ _SIDECARS: dict[str, dict[str, tuple[str, ...]]] = {
         "notes": ("notes",),
         "description": ("modelDescription", "civitai.description"),
         "base": ("base_model",),
+        "explicit": ("preview_nsfw_level", "civitai.model.nsfw"),
     },
     ".cm-info.json": {
         "words": ("TrainedWords",),
         "title": ("UserTitle", "ModelName"),
         "description": ("ModelDescription", "VersionDescription"),
         "base": ("BaseModel",),
+        "explicit": ("Nsfw",),
     },
 }
 
 
-class Tags(Mapping[str, int]):
+class Tags(LazyMap[str, int]):
     """
     Tags of the training pictures and how often each stood there, the most frequent first; read at the first look.
 
@@ -79,33 +85,19 @@ class Tags(Mapping[str, int]):
     """
 
     def __init__(self, text: str = "") -> None:
-        self._text = text
-        self._table: dict[str, int] | None = None
+        super().__init__(partial(_tag_counts, text))
 
-    def _all(self) -> dict[str, int]:
-        if self._table is None:
-            counts: dict[str, int] = {}
-            folders = _parsed(self._text)
-            for table in folders.values() if isinstance(folders, dict) else ():
-                for tag, count in table.items() if isinstance(table, dict) else ():
-                    if type(count) is int and count > 0 and tag.strip():
-                        name = _cut(tag.strip())
-                        counts[name] = counts.get(name, 0) + count
-            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            self._table = dict(ranked[:_TAGS_AT_MOST])
-        return self._table
 
-    def __getitem__(self, tag: str) -> int:
-        """Return one tag's count."""
-        return self._all()[tag]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the tags."""
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        """Count the tags."""
-        return len(self._all())
+def _tag_counts(text: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    folders = _parsed(text)
+    for table in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in table.items() if isinstance(table, dict) else ():
+            if type(count) is int and count > 0 and tag.strip():
+                name = _cut(tag.strip())
+                counts[name] = counts.get(name, 0) + count
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ranked[:_TAGS_AT_MOST])
 
 
 @dataclass(frozen=True)
@@ -121,6 +113,7 @@ class About:
         negative_text: What belongs into the negative prompt.
         base: The base model as a sidecar names it, such as ``SDXL 1.0`` or ``Pony``.
         preview: Path of its preview picture, or empty.
+        explicit: Whether a site or a manager says that it, or its preview, is not for everybody's eyes.
         training_tags: Tags of the training pictures with their counts, the most frequent first.
         sources: Where each fact is from, by its name here (and ``trigger_words``): a key of the header, or a file.
         sidecars: Names of the files beside it that were read.
@@ -134,6 +127,7 @@ class About:
     negative_text: str = ""
     base: str = ""
     preview: str = ""
+    explicit: bool = False
     training_tags: Mapping[str, int] = field(default_factory=Tags, compare=False)
     sources: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[str, ...] = ()
@@ -150,7 +144,7 @@ class About:
         }
 
 
-def about(
+def sidecar_facts(
     metadata: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
     sidecars: Sidecars | None = None,
@@ -171,7 +165,7 @@ def about(
         The trigger words, in order and without repeats, and the rest.
 
     Example:
-        >>> words, rest = about({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
+        >>> words, rest = sidecar_facts({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
         >>> words, rest.title, rest.sources["title"]
         (('wtrclr style', 'soft'), 'wtrclr', 'header: ss_output_name')
     """
@@ -283,6 +277,13 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word))[:_WORDS_AT_MOST]
 
 
+def _explicit(value: Any) -> bool | None:
+    """Read what sites say: true, or LoRA Manager's level, of which 4 and more are not for everybody."""
+    if isinstance(value, bool):
+        return value or None
+    return True if isinstance(value, int) and value >= _EXPLICIT_LEVEL else None
+
+
 class _Texts(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -312,4 +313,5 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "words": ("trigger_words", _words),
     "weight": ("preferred_weight", _weight),
     "description": ("description", _plain),
+    "explicit": ("explicit", _explicit),
 }

@@ -1,1 +1,0 @@
-"""Ways of mixing that engines carry out: Composite's passes, K-LoRA's contest."""

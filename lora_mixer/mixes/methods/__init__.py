@@ -1,0 +1,1 @@
+"""How the adapters of a mix come together: a file per method, and the table of all."""

@@ -1,0 +1,123 @@
+"""How messages say things: values, numbers, names, and long lists of which only the first are named."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_LONGEST_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """
+    Show a value and, where it says more, its type, in a message.
+
+    Args:
+        value: Anything that a user passed.
+
+    Returns:
+        A short text.
+
+    Example:
+        >>> shown("x"), shown(float("nan"))
+        ("'x' (a str)", 'nan')
+    """
+    text = repr(value)
+    if len(text) > _LONGEST_SHOWN:
+        text = text[: _LONGEST_SHOWN - 3] + "..."
+    if isinstance(value, float):
+        return text
+    name = type(value).__name__
+    return f"{text} ({'an' if name[0].lower() in 'aeiou' else 'a'} {name})"
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """
+    Suggest the known word that was probably meant.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        cutoff: How alike the two must be, from 0 to 1.
+
+    Returns:
+        A sentence that starts with a space, or nothing.
+
+    Example:
+        >>> did_you_mean("wieght", ["weight", "mask"])
+        ' Did you mean "weight"?'
+    """
+    by_folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=cutoff)
+    return f' Did you mean "{by_folded[close[0]]}"?' if close else ""
+
+
+def number_text(value: float) -> str:
+    """
+    Write a number so that reading it gives the same bits.
+
+    Args:
+        value: A finite number.
+
+    Returns:
+        The shortest such text, whole numbers without a point.
+
+    Example:
+        >>> number_text(0.7), number_text(1.0), number_text(1e-07)
+        ('0.7', '1', '1e-07')
+    """
+    return repr(float(value)).removesuffix(".0")
+
+
+def list_of(names: Iterable[str]) -> str:
+    """
+    List names in a message.
+
+    Args:
+        names: The names.
+
+    Returns:
+        The names in quotes, or "none".
+
+    Example:
+        >>> list_of(["a", "b"])
+        '"a", "b"'
+    """
+    return ", ".join(f'"{name}"' for name in names) or "none"
+
+
+def first_of(texts: Sequence[str], most: int, *, between: str = ", ", last: str = " ", what: str = "") -> str:
+    r"""
+    List the first of many texts, and say how many more there are.
+
+    Args:
+        texts: All of them.
+        most: How many are named.
+        between: What stands between two.
+        last: What stands before "and N more".
+        what: What there are more of; nothing where it is plain.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> first_of(["a", "b", "c"], 2), first_of(["a"], 2), first_of(["a", "b"], 1, last="; ", what="keys")
+        ('a, b and 1 more', 'a', 'a; and 1 more keys')
+    """
+    named = between.join(texts[:most])
+    rest = len(texts) - most
+    return f"{named}{last}and {rest} more{f' {what}' if what else ''}" if rest > 0 else named
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    r"""
+    Return the first line of what somebody else's error says, cut; its class where it says nothing.
+
+    Example:
+        >>> first_line(OSError("\nno such thing\nat all")), first_line(KeyError())
+        ('no such thing', 'KeyError')
+    """
+    return str(error).strip().split("\n", 1)[0].strip()[:most] or type(error).__name__
