@@ -253,7 +253,7 @@ def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
     settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
     _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
     assert found.missing[0].name == "unknown"
-    assert any("computed now" in note for note in gallery.report(app, settings, found)["notes"])
+    assert any("computed now" in note for note in gallery.report(app, settings, found, ())["notes"])
     may_go_on.set()
     end = time.monotonic() + 30
     while app.hashing and time.monotonic() < end:

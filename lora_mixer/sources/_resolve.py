@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceError, SourceNotFoundError
-
-from ._local import from_path
-from ._names import ADAPTER_SUFFIXES
-from ._types import AdapterSource, Request
+from lora_mixer.sources._local import from_path
+from lora_mixer.sources._names import ADAPTER_SUFFIXES
+from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +93,7 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
         return from_path(path, request)
     if isinstance(source, str):
         # huggingface_hub takes a while to import, and most adapters are files.
-        from . import _hub
+        from lora_mixer.sources import _hub
 
         if text.startswith(("https://", "http://")):
             return _hub.from_url(text, request)
@@ -116,7 +115,7 @@ def _existing(text: str) -> Path | None:
 
 
 def _from_memory(source: object, request: Request) -> AdapterSource:
-    from . import _memory
+    from lora_mixer.sources import _memory
 
     if isinstance(source, bytes | bytearray | memoryview):
         return _memory.from_bytes(bytes(source), request)
