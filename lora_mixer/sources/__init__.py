@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._local import adapter_files, read_config_file
-from ._resolve import resolve_source
+from ._resolve import repository_file, resolve_source
 from ._sidecars import Sidecars, find_sidecars
 from ._types import AdapterSource
 
@@ -13,5 +13,6 @@ __all__ = [
     "adapter_files",
     "find_sidecars",
     "read_config_file",
+    "repository_file",
     "resolve_source",
 ]
