@@ -408,12 +408,12 @@ def count_rows(ranges: Ranges) -> int:
 def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     """Return rows of a tensor in the order of the ranges: a view where they are one."""
     pieces = [tensor[start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # (rows, ...)
 
 
 def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
     """Put rows at their places among ``total``, zeros elsewhere."""
-    whole = rows.new_zeros(total, *rows.shape[1:])
+    whole = rows.new_zeros(total, *rows.shape[1:])  # (total, ...)
     start = 0
     for first, last in ranges:
         whole[first:last] = rows[start : start + last - first]

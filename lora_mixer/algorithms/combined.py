@@ -71,7 +71,9 @@ class Stack(LayerWeights):
         ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
         downs = [wide(pair.down) for pair in pairs if pair is not None]
         whole = bool(ups) and len(ups) == len(pairs)
-        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        return (
+            Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        )  # (out, R), (R, in * kernel)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Return the first part's reason, or None."""
@@ -87,7 +89,7 @@ class Stack(LayerWeights):
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the sum of the parts' changes, or None where none has any."""
         changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
-        return torch.stack(changes).sum(0) if changes else None
+        return torch.stack(changes).sum(0) if changes else None  # (out,)
 
 
 @dataclass(frozen=True)

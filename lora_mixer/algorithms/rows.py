@@ -128,4 +128,4 @@ class Chunks(LayerWeights):
             part.delta(base[start:stop], gain)
             for part, (start, stop) in zip(self.parts, self._spans, strict=True)
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces)  # (out, in, *kernel)

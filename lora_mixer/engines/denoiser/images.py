@@ -58,8 +58,8 @@ class BatchLayout:
             >>> BatchLayout(2, 1, (True, False)).rows(negatives=True).tolist()
             [2, 3, 0, 1]
         """
-        own = torch.arange(self.images).repeat_interleave(self.each)
-        return torch.cat([own + self.images * (negatives and half) for half in self.without])
+        own = torch.arange(self.images).repeat_interleave(self.each)  # (images * each,)
+        return torch.cat([own + self.images * (negatives and half) for half in self.without])  # (rows,)
 
 
 def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> BatchLayout:
@@ -230,7 +230,7 @@ def repeated_rows(
 
 
 def _has_period(rows: torch.Tensor, period: int) -> bool:
-    parts = rows.view(-1, period)
+    parts = rows.view(-1, period)  # (repetitions, period)
     return bool((parts == parts[0]).all())
 
 
