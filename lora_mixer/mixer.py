@@ -23,7 +23,7 @@ from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
-from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.reading import read_config
@@ -31,7 +31,7 @@ from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, checked, choose, with_words
+from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.originals import Original
@@ -363,7 +363,7 @@ class LoraMixer:
             adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
             words: tuple[Token, ...] = ()
             if load_embeddings:
-                embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
+                embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
                 words = state.tokens.fit(embeddings, name, adapter.info.source)
                 adapter = with_words(adapter, words)
             binding = bind(adapter, components, name, component=component)
@@ -938,7 +938,7 @@ class LoraMixer:
             >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
         with self._look() as state:
-            choice = saving.choose(
+            choice = saving.read_save_options(
                 state.held.every if state.enabled else (),
                 save_directory_or_path,
                 adapter_names,
@@ -1038,7 +1038,9 @@ def _read(
     trainable: bool,
 ) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
     """Read an adapter, and where it is to be trained, its tensors by key."""
-    adapter, tensors = read_trainable(source, name=name) if trainable else (read(source, name=name), None)
+    adapter, tensors = (
+        read_trainable(source, name=name) if trainable else (read_source(source, name=name), None)
+    )
     check_held(adapter)
     if max_rank is not None:
         adapter = adapter.limited(max_rank)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mixer import LoraMixer, MatchError
-from lora_mixer.algorithms import Dora, Parts
+from lora_mixer.algorithms import Dora, ModuleTensors
 from lora_mixer.algorithms.base import Sliced
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.formats.kinds import builder
@@ -98,7 +98,7 @@ def oft(base, gain):
 
 
 def parts(tensors):
-    return Parts(tensors, 2.0, None, rank_stabilised=False, label="a layer", module="a.layer")
+    return ModuleTensors(tensors, 2.0, None, rank_stabilised=False, label="a layer", module="a.layer")
 
 
 KINDS = [lora, loha, lokr, lokr_of_products, glora, full, ia3, dora_by_output, dora_by_input, oft]

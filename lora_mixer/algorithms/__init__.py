@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Parts
+from lora_mixer.algorithms.base import Factors, LayerWeights, ModuleTensors
 from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.dora import Dora
 
-__all__ = ["Dora", "Factors", "LayerWeights", "Parts", "Stack"]
+__all__ = ["Dora", "Factors", "LayerWeights", "ModuleTensors", "Stack"]

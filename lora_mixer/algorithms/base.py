@@ -21,7 +21,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModuleTensors:
     """
     The tensors that a file holds for one module, by role, before an algorithm makes sense of them.
 

@@ -20,13 +20,13 @@ from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_ide
 from lora_mixer.algorithms.rows import Chunks
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 _STAGES_AT_MOST = 32
 
 
-def _checked(blocks: torch.Tensor, parts: Parts) -> torch.Tensor:
+def _checked(blocks: torch.Tensor, parts: ModuleTensors) -> torch.Tensor:
     if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
         raise parts.broken("expected blocks (stages, n, b, b)")
     stages, number, size = blocks.shape[:3]
@@ -59,7 +59,7 @@ class BOFT(LayerWeights):
     constraint: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> BOFT:
+    def from_parts(cls, parts: ModuleTensors) -> BOFT:
         """
         Check the tensors of one module.
 
@@ -112,7 +112,7 @@ class PeftBOFT(LayerWeights):
     multiplier: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftBOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftBOFT:
         """
         Check the tensors of one module.
 
@@ -156,7 +156,7 @@ def _permutation(channels: int, stage: int, rotation: torch.Tensor, stages: int)
     return torch.cat([halves[:, 0::2], halves[:, 1::2]], dim=1).flatten()
 
 
-def diagonal_or_butterfly(parts: Parts) -> LayerWeights:
+def diagonal_or_butterfly(parts: ModuleTensors) -> LayerWeights:
     """
     Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages.
 

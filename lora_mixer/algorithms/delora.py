@@ -15,7 +15,7 @@ from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 _LEAST = 1e-4  # PEFT's guard for lengths; part of the meaning of its files
 
@@ -40,7 +40,7 @@ class DeLoRA(HasPair, Factored):
     lengths: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> DeLoRA:
+    def from_parts(cls, parts: ModuleTensors) -> DeLoRA:
         """
         Check the tensors of one module.
 

@@ -28,7 +28,7 @@ from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 DoraStrength = Literal["linear", "peft", "lycoris"]
 """What a weight other than 1 means for a DoRA."""
@@ -56,7 +56,7 @@ class Dora(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def wrap(cls, inner: LayerWeights, parts: Parts) -> Dora:
+    def wrap(cls, inner: LayerWeights, parts: ModuleTensors) -> Dora:
         """
         Put the magnitude of one module over its change.
 

@@ -23,7 +23,7 @@ from lora_mixer.algorithms.base import (
 )
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 def tucker_pair(
@@ -77,7 +77,7 @@ class LoHa(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LoHa:
+    def from_parts(cls, parts: ModuleTensors) -> LoHa:
         """
         Check the tensors of one module and take its scale.
 

@@ -20,7 +20,7 @@ from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_mis
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LoKr(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LoKr:
+    def from_parts(cls, parts: ModuleTensors) -> LoKr:
         """
         Check the tensors of one module and take its scale.
 

@@ -28,7 +28,7 @@ from lora_mixer.algorithms.rotation import (
 )
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PeftOFT(LayerWeights):
     embedding: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftOFT:
         """
         Check the tensor of one module and read the configuration.
 

@@ -9,10 +9,10 @@ from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.started import Started
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import LayerWeights, Parts
+    from lora_mixer.algorithms.base import LayerWeights, ModuleTensors
 
 
-def pair_from_parts(parts: Parts) -> LayerWeights:
+def pair_from_parts(parts: ModuleTensors) -> LayerWeights:
     """Build the kind of pair that the configuration says."""
     start = parts.config.get("init_lora_weights")
     if start in ("pissa", "olora"):

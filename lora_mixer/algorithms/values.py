@@ -18,7 +18,7 @@ from lora_mixer.algorithms.full import value_misfit
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Values(LayerWeights):
     bias: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Values:
+    def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
 
@@ -92,7 +92,7 @@ class Tokens(LayerWeights):
     indices: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Tokens:
+    def from_parts(cls, parts: ModuleTensors) -> Tokens:
         """
         Take the rows, and their token ids from the configuration.
 

@@ -16,7 +16,7 @@ from lora_mixer.errors import UnsupportedAdapterError
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Vera(Factored):
     down: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Vera:
+    def from_parts(cls, parts: ModuleTensors) -> Vera:
         """
         Check the tensors of one module and those that all share.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
-from lora_mixer.algorithms import Dora, LayerWeights, Parts, Stack
+from lora_mixer.algorithms import Dora, LayerWeights, ModuleTensors, Stack
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.kinds import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.formats.peft_config import rule_for
@@ -107,7 +107,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
             msg = f"{role} is empty, shape {tuple(tensor.shape)}"
             raise InvalidAdapterError(msg, file=label)
-    parts = Parts(
+    parts = ModuleTensors(
         tensors,
         alpha,
         scale,
@@ -125,7 +125,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 
 
-def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
+def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
     if len(group.algorithms) == 1:  # nearly all files, and some have thousands of modules
         (name,) = group.algorithms

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import LayerWeights, Parts
+    from lora_mixer.algorithms.base import LayerWeights, ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Kind:
 
     Attributes:
         name: Its name.
-        builder: What makes its layers of :class:`~lora_mixer.algorithms.base.Parts`, as ``file:Class.method`` of
+        builder: What makes its layers of :class:`~lora_mixer.algorithms.base.ModuleTensors`, as ``file:Class.method`` of
             ``lora_mixer.algorithms``; empty where it is no layer by itself.
         leaves: How its keys end (a regular expression; ``<name>`` stands for the adapter's name, which PEFT leaves in) and which
             role that is; what a group ``part`` matches is put behind the role. Of all rows the first match counts.
@@ -309,7 +309,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}
 """Every algorithm by its name; what any of them may have has the name ``""``."""
 
 
-def builder(name: str) -> Callable[[Parts], LayerWeights]:
+def builder(name: str) -> Callable[[ModuleTensors], LayerWeights]:
     """
     Return what makes an algorithm's layers.
 
@@ -317,7 +317,7 @@ def builder(name: str) -> Callable[[Parts], LayerWeights]:
         >>> builder("hra").__self__.__name__
         'HRA'
     """
-    found: Callable[[Parts], LayerWeights] = _found(KINDS[name].builder)
+    found: Callable[[ModuleTensors], LayerWeights] = _found(KINDS[name].builder)
     return found
 
 

@@ -23,7 +23,7 @@ from lora_mixer.errors import (
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import read_tensors, torch_dtype
-from lora_mixer.formats.describing import Modules, describe, own_name
+from lora_mixer.formats.describing import Modules, describe_adapter, own_name
 from lora_mixer.formats.grouping import group_keys
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.names import COMPONENT_KEY
@@ -44,7 +44,7 @@ _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
-def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
+def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     Read an adapter from a resolved source.
 
@@ -60,7 +60,7 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     label, weights = source.label, source.weights
     if source.parts:
-        return _joined(source, [read(part) for part in source.parts], name)
+        return _joined(source, [read_source(part) for part in source.parts], name)
     if isinstance(weights, Mapping):
         return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
     with stream_of(weights, label) as stream:
@@ -83,7 +83,7 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
     Read an adapter that is to be trained, and its tensors by key; the adapter's are these, or views of them.
 
     Raises:
-        FormatError: As :func:`read` does.
+        FormatError: As :func:`read_source` does.
         UnsupportedAdapterError: When it is a pickle or of several components.
     """
     label, weights, metadata = source.label, source.weights, dict[str, str]()
@@ -117,7 +117,7 @@ def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None
         metadata = {**adapter.info.metadata, **metadata}
     metadata.pop(COMPONENT_KEY, None)
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),
@@ -183,7 +183,7 @@ def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> Ad
     Describe an adapter from its header and the small ones of its tensors.
 
     Raises:
-        FormatError: As :func:`read` does.
+        FormatError: As :func:`read_source` does.
     """
     tensors = _outline(stream, header, source.label)
     return _assemble(
@@ -281,7 +281,7 @@ def _assemble(
         said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
         notes.append(Remark(said, NoteKind.ALL_ZERO))
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+NO_TARGETS = "dummy-target-modules"
+"""What PEFT has for targets where there are none."""
+_LEFT_OUT = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
+"""Fields that not every kind of PEFT's has, so that they are not written while they are empty."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """
@@ -72,7 +78,10 @@ class AdapterConfig:
                 if dataclasses.is_dataclass(value) and not isinstance(value, type)
                 else value
             )
-            table[field.name] = dict(plain) if isinstance(plain, Mapping) else plain
+            if plain is not None or field.name not in _LEFT_OUT:
+                table[field.name] = dict(plain) if isinstance(plain, Mapping) else plain
+        if table["target_modules"] == []:
+            table["target_modules"] = NO_TARGETS
         return table
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -106,7 +106,7 @@ def fresh_source(
         raise AdapterConfigError(problems=tuple(problems))
     if notes:
         warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
-    config = _written(config, tree, paths, saved, asked)
+    config = _written(config, kind, tree, paths, saved, asked)
     targets = _targets(config, tree, paths)
     refused = [f"{one.path} {why}" for one in targets if (why := kind.refuses(config, one))]
     if refused:
@@ -194,12 +194,13 @@ def _targets(config: AdapterConfig, tree: Tree, paths: Sequence[str]) -> list[Ta
 
 
 def _written(
-    config: AdapterConfig, tree: Tree, paths: Sequence[str], saved: Sequence[str], asked: Asked
+    config: AdapterConfig, kind: Kind, tree: Tree, paths: Sequence[str], saved: Sequence[str], asked: Asked
 ) -> AdapterConfig:
     """Return the configuration as it is saved: targets by names that mean the same on any such model, the base's name."""
     fields: dict[str, Any] = {}
     said = config.target_modules
-    if asked.blocks is not None or (isinstance(said, str) and said.lower() == ALL_LINEAR):
+    lacked = any(getattr(config, name) is not None for name in kind.lacks)
+    if asked.blocks is not None or lacked or (isinstance(said, str) and said.lower() == ALL_LINEAR):
         fields["target_modules"] = list(paths)
         fields |= {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
     elif isinstance(said, list):

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import AdapterConfigError
-from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.config import NO_TARGETS, AdapterConfig
 from lora_mixer.fresh.kinds import KINDS
 from lora_mixer.problem import Problem
 from lora_mixer.sources import read_config_file
@@ -113,6 +113,8 @@ def _from_table(kind: Kind, table: Mapping[str, Any], label: str) -> AdapterConf
             )
         )
     values = {key: value for key, value in given.items() if key in known and key not in kind.irrelevant}
+    if values.get("target_modules") == NO_TARGETS:
+        values["target_modules"] = []
     return kind.config(**{key: kind.converted(key, value) for key, value in values.items()})
 
 

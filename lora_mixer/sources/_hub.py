@@ -33,7 +33,7 @@ from ._names import (
     CONFIG_NAME,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     safe_relative,
@@ -146,7 +146,7 @@ def _chosen(repo_id: str, subfolder: str, request: Request) -> list[str]:
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
     here = [name for name in inside if "/" not in name]
     parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
-    return parts or [choose(inside, where, request)]
+    return parts or [choose_file(inside, where, request)]
 
 
 def _listed_names(repo_id: str, request: Request) -> list[str]:

@@ -15,7 +15,7 @@ from ._names import (
     SAFETENSORS_SUFFIX,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     is_pickle,
@@ -122,7 +122,7 @@ def _in_folder(root: Path, request: Request) -> Path:
         if not folder.is_dir():
             raise SourceNotFoundError(f"{root} has no folder {request.subfolder!r}; it holds {_shown(root)}.")
     if request.weight_name is None:
-        file = folder / choose(_file_names(folder), str(folder), request)
+        file = folder / choose_file(_file_names(folder), str(folder), request)
     else:
         file = folder / safe_relative(request.weight_name, "weight_name")
     _refuse_escape(root, file)

@@ -9,7 +9,7 @@ import torch
 from lora_mixer.errors import SaveError
 
 if TYPE_CHECKING:
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,7 +38,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: Place) -> torch.Tensor:
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) -> torch.Tensor:
     """
     Return a tensor in the dtype to store; None keeps its own.
 

@@ -75,4 +75,4 @@ def _start(config: IA3Config, target: Target) -> dict[str, torch.Tensor]:
     return {".ia3_l": torch.ones(size) if config.init_ia3_weights else torch.randn(size)}
 
 
-IA3 = Kind(IA3Config, _problems, _refuses, _start)
+IA3 = Kind(IA3Config, _problems, _refuses, _start, lacks=("layers_to_transform", "layers_pattern"))

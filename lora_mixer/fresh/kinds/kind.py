@@ -33,6 +33,7 @@ class Kind:
         start: Returns the tensors of a target by the ends of their keys, such as ``.lora_A.weight``, as training begins.
         irrelevant: Fields of PEFT's configuration of this kind that change nothing of a fresh adapter.
         converted: Makes a field's value of what JSON has for it.
+        lacks: Fields that PEFT's configuration of this kind does not have; targets are written by their paths where they are used.
         is_peft: Whether PEFT has the kind, so that a configuration is saved beside its tensors.
         takes_tokens: Whether targets are tables whose rows are trained.
     """
@@ -43,6 +44,7 @@ class Kind:
     start: Callable[[Any, Target], Mapping[str, torch.Tensor]]
     irrelevant: frozenset[str] = field(default_factory=frozenset)
     converted: Callable[[str, Any], Any] = _same
+    lacks: tuple[str, ...] = ()
     is_peft: bool = True
     takes_tokens: bool = False
 

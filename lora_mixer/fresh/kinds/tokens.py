@@ -38,8 +38,9 @@ class TrainableTokensConfig(AdapterConfig):
 def _problems(config: TrainableTokensConfig) -> Iterator[Problem]:
     yield from flags(config, "init_weights")
     yield from token_problems(config.token_indices, "token_indices")
-    if config.layers_to_transform is not None:
-        yield Problem("layers_to_transform", "has no meaning for tokens.")
+    for name in ("layers_to_transform", "modules_to_save"):
+        if getattr(config, name) is not None:
+            yield Problem(name, "has no place beside tokens.")
 
 
 def refuses_tokens(tokens: Sequence[int], target: Target) -> str | None:
@@ -72,5 +73,6 @@ TOKENS = Kind(
     _problems,
     lambda config, target: refuses_tokens(config.token_indices, target),
     _start,
+    lacks=("exclude_modules",),
     takes_tokens=True,
 )
