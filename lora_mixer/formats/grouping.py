@@ -109,11 +109,15 @@ def group_keys(
         group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
     if len(inner_names) > 1:
-        msg = f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own",
+            file=label,
+        )
     if twice:
-        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}",
+            file=label,
+        )
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)

@@ -25,10 +25,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-
-from ._hub_errors import translate
-from ._local import read_config
-from ._names import (
+from lora_mixer.sources._hub_errors import translate
+from lora_mixer.sources._local import read_config
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     candidates,
@@ -38,10 +37,10 @@ from ._names import (
     component_of,
     safe_relative,
 )
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
