@@ -66,6 +66,7 @@ class LoHa(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "loha"
+    needs_base: ClassVar[bool] = False
 
     w1_a: torch.Tensor
     w1_b: torch.Tensor

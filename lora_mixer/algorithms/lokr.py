@@ -41,6 +41,7 @@ class LoKr(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    needs_base: ClassVar[bool] = False
 
     w1: torch.Tensor | None
     w1_a: torch.Tensor | None
