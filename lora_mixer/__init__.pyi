@@ -1,10 +1,11 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
-from . import batches, library, merging, mixes, picture_metadata, pictures, training, writing
+from . import batches, fresh, library, merging, mixes, picture_metadata, pictures, writing
 from .adapter import AdapterInfo
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
 from .demo import DemoAdapter, demo_adapters, load_demo
 from .errors import (
+    AdapterConfigError,
     AdapterNameError,
     AmbiguousSourceError,
     CorruptFileError,
@@ -27,6 +28,19 @@ from .errors import (
     UnsupportedAdapterError,
     WorkersError,
 )
+from .fresh import (
+    AdaLoraConfig,
+    AdapterConfig,
+    EvaConfig,
+    FullConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+)
+from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
@@ -58,6 +72,9 @@ from .writing import SaveReport
 __version__: str
 
 __all__ = [
+    "AdaLoraConfig",
+    "AdapterConfig",
+    "AdapterConfigError",
     "AdapterInfo",
     "AdapterMatches",
     "AdapterMix",
@@ -67,11 +84,17 @@ __all__ = [
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
+    "EvaConfig",
     "FairQueue",
     "FormatError",
+    "FullConfig",
     "GridAxis",
+    "IA3Config",
     "InvalidAdapterError",
     "Library",
+    "LoHaConfig",
+    "LoKrConfig",
+    "LoraConfig",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -82,6 +105,7 @@ __all__ = [
     "MixError",
     "MixLostError",
     "NotAnAdapterError",
+    "OFTConfig",
     "PartialMatchWarning",
     "Picture",
     "PictureAdapter",
@@ -102,12 +126,15 @@ __all__ = [
     "SourceNotFoundError",
     "StepProgress",
     "TokenInfo",
+    "TrainableTokensConfig",
+    "UnmatchedTargetsWarning",
     "UnsupportedAdapterError",
     "WorkersError",
     "base_family",
     "batches",
     "check_plan",
     "demo_adapters",
+    "fresh",
     "grid_requests",
     "grid_sheet",
     "infotext",
@@ -125,6 +152,5 @@ __all__ = [
     "read_picture",
     "run_plan",
     "save_picture",
-    "training",
     "writing",
 ]

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.about import About
 from lora_mixer.errors import MixError
 from lora_mixer.hashes import Hashes
+from lora_mixer.sidecar_facts import About
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

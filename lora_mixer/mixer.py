@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -22,20 +23,22 @@ from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
-from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.reading import read_config
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, checked, choose, with_words
+from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -243,49 +246,153 @@ class LoraMixer:
                 use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
-            components = state.components()
             held = state.trained(name)
             if held is not None and hotswap:
                 held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
                 return state.loaded[name].report
-            with paused_gc():
-                adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
-                words: tuple[Token, ...] = ()
-                if load_embeddings:
-                    embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
-                    words = state.tokens.fit(embeddings, name, adapter.info.source)
-                    adapter = with_words(adapter, words)
-                binding = bind(adapter, components, name, component=component)
-                refuse_unusable(binding, self.pipe)
-                report = binding.report
-                if strict and not report.complete:
-                    msg = f"strict=True, and not all of the file was matched:\n{report}"
-                    raise MatchError(msg)
-                reached = {layer.live.component for layer in binding.layers}
-                reached |= {word.component for word in words}
-                state.claim(
-                    {part: components[part] for part in reached},
-                    [layer.live.module for layer in binding.layers],
-                )
-                layers, learnt = _own_layers(binding.layers, tensors, source)
-                original = (
-                    Original.of(adapter.config, adapter.file, binding.layers)
-                    if learnt is None and adapter.config
-                    else None
-                )
-                if not allow_nonfinite:
-                    check_finite(layers, report.source)
-                state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                loaded = Loaded(replace(adapter.info, base=binding.base), report, original)
-                state.take(name, loaded, layers, learnt, [components[part] for part in reached])
-                if activate and not hotswap:
-                    state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
-                if name in state.held.names:
-                    self._apply(state, state.held if state.enabled else BASE)
+            report = self._load(
+                state,
+                source,
+                name,
+                component=component,
+                max_rank=max_rank,
+                dora_strength=dora_strength,
+                trainable=trainable,
+                strict=strict,
+                load_embeddings=load_embeddings,
+                allow_nonfinite=allow_nonfinite,
+                activate=activate and not hotswap,
+            )
         if _is_partial(report):
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
+        return report
+
+    def add_adapter(
+        self,
+        config: Any,
+        adapter_name: str | None = None,
+        *,
+        component: str | None = None,
+        blocks: Sequence[str] | None = None,
+        eva_data: Iterable[Any] | None = None,
+        activate: bool = True,
+    ) -> MatchReport:
+        """
+        Make a fresh adapter to be trained, and the only active one, at weight 1.0; others stay loaded, of whatever kind.
+
+        It begins without an effect, the base is left as it is, and the tensors are those of an adapter that was loaded with
+        ``trainable=True``: see :meth:`named_trainable_parameters`. They are drawn by torch's generator on the CPU, so that
+        ``torch.manual_seed`` before the call repeats them.
+
+        Args:
+            config: A configuration of :mod:`lora_mixer.fresh`, one of PEFT's, a dict with ``peft_type``, or the path of an
+                ``adapter_config.json``.
+            adapter_name: The name; ``default_0``, ``default_1``, ... when None.
+            component: The component that it is for; None takes the denoiser of a pipeline, or the only component.
+            blocks: Only targets in these blocks: paths such as ``"mid_block"`` and ``"transformer_blocks.3"``, or a UNet's blocks
+                by LBW's ids such as ``"M00"``.
+            eva_data: Batches for ``init_lora_weights="eva"``: dicts of the model's arguments.
+            activate: False leaves the mix in effect as it is.
+
+        Returns:
+            Which modules it is on; print it.
+
+        Raises:
+            AdapterConfigError: With everything that is wrong with the configuration, or that does not fit the model.
+            AdapterNameError: When the name is in use.
+            MatchError: When there is no such component.
+            SourceError: When there is no such file.
+            PipelineStateError: When weights that the start needs cannot be read.
+
+        Warns:
+            UnmatchedTargetsWarning: When names match nothing, beside others that do.
+
+        Example:
+            >>> import torch
+            >>> from lora_mixer.fresh import LoraConfig
+            >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
+            >>> mixer = LoraMixer(model)
+            >>> report = mixer.add_adapter(LoraConfig(r=2, target_modules=["0"]), "mine")
+            >>> [tuple(p.shape) for _, p in mixer.named_trainable_parameters("mine")]
+            [(2, 6), (4, 2)]
+        """
+        found, kind = read_config(config)
+        with self._call() as state:
+            name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
+            _check_free(state, name, hotswap=False, trainable=True)
+            components = state.components()
+            part = _fresh_component(component, components)
+            asked = Asked(
+                f"adapter {name!r}",
+                trusted=not isinstance(config, str | os.PathLike),
+                blocks=[blocks] if isinstance(blocks, str) else blocks,
+                eva_data=eva_data,
+            )
+            if (
+                getattr(found, "init_lora_weights", None) == "eva"
+            ):  # directions are those of the base's inputs
+                state.controller.apply(BASE, components)
+            source = fresh_source(found, kind, part, components[part], state.controller.clean_of, asked)
+            report = self._load(
+                state, source, name, component=part, trainable=True, strict=True, activate=activate
+            )
+            if not activate:
+                self._apply(state, state.held if state.enabled else BASE)
+        return report
+
+    def _load(
+        self,
+        state: MixerState,
+        source: AdapterSource,
+        name: str,
+        *,
+        component: str | None,
+        trainable: bool,
+        strict: bool,
+        activate: bool,
+        max_rank: int | None = None,
+        dora_strength: DoraStrength | None = None,
+        load_embeddings: bool | Mapping[str, str] = False,
+        allow_nonfinite: bool = False,
+    ) -> MatchReport:
+        """Read an adapter, bind it, take it, and put it into effect where it is asked or has a place in the mix."""
+        components = state.components()
+        with paused_gc():
+            adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
+            words: tuple[Token, ...] = ()
+            if load_embeddings:
+                embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
+                words = state.tokens.fit(embeddings, name, adapter.info.source)
+                adapter = with_words(adapter, words)
+            binding = bind(adapter, components, name, component=component)
+            refuse_unusable(binding, self.pipe)
+            report = binding.report
+            if strict and not report.complete:
+                msg = f"strict=True, and not all of the file was matched:\n{report}"
+                raise MatchError(msg)
+            reached = {layer.live.component for layer in binding.layers}
+            reached |= {word.component for word in words}
+            state.claim(
+                {part: components[part] for part in reached},
+                [layer.live.module for layer in binding.layers],
+            )
+            layers, learnt = _own_layers(binding.layers, tensors, source)
+            original = (
+                Original.of(adapter.config, adapter.file, binding.layers)
+                if learnt is None and adapter.config
+                else None
+            )
+            if not allow_nonfinite:
+                check_finite(layers, report.source)
+            state.tokens.change({name: words}, shown=True if activate else None)
+            loaded = Loaded(replace(adapter.info, base=binding.base), report, original)
+            state.take(name, loaded, layers, learnt, [components[part] for part in reached])
+            if activate:
+                state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
+            if name in state.held.names:
+                self._apply(state, state.held if state.enabled else BASE)
         return report
 
     @property
@@ -831,7 +938,7 @@ class LoraMixer:
             >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
         with self._look() as state:
-            choice = saving.choose(
+            choice = saving.read_save_options(
                 state.held.every if state.enabled else (),
                 save_directory_or_path,
                 adapter_names,
@@ -931,7 +1038,9 @@ def _read(
     trainable: bool,
 ) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
     """Read an adapter, and where it is to be trained, its tensors by key."""
-    adapter, tensors = read_trainable(source, name=name) if trainable else (read(source, name=name), None)
+    adapter, tensors = (
+        read_trainable(source, name=name) if trainable else (read_source(source, name=name), None)
+    )
     check_held(adapter)
     if max_rank is not None:
         adapter = adapter.limited(max_rank)
@@ -955,8 +1064,25 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
         raise _unknown(state, [name], where)
     learnt = state.trained(name)
     if learnt is None:
-        raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
+        raise AdapterNameError(
+            f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
+        )
     return learnt
+
+
+def _fresh_component(component: str | None, components: Mapping[str, nn.Module]) -> str:
+    """Choose the component that a fresh adapter is for."""
+    there = ", ".join(sorted(components))
+    if component is not None:
+        if component not in components:
+            raise MatchError(f"there is no component {component!r}; this pipeline has {there}")
+        return component
+    found = next((name for name in _DENOISERS if name in components), None)
+    if found is None and len(components) > 1:
+        raise MatchError(
+            f"say which component the adapter is for with component=...; this pipeline has {there}"
+        )
+    return found or next(iter(components))
 
 
 def _free_name(state: MixerState) -> str:

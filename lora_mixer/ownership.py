@@ -22,6 +22,7 @@ from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
 from lora_mixer.textual_inversion import TokenSet
+from lora_mixer.writing.full_as_values import full_as_values
 from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ class MixerState:
         """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
         learnt, original = self.trained(name), self.loaded[name].original
         if learnt is not None:
-            return learnt.written() if learnt.config else None
+            return learnt.written() if learnt.config else full_as_values(self.controller.held(name))
         return None if original is None else (original.tensors(self.controller.layers[name]), original.config)
 
     def write_trained(self, folder: Path, names: Sequence[str]) -> None:

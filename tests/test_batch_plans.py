@@ -211,7 +211,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
 
     assert {line: problem.place for line, problem in found.items()} == {
         3: "adapters.gone",
-        4: "adapters.wrong",
+        4: "adapters.wrong.unet.conv_in",
         7: "jobs[0].mix",
         8: "jobs[1].prompt",
         9: "jobs[2].width",

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from lora_mixer.batches import check_plan, run_plan
-from lora_mixer.batches.crew import WorkerGoneError
 from lora_mixer.batches.processes import Processes
 from lora_mixer.batches.worker import WorkSpec
+from lora_mixer.batches.worker_pool import WorkerGoneError
 from lora_mixer.errors import PictureError, PlanError
 from tests.batch_plans import GRID, hashes, plan_for
 

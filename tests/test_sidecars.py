@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_mixer import LoraMixer, read_adapter
-from lora_mixer.about import Tags
+from lora_mixer.sidecar_facts import Tags
 from tests.models import tiny_sd
 
 PAIR = {

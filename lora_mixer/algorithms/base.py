@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.outputs import OutputChange
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModuleTensors:
     """
     The tensors that a file holds for one module, by role, before an algorithm makes sense of them.
 
@@ -96,22 +96,6 @@ class Parts:
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
 
-@dataclass(frozen=True)
-class Factors:
-    """
-    An exact low-rank form of a weight change: ``scale * up @ down``.
-
-    Attributes:
-        up: Shape (out, rank), the file's dtype.
-        down: Shape (rank, in * kernel), the file's dtype.
-        scale: alpha / rank, or what the file says instead.
-    """
-
-    up: torch.Tensor
-    down: torch.Tensor
-    scale: float
-
-
 _PLAIN = frozenset((type(None), bool, int, float, str))
 """Types of fields that hold no tensor."""
 
@@ -126,7 +110,7 @@ class LayerWeights(abc.ABC):
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.algorithms.ALGORITHMS` and needs nothing else. Its fields are tensors, other layer weights
+    :data:`lora_mixer.formats.kinds.KINDS` and needs nothing else. Its fields are tensors, other layer weights
     (what it modifies) or plain values.
     """
 
@@ -232,6 +216,9 @@ class LayerWeights(abc.ABC):
     def is_zero(self) -> bool:
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
         return False
+
+    def confine(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
 
     @property
     def changes_weight(self) -> bool:

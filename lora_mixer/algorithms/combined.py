@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, wide
-from lora_mixer.algorithms.outputs import OutputChange
+from lora_mixer.algorithms.base import LayerWeights, wide
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
 class Stack(LayerWeights):
     """
-    Parts of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
+    ModuleTensors of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
 
     Attributes:
         parts: The parts, each computed from the clean base; their changes add up.
@@ -125,7 +125,7 @@ class Sparse(LayerWeights):
     scale: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Sparse:
+    def from_parts(cls, parts: ModuleTensors) -> Sparse:
         """
         Check the coordinates.
 
@@ -147,7 +147,7 @@ class Sparse(LayerWeights):
         return cls(wide, values, size, parts.scale_for(rank) if rank else 1.0)
 
     @classmethod
-    def of_shira(cls, parts: Parts) -> Sparse:
+    def of_shira(cls, parts: ModuleTensors) -> Sparse:
         """
         Read PEFT's SHiRA (arXiv:2406.13175): trained values at coordinates chosen once, not scaled.
 

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Sliced, take_rows
+from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.combined import Stack
-from lora_mixer.algorithms.outputs import OutputChange
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 DoraStrength = Literal["linear", "peft", "lycoris"]
 """What a weight other than 1 means for a DoRA."""
@@ -59,7 +59,7 @@ class Dora(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def wrap(cls, inner: LayerWeights, parts: Parts) -> Dora:
+    def wrap(cls, inner: LayerWeights, parts: ModuleTensors) -> Dora:
         """
         Put the magnitude of one module over its change.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class IA3(LayerWeights):
     with_bias: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> IA3:
+    def from_parts(cls, parts: ModuleTensors) -> IA3:
         """
         Take the vector and the side that it works on.
 
@@ -114,7 +114,7 @@ class IA3(LayerWeights):
         return base * self._change(base, gain)
 
 
-def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
+def _peft_side(vector: torch.Tensor, parts: ModuleTensors) -> bool | None:
     if vector.ndim == 2 and vector.numel() > 1:  # linears: (out, 1) or (1, in)
         return vector.shape[0] == 1
     names: Any = parts.config.get("feedforward_modules")

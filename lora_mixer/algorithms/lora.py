@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.base import Factored, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 INPAINT_CHANNELS = (4, 9)
 """Latent channels that an adapter was trained on and those of an inpainting UNet's first convolution."""
@@ -57,7 +58,7 @@ class LowRank(Factored):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LowRank:
+    def from_parts(cls, parts: ModuleTensors) -> LowRank:
         """
         Check the tensors of one module and take its scale.
 

@@ -28,7 +28,7 @@ from lora_mixer.algorithms.rotation import (
 )
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PeftOFT(LayerWeights):
     embedding: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftOFT:
         """
         Check the tensor of one module and read the configuration.
 
@@ -81,12 +81,26 @@ class PeftOFT(LayerWeights):
             return None
         return f"rotates {self.triangles.shape[0]} blocks of {size} inputs, the module has {columns}"
 
+    def confine(self) -> None:
+        """Scale blocks beyond ``coft``'s limit down, as PEFT does before each step: gradients are those at the limit."""
+        if self.limit is not None:
+            with torch.no_grad():
+                self.triangles.mul_(self._within(skew_of_triangle(self.triangles)).flatten(1))
+
+    def _within(self, q: torch.Tensor) -> torch.Tensor:
+        """Return what each block (n, b, b) is to be multiplied by, (n, 1, 1)."""
+        if self.limit is None:
+            return q.new_ones(q.shape[0], 1, 1)
+        norms = torch.linalg.vector_norm(q.detach(), dim=(1, 2), keepdim=True).clamp_min(
+            torch.finfo(q.dtype).tiny
+        )
+        factors: torch.Tensor = (self.limit / q.shape[0] ** 0.5 / norms).clamp(max=1.0)
+        return factors
+
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W @ blockdiag(gain * R + (1 - gain) * I)^T - W."""
         q = skew_of_triangle(self.triangles.to(base))  # (n, b, b)
-        if self.limit is not None:
-            norms = torch.linalg.vector_norm(q, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-            q = q * (self.limit / q.shape[0] ** 0.5 / norms).clamp(max=1.0)
+        q = q * self._within(q)
         rotation = toward_identity(cayley(-q) if self.terms is None else cayley_neumann(q, self.terms), gain)
         blocks = base.reshape(base.shape[0], -1, rotation.shape[-1])  # (out, n, b)
         side = "onk,nkc->onc" if self.embedding else "onk,nck->onc"

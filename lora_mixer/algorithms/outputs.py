@@ -20,7 +20,21 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import Factors
+
+@dataclass(frozen=True)
+class Factors:
+    """
+    An exact low-rank form of a weight change: ``scale * up @ down``.
+
+    Attributes:
+        up: Shape (out, rank), the file's dtype.
+        down: Shape (rank, in * kernel), the file's dtype.
+        scale: alpha / rank, or what the file says instead.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)

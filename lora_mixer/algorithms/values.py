@@ -21,7 +21,7 @@ from lora_mixer.errors import InvalidAdapterError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,14 @@ class Values(LayerWeights):
     bias: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Values:
+    def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether there is a weight, and not a bias alone."""
+        return self.weight is not None
 
     @property
     def in_width(self) -> int | None:
@@ -101,7 +106,7 @@ class Tokens(LayerWeights):
     indices: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Tokens:
+    def from_parts(cls, parts: ModuleTensors) -> Tokens:
         """
         Take the rows, and their token ids from the configuration.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_mixer.binding.bind import Binding, BoundLayer, bind, refuse_unusable
 from lora_mixer.binding.components import check_components, find_components
+from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.lineage import Lineage, Rebinder
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 
@@ -13,6 +14,7 @@ __all__ = [
     "ComponentMatch",
     "Lineage",
     "MatchReport",
+    "ModuleIndex",
     "Rebinder",
     "bind",
     "check_components",

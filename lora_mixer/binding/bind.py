@@ -14,6 +14,7 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
+from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -190,7 +191,7 @@ def bind(
             continue
         live = found.placements[0].live
         tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
-        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
             misfits.append(Problem(f"{live.component}.{live.path}", misfit))
@@ -308,6 +309,17 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
+
+
+def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return whole weights as (out, in, ...) where the module stores them the other way round, as files do then."""
+    if not found.placements[0].live.transposed:
+        return weights
+    if isinstance(weights, Stack):
+        return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
+    if isinstance(weights, Values) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.T)
+    return weights
 
 
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:

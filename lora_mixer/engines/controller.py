@@ -25,11 +25,12 @@ from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
+from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
 from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import choose
 from lora_mixer.engines.table import ENGINES, House
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.engine import Engine, Own
     from lora_mixer.engines.merged.kept_weight import BaseDevice
 
@@ -162,6 +164,18 @@ class EngineController:
     def modules(self) -> Collection[int]:
         """The identities of the modules that adapters change."""
         return self._bases.modules
+
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """
+        Return the clean weight (out, in, *kernel) of any module.
+
+        Raises:
+            PipelineStateError: When its values cannot be read: packed, or on the meta device.
+        """
+        reason = unsupported(live.weight)
+        if reason:
+            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+        return self._bases.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
         """Name those of some modules, by identity, that a mix is in."""

@@ -104,7 +104,7 @@ class MixGains:
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Return the method's factor for each layer of an adapter, or None where it has none."""
-        if name not in self.mix:
+        if name not in self.mix or self.mix.method.is_sum:
             return None
         denoisers = [layer for layer in self.layers[name] if layer.live.component not in TEXT_ENCODERS]
         shares = self.mix.method.layer_shares(

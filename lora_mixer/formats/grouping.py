@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.formats.word_keys import token_of
@@ -36,9 +37,6 @@ _OTHER_KINDS = (
 
 
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
-SHARED = ("vera_A", "vera_B")
-"""Roles whose tensors serve all modules of a component."""
-
 _WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
 _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
@@ -111,11 +109,15 @@ def group_keys(
         group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
     if len(inner_names) > 1:
-        msg = f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own",
+            file=label,
+        )
     if twice:
-        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}",
+            file=label,
+        )
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)
@@ -166,7 +168,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in SHARED:
+    if leaf.role in shared_roles():
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

@@ -138,17 +138,7 @@ class Mask:
 
 
 def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
-    """
-    Read a mask in any form.
-
-    Args:
-        source: See ``Mask.of``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The mask, or None where there was a problem.
-    """
+    """Read a mask in any form."""
     if isinstance(source, Mask):
         return source
     if reading.masks is not None:

@@ -117,7 +117,7 @@ def entries(text: str) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip()]
 
 
-def write(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str:
+def write_parameters(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str:
     r"""
     Write a text.
 
@@ -130,7 +130,7 @@ def write(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str
         The text.
 
     Example:
-        >>> write("a castle", "", {"Steps": 20, "Seed": None, "Size": "64x64"})
+        >>> write_parameters("a castle", "", {"Steps": 20, "Seed": None, "Size": "64x64"})
         'a castle\nSteps: 20, Size: 64x64'
     """
     lines = [clean_text(prompt)]

@@ -100,13 +100,13 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
                 f"{path} is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
                 "allow_pickle=True); better take its .safetensors form"
             )
-        return describe(place, _shapes_of_pickle(place))
+        return describe_checkpoint(place, _shapes_of_pickle(place))
     with open_weights(place, str(path)) as stream:
         try:
             header = read_header(stream, str(path))
         except NotAnAdapterError as error:
             raise CorruptFileError(str(error)) from error
-    return describe(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
+    return describe_checkpoint(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
 
 
 def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
@@ -121,12 +121,12 @@ def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
 
 
-def describe(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+def describe_checkpoint(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """
     Say what tensors of these names and shapes are.
 
     Example:
-        >>> describe(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
+        >>> describe_checkpoint(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
         'adapter'
     """
     kind = _kind(shapes)

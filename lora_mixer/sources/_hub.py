@@ -25,23 +25,22 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-
-from ._hub_errors import translate
-from ._local import read_config
-from ._names import (
+from lora_mixer.sources._hub_errors import translate
+from lora_mixer.sources._local import read_config
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     safe_relative,
 )
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -146,7 +145,7 @@ def _chosen(repo_id: str, subfolder: str, request: Request) -> list[str]:
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
     here = [name for name in inside if "/" not in name]
     parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
-    return parts or [choose(inside, where, request)]
+    return parts or [choose_file(inside, where, request)]
 
 
 def _listed_names(repo_id: str, request: Request) -> list[str]:

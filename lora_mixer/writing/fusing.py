@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import SaveError
-from lora_mixer.writing.layers import NewLayer, Place
+from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _DENSE = frozenset((".diff", ".diff_b"))
 
@@ -114,7 +114,7 @@ def _fused(
     if shared:
         up = up.to(first.pair[0].dtype)
     whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in own.values()) else None
-    place = Place(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
+    place = ModulePlace(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
     worst = max(layer.error for layer in own.values())
     magnitude = torch.cat(lengths) if lengths else None
     return NewLayer(place, up, down, alpha, whole_bias, magnitude, error=worst, note=first.note)
@@ -159,5 +159,5 @@ def _dense(
                 )
         leaves[leaf] = torch.cat(parts)
     height = next(iter(leaves.values())).shape[0]
-    place = Place(first.place.component, spelling, (height, *first.place.shape[1:]))
+    place = ModulePlace(first.place.component, spelling, (height, *first.place.shape[1:]))
     return NewLayer(place, leaves=leaves)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """
     A module that an adapter changes, whether or not a model is at hand.
 
@@ -50,7 +50,7 @@ class Part:
         leaves: The tensors under the file's own leaf names, such as ``.hada_w1_a``; empty where unknown.
     """
 
-    place: Place
+    place: ModulePlace
     weights: LayerWeights
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
@@ -108,7 +108,7 @@ class NewLayer:
         note: A remark for the report, or nothing.
     """
 
-    place: Place
+    place: ModulePlace
     up: torch.Tensor | None = None
     down: torch.Tensor | None = None
     alpha: float = 0.0
@@ -129,6 +129,5 @@ class NewLayer:
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pair, for layers that have one."""
         if self.up is None or self.down is None:
-            msg = f"{self.place} has no pair"
-            raise TypeError(msg)
+            raise TypeError(f"{self.place} has no pair")
         return self.up, self.down

@@ -11,7 +11,7 @@ import torch
 
 from lora_mixer.algorithms import Dora
 from lora_mixer.errors import LoraMixerError, SaveError
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
-    Locate = Callable[[Adapter], Sequence[tuple[Place, LayerWeights]]]
+    Locate = Callable[[Adapter], Sequence[tuple[ModulePlace, LayerWeights]]]
     """Finds the modules of an adapter's layers."""
 
 _HALF = 2e-2  # bfloat16 has 8 bits, in both factors
@@ -34,7 +34,7 @@ def check_written(
     staged: Mapping[Path, Path],
     *,
     layers: Sequence[NewLayer],
-    spelling: Callable[[Place], str] | None,
+    spelling: Callable[[ModulePlace], str] | None,
     locate: Locate | None,
 ) -> None:
     """
@@ -59,7 +59,7 @@ def check_written(
         config = staged.get(path.with_name("adapter_config.json"))
         given = None if config is None else json.loads(config.read_text(encoding="utf-8"))
         try:
-            adapter = read(AdapterSource(label=str(path), weights=spare, config=given))
+            adapter = read_source(AdapterSource(label=str(path), weights=spare, config=given))
             if locate is not None:
                 places = [((place.component, place.path), weights) for place, weights in locate(adapter)]
             else:

@@ -142,7 +142,7 @@ class DenseLayer:
         bias, x = module._parameters.get("bias"), args[0]  # noqa: SLF001
         own = output if bias is None else output - bias.to(output.device)
         x = x.to(output.device) if x.device != output.device else x
-        added = change.added(x, own, lambda inputs: product(module, inputs))
+        added: torch.Tensor = change.added(x, own, lambda inputs: product(module, inputs))
         if moved is not None:
             added = added + moved.to(output.device)
         return output + added.to(output.dtype)

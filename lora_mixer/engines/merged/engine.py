@@ -144,7 +144,15 @@ class MergedGains:
     shares: Shares
 
     def __post_init__(self) -> None:
-        """Note what text encoders keep."""
+        """Note which layers are text encoders', and what they keep."""
+        self._texts = {
+            name: [
+                place
+                for place, layer in enumerate(self.mix.layers[name])
+                if layer.live.component in TEXT_ENCODERS
+            ]
+            for name in self.shares
+        }
         self.start = self.at(START, None)
 
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
@@ -156,9 +164,8 @@ class MergedGains:
             if name in table
         }
         for name in gains if turn is not None else ():
-            for place, layer in enumerate(self.mix.layers[name]):
-                if layer.live.component in TEXT_ENCODERS:
-                    gains[name][place] = self.start[name][place]
+            for place in self._texts[name]:
+                gains[name][place] = self.start[name][place]
         return gains
 
 
@@ -534,6 +541,16 @@ class MergedEngine(Engine):
             return weight.T if entry.transposed else weight
 
         return [partial(clean, layer.entry) for layer in self._adapters[name]]
+
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """Return the clean weight (out, in, *kernel) of any module, whether adapters change it or not."""
+        weight = live.weight
+        entry = self._touched.get((id(live.module), live.attribute)) or next(
+            (one for one in self._touched.values() if one.shared is None and one.weight.parameter is weight),
+            None,
+        )
+        clean = weight.detach() if entry is None else entry.weight.clean()
+        return clean.T if live.transposed else clean
 
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one

@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from lora_mixer.algorithms.adalora import AdaLora
+from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
@@ -218,7 +220,18 @@ class Beside:
     ) -> None:
         """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
         kind = layer_kind(self.module) if attribute == "weight" else None
-        if kind is not None and isinstance(weights, LowRank | AdaLora):
+        if isinstance(weights, Stack):  # each part is computed from the clean base
+            for part in weights.parts:
+                self.add(
+                    attribute,
+                    part,
+                    clean,
+                    gain,
+                    0.0 if isinstance(part, Values) else dropout,
+                    shape,
+                    transposed=transposed,
+                )
+        elif kind is not None and isinstance(weights, LowRank | AdaLora):
             self._pairs.append((weights, None, shape, gain, dropout))
         elif kind == "linear" and isinstance(weights, Started):
             taken = weights.taken(_wide(clean().to(compute_device(self.module))))
@@ -252,6 +265,10 @@ class Beside:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
+        for weights, *_ in self._products:
+            weights.confine()
+        for _, weights, *_ in self._others:
+            weights.confine()
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
@@ -290,8 +307,11 @@ class Beside:
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
-        base, now = _wide(clean().to(x.device)), as_they_are(weights)
-        bias = getattr(module, "bias", None)
+        bias, now = getattr(module, "bias", None), as_they_are(weights)
+        if not weights.changes_weight:
+            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
+            return x.new_zeros(()) if moved is None else moved
+        base = _wide(clean().to(x.device))
         return functional.linear(
             x.to(base.dtype),
             now.delta(base, gain),

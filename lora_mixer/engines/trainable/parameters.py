@@ -174,7 +174,7 @@ def trained(
                     "trained; nothing was changed",
                     file=label,
                 )
-            if ".base_layer." in key and key.rpartition(".")[0].endswith(".base_layer"):
+            if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
                 own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))

@@ -144,7 +144,7 @@ class About:
         }
 
 
-def about(
+def sidecar_facts(
     metadata: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
     sidecars: Sidecars | None = None,
@@ -165,7 +165,7 @@ def about(
         The trigger words, in order and without repeats, and the rest.
 
     Example:
-        >>> words, rest = about({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
+        >>> words, rest = sidecar_facts({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
         >>> words, rest.title, rest.sources["title"]
         (('wtrclr style', 'soft'), 'wtrclr', 'header: ss_output_name')
     """

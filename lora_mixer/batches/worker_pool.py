@@ -88,7 +88,7 @@ class Event:
     lost: tuple[Task, ...] = ()
 
 
-class Crew:
+class WorkerPool:
     """
     The workers of a run.
 
@@ -210,7 +210,7 @@ class InProcess:
     def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Any:
         """Keep the task for when somebody waits for it."""
         del worker
-        assert self._worker is not None  # noqa: S101 -- the crew launches before it sends
+        assert self._worker is not None  # noqa: S101 -- the pool launches before it sends
         made = self._worker
         return lambda: made.work(task, ahead)
 
