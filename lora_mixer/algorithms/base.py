@@ -128,6 +128,9 @@ class LayerWeights(abc.ABC):
     reaches_twins: ClassVar[bool] = False
     """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
 
+    beside_only: ClassVar[bool] = False
+    """Whether no weight of the layer can hold the change, so that it runs beside the layer whatever the mix."""
+
     @property
     def rank(self) -> int | None:
         """The rank, or None for an algorithm that has none."""

@@ -268,7 +268,7 @@ class SharedDown:
         self._members = members
         self._input: tuple[torch.Tensor, int] | None = None
         self._hidden = down
-        self._left = 0
+        self._asked: set[int] = set()
         self._scattered = False
 
     def hidden(self, x: torch.Tensor, ranks: slice) -> torch.Tensor:
@@ -277,22 +277,21 @@ class SharedDown:
         version = 0 if x.is_inference() else x._version  # noqa: SLF001
         known = self._input is not None and self._input[0] is x and self._input[1] == version
         if not known and self._input is not None:
-            self._scattered = True
+            self._scattered = (
+                ranks.start not in self._asked
+            )  # else it is the next call, after one that was interrupted
             self.forget()
         if self._scattered:
             return functional.linear(x, self.down[ranks])
         if not known:
-            self._input, self._hidden, self._left = (
-                (x, version),
-                functional.linear(x, self.down),
-                self._members,
-            )
+            self._input, self._hidden = (x, version), functional.linear(x, self.down)
         found = self._hidden[..., ranks]
-        self._left -= 1
-        if self._left == 0:
+        self._asked.add(ranks.start)
+        if len(self._asked) == self._members:
             self.forget()
         return found
 
     def forget(self) -> None:
         """Let go of the input."""
         self._input, self._hidden = None, self.down
+        self._asked.clear()
