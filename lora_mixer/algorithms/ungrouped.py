@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, Wrapped
 from lora_mixer.algorithms.lora import LowRank, groups_of
-from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
+    from lora_mixer.algorithms.outputs import Factors
 
 
 @dataclass(frozen=True)
