@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, wide
+from lora_mixer.algorithms.base import LayerWeights, wide
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
@@ -91,6 +95,13 @@ class Stack(LayerWeights):
         changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
         return torch.stack(changes).sum(0) if changes else None  # (out,)
 
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the sum of what the parts do."""
+        found = [part.on_outputs(base, shape, gain) for part in self.parts]
+        return functools.reduce(OutputChange.plus, found)
+
 
 @dataclass(frozen=True)
 class Sparse(LayerWeights):
@@ -108,6 +119,7 @@ class Sparse(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "sparse"
+    needs_base: ClassVar[bool] = False
 
     indices: torch.Tensor
     values: torch.Tensor

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped, count_rows, spread_rows, take_rows
+from lora_mixer.algorithms.base import LayerWeights, Wrapped, count_rows, spread_rows, take_rows
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Ranges
