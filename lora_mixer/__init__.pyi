@@ -45,7 +45,7 @@ from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
-from .mixer import LoraMixer, PartialMatchWarning, TokenInfo
+from .mixer import LoraMixer, PartialMatchWarning, TokenInfo, UnusedWeightWarning
 from .mixes import AdapterMix, Mix
 from .picture_metadata import (
     AdapterMatches,
@@ -130,6 +130,7 @@ __all__ = [
     "TrainableTokensConfig",
     "UnmatchedTargetsWarning",
     "UnsupportedAdapterError",
+    "UnusedWeightWarning",
     "WorkersError",
     "base_family",
     "batches",

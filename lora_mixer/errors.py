@@ -24,7 +24,7 @@ Every error that the package raises on purpose.
     │   └── MixLostError            a mix could not be written, nor the one before: none is active
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
-After any of them the pipeline is exactly as it was before the call.
+Rooms have a few of their own below these (a preview, a pattern, an output path). After any of them the pipeline is exactly as it was before the call.
 """
 
 from __future__ import annotations

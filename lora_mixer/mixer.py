@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
+from lora_mixer.binding import (
+    MatchReport,
+    bind,
+    check_components,
+    find_components,
+    refuse_unusable,
+    without_effect,
+)
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
@@ -56,6 +63,10 @@ _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
+
+
+class UnusedWeightWarning(UserWarning):
+    """A mix says something of an adapter that changes nothing, such as a weight for a part in which it has no layers."""
 
 
 @dataclass(frozen=True)
@@ -624,7 +635,11 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When a name is unknown or stands twice.
-            MixError: When weights are not finite, lists differ in length or a component is unknown.
+            MixError: When weights are not finite, lists differ in length, a component is unknown, or an adapter has weights
+                only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When some of an adapter's weights are for components that it does not change.
 
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
@@ -661,13 +676,18 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When it names an unknown adapter.
-            MixError: When it cannot be applied.
+            MixError: When it cannot be applied, or an adapter has weights only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When something that it says of an adapter changes nothing, since that has no layers there.
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         with self._call() as state:
             state.tokens.change(shown=True)
-            self._apply(state, wanted)
+            told = self._apply(state, wanted)
             state.held, state.enabled = wanted, True
+        for text in told:
+            warnings.warn(text, UnusedWeightWarning, stacklevel=2)
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -949,7 +969,8 @@ class LoraMixer:
                 method=method,
             )
             components = state.components()
-            _check_mix(state, choice.mix, components, "save_lora_weights")
+            for text in _check_mix(state, choice.mix, components, "save_lora_weights"):
+                warnings.warn(text, UnusedWeightWarning, stacklevel=2)
             as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
             if as_read is not None:
                 return write_peft(choice.path, *as_read, dtype=choice.dtype)
@@ -1003,11 +1024,12 @@ class LoraMixer:
             yield state
 
     @staticmethod
-    def _apply(state: MixerState, wanted: ActiveMixes) -> None:
+    def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:
+        """Put mixes into effect; say what of them changes nothing."""
         components = state.components()
-        for mix in wanted.every:
-            _check_mix(state, mix, components)
+        told = [text for mix in wanted.every for text in _check_mix(state, mix, components)]
         state.controller.apply(wanted, components)
+        return list(dict.fromkeys(told))
 
     def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
@@ -1022,11 +1044,13 @@ class LoraMixer:
 
 def _check_mix(
     state: MixerState, mix: Mix, components: Mapping[str, nn.Module], where: str = "the mix"
-) -> None:
+) -> list[str]:
+    """Check that a mix means something here; say what of it changes nothing."""
     unknown = [name for name in mix.names if name not in state.loaded]
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
+    return without_effect(mix, state.controller.reach)
 
 
 def _read(

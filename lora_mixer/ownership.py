@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
@@ -108,19 +109,18 @@ class MixerState:
         self._lineage: Lineage | None = None
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
-        self._guarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None, "_guarded": None}
+        own = {"lock": None, "owner": None, "_lineage": None}
         return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
-        vars(self).update(state, _guarded=weakref.WeakSet(state["roots"].values()))
+        vars(self).update(state)
         self.lock = threading.RLock()
         _remember(self)
 
@@ -261,14 +261,6 @@ class MixerState:
             self._guard()
 
     def _guard(self) -> None:
-        own = {
-            part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
-        }
-        now = {**self.roots, **own}
-        gone = self._guarded.difference(now.values())
-        guards.guard_scale({str(number): root for number, root in enumerate(gone)}, active=False)
-        guards.guard_scale(now, active=self.enabled and self.controller.acts)
-        self._guarded = weakref.WeakSet(now.values())
         guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
     def take(
@@ -403,6 +395,15 @@ class MixerState:
             finally:
                 self.owner = owner
 
+    @contextmanager
+    def scaled_texts(self, scale: float) -> Iterator[None]:
+        """Multiply the mix in text encoders for a block."""
+        parts = [part for part in self.controller.components if part in TEXT_ENCODERS]
+        with ExitStack() as stack:
+            for part in parts if scale != 1.0 and self.enabled else ():
+                stack.enter_context(self.controller.scaled(part, scale))
+            yield
+
     def components(self) -> dict[str, nn.Module]:
         """List the pipeline's modules by component."""
         return find_components(self.pipe)
@@ -533,7 +534,7 @@ def forget_all() -> None:
     for state in _all_states():
         parts = [*state.components().values(), *state.roots.values()]
         guards.take_away(state.pipe, parts)
-        guards.guard_scale({str(number): root for number, root in enumerate(parts)}, active=False)
+        state.controller.drop_scales()
         for root in parts:
             root.__dict__.pop(_MARK, None)
     _states.clear()

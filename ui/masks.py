@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mask
 
@@ -54,12 +55,9 @@ class Masks(Mapping[str, object]):
         if not grey.getbbox():
             raise PictureError("nothing is painted: paint where the adapter shall work, then use the mask")
         digest = Mask.of(grey).digest
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{digest}.png"
         if not path.is_file():
-            spare = path.with_suffix(".tmp")
-            grey.save(spare, format="png")
-            spare.replace(path)
+            write_files({path: lambda stream: grey.save(stream, format="png")})
         return digest
 
     def put_values(self, values: Any) -> str:

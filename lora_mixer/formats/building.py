@@ -47,10 +47,10 @@ def build_layers(
     if refused:
         count = sum(1 for group in modules if group.algorithms & refused)
         names = "; ".join(sorted(KINDS[name].refused for name in refused))
-        msg = (
-            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched"
+        raise UnsupportedAdapterError(
+            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched",
+            file=label,
         )
-        raise UnsupportedAdapterError(msg, file=label)
     common = shared_roles()
     shared = {group.target.hint: group for group in modules if group.roles.keys() <= common}
     layers = []
@@ -100,13 +100,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     whole = whole_numbers()
     for role, tensor in tensors.items():
         if tensor.is_complex() or (not tensor.is_floating_point() and role not in whole):
-            msg = f"{role} has dtype {tensor.dtype}, expected floating point"
-            raise InvalidAdapterError(msg, file=label)
+            raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", file=label)
         # AdaLoRA keeps no singular value at all in some modules
         cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
-            msg = f"{role} is empty, shape {tuple(tensor.shape)}"
-            raise InvalidAdapterError(msg, file=label)
+            raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", file=label)
     parts = ModuleTensors(
         tensors,
         alpha,
@@ -149,8 +147,9 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
         return _together(list(built.values()))
     turned = [built.pop(name) for name in list(built) if KINDS[name].is_turned]
     if not turned:
-        msg = "a DoRA magnitude without a change beside it; the file is incomplete"
-        raise InvalidAdapterError(msg, key=parts.label)
+        raise InvalidAdapterError(
+            "a DoRA magnitude without a change beside it; the file is incomplete", key=parts.label
+        )
     return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
 
 
@@ -183,10 +182,11 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
     if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
-        msg = f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number",
+            file=label,
+        )
     value = float(tensor.float().item())
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
-        msg = f"{role} is {value}, expected a finite number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(f"{role} is {value}, expected a finite number", file=label)
     return value

@@ -136,8 +136,10 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
 
 def _number(value: Any, name: str, label: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        msg = f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number",
+            file=label,
+        )
     return float(value)
 
 
@@ -169,8 +171,7 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
 def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
     table = config.get(name) or {}
     if not isinstance(table, dict):
-        msg = f"{name} is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(f"{name} is {type(table).__name__}, expected an object", file=label)
     numbers = {str(key): _number(value, f"{name}[{str(key)[:200]!r}]", label) for key, value in table.items()}
     try:
         ModulePatterns(numbers)
@@ -198,8 +199,10 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
             f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
         ]
     if found:
-        msg = f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
-        raise UnsupportedAdapterError(msg, file=label)
+        raise UnsupportedAdapterError(
+            f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched",
+            file=label,
+        )
 
 
 def _odd_starts(config: Mapping[str, Any]) -> list[str]:
@@ -232,11 +235,13 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown"
-        raise InvalidAdapterError(msg, file=label) from None
+        raise InvalidAdapterError(
+            f"{HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown", file=label
+        ) from None
     if not isinstance(table, dict):
-        msg = f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object", file=label
+        )
     configs: dict[str | None, dict[str, Any]] = {}
     for key, value in table.items():
         component, dot, name = str(key).partition(".")

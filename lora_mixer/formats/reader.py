@@ -177,8 +177,9 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     before = stamp(stream)
     tensors = read_tensors(stream, header, label)
     if stamp(stream) != before:
-        msg = "the file changed while it was read; wait until the program that writes it is done"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(
+            "the file changed while it was read; wait until the program that writes it is done", file=label
+        )
     return tensors
 
 
@@ -217,8 +218,7 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
         if not isinstance(k, str) or not torch.is_tensor(v)
     ]
     if odd:
-        msg = f"expected names and tensors, got {', '.join(odd[:5])}"
-        raise NotAnAdapterError(msg, file=label)
+        raise NotAnAdapterError(f"expected names and tensors, got {', '.join(odd[:5])}", file=label)
     return {key: _plain(key, value, label) for key, value in table.items()}
 
 
@@ -236,8 +236,10 @@ def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
         odd = tensor.untyped_storage().nbytes() < needed
     if odd:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        msg = f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one",
+            file=label,
+        )
     return tensor.detach()
 
 
@@ -250,8 +252,10 @@ def check_held(adapter: Adapter) -> None:
     """
     for layer in adapter.layers:
         if any(tensor.is_meta for tensor in layer.weights.tensors()):
-            msg = f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load"
-            raise InvalidAdapterError(msg, file=adapter.info.source)
+            raise InvalidAdapterError(
+                f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load",
+                file=adapter.info.source,
+            )
 
 
 def _assemble(
@@ -266,8 +270,9 @@ def _assemble(
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
-        msg = f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
-        raise NotAnAdapterError(msg, file=label)
+        raise NotAnAdapterError(
+            f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}", file=label
+        )
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
     notes: list[Remark[NoteKind]] = []
     if groups.embeddings:

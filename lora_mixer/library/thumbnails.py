@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
+from lora_mixer.errors import LoraMixerError
 from lora_mixer.library._walking import within
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _FILE_AT_MOST = 64 << 20
 _PIXELS_AT_MOST = 50_000_000
 
 
-class PreviewError(ValueError):
+class PreviewError(LoraMixerError, ValueError):
     """Why a preview cannot be shown."""
 
 

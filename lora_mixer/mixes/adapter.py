@@ -61,7 +61,7 @@ class AdapterMix:
         reading.finish("adapter's mix")
         schedule = self.schedule and self.schedule.simplest()
         if isinstance(schedule, Constant):
-            # A text encoder with a weight of its own has no part in the adapter's schedule; see ``text_share``.
+            # A text encoder with a weight of its own has no part in the adapter's schedule.
             kept = {*own, TE, *TEXT_ENCODERS}
             for name in (name for name in components if name not in kept):
                 components[name] = reading.number(f"components.{name}", components[name] * schedule.value)

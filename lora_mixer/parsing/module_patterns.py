@@ -12,6 +12,8 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lora_mixer.errors import LoraMixerError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,7 +25,7 @@ _STEPS = 100_000_000  # what all patterns of a file that are no names may need t
 Value = TypeVar("Value")
 
 
-class PatternTooHardError(ValueError):
+class PatternTooHardError(LoraMixerError, ValueError):
     """A pattern could take longer than anybody waits; the message says what may be in one."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ._local import adapter_files, read_config_file
-from ._resolve import repository_file, resolve_source
-from ._sidecars import Sidecars, find_sidecars
-from ._types import AdapterSource
+from lora_mixer.sources._local import adapter_files, read_config_file
+from lora_mixer.sources._resolve import repository_file, resolve_source
+from lora_mixer.sources._sidecars import Sidecars, find_sidecars
+from lora_mixer.sources._types import AdapterSource
 
 __all__ = [
     "AdapterSource",

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-
-from ._names import (
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     SAFETENSORS_SUFFIX,
@@ -22,12 +21,12 @@ from ._names import (
     listing,
     safe_relative,
 )
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
     import os
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 # PEFT's own are below 2 KiB; a per-module rank_pattern for a large model stays far below this.
 _CONFIG_BYTES_AT_MOST = 16 * 1024 * 1024

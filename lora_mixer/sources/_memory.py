@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lora_mixer.errors import SourceError
-
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 
 def from_bytes(content: bytes, request: Request) -> AdapterSource:

@@ -16,7 +16,7 @@ from lora_mixer.wording import first_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 CONFIG_NAME = "adapter_config.json"
 SAFETENSORS_SUFFIX = ".safetensors"

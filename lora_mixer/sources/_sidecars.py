@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._local import leads_out
+from lora_mixer.sources._local import leads_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -159,8 +159,7 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     bases.discard("SD 1.x or SDXL")
     if len(bases) > 1:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
-        msg = f"these adapters are for different bases and cannot become one: {table}"
-        raise MatchError(msg)
+        raise MatchError(f"these adapters are for different bases and cannot become one: {table}")
     (base,) = bases
     if base not in (*skeletons.FAMILIES, *skeletons.TRANSFORMERS):
         return None
@@ -179,8 +178,10 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
 def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
     binding = bind(adapter, skeleton.components, adapter.info.name)
     if binding.report.unmatched:
-        msg = f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
-        raise MatchError(msg, file=adapter.info.source)
+        raise MatchError(
+            f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}",
+            file=adapter.info.source,
+        )
     parts = []
     for bound, sources in zip(binding.layers, binding.sources, strict=True):
         live = bound.live
