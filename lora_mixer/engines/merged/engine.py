@@ -464,6 +464,8 @@ class MergedEngine(Engine):
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
+        if wish.images > 1:
+            return "its weight is one for all rows"
         held = self._adapters[name][place]
         if held.weights.beside_only:
             return "no weight of a convolution in groups can hold a pair over all of its inputs"

@@ -388,7 +388,9 @@ def through(
         return functional.linear(functional.linear(x, down), up)
     layer: Any = module
     convolve: Any = _CONVOLUTIONS[len(shape) - 2]
-    hidden = convolve(x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation)
+    hidden = convolve(
+        x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation
+    )  # (b, r, *places)
     out: torch.Tensor = convolve(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
     return out
 
