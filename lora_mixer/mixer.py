@@ -1055,7 +1055,7 @@ def _check_mix(
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
-    return without_effect(mix, state.controller.reach)
+    return without_effect(mix, state.controller.layers)
 
 
 def _read(

@@ -10,14 +10,12 @@ from lora_mixer.mixes import LayerPatterns
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
+    from lora_mixer.binding.layers import BoundLayers
     from lora_mixer.mixes import Mix
-
-    Reach = Mapping[str, Collection[tuple[str, str]]]
-    """The component and path of each layer of each adapter."""
 
 
 def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
@@ -42,13 +40,13 @@ def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
             raise MixError(msg)
 
 
-def without_effect(mix: Mix, reach: Reach) -> list[str]:
+def without_effect(mix: Mix, layers: Mapping[str, BoundLayers]) -> list[str]:
     """
     Tell which weights and settings of a mix change nothing, since the adapter has no layers there.
 
     Args:
         mix: The mix.
-        reach: The layers of each of its adapters.
+        layers: The layers of each of its adapters.
 
     Returns:
         A sentence for each, of adapters that act all the same. Weights of 0 ask for nothing.
@@ -59,7 +57,7 @@ def without_effect(mix: Mix, reach: Reach) -> list[str]:
     told: list[str] = []
     problems: list[Problem] = []
     for name in mix.names:
-        parts = sorted({part for part, _ in reach[name]})
+        parts = sorted(layers[name].components)
         own = mix[name]
         lost = [
             part
@@ -80,7 +78,7 @@ def without_effect(mix: Mix, reach: Reach) -> list[str]:
                 told.append(
                     f"{name}: its schedule changes nothing after the start, {where}, which reads prompts once"
                 )
-        if isinstance(own.blocks, LayerPatterns) and (idle := own.blocks.unmatched(reach[name])):
+        if isinstance(own.blocks, LayerPatterns) and (idle := own.blocks.unmatched(layers[name].places)):
             told.append(f"{name}: {', '.join(idle[:5])}: no layer that it changes matches")
     if problems:
         raise MixError(problems=tuple(problems))

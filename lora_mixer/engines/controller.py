@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.binding.layers import BoundLayers
 from lora_mixer.engines.active import BASE, ActiveMixes
 from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
 from lora_mixer.engines.denoiser.standing_in import StandIns
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 class ControllerRecord:
     """What a controller held at one time: adapters, mixes, and each engine's own record."""
 
-    layers: Mapping[str, Sequence[BoundLayer]]
+    layers: Mapping[str, BoundLayers]
     now: ActiveMixes
     engines: Sequence[Any]
 
@@ -76,10 +77,8 @@ class EngineController:
         self._engines: Sequence[Engine] = [make(house) for make in ENGINES.values()]
         self._watcher = CallWatcher()
         self._scaled, self._scales = StandIns(), Scales()
-        self._layers: dict[str, Sequence[BoundLayer]] = {}
+        self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
-        self._parts: dict[str, tuple[Sequence[BoundLayer], tuple[str, ...]]] = {}
-        self._reach: dict[str, tuple[Sequence[BoundLayer], list[tuple[str, str]]]] = {}
         self._comparisons = Comparisons()
         self._changing = False  # whether anything may be written since the last record
 
@@ -111,6 +110,7 @@ class EngineController:
             roots: The components that it reaches then.
         """
         self._comparisons.forget(name)
+        layers = layers if isinstance(layers, BoundLayers) else BoundLayers(layers)
         self._layers[name] = layers
         for engine in self._engines:
             engine.take(name, layers)
@@ -122,7 +122,7 @@ class EngineController:
         return next((own for engine in self._engines if (own := engine.own(name)) is not None), None)
 
     @property
-    def layers(self) -> Mapping[str, Sequence[BoundLayer]]:
+    def layers(self) -> Mapping[str, BoundLayers]:
         """The layers of each adapter."""
         return self._layers
 
@@ -158,18 +158,7 @@ class EngineController:
     @property
     def components(self) -> tuple[str, ...]:
         """The components that adapters change."""
-        for name, layers in self._layers.items():
-            if name not in self._parts or self._parts[name][0] is not layers:
-                self._parts[name] = layers, tuple(dict.fromkeys(layer.live.component for layer in layers))
-        return tuple(dict.fromkeys(part for name in self._layers for part in self._parts[name][1]))
-
-    @property
-    def reach(self) -> Mapping[str, Collection[tuple[str, str]]]:
-        """The component and path of each layer of each adapter."""
-        for name, layers in self._layers.items():
-            if name not in self._reach or self._reach[name][0] is not layers:
-                self._reach[name] = layers, [(x.live.component, x.live.path) for x in layers]
-        return {name: self._reach[name][1] for name in self._layers}
+        return tuple(dict.fromkeys(part for layers in self._layers.values() for part in layers.components))
 
     # --- bases -----------------------------------------------------------------------------------------------------
 
@@ -296,7 +285,7 @@ class EngineController:
         self._watcher.clear()
         for engine in self._engines:
             engine.clear()
-        parts = {layer.live.component for name in wish.names for layer in self._layers[name]}
+        parts = {part for name in wish.names for part in self._layers[name].components}
         denoisers = sorted(part for part in parts - set(TEXT_ENCODERS) if part in components)
         check_has_steps(setting.every, {part: components[part] for part in denoisers})
         mixes = gains_of(setting.every, self._layers, components, self._comparisons, self._scales)
@@ -313,7 +302,7 @@ class EngineController:
     def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
         """Let calls of what adapters change have the scale that they are given."""
         outer = callers(self.pipe)
-        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        parts = {part for name in setting.names for part in self._layers[name].components}
         for part in sorted(parts & outer.keys()):
             read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
             self._scaled.place(outer[part], ScaledCall(part, read, self.scaled))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.binding.layers import BoundLayers
     from lora_mixer.engines.active import ActiveMixes
     from lora_mixer.engines.gains import MixGains
 
@@ -52,7 +53,7 @@ class Wish:
     """
 
     setting: ActiveMixes
-    layers: Mapping[str, Sequence[BoundLayer]]
+    layers: Mapping[str, BoundLayers]
     names: Sequence[str]
     from_files: Collection[str] = ()
     is_reserved: bool = False
@@ -89,7 +90,7 @@ class Effect:
     """
 
     mixes: Sequence[MixGains]
-    layers: Mapping[str, Sequence[BoundLayer]]
+    layers: Mapping[str, BoundLayers]
     served: Mapping[str, Shares]
     components: Mapping[str, nn.Module]
     setting: ActiveMixes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.layers import BoundLayers
     from lora_mixer.engines.denoiser.steps import Step
     from lora_mixer.mixes import BlockLayout, Mix
 
@@ -28,7 +28,7 @@ class Comparisons:
         """Start with none."""
         self._kept: dict[tuple[str, tuple[str, ...]], Any] = {}
 
-    def of(self, mix: Mix, layers: Mapping[str, Sequence[BoundLayer]]) -> Any:
+    def of(self, mix: Mix, layers: Mapping[str, BoundLayers]) -> Any:
         """Return what a mix's method goes by; None where it compares nothing."""
         names = mix.method.compared(mix.names)
         if not names:
@@ -66,7 +66,7 @@ class MixGains:
     """
 
     mix: Mix
-    layers: Mapping[str, Sequence[BoundLayer]]
+    layers: Mapping[str, BoundLayers]
     layouts: Mapping[str, BlockLayout]
     comparison: Any = None
     scales: Scales = field(default_factory=Scales)
@@ -82,8 +82,7 @@ class MixGains:
         if name not in self.mix:
             return [0.0] * len(own)
         if self.mix[name].blocks is None:
-            weights = {part: self.mix.gain(name, part, "") for part in {x.live.component for x in own}}
-            return [weights[layer.live.component] for layer in own]
+            return own.spread({part: self.mix.gain(name, part, "") for part in own.components})
         return [
             self.mix.gain(name, x.live.component, x.live.path, self.layouts.get(x.live.component))
             for x in own
@@ -127,13 +126,8 @@ class MixGains:
         table = {}
         for name in self.mix.names:
             own = self.layers[name]
-            shares = {
-                part: self.share(name, part, step, turn) for part in {layer.live.component for layer in own}
-            }
-            gains = [
-                gain and gain * shares[layer.live.component]
-                for gain, layer in zip(self.constant(name), own, strict=True)
-            ]
+            shares = own.spread({part: self.share(name, part, step, turn) for part in own.components})
+            gains = [gain and gain * share for gain, share in zip(self.constant(name), shares, strict=True)]
             choice = self.choice(name, step)
             table[name] = (
                 gains if choice is None else [a and a * b for a, b in zip(gains, choice, strict=True)]
@@ -143,7 +137,7 @@ class MixGains:
 
 def gains_of(
     mixes: Sequence[Mix],
-    layers: Mapping[str, Sequence[BoundLayer]],
+    layers: Mapping[str, BoundLayers],
     components: Mapping[str, nn.Module],
     comparisons: Comparisons,
     scales: Scales,
