@@ -142,7 +142,7 @@ def test_what_the_one_matrix_cannot_take_is_refused_by_name() -> None:
 def test_pefts_pair_over_groups_is_refused_since_each_output_hears_every_input(
     kind: Any, groups: int, tmp_path: Path
 ) -> None:
-    """What PEFT computes is no change of such a layer's weight: silence in the own group's inputs still reaches outputs."""
+    """What PEFT computes is not a change of such a layer's weight: silence in the own group's inputs still reaches outputs."""
     from peft import LoraConfig, get_peft_model
 
     net = nn.Sequential(kind(8, 12, 3, groups=groups, bias=False))

@@ -198,7 +198,7 @@ def test_links_out_of_the_folder_and_pipes_are_not_opened(put, tmp_path):
     assert info.about.preview == ""
     assert "leads out" in info.about.problems["my.style.txt"]
     assert "leads out" in info.about.problems["my.style.png"]
-    assert info.about.problems["my.style.json"] == "is no regular file"
+    assert info.about.problems["my.style.json"] == "is not a regular file"
 
 
 def test_a_sidecar_that_comes_later_is_seen(put, tmp_path):
