@@ -1,6 +1,7 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
 from . import batches, fresh, library, merging, mixes, picture_metadata, pictures, writing
 from .adapter import AdapterInfo
+from .bases import from_adapter
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
 from .demo import DemoAdapter, demo_adapters, load_demo
@@ -44,7 +45,7 @@ from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
-from .mixer import LoraMixer, PartialMatchWarning, TokenInfo
+from .mixer import LoraMixer, PartialMatchWarning, TokenInfo, UnusedWeightWarning
 from .mixes import AdapterMix, Mix
 from .picture_metadata import (
     AdapterMatches,
@@ -129,12 +130,14 @@ __all__ = [
     "TrainableTokensConfig",
     "UnmatchedTargetsWarning",
     "UnsupportedAdapterError",
+    "UnusedWeightWarning",
     "WorkersError",
     "base_family",
     "batches",
     "check_plan",
     "demo_adapters",
     "fresh",
+    "from_adapter",
     "grid_requests",
     "grid_sheet",
     "infotext",

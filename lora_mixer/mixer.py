@@ -6,19 +6,26 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
+from lora_mixer.binding import (
+    MatchReport,
+    bind,
+    check_components,
+    find_components,
+    refuse_unusable,
+    without_effect,
+)
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
@@ -56,6 +63,10 @@ _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
+
+
+class UnusedWeightWarning(UserWarning):
+    """A mix says something of an adapter that changes nothing, such as a weight for a part in which it has no layers."""
 
 
 @dataclass(frozen=True)
@@ -624,7 +635,11 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When a name is unknown or stands twice.
-            MixError: When weights are not finite, lists differ in length or a component is unknown.
+            MixError: When weights are not finite, lists differ in length, a component is unknown, or an adapter has weights
+                only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When some of an adapter's weights are for components that it does not change.
 
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
@@ -661,13 +676,18 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When it names an unknown adapter.
-            MixError: When it cannot be applied.
+            MixError: When it cannot be applied, or an adapter has weights only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When something that it says of an adapter changes nothing, since that has no layers there.
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         with self._call() as state:
             state.tokens.change(shown=True)
-            self._apply(state, wanted)
+            told = self._apply(state, wanted)
             state.held, state.enabled = wanted, True
+        for text in told:
+            warnings.warn(text, UnusedWeightWarning, stacklevel=2)
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -680,7 +700,6 @@ class LoraMixer:
         with self._look() as state:
             _check_mix(state, Mix.of(mix), state.components())
 
-    @contextmanager
     def applied(
         self,
         mix: Any,
@@ -688,7 +707,7 @@ class LoraMixer:
         negative: Any = None,
         engine: str = "auto",
         guidance_copies: int | None = None,
-    ) -> Iterator[LoraMixer]:
+    ) -> AbstractContextManager[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
@@ -705,21 +724,32 @@ class LoraMixer:
             ...     image = pipe("a castle").images[0]
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
-        with self._look() as state:
-            before, enabled = state.held, state.enabled
-            try:
+        state = self._state
+        before: list[tuple[ActiveMixes, bool]] = []
+
+        @uninterrupted
+        def begin() -> LoraMixer:
+            before.append((state.held, state.enabled))
+            if not (
+                state.enabled and wanted == state.held
+            ):  # else in effect already: nothing is written twice
                 try:
-                    if not (
-                        enabled and wanted == before
-                    ):  # else it is in effect already: nothing is written twice
-                        self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
-                    yield self
-                finally:
-                    self._back_to(state, before, enabled=enabled)
-            finally:
-                # nothing to do, unless the first try failed or was interrupted: memory may be free again
-                with uninterrupted():
-                    self._back_to(state, before, enabled=enabled)
+                    self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+                except BaseException as error:
+                    end(error)
+                    raise
+            return self
+
+        @uninterrupted
+        def end(_: BaseException | None) -> None:
+            held, enabled = before.pop()
+            try:
+                self._back_to(state, held, enabled=enabled)
+            except BaseException:
+                self._back_to(state, held, enabled=enabled)  # memory may be free again
+                raise
+
+        return Interruptible(begin, end, state.lock)
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -949,7 +979,8 @@ class LoraMixer:
                 method=method,
             )
             components = state.components()
-            _check_mix(state, choice.mix, components, "save_lora_weights")
+            for text in _check_mix(state, choice.mix, components, "save_lora_weights"):
+                warnings.warn(text, UnusedWeightWarning, stacklevel=2)
             as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
             if as_read is not None:
                 return write_peft(choice.path, *as_read, dtype=choice.dtype)
@@ -988,26 +1019,22 @@ class LoraMixer:
                 self._own = left
         return self._own
 
-    @contextmanager
-    def _look(self) -> Iterator[MixerState]:
+    def _look(self) -> Interruptible[MixerState]:
         """Hold the state still."""
         state = self._state
-        with state.lock:
-            yield state
+        return Interruptible(lambda: state, lambda _: None, state.lock)
 
-    @contextmanager
-    def _call(self, parts: Parts = "bind") -> Iterator[MixerState]:
+    def _call(self, parts: Parts = "bind") -> Interruptible[MixerState]:
         """Change the state, all or nothing."""
-        state = self._state
-        with state.lock, state.transaction(self, parts):
-            yield state
+        return self._state.transaction(self, parts)
 
     @staticmethod
-    def _apply(state: MixerState, wanted: ActiveMixes) -> None:
+    def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:
+        """Put mixes into effect; say what of them changes nothing."""
         components = state.components()
-        for mix in wanted.every:
-            _check_mix(state, mix, components)
+        told = [text for mix in wanted.every for text in _check_mix(state, mix, components)]
         state.controller.apply(wanted, components)
+        return list(dict.fromkeys(told))
 
     def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
@@ -1022,11 +1049,13 @@ class LoraMixer:
 
 def _check_mix(
     state: MixerState, mix: Mix, components: Mapping[str, nn.Module], where: str = "the mix"
-) -> None:
+) -> list[str]:
+    """Check that a mix means something here; say what of it changes nothing."""
     unknown = [name for name in mix.names if name not in state.loaded]
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
+    return without_effect(mix, state.controller.reach)
 
 
 def _read(

@@ -72,7 +72,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a token beyond, alone": ("llama", TrainableTokensConfig(token_indices=[40]), "target_modules", "has 37 rows"),
     "a token twice": ("llama", TrainableTokensConfig(token_indices=[4, 4]), "token_indices", "twice"),
     "no tokens": ("llama", TrainableTokensConfig(), "token_indices", "got []"),
-    "tokens of no table": ("llama", TrainableTokensConfig(token_indices=[4], target_modules=["q_proj"]), "target_modules", "no lookup table"),
+    "tokens of no table": ("llama", TrainableTokensConfig(token_indices=[4], target_modules=["q_proj"]), "target_modules", "not a lookup table"),
     "tokens without a known table": ("convolutions", TrainableTokensConfig(token_indices=[4]), "target_modules", "input embedding"),
     "no number of steps": ("llama", AdaLoraConfig(target_modules=["q_proj"]), "total_step", "got None"),
     "no steps between": ("llama", AdaLoraConfig(target_modules=["q_proj"], total_step=10, tinit=5, tfinal=5), "total_step", "leave none"),

@@ -137,10 +137,10 @@ def test_a_text_beside_is_the_description(put):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"[1, 2]", "no JSON object"),
-        (b"{", "no JSON object"),
-        (b"[" * 100_000, "no JSON object"),
-        (b"\xff\xfe\x00", "no JSON object"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"{", "not a JSON object"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b"\xff\xfe\x00", "not a JSON object"),
         (b" " * ((8 << 20) + 1), "at most 8388608 are read"),
     ],
 )

@@ -70,6 +70,13 @@ class LiveModule:
         return type(self.module).__name__ == "Conv1D" and hasattr(self.module, "nf")
 
     @property
+    def beside_shape(self) -> tuple[int, ...]:
+        """The shape of what stands beside the layer: over all inputs, also of a convolution in groups."""
+        shape = self.shape
+        groups = getattr(self.module, "groups", 1)
+        return shape if groups == 1 or len(shape) < 3 else (shape[0], shape[1] * groups, *shape[2:])
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as (out, in, *kernel): the layer's own sizes where its weight is packed."""
         wide, narrow = (getattr(self.module, key, None) for key in ("out_features", "in_features"))

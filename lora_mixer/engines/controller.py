@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.engines.active import BASE, ActiveMixes
+from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
+from lora_mixer.engines.denoiser.standing_in import StandIns
 from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watcher import CallWatcher
 from lora_mixer.engines.engine import Effect, Wish
@@ -35,6 +37,7 @@ from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
@@ -72,9 +75,11 @@ class EngineController:
         house = House(self._bases)
         self._engines: Sequence[Engine] = [make(house) for make in ENGINES.values()]
         self._watcher = CallWatcher()
+        self._scaled, self._scales = StandIns(), Scales()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
         self._parts: dict[str, tuple[Sequence[BoundLayer], tuple[str, ...]]] = {}
+        self._reach: dict[str, tuple[Sequence[BoundLayer], list[tuple[str, str]]]] = {}
         self._comparisons = Comparisons()
         self._changing = False  # whether anything may be written since the last record
 
@@ -157,6 +162,14 @@ class EngineController:
             if name not in self._parts or self._parts[name][0] is not layers:
                 self._parts[name] = layers, tuple(dict.fromkeys(layer.live.component for layer in layers))
         return tuple(dict.fromkeys(part for name in self._layers for part in self._parts[name][1]))
+
+    @property
+    def reach(self) -> Mapping[str, Collection[tuple[str, str]]]:
+        """The component and path of each layer of each adapter."""
+        for name, layers in self._layers.items():
+            if name not in self._reach or self._reach[name][0] is not layers:
+                self._reach[name] = layers, [(x.live.component, x.live.path) for x in layers]
+        return {name: self._reach[name][1] for name in self._layers}
 
     # --- bases -----------------------------------------------------------------------------------------------------
 
@@ -278,6 +291,7 @@ class EngineController:
         served: Mapping[str, Mapping[str, Sequence[bool]]],
     ) -> None:
         setting = wish.setting
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:
@@ -285,7 +299,7 @@ class EngineController:
         parts = {layer.live.component for name in wish.names for layer in self._layers[name]}
         denoisers = sorted(part for part in parts - set(TEXT_ENCODERS) if part in components)
         check_has_steps(setting.every, {part: components[part] for part in denoisers})
-        mixes = gains_of(setting.every, self._layers, components, self._comparisons)
+        mixes = gains_of(setting.every, self._layers, components, self._comparisons, self._scales)
         effect = Effect(mixes, self._layers, served, components, setting, wish.is_moving)
         for engine in self._engines:
             engine.enter(effect)
@@ -293,10 +307,32 @@ class EngineController:
         self._fused.stand()
         if wish.is_moving or wish.is_by_place:
             self._watcher.watch(self._pipe, effect, self._engines)
+        self._take_scales(setting, components)
         self._now = setting
+
+    def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """Let calls of what adapters change have the scale that they are given."""
+        outer = callers(self.pipe)
+        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        for part in sorted(parts & outer.keys()):
+            read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
+            self._scaled.place(outer[part], ScaledCall(part, read, self.scaled))
+
+    def drop_scales(self) -> None:
+        """Let calls have no scale any more."""
+        self._scaled.clear()
+
+    def scaled(self, part: str, scale: float) -> AbstractContextManager[None]:
+        """Multiply the whole mix in a component for a block."""
+        return self._scales.hold(part, scale, self._show_scale)
+
+    def _show_scale(self, part: str) -> None:
+        for engine in self._engines:
+            engine.show_again(part)
 
     def _clear(self) -> None:
         """Let nothing stand beside weights, and follow no call."""
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:
@@ -356,6 +392,7 @@ class EngineController:
         outer = callers(self.pipe)
         roots = [table[part] for table in (components, outer) for part in self.components if part in table]
         sweep([*(module for root in roots for module in root.modules()), *self._bases.touched_modules])
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:

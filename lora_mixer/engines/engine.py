@@ -220,6 +220,10 @@ class Engine(ABC):
         """Put the gains of a call of a denoiser into effect."""
         del call
 
+    def show_again(self, component: str) -> None:
+        """Put into effect in a component what was last, with the scale that calls of it have now."""
+        del component
+
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each text of a text encoder's batch its own mix."""
         del component, rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.errors import SaveError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -55,6 +57,19 @@ class Part:
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """
+        Refuse what no weight can hold.
+
+        Raises:
+            SaveError: When the change runs beside its layer only.
+        """
+        if self.weights.beside_only:
+            raise SaveError(
+                f"{self.place.component}.{self.place.path}: a pair over all inputs of a convolution in groups runs beside its "
+                "layer, and no format has a place for it that other programs read alike; save an adapter without it"
+            )
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.denoiser.steps import START
-from lora_mixer.engines.engine import Engine
+from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.grouped import Groups
@@ -37,7 +37,6 @@ from lora_mixer.engines.merged.kept_weight import (
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
 from lora_mixer.errors import MixError, PipelineStateError
-from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.denoiser.steps import Step
-    from lora_mixer.engines.engine import Call, Effect, Shares, Wish
+    from lora_mixer.engines.engine import Effect, Shares, Wish
     from lora_mixer.engines.fused import FusedProjections
     from lora_mixer.engines.gains import MixGains
 
@@ -143,30 +142,14 @@ class MergedGains:
     mix: MixGains
     shares: Shares
 
-    def __post_init__(self) -> None:
-        """Note which layers are text encoders', and what they keep."""
-        self._texts = {
-            name: [
-                place
-                for place, layer in enumerate(self.mix.layers[name])
-                if layer.live.component in TEXT_ENCODERS
-            ]
-            for name in self.shares
-        }
-        self.start = self.at(START, None)
-
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
         """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
         table = self.mix.at(step, turn)
-        gains = {
+        return {
             name: [gain if mine else 0.0 for gain, mine in zip(table[name], shares, strict=True)]
             for name, shares in self.shares.items()
             if name in table
         }
-        for name in gains if turn is not None else ():
-            for place in self._texts[name]:
-                gains[name][place] = self.start[name][place]
-        return gains
 
 
 class MergedEngine(Engine):
@@ -188,7 +171,9 @@ class MergedEngine(Engine):
         self._generations: Counter[str] = (
             Counter()
         )  # by component; another number: a weight of it is another tensor
-        self._moving: MergedGains | None = None
+        self._gains: MergedGains | None = None
+        self._is_moving = False
+        self._call = Call()  # that whose gains are in the weights
         self._adapters: dict[str, list[_Held]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
@@ -358,7 +343,7 @@ class MergedEngine(Engine):
         """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
         for (number, _), entry in self._touched.items():
             if number in modules:
-                self._force(entry)
+                self._force(entry, gone=True)
                 for slot in entry.slots:
                     slot.blended = False  # what could not be written then is nobody's any more
 
@@ -380,15 +365,17 @@ class MergedEngine(Engine):
         return left
 
     @staticmethod
-    def _force(entry: _Touched) -> list[str]:
-        """Put the base of a module back; give the names of what cannot be written."""
+    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
                 restore([slot])
-            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+            except Exception:  # what cannot be written is told by name
+                if gone and slot.can_restore:
+                    raise
                 left.append(slot.name)
         return left
 
@@ -466,7 +453,7 @@ class MergedEngine(Engine):
 
     def _free(self, wish: Wish, name: str) -> list[bool]:
         """Tell which layers of an adapter can be rewritten, as of the last :meth:`look`."""
-        free = [not held.entry.weight.locked for held in self._adapters[name]]
+        free = [not (held.entry.weight.locked or held.weights.beside_only) for held in self._adapters[name]]
         if wish.from_files:
             layers = wish.layers[name]
             free = [
@@ -477,7 +464,11 @@ class MergedEngine(Engine):
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
+        if wish.images > 1:
+            return "its weight is one for all rows"
         held = self._adapters[name][place]
+        if held.weights.beside_only:
+            return "no weight of a convolution in groups can hold a pair over all of its inputs"
         if held.entry.weight.locked:
             return unsupported(wish.layers[name][place].live.weight)
         component = wish.layers[name][place].live.component
@@ -487,24 +478,28 @@ class MergedEngine(Engine):
 
     def clear(self) -> None:
         """Follow no mix any more; what is in the weights stays until the next one is written."""
-        self._moving = None
+        self._gains, self._is_moving = None, False
 
     def enter(self, effect: Effect) -> None:
         """Write the layers that this engine was given; with no mix, and where rows have mixes of their own, the base."""
         if len(effect.mixes) != 1:
             self._put({}, looked=True)
             return
-        gains = MergedGains(effect.mixes[0], effect.served[self.name])
-        self._put(gains.start, looked=True)
-        if effect.is_moving and effect.has_denoiser(self.name):
-            self._moving = gains
+        self._gains, self._call = MergedGains(effect.mixes[0], effect.served[self.name]), Call()
+        self._put(self._gains.at(START, None), looked=True)
+        self._is_moving = effect.is_moving and effect.has_denoiser(self.name)
 
     def show(self, call: Call) -> None:
         """Write the weights of a step and a pass, where they are others."""
-        if self._moving is not None:
-            gains = self._moving.at(call.step, call.turn)
-            if gains != self._active:
-                self._put(gains)
+        if self._is_moving:
+            self._call = call
+            self.show_again("")
+
+    def show_again(self, component: str) -> None:  # noqa: ARG002 -- all weights of a mix are written at once
+        """Write what was written last, where it is something else by now."""
+        gains = {} if self._gains is None else self._gains.at(self._call.step, self._call.turn)
+        if self._gains is not None and gains != self._active:
+            self._put(gains)
 
     def _put(self, gains: Gains, *, looked: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""
@@ -574,13 +569,15 @@ class MergedEngine(Engine):
         if not looked:
             self._look()
         before = self._active
-        try:
-            self._write(gains)
-        except BaseException:
-            with uninterrupted():
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            if error is not None:
                 self._plans.clear()
                 self._write(before)
-            raise
+
+        with Interruptible(lambda: None, end):
+            self._write(gains)
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""

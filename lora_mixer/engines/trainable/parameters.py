@@ -151,11 +151,11 @@ def trained(
             something that is not trained here.
     """
     odd = [name for name in _DROPOUTS if config.get(name)]
-    if odd or any(layer.siblings is not None or layer.widening is not None for layer in layers):
+    if odd or any(x.siblings is not None or x.widening is not None or x.weights.beside_only for x in layers):
         what = (
             f"{', '.join(odd)}"
             if odd
-            else "layers that are rows of several modules, or wider than the model's"
+            else "layers that are rows of several modules, wider than the model's, or over all inputs of one in groups"
         )
         raise UnsupportedAdapterError(
             f"{what}: this cannot be trained by this version; nothing was changed", file=label
