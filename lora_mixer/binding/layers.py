@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class BoundLayers(tuple[BoundLayer, ...]):
+class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked out needs a place
     """
     The layers of an adapter, which stay what they are; hundreds, of a handful of components.
 
@@ -20,8 +20,6 @@ class BoundLayers(tuple[BoundLayer, ...]):
         >>> BoundLayers().spread({})
         []
     """
-
-    __slots__ = ("__dict__",)
 
     @cached_property
     def _runs(self) -> tuple[tuple[str, int], ...]:

@@ -30,7 +30,7 @@ from lora_mixer.engines.hooks import sweep
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
-from lora_mixer.engines.placement import reads_from_disk
+from lora_mixer.engines.placement import FileReads
 from lora_mixer.engines.selection import choose
 from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
@@ -80,6 +80,7 @@ class EngineController:
         self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
         self._comparisons = Comparisons()
+        self._file_reads = FileReads()
         self._changing = False  # whether anything may be written since the last record
 
     @property
@@ -110,6 +111,7 @@ class EngineController:
             roots: The components that it reaches then.
         """
         self._comparisons.forget(name)
+        self._file_reads.forget()
         layers = layers if isinstance(layers, BoundLayers) else BoundLayers(layers)
         self._layers[name] = layers
         for engine in self._engines:
@@ -247,10 +249,7 @@ class EngineController:
             MixError: When no engine, or not the one asked for, can serve the mixes.
             PipelineStateError: When weights cannot be worked on.
         """
-        from_files = {
-            part for part in self.components if part in components and reads_from_disk(components[part])
-        }
-        wish = self._wish(setting, from_files)
+        wish = self._wish(setting, self._file_reads.of(self.components, components))
         for engine in self._engines:
             engine.look(wish)
         self._fused.find(self._layers.values(), components)

@@ -72,6 +72,8 @@ class DenseEngine(Engine):
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's output cannot be changed from outside; None where it can."""
         layer = wish.layers[name][place]
+        if layer.weights.beside_only:
+            return "no change of a weight is what such a pair does"
         if layer.siblings is not None or layer.widening is not None:
             return "it is some rows of a layer of the file, or wider than the module"
         packed = not layer.live.is_bare and unsupported(layer.live.weight) is not None
@@ -105,6 +107,8 @@ class DenseEngine(Engine):
         """Stand beside the modules that this engine was given."""
         found: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
         for name, shares in effect.served[self.name].items():
+            if not any(shares):
+                continue
             constant = [mix.constant(name) for mix in effect.mixes]
             for place, mine in enumerate(shares):
                 if mine and any(gains[place] for gains in constant):
@@ -121,7 +125,7 @@ class DenseEngine(Engine):
 
     def show(self, call: Call) -> None:
         """Put the gains of a call into effect in all denoisers; before any, in text encoders, too."""
-        gains = [mix.at(call.step, call.turn) for mix in self._mixes]
+        gains = [mix.at(call.step, call.turn) for mix in self._mixes] if self._layers else []
         for component, layers in self._layers.items():
             if component not in TEXT_ENCODERS or call.turn is None:
                 self._put(component, layers, gains, call.rows)

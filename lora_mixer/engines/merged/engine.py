@@ -127,6 +127,8 @@ class _Plan:
     singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
     biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
     written: set[KeptWeight] = field(default_factory=set)
+    others: list[KeptWeight] = field(default_factory=list)
+    """Those that hold their base under this mix."""
 
 
 @dataclass
@@ -146,7 +148,9 @@ class MergedGains:
         """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
         table = self.mix.at(step, turn)
         return {
-            name: [gain if mine else 0.0 for gain, mine in zip(table[name], shares, strict=True)]
+            name: table[name]
+            if all(shares)
+            else [gain if mine else 0.0 for gain, mine in zip(table[name], shares, strict=True)]
             for name, shares in self.shares.items()
             if name in table
         }
@@ -186,6 +190,8 @@ class MergedEngine(Engine):
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._watch: Watch | None = None
         self._watched = (0, 0)  # which table of touched modules, and how large
+        self._has_locked = True  # as of the last look
+        self._beside_only: set[str] = set()  # names of adapters with layers that no weight can hold
         self._fresh: list[KeptWeight] = []  # whose bases were kept since the last record
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,9 +229,15 @@ class MergedEngine(Engine):
                 own = gathered(layer.weights, wholes[mark], layer.live.shape)
                 taken[place] = replace(taken[place], weights=own)
         self._adapters[name] = taken
+        self._note_beside_only()
         self._wholes[name] = list(wholes.values())
         self._plans.clear()
         self._prune()
+
+    def _note_beside_only(self) -> None:
+        self._beside_only = {
+            name for name, taken in self._adapters.items() if any(held.weights.beside_only for held in taken)
+        }
 
     def _entry(self, layer: BoundLayer, tied: dict[int, _Touched]) -> _Touched:
         """Return what a layer changes: a module, a parameter of several modules, or one module's use of such a parameter."""
@@ -324,6 +336,7 @@ class MergedEngine(Engine):
     def put_back(self, record: MergedRecord) -> None:
         """Hold the adapters that were recorded, where weights were not written since, or will be now."""
         self._adapters, self._touched = dict(record.adapters), dict(record.touched)
+        self._note_beside_only()
         self._wholes = dict(record.wholes)
         self._plans.clear()
 
@@ -453,6 +466,8 @@ class MergedEngine(Engine):
 
     def _free(self, wish: Wish, name: str) -> list[bool]:
         """Tell which layers of an adapter can be rewritten, as of the last :meth:`look`."""
+        if not self._has_locked and name not in self._beside_only and not wish.from_files:
+            return [True] * len(self._adapters[name])  # nearly always
         free = [not (held.entry.weight.locked or held.weights.beside_only) for held in self._adapters[name]]
         if wish.from_files:
             layers = wish.layers[name]
@@ -554,6 +569,7 @@ class MergedEngine(Engine):
         if check(slots):
             self._plans.clear()
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
+        self._has_locked = any(slot.locked for slot in slots)
 
     def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """
@@ -594,6 +610,7 @@ class MergedEngine(Engine):
             slot.blended = slot.can_restore  # others may have written where no adapter is active, too
         for slot in self._all_slots():
             slot.stamp()
+        self._watch = None
         self._plans.clear()
         self._write({})
 
@@ -635,7 +652,7 @@ class MergedEngine(Engine):
             self._plans[key] = plan
         flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        restore([slot for slot in self._all_slots() if slot not in plan.written])
+        restore(plan.others)
         for slot in plan.written:
             slot.blended = True
         with exact_matmul():
@@ -657,6 +674,7 @@ class MergedEngine(Engine):
         self._active = gains
         if not self._is_pruned:
             self._prune()
+            self._plans.clear()  # they would keep bases that nobody needs any more
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
@@ -722,6 +740,7 @@ class MergedEngine(Engine):
                 if entry.bias is not None:
                     entry.bias.keep()
                     plan.written.add(entry.bias)
+        plan.others = [slot for slot in self._all_slots() if slot not in plan.written]
         return plan
 
     def _write_bias(self, entry: _Touched, terms: Sequence[Term]) -> None:
