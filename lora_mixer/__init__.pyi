@@ -1,6 +1,7 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
 from . import batches, fresh, library, merging, mixes, picture_metadata, pictures, writing
 from .adapter import AdapterInfo
+from .bases import from_adapter
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
 from .demo import DemoAdapter, demo_adapters, load_demo
@@ -136,6 +137,7 @@ __all__ = [
     "check_plan",
     "demo_adapters",
     "fresh",
+    "from_adapter",
     "grid_requests",
     "grid_sheet",
     "infotext",

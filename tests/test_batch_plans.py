@@ -217,7 +217,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
         9: "jobs[2].width",
     }
     assert "neither a file or folder" in found[3].text
-    assert "another shape" in found[4].text
+    assert found[4].text == "made for a weight (3, 9), the module has (64, 4, 3, 3)"
     assert "nobody" in found[7].text
     assert "__nothing__" in found[8].text
     assert "multiple of 8" in found[9].text

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
+from lora_mixer.algorithms.base import Factored, HasPair, wide
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -93,22 +94,6 @@ class ModuleTensors:
         """Return the error for tensors that do not belong together, with all shapes."""
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in self.tensors.items())
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """
-    An exact low-rank form of a weight change: ``scale * up @ down``.
-
-    Attributes:
-        up: Shape (out, rank), the file's dtype.
-        down: Shape (rank, in * kernel), the file's dtype.
-        scale: alpha / rank, or what the file says instead.
-    """
-
-    up: torch.Tensor
-    down: torch.Tensor
-    scale: float
 
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
@@ -264,6 +249,28 @@ class LayerWeights(abc.ABC):
             A tensor of the base's shape and dtype; all zeros for a gain of 0.
         """
 
+    needs_base: ClassVar[bool] = True
+    """Whether :meth:`delta` looks at the base's values, and not at its shape and type alone."""
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """
+        Return the change of a linear layer at weight ``gain`` as what it does to outputs, for a weight that stays as it is.
+
+        Args:
+            base: Gives the clean base (out, in) in fp32 at least, which may be a product with a packed weight.
+            shape: The weight's, (out, in).
+            gain: The user's weight.
+        """
+        if not gain:
+            return OutputChange()
+        pair = self.factors(shape)
+        if pair is not None:
+            return OutputChange(pair=Factors(pair.up, pair.down, pair.scale * gain))
+        nothing = torch.zeros((), device=next(self.tensors()).device).expand(shape)
+        return OutputChange(dense=self.delta(base() if self.needs_base else nothing, gain))
+
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:  # noqa: ARG002
         """
         Return the change of the bias (out,) at weight ``gain``, or None where the adapter has none.
@@ -411,12 +418,12 @@ def count_rows(ranges: Ranges) -> int:
 def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     """Return rows of a tensor in the order of the ranges: a view where they are one."""
     pieces = [tensor[start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # (rows, ...)
 
 
 def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
     """Put rows at their places among ``total``, zeros elsewhere."""
-    whole = rows.new_zeros(total, *rows.shape[1:])
+    whole = rows.new_zeros(total, *rows.shape[1:])  # (total, ...)
     start = 0
     for first, last in ranges:
         whole[first:last] = rows[start : start + last - first]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, wide
+from lora_mixer.algorithms.base import LayerWeights, wide
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
@@ -71,7 +75,9 @@ class Stack(LayerWeights):
         ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
         downs = [wide(pair.down) for pair in pairs if pair is not None]
         whole = bool(ups) and len(ups) == len(pairs)
-        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        return (
+            Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        )  # (out, R), (R, in * kernel)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Return the first part's reason, or None."""
@@ -87,7 +93,14 @@ class Stack(LayerWeights):
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the sum of the parts' changes, or None where none has any."""
         changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
-        return torch.stack(changes).sum(0) if changes else None
+        return torch.stack(changes).sum(0) if changes else None  # (out,)
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the sum of what the parts do."""
+        found = [part.on_outputs(base, shape, gain) for part in self.parts]
+        return functools.reduce(OutputChange.plus, found)
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class Sparse(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "sparse"
+    needs_base: ClassVar[bool] = False
 
     indices: torch.Tensor
     values: torch.Tensor

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
+from lora_mixer.algorithms.base import Factored, HasPair, wide
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     import torch

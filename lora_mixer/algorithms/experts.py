@@ -19,7 +19,8 @@ import torch
 from lora_mixer.algorithms.lora import LowRank
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Factors, LayerWeights, ModuleTensors, Ranges
+    from lora_mixer.algorithms.base import LayerWeights, ModuleTensors, Ranges
+    from lora_mixer.algorithms.outputs import Factors
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Full(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "full"
+    needs_base: ClassVar[bool] = False
     _roles: ClassVar[tuple[str, str]] = ("diff", "diff_b")
 
     weight: torch.Tensor | None

@@ -33,6 +33,7 @@ class GraLoRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "gralora"
+    needs_base: ClassVar[bool] = False
 
     down: torch.Tensor
     up: torch.Tensor

@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
 
 _STEPS = 10_000_000  # of one match
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
@@ -94,6 +97,15 @@ class IA3(LayerWeights):
         if self._columns(tuple(base.shape)):
             return base * change.view(-1, *[1] * (base.ndim - 2))
         return base * change.view(-1, *[1] * (base.ndim - 1))
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return what is multiplied: outputs or inputs."""
+        change = self._change(self.vector if self.vector.dtype.itemsize > 2 else self.vector.float(), gain)
+        if len(shape) != 2:
+            return super().on_outputs(base, shape, gain)
+        return OutputChange(columns=change) if self._columns(shape) else OutputChange(rows=change)
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return b * gain * (l - 1) for PEFT's outputs."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.algorithms.base import (
-    Factors,
     LayerWeights,
     all_zero,
     flat_misfit,
@@ -21,6 +20,7 @@ from lora_mixer.algorithms.base import (
     take_rows,
     wide,
 )
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
@@ -66,6 +66,7 @@ class LoHa(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "loha"
+    needs_base: ClassVar[bool] = False
 
     w1_a: torch.Tensor
     w1_b: torch.Tensor

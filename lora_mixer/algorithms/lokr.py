@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_misfit, take_rows, wide
+from lora_mixer.algorithms.base import LayerWeights, all_zero, flat_misfit, take_rows, wide
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
@@ -41,6 +42,7 @@ class LoKr(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    needs_base: ClassVar[bool] = False
 
     w1: torch.Tensor | None
     w1_a: torch.Tensor | None

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.base import Factored, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
 if TYPE_CHECKING:

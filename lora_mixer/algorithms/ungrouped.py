@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped
+from lora_mixer.algorithms.base import LayerWeights, Wrapped
 from lora_mixer.algorithms.lora import LowRank, groups_of
 from lora_mixer.errors import UnsupportedAdapterError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
+    from lora_mixer.algorithms.outputs import Factors
 
 
 @dataclass(frozen=True)

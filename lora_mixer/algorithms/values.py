@@ -15,9 +15,12 @@ import torch
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.algorithms.full import value_misfit
+from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
@@ -67,6 +70,17 @@ class Values(LayerWeights):
         if self.weight is None or not gain:
             return base.new_zeros(base.shape)
         return self.weight.to(base).reshape(base.shape) - base
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the values' product in the place of the weight's."""
+        if self.weight is None or not gain:
+            return OutputChange()
+        if len(shape) != 2:
+            return super().on_outputs(base, shape, gain)
+        rows = torch.full((shape[0],), -1.0, device=self.weight.device)
+        return OutputChange(rows=rows, dense=self.weight.reshape(shape))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the way to the trained bias; one that the base lacks counts as zeros."""

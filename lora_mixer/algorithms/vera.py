@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factored, Factors, rows_and_columns, wide
+from lora_mixer.algorithms.base import Factored, rows_and_columns, wide
+from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:

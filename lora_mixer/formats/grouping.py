@@ -15,7 +15,7 @@ from lora_mixer.formats.word_keys import token_of
 from lora_mixer.problem import Remark, UnusedReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     import torch
 
@@ -36,6 +36,7 @@ _OTHER_KINDS = (
 )
 
 
+_AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:weight|bias)$)")
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 _WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
@@ -95,9 +96,13 @@ def group_keys(
             embeddings.setdefault(token)
             unused[key] = _WORD
             continue
-        target, leaf, layout = locate(key, tensors, metadata)
+        plain = said_again(key, tensors)
+        target, leaf, layout = locate(plain or key, tensors, metadata)
         if target is None or leaf is None:
             unused[key] = _UNKNOWN
+            continue
+        if plain is not None:
+            modules.setdefault((target.hint, target.module), ModuleKeys(target)).keys.append(key)
             continue
         if leaf.inner:
             inner_names.setdefault(leaf.inner)
@@ -108,16 +113,7 @@ def group_keys(
         group.tensors[leaf.role] = tensor
         group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
-    if len(inner_names) > 1:
-        raise InvalidAdapterError(
-            f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own",
-            file=label,
-        )
-    if twice:
-        raise InvalidAdapterError(
-            f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}",
-            file=label,
-        )
+    _check_once(list(inner_names), twice, label)
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)
@@ -127,6 +123,29 @@ def group_keys(
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _check_once(names: Sequence[str], twice: Sequence[str], label: str) -> None:
+    """Refuse files of several adapters, and parts that two keys stand for."""
+    if len(names) > 1:
+        msg = f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own"
+        raise InvalidAdapterError(msg, file=label)
+    if twice:
+        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
+        raise InvalidAdapterError(msg, file=label)
+
+
+def said_again(key: str, tensors: Container[str]) -> str | None:
+    """
+    Return the key that says what a key says again: PEFT writes saved modules of a resized vocabulary three times.
+
+    Example:
+        >>> names = ("base_model.model.lm_head.weight", "base_model.model.lm_head.original_module.weight")
+        >>> [said_again(name, names) for name in names]
+        [None, 'base_model.model.lm_head.weight']
+    """
+    plain = _AGAIN.sub("", key) if PEFT_ROOT in key else key
+    return plain if plain != key and plain in tensors else None
 
 
 def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:

@@ -24,7 +24,7 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
-from lora_mixer.formats.grouping import group_keys
+from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
@@ -98,7 +98,11 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
                 )
             header = read_header(stream, label)
             tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
-    own = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
+    own = {
+        key: tensor.detach().contiguous().clone()
+        for key, tensor in tensors.items()
+        if said_again(key, tensors) is None  # what is written again would be what it was before the training
+    }
     return _assemble(own, metadata, source, name, hashes.Hashes(None)), own
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_mixer.sources._local import adapter_files, read_config_file
-from lora_mixer.sources._resolve import resolve_source
+from lora_mixer.sources._resolve import repository_file, resolve_source
 from lora_mixer.sources._sidecars import Sidecars, find_sidecars
 from lora_mixer.sources._types import AdapterSource
 
@@ -13,5 +13,6 @@ __all__ = [
     "adapter_files",
     "find_sidecars",
     "read_config_file",
+    "repository_file",
     "resolve_source",
 ]

@@ -37,10 +37,10 @@ from lora_mixer.sources._names import (
     component_of,
     safe_relative,
 )
-from lora_mixer.sources._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
-    from lora_mixer.sources._types import Request
+    from collections.abc import Mapping
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -227,3 +227,25 @@ def _endpoint() -> str:
 
 def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | None:
+    """
+    Return a repository's file, downloaded or from the cache; None where there is no such file or repository, or nobody answers.
+
+    Args:
+        repo_id: ``"user/name"``.
+        name: The file.
+        said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
+    """
+    request = Request(
+        revision=said.get("revision"),
+        token=said.get("token"),
+        cache_dir=said.get("cache_dir"),
+        local_files_only=bool(said.get("local_files_only") or _offline()),
+    )
+    try:
+        validate_repo_id(repo_id)
+        return _download(repo_id, name, request)
+    except Exception:  # noqa: BLE001 -- whatever the reason, it is not here; who needs it says what was looked for
+        return None

@@ -127,3 +127,17 @@ def _from_memory(source: object, request: Request) -> AdapterSource:
         f"An adapter must be a path, a Hub repository name, bytes, a file opened with mode 'rb' or a state dict "
         f"(got {type(source).__name__})."
     )
+
+
+def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | None:
+    """
+    Return a file of a Hub repository, downloaded or from the cache; None where it is not to be had, for whatever reason.
+
+    Args:
+        repo_id: ``"user/name"``.
+        name: The file.
+        said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
+    """
+    from lora_mixer.sources import _hub
+
+    return _hub.repository_file(repo_id, name, said)

@@ -115,8 +115,8 @@ def _same(layer: NewLayer, weights: LayerWeights) -> bool:
     up, down = (half.double().cpu() for half in layer.pair)
     other_up, other_down = there.up.double().cpu(), there.down.double().cpu()
     # |A B - C D| from the cores, without a full matrix
-    left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)
-    right = torch.cat([down, other_down])
+    left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)  # (out, 2 R)
+    right = torch.cat([down, other_down])  # (2 R, in * kernel)
     return _norm(left, right) <= _HALF * _norm(up * (layer.alpha / layer.rank), down) + 1e-12
 
 

@@ -21,7 +21,7 @@ from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
@@ -349,7 +349,7 @@ class MergedEngine(Engine):
         """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
         for (number, _), entry in self._touched.items():
             if number in modules:
-                self._force(entry)
+                self._force(entry, gone=True)
                 for slot in entry.slots:
                     slot.blended = False  # what could not be written then is nobody's any more
 
@@ -371,15 +371,17 @@ class MergedEngine(Engine):
         return left
 
     @staticmethod
-    def _force(entry: _Touched) -> list[str]:
-        """Put the base of a module back; give the names of what cannot be written."""
+    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
                 restore([slot])
-            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+            except Exception:  # what cannot be written is told by name
+                if gone and slot.can_restore:
+                    raise
                 left.append(slot.name)
         return left
 
@@ -445,6 +447,8 @@ class MergedEngine(Engine):
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
+        if wish.images > 1:
+            return "its weight is one for all rows"
         held = self._adapters[name][place]
         if held.weights.beside_only:
             return "no weight of a convolution in groups can hold a pair over all of its inputs"
@@ -580,13 +584,15 @@ class MergedEngine(Engine):
         if not looked:
             self._look()
         before = self._active
-        try:
-            self._write(gains)
-        except BaseException:
-            with uninterrupted():
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            if error is not None:
                 self._plans.clear()
                 self._write(before)
-            raise
+
+        with Interruptible(lambda: None, end):
+            self._write(gains)
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""

@@ -227,7 +227,9 @@ class KeptWeight:
             if columns is None:
                 self.parameter.data, self.base, self._narrow = narrow, None, None
             else:
-                wide = narrow.new_zeros(narrow.shape[0], columns, *narrow.shape[2:])
+                wide = narrow.new_zeros(
+                    narrow.shape[0], columns, *narrow.shape[2:]
+                )  # (out, columns, *kernel)
                 wide[:, : narrow.shape[1]] = narrow
                 self.parameter.data = wide
                 self.base = self._copy(wide)
