@@ -218,9 +218,7 @@ class EngineController:
     def restore(self, components: Mapping[str, nn.Module]) -> None:
         """Put the base back, whatever state others left the weights in."""
         self._bases.find_stored(components)
-        with uninterrupted():
-            self._bases.clear_stored()
-            self._changing = True
+        self._leave_files()
         self._clear()
         self._now = BASE
         self._bases.restore()
@@ -268,10 +266,14 @@ class EngineController:
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         served = self._share(wish)
-        with uninterrupted():
-            self._bases.clear_stored()  # where that fails, nothing has changed
-            self._changing = True
+        self._leave_files()
         self._enter(wish, components, served)
+
+    @uninterrupted
+    def _leave_files(self) -> None:
+        """Put the base into files that hold a mix; where that fails, nothing has changed."""
+        self._bases.clear_stored()
+        self._changing = True
 
     def _wish(self, setting: ActiveMixes) -> Wish:
         names = [name for name in setting.names if self.own(name) is None]
