@@ -765,6 +765,29 @@ class LoraMixer:
             self._apply(state, state.held)
             state.enabled = True
 
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """
+        Make one adapter, or several, the only active ones, each at weight 1: the word of Transformers models.
+
+        Args:
+            adapter_name: The name, or names.
+
+        Raises:
+            AdapterNameError: When one is unknown.
+
+        Example:
+            >>> mixer.set_adapter("adapter_2")  # doctest: +SKIP
+        """
+        self.set_adapters(adapter_name)
+
+    def enable_adapters(self) -> None:
+        """Bring the mix back that was active before: the word of Transformers models for :meth:`enable_lora`."""
+        self.enable_lora()
+
+    def disable_adapters(self) -> None:
+        """Give the base back, bit for bit: the word of Transformers models for :meth:`disable_lora`."""
+        self.disable_lora()
+
     def parse_prompt(
         self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
     ) -> tuple[str, Mix]:

@@ -338,7 +338,7 @@ class AppState:
                 self.library.used(entry.id)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Give adapters' hashes by name, for a picture's metadata."""
+        """Return adapters' hashes by name, for a picture's metadata."""
         found = {name: self.entry_named(name) for name in names}
         return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
 
