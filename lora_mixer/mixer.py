@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
@@ -737,7 +737,6 @@ class LoraMixer:
         with self._look() as state:
             _check_mix(state, Mix.of(mix), state.components())
 
-    @contextmanager
     def applied(
         self,
         mix: Any,
@@ -745,7 +744,7 @@ class LoraMixer:
         negative: Any = None,
         engine: str = "auto",
         guidance_copies: int | None = None,
-    ) -> Iterator[LoraMixer]:
+    ) -> AbstractContextManager[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
@@ -762,21 +761,32 @@ class LoraMixer:
             ...     image = pipe("a castle").images[0]
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
-        with self._look() as state:
-            before, enabled = state.held, state.enabled
-            try:
+        state = self._state
+        before: list[tuple[ActiveMixes, bool]] = []
+
+        @uninterrupted
+        def begin() -> LoraMixer:
+            before.append((state.held, state.enabled))
+            if not (
+                state.enabled and wanted == state.held
+            ):  # else in effect already: nothing is written twice
                 try:
-                    if not (
-                        enabled and wanted == before
-                    ):  # else it is in effect already: nothing is written twice
-                        self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
-                    yield self
-                finally:
-                    self._back_to(state, before, enabled=enabled)
-            finally:
-                # nothing to do, unless the first try failed or was interrupted: memory may be free again
-                with uninterrupted():
-                    self._back_to(state, before, enabled=enabled)
+                    self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+                except BaseException as error:
+                    end(error)
+                    raise
+            return self
+
+        @uninterrupted
+        def end(_: BaseException | None) -> None:
+            held, enabled = before.pop()
+            try:
+                self._back_to(state, held, enabled=enabled)
+            except BaseException:
+                self._back_to(state, held, enabled=enabled)  # memory may be free again
+                raise
+
+        return Interruptible(begin, end, state.lock)
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -791,6 +801,29 @@ class LoraMixer:
             state.tokens.change(shown=True)
             self._apply(state, state.held)
             state.enabled = True
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """
+        Make one adapter, or several, the only active ones, each at weight 1: the word of Transformers models.
+
+        Args:
+            adapter_name: The name, or names.
+
+        Raises:
+            AdapterNameError: When one is unknown.
+
+        Example:
+            >>> mixer.set_adapter("adapter_2")  # doctest: +SKIP
+        """
+        self.set_adapters(adapter_name)
+
+    def enable_adapters(self) -> None:
+        """Bring the mix back that was active before: the word of Transformers models for :meth:`enable_lora`."""
+        self.enable_lora()
+
+    def disable_adapters(self) -> None:
+        """Give the base back, bit for bit: the word of Transformers models for :meth:`disable_lora`."""
+        self.disable_lora()
 
     def parse_prompt(
         self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
@@ -1031,7 +1064,7 @@ class LoraMixer:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
         with self._call("put back") as state:
             state.tokens.change(shown=False)
-            state.controller.restore()
+            state.controller.restore(state.components())
             state.enabled = False
 
     # --- inside ------------------------------------------------------------------------------------------
@@ -1046,19 +1079,14 @@ class LoraMixer:
                 self._own = left
         return self._own
 
-    @contextmanager
-    def _look(self) -> Iterator[MixerState]:
+    def _look(self) -> Interruptible[MixerState]:
         """Hold the state still."""
         state = self._state
-        with state.lock:
-            yield state
+        return Interruptible(lambda: state, lambda _: None, state.lock)
 
-    @contextmanager
-    def _call(self, parts: Parts = "bind") -> Iterator[MixerState]:
+    def _call(self, parts: Parts = "bind") -> Interruptible[MixerState]:
         """Change the state, all or nothing."""
-        state = self._state
-        with state.lock, state.transaction(self, parts):
-            yield state
+        return self._state.transaction(self, parts)
 
     @staticmethod
     def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:

@@ -18,7 +18,7 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
@@ -74,6 +74,7 @@ class _Record:
     tokens: TokenRecord
     controller: ControllerRecord
     lineage: Lineage | None
+    roots: Mapping[str, nn.Module]
 
 
 class MixerState:
@@ -109,13 +110,14 @@ class MixerState:
         self._lineage: Lineage | None = None
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
+        self._is_copy = False
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None}
+        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
         return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -126,10 +128,9 @@ class MixerState:
 
     # --- all or nothing --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self, mixer: Any, parts: Parts = "bind") -> Iterator[None]:
+    def transaction(self, mixer: Any, parts: Parts = "bind") -> Interruptible[MixerState]:
         """
-        Change what is held; if that fails, all is exactly as before.
+        Change what is held, alone; if that fails, all is exactly as before.
 
         Args:
             mixer: The mixer that works on it from now on.
@@ -140,20 +141,39 @@ class MixerState:
         Raises:
             MixLostError: When a change failed and so did the way back; no adapter is in effect then.
         """
-        record = self._record()
+        record: list[_Record] = []
+
+        @uninterrupted
+        def begin() -> MixerState:
+            try:
+                record.append(self._record())
+                self.owner = weakref.ref(mixer)
+                self._follow(parts)
+            except BaseException as error:
+                end(error)
+                raise
+            return self
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            try:
+                if error is None:
+                    self._commit(record[0])
+                elif record:
+                    self._roll_back(record[0], error)
+            finally:
+                self._claimed, self._claimed_modules = [], set()
+
+        return Interruptible(begin, end, self.lock)
+
+    def _commit(self, record: _Record) -> None:
         try:
-            self.owner = weakref.ref(mixer)
-            self._follow(parts)
-            yield
             self.mark()
             self._guard()
             self.controller.settle()
         except BaseException as error:
-            with uninterrupted():
-                self._roll_back(record, error)
+            self._roll_back(record, error)
             raise
-        finally:
-            self._claimed, self._claimed_modules = [], set()
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""
@@ -204,11 +224,18 @@ class MixerState:
             for name, layers in bound.items()
         }
         self.controller.rebind(moved, components)
+        self._stand_on(roots)
+        self._lineage = None
+
+    def _stand_on(self, roots: Mapping[str, nn.Module]) -> None:
+        """Reach other parts from now on; mark() gives marks and guards to them."""
+        if roots is self.roots:
+            return
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
-        guards.take_away(self.pipe, self.roots.values())  # mark() gives them to those that stay
-        self.roots, self._reach, self._lineage = roots, (), None
+        guards.take_away(self.pipe, self.roots.values())
+        self.roots, self._reach = dict(roots), ()
 
     def _take_copy(self, root: nn.Module) -> None:
         """Give a part its base that bears a state without mixer, such as a copy of a part of this pipeline."""
@@ -231,12 +258,14 @@ class MixerState:
             self.tokens.record(),
             self.controller.record(),
             self._lineage,
+            self.roots,
         )
 
     def _roll_back(self, record: _Record, error: BaseException) -> None:
         self.loaded, self.inherited = dict(record.loaded), set(record.inherited)
         self.inherited_tokens = set(record.inherited_tokens)
         self.held, self.enabled, self._lineage = record.held, record.enabled, record.lineage
+        self._stand_on(record.roots)
         try:
             self.tokens.roll_back(record.tokens)
             self.controller.roll_back(record.controller, self.components())
@@ -286,23 +315,25 @@ class MixerState:
 
     def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
-        before = self.pipe
+        before, was_copy = self.pipe, self._is_copy
         self._move_to(pipe)
         try:
             self._take_over(mixer, keep_base, again=pipe is not before)
         except BaseException:
             self._move_to(before)
+            self._is_copy = was_copy
             self.owner = None
             raise
 
     def _move_to(self, pipe: Any) -> None:
+        self._is_copy = False
         guards.take_away(self.pipe, ())
         self.controller.pipe = pipe
         self.tokens.move_to(pipe)
         guards.place(pipe, (), self)
 
     def _take_over(self, mixer: Any, keep_base: BaseDevice, *, again: bool) -> None:
-        with self.lock, self.transaction(mixer):
+        with self.transaction(mixer):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}
             self.keep_base = keep_base
@@ -487,7 +518,9 @@ class MixerState:
         """Whether it is the state of this pipeline: of the same object, or one that has all parts which are reached."""
         if self.is_empty:
             return False
-        if self.pipe is pipe:
+        if (
+            self.pipe is pipe and not self._is_copy
+        ):  # a copy of a part refers to the pipeline of the first one
             return True
         mine = {id(root) for root in self.roots.values()}
         reached = mine & {id(root) for root in components.values()}

@@ -48,7 +48,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a norm": ("llama", LoraConfig(target_modules=["input_layernorm"]), "target_modules", "has no pair"),
     "a rank of 0": ("llama", LoraConfig(r=0, target_modules=["q_proj"]), "r", "at least 1, got 0"),
     "a rank below 0": ("llama", LoHaConfig(r=-2, target_modules=["q_proj"]), "r", "at least 1"),
-    "a rank that is no number": ("llama", LoKrConfig(r="8", target_modules=["q_proj"]), "r", "'8' (a str)"),  # type: ignore[arg-type]
+    "a rank that is not a number": ("llama", LoKrConfig(r="8", target_modules=["q_proj"]), "r", "'8' (a str)"),  # type: ignore[arg-type]
     "a rank beyond the layer": ("llama", LoraConfig(r=25, target_modules=["q_proj"]), "target_modules", "has at most 24"),
     "a rank beyond one layer": ("bert", LoraConfig(r=8, target_modules="all-linear"), "target_modules", "classifier rank 8 is beyond the layer, whose matrix 3 x 24"),
     "a rank by pattern beyond": ("llama", LoraConfig(target_modules=["k_proj"], rank_pattern={"1.self_attn.k_proj": 30}), "target_modules", "layers.1.self_attn.k_proj rank 30"),
@@ -61,7 +61,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a start by a number": ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights=1), "init_lora_weights", "got 1"),
     "a magnitude over a part of the base": ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa", use_dora=True), "use_dora", "pissa"),
     "an odd orthogonal rank": ("llama", LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="orthogonal"), "target_modules", "an even one"),
-    "pissa on a convolution": ("convolutions", LoraConfig(r=3, target_modules=["picture"], init_lora_weights="pissa"), "target_modules", "no linear layer"),
+    "pissa on a convolution": ("convolutions", LoraConfig(r=3, target_modules=["picture"], init_lora_weights="pissa"), "target_modules", "not a linear layer"),
     "eva without data": ("llama", LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="eva"), "init_lora_weights", "needs eva_data"),
     "a bias beside a magnitude": ("llama", LoraConfig(target_modules=["q_proj"], lora_bias=True, use_dora=True), "lora_bias", "choose one"),
     "biases of nobody": ("llama", LoraConfig(target_modules=["q_proj"], bias="some"), "bias", "'lora_only'"),
@@ -72,7 +72,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a token beyond, alone": ("llama", TrainableTokensConfig(token_indices=[40]), "target_modules", "has 37 rows"),
     "a token twice": ("llama", TrainableTokensConfig(token_indices=[4, 4]), "token_indices", "twice"),
     "no tokens": ("llama", TrainableTokensConfig(), "token_indices", "got []"),
-    "tokens of no table": ("llama", TrainableTokensConfig(token_indices=[4], target_modules=["q_proj"]), "target_modules", "no lookup table"),
+    "tokens of no table": ("llama", TrainableTokensConfig(token_indices=[4], target_modules=["q_proj"]), "target_modules", "not a lookup table"),
     "tokens without a known table": ("convolutions", TrainableTokensConfig(token_indices=[4]), "target_modules", "input embedding"),
     "no number of steps": ("llama", AdaLoraConfig(target_modules=["q_proj"]), "total_step", "got None"),
     "no steps between": ("llama", AdaLoraConfig(target_modules=["q_proj"], total_step=10, tinit=5, tfinal=5), "total_step", "leave none"),

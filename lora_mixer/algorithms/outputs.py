@@ -96,7 +96,8 @@ class OutputChange:
         if self.rows is not None:
             total = total + own * self.rows.to(own.device)
         if self.columns is not None:
-            total = total + product((x * self.columns.to(x.device)).to(x.dtype))
+            # one product of the inputs as they are to be: packed layers round them
+            total = total + product((x * (1 + self.columns.to(x.device))).to(x.dtype)) - own
         if self.pair is not None:
             down, up = (half.to(x.device, x.dtype) for half in (self.pair.down, self.pair.up))
             total = total + functional.linear(functional.linear(x, down), up) * self.pair.scale

@@ -141,6 +141,7 @@ class _Run:
         self.on_image, self.on_event, self.stop = on_image, on_event, stop
         self.storage = Storage(checked.folder)
         self.counts: Counter[str] = Counter()
+        self.was_lost = False  # whether any worker was
         self.versions = _versions()
 
     def results(self, engine: EngineName, workers: int | None, address: str | None) -> Iterator[BatchResult]:
@@ -264,6 +265,8 @@ class _Run:
             at_once = False
         finally:
             backend.close(at_once=at_once)
+            if self.was_lost:
+                self.storage.remove_stale()  # what a worker was writing when it was lost; nobody writes any more
 
     def _hand_out(
         self, queue: TaskQueue, pool: WorkerPool, residents: Mapping[int, tuple[str, ...]], manifest: Manifest
@@ -280,6 +283,7 @@ class _Run:
         if isinstance(event.result, Ready):
             self._tell("worker", worker=event.worker, state="ready", pid=event.result.pid)
         elif isinstance(event.result, WorkerGoneError):
+            self.was_lost = True
             self._tell("worker", worker=event.worker, state="lost", reason=str(event.result))
 
     def _take(

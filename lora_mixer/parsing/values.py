@@ -146,7 +146,7 @@ def read_json(text: str) -> Any:
     Read JSON that a stranger wrote.
 
     Raises:
-        ValueError: It is too long or too deep, has numbers that are none, or is no JSON.
+        ValueError: It is too long or too deep, has numbers that are none, or is not JSON.
     """
     return _limited(text, lambda: _DECODER.decode(text))
 

@@ -18,7 +18,7 @@ import torch
 
 from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.standing_in import outside
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
@@ -143,14 +143,23 @@ class Scales:
             if before == scale:
                 yield
                 return
-            try:
-                self.by_part[part] = scale
-                show(part)
-                yield
-            finally:
-                with uninterrupted():
-                    self.by_part[part] = before
+
+            @uninterrupted
+            def begin() -> None:
+                try:
+                    self.by_part[part] = scale
                     show(part)
+                except BaseException as error:
+                    end(error)
+                    raise
+
+            @uninterrupted
+            def end(_: BaseException | None) -> None:
+                self.by_part[part] = before
+                show(part)
+
+            with Interruptible(begin, end):
+                yield
 
 
 class ScaledCall:

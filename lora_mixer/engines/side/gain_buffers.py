@@ -263,8 +263,12 @@ class GainBuffers:
             return
         self._shown = parts
         self._cache.clear()
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._write(count, parts)
+        try:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._write(count, parts)
+        except BaseException:
+            self._shown = None  # half of it is no state to go on from
+            raise
 
     def _at(self, call: CallGains, rows: torch.Tensor | None) -> torch.Tensor:
         """Return the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""

@@ -9,6 +9,7 @@ their own changes. While any adapter is in training, no parameter of the model a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -55,6 +56,15 @@ class Bases(Protocol):
 
     def clean_weights(self, name: str) -> Sequence[Clean]:
         """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter."""
+
+
+@dataclass(frozen=True)
+class TrainableRecord:
+    """What was in training at one time."""
+
+    own: Mapping[str, Trained]
+    frozen: Sequence[nn.Parameter]
+    roots: Mapping[str, Sequence[nn.Module]]
 
 
 class TrainableEngine(Engine):
@@ -129,14 +139,27 @@ class TrainableEngine(Engine):
                 parameter.requires_grad_(True)
             self._frozen.clear()
 
-    def record(self) -> frozenset[str]:
-        """Note which adapters are in training."""
-        return frozenset(self._own)
+    def record(self) -> TrainableRecord:
+        """Note what is in training, and which parameters ask for no gradient because of that."""
+        return TrainableRecord(dict(self._own), tuple(self._frozen), dict(self._roots))
 
-    def put_back(self, record: frozenset[str]) -> None:
-        """Let those go that came since."""
-        for name in self._own.keys() - record:
-            self.forget(name)
+    def put_back(self, record: TrainableRecord) -> None:
+        """Have the same in training again, whatever was let go or came since."""
+        for name in {*self._own, *self._roots}:
+            if name not in record.own or self._own.get(name) is not record.own[name]:
+                self.forget(name)
+        for name, roots in record.roots.items():
+            own = record.own[name]
+            for root in roots:  # also where it was let go half-way: what is there stays the same
+                register(root, name, own.on(root), own.of_norms())
+        kept = {id(parameter) for parameter in record.frozen}
+        for parameter in self._frozen:
+            if id(parameter) not in kept:
+                parameter.requires_grad_(True)
+        for parameter in record.frozen:
+            parameter.requires_grad_(False)
+        self._own, self._frozen = dict(record.own), list(record.frozen)
+        self._roots = {name: list(roots) for name, roots in record.roots.items()}
 
     def look(self, wish: Wish) -> None:
         """

@@ -121,7 +121,7 @@ def _problems(config: LoraConfig) -> Iterator[Problem]:
 
 
 def token_problems(table: Any, name: str) -> Iterator[Problem]:
-    """Find tokens that are no lists of numbers from 0, each once."""
+    """Find tokens that are not lists of numbers from 0, each once."""
     for key, ids in (
         (table or {}).items() if isinstance(table, dict) else [("", table)] if table is not None else []
     ):
@@ -143,7 +143,7 @@ def refuses(config: LoraConfig, target: Target) -> str | None:
         ),
         (
             start in _OF_A_MATRIX and target.layer != "linear",
-            f"is no linear layer, which init_lora_weights={start!r} needs",
+            f"is not a linear layer, which init_lora_weights={start!r} needs",
         ),
         (
             start == "orthogonal" and target.rank % 2,
