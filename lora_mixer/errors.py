@@ -5,13 +5,14 @@ Every error that the package raises on purpose.
     ├── SourceError             where an adapter was asked for, there is none, or several
     │   ├── SourceNotFoundError     (also a FileNotFoundError)
     │   └── AmbiguousSourceError
-    ├── FormatError             what was read is no adapter that can be used (also a ValueError)
+    ├── FormatError             what was read is not an adapter that can be used (also a ValueError)
     │   ├── CorruptFileError        truncated, oversized, wrong magic, impossible header
     │   ├── NotAnAdapterError       a checkpoint, an embedding, a ControlNet, nothing at all
     │   ├── UnsupportedAdapterError an algorithm or model family that is not read yet, by name
     │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
     ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
+    ├── AdapterConfigError      a fresh adapter cannot be made like that (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
     ├── PlanError               a plan of pictures cannot be made as it stands (also a ValueError)
@@ -23,7 +24,7 @@ Every error that the package raises on purpose.
     │   └── MixLostError            a mix could not be written, nor the one before: none is active
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
-After any of them the pipeline is exactly as it was before the call.
+Rooms have a few of their own below these (a preview, a pattern, an output path). After any of them the pipeline is exactly as it was before the call.
 """
 
 from __future__ import annotations
@@ -168,6 +169,28 @@ class MixError(LoraMixerError, ValueError):
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
         super().__init__(message, file=file, problems=problems)
+
+
+class AdapterConfigError(LoraMixerError, ValueError):
+    """
+    A configuration cannot be that of a fresh adapter, or not on this model.
+
+    Args:
+        message: What is wrong; None lists the problems.
+        problems: Each thing that is wrong, with the field that it is about.
+
+    Attributes:
+        problems: As above.
+    """
+
+    def __init__(self, message: str | None = None, *, problems: tuple[Problem, ...] = ()) -> None:
+        if message is None and len(problems) == 1:
+            message = f"This adapter cannot be made: {problems[0]}"
+        elif message is None:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            message = f"This adapter cannot be made, for {len(problems)} reasons:\n{listed}"
+        super().__init__(message)
+        self.problems = problems
 
 
 class PlanError(LoraMixerError, ValueError):

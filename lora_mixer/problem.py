@@ -113,6 +113,8 @@ class NoteKind(Enum):
     """Some of its modules have alpha 0 and change nothing."""
     ALL_ZERO = "all zero"
     """All of its modules hold zeros."""
+    BESIDE = "beside"
+    """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
 
 
 K = TypeVar("K", bound=Enum)

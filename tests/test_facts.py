@@ -22,7 +22,9 @@ from lora_mixer import (
     SaveError,
     read_adapter,
 )
+from lora_mixer.errors import LoraMixerError
 from lora_mixer.library import Entry, Fit, compatible
+from lora_mixer.merging import breadcrumbs, dare, della, ties
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark, SaveProblem, SaveReason, UnusedReason
 from lora_mixer.writing import convert
 from tests.models import tiny_sd
@@ -296,3 +298,44 @@ def test_errors_keep_their_facts_on_the_way_out_of_a_process(error):
         error.problems,
     )
     assert again.problems
+
+
+INSIDE = {
+    "NotJsonError",  # caught by whoever reads a text, who knows where it stands
+    "WorkerGoneError",  # from one worker of a batch to the run, which starts another
+}
+
+
+def test_every_error_that_users_can_meet_stands_in_one_tree():
+    stray = set()
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                if (
+                    bases & {"Exception", "ValueError", "RuntimeError", "TypeError", "OSError"}
+                    and len(bases) == 1
+                ):
+                    stray.add(node.name)
+
+    assert stray - INSIDE == {"LoraMixerError"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ties([torch.ones(2, 2)], [1.0], 2.0),
+        lambda: ties([torch.ones(2, 2)], [1.0], 0.5, majority="loudest"),
+        lambda: ties([torch.ones(2, 2)], [1.0], 0.5, average="none"),
+        lambda: dare([torch.ones(2, 2)], [1.0], 0.0, generators=[torch.Generator()]),
+        lambda: della([torch.ones(2, 2)], [1.0], 0.5, 0.9, generators=[torch.Generator()]),
+        lambda: breadcrumbs([torch.ones(2, 2)], [1.0], 0.9, 0.2),
+        lambda: LoraMixer(tiny_sd(), keep_base="gpu"),
+        lambda: LoraMixer(tiny_sd()).load_lora_weights(pair(), max_rank=0),
+    ],
+)
+def test_impossible_arguments_are_errors_of_the_package(call):
+    with pytest.raises(LoraMixerError) as caught:
+        call()
+
+    assert isinstance(caught.value, ValueError)

@@ -69,7 +69,7 @@ NO_SIDE_PATH = {
     "wan/lightx2v_diffs": "full",
     "wan/pairs_and_diff_b": "full",
 }
-# Whose change is no multiple of its weight.
+# Whose change is not a multiple of its weight.
 ROTATIONS = {"flux/kohya_oft"}
 
 

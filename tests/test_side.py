@@ -161,7 +161,7 @@ def test_what_the_side_path_cannot_do_is_refused_and_changes_nothing(mixer: Lora
     mixer.disable_lora()
 
     with pytest.raises(MixError, match="turn"):
-        mixer.set_mix([{"turn": 1.0}, {"a": 1.0}])
+        mixer.set_mix([{"turn": 1.0}, {"a": 1.0}], engine="side")
     with pytest.raises(MixError, match="merged"):
         mixer.set_mix([{"b": 1.0}, {"a": 1.0}], engine="merged")
     with pytest.raises(MixError, match="engine"):

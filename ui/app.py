@@ -16,7 +16,7 @@ from lora_mixer.errors import LoraMixerError
 
 from .api import add_api
 from .app_state import AppState, ServerOptions
-from .guard import LOOPBACK, Guard
+from .guard import LOOPBACK, Guard, outermost
 from .jobs import Jobs
 from .pages.compare import compare_page
 from .pages.export import export_page
@@ -168,7 +168,7 @@ def launch(
     app = app or AppState(options)
     blocks = build(app)
     hosts = None if auth is not None else (*LOOPBACK, host)
-    served: Sequence[str] = [str(app.pictures)]
+    served: Sequence[str] = [str(app.pictures), str(app.downloads)]
     blocks.queue(default_concurrency_limit=None, max_size=512, api_open=True)
     blocks.launch(
         server_name=host,
@@ -192,10 +192,14 @@ def launch(
         quiet=True,
         prevent_thread_lock=True,
         app_kwargs={
-            "middleware": [Middleware(Guard, app.sessions, hosts, app.pictures), Middleware(Pressing)]
+            "middleware": [
+                Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads),
+                Middleware(Pressing),
+            ]
         },
         inbrowser=False,
     )
+    outermost(blocks.app)
     app.preloader.warm_up()
     if block:
         sys.stdout.write(f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {app.pictures})\n")

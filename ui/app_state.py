@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import warnings
@@ -35,6 +36,8 @@ ID_DIGITS = 8
 SCAN_WAIT = 2.0
 """Seconds that the start waits for the library; the rest of a first scan goes on behind the open page."""
 KEPT_LOADED = 24
+HASHED_AT_ONCE = 16 << 30
+"""Bytes of files that are read behind the page for one picture whose hashes nobody knows."""
 """Adapters that stay in memory; beyond that, those that were not used for longest go."""
 GRID_BATCH = 4
 """Cells of a grid in one call, each with its own mix."""
@@ -81,8 +84,8 @@ class AppState:
         self.options = options
         out = options.out.expanduser().resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
-        self.exports = out / "exports"
-        for folder in (self.pictures, self.uploads):
+        self.exports, self.downloads = out / "exports", out / "downloads"
+        for folder in (self.pictures, self.uploads, self.downloads):
             folder.mkdir(parents=True, exist_ok=True)
         folders = [Path(folder).expanduser().resolve() for folder in options.loras]
         self._demo = (
@@ -256,8 +259,16 @@ class AppState:
         return entry.root != self._demo
 
     def hash_all(self, entries: Iterable[Entry]) -> None:
-        """Compute the hashes that are not known yet, one file after the other, in a thread of its own."""
-        wanted = [entry.id for entry in entries if not set(entry.hashes) - {"declared"}]
+        """
+        Compute the hashes that are not known yet, one file after the other, in a thread of its own.
+
+        As many as :data:`HASHED_AT_ONCE` bytes have room for, the newest first; the next picture goes on from there.
+        """
+        unknown = [entry for entry in entries if not set(entry.hashes) - {"declared"}]
+        unknown.sort(key=lambda entry: entry.mtime, reverse=True)
+        ends = itertools.accumulate(entry.bytes for entry in unknown)
+        wanted = [entry.id for entry, end in zip(unknown, ends, strict=True) if end <= HASHED_AT_ONCE]
+        wanted = wanted or [entry.id for entry in unknown[:1]]
         with self._lock:
             if not wanted or self.hashing:
                 return
@@ -336,7 +347,7 @@ class AppState:
                 self.library.used(entry.id)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Give adapters' hashes by name, for a picture's metadata."""
+        """Return adapters' hashes by name, for a picture's metadata."""
         found = {name: self.entry_named(name) for name in names}
         return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
 

@@ -8,6 +8,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError
 
 from . import checks
@@ -114,12 +115,8 @@ class Starts:
 
     @staticmethod
     def _write(picture: Image, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_file():
-            return
-        spare = place.with_suffix(".tmp")
-        picture.save(spare, format="png")
-        spare.replace(place)
+        if not place.is_file():
+            write_files({place: lambda stream: picture.save(stream, format="png")})
 
 
 def sent(address: Any) -> Image:

@@ -14,6 +14,8 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
+from lora_mixer.algorithms.ungrouped import Ungrouped
+from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -25,7 +27,7 @@ from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
-from lora_mixer.problem import AbsenceReason, Problem, Remark
+from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -190,7 +192,7 @@ def bind(
             continue
         live = found.placements[0].live
         tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
-        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
             misfits.append(Problem(f"{live.component}.{live.path}", misfit))
@@ -222,7 +224,7 @@ def bind(
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound),
-        report,
+        replace(report, notes=(*report.notes, *_beside_only(bound))),
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
@@ -284,11 +286,14 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = found.placements[0].live
-    if any(
+    what = "+".join(weights.algorithms)
+    held = not weights.beside_only and _has_beside_only(weights)
+    if held or any(
         p.live_rows is not None and weights.take(p.file_rows, found.total).needs_whole(p.live.shape)
         for p in found.placements
     ):
-        return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
+        of = "of a pair over all inputs of a convolution in groups"
+        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
     if live.is_bare and isinstance(weights, ParameterPair):
         return weights.misfit(live.shape)
     if live.is_packed and weights.bias_delta(None, 1.0) is not None:
@@ -296,7 +301,9 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     if live.is_bare and not live.is_packed:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
-            return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
+            return (
+                f"a parameter {live.shape} that is not a module's weight takes a change of its own size only"
+            )
         return None
     misfit = weights.misfit(found.shape)
     if (
@@ -310,8 +317,49 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     return misfit
 
 
+def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
+    """Say which layers of a load are in no weight, whatever the mix."""
+    found = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
+    if not found:
+        return []
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    note = (
+        f"{len(found)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
+        f"beside them in every mix ({', '.join(found[:_SHOWN])}{more})"
+    )
+    return [Remark(note, NoteKind.BESIDE)]
+
+
+def _has_beside_only(weights: LayerWeights) -> bool:
+    return weights.beside_only or any(_has_beside_only(part) for part in weights.inner_parts())
+
+
+def _over_all_inputs(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return a pair without groups on a convolution in groups as what runs beside it; all else as it is."""
+    live = found.placements[0].live
+    groups = getattr(live.module, "groups", 1)
+    if groups == 1 or live.is_bare or len(live.shape) < 3 or weights.beside_only:
+        return weights
+    wide = Ungrouped(weights, groups, weights.alpha)
+    whole = wide.whole_shape(found.shape)
+    fits = weights.misfit(found.shape) is not None and weights.misfit(whole) is None
+    return wide if fits and wide.factors(found.shape) is not None else weights
+
+
+def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return whole weights as (out, in, ...) where the module stores them the other way round, as files do then."""
+    if not found.placements[0].live.transposed:
+        return weights
+    if isinstance(weights, Stack):
+        return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
+    if isinstance(weights, Values) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.T)
+    return weights
+
+
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
     """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
+    weights = _over_all_inputs(weights, found)
     live, columns = found.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):

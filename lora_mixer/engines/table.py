@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_mixer.engines.dense.engine import DenseEngine
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.trainable.engine import TrainableEngine
 
@@ -30,6 +31,7 @@ class House:
 ENGINES: dict[str, Callable[[House], Engine]] = {
     "merged": lambda house: house.bases,
     "side": lambda _: SideEngine(),
+    "dense": lambda _: DenseEngine(),
     "trainable": lambda house: TrainableEngine(house.bases),
 }
 """What makes each engine of a pipeline, in the order in which they are entered and shown a step."""

@@ -22,7 +22,7 @@ _TEXT_AT_MOST = 20_000
 _WORD_AT_MOST = 500
 
 
-def describe(found: Found) -> dict[str, Any]:
+def describe_file(found: Found) -> dict[str, Any]:
     """
     Return the row of a file.
 

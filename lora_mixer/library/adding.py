@@ -77,7 +77,7 @@ def put(
 
     Raises:
         SourceError: It is larger than allowed, or cannot be read.
-        FormatError: It is no adapter that can be used.
+        FormatError: It is not an adapter that can be used.
         SaveError: The disk refuses.
     """
     stem = safe_name(name)
@@ -144,7 +144,7 @@ def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         SourceError: There is no such file.
-        CorruptFileError: It is no JSON object.
+        CorruptFileError: It is not a JSON object.
     """
     found = read_config(Path(path))
     if found is None:

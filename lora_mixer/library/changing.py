@@ -47,7 +47,7 @@ def rename(entry: Entry, name: str) -> Path:
         Where the weights are now.
 
     Raises:
-        SourceError: When something is called so already, or it is no name.
+        SourceError: When something is called so already, or it is not a name.
         SaveError: When the disk refuses.
     """
     stem = safe_name(name)

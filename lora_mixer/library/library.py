@@ -187,7 +187,7 @@ class Library:
 
         Raises:
             SourceNotFoundError: There is no such entry.
-            SourceError: It is no picture that can be read.
+            SourceError: It is not a picture that can be read.
         """
         entry = self.get(id)
         name = None
@@ -317,7 +317,7 @@ class Library:
 
         Raises:
             SourceError: It is larger than allowed, cannot be read, or the folder is none of the library's.
-            FormatError: It is no safetensors file with an adapter that can be used, or its configuration does not fit.
+            FormatError: It is not a safetensors file with an adapter that can be used, or its configuration does not fit.
             SaveError: The disk refuses.
         """
         table = None if config is None else adding.peft_config(config)

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
+from lora_mixer.errors import LoraMixerError
 from lora_mixer.library._walking import within
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _FILE_AT_MOST = 64 << 20
 _PIXELS_AT_MOST = 50_000_000
 
 
-class PreviewError(ValueError):
+class PreviewError(LoraMixerError, ValueError):
     """Why a preview cannot be shown."""
 
 
@@ -91,6 +92,6 @@ def write(source: Path, path: Path, side: int) -> None:
     except PreviewError:
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file
-        raise PreviewError(f"is no picture that can be read ({type(error).__name__})") from error
+        raise PreviewError(f"is not a picture that can be read ({type(error).__name__})") from error
     small.info = {}
     write_files({path: lambda stream: small.save(stream, "WEBP", quality=80)})

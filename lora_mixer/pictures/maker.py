@@ -350,7 +350,7 @@ class PictureMaker:
             )
             rows.append(torch.zeros_like(made[0]) if zeros else made[0])
             pooled.append(torch.zeros_like(made[1]) if zeros and made[1] is not None else made[1])
-        together = torch.cat(rows)
+        together = torch.cat(rows)  # (prompts + negative prompts, tokens, width)
         count = len(batch)
         found = {"prompt_embeds": together[:count], "negative_prompt_embeds": together[count:]}
         of_all = [each for each in pooled if each is not None]

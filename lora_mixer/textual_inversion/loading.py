@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_mixer.textual_inversion.tokens import Token
 
 
-def choose(
+def choose_embeddings(
     adapter: Adapter, wanted: bool | Mapping[str, str], *, allow_nonfinite: bool
 ) -> tuple[Embedding, ...]:
     """

@@ -118,7 +118,7 @@ class _Taught:
         self._left = vars(copy.deepcopy(self.tokenizer))
         vars(self.tokenizer).update(self._left)
         start = self._add(self._words)
-        rows = _Rows(start, torch.cat([word.vectors for word in self._words]))
+        rows = _Rows(start, torch.cat([word.vectors for word in self._words]))  # (all vectors, width)
         hook_input(self.embedding, rows.before)
         hook_output(self.embedding, rows.after)
         self._done = True

@@ -36,7 +36,7 @@ WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _PEFT_NAME = "adapter_model.safetensors"
 
 
-def write(
+def write_adapter(
     path: Path,
     layers: Sequence[NewLayer],
     names: Names,

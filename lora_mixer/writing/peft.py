@@ -125,8 +125,8 @@ def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, A
 
     Example:
         >>> import torch
-        >>> from lora_mixer.writing.layers import NewLayer, Place
-        >>> layer = NewLayer(Place("unet", "a", (2, 2)), torch.ones(2, 1), torch.ones(1, 2), alpha=0.5)
+        >>> from lora_mixer.writing.layers import NewLayer, ModulePlace
+        >>> layer = NewLayer(ModulePlace("unet", "a", (2, 2)), torch.ones(2, 1), torch.ones(1, 2), alpha=0.5)
         >>> lora_config([layer], ["a"])["lora_alpha"]
         0.5
     """

@@ -19,7 +19,7 @@ from lora_mixer.picture_metadata import (
 from lora_mixer.pictures import PICTURE_FIELDS
 
 from .. import gallery
-from ..mix_rows import recalled_rows, shown
+from ..mix_rows import recalled_rows, shown_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
             with suppress(PictureError):  # the row says that its mask is not here
                 app.masks.put_values(mask.picture)
     app.preloader.want(found.mix.names)
-    return shown(recalled_rows(found), app), found
+    return shown_rows(recalled_rows(found), app), found
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def dropped(path: Any, cache: str) -> PictureSettings:
         cache: The folder that uploads lie in; nothing outside of it is read.
 
     Raises:
-        PictureError: When it is no upload, or too large.
+        PictureError: When it is not an upload, or too large.
         PictureMetadataError: When nobody wrote settings into it.
     """
     given = Path(str(path))

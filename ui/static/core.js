@@ -83,7 +83,7 @@ window.lm = (() => {
     setTimeout(() => note.remove(), bad ? 15000 : undo ? 9000 : 5000);
   }
 
-  // Ask the server; an answer with a problem is said, at its field where it has one, and is no answer.
+  // Ask the server; an answer with a problem is said, at its field where it has one, and is not an answer.
   let server = {};
   async function ask(name, data = null) {
     try {

@@ -185,6 +185,12 @@ lm.parts.slider = (root, { props, watch }) => {
   watch("value", draw);
   draw();
 };
+lm.parts.downloads = (root, { props, watch }) => {
+  const draw = () => root.replaceChildren(...(props.value || []).map((file) =>
+    lm.h("a", { class: "lm-download", href: file.url, download: file.name }, `${file.name} (${lm.bytes(file.bytes)})`)));
+  watch("value", draw);
+  draw();
+};
 lm.parts.verdict = (root, { props, watch }) => {
   const draw = () => root.replaceChildren(...(props.value ? [lm.h("p", { class: `lm-verdict lm-${props.value.level}`, role: "status" }, props.value.text)] : []));
   watch("value", draw);

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine, Room
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
@@ -91,6 +90,7 @@ class SideEngine(Engine):
         self._mixes: Sequence[MixGains] = ()
         self._names: Sequence[str] = ()
         self._pairs: dict[str, list[Factors | None]] = {}
+        self._shown: dict[str, Call] = {}  # what was last put into effect in each component
 
     # --- who carries out what ------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class SideEngine(Engine):
             handle.remove()
         self._handles.clear()
         self.buffers = {}
-        self._mixes = ()
+        self._mixes, self._shown = (), {}
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
@@ -280,6 +280,16 @@ class SideEngine(Engine):
 
     def show(self, call: Call) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
+        parts = [part for part in self.buffers if part not in TEXT_ENCODERS or call.turn is None]
+        self._shown.update(dict.fromkeys(parts, call))
+        self._put(parts, call)
+
+    def show_again(self, component: str) -> None:
+        """Put into effect in a component what was last, with the scale that calls of it have now."""
+        if component in self._shown:
+            self._put([component], self._shown[component])
+
+    def _put(self, parts: Sequence[str], call: Call) -> None:
         step, turn = call.step, call.turn
         choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
         chosen = None
@@ -291,16 +301,14 @@ class SideEngine(Engine):
                 ]
                 for mix, image in zip(self._mixes, choices, strict=True)
             ]
-        for part, buffers in self.buffers.items():
-            if part in TEXT_ENCODERS and turn is not None:
-                continue
+        for part in parts:
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, chosen, call.rows, call.places))
+            self.buffers[part].show(CallGains(shares, chosen, call.rows, call.places))
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
-        shares = [[mix.share(name, component, START) for name in self._names] for mix in self._mixes]
-        self.buffers[component].show(CallGains(shares, None, rows))
+        self._shown[component] = Call(rows=rows)
+        self.show_again(component)
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
@@ -423,7 +431,7 @@ def make_layers(
             ranks = sum(wanted[number][1] for number in members)
             down = torch.zeros(
                 ranks,
-                *live.shape[1:],
+                *live.beside_shape[1:],
                 device=compute_device(live.module),
                 dtype=compute_dtype(live.module, root),
             )  # (ranks of all members, in, *kernel)
@@ -436,7 +444,7 @@ def make_layers(
                     own.module,
                     rank,
                     down[start : start + rank],
-                    own.shape,
+                    own.beside_shape,
                     buffers,
                     spans[number],
                     *ups[number],

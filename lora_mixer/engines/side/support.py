@@ -23,20 +23,18 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
         module: The live layer, of torch or of a quantisation library.
 
     Returns:
-        ``linear`` or ``conv``; None for layers that no side path can serve: other kinds, convolutions in groups or
-        with padding that is not zeros, and layers whose weight others use without calling them.
+        ``linear`` or ``conv``; None for layers that no side path can serve: other kinds, convolutions with padding that
+        is not zeros, and layers whose weight others use without calling them.
 
     Example:
-        >>> layer_kind(nn.Linear(2, 3)), layer_kind(nn.Conv2d(4, 4, 3)), layer_kind(nn.Conv2d(4, 4, 3, groups=4))
+        >>> layer_kind(nn.Linear(2, 3)), layer_kind(nn.Conv2d(4, 4, 3)), layer_kind(nn.ConvTranspose2d(4, 4, 3))
         ('linear', 'conv', None)
     """
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None  # the output projection of nn.MultiheadAttention: its forward is never called
     if hasattr(module, "kernel_size"):
-        plain = (
-            getattr(module, "groups", 1) == 1
-            and getattr(module, "padding_mode", "zeros") == "zeros"
-            and not getattr(module, "transposed", False)
+        plain = getattr(module, "padding_mode", "zeros") == "zeros" and not getattr(
+            module, "transposed", False
         )
         return "conv" if plain else None
     is_linear = isinstance(getattr(module, "in_features", None), int) or hasattr(module, "nf")
@@ -44,9 +42,14 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
 
 
 def side_pair(layer: BoundLayer) -> Factors | None:
-    """Return the factors that a side path needs for a layer, or None where it has none."""
+    """
+    Return the factors that a side path needs for a layer, over all of its inputs, or None where it has none.
+
+    A change of the weight of a convolution in groups hears the inputs of each group apart, which is no such pair.
+    """
     if (
         layer.live.is_bare
+        or (getattr(layer.live.module, "groups", 1) != 1 and not layer.weights.beside_only)
         or layer_kind(layer.live.module) is None
         or layer.weights.bias_delta(None, 1.0) is not None
     ):

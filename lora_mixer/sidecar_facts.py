@@ -144,7 +144,7 @@ class About:
         }
 
 
-def about(
+def sidecar_facts(
     metadata: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
     sidecars: Sidecars | None = None,
@@ -165,7 +165,7 @@ def about(
         The trigger words, in order and without repeats, and the rest.
 
     Example:
-        >>> words, rest = about({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
+        >>> words, rest = sidecar_facts({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
         >>> words, rest.title, rest.sources["title"]
         (('wtrclr style', 'soft'), 'wtrclr', 'header: ss_output_name')
     """
@@ -217,7 +217,7 @@ class _Found:
             elif isinstance(table := _parsed(raw.decode("utf-8-sig", "replace")), dict):
                 self._json(table, _SIDECARS[ending], name)
             else:
-                self.problems[name] = "is no JSON object"
+                self.problems[name] = "is not a JSON object"
                 continue
             self.sidecars.append(name)
         self.take("preview", sidecars.preview, sidecars.preview)

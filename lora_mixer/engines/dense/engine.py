@@ -1,0 +1,143 @@
+"""
+Runs what has no low-rank form beside weights that stay as they are.
+
+The dearest engine, for what no other can have: beside weights that cannot be rewritten (IA3, DoRA, LoHa, LoKr, trained heads and
+biases on packed layers), and where rows of a batch have mixes of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lora_mixer.engines.denoiser.steps import START
+from lora_mixer.engines.dense.layer import DenseLayer, refusal
+from lora_mixer.engines.engine import Call, Engine
+from lora_mixer.engines.hooks import hook_output
+from lora_mixer.engines.merged.kept_weight import unsupported
+from lora_mixer.engines.side.support import side_pair
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import torch
+
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.index import LiveModule
+    from lora_mixer.engines.engine import Effect, Shares, Wish
+    from lora_mixer.engines.gains import MixGains
+    from lora_mixer.engines.hooks import HookHandle
+
+
+class DenseEngine(Engine):
+    """Holds the hooks of modules, by component."""
+
+    name = "dense"
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._layers: dict[str, list[DenseLayer]] = {}
+        self._handles: list[HookHandle] = []
+        self._mixes: Sequence[MixGains] = ()
+        self._generations: Counter[str] = Counter()
+
+    # --- who carries out what ------------------------------------------------------------------------------------------
+
+    def cost(self, wish: Wish) -> float:  # noqa: ARG002
+        """Return the cost: more than all others."""
+        return 3.0
+
+    def share(self, wish: Wish) -> Shares:
+        """
+        Take what has no low-rank form; pairs go to who has them for less.
+
+        Raises:
+            MixError: When gains differ by place in the picture, or rows of a layer cannot be told apart.
+        """
+        if any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names):
+            raise MixError("masks need a low-rank form in every layer")
+        shares = {}
+        for name in wish.names:
+            layers = wish.layers[name]
+            shares[name] = [side_pair(layer) is None for layer in layers]
+            for place, mine in enumerate(shares[name]):
+                reason = self.refusal(wish, name, place) if mine else None
+                if reason:
+                    live = layers[place].live
+                    raise MixError(f"{name} in {live.component}.{live.path}: {reason}")
+        return shares
+
+    def refusal(self, wish: Wish, name: str, place: int) -> str | None:
+        """Return why a layer's output cannot be changed from outside; None where it can."""
+        layer = wish.layers[name][place]
+        if layer.siblings is not None or layer.widening is not None:
+            return "it is some rows of a layer of the file, or wider than the module"
+        packed = not layer.live.is_bare and unsupported(layer.live.weight) is not None
+        return refusal(layer.live, packed=packed, rows=wish.images > 1)
+
+    # --- taking effect -------------------------------------------------------------------------------------------------
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything stands beside a module."""
+        return bool(self._handles)
+
+    @property
+    def components(self) -> Collection[str]:
+        """The components beside whose modules anything stands."""
+        return self._layers.keys()
+
+    def generation(self, component: str) -> int:
+        """Return a number that is another one as soon as the hooks on a component, or what they add, are others."""
+        return self._generations[component]
+
+    def clear(self) -> None:
+        """Take every hook away."""
+        self._generations.update(self._layers.keys())
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._layers, self._mixes = {}, ()
+
+    def enter(self, effect: Effect) -> None:
+        """Stand beside the modules that this engine was given."""
+        found: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
+        for name, shares in effect.served[self.name].items():
+            constant = [mix.constant(name) for mix in effect.mixes]
+            for place, mine in enumerate(shares):
+                if mine and any(gains[place] for gains in constant):
+                    layer = effect.layers[name][place]
+                    key = id(layer.live.module), layer.live.attribute
+                    found.setdefault(key, (layer.live, []))[1].append((layer.weights, name, place))
+        for live, parts in found.values():
+            beside = DenseLayer(live, parts)
+            self._layers.setdefault(live.component, []).append(beside)
+            self._handles.append(hook_output(live.module, beside, first=True))
+        self._generations.update(self._layers.keys())
+        self._mixes = effect.mixes
+        self.show(Call())
+
+    def show(self, call: Call) -> None:
+        """Put the gains of a call into effect in all denoisers; before any, in text encoders, too."""
+        gains = [mix.at(call.step, call.turn) for mix in self._mixes]
+        for component, layers in self._layers.items():
+            if component not in TEXT_ENCODERS or call.turn is None:
+                self._put(component, layers, gains, call.rows)
+
+    def show_text(self, component: str, rows: torch.Tensor) -> None:
+        """Give each text of a text encoder's batch its own mix."""
+        gains = [mix.at(START) for mix in self._mixes]
+        self._put(component, self._layers.get(component, []), gains, rows)
+
+    def _put(
+        self,
+        component: str,
+        layers: Sequence[DenseLayer],
+        gains: Sequence[Mapping[str, Sequence[float]]],
+        rows: torch.Tensor | None,
+    ) -> None:
+        for layer in layers:
+            layer.show(gains, rows)
+        self._generations[component] += 1

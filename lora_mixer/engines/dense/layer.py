@@ -1,0 +1,218 @@
+"""One module whose output is changed as a change of its weight would, while the weight stays what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_mixer.engines.denoiser.images import repeated_rows
+from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.errors import MixError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.algorithms.outputs import OutputChange
+    from lora_mixer.binding.index import LiveModule
+
+_AT_ONCE = 1024
+"""Rows of a weight that are asked of a layer in one product."""
+
+
+def weight_of(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """
+    Return a linear layer's weight (out, in) in fp32, as the layer itself computes with it, however it is stored.
+
+    Args:
+        module: The layer, of torch or of a quantisation library; hooks of others have their part.
+        shape: The weight's, (out, in).
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> torch.equal(weight_of(layer, (2, 3)), layer.weight)
+        True
+    """
+    kind = next(
+        (t.dtype for t in module.parameters() if t.is_floating_point() and t.dtype.itemsize > 1), None
+    )
+    device = next(module.parameters()).device
+    found = torch.empty(shape, device=device if device.type != "meta" else "cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for start in range(0, shape[1], _AT_ONCE):
+            stop = min(start + _AT_ONCE, shape[1])
+            units = torch.zeros(stop - start, shape[1], device=found.device, dtype=kind or torch.float32)
+            units[:, start:stop] = torch.eye(stop - start, device=found.device)
+            found[:, start:stop] = product(module, units).float().T
+    return found
+
+
+def product(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return inputs times a linear layer's weight, without its bias."""
+    bias = module._parameters.get("bias")  # noqa: SLF001 -- put back before anything else is called
+    output: torch.Tensor = module.forward(x)
+    return output if bias is None else output - bias.to(output.device)
+
+
+class DenseLayer:
+    """
+    A hook that gives a module the output that it would have with a mix in its weight.
+
+    A linear layer gets it from its own output and inputs, so that packed weights do. Any other module computes with a weight of its
+    own for each mix.
+
+    Args:
+        live: The module.
+        parts: The changes, each with where its gain stands: adapter and place.
+    """
+
+    def __init__(self, live: LiveModule, parts: Sequence[tuple[LayerWeights, str, int]]) -> None:
+        """Start with no mix."""
+        self.live, self._parts = live, parts
+        self._is_linear = layer_kind(live.module) == "linear" and not live.transposed
+        self._kept: dict[tuple[float, ...], Any] = {}
+        self._mixes: list[tuple[float, ...]] = []
+        self._rows: torch.Tensor | None = None
+
+    def show(self, gains: Sequence[Mapping[str, Sequence[float]]], rows: torch.Tensor | None) -> None:
+        """
+        Take the gains of a call.
+
+        Args:
+            gains: For each mix, by adapter, those of its layers.
+            rows: The mix of each row of the batch; None where there is one for all.
+        """
+        self._mixes = [
+            tuple(mix[name][place] if name in mix else 0.0 for _, name, place in self._parts) for mix in gains
+        ]
+        self._rows = torch.arange(len(gains)) if rows is None and len(gains) > 1 else rows
+        self._kept = {mix: kept for mix, kept in self._kept.items() if mix in self._mixes}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return the output with the mixes' part."""
+        if self._rows is None:
+            mix = self._mixes[0]
+            return self._changed(module, args, output, mix) if any(mix) else output
+        owners = self._owners(int(output.shape[0]))
+        total = output
+        for number, mix in enumerate(self._mixes):
+            own = (owners == number).nonzero().flatten().to(output.device)
+            if any(mix) and len(own):
+                inputs = tuple(
+                    arg[own.to(arg.device)] if isinstance(arg, torch.Tensor) else arg for arg in args
+                )
+                changed = self._changed(module, inputs, output[own], mix)
+                total = total.index_copy(0, own, changed)
+        return total
+
+    def _owners(self, batch: int) -> torch.Tensor:
+        """
+        Return the mix of each row of a batch.
+
+        Raises:
+            MixError: When it cannot be told.
+        """
+        assert self._rows is not None  # noqa: S101 -- asked for where there are any
+        rows = self._rows.cpu()
+        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if found is None:
+            raise MixError(
+                f"{self.live.component}.{self.live.path}: got a batch of {batch} inside a call with {len(rows)} rows; "
+                "rows cannot be told apart"
+            )
+        return found.expand(batch)
+
+    def _changed(
+        self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor, mix: tuple[float, ...]
+    ) -> torch.Tensor:
+        if mix not in self._kept:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._kept[mix] = (
+                    self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
+                )
+        if not self._is_linear:
+            own_weight = {key: value.to(self.live.weight.device) for key, value in self._kept[mix].items()}
+            result: torch.Tensor = standing_in(module, own_weight).forward(*args)
+            return result
+        change, moved = self._kept[mix]
+        bias, x = module._parameters.get("bias"), args[0]  # noqa: SLF001
+        own = output if bias is None else output - bias.to(output.device)
+        x = x.to(output.device) if x.device != output.device else x
+        added: torch.Tensor = change.added(x, own, lambda inputs: product(module, inputs))
+        if moved is not None:
+            added = added + moved.to(output.device)
+        return output + added.to(output.dtype)
+
+    def _on_outputs(
+        self, module: nn.Module, mix: tuple[float, ...]
+    ) -> tuple[OutputChange, torch.Tensor | None]:
+        """Return what a mix does to outputs, and its change of the bias."""
+        shape = self.live.shape
+        known: list[torch.Tensor] = []
+
+        def base() -> torch.Tensor:
+            if not known:  # one look for all adapters, and nothing of it is kept
+                known.append(weight_of(module, shape))
+            return known[0]
+
+        found = [
+            weights.on_outputs(base, shape, gain)
+            for (weights, _, _), gain in zip(self._parts, mix, strict=True)
+            if gain
+        ]
+        change = found[0]
+        for other in found[1:]:
+            change = change.plus(other)
+        return change, self._bias(module, mix)
+
+    def _bias(self, module: nn.Module, mix: tuple[float, ...]) -> torch.Tensor | None:
+        bias = module._parameters.get("bias")  # noqa: SLF001
+        wide = None if bias is None else bias.detach().float()
+        moved = [
+            change
+            for (weights, _, _), gain in zip(self._parts, mix, strict=True)
+            if gain and (change := weights.bias_delta(wide, gain)) is not None
+        ]
+        return torch.stack(moved).sum(0) if moved else None
+
+    def _weights(self, module: nn.Module, mix: tuple[float, ...]) -> dict[str, torch.Tensor]:
+        """Return the module's parameters with a mix in them."""
+        live = self.live.weight
+        base = (live.T if self.live.transposed else live).detach()
+        base = base if base.dtype.itemsize > 2 else base.float()
+        total = base.clone()
+        for (weights, _, _), gain in zip(self._parts, mix, strict=True):
+            if gain:
+                total += weights.delta(base, gain)
+        found = {self.live.attribute: (total.T if self.live.transposed else total).to(live.dtype)}
+        bias, moved = module._parameters.get("bias"), self._bias(module, mix)  # noqa: SLF001
+        if moved is not None:
+            found["bias"] = moved.to(live.dtype) if bias is None else (bias.float() + moved).to(bias.dtype)
+        return found
+
+
+def refusal(live: LiveModule, *, packed: bool, rows: bool) -> str | None:
+    """
+    Say why no such layer can stand beside a module, or None.
+
+    Args:
+        live: The module or bare parameter.
+        packed: Whether its weight cannot be read as a tensor.
+        rows: Whether rows have mixes of their own.
+    """
+    if live.is_bare:
+        return (
+            "a bare parameter has no rows of a batch: its module groups them by what they are routed to"
+            if rows
+            else "a bare parameter has no output of its own"
+        )
+    kind = layer_kind(live.module)
+    if kind is None and isinstance(live.module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "its module's forward is never called"
+    if packed and (kind != "linear" or live.transposed):
+        return "only linear layers give products with weights that cannot be read"
+    return None
