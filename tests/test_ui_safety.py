@@ -122,7 +122,7 @@ def test_uploads_are_read_only_where_uploads_lie(site):
     outside = app.library.folders[-1] / "ink.safetensors"
     (cache / "link.safetensors").symlink_to(outside)
     for path in (outside, cache / "link.safetensors", cache / ".." / "secret.txt", cache / "none", "\x00"):
-        added, refused, _ = upload(app, [str(path)], str(cache))
+        added, refused = upload(app, [str(path)], str(cache))
         assert not added
         assert refused
         with pytest.raises((LoraMixerError, ValueError)):
@@ -132,7 +132,7 @@ def test_uploads_are_read_only_where_uploads_lie(site):
         (cache / name).write_bytes((folder / name).read_bytes())
     for first, second in ((cache, folder), (folder, cache)):
         pair = [str(first / "adapter_model.safetensors"), str(second / "adapter_config.json")]
-        added, refused, _ = upload(app, pair, str(cache))
+        added, refused = upload(app, pair, str(cache))
         elsewhere = next(path for path in pair if not path.startswith(str(cache)))
         assert (added, refused) == ("", f"{Path(elsewhere).name}: it is not an upload")
 
@@ -157,7 +157,7 @@ def test_malicious_files_are_refused_and_leave_nothing(site, data):
     (cache / "bad.safetensors").write_bytes(data)
     before = sorted(app.uploads.iterdir())
 
-    added, refused, _ = upload(app, [str(cache / "bad.safetensors")], str(cache))
+    added, refused = upload(app, [str(cache / "bad.safetensors")], str(cache))
 
     assert not added
     assert refused.startswith("bad.safetensors: ")

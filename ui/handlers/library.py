@@ -324,7 +324,13 @@ def duplicates(app: AppState) -> dict[str, Any]:
     return {"groups": [[_card(app, entry) for entry in group] for group in app.library.duplicates()]}
 
 
-def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str, str]:
+def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str]:
+    """Take uploaded adapters as :func:`take_uploads` does; return what was added, and what was refused and why."""
+    added, refused, _ = take_uploads(app, files, cache, name)
+    return added, refused
+
+
+def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str, str]:
     """
     Take uploaded adapters into the library, under names that nothing had before.
 

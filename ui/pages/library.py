@@ -58,7 +58,7 @@ def library_page(shared: Shared) -> None:
 
     @guarded
     def upload(given: Any, name: Any) -> Any:
-        added, problems, nameless = handlers.upload(app, given, shared.cache, name)
+        added, problems, nameless = handlers.take_uploads(app, given, shared.cache, name)
         return None, "", _fresh(f"Added {added}" if added else "", nameless), _refusals(problems)
 
     files.upload(upload, [files, called], [files, called, cards, refused], **QUIET)
