@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import SaveError, SourceError
 from lora_mixer.library.adding import safe_name
-from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX
-from lora_mixer.sources._sidecars import PICTURES, TEXTS
+from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
