@@ -1027,7 +1027,7 @@ class LoraMixer:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
         with self._call("put back") as state:
             state.tokens.change(shown=False)
-            state.controller.restore()
+            state.controller.restore(state.components())
             state.enabled = False
 
     # --- inside ------------------------------------------------------------------------------------------
