@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS, candidates
+from lora_mixer.sources.names import CONFIG_NAME, SAFETENSORS_SUFFIX, candidates
+from lora_mixer.sources.sidecars import PICTURES, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

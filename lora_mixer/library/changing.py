@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import SaveError, SourceError
 from lora_mixer.library.adding import safe_name
-from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS
+from lora_mixer.sources.names import CONFIG_NAME, SAFETENSORS_SUFFIX
+from lora_mixer.sources.sidecars import PICTURES, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
