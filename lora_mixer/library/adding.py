@@ -14,8 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, FormatError, SaveError, SourceError
 from lora_mixer.inspection import read_adapter
-from lora_mixer.sources import Request, read_config
-from lora_mixer.sources.names import CONFIG_NAME, SAFETENSORS_SUFFIX
+from lora_mixer.sources import CONFIG_NAME, SAFETENSORS_SUFFIX, Request, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-from lora_mixer.sources._types import AdapterSource
-from lora_mixer.sources.names import (
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     SAFETENSORS_SUFFIX,
@@ -22,6 +21,7 @@ from lora_mixer.sources.names import (
     listing,
     safe_relative,
 )
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
     import os

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceError, SourceNotFoundError
 from lora_mixer.sources._local import from_path
+from lora_mixer.sources._names import ADAPTER_SUFFIXES
 from lora_mixer.sources._types import AdapterSource, Request
-from lora_mixer.sources.names import ADAPTER_SUFFIXES
 
 if TYPE_CHECKING:
     import torch

@@ -27,8 +27,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
 from lora_mixer.sources._hub_errors import translate
 from lora_mixer.sources._local import read_config
-from lora_mixer.sources._types import AdapterSource, Request
-from lora_mixer.sources.names import (
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     candidates,
@@ -38,6 +37,7 @@ from lora_mixer.sources.names import (
     component_of,
     safe_relative,
 )
+from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
