@@ -27,6 +27,12 @@ METHODS: Mapping[str, MethodSpec] = {
 }
 """Every merging method by its name; a new one is a row here."""
 
+_ELSEWHERE = {
+    "b-lora": "B-LoRA is block weights of a mix: content.safetensors:blocks=b-lora:content "
+    "style.safetensors:blocks=b-lora:style"
+}
+"""How names begin that are looked for here and stand elsewhere, and where."""
+
 _TEXT = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -56,13 +62,8 @@ class MergeMethod:
     def __init__(self, name: str = "sum", **settings: Value) -> None:
         """Look the method up and check its settings."""
         if name not in METHODS:
-            blocks = (
-                "; B-LoRA is block weights of a mix: content.safetensors:blocks=b-lora:content "
-                "style.safetensors:blocks=b-lora:style"
-                if name.startswith("b-lora")
-                else ""
-            )
-            refuse([f"method {name!r} is unknown; there are {', '.join(METHODS)}{blocks}"])
+            more = next((f"; {text}" for start, text in _ELSEWHERE.items() if name.startswith(start)), "")
+            refuse([f"method {name!r} is unknown; there are {', '.join(METHODS)}{more}"])
         self.spec = METHODS[name]
         self.settings = read_settings(self.spec, settings)
 
