@@ -176,3 +176,14 @@ def _check_patterns(mix: Mix, paths: Mapping[str, Sequence[str]]) -> None:
     ]
     if problems:
         raise MixError(problems=tuple(problems))
+
+
+def choices_at(mixes: Sequence[MixGains], names: Sequence[str], step: Step) -> list[list[list[float]]] | None:
+    """Return the methods' factors at a step, (images, adapters, layers of the adapter); None where no mix has any."""
+    choices = [[mix.choice(name, step) for name in names] for mix in mixes]
+    if all(choice is None for image in choices for choice in image):
+        return None
+    return [
+        [choice or [1.0] * len(mix.layers[name]) for name, choice in zip(names, image, strict=True)]
+        for mix, image in zip(mixes, choices, strict=True)
+    ]

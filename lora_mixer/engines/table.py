@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_mixer.engines.dense.engine import DenseEngine
 from lora_mixer.engines.side.engine import SideEngine
 from lora_mixer.engines.trainable.engine import TrainableEngine
 
@@ -28,6 +29,9 @@ class House:
 
 
 ENGINES: dict[str, Callable[[House], Engine]] = {
+    "dense": lambda house: DenseEngine(
+        house.bases
+    ),  # before the weights: it says which it wants of what others leave
     "merged": lambda house: house.bases,
     "side": lambda _: SideEngine(),
     "trainable": lambda house: TrainableEngine(house.bases),

@@ -471,10 +471,17 @@ class MergedEngine(Engine):
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
         held = self._adapters[name][place]
+        component = wish.layers[name][place].live.component
+        if wish.is_by_place and (wish.images > 1 or component not in TEXT_ENCODERS):
+            return "a weight is the same for all rows and places"
         if held.entry.weight.locked:
             return unsupported(wish.layers[name][place].live.weight)
-        component = wish.layers[name][place].live.component
         return "its weights are read from files at each call" if component in wish.from_files else None
+
+    def is_locked(self, wish: Wish, name: str, place: int) -> bool:
+        """Tell whether a layer's weight cannot be rewritten, whatever is asked for."""
+        layer = wish.layers[name][place]
+        return self._adapters[name][place].entry.weight.locked or layer.live.component in wish.from_files
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
@@ -513,16 +520,18 @@ class MergedEngine(Engine):
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Return each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
-        for layer in self._adapters[name]:
-            entry, weights = layer.entry, layer.weights
-            clean = entry.weight.clean()
-            bias = entry.bias
-            yield (
-                entry.module,
-                weights,
-                clean.T if entry.transposed else clean,
-                None if bias is None else bias.live if bias.base is None else bias.base,
-            )
+        for place, layer in enumerate(self._adapters[name]):
+            yield (layer.entry.module, *self.held_at(name, place))
+
+    def held_at(self, name: str, place: int) -> tuple[LayerWeights, torch.Tensor, torch.Tensor | None]:
+        """Return one layer of an adapter: tensors, the clean weight (out, in, *kernel) and the clean bias."""
+        layer = self._adapters[name][place]
+        clean, bias = layer.entry.weight.clean(), layer.entry.bias
+        return (
+            layer.weights,
+            clean.T if layer.entry.transposed else clean,
+            None if bias is None else bias.clean(),
+        )
 
     def clean_weights(self, name: str) -> list[Callable[[], torch.Tensor]]:
         """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter, as it is by then."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lora_mixer.engines.readable import readable
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
@@ -70,8 +71,18 @@ class KeptWeight:
         return self.parameter.data
 
     def clean(self) -> torch.Tensor:
-        """Return the base as it is kept, or the parameter itself while nothing is written to it."""
-        return self.live if self.base is None else self.base
+        """
+        Return the base as it is kept, or the parameter itself while nothing is written to it.
+
+        Of a parameter that cannot be rewritten, its values where they can be read: unpacked, or where they are offloaded to.
+        """
+        if self.base is not None:
+            return self.base
+        values = readable(self.module, self.attribute) if self.locked else None
+        if values is None and self.locked and self.parameter.device.type == "meta":
+            table, key = stored_values(self.module, self.attribute) or ({}, "")
+            values = table.get(key)
+        return self.live if values is None else values
 
     @property
     def unchanged(self) -> bool:

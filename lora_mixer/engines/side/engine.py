@@ -10,12 +10,13 @@ import torch
 
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine, Room
+from lora_mixer.engines.gains import choices_at
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.masks import stacked_masks
-from lora_mixer.engines.side.support import compute_dtype, layer_kind, side_pair
+from lora_mixer.engines.side.support import compute_dtype, is_wanted, layer_kind, side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
@@ -120,21 +121,22 @@ class SideEngine(Engine):
             MixError: When an adapter has no low-rank form in one of them.
         """
         dense: dict[str, str] = {}
-        shares = {}
+        shares: dict[str, Sequence[bool]] = {}
         for name in wish.names:
             layers = wish.layers[name]
             own = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
-            shares[name] = own
             pairs = self._pairs_of(name, layers) if any(own) else []
             for mine, pair, layer in zip(own, pairs, layers, strict=False):
-                if mine and pair is None:
+                if mine and pair is None and not is_wanted(wish, layer):
                     dense[name] = layer.weights.algorithms[0]
                     break
+            shares[name] = [mine and pair is not None for mine, pair in zip(own, pairs, strict=True)] or own
         if dense:
             shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
             raise MixError(
                 f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
-                "constant mixes and schedules of it can be merged (engine='merged')"
+                "constant mixes and schedules of it can be merged (engine='merged'); engine='side' holds its whole changes "
+                "beside the layers, which takes as much memory as those"
             )
         return shares
 
@@ -143,10 +145,7 @@ class SideEngine(Engine):
         layers = wish.layers[name]
         if self._pairs_of(name, layers)[place] is not None:
             return None
-        return (
-            f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it cannot run beside "
-            "them either"
-        )
+        return f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it has no side path"
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
@@ -281,16 +280,7 @@ class SideEngine(Engine):
     def show(self, call: Call) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
         step, turn = call.step, call.turn
-        choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
-        chosen = None
-        if any(choice is not None for image in choices for choice in image):
-            chosen = [
-                [
-                    choice or [1.0] * len(mix.layers[name])
-                    for name, choice in zip(self._names, image, strict=True)
-                ]
-                for mix, image in zip(self._mixes, choices, strict=True)
-            ]
+        chosen = choices_at(self._mixes, self._names, step)
         for part, buffers in self.buffers.items():
             if part in TEXT_ENCODERS and turn is not None:
                 continue

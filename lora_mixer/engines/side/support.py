@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from lora_mixer.mixes import TEXT_ENCODERS
+
 if TYPE_CHECKING:
-    from lora_mixer.algorithms import Factors
+    from lora_mixer.algorithms import Factors, LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.engines.engine import Wish
 
 LayerKind = Literal["linear", "conv"]
 
@@ -52,6 +55,32 @@ def side_pair(layer: BoundLayer) -> Factors | None:
     ):
         return None
     return layer.weights.factors(layer.live.shape)
+
+
+def is_pair(layer: BoundLayer, weights: LayerWeights) -> bool:
+    """Say whether the weight's change is a low-rank pair that two products can take the place of."""
+    shape = layer.live.shape
+    return (
+        len(shape) > 1
+        and weights.changes_weight
+        and layer_kind(layer.live.module) is not None
+        and weights.factors(shape) is not None
+    )
+
+
+def is_cheap(layer: BoundLayer) -> bool:
+    """Say whether a change takes little room beside its layer: that of a norm, or of a bias beside a pair or alone."""
+    small = len(layer.live.shape) < 2 or not layer.weights.changes_weight
+    return small or is_pair(layer, layer.weights)
+
+
+def is_wanted(wish: Wish, layer: BoundLayer) -> bool:
+    """Say whether a change is to be held beside its layer though it could be written into the weight."""
+    if layer.live.component in TEXT_ENCODERS and wish.images == 1:
+        return False
+    asked = wish.setting.engine == "side"
+    moves = (wish.is_moving or wish.is_by_place) and not wish.is_reserved
+    return asked or (moves and wish.setting.engine == "auto" and is_cheap(layer))
 
 
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:
