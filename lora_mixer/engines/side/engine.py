@@ -289,8 +289,10 @@ class SideEngine(Engine):
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
-        shares = [[mix.share(name, component, START) for name in self._names] for mix in self._mixes]
-        self.buffers[component].show(CallGains(shares, None, rows))
+        buffers = self.buffers.get(component)  # another engine may be beside it
+        if buffers is not None:
+            shares = [[mix.share(name, component, START) for name in self._names] for mix in self._mixes]
+            buffers.show(CallGains(shares, None, rows))
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
