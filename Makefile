@@ -7,10 +7,10 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint type bench clean
+.PHONY: help demo test lint type bench site clean
 
 help:
-	@echo "make demo | test | lint | type | bench | clean"
+	@echo "make demo | test | lint | type | bench | site | clean"
 
 demo: $(VENV)/.ready
 	$(BIN)/lora-mixer demo
@@ -30,6 +30,10 @@ type: $(VENV)/.ready-test
 BENCH ?= --size sd15 --device cpu
 bench: $(VENV)/.ready-test
 	$(BIN)/python -m benchmarks.mixing $(BENCH)
+
+# The documentation as a site, in build/site.
+site: $(VENV)/.ready-test
+	$(BIN)/python -m mkdocs build --strict
 
 # A pip that works, not just a folder: an interrupted set-up is made again, a finished one is left alone.
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt

@@ -178,12 +178,12 @@ def real_by_diffusers(path: Path) -> str:
 def real_by_us(path: Path) -> str:
     """Bind a real file to the same modules; weights are not needed for that."""
     from lora_mixer.binding import bind, find_components
-    from lora_mixer.formats import read
+    from lora_mixer.formats import read_source
     from lora_mixer.sources import resolve_source
 
     linear = {"use_linear_projection": True, "attention_head_dim": (5, 10, 20, 20)}
     pipe = full_size(1024, **linear) if path.suffix == ".pt" else full_size(768, attention_head_dim=8)
-    adapter = read(resolve_source(path, allow_pickle=True))
+    adapter = read_source(resolve_source(path, allow_pickle=True))
     report = bind(adapter, find_components(pipe), "a").report
     words = (
         f", words {', '.join(f'`{w}`' for w in adapter.info.embeddings)} on request"

@@ -20,7 +20,7 @@ _FORMER = {
     "picture_text": "infotext",
     "strengths": "layer_norms",
 }
-"""Names from before the first tag; they answer until then, with a warning."""
+"""Names from before the first tag: scripts of people who follow main use them, so they answer until then, with a warning."""
 
 
 def __getattr__(name: str) -> object:

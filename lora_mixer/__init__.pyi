@@ -1,10 +1,12 @@
 # The public names, once: type checkers and editors read them here, and so does the lazy loader of __init__.py.
-from . import batches, library, merging, mixes, picture_metadata, pictures, writing
+from . import batches, fresh, library, merging, mixes, picture_metadata, pictures, writing
 from .adapter import AdapterInfo
+from .bases import from_adapter
 from .batches import BatchResult, Plan, check_plan, run_plan
 from .binding import ComponentMatch, MatchReport
 from .demo import DemoAdapter, demo_adapters, load_demo
 from .errors import (
+    AdapterConfigError,
     AdapterNameError,
     AmbiguousSourceError,
     CorruptFileError,
@@ -27,10 +29,23 @@ from .errors import (
     UnsupportedAdapterError,
     WorkersError,
 )
+from .fresh import (
+    AdaLoraConfig,
+    AdapterConfig,
+    EvaConfig,
+    FullConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+)
+from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms
 from .memory import MemoryReport
-from .mixer import LoraMixer, PartialMatchWarning, TokenInfo
+from .mixer import LoraMixer, PartialMatchWarning, TokenInfo, UnusedWeightWarning
 from .mixes import AdapterMix, Mix
 from .picture_metadata import (
     AdapterMatches,
@@ -58,6 +73,9 @@ from .writing import SaveReport
 __version__: str
 
 __all__ = [
+    "AdaLoraConfig",
+    "AdapterConfig",
+    "AdapterConfigError",
     "AdapterInfo",
     "AdapterMatches",
     "AdapterMix",
@@ -67,11 +85,17 @@ __all__ = [
     "ComponentMatch",
     "CorruptFileError",
     "DemoAdapter",
+    "EvaConfig",
     "FairQueue",
     "FormatError",
+    "FullConfig",
     "GridAxis",
+    "IA3Config",
     "InvalidAdapterError",
     "Library",
+    "LoHaConfig",
+    "LoKrConfig",
+    "LoraConfig",
     "LoraMixer",
     "LoraMixerError",
     "MatchError",
@@ -82,6 +106,7 @@ __all__ = [
     "MixError",
     "MixLostError",
     "NotAnAdapterError",
+    "OFTConfig",
     "PartialMatchWarning",
     "Picture",
     "PictureAdapter",
@@ -102,12 +127,17 @@ __all__ = [
     "SourceNotFoundError",
     "StepProgress",
     "TokenInfo",
+    "TrainableTokensConfig",
+    "UnmatchedTargetsWarning",
     "UnsupportedAdapterError",
+    "UnusedWeightWarning",
     "WorkersError",
     "base_family",
     "batches",
     "check_plan",
     "demo_adapters",
+    "fresh",
+    "from_adapter",
     "grid_requests",
     "grid_sheet",
     "infotext",

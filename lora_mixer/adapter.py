@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.about import About
 from lora_mixer.errors import MixError
 from lora_mixer.hashes import Hashes
+from lora_mixer.sidecar_facts import About
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.formats.names import Target
+    from lora_mixer.problem import NoteKind, Remark, UnusedReason
     from lora_mixer.textual_inversion.files import Embedding
 
 
@@ -112,14 +113,18 @@ class Adapter:
         notes: Remarks on the file as a whole, for the report.
         embeddings: Textual inversions that the file holds beside its layers.
         component: The component that its folder or header names, for layers whose keys name none; or None.
+        file: The tensors of a PEFT folder by key, of which those of the layers are views; empty for others.
+        config: The folder's configuration; empty for others.
     """
 
     info: AdapterInfo
     layers: tuple[AdapterLayer, ...]
-    unused: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    unused: Mapping[str, Remark[UnusedReason]]
+    notes: tuple[Remark[NoteKind], ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     component: str | None = None
+    file: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of every layer."""
@@ -139,7 +144,8 @@ class Adapter:
             raise MixError(f"max_rank must be 1 or more, got {rank!r}")
         layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
         ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
-        return dataclasses.replace(self, layers=layers, info=dataclasses.replace(self.info, ranks=ranks))
+        info = dataclasses.replace(self.info, ranks=ranks)
+        return dataclasses.replace(self, layers=layers, info=info, file={}, config={})
 
     def with_dora_strength(self, strength: DoraStrength) -> Adapter:
         """

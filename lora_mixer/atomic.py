@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+__all__ = ["write_files"]
+
 
 def write_files(
     writers: Mapping[Path, Callable[[IO[bytes]], None]],
@@ -57,8 +59,7 @@ def write_files(
                 spare.replace(place)
         except OSError as error:
             where = error.filename or ", ".join(map(str, writers))
-            msg = f"cannot write {where}: {error.strerror or error}"
-            raise SaveError(msg) from error
+            raise SaveError(f"cannot write {where}: {error.strerror or error}") from error
     return tuple(writers)
 
 

@@ -23,6 +23,7 @@ __all__ = ["GUIDANCE_SCALE", "STEPS", "DemoAdapter", "demo_adapters", "load_demo
 STEPS = 20
 GUIDANCE_SCALE = 3.0
 
+_MARK = "demo:"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -123,6 +124,25 @@ def demo_adapters() -> dict[str, DemoAdapter]:
         )
         for entry in table["adapters"]
     }
+
+
+def local_source(source: str) -> str:
+    """
+    Return the path of ``demo:NAME``; any other source stays as it is.
+
+    Raises:
+        SourceNotFoundError: When the demo has no such adapter, or its files are not there.
+
+    Example:
+        >>> local_source("demo:ink").endswith("ink.safetensors"), local_source("demo/ink")
+        (True, 'demo/ink')
+    """
+    if not source.startswith(_MARK):
+        return source
+    found, name = demo_adapters(), source.removeprefix(_MARK)
+    if name not in found:
+        raise SourceNotFoundError(f"the demo has no adapter {name!r}; it has {', '.join(found)}")
+    return str(found[name].path)
 
 
 def _folder(name: str, holds: str) -> Path:

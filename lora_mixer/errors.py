@@ -5,13 +5,14 @@ Every error that the package raises on purpose.
     ├── SourceError             where an adapter was asked for, there is none, or several
     │   ├── SourceNotFoundError     (also a FileNotFoundError)
     │   └── AmbiguousSourceError
-    ├── FormatError             what was read is no adapter that can be used (also a ValueError)
+    ├── FormatError             what was read is not an adapter that can be used (also a ValueError)
     │   ├── CorruptFileError        truncated, oversized, wrong magic, impossible header
     │   ├── NotAnAdapterError       a checkpoint, an embedding, a ControlNet, nothing at all
     │   ├── UnsupportedAdapterError an algorithm or model family that is not read yet, by name
     │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
     ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
+    ├── AdapterConfigError      a fresh adapter cannot be made like that (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
     ├── MixError                weights that make no sense (also a ValueError)
     ├── PlanError               a plan of pictures cannot be made as it stands (also a ValueError)
@@ -23,20 +24,18 @@ Every error that the package raises on purpose.
     │   └── MixLostError            a mix could not be written, nor the one before: none is active
     └── MissingExtraError       an optional package is not installed (also an ImportError)
 
-After any of them the pipeline is exactly as it was before the call.
+Rooms have a few of their own below these (a preview, a pattern, an output path). After any of them the pipeline is exactly as it was before the call.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_mixer.problem import Problem
+from lora_mixer.problem import Problem, SaveProblem
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from lora_mixer.problem import SaveProblem
 
 
 _PROBLEMS_SHOWN = 20
@@ -51,16 +50,28 @@ class LoraMixerError(Exception):
         message: What was expected, what was got and how to fix it.
         file: The file, folder or repository that it is about, as messages call it.
         key: The key or the module in that file.
+        problems: Each thing that is wrong, with its place, where there are several or all are listed.
 
     Attributes:
         file: As above, or None.
         key: As above, or None.
+        problems: As above; empty where the message is all.
     """
 
-    def __init__(self, message: str = "", *, file: str | None = None, key: str | None = None) -> None:
+    problems: tuple[Problem | SaveProblem, ...]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        file: str | None = None,
+        key: str | None = None,
+        problems: Iterable[Problem | SaveProblem] = (),
+    ) -> None:
         super().__init__(message)
         self.file = file
         self.key = key
+        self.problems = tuple(problems)
 
     @property
     def reason(self) -> str:
@@ -121,7 +132,7 @@ class SaveError(LoraMixerError, ValueError):
         problems: One entry for each module or key in the way; empty where the trouble is another.
     """
 
-    problems: tuple[SaveProblem, ...] = ()
+    problems: tuple[SaveProblem, ...]
 
 
 class AdapterNameError(LoraMixerError, ValueError):
@@ -136,19 +147,48 @@ class MixError(LoraMixerError, ValueError):
         message: What is wrong; None lists the problems.
         problems: Each thing that is wrong, with its place.
         what: What was read, as in "this mix".
+        file: The file that it stands in.
 
     Attributes:
         problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
-        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), what: str = "mix"
+        self,
+        message: str | None = None,
+        *,
+        problems: tuple[Problem, ...] = (),
+        what: str = "mix",
+        file: str | None = None,
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This {what} cannot be used: {problems[0]}"
         elif message is None:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
+        super().__init__(message, file=file, problems=problems)
+
+
+class AdapterConfigError(LoraMixerError, ValueError):
+    """
+    A configuration cannot be that of a fresh adapter, or not on this model.
+
+    Args:
+        message: What is wrong; None lists the problems.
+        problems: Each thing that is wrong, with the field that it is about.
+
+    Attributes:
+        problems: As above.
+    """
+
+    def __init__(self, message: str | None = None, *, problems: tuple[Problem, ...] = ()) -> None:
+        if message is None and len(problems) == 1:
+            message = f"This adapter cannot be made: {problems[0]}"
+        elif message is None:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            message = f"This adapter cannot be made, for {len(problems)} reasons:\n{listed}"
         super().__init__(message)
         self.problems = problems
 
@@ -166,15 +206,17 @@ class PlanError(LoraMixerError, ValueError):
         problems: Each thing that is wrong, once, by line; none where it is one sentence.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
         self, message: str | None = None, *, problems: Iterable[Problem] = (), file: str | None = None
     ) -> None:
-        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0))
+        by_line = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
         if message is None:
-            rows = [" ".join(str(problem).split()) for problem in self.problems]
+            rows = [" ".join(str(problem).split()) for problem in by_line]
             listed = first_of(rows, _PROBLEMS_SHOWN, between="\n  ", last="\n  ")
             message = f"{'this' if file else 'This'} plan cannot be made:\n  {listed}"
-        super().__init__(message, file=file)
+        super().__init__(message, file=file, problems=by_line)
 
 
 class WorkersError(LoraMixerError, RuntimeError):
@@ -194,15 +236,17 @@ class PictureError(LoraMixerError, ValueError):
         problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
     """
 
+    problems: tuple[Problem, ...]
+
     def __init__(
         self, message: str | None = None, *, field: str | None = None, problems: Iterable[Problem] = ()
     ) -> None:
-        self.problems = tuple(problems)
+        listed = tuple(problems)
         if message is None:
-            message = f"This picture cannot be asked for: {'; '.join(map(str, self.problems))}."
+            message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
         elif field is not None:
-            self.problems = (Problem(field, message),)
-        super().__init__(message, key=field)
+            listed = (Problem(field, message),)
+        super().__init__(message, key=field, problems=listed)
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one

@@ -1,24 +1,24 @@
 """
 diffusers' and PEFT's own words for adapters on a pipeline that a mixer works on: refused, by name, not silently nothing.
 
-They know the adapters of PEFT only. While there are none of these, ``pipe.disable_lora()``, ``unet.set_adapters(...)`` or
-``cross_attention_kwargs={"scale": s}`` would do nothing to a mix and say so nowhere. What saves a model is refused while
+They know the adapters of PEFT only. While there are none of these, ``pipe.disable_lora()`` or ``unet.set_adapters(...)`` would
+do nothing to a mix and say so nowhere. (Scales that a call passes are honoured: ``engines/denoiser/scaled.py``.) What saves a model is refused while
 a part of the mix is in no parameter. Guards stand in the dictionaries of objects, and go without trace.
 """
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lora_mixer.components import TEXT_ENCODERS
-from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.engines.denoiser.scaled import scale_of
+from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -50,9 +50,8 @@ _INSTEAD = {
 _BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
 """Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
 _ENCODE = "encode_prompt"
-"""Has the scale for text encoders, also where a compiled denoiser has no room to look at its own."""
+"""Has the scale for text encoders, also where they are compiled and have no room to look at who is calling."""
 _SAVES = ("save_pretrained", "push_to_hub")
-_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 
 
 class Guard:
@@ -84,11 +83,18 @@ class Guard:
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
         if self._word == _ENCODE:
-            self._check_scale(args, kwargs)
-            return self._method(*args, **kwargs)
+            with self._state.scaled_texts(self._lora_scale(args, kwargs)):
+                return self._method(*args, **kwargs)
         if self._word in _BASE_FIRST:
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
+            learnt = (
+                self._state.trained_on(self._owner)
+                if hasattr(type(self._owner), "_hf_peft_config_loaded")
+                else []
+            )
+            if learnt:
+                return self._save_trained(learnt, *args, **kwargs)
             if self._state.controller.is_in_parameters:
                 return self._method(*args, **kwargs)
             raise PipelineStateError(
@@ -103,34 +109,29 @@ class Guard:
             f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer"
         )
 
-    def _check_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _save_trained(
+        self,
+        names: Sequence[str],
+        save_directory: Any,
+        is_main_process: bool = True,
+        *_: Any,
+        push_to_hub: bool = False,
+        **__: Any,
+    ) -> None:
+        """Write what is trained on a model of transformers, as it does itself while an adapter of PEFT is on one."""
+        if self._word != "save_pretrained" or push_to_hub:
+            raise PipelineStateError(
+                f"{', '.join(names)}: an adapter in training is saved to a folder, and nothing is uploaded; upload that"
+            )
+        if is_main_process:
+            self._state.write_trained(Path(save_directory), names)
+
+    def _lora_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         try:
             given = inspect.signature(self._method).bind(*args, **kwargs).arguments.get("lora_scale")
         except TypeError:  # the method says so in its own words
-            return
-        if given not in (None, 1) and self._state.controller.acts and not _has_peft(self._owner):
-            raise _foreign_scale("cross_attention_kwargs", given)
-
-
-def _foreign_scale(name: str, scale: Any) -> MixError:
-    return MixError(
-        f"{name}={{'scale': {scale}}} (lora_scale) scales adapters of PEFT only, and there is none; the adapters in effect "
-        "are a LoraMixer's: make the picture under mixer.applied({name: weight})"
-    )
-
-
-class ScaleGuard:
-    """A pre-hook of a denoiser that refuses a scale for PEFT's adapters, which is none for a mix."""
-
-    def __call__(self, module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Look at the arguments; compiled code has no room for that."""
-        if torch.compiler.is_compiling():
-            return
-        for name in _SCALES:
-            given = kwargs.get(name)
-            scale = given.get("scale", 1.0) if isinstance(given, dict) else 1.0
-            if scale != 1.0 and not _has_peft(module):
-                raise _foreign_scale(name, scale)
+            return 1.0
+        return scale_of(given, "lora_scale")
 
 
 def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
@@ -150,19 +151,6 @@ def take_away(pipe: Any, roots: Iterable[nn.Module]) -> None:
         for word, value in list(getattr(owner, "__dict__", {}).items()):
             if isinstance(value, Guard):
                 del vars(owner)[word]
-
-
-def guard_scale(components: Mapping[str, nn.Module], *, active: bool) -> None:
-    """Refuse scales for PEFT's adapters where a mix is in effect."""
-    for part, root in components.items():
-        hooks = root._forward_pre_hooks  # noqa: SLF001
-        held = [number for number, hook in hooks.items() if isinstance(hook, ScaleGuard)]
-        wanted = active and part not in TEXT_ENCODERS and _takes_scale(type(root))
-        if wanted and not held:
-            root.register_forward_pre_hook(ScaleGuard(), with_kwargs=True)
-        for number in () if wanted else held:
-            del hooks[number]
-            root._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
 
 
 class StepGuard:
@@ -206,15 +194,6 @@ def guard_steps(mixed: Callable[[Collection[int]], list[str]], *, active: bool) 
         _STEPS.append(register_optimizer_step_pre_hook(StepGuard(mixed)))
     while _STEPS and not active:
         _STEPS.pop().remove()
-
-
-def _takes_scale(kind: type) -> bool:
-    if kind not in _TAKES:
-        _TAKES[kind] = not set(inspect.signature(kind.forward).parameters).isdisjoint(_SCALES)  # type: ignore[attr-defined]
-    return _TAKES[kind]
-
-
-_TAKES: dict[type, bool] = {}
 
 
 def _has_peft(owner: Any) -> bool:

@@ -71,9 +71,9 @@ def match_adapter(
     """
     # what is read from headers alone does without torch
     from lora_mixer.binding import bind, find_components
-    from lora_mixer.formats.reader import read
+    from lora_mixer.formats.reader import read_source
 
-    adapter = read(resolve_source(source, **options))
+    adapter = read_source(resolve_source(source, **options))
     report = bind(adapter, find_components(pipe), adapter.info.name, component=component).report
     if strict and not report.complete:
         raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")

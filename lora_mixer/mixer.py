@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.binding import MatchReport, bind, check_components, find_components, refuse_unusable
+from lora_mixer.binding import (
+    MatchReport,
+    bind,
+    check_components,
+    find_components,
+    refuse_unusable,
+    without_effect,
+)
 from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
-from lora_mixer.formats import check_held, paused_gc, read, read_embeddings, read_trainable
+from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.reading import read_config
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, checked, choose, with_words
+from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
-from lora_mixer.writing.trained import write_trained
+from lora_mixer.writing.originals import Original
+from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -51,6 +63,10 @@ _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 class PartialMatchWarning(UserWarning):
     """An adapter was loaded, but parts of it found no module; the message is the report."""
+
+
+class UnusedWeightWarning(UserWarning):
+    """A mix says something of an adapter that changes nothing, such as a weight for a part in which it has no layers."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,8 @@ class LoraMixer:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
         keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest), or ``"host"`` in
             host memory, which saves GPU memory.
+        take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
+            of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
 
     Raises:
         PipelineStateError: When ``pipe`` has no modules.
@@ -103,7 +121,7 @@ class LoraMixer:
         True
     """
 
-    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device") -> None:
+    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device", take_over: bool = False) -> None:
         """Take the pipeline; nothing is changed or copied yet."""
         if keep_base not in ("device", "host"):
             raise MixError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
@@ -111,6 +129,21 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: BaseDevice = keep_base
         self._own = MixerState(pipe, keep_base)
+        if take_over:
+            DiffusersWords(self).place()
+
+    def hand_back(self) -> None:
+        """
+        Give the pipeline its own words for adapters back that ``take_over=True`` has put this mixer behind.
+
+        Adapters and the mix in effect stay as they are; without ``take_over`` nothing happens.
+
+        Example:
+            >>> LoraMixer(pipe, take_over=True).hand_back()  # doctest: +SKIP
+        """
+        DiffusersWords(self).take_away()
+        with self._look() as state:
+            state.guard()
 
     @classmethod
     def of(cls, pipe: Any) -> LoraMixer:
@@ -179,7 +212,8 @@ class LoraMixer:
             load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
             component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
-            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix.
+            hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix. With ``trainable=True``:
+                write the values of another state of it, such as a checkpoint's, into the parameters that it has.
             allow_pickle: Read ``.pt`` and ``.bin`` files (through torch's ``weights_only`` loader).
             allow_nonfinite: Load tensors with NaN or Inf; they are gone without trace when the adapter is.
             max_rank: Use the first ranks only, as DyLoRA files are made for.
@@ -223,41 +257,160 @@ class LoraMixer:
                 use_safetensors=use_safetensors,
                 allow_pickle=allow_pickle,
             )
-            components = state.components()
-            with paused_gc():
-                adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
-                words: tuple[Token, ...] = ()
-                if load_embeddings:
-                    embeddings = choose(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
-                    words = state.tokens.fit(embeddings, name, adapter.info.source)
-                    adapter = with_words(adapter, words)
-                binding = bind(adapter, components, name, component=component)
-                refuse_unusable(binding, self.pipe)
-                report = binding.report
-                if strict and not report.complete:
-                    msg = f"strict=True, and not all of the file was matched:\n{report}"
-                    raise MatchError(msg)
-                reached = {layer.live.component for layer in binding.layers}
-                reached |= {word.component for word in words}
-                state.claim(
-                    {part: components[part] for part in reached},
-                    [layer.live.module for layer in binding.layers],
-                )
-                layers, learnt = _own_layers(binding.layers, tensors, source)
-                if not allow_nonfinite:
-                    check_finite(layers, report.source)
-                state.tokens.change({name: words}, shown=True if activate and not hotswap else None)
-                loaded = Loaded(replace(adapter.info, base=binding.base), report)
-                state.take(name, loaded, layers, learnt, [components[part] for part in reached])
-                if activate and not hotswap:
-                    state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
-                if name in state.held.names:
-                    self._apply(state, state.held if state.enabled else BASE)
+            held = state.trained(name)
+            if held is not None and hotswap:
+                held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
+                return state.loaded[name].report
+            report = self._load(
+                state,
+                source,
+                name,
+                component=component,
+                max_rank=max_rank,
+                dora_strength=dora_strength,
+                trainable=trainable,
+                strict=strict,
+                load_embeddings=load_embeddings,
+                allow_nonfinite=allow_nonfinite,
+                activate=activate and not hotswap,
+            )
         if _is_partial(report):
             warnings.warn(
                 f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
             )
         return report
+
+    def add_adapter(
+        self,
+        config: Any,
+        adapter_name: str | None = None,
+        *,
+        component: str | None = None,
+        blocks: Sequence[str] | None = None,
+        eva_data: Iterable[Any] | None = None,
+        activate: bool = True,
+    ) -> MatchReport:
+        """
+        Make a fresh adapter to be trained, and the only active one, at weight 1.0; others stay loaded, of whatever kind.
+
+        It begins without an effect, the base is left as it is, and the tensors are those of an adapter that was loaded with
+        ``trainable=True``: see :meth:`named_trainable_parameters`. They are drawn by torch's generator on the CPU, so that
+        ``torch.manual_seed`` before the call repeats them.
+
+        Args:
+            config: A configuration of :mod:`lora_mixer.fresh`, one of PEFT's, a dict with ``peft_type``, or the path of an
+                ``adapter_config.json``.
+            adapter_name: The name; ``default_0``, ``default_1``, ... when None.
+            component: The component that it is for; None takes the denoiser of a pipeline, or the only component.
+            blocks: Only targets in these blocks: paths such as ``"mid_block"`` and ``"transformer_blocks.3"``, or a UNet's blocks
+                by LBW's ids such as ``"M00"``.
+            eva_data: Batches for ``init_lora_weights="eva"``: dicts of the model's arguments.
+            activate: False leaves the mix in effect as it is.
+
+        Returns:
+            Which modules it is on; print it.
+
+        Raises:
+            AdapterConfigError: With everything that is wrong with the configuration, or that does not fit the model.
+            AdapterNameError: When the name is in use.
+            MatchError: When there is no such component.
+            SourceError: When there is no such file.
+            PipelineStateError: When weights that the start needs cannot be read.
+
+        Warns:
+            UnmatchedTargetsWarning: When names match nothing, beside others that do.
+
+        Example:
+            >>> import torch
+            >>> from lora_mixer.fresh import LoraConfig
+            >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
+            >>> mixer = LoraMixer(model)
+            >>> report = mixer.add_adapter(LoraConfig(r=2, target_modules=["0"]), "mine")
+            >>> [tuple(p.shape) for _, p in mixer.named_trainable_parameters("mine")]
+            [(2, 6), (4, 2)]
+        """
+        found, kind = read_config(config)
+        with self._call() as state:
+            name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
+            _check_free(state, name, hotswap=False, trainable=True)
+            components = state.components()
+            part = _fresh_component(component, components)
+            asked = Asked(
+                f"adapter {name!r}",
+                trusted=not isinstance(config, str | os.PathLike),
+                blocks=[blocks] if isinstance(blocks, str) else blocks,
+                eva_data=eva_data,
+            )
+            if (
+                getattr(found, "init_lora_weights", None) == "eva"
+            ):  # directions are those of the base's inputs
+                state.controller.apply(BASE, components)
+            source = fresh_source(found, kind, part, components[part], state.controller.clean_of, asked)
+            report = self._load(
+                state, source, name, component=part, trainable=True, strict=True, activate=activate
+            )
+            if not activate:
+                self._apply(state, state.held if state.enabled else BASE)
+        return report
+
+    def _load(
+        self,
+        state: MixerState,
+        source: AdapterSource,
+        name: str,
+        *,
+        component: str | None,
+        trainable: bool,
+        strict: bool,
+        activate: bool,
+        max_rank: int | None = None,
+        dora_strength: DoraStrength | None = None,
+        load_embeddings: bool | Mapping[str, str] = False,
+        allow_nonfinite: bool = False,
+    ) -> MatchReport:
+        """Read an adapter, bind it, take it, and put it into effect where it is asked or has a place in the mix."""
+        components = state.components()
+        with paused_gc():
+            adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
+            words: tuple[Token, ...] = ()
+            if load_embeddings:
+                embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
+                words = state.tokens.fit(embeddings, name, adapter.info.source)
+                adapter = with_words(adapter, words)
+            binding = bind(adapter, components, name, component=component)
+            refuse_unusable(binding, self.pipe)
+            report = binding.report
+            if strict and not report.complete:
+                msg = f"strict=True, and not all of the file was matched:\n{report}"
+                raise MatchError(msg)
+            reached = {layer.live.component for layer in binding.layers}
+            reached |= {word.component for word in words}
+            state.claim(
+                {part: components[part] for part in reached},
+                [layer.live.module for layer in binding.layers],
+            )
+            layers, learnt = _own_layers(binding.layers, tensors, source)
+            original = (
+                Original.of(adapter.config, adapter.file, binding.layers)
+                if learnt is None and adapter.config
+                else None
+            )
+            if not allow_nonfinite:
+                check_finite(layers, report.source)
+            state.tokens.change({name: words}, shown=True if activate else None)
+            loaded = Loaded(replace(adapter.info, base=binding.base), report, original)
+            state.take(name, loaded, layers, learnt, [components[part] for part in reached])
+            if activate:
+                state.held, state.enabled = ActiveMixes.of({name: 1.0}), True
+            if name in state.held.names:
+                self._apply(state, state.held if state.enabled else BASE)
+        return report
+
+    @property
+    def trained_adapters(self) -> list[str]:
+        """The names of the adapters in training, in the order in which they were loaded."""
+        with self._look() as state:
+            return [name for name in state.loaded if state.trained(name) is not None]
 
     def named_trainable_parameters(self, adapter_name: str) -> list[tuple[str, nn.Parameter]]:
         """
@@ -333,7 +486,7 @@ class LoraMixer:
         """
         with self._look() as state:
             for name in state.held.names if state.enabled else ():
-                learnt = _trained(state, name)
+                learnt = state.trained(name)
                 if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
@@ -482,7 +635,11 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When a name is unknown or stands twice.
-            MixError: When weights are not finite, lists differ in length or a component is unknown.
+            MixError: When weights are not finite, lists differ in length, a component is unknown, or an adapter has weights
+                only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When some of an adapter's weights are for components that it does not change.
 
         Example:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
@@ -519,13 +676,18 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When it names an unknown adapter.
-            MixError: When it cannot be applied.
+            MixError: When it cannot be applied, or an adapter has weights only where it has no layers.
+
+        Warns:
+            UnusedWeightWarning: When something that it says of an adapter changes nothing, since that has no layers there.
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         with self._call() as state:
             state.tokens.change(shown=True)
-            self._apply(state, wanted)
+            told = self._apply(state, wanted)
             state.held, state.enabled = wanted, True
+        for text in told:
+            warnings.warn(text, UnusedWeightWarning, stacklevel=2)
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -538,7 +700,6 @@ class LoraMixer:
         with self._look() as state:
             _check_mix(state, Mix.of(mix), state.components())
 
-    @contextmanager
     def applied(
         self,
         mix: Any,
@@ -546,7 +707,7 @@ class LoraMixer:
         negative: Any = None,
         engine: str = "auto",
         guidance_copies: int | None = None,
-    ) -> Iterator[LoraMixer]:
+    ) -> AbstractContextManager[LoraMixer]:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
@@ -563,21 +724,32 @@ class LoraMixer:
             ...     image = pipe("a castle").images[0]
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
-        with self._look() as state:
-            before, enabled = state.held, state.enabled
-            try:
+        state = self._state
+        before: list[tuple[ActiveMixes, bool]] = []
+
+        @uninterrupted
+        def begin() -> LoraMixer:
+            before.append((state.held, state.enabled))
+            if not (
+                state.enabled and wanted == state.held
+            ):  # else in effect already: nothing is written twice
                 try:
-                    if not (
-                        enabled and wanted == before
-                    ):  # else it is in effect already: nothing is written twice
-                        self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
-                    yield self
-                finally:
-                    self._back_to(state, before, enabled=enabled)
-            finally:
-                # nothing to do, unless the first try failed or was interrupted: memory may be free again
-                with uninterrupted():
-                    self._back_to(state, before, enabled=enabled)
+                    self.set_mix(mix, negative=negative, engine=engine, guidance_copies=guidance_copies)
+                except BaseException as error:
+                    end(error)
+                    raise
+            return self
+
+        @uninterrupted
+        def end(_: BaseException | None) -> None:
+            held, enabled = before.pop()
+            try:
+                self._back_to(state, held, enabled=enabled)
+            except BaseException:
+                self._back_to(state, held, enabled=enabled)  # memory may be free again
+                raise
+
+        return Interruptible(begin, end, state.lock)
 
     def disable_lora(self) -> None:
         """Give the base back, bit for bit; the adapters stay loaded and ``enable_lora`` brings the mix again."""
@@ -592,6 +764,29 @@ class LoraMixer:
             state.tokens.change(shown=True)
             self._apply(state, state.held)
             state.enabled = True
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """
+        Make one adapter, or several, the only active ones, each at weight 1: the word of Transformers models.
+
+        Args:
+            adapter_name: The name, or names.
+
+        Raises:
+            AdapterNameError: When one is unknown.
+
+        Example:
+            >>> mixer.set_adapter("adapter_2")  # doctest: +SKIP
+        """
+        self.set_adapters(adapter_name)
+
+    def enable_adapters(self) -> None:
+        """Bring the mix back that was active before: the word of Transformers models for :meth:`enable_lora`."""
+        self.enable_lora()
+
+    def disable_adapters(self) -> None:
+        """Give the base back, bit for bit: the word of Transformers models for :meth:`disable_lora`."""
+        self.disable_lora()
 
     def parse_prompt(
         self, prompt: str, *, presets: Mapping[str, Sequence[float]] | None = None
@@ -796,7 +991,7 @@ class LoraMixer:
             >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
         with self._look() as state:
-            choice = saving.choose(
+            choice = saving.read_save_options(
                 state.held.every if state.enabled else (),
                 save_directory_or_path,
                 adapter_names,
@@ -807,10 +1002,11 @@ class LoraMixer:
                 method=method,
             )
             components = state.components()
-            _check_mix(state, choice.mix, components, "save_lora_weights")
-            learnt = _trained(state, choice.one or "")
-            if learnt is not None and learnt.config and choice.format == "peft" and choice.dtype is None:
-                return write_trained(choice.path, *learnt.written())
+            for text in _check_mix(state, choice.mix, components, "save_lora_weights"):
+                warnings.warn(text, UnusedWeightWarning, stacklevel=2)
+            as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
+            if as_read is not None:
+                return write_peft(choice.path, *as_read, dtype=choice.dtype)
             infos = {name: state.loaded[name].info for name in choice.mix.names}
             return saving.save(choice, saving.hold(choice.mix, infos, state.controller), components)
 
@@ -831,7 +1027,7 @@ class LoraMixer:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
         with self._call("put back") as state:
             state.tokens.change(shown=False)
-            state.controller.restore()
+            state.controller.restore(state.components())
             state.enabled = False
 
     # --- inside ------------------------------------------------------------------------------------------
@@ -846,26 +1042,22 @@ class LoraMixer:
                 self._own = left
         return self._own
 
-    @contextmanager
-    def _look(self) -> Iterator[MixerState]:
+    def _look(self) -> Interruptible[MixerState]:
         """Hold the state still."""
         state = self._state
-        with state.lock:
-            yield state
+        return Interruptible(lambda: state, lambda _: None, state.lock)
 
-    @contextmanager
-    def _call(self, parts: Parts = "bind") -> Iterator[MixerState]:
+    def _call(self, parts: Parts = "bind") -> Interruptible[MixerState]:
         """Change the state, all or nothing."""
-        state = self._state
-        with state.lock, state.transaction(self, parts):
-            yield state
+        return self._state.transaction(self, parts)
 
     @staticmethod
-    def _apply(state: MixerState, wanted: ActiveMixes) -> None:
+    def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:
+        """Put mixes into effect; say what of them changes nothing."""
         components = state.components()
-        for mix in wanted.every:
-            _check_mix(state, mix, components)
+        told = [text for mix in wanted.every for text in _check_mix(state, mix, components)]
         state.controller.apply(wanted, components)
+        return list(dict.fromkeys(told))
 
     def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
@@ -880,11 +1072,13 @@ class LoraMixer:
 
 def _check_mix(
     state: MixerState, mix: Mix, components: Mapping[str, nn.Module], where: str = "the mix"
-) -> None:
+) -> list[str]:
+    """Check that a mix means something here; say what of it changes nothing."""
     unknown = [name for name in mix.names if name not in state.loaded]
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
+    return without_effect(mix, state.controller.reach)
 
 
 def _read(
@@ -896,7 +1090,9 @@ def _read(
     trainable: bool,
 ) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
     """Read an adapter, and where it is to be trained, its tensors by key."""
-    adapter, tensors = read_trainable(source, name=name) if trainable else (read(source, name=name), None)
+    adapter, tensors = (
+        read_trainable(source, name=name) if trainable else (read_source(source, name=name), None)
+    )
     check_held(adapter)
     if max_rank is not None:
         adapter = adapter.limited(max_rank)
@@ -918,15 +1114,27 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     """Return what is trained of an adapter."""
     if name not in state.loaded:
         raise _unknown(state, [name], where)
-    learnt = _trained(state, name)
+    learnt = state.trained(name)
     if learnt is None:
-        raise AdapterNameError(f"{name!r} was not loaded to be trained; load it with trainable=True")
+        raise AdapterNameError(
+            f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
+        )
     return learnt
 
 
-def _trained(state: MixerState, name: str) -> Trained | None:
-    own = state.controller.own(name)
-    return own if isinstance(own, Trained) else None
+def _fresh_component(component: str | None, components: Mapping[str, nn.Module]) -> str:
+    """Choose the component that a fresh adapter is for."""
+    there = ", ".join(sorted(components))
+    if component is not None:
+        if component not in components:
+            raise MatchError(f"there is no component {component!r}; this pipeline has {there}")
+        return component
+    found = next((name for name in _DENOISERS if name in components), None)
+    if found is None and len(components) > 1:
+        raise MatchError(
+            f"say which component the adapter is for with component=...; this pipeline has {there}"
+        )
+    return found or next(iter(components))
 
 
 def _free_name(state: MixerState) -> str:
@@ -937,12 +1145,13 @@ def _free_name(state: MixerState) -> str:
 
 
 def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool) -> None:
-    if hotswap and (trainable or state.controller.own(name) is not None):
-        raise AdapterNameError(
-            f"{name}: an adapter in training keeps its parameters; delete it first, without hotswap"
-        )
     if hotswap and name not in state.loaded:
         raise _unknown(state, [name], "hotswap")
+    if hotswap and trainable != (state.trained(name) is not None):
+        raise AdapterNameError(
+            f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
+            "them, and any other adapter is deleted first and loaded without hotswap"
+        )
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
             f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
-from lora_mixer.errors import MixLostError, PipelineStateError
+from lora_mixer.engines.trainable.parameters import Trained
+from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
 from lora_mixer.textual_inversion import TokenSet
+from lora_mixer.writing.full_as_values import full_as_values
+from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.controller import ControllerRecord
     from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
+    from lora_mixer.writing.originals import Original
 
 _MARK = "_lora_mixer_state"
 """Under this name a part holds the state that it belongs to: no module, parameter or buffer, so no key changes."""
@@ -52,6 +59,7 @@ class Loaded:
 
     info: AdapterInfo
     report: MatchReport
+    original: Original | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class _Record:
     tokens: TokenRecord
     controller: ControllerRecord
     lineage: Lineage | None
+    roots: Mapping[str, nn.Module]
 
 
 class MixerState:
@@ -101,28 +110,27 @@ class MixerState:
         self._lineage: Lineage | None = None
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
-        self._guarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._is_copy = False
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None, "_guarded": None}
+        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
         return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
-        vars(self).update(state, _guarded=weakref.WeakSet(state["roots"].values()))
+        vars(self).update(state)
         self.lock = threading.RLock()
         _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self, mixer: Any, parts: Parts = "bind") -> Iterator[None]:
+    def transaction(self, mixer: Any, parts: Parts = "bind") -> Interruptible[MixerState]:
         """
-        Change what is held; if that fails, all is exactly as before.
+        Change what is held, alone; if that fails, all is exactly as before.
 
         Args:
             mixer: The mixer that works on it from now on.
@@ -133,20 +141,39 @@ class MixerState:
         Raises:
             MixLostError: When a change failed and so did the way back; no adapter is in effect then.
         """
-        record = self._record()
+        record: list[_Record] = []
+
+        @uninterrupted
+        def begin() -> MixerState:
+            try:
+                record.append(self._record())
+                self.owner = weakref.ref(mixer)
+                self._follow(parts)
+            except BaseException as error:
+                end(error)
+                raise
+            return self
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            try:
+                if error is None:
+                    self._commit(record[0])
+                elif record:
+                    self._roll_back(record[0], error)
+            finally:
+                self._claimed, self._claimed_modules = [], set()
+
+        return Interruptible(begin, end, self.lock)
+
+    def _commit(self, record: _Record) -> None:
         try:
-            self.owner = weakref.ref(mixer)
-            self._follow(parts)
-            yield
             self.mark()
             self._guard()
             self.controller.settle()
         except BaseException as error:
-            with uninterrupted():
-                self._roll_back(record, error)
+            self._roll_back(record, error)
             raise
-        finally:
-            self._claimed, self._claimed_modules = [], set()
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""
@@ -197,11 +224,18 @@ class MixerState:
             for name, layers in bound.items()
         }
         self.controller.rebind(moved, components)
+        self._stand_on(roots)
+        self._lineage = None
+
+    def _stand_on(self, roots: Mapping[str, nn.Module]) -> None:
+        """Reach other parts from now on; mark() gives marks and guards to them."""
+        if roots is self.roots:
+            return
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
-        guards.take_away(self.pipe, self.roots.values())  # mark() gives them to those that stay
-        self.roots, self._reach, self._lineage = roots, (), None
+        guards.take_away(self.pipe, self.roots.values())
+        self.roots, self._reach = dict(roots), ()
 
     def _take_copy(self, root: nn.Module) -> None:
         """Give a part its base that bears a state without mixer, such as a copy of a part of this pipeline."""
@@ -224,12 +258,14 @@ class MixerState:
             self.tokens.record(),
             self.controller.record(),
             self._lineage,
+            self.roots,
         )
 
     def _roll_back(self, record: _Record, error: BaseException) -> None:
         self.loaded, self.inherited = dict(record.loaded), set(record.inherited)
         self.inherited_tokens = set(record.inherited_tokens)
         self.held, self.enabled, self._lineage = record.held, record.enabled, record.lineage
+        self._stand_on(record.roots)
         try:
             self.tokens.roll_back(record.tokens)
             self.controller.roll_back(record.controller, self.components())
@@ -254,14 +290,6 @@ class MixerState:
             self._guard()
 
     def _guard(self) -> None:
-        own = {
-            part: root for part, root in self.components().items() if root.__dict__.get(_MARK, self) is self
-        }
-        now = {**self.roots, **own}
-        gone = self._guarded.difference(now.values())
-        guards.guard_scale({str(number): root for number, root in enumerate(gone)}, active=False)
-        guards.guard_scale(now, active=self.enabled and self.controller.acts)
-        self._guarded = weakref.WeakSet(now.values())
         guards.guard_steps(_mixed, active=any(s.enabled and s.controller.acts for s in _all_states()))
 
     def take(
@@ -287,29 +315,70 @@ class MixerState:
 
     def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
-        before = self.pipe
+        before, was_copy = self.pipe, self._is_copy
         self._move_to(pipe)
         try:
             self._take_over(mixer, keep_base, again=pipe is not before)
         except BaseException:
             self._move_to(before)
+            self._is_copy = was_copy
             self.owner = None
             raise
 
     def _move_to(self, pipe: Any) -> None:
+        self._is_copy = False
         guards.take_away(self.pipe, ())
         self.controller.pipe = pipe
         self.tokens.move_to(pipe)
         guards.place(pipe, (), self)
 
     def _take_over(self, mixer: Any, keep_base: BaseDevice, *, again: bool) -> None:
-        with self.lock, self.transaction(mixer):
+        with self.transaction(mixer):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}
             self.keep_base = keep_base
             self.controller.keep_on(keep_base)
             if again:
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
+
+    def trained(self, name: str) -> Trained | None:
+        """Return what is trained of an adapter; None where it is not in training."""
+        own = self.controller.own(name)
+        return own if isinstance(own, Trained) else None
+
+    def trained_on(self, root: nn.Module) -> list[str]:
+        """Name the adapters in training that reach a component."""
+        return [name for name in self.loaded if (own := self.trained(name)) is not None and own.on(root)]
+
+    def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
+        """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
+        learnt, original = self.trained(name), self.loaded[name].original
+        if learnt is not None:
+            return learnt.written() if learnt.config else full_as_values(self.controller.held(name))
+        return None if original is None else (original.tensors(self.controller.layers[name]), original.config)
+
+    def write_trained(self, folder: Path, names: Sequence[str]) -> None:
+        """
+        Write adapters in training as PEFT folders.
+
+        Args:
+            folder: Where to; one adapter is written into it, several into a folder each by their names.
+            names: The adapters.
+
+        Raises:
+            SaveError: When one was not read from a PEFT folder, or the disk refuses.
+        """
+        with self.lock:
+            found = {name: self.peft_tensors(name) for name in names}
+            odd = [name for name, parts in found.items() if parts is None]
+            if odd:
+                raise SaveError(
+                    f"{', '.join(odd)}: not read from a PEFT folder, so there is no configuration to write; use the mixer's "
+                    "save_lora_weights()"
+                )
+            for name, parts in found.items():
+                if parts is not None:
+                    write_peft(folder if len(names) == 1 else folder / name, *parts)
 
     def let_go(self, tokens: Iterable[str]) -> None:
         """Make room for words that a mixer loaded which is gone."""
@@ -357,6 +426,15 @@ class MixerState:
             finally:
                 self.owner = owner
 
+    @contextmanager
+    def scaled_texts(self, scale: float) -> Iterator[None]:
+        """Multiply the mix in text encoders for a block."""
+        parts = [part for part in self.controller.components if part in TEXT_ENCODERS]
+        with ExitStack() as stack:
+            for part in parts if scale != 1.0 and self.enabled else ():
+                stack.enter_context(self.controller.scaled(part, scale))
+            yield
+
     def components(self) -> dict[str, nn.Module]:
         """List the pipeline's modules by component."""
         return find_components(self.pipe)
@@ -375,13 +453,17 @@ class MixerState:
         for root in self.roots.values():
             if root.__dict__.get(_MARK) is not self:
                 root.__dict__[_MARK] = self
-        if not self.is_empty:
-            guards.place(self.pipe, self.roots.values(), self)
+        self.guard()
         for root in before:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
         # now, not at the next call: by then others may have replaced what is bound
         self._lineage = Lineage(self.roots, self.controller.modules)
+
+    def guard(self) -> None:
+        """Refuse diffusers' and PEFT's words for adapters that are none of theirs."""
+        if not self.is_empty:
+            guards.place(self.pipe, self.roots.values(), self)
 
     def claim(self, roots: Mapping[str, nn.Module], modules: Iterable[nn.Module]) -> None:
         """
@@ -436,7 +518,9 @@ class MixerState:
         """Whether it is the state of this pipeline: of the same object, or one that has all parts which are reached."""
         if self.is_empty:
             return False
-        if self.pipe is pipe:
+        if (
+            self.pipe is pipe and not self._is_copy
+        ):  # a copy of a part refers to the pipeline of the first one
             return True
         mine = {id(root) for root in self.roots.values()}
         reached = mine & {id(root) for root in components.values()}
@@ -483,7 +567,7 @@ def forget_all() -> None:
     for state in _all_states():
         parts = [*state.components().values(), *state.roots.values()]
         guards.take_away(state.pipe, parts)
-        guards.guard_scale({str(number): root for number, root in enumerate(parts)}, active=False)
+        state.controller.drop_scales()
         for root in parts:
             root.__dict__.pop(_MARK, None)
     _states.clear()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from enum import Enum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ class Problem:
         return replace(self, place=f"{outer}{apart}{self.place}")
 
 
+class SaveReason(str, Enum):
+    """Why something cannot be written as asked."""
+
+    RANK = "rank"
+    """It is not a low-rank pair, so a rank has to be given."""
+    BASE = "base"
+    """Its change depends on the base's weights, which are not at hand, and it needs a rank as well."""
+    UNREAD = "unread"
+    """No layer uses the key."""
+    FORMAT = "format"
+    """The format has no place for it."""
+
+
 @dataclass(frozen=True)
 class SaveProblem:
     """
@@ -50,12 +67,84 @@ class SaveProblem:
 
     Attributes:
         place: The module, by component and path, or the key of the file.
-        reason: ``rank``: it is not a low-rank pair, so a rank has to be given; ``base``: its change depends on the
-            base's weights, which are not at hand, and it needs a rank as well; ``unread``: no layer uses the key;
-            ``format``: the format has no place for it.
+        reason: Why it cannot be written.
         detail: What it is: the algorithm, or why the key is not used.
     """
 
     place: str
-    reason: Literal["rank", "base", "unread", "format"]
+    reason: SaveReason
     detail: str = ""
+
+
+class UnusedReason(Enum):
+    """Why a key of a file is used by no layer."""
+
+    TEXTUAL_INVERSION = "textual inversion"
+    """It is a word's, which only ``load_embeddings=True`` loads."""
+    ODD_TEXTUAL_INVERSION = "odd textual inversion"
+    """It is a part of a word that is not known, or stands twice."""
+    UNKNOWN_ENDING = "unknown ending"
+    """It ends in nothing that an adapter's key ends in."""
+    LONE_SCALE = "lone scale"
+    """It is an alpha or a scale of a module that has no weights in the file."""
+
+
+class AbsenceReason(Enum):
+    """Why a module of a file is not in a pipeline."""
+
+    NO_COMPONENT = "no component"
+    """The pipeline has no such component."""
+    NOT_IN_FAMILY = "not in family"
+    """Siblings of the model's family have it, this model need not."""
+    NO_MODULE = "no module"
+    """The component has no module of that name."""
+
+
+class NoteKind(Enum):
+    """What a remark on a file is about."""
+
+    WORDS_LEFT = "words left"
+    """It holds textual inversions that were not loaded."""
+    WORDS = "words"
+    """Which words were loaded, or that there are none."""
+    NOT_TENSORS = "not tensors"
+    """It holds entries that are not tensors."""
+    ALPHA_ZERO = "alpha zero"
+    """Some of its modules have alpha 0 and change nothing."""
+    ALL_ZERO = "all zero"
+    """All of its modules hold zeros."""
+    BESIDE = "beside"
+    """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
+
+
+K = TypeVar("K", bound=Enum)
+
+
+class Remark(str, Generic[K]):
+    """
+    A sentence for people that carries what it is about for programs.
+
+    Args:
+        text: The sentence.
+        kind: What it is about.
+
+    Attributes:
+        kind: As above.
+
+    Example:
+        >>> remark = Remark("no such module", AbsenceReason.NO_MODULE)
+        >>> remark, remark.kind
+        ('no such module', <AbsenceReason.NO_MODULE: 'no module'>)
+    """
+
+    __slots__ = ("kind",)
+    kind: K
+
+    def __new__(cls, text: str, kind: K) -> Self:
+        """Keep both."""
+        remark = super().__new__(cls, text)
+        remark.kind = kind
+        return remark
+
+    def __getnewargs__(self) -> tuple[str, K]:  # type: ignore[override]
+        return str(self), self.kind

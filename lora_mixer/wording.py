@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = ["did_you_mean", "first_line", "first_of", "list_of", "number_text", "shown"]
+
 _LONGEST_SHOWN = 60
 
 

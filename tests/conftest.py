@@ -20,6 +20,7 @@ from lora_mixer import ownership
 from tests.batch_plans import GRID, make_model, plan_for, statuses
 from tests.hub_standin import HubStandIn
 from tests.models import tiny_sd, tiny_sdxl
+from tests.small_unets import SD15, SDXL, build
 from tests.weights import Snapshot
 
 if TYPE_CHECKING:
@@ -167,3 +168,15 @@ def sdxl(sdxl_base: tuple[StableDiffusionXLPipeline, Snapshot]) -> Iterator[Stab
     yield pipe
     ownership.forget_all()  # of a test that failed before it unloaded
     clean.put_back(pipe)
+
+
+@pytest.fixture(scope="session")
+def sd15_unet() -> Any:
+    """The blocks of SD 1.5, narrow; nobody changes them."""
+    return build(SD15)
+
+
+@pytest.fixture(scope="session")
+def sdxl_unet() -> Any:
+    """The blocks of SDXL, narrow; nobody changes them."""
+    return build(SDXL)

@@ -1,29 +1,48 @@
 """
-Faults injected into a mixer's calls: at each tensor operation, and Ctrl-C at each line.
+Faults injected into a mixer's calls: at tensor operations and calls, and Ctrl-C wherever Python looks for it.
 
-``python -m tests.faults --seed 1 --count 2000`` runs as many, drawn from all states, calls and places.
+``python -m tests.faults --seed 1 --seconds 600`` draws states, calls and places as long as there is time; ``--count`` is another
+end, ``--kinds`` says which faults. What is found is printed with the words that bring it again
+(``--only "STATE / CALL / KIND PLACE"``).
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
+import copy
+import functools
+import gc
+import pickle
 import random
+import signal
 import sys
+import tempfile
+import time
 import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import Self
 
-from lora_mixer import LoraMixer, LoraMixerError, MixLostError
+from lora_mixer import LoraMixer, LoraMixerError, Mix, MixLostError
+from lora_mixer.engines.interrupts import WHOLE
+from lora_mixer.mixes import Composite, KLora, Method, Switch
+from tests.models import text_encoder, tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-X = torch.randn(3, 8, generator=torch.Generator().manual_seed(9))
+X = torch.randn(6, 8, generator=torch.Generator().manual_seed(9))
+PLANES = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(9))
 
 
 class Denoiser(nn.Module):
@@ -39,58 +58,295 @@ class Denoiser(nn.Module):
         return self.three(self.two(self.one(sample)) + timestep)
 
 
-def lora(seed: int, *, bias: bool = False) -> dict[str, torch.Tensor]:
-    """Make an adapter of rank 2 for two of the layers."""
+class Planes(nn.Module):
+    """The same three layers as convolutions, on pictures: where masks have a place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.three = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, sample: torch.Tensor, timestep: float = 0.0) -> torch.Tensor:
+        """Run: (n, 4, h, w) to (n, 4, h, w)."""
+        return self.three(self.two(self.one(sample)) + timestep)
+
+
+class Pipe:
+    """A denoiser and a text encoder with its tokenizer."""
+
+    def __init__(self) -> None:
+        words, text = copy.deepcopy(_text())
+        self.components: dict[str, Any] = {
+            "unet": Denoiser(), "text_encoder": text, "tokenizer": words, "scheduler": object()
+        }  # fmt: skip
+
+
+@functools.cache
+def _text() -> tuple[Any, nn.Module]:
+    return tokenizer(), text_encoder(8)
+
+
+TEXT = "layers.0.mlp.fc1"
+
+
+def lora(seed: int, *, bias: bool = False, model: Any = None) -> dict[str, torch.Tensor]:
+    """Make an adapter of rank 2 for two of the layers, and for the text encoder where there is one."""
     draw = torch.Generator().manual_seed(seed)
-    names = ("one", "two", "three")[seed % 2 : seed % 2 + 2]
-    file = {
-        f"{name}.lora_{side}.weight": torch.randn(*shape, generator=draw)
-        for name in names
-        for side, shape in (("A", (2, 8)), ("B", (4 if name == "three" else 8, 2)))
-    }
+    parts = model.components if isinstance(model, Pipe) else {"": model or Denoiser()}
+    root = parts.get("unet", parts.get(""))
+    front = "unet." if "unet" in parts else ""
+    file = {}
+    for name in ("one", "two", "three")[seed % 2 : seed % 2 + 2]:
+        shape = getattr(root, name).weight.shape
+        file[f"{front}{name}.lora_A.weight"] = torch.randn(2, *shape[1:], generator=draw)
+        file[f"{front}{name}.lora_B.weight"] = torch.randn(
+            shape[0], 2, *[1] * (len(shape) - 2), generator=draw
+        )
     if bias:
-        file["two.lora_B.bias"] = torch.randn(8, generator=draw)
+        file[f"{front}two.lora_B.bias"] = torch.randn(8, generator=draw)
+    if "text_encoder" in parts:
+        path = next(n for n, _ in parts["text_encoder"].named_modules() if n.endswith(TEXT))
+        width = dict(parts["text_encoder"].named_modules())[path].weight.shape
+        file[f"text_encoder.{path}.lora_A.weight"] = torch.randn(2, width[1], generator=draw)
+        file[f"text_encoder.{path}.lora_B.weight"] = torch.randn(width[0], 2, generator=draw)
     return file
 
 
+def words(seed: int, word: str) -> dict[str, torch.Tensor]:
+    """Make a textual inversion of two vectors."""
+    return {word: torch.randn(2, 8, generator=torch.Generator().manual_seed(seed))}
+
+
+@dataclass
+class Held:
+    """What a call works on: a model, its mixer, parts that were replaced, and blocks that are open."""
+
+    pipe: Any
+    folder: Path
+    own: LoraMixer | None = None
+    old: list[nn.Module] = field(default_factory=list)
+    blocks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def lora(self, seed: int, *, bias: bool = False) -> dict[str, torch.Tensor]:
+        """Make an adapter for this model."""
+        return lora(seed, bias=bias, model=self.pipe)
+
+    @property
+    def mixer(self) -> LoraMixer:
+        """The mixer; where the last one is gone, the next."""
+        if self.own is None:
+            self.own = LoraMixer(self.pipe)
+        return self.own
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        """All modules, those that were replaced too."""
+        own = self.pipe.components.values() if isinstance(self.pipe, Pipe) else [self.pipe]
+        return [*(root for root in own if isinstance(root, nn.Module)), *self.old]
+
+    def run(self, time: float = 500.0) -> list[torch.Tensor]:
+        """Compute what the model makes of its inputs."""
+        root = self.pipe.components["unet"] if isinstance(self.pipe, Pipe) else self.pipe
+        found = [root(PLANES if isinstance(root, Planes) else X, time)]
+        if isinstance(self.pipe, Pipe):
+            ids = self.pipe.components["tokenizer"]("a <cat> <fox> sits")["input_ids"]
+            found.append(self.pipe.components["text_encoder"](torch.tensor([ids])).last_hidden_state)
+        return found
+
+
 SCHEDULE = {"a": {"weight": 0.9, "schedule": "0@0.2,1@0.5"}}
-STATES: dict[str, Callable[[LoraMixer], None]] = {
-    "base": lambda mixer: None,
-    "merged": lambda mixer: mixer.set_adapters(["a", "b"], [0.7, -0.5]),
-    "side": lambda mixer: mixer.set_mix({"a": 0.5, "b": 0.2}, engine="side"),
-    "schedule": lambda mixer: mixer.set_mix(SCHEDULE),
-    "steps": lambda mixer: mixer.set_mix(SCHEDULE, engine="merged"),
-    "disabled": lambda mixer: (mixer.set_adapters("a", 0.7), mixer.disable_lora())[0],
-    "reserved": lambda mixer: (mixer.set_adapters("a", 0.7), mixer.reserve(rank=8))[0],
-    "bias": lambda mixer: (mixer.load_lora_weights(lora(5, bias=True), "c"), mixer.set_adapters(["c", "a"]))[
-        0
-    ],
+LEFT = np.repeat(np.array([[255, 255, 0, 0]], dtype=np.uint8), 4, axis=0)
+
+
+def _replaced(held: Held) -> None:
+    held.mixer.set_adapters(["a", "b"], [0.7, -0.5])
+    other = Denoiser()
+    with torch.no_grad():
+        other.two.weight.mul_(0.5)
+    held.old.append(held.pipe.components["unet"])
+    held.pipe.components["unet"] = other
+
+
+def _offloaded(held: Held) -> None:
+    cpu_offload(held.pipe, execution_device=torch.device("cpu"))
+    held.mixer.set_mix({"a": 0.5, "b": 0.2})
+
+
+def _trainable(held: Held) -> None:
+    held.mixer.load_lora_weights(held.lora(3), "t", trainable=True)
+    held.mixer.set_adapters(["t", "a"], [1.0, 0.5])
+
+
+def _words(held: Held) -> None:
+    held.mixer.load_textual_inversion(words(1, "<cat>"))
+    held.mixer.set_adapters(["a"], [0.7])
+
+
+def _bias(held: Held) -> None:
+    held.mixer.load_lora_weights(held.lora(5, bias=True), "c")
+    held.mixer.set_adapters(["c", "a"])
+
+
+def _reserved_rows(held: Held) -> None:
+    held.mixer.reserve(rank=8, rows=6)
+    held.mixer.set_mix([{"a": 1.0}, {"b": 0.5}, {}], guidance_copies=1)
+
+
+def _left(held: Held) -> None:
+    """Let a mixer go that has adapters: the next one takes over."""
+    held.mixer.set_adapters(["a", "b"], [0.7, -0.5])
+    held.own = None
+
+
+def mixed(method: Method, **weights: float) -> Mix:
+    """Make a mix by a method."""
+    return replace(Mix.of(weights), method=method)
+
+
+ROWS = [{"a": 1.0}, {"b": 0.5}, {}]
+K_LORA = mixed(KLora("a", "b"), a=1.0, b=1.0)
+STATES: dict[str, tuple[Callable[[], Any], Callable[[Held], Any]]] = {
+    "base": (Denoiser, lambda held: None),
+    "merged": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
+    "side": (Denoiser, lambda held: held.mixer.set_mix({"a": 0.5, "b": 0.2}, engine="side")),
+    "schedule": (Denoiser, lambda held: held.mixer.set_mix(SCHEDULE)),
+    "steps": (Denoiser, lambda held: held.mixer.set_mix(SCHEDULE, engine="merged")),
+    "disabled": (
+        Denoiser,
+        lambda held: (held.mixer.set_adapters("a", 0.7), held.mixer.disable_lora()),
+    ),
+    "reserved": (Denoiser, lambda held: (held.mixer.set_adapters("a", 0.7), held.mixer.reserve(rank=8))),
+    "reserved rows": (Denoiser, _reserved_rows),
+    "bias": (Denoiser, _bias),
+    "rows": (Denoiser, lambda held: held.mixer.set_mix(ROWS, guidance_copies=1)),
+    "composite": (
+        Denoiser,
+        lambda held: held.mixer.set_mix(mixed(Composite(), a=1.0, b=0.5)),
+    ),
+    "switch": (Denoiser, lambda held: held.mixer.set_mix(mixed(Switch(), a=1.0, b=0.5))),
+    "k-lora": (Denoiser, lambda held: held.mixer.set_mix(K_LORA)),
+    "k-lora merged": (Denoiser, lambda held: held.mixer.set_mix(K_LORA, engine="merged")),
+    "mask": (
+        Planes,
+        lambda held: held.mixer.set_mix({"a": {"weight": 1.0, "mask": LEFT}, "b": 0.5}),
+    ),
+    "pictures": (Planes, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
+    "training": (Denoiser, _trainable),
+    "offloaded": (Denoiser, _offloaded),
+    "applied": (
+        Denoiser,
+        lambda held: (
+            held.mixer.set_adapters("a", 0.7),
+            held.blocks.enter_context(held.mixer.applied({"b": 1.0}, engine="side")),
+        ),
+    ),
+    "left": (Denoiser, _left),
+    "pipe": (Pipe, lambda held: held.mixer.set_adapters(["a", "b"], [{"unet": 0.7, "te": 0.1}, -0.5])),
+    "words": (Pipe, _words),
+    "replaced": (Pipe, _replaced),
+    "left with words": (Pipe, lambda held: (_words(held), _left(held))),
 }
 
 
-def _applied(mixer: LoraMixer) -> None:
-    with mixer.applied({"b": 1.0}):
+def _applied(held: Held) -> None:
+    with held.mixer.applied({"b": 1.0}):
+        held.run()
+
+
+def _applied_rows(held: Held) -> None:
+    with held.mixer.applied([{"a": 0.3}, {"b": 1.0}, {}], guidance_copies=1):
         pass
 
 
-CALLS: dict[str, Callable[[LoraMixer], Any]] = {
-    "set_adapters": lambda mixer: mixer.set_adapters(["b", "a"], [0.3, 0.1]),
-    "set_adapters none": lambda mixer: mixer.set_adapters([]),
-    "set_mix side": lambda mixer: mixer.set_mix({"b": 0.4}, engine="side"),
-    "set_mix schedule": lambda mixer: mixer.set_mix({"b": {"weight": 1.0, "schedule": "0@1,1@0"}}),
-    "load": lambda mixer: mixer.load_lora_weights(lora(7), "new"),
-    "load inactive": lambda mixer: mixer.load_lora_weights(lora(8), "new", activate=False),
-    "hotswap": lambda mixer: mixer.load_lora_weights(lora(9), "a", hotswap=True),
-    "delete": lambda mixer: mixer.delete_adapters("a"),
-    "unload": LoraMixer.unload_lora_weights,
-    "disable": LoraMixer.disable_lora,
-    "enable": LoraMixer.enable_lora,
+def _nested(held: Held) -> None:
+    with held.mixer.applied({"b": 1.0}), held.mixer.applied({"a": 0.1}, engine="side"):
+        held.run()
+
+
+def _take_over(held: Held) -> None:
+    held.own = None
+    held.mixer.get_active_adapters()
+
+
+def _pickled(held: Held) -> None:
+    with contextlib.suppress(AttributeError):  # accelerate's hooks are functions in functions
+        pickle.loads(pickle.dumps(held.roots[0]))
+
+
+def _captured(held: Held) -> None:
+    with held.mixer.capture():
+        pass
+
+
+def _embeddings(held: Held) -> None:
+    file = {**held.lora(11), "bundle_emb.<fox>.string_to_param.*": words(2, "<fox>")["<fox>"]}
+    held.mixer.load_lora_weights(file, "both", load_embeddings=True)
+
+
+CALLS: dict[str, Callable[[Held], Any]] = {
+    "set_adapters": lambda held: held.mixer.set_adapters(["b", "a"], [0.3, 0.1]),
+    "set_adapters none": lambda held: held.mixer.set_adapters([]),
+    "set_mix side": lambda held: held.mixer.set_mix({"b": 0.4}, engine="side"),
+    "set_mix schedule": lambda held: held.mixer.set_mix({"b": {"weight": 1.0, "schedule": "0@1,1@0"}}),
+    "set_mix steps": lambda held: held.mixer.set_mix(SCHEDULE, engine="merged"),
+    "set_mix rows": lambda held: held.mixer.set_mix([{"b": 1.0}, {}, {"a": 0.2}], guidance_copies=1),
+    "set_mix negative": lambda held: held.mixer.set_mix({"a": 1.0}, negative={"b": 0.5}, guidance_copies=2),
+    "set_mix mask": lambda held: held.mixer.set_mix({"b": {"weight": 1.0, "mask": LEFT}}),
+    "set_mix composite": lambda held: held.mixer.set_mix(mixed(Composite(), b=1.0, a=0.5)),
+    "set_mix k-lora": lambda held: held.mixer.set_mix(K_LORA),
+    "load": lambda held: held.mixer.load_lora_weights(held.lora(7), "new"),
+    "load inactive": lambda held: held.mixer.load_lora_weights(held.lora(8), "new", activate=False),
+    "load trainable": lambda held: held.mixer.load_lora_weights(held.lora(10), "new", trainable=True),
+    "load embeddings": _embeddings,
+    "add_adapter": lambda held: held.mixer.add_adapter(
+        {"peft_type": "LORA", "r": 2, "target_modules": ["one", "two"]}, "made"
+    ),
+    "add_adapter adalora": lambda held: held.mixer.add_adapter(
+        {"peft_type": "ADALORA", "init_r": 2, "target_r": 1, "total_step": 10, "target_modules": ["two"]},
+        "made",
+    ),
+    "after_step": lambda held: held.mixer.after_step(1),
+    "adapter_loss": lambda held: held.mixer.adapter_loss("t"),
+    "trained_adapters": lambda held: held.mixer.trained_adapters,
+    "hand_back": lambda held: held.mixer.hand_back(),
+    "load twice": lambda held: held.mixer.load_lora_weights(held.lora(7), "a"),
+    "hotswap": lambda held: held.mixer.load_lora_weights(held.lora(9), "a", hotswap=True),
+    "load_textual_inversion": lambda held: held.mixer.load_textual_inversion(words(2, "<fox>")),
+    "unload_textual_inversion": lambda held: held.mixer.unload_textual_inversion(),
+    "delete": lambda held: held.mixer.delete_adapters("a"),
+    "unload": lambda held: held.mixer.unload_lora_weights(),
+    "disable": lambda held: held.mixer.disable_lora(),
+    "enable": lambda held: held.mixer.enable_lora(),
     "applied": _applied,
-    "reserve": lambda mixer: mixer.reserve(rank=6),
-    "release": LoraMixer.release,
-    "restore_base": LoraMixer.restore_base,
-    "rebase": LoraMixer.rebase,
+    "applied rows": _applied_rows,
+    "nested": _nested,
+    "reserve": lambda held: held.mixer.reserve(rank=6),
+    "reserve rows": lambda held: held.mixer.reserve(rank=6, rows=3),
+    "release": lambda held: held.mixer.release(),
+    "restore_base": lambda held: held.mixer.restore_base(),
+    "rebase": lambda held: held.mixer.rebase(),
+    "capture": _captured,
+    "save": lambda held: held.mixer.save_lora_weights(held.folder / "a.safetensors"),
+    "save sum": lambda held: held.mixer.save_lora_weights(
+        held.folder / "sum.safetensors", ["a", "b"], weights=[0.5, 0.5], rank=2
+    ),
+    "run": lambda held: held.run(100.0),
+    "copy": lambda held: copy.deepcopy(held.roots[0]),
+    "pickle": _pickled,
+    "look": lambda held: (held.mixer.adapters, held.mixer.memory(), held.mixer.tokens, held.mixer.reports),
+    "check_mix": lambda held: held.mixer.check_mix({"a": 1.0}),
+    "parse_prompt": lambda held: held.mixer.parse_prompt("a <lora:a:0.5> b"),
+    "named_trainable_parameters": lambda held: held.mixer.named_trainable_parameters("t"),
+    "take over": _take_over,
+    "of": lambda held: LoraMixer.of(held.pipe).get_active_adapters(),
 }
+RUNNING = ("run", "applied", "nested")
+KINDS = ("operation", "call", "signal", "signals", "fault and signal", "two operations")
+"""
+``operation``: an error at a tensor operation. ``call``: one as a function of the package begins, or one in C ends. ``signal``:
+SIGINT there, as Ctrl-C sends it. ``signals``: a second one while the first is dealt with. ``fault and signal``: an error at an
+operation, and SIGINT on the way back. ``two operations``: an error at an operation, and another one later.
+"""
 
 
 class FaultError(Exception):
@@ -98,64 +354,111 @@ class FaultError(Exception):
 
 
 class AtOperation(TorchDispatchMode):
-    """Raise at the k-th tensor operation; 0 only counts."""
+    """Raise at some tensor operations; none only counts."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, *at: int) -> None:
         super().__init__()
-        self.k, self.count = k, 0
+        self.at, self.count = at, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
-        if self.count == self.k:
-            raise FaultError(f"operation {self.k}")
+        if self.count in self.at:
+            raise FaultError(f"operation {self.count}")
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def at_line(k: int, counted: list[int]) -> Iterator[None]:
-    """Raise KeyboardInterrupt at the k-th line of the package; 0 only counts."""
+class AtCall:
+    """
+    Do something at the n-th place where Python itself looks for signals; 0 only counts.
 
-    def local(frame: FrameType, event: str, _arg: Any) -> Any:
-        if event == "line":
-            counted[0] += 1
-            if counted[0] == k:
-                raise KeyboardInterrupt
-        return local
+    Those are the entries of functions of the package, and the ends of functions in C that it has called. Between the lines of a
+    ``with`` that ends Python looks for none, so that to raise there would be a fault that does not exist.
 
-    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
-        return local if "lora_mixer/" in frame.f_code.co_filename else None
+    Args:
+        n: Where.
+        fault: What is done.
+        whole: Without it, those few functions are left out with which a call begins and ends.
+        by_trace: Look by ``sys.settrace``, at entries only: what is found by ``sys.setprofile`` ends that.
+    """
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+    def __init__(
+        self, n: int, fault: Callable[[], None], *, whole: bool = True, by_trace: bool = False
+    ) -> None:
+        self.n, self.fault, self.whole, self.count = n, fault, whole, 0
+        self._set = sys.settrace if by_trace else sys.setprofile
+
+    def __enter__(self) -> Self:
+        self._set(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set(None)
+
+    def _seen(self, frame: FrameType, event: str, _arg: Any) -> None:
+        if event not in ("call", "c_return") or "lora_mixer/" not in frame.f_code.co_filename:
+            return
+        if not self.whole and frame.f_code in WHOLE:
+            return
+        self.count += 1
+        if self.count == self.n:
+            self._set(None)
+            self.fault()
+
+
+def _fault() -> None:
+    raise FaultError("at a call")
+
+
+def _ignored(_: Any) -> None:
+    """Leave out what Python says of a fault that came while a generator was thrown away, which it takes back itself."""
+
+
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 @torch.no_grad()
-def seen(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Give all that a model is to others: its values, what it computes, its hooks."""
-    hooks = [len(m._forward_hooks) + 10 * len(m._forward_pre_hooks) for m in net.modules()]
-    return {
-        **{k: v.clone() for k, v in net.state_dict().items()},
-        "(output)": net(X, 500.0).clone(),
-        "(hooks)": torch.tensor(hooks),
-    }
+def seen(held: Held | nn.Module) -> dict[str, torch.Tensor]:
+    """Give all that a model is to others: its values, what it computes, its hooks, who has gradients, its words."""
+    if isinstance(held, nn.Module):
+        held = Held(held, Path())
+    table: dict[str, torch.Tensor] = {}
+    for number, root in enumerate(held.roots):
+        for key, value in root.state_dict().items():
+            table[f"{number}.{key}"] = (
+                value.clone() if value.device.type != "meta" else torch.tensor(value.shape)
+            )
+        hooks = [len(m._forward_hooks) + 10 * len(m._forward_pre_hooks) for m in root.modules()]
+        table[f"{number} (hooks)"] = torch.tensor(hooks)
+        table[f"{number} (gradients)"] = torch.tensor([p.requires_grad for p in root.parameters()])
+    try:
+        outputs = held.run()
+    except LoraMixerError as error:
+        outputs = [torch.tensor(list(str(error).encode()[:100]))]
+    table.update({f"{number} (output)": output.clone() for number, output in enumerate(outputs)})
+    if isinstance(held.pipe, Pipe):
+        table["(words)"] = torch.tensor(len(held.pipe.components["tokenizer"]))
+    return table
 
 
 def said(mixer: LoraMixer) -> tuple[Any, ...]:
     """Give all that a mixer says."""
     return (
         list(mixer.adapters), mixer.mixes, mixer.get_active_adapters(), mixer.is_in_parameters, mixer.memory().adapters,
-        list(mixer.reports),
+        list(mixer.reports), dict(mixer.tokens), mixer.get_list_adapters(),
     )  # fmt: skip
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Compare bit for bit, outputs closely: they are summed anew where something stands beside the weights."""
     return one.keys() == other.keys() and all(
-        torch.allclose(value, other[key], atol=1e-6) if key == "(output)" else torch.equal(value, other[key])
+        value.shape == other[key].shape
+        and value.dtype == other[key].dtype
+        and (
+            torch.allclose(value, other[key], atol=1e-5)
+            if "(output)" in key
+            else torch.equal(value, other[key])
+        )
         for key, value in one.items()
     )
 
@@ -165,94 +468,261 @@ class Bench:
 
     def __init__(self, state: str, call: str) -> None:
         self.state, self.call = state, call
-        net, mixer = self.made()
-        self.before = seen(net), said(mixer)
-        counter = AtOperation(0)
-        with counter, contextlib.suppress(LoraMixerError):
-            CALLS[call](mixer)
+        self.folder = Path(tempfile.gettempdir())
+        held = self.made()
+        before = self._said(held)
+        self.before = seen(held), before
+        held.blocks.pop_all()
+        held, counter = self.made(), AtOperation()
+        with self._quiet(), counter:
+            self.refused = True
+            CALLS[call](held)
+            self.refused = False
         self.operations = counter.count
-        self.after = seen(net), said(mixer)
-        net, mixer = self.made()
-        lines = [0]
-        with at_line(0, lines), contextlib.suppress(LoraMixerError):
-            CALLS[call](mixer)
-        self.lines = lines[0]
+        after = self._said(held)
+        self.after = seen(held), after
+        held.blocks.pop_all()
 
-    def made(self) -> tuple[nn.Module, LoraMixer]:
-        net = Denoiser()
-        self.base = {key: value.clone() for key, value in net.state_dict().items()}
-        mixer = LoraMixer(net)
+    @functools.cached_property
+    def calls(self) -> int:
+        """How many places there are for errors at calls."""
+        return self._counted(whole=False)
+
+    @functools.cached_property
+    def signals(self) -> int:
+        """How many there are for signals."""
+        return self._counted(whole=True)
+
+    def _counted(self, *, whole: bool) -> int:
+        held = self.made()
+        with self._quiet(), AtCall(0, _fault, whole=whole) as counter:
+            CALLS[self.call](held)
+        held.blocks.pop_all()
+        return counter.count
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _quiet() -> Iterator[None]:
+        with contextlib.suppress(LoraMixerError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+    def _said(self, held: Held) -> tuple[Any, ...]:
+        """Give what a mixer says; where none is, one takes over."""
+        return said(held.mixer)
+
+    def make(self) -> tuple[Any, LoraMixer]:
+        """Make a model in this state, and its mixer."""
+        held = self.made()
+        return held.pipe, held.mixer
+
+    def made(self) -> Held:
+        """Make a model in this state."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        kind, change = STATES[self.state]
+        held = Held(kind(), self.folder)
+        self.base = seen(held)
         for seed, name in enumerate("ab"):
-            mixer.load_lora_weights(lora(seed), name, activate=False)
-        STATES[self.state](mixer)
-        return net, mixer
+            held.mixer.load_lora_weights(held.lora(seed), name, activate=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            change(held)
+        return held
 
-    def run(self, kind: str, k: int) -> str | None:
+    def places(self, kind: str) -> int:
+        """How many places there are for a fault."""
+        if kind == "call":
+            return self.calls
+        return self.signals if kind in ("signal", "signals") else self.operations
+
+    def run(self, kind: str, k: int, second: int = 1) -> str | None:
         """Inject one fault; say what is inconsistent afterwards, or None."""
-        net, mixer = self.made()
-        lost = False
-        counted = [0]
+        held = self.made()
+        handler = signal.getsignal(signal.SIGINT)  # that of an open block, in some states
+        lost: BaseException | None = None
+        failed = False
         try:
-            with AtOperation(k) if kind == "operation" else at_line(k, counted):
-                CALLS[self.call](mixer)
-        except MixLostError:
-            lost = True
-        except (FaultError, KeyboardInterrupt, LoraMixerError):
-            pass
-        now = seen(net), said(mixer)
-        if lost:
-            return f"lost the mix after one fault: {now[1]}"
+            with warnings.catch_warnings(), injected(kind, k, second):
+                warnings.simplefilter("ignore")
+                CALLS[self.call](held)
+        except (FaultError, KeyboardInterrupt, LoraMixerError) as error:
+            failed = not isinstance(error, LoraMixerError) and kind in (
+                "operation",
+                "call",
+                "fault and signal",
+            )
+            lost = error
+            while lost is not None and not isinstance(lost, MixLostError):
+                lost = lost.__context__
+            del error
+        if signal.signal(signal.SIGINT, signal.default_int_handler) is not handler:
+            return "the handler of Ctrl-C is another one"
+        try:
+            return self._verdict(held, lost, failed, kind)
+        except Exception as error:  # noqa: BLE001 -- any error here is a state that cannot be used
+            return f"unusable: {type(error).__name__}: {str(error)[:200]}"
+        finally:
+            held.blocks.pop_all()
+
+    def _verdict(self, held: Held, lost: MixLostError | None, failed: bool, kind: str) -> str | None:
+        if lost is not None:
+            # a call that is refused is taken back, too: a fault on that way is the second one
+            if kind == "two operations" or (self.refused and kind not in ("signal", "signals")):
+                return self._of_lost(held, lost)
+            return f"lost the mix after one fault: {lost}"
+        spoken = self._said(held)
+        now = seen(held), spoken
         whole = [
             name
             for name, (model_then, said_then) in (("before", self.before), ("after", self.after))
             if same(now[0], model_then) and now[1] == said_then
         ]
         if not whole:
-            return f"neither before nor after: says {now[1]}"
-        if kind == "operation" and "before" not in whole and self.before[1] != self.after[1]:
+            odd = [
+                key
+                for key in now[0]
+                if not any(
+                    key in then[0] and same({key: now[0][key]}, {key: then[0][key]})
+                    for then in (self.before, self.after)
+                )
+            ]
+            return f"neither before nor after: {odd[:4]}; says {now[1]}"
+        if failed and "before" not in whole and self.before[1] != self.after[1]:
             return "changed, though it failed"
-        mixer.release()
-        mixer.unload_lora_weights()
-        if self.call != "rebase" and not all(
-            torch.equal(v, self.base[k]) for k, v in net.state_dict().items()
-        ):
-            return "no way back to the base"
-        if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()) or mixer.memory().total:
-            return "hooks or memory left after unload"
-        return None
+        return self._way_back(held)
+
+    def _way_back(self, held: Held) -> str | None:
+        held.mixer.release()
+        held.mixer.unload_lora_weights()
+        held.mixer.unload_textual_inversion()
+        now = seen(held)
+        if self.call != "rebase" and self.state not in ("replaced", "offloaded") and not same(now, self.base):
+            odd = [
+                key for key in now if key not in self.base or not same({key: now[key]}, {key: self.base[key]})
+            ]
+            return f"no way back to the base: {odd[:4]}"
+        if self.state != "offloaded" and any(value.any() for key, value in now.items() if "(hooks)" in key):
+            return "hooks left after unload"
+        return f"{held.mixer.memory().total} bytes left after unload" if held.mixer.memory().total else None
+
+    def _of_lost(self, held: Held, lost: Any) -> str | None:
+        """Check what the mixer says after the way back has failed, too."""
+        if held.mixer.mixes:  # the end of a block has brought it again, perhaps by other means
+            now, (then, spoken) = seen(held), self.before
+            right = held.mixer.mixes == spoken[1] and all(
+                same({k: now[k]}, {k: then[k]}) for k in then if "(output)" in k
+            )
+            return self._way_back(held) if right else f"lost, and says that {held.mixer.mixes} are active"
+        if not lost.unwritten and self.state not in ("replaced", "offloaded") and self.call != "rebase":
+            now = seen(held)
+            values = [key for key in now if "(" not in key]
+            if not all(torch.equal(now[key], self.base[key]) for key in values):
+                return "lost, and the base is not back, though it says so"
+        held.mixer.disable_lora()
+        held.mixer.enable_lora()
+        if sorted(held.mixer.adapters) != sorted(self.before[1][0]):
+            return f"lost, and has {sorted(held.mixer.adapters)}"
+        return self._way_back(held)
+
+
+@contextlib.contextmanager
+def injected(kind: str, k: int, second: int) -> Iterator[None]:
+    """Let one fault of a kind happen at its k-th place, and where it is two, the other one some places later."""
+    later = AtCall(second, _interrupt, by_trace=True)
+
+    def both() -> None:
+        later.__enter__()
+        _interrupt()
+
+    class First(AtOperation):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if self.count + 1 in self.at:
+                later.__enter__()
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    ways: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+        "operation": lambda: AtOperation(k),
+        "two operations": lambda: AtOperation(k, k + second),
+        "call": lambda: AtCall(k, _fault, whole=False),
+        "signal": lambda: AtCall(k, _interrupt),
+        "signals": lambda: AtCall(k, both),
+        "fault and signal": lambda: First(k),
+    }
+    told, sys.unraisablehook = sys.unraisablehook, _ignored
+    try:
+        with ways[kind]():
+            yield
+    finally:
+        later.__exit__()
+        sys.unraisablehook = told
+
+
+@functools.cache
+def bench(state: str, call: str) -> Bench:
+    """Give the bench of a state and a call, made once."""
+    return Bench(state, call)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[None]:
+    """Let Ctrl-C be what Python makes of it, also in a job that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def inject(
-    seed: int, count: int | None = None, kinds: tuple[str, ...] = ("operation", "line")
-) -> tuple[int, list[str]]:
+    seed: int,
+    count: int | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    *,
+    seconds: float | None = None,
+    states: tuple[str, ...] = tuple(STATES),
+) -> tuple[collections.Counter[str], list[str]]:
     """
     Inject faults.
 
     Args:
         seed: Of what is drawn.
-        count: How many; None is all places of all calls in all states.
-        kinds: ``operation`` and ``line``.
+        count: How many; None is no end.
+        kinds: Of :data:`KINDS`.
+        seconds: When to stop.
+        states: Which ones to draw from.
 
     Returns:
-        How many were injected, and what was inconsistent.
+        How many were injected by kind, and what was inconsistent.
     """
-    warnings.simplefilter("ignore")
     draw = random.Random(seed)
-    places: list[tuple[Bench, str, int]] = []
-    for state in STATES:
-        for call in CALLS:
-            bench = Bench(state, call)
-            places += [
-                (bench, "operation", k) for k in range(1, bench.operations + 1) if "operation" in kinds
-            ]
-            places += [(bench, "line", k) for k in range(1, bench.lines + 1) if "line" in kinds]
-    chosen = places if count is None else draw.sample(places, min(count, len(places)))
+    end = None if seconds is None else time.monotonic() + seconds
+    done: collections.Counter[str] = collections.Counter()
     wrong = []
-    for bench, kind, k in chosen:
-        problem = bench.run(kind, k)
-        if problem:
-            wrong.append(f"{bench.state} / {bench.call} / {kind} {k}: {problem}")
-    return len(chosen), wrong
+    with _keys():
+        while (count is None or done.total() < count) and (end is None or time.monotonic() < end):
+            state, call, kind = draw.choice(states), draw.choice(tuple(CALLS)), draw.choice(kinds)
+            if (
+                state == "offloaded" and call in RUNNING
+            ):  # accelerate leaves weights on the device when a call fails
+                continue
+            one = bench(state, call)
+            places = one.places(kind)
+            if not places:
+                continue
+            k, second = draw.randint(1, places), draw.randint(1, 60)
+            done[kind] += 1
+            problem = one.run(kind, k, second)
+            if problem:
+                wrong.append(f"{state} / {call} / {kind} {k} {second}: {problem}")
+    return done, wrong
+
+
+def again(words_: str) -> str | None:
+    """Inject one fault that was printed: ``STATE / CALL / KIND PLACE SECOND``."""
+    state, call, rest = (part.strip() for part in words_.split(" / "))
+    kind, k, second = rest.partition(":")[0].rsplit(" ", 2)
+    with _keys():
+        return Bench(state, call).run(kind, int(k), int(second))
 
 
 def main() -> None:
@@ -260,13 +730,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=None)
-    parser.add_argument("--kinds", nargs="+", default=["operation", "line"])
+    parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--states", nargs="+", default=list(STATES), choices=list(STATES))
+    parser.add_argument("--only", help="a line that was printed")
     options = parser.parse_args()
-    done, wrong = inject(options.seed, options.count, tuple(options.kinds))
+    if options.only:
+        sys.stdout.write(f"{again(options.only) or 'consistent'}\n")
+        return
+    if options.count is None and options.seconds is None:
+        options.seconds = 300.0
+    done, wrong = inject(
+        options.seed,
+        options.count,
+        tuple(options.kinds),
+        seconds=options.seconds,
+        states=tuple(options.states),
+    )
     for line in wrong:
         sys.stdout.write(f"{line}\n")
-    sys.stdout.write(f"{done} faults, {len(wrong)} inconsistent\n")
+    kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(done.items()))
+    sys.stdout.write(
+        f"{done.total()} faults ({kinds}) in {len(STATES)} states x {len(CALLS)} calls, {len(wrong)} inconsistent\n"
+    )
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
+    gc.collect()
     main()

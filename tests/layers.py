@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import AdapterSource
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def adapter(leaves: dict[str, Any], *, config: dict[str, Any] | None = None, mod
     """Read one module's leaves as an adapter."""
     prefix = f"base_model.model.{module}" if config is not None else module
     table = {f"{prefix}.{leaf}": torch.as_tensor(value) for leaf, value in leaves.items()}
-    return read(AdapterSource(weights=table, label="test", config=config))
+    return read_source(AdapterSource(weights=table, label="test", config=config))
 
 
 def delta(weights: LayerWeights, base: torch.Tensor, gain: float = 1.0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from lora_mixer import FormatError, InvalidAdapterError, MixError
 from lora_mixer.algorithms import loha
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 from tests.layers import close, delta, layer, randn
 
@@ -64,7 +64,7 @@ def test_cp_core_is_the_tucker_sum_and_folds_into_an_exact_pair():
 def test_dylora_is_cut_to_its_first_ranks_at_the_whole_ranks_scale():
     up, down, base = randn(6, 4), randn(4, 4), randn(6, 4)
     table = {"net.lora_up.weight": up, "net.lora_down.weight": down, "net.alpha": torch.tensor(2.0)}
-    given = read(resolve_source(table))
+    given = read_source(resolve_source(table))
 
     limited = given.limited(2)
 
@@ -186,7 +186,7 @@ def test_early_lokr_file_gives_the_recorded_changes(shared_data):
     file = "lycoris_smart_falcon_8_lokr.safetensors"
     given = {
         layer.target.written: layer.weights
-        for layer in read(resolve_source(shared_data / "files" / file)).layers
+        for layer in read_source(resolve_source(shared_data / "files" / file)).layers
     }
 
     assert len(given) == 350
@@ -273,7 +273,7 @@ def test_vera_cuts_the_shared_matrices_to_each_module():
         "base_model.model.net.vera_lambda_d": lam_d,
     }
 
-    (only,) = read(resolve_source(table)).layers
+    (only,) = read_source(resolve_source(table)).layers
 
     expected = torch.diag(d(lam_b)) @ d(shared_b)[:6] @ torch.diag(d(lam_d)) @ d(shared_a)[:, :4]
     assert close(delta(only.weights, randn(6, 4)), expected, 1e-6)

@@ -70,14 +70,14 @@ def test_oft_diag_of_early_lycoris_holds_the_rotation_itself():
 
 
 def test_kohya_prefix_is_read_as_oft():
-    from lora_mixer.formats import read
+    from lora_mixer.formats import read_source
     from lora_mixer.sources import resolve_source
 
     table = {
         "oft_unet_down_blocks_0_x.oft_blocks": randn(2, 3, 3),
         "oft_unet_down_blocks_0_x.alpha": torch.tensor(1.0),
     }
-    given = read(resolve_source(table))
+    given = read_source(resolve_source(table))
 
     assert given.info.format == "kohya"
     assert given.info.algorithms == ("oft",)

@@ -8,10 +8,10 @@ from diffusers import DiffusionPipeline
 from lora_mixer import LoraMixer
 from lora_mixer.batches import check_plan
 from lora_mixer.batches.cache import AdapterCache
-from lora_mixer.batches.crew import STARTS_AT_MOST, Crew, Ready, WorkerGoneError
 from lora_mixer.batches.expansion import PlannedPicture
 from lora_mixer.batches.order import Task, TaskQueue
 from lora_mixer.batches.worker import Outcome, Reply
+from lora_mixer.batches.worker_pool import STARTS_AT_MOST, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import WorkersError
 from lora_mixer.pictures import PictureRequest
 from tests.batch_plans import plan_for
@@ -104,39 +104,39 @@ def asked(*indices):
 
 
 def started(*answers):
-    """A crew of two that has begun."""
-    crew = Crew(Scripted([Ready(1, 1, False, 0), Ready(1, 1, False, 0), *answers]))
-    crew.wait(0)
-    crew.wait(0)
-    return crew
+    """A pool of two that has begun."""
+    pool = WorkerPool(Scripted([Ready(1, 1, False, 0), Ready(1, 1, False, 0), *answers]))
+    pool.wait(0)
+    pool.wait(0)
+    return pool
 
 
 def test_a_lost_worker_is_launched_again_and_gets_work_when_it_is_ready():
     task, made = asked(3), Reply((Outcome(asked(3).pictures[0], "5ha"),))
-    crew = started(None, Ready(1, 1, False, 0), made)
+    pool = started(None, Ready(1, 1, False, 0), made)
 
-    crew.submit(0, task, ())
-    (lost,) = crew.wait(0)
-    between = crew.idle
-    crew.wait(0)
-    after = crew.idle
-    crew.submit(0, task, ())
-    (done,) = crew.wait(0)
+    pool.submit(0, task, ())
+    (lost,) = pool.wait(0)
+    between = pool.idle
+    pool.wait(0)
+    after = pool.idle
+    pool.submit(0, task, ())
+    (done,) = pool.wait(0)
 
     assert (lost.worker, lost.lost, str(lost.result)) == (0, (task,), "killed")
     assert (between, after) == ([1], [0, 1])
     assert (done.worker, done.outcomes, done.result) == (0, ((task, made.outcomes[0]),), made)
-    assert crew.backend.told == [("launch", 0), ("launch", 1), ("send", 0), ("launch", 0), ("send", 0)]
+    assert pool.backend.told == [("launch", 0), ("launch", 1), ("send", 0), ("launch", 0), ("send", 0)]
 
 
 def test_pictures_that_were_made_and_not_told_of_are_lost_with_their_worker():
     first, second = asked(1, 2), asked(3)
-    crew = started(Reply((Outcome(first.pictures[1], "5ha"),)), None)
+    pool = started(Reply((Outcome(first.pictures[1], "5ha"),)), None)
 
-    crew.submit(0, first, ())
-    (told,) = crew.wait(0)
-    crew.submit(0, second, ())
-    (gone,) = crew.wait(0)
+    pool.submit(0, first, ())
+    (told,) = pool.wait(0)
+    pool.submit(0, second, ())
+    (gone,) = pool.wait(0)
 
     assert told.outcomes == ((first, Outcome(first.pictures[1], "5ha")),)
     assert [[x.index for x in task.pictures] for task in gone.lost] == [[1], [3]]
@@ -144,37 +144,37 @@ def test_pictures_that_were_made_and_not_told_of_are_lost_with_their_worker():
 
 def test_idle_workers_are_asked_for_what_they_have_not_told():
     task = asked(1)
-    crew = started(Reply(()), Reply((Outcome(task.pictures[0], "5ha"),)))
+    pool = started(Reply(()), Reply((Outcome(task.pictures[0], "5ha"),)))
 
-    crew.submit(0, task, ())
-    crew.wait(0)
-    working = crew.working
-    crew.ask_the_idle()
-    (told,) = crew.wait(0)
-    crew.ask_the_idle()
+    pool.submit(0, task, ())
+    pool.wait(0)
+    working = pool.working
+    pool.ask_the_idle()
+    (told,) = pool.wait(0)
+    pool.ask_the_idle()
 
-    assert (working, crew.working) == (1, 0)
+    assert (working, pool.working) == (1, 0)
     assert told.outcomes == ((task, Outcome(task.pictures[0], "5ha")),)
-    assert [what for what, _ in crew.backend.told] == ["launch", "launch", "send", "send"]
+    assert [what for what, _ in pool.backend.told] == ["launch", "launch", "send", "send"]
 
 
 def test_a_worker_thought_lost_that_tells_of_it_later_is_not_heard_twice():
     task = asked(1)
     outcome = Outcome(task.pictures[0], "5ha")
-    crew = started(Reply((outcome, outcome)))
+    pool = started(Reply((outcome, outcome)))
 
-    crew.submit(0, task, ())
-    (told,) = crew.wait(0)
+    pool.submit(0, task, ())
+    (told,) = pool.wait(0)
 
     assert told.outcomes == ((task, outcome),)
 
 
 def test_workers_that_never_begin_end_the_run():
-    crew = Crew(Scripted([None] * 99))
+    pool = WorkerPool(Scripted([None] * 99))
 
     def work():
         for _ in range(99):
-            crew.wait(0)
+            pool.wait(0)
 
     with pytest.raises(WorkersError, match=rf"{STARTS_AT_MOST} times in a row.*killed"):
         work()

@@ -211,13 +211,13 @@ def test_all_mistakes_are_told_at_once_with_their_lines(folder, outline):
 
     assert {line: problem.place for line, problem in found.items()} == {
         3: "adapters.gone",
-        4: "adapters.wrong",
+        4: "adapters.wrong.unet.conv_in",
         7: "jobs[0].mix",
         8: "jobs[1].prompt",
         9: "jobs[2].width",
     }
     assert "neither a file or folder" in found[3].text
-    assert "another shape" in found[4].text
+    assert found[4].text == "made for a weight (3, 9), the module has (64, 4, 3, 3)"
     assert "nobody" in found[7].text
     assert "__nothing__" in found[8].text
     assert "multiple of 8" in found[9].text

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from lora_mixer.batches import check_plan, run_plan
-from lora_mixer.batches.crew import WorkerGoneError
 from lora_mixer.batches.processes import Processes
 from lora_mixer.batches.worker import WorkSpec
+from lora_mixer.batches.worker_pool import WorkerGoneError
 from lora_mixer.errors import PictureError, PlanError
 from tests.batch_plans import GRID, hashes, plan_for
 
@@ -24,8 +24,12 @@ def cluster():
     ray.shutdown()
 
 
-def run_and_kill_one(plan, engine, workers):
-    """Kill the worker that makes the third picture once that is there; give the results and what became of workers."""
+def run_and_kill_one(plan, engine, workers, half=None):
+    """
+    Kill the worker that makes the third picture once that is there; give the results and what became of workers.
+
+    ``half`` is the file that it was writing.
+    """
     pids, made, states = {}, [], []
 
     def on_event(event):
@@ -37,18 +41,22 @@ def run_and_kill_one(plan, engine, workers):
             made.append(event)
             if len(made) == 3:
                 os.kill(pids[event["worker"]], signal.SIGKILL)
+        if event.get("state") == "lost" and half is not None:
+            half.write_bytes(b"half of a picture")
 
     return list(run_plan(plan, engine=engine, workers=workers, on_event=on_event)), states
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_process_is_replaced_and_its_picture_made_again(model_folder, whole_grid, tmp_path):
-    results, states = run_and_kill_one(plan_for(model_folder, tmp_path, [GRID]), "processes", 1)
+    half = tmp_path / ".00003-4.png.6e294a1f.tmp"
+    results, states = run_and_kill_one(plan_for(model_folder, tmp_path, [GRID]), "processes", 1, half)
 
     assert sorted(result.index for result in results) == list(range(8))
     assert {result.status for result in results} == {"done"}
     assert states == ["ready", "lost", "ready"]
     assert hashes(tmp_path) == hashes(whole_grid)
+    assert not half.exists()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,31 +15,21 @@ from safetensors.torch import load_file
 
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import BlockLayout, Mix
-from tests.small_unets import SD15, SDXL, build, gain_of, layers
+from tests.small_unets import SD15, SDXL, gain_of, layers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module")
-def sd15() -> Any:
-    """The blocks of SD 1.5, narrow."""
-    return build(SD15)
-
-
-@pytest.fixture(scope="module")
-def sdxl() -> Any:
-    """The blocks of SDXL, narrow."""
-    return build(SDXL)
-
-
 class TestLayout:
     """A layout is read off a live model."""
 
-    def test_the_layouts_of_sd15_and_sdxl(self, sd15: torch.nn.Module, sdxl: torch.nn.Module) -> None:
+    def test_the_layouts_of_sd15_and_sdxl(
+        self, sd15_unet: torch.nn.Module, sdxl_unet: torch.nn.Module
+    ) -> None:
         """Transformers and resnets by block."""
-        assert BlockLayout.from_module_names(name for name, _ in sd15.named_modules()) == SD15
-        assert BlockLayout.from_module_names(name for name, _ in sdxl.named_modules()) == SDXL
+        assert BlockLayout.from_module_names(name for name, _ in sd15_unet.named_modules()) == SD15
+        assert BlockLayout.from_module_names(name for name, _ in sdxl_unet.named_modules()) == SDXL
 
     def test_other_models_have_no_blocks(self) -> None:
         """Neither a text encoder nor a VAE is taken for a UNet."""
@@ -57,7 +47,7 @@ class TestDiffusersDicts:
 
     @given(data=st.data())
     def test_transformers_have_the_weights_of_diffusers(
-        self, data: st.DataObject, sd15: torch.nn.Module
+        self, data: st.DataObject, sd15_unet: torch.nn.Module
     ) -> None:
         """Any nesting, on every transformer of the model, compared with diffusers' own expansion."""
         number = st.floats(-2, 2)
@@ -69,10 +59,10 @@ class TestDiffusersDicts:
 
         sides = {"down": side(2, [0, 1, 2]), "mid": number | one, "up": side(3, [1, 2, 3])}
         spec = data.draw(st.fixed_dictionaries({}, optional=sides))
-        expected = _maybe_expand_lora_scales(cast("Any", sd15), [spec])[0] if spec else {}
+        expected = _maybe_expand_lora_scales(cast("Any", sd15_unet), [spec])[0] if spec else {}
         gain = gain_of(spec, SD15) if spec else gain_of("ALL")
 
-        for module in layers(sd15):
+        for module in layers(sd15_unet):
             if ".attentions." in module:
                 block = (
                     module.split(".transformer_blocks")[0].removesuffix(".proj_in").removesuffix(".proj_out")
@@ -108,11 +98,11 @@ class TestDiffusersDicts:
             wanted = expected[f"mix@{tag}/{name}"]
             assert (output - wanted).norm() / wanted.norm() < 1e-5
 
-    def test_a_blocks_weight_reaches_all_of_the_block(self, sd15: torch.nn.Module) -> None:
+    def test_a_blocks_weight_reaches_all_of_the_block(self, sd15_unet: torch.nn.Module) -> None:
         """Diffusers leaves middle resnets, samplers and blocks without transformers at 1."""
         gain = gain_of({"down": 0.25, "mid": 0.5, "up": 0.75}, SD15)
 
-        for module in layers(sd15):
+        for module in layers(sd15_unet):
             side = {"down_blocks": 0.25, "mid_block": 0.5, "up_blocks": 0.75}.get(module.split(".")[0], 1.0)
             assert gain(module) == side, module
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from lora_mixer import LoraMixerError, read_adapter
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.formats.describing import survey
 from lora_mixer.formats.header import read_header
 from lora_mixer.sources import adapter_files, resolve_source
@@ -27,7 +27,7 @@ def both(source):
         found["metadata"] = dict(found["metadata"])
         return found
 
-    return outcome(lambda: read_adapter(source)), outcome(lambda: read(resolve_source(source)).info)
+    return outcome(lambda: read_adapter(source)), outcome(lambda: read_source(resolve_source(source)).info)
 
 
 def test_every_shared_file_is_described_alike(shared_data):

@@ -12,7 +12,7 @@ import transformers
 
 from lora_mixer.binding import bind
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.formats.grouping import locate
 from lora_mixer.sources import resolve_source
 
@@ -132,7 +132,7 @@ def adapter(shared_data, name):
         sizes = shape or ([] if key.endswith(".alpha") else [4, 4])
         lone = sizes in ([], [1])
         table[key] = torch.ones(sizes) if lone and "lokr" not in key else torch.empty(sizes, device="meta")
-    return read(resolve_source(table))
+    return read_source(resolve_source(table))
 
 
 def test_all_lists_for_transformers_are_tested(shared_data):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_mixer.binding import bind
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 
 ROPE = {"short_factor": [1.0] * 4, "long_factor": [1.0] * 4}
@@ -90,7 +90,7 @@ def test_each_live_module_gets_its_rows_in_its_own_order(name, layer, rows):
     up = torch.arange(total, dtype=torch.float32)[:, None]
     table = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": torch.ones(1, into)}
 
-    bound = bind(read(resolve_source(table)), {"transformer": live}, "a")
+    bound = bind(read_source(resolve_source(table)), {"transformer": live}, "a")
 
     assert bound.report.complete
     found = {entry.live.path: entry.weights.factors(entry.live.shape).up for entry in bound.layers}
@@ -119,7 +119,7 @@ def test_names_of_the_original_code_mean_the_live_module(name, layer, path):
         f"diffusion_model.{layer}.lora_B.weight": torch.ones(sum(s[0] for s in shapes), 1),
         f"diffusion_model.{layer}.lora_A.weight": torch.ones(1, shapes[0][1]),
     }
-    bound = bind(read(resolve_source(table)), {"transformer": live}, "a")
+    bound = bind(read_source(resolve_source(table)), {"transformer": live}, "a")
     assert [entry.live.path for entry in bound.layers] == wanted
 
 
@@ -132,7 +132,7 @@ def test_norms_that_hunyuandit_exchanged_are_those_of_the_layout_that_the_file_h
     own = {"blocks.0.attn1.to_q" + leaf: t[:16] for leaf, t in pair.items()} | {"blocks.0.norm2.diff": norm}
 
     def norms(table):
-        bound = bind(read(resolve_source(table)), {"transformer": live}, "a")
+        bound = bind(read_source(resolve_source(table)), {"transformer": live}, "a")
         return [entry.live.path for entry in bound.layers if "norm" in entry.live.path]
 
     assert norms(original) == ["blocks.0.norm3"]

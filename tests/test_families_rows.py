@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mixer import LoraMixer, MatchError
-from lora_mixer.algorithms import ALGORITHMS, Dora, Parts
+from lora_mixer.algorithms import Dora, ModuleTensors
 from lora_mixer.algorithms.base import Sliced
 from lora_mixer.algorithms.rows import Placed
+from lora_mixer.formats.kinds import builder
 from tests.transformers_data import Parts as Components
 from tests.transformers_data import distance, parts_of, reference, state
 
@@ -31,42 +32,42 @@ def pair(seed, rows=ROWS, columns=COLUMNS):
 def lora(base, gain):
     up, down = pair(1, *base.shape)
     tensors = {"up": up, "down": down}
-    return ALGORITHMS["lora"](parts(tensors)), gain * SCALE * up @ down
+    return builder("lora")(parts(tensors)), gain * SCALE * up @ down
 
 
 def loha(base, gain):
     (a1, b1), (a2, b2) = pair(3, *base.shape), pair(5, *base.shape)
     tensors = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
-    return ALGORITHMS["loha"](parts(tensors)), gain * SCALE * (a1 @ b1) * (a2 @ b2)
+    return builder("loha")(parts(tensors)), gain * SCALE * (a1 @ b1) * (a2 @ b2)
 
 
 def lokr(base, gain):
     left, right = made(7, 4, 2), made(8, base.shape[0] // 4, base.shape[1] // 2)
     tensors = {"lokr_w1": left, "lokr_w2": right}
-    return ALGORITHMS["lokr"](parts(tensors)), gain * torch.kron(left, right)
+    return builder("lokr")(parts(tensors)), gain * torch.kron(left, right)
 
 
 def lokr_of_products(base, gain):
     left, (up, down) = made(9, 6, 5), (made(10, base.shape[0] // 6, RANK), made(11, RANK, base.shape[1] // 5))
     tensors = {"lokr_w1": left, "lokr_w2_a": up, "lokr_w2_b": down}
-    return ALGORITHMS["lokr"](parts(tensors)), gain * SCALE * torch.kron(left, up @ down)
+    return builder("lokr")(parts(tensors)), gain * SCALE * torch.kron(left, up @ down)
 
 
 def glora(base, gain):
     a1, a2, (b1, b2) = made(12, base.shape[1], RANK), made(13, RANK, base.shape[1]), pair(14, *base.shape)
     tensors = {"glora_a1": a1, "glora_a2": a2, "glora_b1": b1, "glora_b2": b2}
-    return ALGORITHMS["glora"](parts(tensors)), gain * SCALE * (base @ a1 @ a2 + b1 @ b2)
+    return builder("glora")(parts(tensors)), gain * SCALE * (base @ a1 @ a2 + b1 @ b2)
 
 
 def full(base, gain):
     change = made(16, *base.shape)
-    return ALGORITHMS["full"](parts({"diff": change})), gain * change
+    return builder("full")(parts({"diff": change})), gain * change
 
 
 def ia3(base, gain):
     vector = made(17, base.shape[0])
     tensors = {"ia3_weight": vector, "on_input": torch.tensor(False)}
-    return ALGORITHMS["ia3"](parts(tensors)), gain * base * vector[:, None]
+    return builder("ia3")(parts(tensors)), gain * base * vector[:, None]
 
 
 def dora(base, gain, *, by_output):
@@ -93,11 +94,11 @@ def oft(base, gain):
     eye = torch.eye(size, dtype=torch.float64)
     rotation = (eye + skew) @ torch.linalg.inv(eye - skew)
     turn = torch.block_diag(*(gain * rotation + (1 - gain) * eye))
-    return ALGORITHMS["oft"](parts({"oft_blocks": blocks})), turn.T @ base - base
+    return builder("oft")(parts({"oft_blocks": blocks})), turn.T @ base - base
 
 
 def parts(tensors):
-    return Parts(tensors, 2.0, None, rank_stabilised=False, label="a layer", module="a.layer")
+    return ModuleTensors(tensors, 2.0, None, rank_stabilised=False, label="a layer", module="a.layer")
 
 
 KINDS = [lora, loha, lokr, lokr_of_products, glora, full, ia3, dora_by_output, dora_by_input, oft]

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_mixer import MatchError
 from lora_mixer.binding import bind
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 
 SD = [
@@ -133,7 +133,7 @@ def tensors(shared_data, name):
 
 
 def adapter(shared_data, name):
-    return read(resolve_source(tensors(shared_data, name)))
+    return read_source(resolve_source(tensors(shared_data, name)))
 
 
 def test_all_key_lists_are_tested(shared_data):
@@ -167,7 +167,7 @@ def test_slider_without_shapes_is_matched_in_full(shared_data):
         shape = {"down": (4, into), "up": (out, 4)}.get(re.sub(r".*lora_|\.weight", "", key), ())
         table[key] = torch.ones(()) if not shape else torch.empty(shape, device="meta")
 
-    report = bind(read(resolve_source(table)), full_size("sdxl"), "slider").report
+    report = bind(read_source(resolve_source(table)), full_size("sdxl"), "slider").report
 
     assert report.complete
     assert report.matched == 280

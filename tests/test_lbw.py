@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,22 +18,10 @@ from lora_mixer.mixes import (
     read_presets,
 )
 from lora_mixer.mixes.lbw import id_of
-from tests.small_unets import SD15, SDXL, build, gain_of, layers
+from tests.small_unets import SD15, SDXL, gain_of, layers
 
 if TYPE_CHECKING:
     import torch
-
-
-@pytest.fixture(scope="module")
-def sd15() -> Any:
-    """The blocks of SD 1.5, narrow."""
-    return build(SD15)
-
-
-@pytest.fixture(scope="module")
-def sdxl() -> Any:
-    """The blocks of SDXL, narrow."""
-    return build(SDXL)
 
 
 class TestLbw:
@@ -57,7 +45,7 @@ class TestLbw:
         self, length: int, layout: BlockLayout, request: pytest.FixtureRequest
     ) -> None:
         """With a different number for every id, on every layer of the model."""
-        model = request.getfixturevalue("sd15" if layout is SD15 else "sdxl")
+        model = request.getfixturevalue("sd15_unet" if layout is SD15 else "sdxl_unet")
         numbers = dict(zip(LBW_IDS[length], range(1, length + 1), strict=True))
         mix = Mix.of({"a": {"blocks": list(numbers.values())}})
 
@@ -224,12 +212,12 @@ class TestPatterns:
         ("preset", "content", "style"), [("b-lora:content", 1, 0), ("b-lora:style", 0, 1), ("b-lora", 1, 1)]
     )
     def test_b_lora_keeps_two_blocks_of_sdxl(
-        self, preset: str, content: int, style: int, sdxl: torch.nn.Module
+        self, preset: str, content: int, style: int, sdxl_unet: torch.nn.Module
     ) -> None:
         """up_blocks.0.attentions.0 is content, attentions.1 is style, all else 0."""
         mix = Mix.of({"a": {"blocks": preset}})
 
-        for module in layers(sdxl):
+        for module in layers(sdxl_unet):
             on = {"up_blocks.0.attentions.0": content, "up_blocks.0.attentions.1": style}
             assert mix.gain("a", "unet", module, SDXL) == on.get(".".join(module.split(".")[:4]), 0), module
         assert mix.gain("a", "text_encoder", "text_model.encoder.layers.0.mlp.fc1") == 0.0

@@ -60,7 +60,7 @@ class TestScanning:
         assert (second.added, second.changed, second.unchanged) == (0, 0, 5)
 
     def test_the_next_time_no_file_is_opened(self, folder, library, monkeypatch, tmp_path):
-        monkeypatch.setattr("lora_mixer.library._scanning.describe", never)
+        monkeypatch.setattr("lora_mixer.library._scanning.describe_file", never)
 
         again = Library(folder, index=tmp_path / "index.sqlite")
         again.refresh()
@@ -163,7 +163,7 @@ class TestNothingIsLost:
         with pytest.raises(SourceNotFoundError, match="is its disk away"):
             library.source(ids["ink"])
         (tmp_path / "away").rename(folder)
-        monkeypatch.setattr("lora_mixer.library._scanning.describe", never)
+        monkeypatch.setattr("lora_mixer.library._scanning.describe_file", never)
         back = library.refresh()
         assert (back.offline, back.unchanged) == (0, 5)
         assert {entry.name: entry.id for entry in library.search(offline=False).entries} == ids
@@ -226,7 +226,7 @@ class TestNothingIsLost:
         with pytest.raises(SourceNotFoundError):
             library.get(entry.id)
 
-    @pytest.mark.parametrize("damage", [b"this is no database", None], ids=["overwritten", "torn"])
+    @pytest.mark.parametrize("damage", [b"this is not a database", None], ids=["overwritten", "torn"])
     def test_a_damaged_index_is_made_anew_with_a_note_and_the_users_words_stay(
         self, folder, library, tmp_path, damage
     ):

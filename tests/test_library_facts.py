@@ -104,7 +104,7 @@ ADDITIVE = ("lora", "loha", "lokr", "full", "adalora")
 
 def test_norms_of_every_reference_file_are_those_of_its_changes(shared_data):
     """Against the dense change of each layer, for the algorithms whose change is the same on every base."""
-    from lora_mixer.formats import read
+    from lora_mixer.formats import read_source
     from lora_mixer.sources import resolve_source
 
     seen = {}
@@ -112,7 +112,7 @@ def test_norms_of_every_reference_file_are_those_of_its_changes(shared_data):
     for path in files:
         if path.name.startswith(("golden", "inputs", "base_outputs")):
             continue
-        for layer in read(resolve_source(path)).layers[:6]:
+        for layer in read_source(resolve_source(path)).layers[:6]:
             weights = layer.weights
             norm = change_norm(weights)
             if norm is None or weights.algorithm not in ADDITIVE:

@@ -79,7 +79,7 @@ def test_files_say_that_they_are_a_librarys_and_those_from_before_are_taken_over
     assert not list(tmp_path.glob("*.other-version-*"))
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 @pytest.mark.parametrize("marked", [True, False])
 def test_what_people_said_in_a_file_of_another_version_is_set_aside_whole(
     folder: Path, tmp_path: Path, version: int, marked: bool
@@ -96,7 +96,7 @@ def test_what_people_said_in_a_file_of_another_version_is_set_aside_whole(
     (aside,) = tmp_path.glob("index.user.sqlite.other-version-*")
     with closing(sqlite3.connect(aside)) as base:
         assert base.execute("SELECT notes FROM said").fetchall() == [("years of work",)]
-    assert pragma(user, "user_version") == 1
+    assert pragma(user, "user_version") == 2
     assert any(aside.name in note for note in again.notes)
 
 

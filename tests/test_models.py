@@ -199,7 +199,7 @@ def test_a_pickle_with_code_runs_none(tmp_path):
 def test_the_base_shows_in_the_header_and_its_config_is_at_hand(
     family, width, channels, task, pipeline, tmp_path
 ):
-    from lora_mixer.pictures.checkpoints import describe
+    from lora_mixer.pictures.checkpoints import describe_checkpoint
 
     shapes = {
         "model.diffusion_model.input_blocks.0.0.weight": (320, channels, 3, 3),
@@ -208,7 +208,7 @@ def test_the_base_shows_in_the_header_and_its_config_is_at_hand(
         "cond_stage_model.x" if width < 2048 else "conditioner.embedders.0.x": (1,),
     }
 
-    held = describe(Path("x"), shapes)
+    held = describe_checkpoint(Path("x"), shapes)
     folder = write_config_folder(held, tmp_path)
 
     assert (held.kind, held.family, held.task) == ("pipeline", family, task)

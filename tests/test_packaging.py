@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,7 +68,7 @@ def test_it_says_that_it_is_typed(names):
 
 def test_demo_and_loras_are_in_it_and_what_made_them_is_not(names):
     assert {"lora_mixer/assets/demo/x.txt", "lora_mixer/assets/loras/deep/x.txt"} <= names
-    assert not [name for name in names if "training" in name]
+    assert not [name for name in names if "training/" in name]
     assert {"lora_mixer/assets/demo/model_index.json", "lora_mixer/assets/loras/styles.json"} <= names
 
 
@@ -124,3 +126,13 @@ def test_the_demo_in_it_loads_without_a_word(outside):
     # torchao and bitsandbytes, which the tests of quantised bases need, talk of themselves when diffusers imports them
     foreign = ("torchao", "torch/utils/_pytree.py", "kernels-community")
     assert [line for line in found.stderr.splitlines() if not any(name in line for name in foreign)] == []
+
+
+def test_every_python_of_the_classifiers_is_tested():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    claimed = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+
+    assert matrix == claimed
+    assert f'requires-python = ">={claimed[0]}"' in project

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from lora_mixer import hashes, read_adapter
 from lora_mixer.adapter import AdapterInfo
 from lora_mixer.hashes import Hashes
 from lora_mixer.mixes import KLora, Method, Mix, Switch
@@ -213,3 +216,89 @@ def test_hundreds_of_adapters_among_thousands_are_found():
 
     assert [slot.match for slot in found.slots[:500]] == [f"style {number}" for number in range(500)]
     assert len(found.missing) == 300
+
+
+class Files:
+    """Files that count how many of their bytes are read for hashes."""
+
+    def __init__(self, folder, count, size=400):
+        self.opened, self.read = [], 0
+        self.known = {}
+        for number in range(count):
+            tensors = {
+                "lora_unet_x.lora_down.weight": torch.full((size, 4), float(number + 1)),
+                "lora_unet_x.lora_up.weight": torch.ones(4, size),
+            }
+            save_file(tensors, folder / f"style {number}.safetensors")
+            self.known[f"style {number}"] = read_adapter(folder / f"style {number}.safetensors")
+        self.sha = {
+            name: hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
+            for name in self.known
+        }
+
+    def watched(self, monkeypatch):
+        whole = hashes.compute
+
+        def compute(stream, start):
+            self.opened.append(stream)
+            found = whole(stream, start)
+            self.read += stream.seek(0, 2)
+            return found
+
+        monkeypatch.setattr(hashes, "compute", compute)
+        return self
+
+
+def wanted(name, digits):
+    return picture(PictureAdapter(name, 0.5, None, {"sha256": digits}))
+
+
+def test_a_file_of_that_name_is_the_only_one_read(tmp_path, monkeypatch):
+    files = Files(tmp_path, 6).watched(monkeypatch)
+    found = match_adapters(wanted("style 4", files.sha["style 4"]), files.known)
+    assert (found.slots[0].match, found.slots[0].found_by) == ("style 4", "hash")
+    assert len(files.opened) == 1
+
+
+def test_hashes_that_are_known_and_those_of_headers_cost_no_reading(tmp_path, monkeypatch):
+    files = Files(tmp_path, 6).watched(monkeypatch)
+    stated = info("stated", metadata={"sshs_model_hash": "7" * 64})
+    known = {**files.known, "table": {"sha256": "8" * 64}, "stated": stated}
+    for digits, name in (("7" * 64, "stated"), ("8" * 64, "table")):
+        assert match_adapters(wanted("renamed", digits), known).slots[0].match == name
+    assert files.opened == []
+
+
+def test_an_unknown_hash_reads_no_more_than_the_bound_and_says_so(tmp_path, monkeypatch):
+    files = Files(tmp_path, 8).watched(monkeypatch)
+    size = files.known["style 0"].bytes
+    found = match_adapters(wanted("nowhere", "9" * 64), files.known, read_at_most=3 * size)
+    assert found.slots[0].match is None
+    assert len(files.opened) == 3
+    assert files.read < 3 * (size + 1000)
+    assert "hashes of 5 adapters" in found.notes[0]
+    before = len(files.opened)
+    assert match_adapters(wanted("nowhere", "9" * 64), files.known, read_at_most=0).slots[0].match is None
+    assert len(files.opened) == before
+
+
+def test_reading_ends_with_the_file_that_is_it(tmp_path, monkeypatch):
+    files = Files(tmp_path, 6).watched(monkeypatch)
+    found = match_adapters(wanted("renamed", files.sha["style 2"]), files.known)
+    assert (found.slots[0].match, found.notes) == ("style 2", ())
+    assert len(files.opened) == 3
+
+
+def test_hundreds_of_unknown_hashes_read_each_file_once(tmp_path, monkeypatch):
+    files = Files(tmp_path, 4).watched(monkeypatch)
+    adapters = [PictureAdapter(f"x {n}", 0.5, None, {"sha256": sha(-n)}) for n in range(200)]
+    match_adapters(picture(*adapters), files.known)
+    assert len(files.opened) == 4
+
+
+def test_a_file_that_has_gone_keeps_nobody_else_from_being_found(tmp_path):
+    files = Files(tmp_path, 3)
+    (tmp_path / "style 0.safetensors").unlink()
+    found = match_adapters(wanted("renamed", files.sha["style 1"]), files.known)
+    assert found.slots[0].match == "style 1"
+    assert "style 0: unreadable" in found.notes[0]

@@ -65,3 +65,11 @@ def test_a_package_without_exports_says_what_it_is_for():
 def test_names_from_before_the_first_tag_answer_with_a_warning(former, now):
     with pytest.warns(DeprecationWarning, match=now):
         assert getattr(lora_mixer, former) is getattr(lora_mixer, now)
+
+
+@pytest.mark.parametrize(("former", "now"), [("Settings", "ServerOptions"), ("Studio", "AppState")])
+def test_names_of_the_page_from_before_the_first_tag_answer_with_a_warning(former, now):
+    page = importlib.import_module("lora_mixer.ui")
+
+    with pytest.warns(DeprecationWarning, match=now):
+        assert getattr(page, former) is getattr(page, now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest, load_pipeline
@@ -48,6 +50,9 @@ def test_the_mix_is_exported_as_one_file(desk, app):
     )
     with desk.page.expect_download() as download:
         desk.page.locator("#export-file a").first.click()
+    address = desk.page.locator("#export-file a").first.get_attribute("href")
+    assert str(app.out) not in address
+    assert re.fullmatch(r"exports/[0-9a-f]{32}/my-mix\.safetensors", address)
     from lora_mixer import read_adapter
 
     info = read_adapter(download.value.path().read_bytes() and app.exports / "my-mix.safetensors")
@@ -96,7 +101,9 @@ def test_a_grid_is_made_in_mixed_batches_and_its_cells_are_the_single_pictures(d
                 sizes.append(picture.batch)
                 yield picture
 
-    monkeypatch.setattr(app, "grid_maker", Maker(app.mixer, batch_size=4, defaults=app.defaults))
+    monkeypatch.setattr(
+        app.models.loaded(), "grid_maker", Maker(app.mixer, batch_size=4, defaults=app.defaults)
+    )
     desk.add("ink", "halftone")
     desk.fill(PROMPT)
     desk.tab("Compare")

@@ -13,6 +13,7 @@ import pytest
 from lora_mixer import demo_adapters
 from lora_mixer.errors import PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
+from lora_mixer.ui import app_state as ui_state
 from lora_mixer.ui import jobs as ui_jobs
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
 from lora_mixer.ui.jobs import Job, Jobs, Order
@@ -120,6 +121,18 @@ def test_who_brings_the_same_token_is_the_same_person_and_nobody_else():
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "theme.css"])
 def test_another_host_is_refused_everywhere(site, host, path):
     assert httpx.get(f"{site[0]}{path}", headers={"Host": host}, timeout=60).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["evil.example", None])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/queue/join"])
+def test_no_answer_lets_another_origin_read_it(site, host, method, path):
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    found = httpx.request(
+        method, f"{site[0]}{path}", headers=headers | ({"Host": host} if host else {}), timeout=60
+    )
+    assert [name for name in found.headers if name.startswith("access-control")] == []
+    assert host is None or found.status_code == 421
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]", "[::1]:7860"])
@@ -240,13 +253,33 @@ def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
     settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
     _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
     assert found.missing[0].name == "unknown"
-    assert any("computed now" in note for note in gallery.report(app, settings, found)["notes"])
+    assert any("computed now" in note for note in gallery.report(app, settings, found, ())["notes"])
     may_go_on.set()
     end = time.monotonic() + 30
     while app.hashing and time.monotonic() < end:
         threading.Event().wait(0.01)
     assert {name for name, _ in read} == {"hashes"}
-    assert len(read) == len([entry for entry in entries if not entry.problem and not entry.offline])
+    usable = [entry for entry in entries if not entry.problem and not entry.offline]
+    assert len(read) == len(usable)
+
+
+def test_behind_the_page_no_more_is_read_than_the_bound(app, monkeypatch):
+    entries = [
+        replace(entry, hashes={}) for entry in app.every_entry() if not entry.problem and not entry.offline
+    ]
+    read = []
+    monkeypatch.setattr(app.library, "hashes", lambda entry_id: read.append(entry_id) or {})
+    sizes = {entry.id: entry.bytes for entry in entries}
+    bound = sum(sorted(sizes.values())[:2])
+    for limit, count in ((bound, None), (0, 1)):
+        monkeypatch.setattr(ui_state, "HASHED_AT_ONCE", limit)
+        read.clear()
+        app.hash_all(entries)
+        end = time.monotonic() + 30
+        while app.hashing and time.monotonic() < end:
+            threading.Event().wait(0.01)
+        assert len(read) == count or sum(sizes[each] for each in read) <= limit
+        assert read
 
 
 def test_the_trash_gives_back_what_was_put_there_and_nothing_else(app, tmp_path):

@@ -161,7 +161,7 @@ def test_layers_that_are_not_pairs_and_norms_follow_the_method(name, kind, monke
 def composed(mixer, gains, method, monkeypatch):
     """The layers that a save hands to the writer of its format."""
     taken = []
-    monkeypatch.setattr(export, "write", lambda path, layers, names, **how: taken.extend(layers))
+    monkeypatch.setattr(export, "write_adapter", lambda path, layers, names, **how: taken.extend(layers))
     mixer.save_lora_weights("x", list(gains), weights=list(gains.values()), method=method, rank=16)
     return {layer.place.path: layer for layer in taken}
 
@@ -254,7 +254,7 @@ def test_a_file_that_reads_back_as_something_else_is_not_kept(fault, tmp_path, t
             "lora_mixer.writing.names.Names.diffusers", lambda self, place: f"text_encoder.{place.path}"
         )
     else:
-        real = read_back.read
+        real = read_back.read_source
 
         def halved(source):
             adapter = real(source)
@@ -262,7 +262,7 @@ def test_a_file_that_reads_back_as_something_else_is_not_kept(fault, tmp_path, t
                 object.__setattr__(layer.weights, "scale", layer.weights.scale / 2)
             return adapter
 
-        monkeypatch.setattr(read_back, "read", halved)
+        monkeypatch.setattr(read_back, "read_source", halved)
 
     with pytest.raises(SaveError, match="reads back as something else"):
         merge(weights, tmp_path / "m.safetensors")
@@ -303,7 +303,7 @@ def test_a_trained_bias_whose_base_is_away_is_refused_by_name(tmp_path):
         "base_model.model.blocks.0.to_q.lora_B.weight": torch.ones(OUT, 1),
         "base_model.model.blocks.0.to_q.base_layer.bias": torch.ones(OUT),
     }
-    adapter = parts.read(parts.resolve_source(table), name="a")
+    adapter = parts.read_source(parts.resolve_source(table), name="a")
     (layer,) = adapter.layers
 
     with pytest.raises(SaveError, match=r"trained bias that replaces the model's own.*--model") as caught:

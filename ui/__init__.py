@@ -21,7 +21,7 @@ __all__ = ["AppState", "ServerOptions", "build", "launch"]
 
 _MODULES = {"ServerOptions": "app_state", "AppState": "app_state", "build": "app", "launch": "app"}
 _FORMER = {"Settings": "ServerOptions", "Studio": "AppState"}
-"""Names before the first tag; they still answer, with a warning."""
+"""Names from before the first tag: scripts of people who follow main use them, so they answer until then, with a warning."""
 
 
 def __getattr__(name: str) -> object:

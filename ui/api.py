@@ -37,7 +37,10 @@ def add_api(shared: Shared) -> None:
         request: gr.Request,
     ) -> list[dict[str, Any]]:
         """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
-        wanted = read_request(app, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None)
+        wanted = read_request(
+            app, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None, None
+        )
+        model = app.models.number
         requests = several(
             replace(wanted, mix=read_mix(mix, app)), checks.whole(count, "count", 1, MAX_COUNT)
         )
@@ -45,7 +48,7 @@ def add_api(shared: Shared) -> None:
             shared.owner_of(request),
             "api",
             "a program's pictures",
-            lambda job: make_all(app, job, requests, lambda _: None),
+            lambda job: make_all(app, job, requests, lambda _: None, model=model),
         )
         return [
             {

@@ -16,7 +16,7 @@ from lora_mixer.errors import LoraMixerError
 
 from .api import add_api
 from .app_state import AppState, ServerOptions
-from .guard import LOOPBACK, Guard
+from .guard import LOOPBACK, Guard, outermost
 from .jobs import Jobs
 from .pages.compare import compare_page
 from .pages.export import export_page
@@ -76,10 +76,15 @@ def _nothing() -> None:
 def _top(app: AppState) -> str:
     waiting = len(app.queue)
     queue = "idle" if not waiting else f"{waiting} queued"
-    model = html.escape(Path(str(app.options.model)).name)
+    models = app.models
+    title = html.escape(models.facts.title)
+    if models.loading:
+        title = f"{html.escape(models.loading)} is being loaded"
+    elif models.problem:
+        title = f"{title} could not be loaded"
     return (
-        '<div class="lm-root lm-top"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
-        f'<span class="lm-tag"><span>model </span><b>{model}</b></span>'
+        f'<div class="lm-root lm-top" data-model="{models.number}{bool(models.loading)}"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
+        f'<span class="lm-tag"><span>model </span><b>{title}</b></span>'
         f'<span class="lm-tag" id="queue-length"><span>device </span><b>{queue}</b></span><span class="lm-space"></span>'
         '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Theme: dark or light">◐<span>Theme</span></button></div>'
     )
@@ -161,7 +166,7 @@ def launch(
     app = app or AppState(options)
     blocks = build(app)
     hosts = None if auth is not None else (*LOOPBACK, host)
-    served: Sequence[str] = [str(app.pictures)]
+    served: Sequence[str] = [str(app.pictures), str(app.downloads)]
     blocks.queue(default_concurrency_limit=None, max_size=512, api_open=True)
     blocks.launch(
         server_name=host,
@@ -184,9 +189,10 @@ def launch(
         state_session_capacity=2000,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(Guard, app.sessions, hosts, app.pictures)]},
+        app_kwargs={"middleware": [Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads)]},
         inbrowser=False,
     )
+    outermost(blocks.app)
     app.preloader.warm_up()
     if block:
         sys.stdout.write(f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {app.pictures})\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -12,36 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer import (
-    FairQueue,
-    LoraMixer,
-    PartialMatchWarning,
-    PictureMaker,
-    demo_adapters,
-    load_pipeline,
-)
+from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Library, SavedMixes, base_family, safe_name
-from lora_mixer.mixes import BlockLayout, block_layouts
-from lora_mixer.pictures import DEMO, ModelOptions, own_defaults
+from lora_mixer.library import Fit, Library, SavedMixes, safe_name
+from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
 from .masks import Masks
 from .messages import without_paths
+from .models import Models
 from .preloading import Preloader
 from .saved_rows import SavedRows
+from .starts import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lora_mixer import PictureRequest
+    from lora_mixer import LoraMixer, PictureMaker, PictureRequest
     from lora_mixer.library import Entry
+    from lora_mixer.mixes import BlockLayout
 
 _log = logging.getLogger(__name__)
 ID_DIGITS = 8
 SCAN_WAIT = 2.0
 """Seconds that the start waits for the library; the rest of a first scan goes on behind the open page."""
 KEPT_LOADED = 24
+HASHED_AT_ONCE = 16 << 30
+"""Bytes of files that are read behind the page for one picture whose hashes nobody knows."""
 """Adapters that stay in memory; beyond that, those that were not used for longest go."""
 GRID_BATCH = 4
 """Cells of a grid in one call, each with its own mix."""
@@ -56,6 +54,7 @@ class ServerOptions:
     Attributes:
         model: ``demo``, a folder or a Hub repository.
         loras: Folders of adapters; the demo's own where there are none and the model is the demo.
+        models: Folders of models that the page may change to.
         out: Where pictures, uploads, masks, exports and saved mixes go.
         loading: How the model is loaded; None is as ``load_pipeline`` does it.
         max_upload: The largest file taken, in bytes.
@@ -64,6 +63,7 @@ class ServerOptions:
 
     model: str = DEMO
     loras: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = ()
     out: Path = Path("lora-mixer-ui")
     loading: ModelOptions | None = None
     max_upload: int = MAX_UPLOAD
@@ -78,27 +78,22 @@ class AppState:
         options: How it was started.
 
     Raises:
-        LoraMixerError: When the model cannot be loaded.
+        LoraMixerError: When there is no such model.
     """
 
     def __init__(self, options: ServerOptions) -> None:
-        """Load the pipeline and open the folders."""
+        """Open the folders, and begin to load the model."""
         self.options = options
-        loading = options.loading or ModelOptions(options.model)
-        self.model_title = loading.title
         out = options.out.expanduser().resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
-        self.exports = out / "exports"
-        for folder in (self.pictures, self.uploads):
+        self.exports, self.downloads = out / "exports", out / "downloads"
+        for folder in (self.pictures, self.uploads, self.downloads):
             folder.mkdir(parents=True, exist_ok=True)
         folders = [Path(folder).expanduser().resolve() for folder in options.loras]
         if not folders and options.model == DEMO:
             folders = [next(iter(demo_adapters().values())).path.parent]
-        self.mixer = LoraMixer(load_pipeline(loading))
-        defaults = own_defaults(options.model)
-        self.maker = PictureMaker(self.mixer, defaults=defaults)
-        self.grid_maker = PictureMaker(self.mixer, batch_size=options.grid_batch, defaults=defaults)
-        self.defaults = {"steps": 25, "guidance_scale": 7.0, **defaults}
+        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
+        self._lock = threading.RLock()
         self.queue = FairQueue()
         self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -107,14 +102,59 @@ class AppState:
         self.mixes = SavedMixes(out / "mixes.json")
         self.saved_rows = SavedRows(out / "rows.json")
         self.masks = Masks(out / "masks")
-        self.base = base_family(self.mixer.pipe)
-        self.size = _own_size(self.mixer.pipe)
-        self.layout = _layout(self.mixer.pipe)
+        self.starts = Starts(out / "starts", self.masks)
         self.loads = 0
         self.hashing = False
-        self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
-        self._lock = threading.RLock()
+        self.models = Models(
+            options.loading or ModelOptions(options.model),
+            [Path(folder).expanduser().resolve() for folder in options.models],
+            options.grid_batch,
+            self._model_changed,
+        )
         self.preloader = Preloader(self)
+
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def mixer(self) -> LoraMixer:
+        """The model's mixer; waits for a model that is being loaded."""
+        return self.models.loaded().mixer
+
+    @property
+    def maker(self) -> PictureMaker:
+        """Who makes pictures one by one."""
+        return self.models.loaded().maker
+
+    @property
+    def grid_maker(self) -> PictureMaker:
+        """Who makes the cells of grids."""
+        return self.models.loaded().grid_maker
+
+    @property
+    def base(self) -> str:
+        """The model's family."""
+        return self.models.facts.base
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Pixels that the model was made for."""
+        return self.models.facts.size
+
+    @property
+    def layout(self) -> BlockLayout | None:
+        """The blocks of the model's UNet."""
+        return self.models.facts.layout
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Steps and guidance where nothing is said."""
+        return self.models.facts.defaults
+
+    def _model_changed(self) -> None:
+        """Forget what was loaded into the model before; the pages look at the library again."""
+        with self._lock:
+            self._loaded.clear()
+        self.scanned_at = time.monotonic()
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -197,19 +237,29 @@ class AppState:
     def refusal(self, entry: Entry) -> str:
         """Say why an entry cannot be used with this pipeline; empty where it can."""
         fits, reason = self.library.compatible(entry, self.base)
-        if fits or entry.problem or entry.offline:
-            return "" if fits else without_paths(reason.replace(str(entry.path), entry.name))
+        if fits:
+            return ""
+        if reason.kind is not Fit.OTHER_BASE:
+            return without_paths(reason.replace(str(entry.path), entry.name))
         return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
 
     def called(self, base: str) -> str:
         """Return the name of a base family that people read: the demo's own base has none but a number."""
-        if self.options.model == DEMO and base == self.base:
+        if self.models.facts.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")
 
     def hash_all(self, entries: Iterable[Entry]) -> None:
-        """Compute the hashes that are not known yet, one file after the other, in a thread of its own."""
-        wanted = [entry.id for entry in entries if not set(entry.hashes) - {"declared"}]
+        """
+        Compute the hashes that are not known yet, one file after the other, in a thread of its own.
+
+        As many as :data:`HASHED_AT_ONCE` bytes have room for, the newest first; the next picture goes on from there.
+        """
+        unknown = [entry for entry in entries if not set(entry.hashes) - {"declared"}]
+        unknown.sort(key=lambda entry: entry.mtime, reverse=True)
+        ends = itertools.accumulate(entry.bytes for entry in unknown)
+        wanted = [entry.id for entry, end in zip(unknown, ends, strict=True) if end <= HASHED_AT_ONCE]
+        wanted = wanted or [entry.id for entry in unknown[:1]]
         with self._lock:
             if not wanted or self.hashing:
                 return
@@ -288,22 +338,10 @@ class AppState:
                 self.library.used(entry.id)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Give adapters' hashes by name, for a picture's metadata."""
+        """Return adapters' hashes by name, for a picture's metadata."""
         found = {name: self.entry_named(name) for name in names}
         return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
 
 
 def _state(entry: Entry) -> tuple[str, int, float]:
     return entry.id, entry.bytes, entry.mtime
-
-
-def _own_size(pipe: Any) -> tuple[int, int]:
-    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", None)
-    side = getattr(config, "sample_size", None)
-    scale = getattr(pipe, "vae_scale_factor", 8)
-    return (side * scale, side * scale) if isinstance(side, int) else (512, 512)
-
-
-def _layout(pipe: Any) -> BlockLayout | None:
-    unet = getattr(pipe, "unet", None)
-    return None if unet is None else block_layouts({"unet": unet})["unet"]

@@ -1,4 +1,4 @@
-"""The pictures on disk: written whole, with their settings inside, and found again by ids that are no paths."""
+"""The pictures on disk: written whole, with their settings inside, and found again by ids that are not paths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
+from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError, PictureMetadataError
 from lora_mixer.picture_metadata import PictureSettings, read_picture, save_picture
 
@@ -48,7 +49,7 @@ def keep(app: AppState, picture: Picture) -> str:
     Returns:
         Its id. The file is there, whole, when this returns.
     """
-    settings = PictureSettings.of_request(picture.request, model=app.model_title, version=__version__)
+    settings = PictureSettings.of_request(picture.request, model=app.models.facts.title, version=__version__)
     found, hashes = new_id(), app.hashes(picture.request.adapters)
     save_picture(picture.image, app.pictures / f"{found}.png", settings, hashes=hashes)
     return found
@@ -57,9 +58,7 @@ def keep(app: AppState, picture: Picture) -> str:
 def keep_sheet(app: AppState, sheet: Image) -> str:
     """Write a labelled grid; its cells have the settings."""
     found = new_id(sheet=True)
-    spare = app.pictures / f".{found}.tmp"
-    sheet.save(spare, format="png")
-    spare.replace(app.pictures / f"{found}.png")
+    write_files({app.pictures / f"{found}.png": lambda stream: sheet.save(stream, format="png")})
     return found
 
 

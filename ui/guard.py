@@ -23,6 +23,7 @@ TRIES, TRIES_IN = 10, 60.0
 """Wrong passwords from one address in so many seconds; after that it waits."""
 _ADDRESSES, _TOKENS = 4096, 8192
 _PICTURE = re.compile(r"((?:/[\w.-]+)*)/pictures/([\w-]{1,128}\.png)", re.ASCII)
+_EXPORT = re.compile(r"((?:/[\w.-]+)*)/exports/([0-9a-f]{32})/([A-Za-z0-9][A-Za-z0-9 _.-]{0,127})", re.ASCII)
 WRONG = 400
 """What Gradio answers to a wrong password."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -111,11 +112,14 @@ class Guard:
         sessions: Gets to know which streams are open.
         hosts: Names under which the page may be called; None where a password keeps strangers out.
         pictures: The folder that ``pictures/NAME.png`` is in.
+        downloads: The folder that ``exports/TOKEN/NAME`` is in.
     """
 
-    def __init__(self, app: App, sessions: Sessions, hosts: Iterable[str] | None, pictures: Path) -> None:
+    def __init__(
+        self, app: App, sessions: Sessions, hosts: Iterable[str] | None, pictures: Path, downloads: Path
+    ) -> None:
         """Keep them."""
-        self._pictures = pictures
+        self._pictures, self._downloads = pictures, downloads
         self._app, self._sessions, self._brake = app, sessions, Brake()
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -146,9 +150,9 @@ class Guard:
             await send(message)
 
         if found := _PICTURE.fullmatch(scope["path"]):
-            # Gradio's own route serves it, with its login and its look at where links lead
-            path = f"{found[1]}/gradio_api/file={self._pictures / found[2]}"
-            scope = {**scope, "path": path, "raw_path": quote(path, safe="/=").encode()}
+            scope = _of_file(scope, found[1], self._pictures / found[2])
+        elif found := _EXPORT.fullmatch(scope["path"]):
+            scope = _of_file(scope, found[1], self._downloads / found[2] / found[3])
         session = _stream_of(scope)
         if session:
             self._sessions.opened(session)
@@ -176,6 +180,27 @@ class Guard:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "Requests from other sites are refused."
         return None
+
+
+def _of_file(scope: Scope, root: str, file: Path) -> Scope:
+    """Let Gradio's own route serve a file, with its login and its look at where links lead."""
+    path = f"{root}/gradio_api/file={file}"
+    return {**scope, "path": path, "raw_path": quote(path, safe="/=").encode()}
+
+
+def outermost(app: Any) -> None:
+    """
+    Put the guard in front of all that Gradio has put before it, and let the page be for its own origin alone.
+
+    Gradio's own answers to other origins stand outside of an application's middleware: they would name a foreign origin as
+    allowed on what the guard refuses.
+
+    Args:
+        app: The application that is served.
+    """
+    kept = [each for each in app.user_middleware if each.cls.__name__ != "CustomCORSMiddleware"]
+    app.user_middleware[:] = sorted(kept, key=lambda each: each.cls is not Guard)
+    app.middleware_stack = app.build_middleware_stack()
 
 
 def _name_of(host: str) -> str:

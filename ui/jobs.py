@@ -100,7 +100,7 @@ class Job:
             return {**self._view, "waiting": waiting}
 
     async def follow(self) -> AsyncIterator[View]:
-        """Return each new view until the job is over; those that a slow listener missed are left out."""
+        """Yield each new view until the job is over; those that a slow listener missed are left out."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -307,8 +307,9 @@ def make_all(
     requests: Sequence[PictureRequest],
     tell: Tell,
     *,
-    maker: PictureMaker | None = None,
+    maker: Callable[[], PictureMaker] | None = None,
     batch: int = 1,
+    model: int | None = None,
 ) -> list[tuple[Picture, str]]:
     """
     Make pictures, each batch in a turn of its own, and keep each as soon as it is finished.
@@ -318,8 +319,9 @@ def make_all(
         job: Whose; its ``stop`` is looked at in each step.
         requests: What.
         tell: Takes what changes: places in the queue, steps with previews, finished pictures.
-        maker: The page's own where None.
+        maker: Returns the maker; the page's own where None.
         batch: How many share a turn.
+        model: Of which model they were asked, by its number; that of now where None.
 
     Returns:
         The pictures in the order of the requests, with their ids.
@@ -328,7 +330,8 @@ def make_all(
         PictureCancelled: When the job was stopped; pictures finished by then are kept.
         LoraMixerError: When something cannot be made.
     """
-    maker = maker or app.maker
+    number = app.models.number if model is None else model
+    app.models.wait(tell, job.stop.is_set)
     full = [app.tagged(request) for request in requests]
     for request in full:
         if request.width is None or request.height is None:
@@ -342,10 +345,11 @@ def make_all(
             tell({"state": "queued", "ahead": ahead, "queue": len(app.queue), "number": start + 1})
 
         with app.queue.turn(job.owner, on_move=waiting, stopped=job.stop.is_set):
+            app.models.same(number)
             app.ready(dict.fromkeys(name for request in part for name in request.adapters))
             clock.resume()
             watch = _watcher(job, clock, tell, start, len(full), len(part))
-            for picture in maker.make(part, on_step=watch):
+            for picture in (maker() if maker else app.maker).make(part, on_step=watch):
                 name = gallery.keep(app, picture)
                 made[start + picture.index] = (picture, name)
                 tell(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mask
 
@@ -54,12 +55,9 @@ class Masks(Mapping[str, object]):
         if not grey.getbbox():
             raise PictureError("nothing is painted: paint where the adapter shall work, then use the mask")
         digest = Mask.of(grey).digest
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{digest}.png"
         if not path.is_file():
-            spare = path.with_suffix(".tmp")
-            grey.save(spare, format="png")
-            spare.replace(path)
+            write_files({path: lambda stream: grey.save(stream, format="png")})
         return digest
 
     def put_values(self, values: Any) -> str:
@@ -100,7 +98,7 @@ def painted(address: Any) -> Image:
         address: A ``data:image/png;base64,`` address.
 
     Raises:
-        PictureError: When it is no PNG of a mask's size.
+        PictureError: When it is not a PNG of a mask's size.
     """
     from PIL import Image
 
@@ -115,4 +113,4 @@ def painted(address: Any) -> Image:
                 raise ValueError("too large")  # noqa: TRY301
             return picture.convert("L")
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"the mask is no PNG of at most {MAX_SIDE} pixels a side") from error
+        raise PictureError(f"the mask is not a PNG of at most {MAX_SIDE} pixels a side") from error

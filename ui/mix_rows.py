@@ -279,7 +279,7 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
     return MixRows(tuple(found), kept.method)
 
 
-def shown(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
+def shown_rows(mix_rows: MixRows, app: AppState) -> dict[str, Any]:
     """Return the mix_rows as the page draws it: what the browser may change, and what it only shows."""
     return {
         "rows": [_shown_row(row, app) for row in mix_rows.rows],

@@ -24,9 +24,19 @@ class _App(Protocol):
     """What is warmed up: the page's shared state, as far as it matters here."""
 
     queue: Any
-    mixer: Any
-    maker: Any
-    size: tuple[int, int]
+    models: Any
+
+    @property
+    def mixer(self) -> Any:
+        """The mixer."""
+
+    @property
+    def maker(self) -> Any:
+        """Who makes pictures."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Pixels that the model was made for."""
 
     def spare_for(self, name: str) -> bool:
         """Tell whether an adapter could be loaded without another making room."""
@@ -95,6 +105,7 @@ class Preloader:
 
     def _turn(self, failed: str, work: Callable[[], None]) -> None:
         try:
+            self._app.models.loaded()  # not within the turn: whoever comes meanwhile waits for the model alone
             with self._app.queue.turn(_OWNER):
                 work()
         except Exception as error:  # noqa: BLE001 -- whoever needs it meets the error again, and is told

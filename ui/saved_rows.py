@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from lora_mixer.atomic import write_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +36,12 @@ class SavedRows:
         with self._lock:
             book = self._read()
             book[name] = [[mix, rows], *book.get(name, [])][:_VERSIONS]
-            spare = self._path.with_suffix(".tmp")
-            spare.write_text(json.dumps(book), encoding="utf-8")
-            spare.replace(self._path)
+            text = json.dumps(book).encode()
+
+            def write(stream: IO[bytes]) -> None:
+                stream.write(text)
+
+            write_files({self._path: write})
 
     def get(self, name: str, mix: str) -> dict[str, Any] | None:
         """Return the rows that were saved with a mix, or None."""

@@ -15,6 +15,8 @@ SCRIPTS = (
     "row_details.js",
     "mask.js",
     "job.js",
+    "more.js",
+    "words.js",
     "library.js",
     "gallery.js",
 )

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
+from lora_mixer.algorithms.base import Factored, HasPair, wide
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 _EPSILON = 1e-5  # PEFT's guard for a rank of zero; part of the meaning of its files
 
@@ -43,7 +44,7 @@ class AdaLora(HasPair, Factored):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> AdaLora:
+    def from_parts(cls, parts: ModuleTensors) -> AdaLora:
         """
         Check the tensors of one module, cut them to the kept rank and take the scale.
 
@@ -68,7 +69,7 @@ class AdaLora(HasPair, Factored):
         return Factors(self.up, wide(self.values) * wide(self.down), self.scale)
 
 
-def _mask(parts: Parts) -> list[bool] | None:
+def _mask(parts: ModuleTensors) -> list[bool] | None:
     """Return the configuration's mask of this module, one entry for each rank that training began with."""
     patterns = parts.config.get("rank_pattern")
     if not isinstance(patterns, dict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModuleTensors:
     """
     The tensors that a file holds for one module, by role, before an algorithm makes sense of them.
 
@@ -95,22 +96,6 @@ class Parts:
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
 
-@dataclass(frozen=True)
-class Factors:
-    """
-    An exact low-rank form of a weight change: ``scale * up @ down``.
-
-    Attributes:
-        up: Shape (out, rank), the file's dtype.
-        down: Shape (rank, in * kernel), the file's dtype.
-        scale: alpha / rank, or what the file says instead.
-    """
-
-    up: torch.Tensor
-    down: torch.Tensor
-    scale: float
-
-
 _PLAIN = frozenset((type(None), bool, int, float, str))
 """Types of fields that hold no tensor."""
 
@@ -125,7 +110,7 @@ class LayerWeights(abc.ABC):
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.algorithms.ALGORITHMS` and needs nothing else. Its fields are tensors, other layer weights
+    :data:`lora_mixer.formats.kinds.KINDS` and needs nothing else. Its fields are tensors, other layer weights
     (what it modifies) or plain values.
     """
 
@@ -142,6 +127,9 @@ class LayerWeights(abc.ABC):
 
     reaches_twins: ClassVar[bool] = False
     """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
+
+    beside_only: ClassVar[bool] = False
+    """Whether no weight of the layer can hold the change, so that it runs beside the layer whatever the mix."""
 
     @property
     def rank(self) -> int | None:
@@ -232,6 +220,9 @@ class LayerWeights(abc.ABC):
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
         return False
 
+    def confine(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
+
     @property
     def changes_weight(self) -> bool:
         """Whether this changes the weight at all, and not the bias alone."""
@@ -257,6 +248,28 @@ class LayerWeights(abc.ABC):
         Returns:
             A tensor of the base's shape and dtype; all zeros for a gain of 0.
         """
+
+    needs_base: ClassVar[bool] = True
+    """Whether :meth:`delta` looks at the base's values, and not at its shape and type alone."""
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """
+        Return the change of a linear layer at weight ``gain`` as what it does to outputs, for a weight that stays as it is.
+
+        Args:
+            base: Gives the clean base (out, in) in fp32 at least, which may be a product with a packed weight.
+            shape: The weight's, (out, in).
+            gain: The user's weight.
+        """
+        if not gain:
+            return OutputChange()
+        pair = self.factors(shape)
+        if pair is not None:
+            return OutputChange(pair=Factors(pair.up, pair.down, pair.scale * gain))
+        nothing = torch.zeros((), device=next(self.tensors()).device).expand(shape)
+        return OutputChange(dense=self.delta(base() if self.needs_base else nothing, gain))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:  # noqa: ARG002
         """
@@ -405,12 +418,12 @@ def count_rows(ranges: Ranges) -> int:
 def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     """Return rows of a tensor in the order of the ranges: a view where they are one."""
     pieces = [tensor[start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # (rows, ...)
 
 
 def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
     """Put rows at their places among ``total``, zeros elsewhere."""
-    whole = rows.new_zeros(total, *rows.shape[1:])
+    whole = rows.new_zeros(total, *rows.shape[1:])  # (total, ...)
     start = 0
     for first, last in ranges:
         whole[first:last] = rows[start : start + last - first]

@@ -9,23 +9,24 @@ outputs. PEFT knows no weights but 1; here its stages go as LyCORIS' and s as 1 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
-from lora_mixer.algorithms.oft import rescaled, rows_misfit
+from lora_mixer.algorithms.oft import OFT, rescaled, rows_misfit
 from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_identity
+from lora_mixer.algorithms.rows import Chunks
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 _STAGES_AT_MOST = 32
 
 
-def _checked(blocks: torch.Tensor, parts: Parts) -> torch.Tensor:
+def _checked(blocks: torch.Tensor, parts: ModuleTensors) -> torch.Tensor:
     if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
         raise parts.broken("expected blocks (stages, n, b, b)")
     stages, number, size = blocks.shape[:3]
@@ -58,7 +59,7 @@ class BOFT(LayerWeights):
     constraint: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> BOFT:
+    def from_parts(cls, parts: ModuleTensors) -> BOFT:
         """
         Check the tensors of one module.
 
@@ -111,7 +112,7 @@ class PeftBOFT(LayerWeights):
     multiplier: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftBOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftBOFT:
         """
         Check the tensors of one module.
 
@@ -153,3 +154,19 @@ def _permutation(channels: int, stage: int, rotation: torch.Tensor, stages: int)
     group, half = channels // (number // 2**stage), size // 2
     halves = indices.view(-1, group // half, half)  # (groups, half-blocks, half)
     return torch.cat([halves[:, 0::2], halves[:, 1::2]], dim=1).flatten()
+
+
+def diagonal_or_butterfly(parts: ModuleTensors) -> LayerWeights:
+    """
+    Tell LyCORIS' OFT from its BOFT: both say ``oft_blocks``, the butterfly has an axis of stages.
+
+    Kohya's OFT of a fused layer has numbered ones, a rotation for each part.
+    """
+    numbered = sorted((role for role in parts.tensors if role.startswith("oft_blocks_")), key=len)
+    if numbered:
+        tensors = parts.need(*(f"oft_blocks_{number}" for number in range(len(numbered))))
+        rotations = tuple(OFT.from_parts(replace(parts, tensors={"oft_blocks": t})) for t in tensors)
+        sizes = tuple(tensor.shape[0] * tensor.shape[1] for tensor in tensors)
+        return rotations[0] if len(rotations) == 1 else Chunks(rotations, sizes, None)
+    blocks = parts.tensors.get("oft_blocks")
+    return BOFT.from_parts(parts) if blocks is not None and blocks.ndim == 4 else OFT.from_parts(parts)

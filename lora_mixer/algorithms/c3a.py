@@ -14,7 +14,7 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights, flat_misfit
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class C3A(LayerWeights):
     kernels: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> C3A:
+    def from_parts(cls, parts: ModuleTensors) -> C3A:
         """
         Check the tensor of one module.
 

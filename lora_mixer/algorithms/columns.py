@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped
+from lora_mixer.algorithms.base import LayerWeights, Wrapped
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     import torch

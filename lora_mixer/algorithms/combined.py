@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, wide
+from lora_mixer.algorithms.base import LayerWeights, wide
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from collections.abc import Callable
+
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
 class Stack(LayerWeights):
     """
-    Parts of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
+    ModuleTensors of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
 
     Attributes:
         parts: The parts, each computed from the clean base; their changes add up.
@@ -64,14 +68,16 @@ class Stack(LayerWeights):
         return any(part.needs_whole(shape) for part in self.parts)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give all parts' pairs as one, where each has one; what changes the bias alone needs none."""
+        """Return all parts' pairs as one, where each has one; what changes the bias alone needs none."""
         pairs = [part.factors(shape) for part in self.parts if part.changes_weight]
         if len(pairs) == 1:
             return pairs[0]
         ups = [wide(pair.up) * pair.scale for pair in pairs if pair is not None]
         downs = [wide(pair.down) for pair in pairs if pair is not None]
         whole = bool(ups) and len(ups) == len(pairs)
-        return Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        return (
+            Factors(torch.cat(ups, 1), torch.cat(downs), 1.0) if whole else None
+        )  # (out, R), (R, in * kernel)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Return the first part's reason, or None."""
@@ -87,7 +93,14 @@ class Stack(LayerWeights):
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the sum of the parts' changes, or None where none has any."""
         changes = [change for part in self.parts if (change := part.bias_delta(base, gain)) is not None]
-        return torch.stack(changes).sum(0) if changes else None
+        return torch.stack(changes).sum(0) if changes else None  # (out,)
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the sum of what the parts do."""
+        found = [part.on_outputs(base, shape, gain) for part in self.parts]
+        return functools.reduce(OutputChange.plus, found)
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Sparse(LayerWeights):
     A sparse change: W' = W + gain * scale * S, S given by coordinates.
 
     LyCORIS' extraction writes what a low-rank pair leaves out as ``bias_indices``, ``bias_values``, ``bias_size`` (a
-    name from history, it is no bias); it is scaled with the pair.
+    name from history, it is not a bias); it is scaled with the pair.
 
     Attributes:
         indices: (axes, n) coordinates.
@@ -106,6 +119,7 @@ class Sparse(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "sparse"
+    needs_base: ClassVar[bool] = False
 
     indices: torch.Tensor
     values: torch.Tensor
@@ -113,7 +127,7 @@ class Sparse(LayerWeights):
     scale: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Sparse:
+    def from_parts(cls, parts: ModuleTensors) -> Sparse:
         """
         Check the coordinates.
 
@@ -135,7 +149,7 @@ class Sparse(LayerWeights):
         return cls(wide, values, size, parts.scale_for(rank) if rank else 1.0)
 
     @classmethod
-    def of_shira(cls, parts: Parts) -> Sparse:
+    def of_shira(cls, parts: ModuleTensors) -> Sparse:
         """
         Read PEFT's SHiRA (arXiv:2406.13175): trained values at coordinates chosen once, not scaled.
 

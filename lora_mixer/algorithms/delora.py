@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factored, Factors, HasPair, wide
+from lora_mixer.algorithms.base import Factored, HasPair, wide
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 _LEAST = 1e-4  # PEFT's guard for lengths; part of the meaning of its files
 
@@ -40,7 +41,7 @@ class DeLoRA(HasPair, Factored):
     lengths: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> DeLoRA:
+    def from_parts(cls, parts: ModuleTensors) -> DeLoRA:
         """
         Check the tensors of one module.
 

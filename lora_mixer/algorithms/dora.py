@@ -25,10 +25,13 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from collections.abc import Callable
+
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 DoraStrength = Literal["linear", "peft", "lycoris"]
 """What a weight other than 1 means for a DoRA."""
@@ -56,12 +59,12 @@ class Dora(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def wrap(cls, inner: LayerWeights, parts: Parts) -> Dora:
+    def wrap(cls, inner: LayerWeights, parts: ModuleTensors) -> Dora:
         """
         Put the magnitude of one module over its change.
 
         Raises:
-            InvalidAdapterError: When the magnitude is no vector along one axis.
+            InvalidAdapterError: When the magnitude is not a vector along one axis.
         """
         scaled = "dora_scale" in parts.tensors
         (magnitude,) = parts.need("dora_scale" if scaled else "magnitude")
@@ -126,16 +129,37 @@ class Dora(LayerWeights):
         turned = base + self.inner.delta(base, gain if self.strength == "peft" else 1.0)
         axis = 0 if self.is_by_output(tuple(base.shape)) else 1
         others = [dim for dim in range(base.ndim) if dim != axis]
-        view = [-1 if dim == axis else 1 for dim in range(base.ndim)]
-        # a constant where it is trained (section 4.3 of the paper)
-        length = torch.linalg.vector_norm(turned.detach(), dim=others, keepdim=True)
-        info = torch.finfo(base.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
-        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
-        ratio = self.magnitude.flatten().to(base).view(view) / length
+        ratio = self._ratio(turned, others)
         if self.strength == "lycoris":
             ratio = 1 + gain * (ratio - 1)
         change = turned.mul_(ratio).sub_(base)
         return change.mul_(gain) if self.strength == "linear" else change
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return what lengths of outputs and the pair within do; others as a matrix."""
+        pair = self.inner.factors(shape)
+        if not gain or pair is None or not self.is_by_output(shape):
+            return super().on_outputs(base, shape, gain)
+        at = gain if self.strength == "peft" else 1.0
+        weight = base()
+        turned = weight + self.inner.delta(weight, at)
+        ratio = self._ratio(turned, [1]).flatten()
+        if self.strength == "lycoris":
+            ratio = 1 + gain * (ratio - 1)
+        share = gain if self.strength == "linear" else 1.0
+        up = pair.up.to(ratio) * ratio[:, None]  # (out, r)
+        return OutputChange(rows=share * (ratio - 1), pair=Factors(up, pair.down, share * at * pair.scale))
+
+    def _ratio(self, turned: torch.Tensor, others: list[int]) -> torch.Tensor:
+        """Return the magnitude over the length that the turned weight has, which is a constant where it is trained."""
+        view = [1 if dim in others else -1 for dim in range(turned.ndim)]
+        length = torch.linalg.vector_norm(turned.detach(), dim=others, keepdim=True)
+        info = torch.finfo(turned.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
+        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
+        ratio: torch.Tensor = self.magnitude.flatten().to(turned).view(view) / length
+        return ratio
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the change's own; a magnitude has no part in biases."""

@@ -19,7 +19,8 @@ import torch
 from lora_mixer.algorithms.lora import LowRank
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Factors, LayerWeights, Parts, Ranges
+    from lora_mixer.algorithms.base import LayerWeights, ModuleTensors, Ranges
+    from lora_mixer.algorithms.outputs import Factors
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ParameterPair(LowRank):
 
     @classmethod
     def from_parts_for(
-        cls, parts: Parts, scales: tuple[tuple[str, float, float | None], ...]
+        cls, parts: ModuleTensors, scales: tuple[tuple[str, float, float | None], ...]
     ) -> ParameterPair:
         """
         Take a pair whose parameter is not known yet.
@@ -73,7 +74,7 @@ class ParameterPair(LowRank):
             )
         return None
 
-    def factors(self, shape: tuple[int, ...]) -> Factors | None:  # type: ignore[override]  # experts are no pair
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:  # type: ignore[override]  # experts are not a pair
         """Return the ordinary pair; that of experts is none."""
         return None if len(shape) == 3 else super().factors(shape)
 

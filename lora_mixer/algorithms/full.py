@@ -14,7 +14,7 @@ from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed, take_ro
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Full(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "full"
+    needs_base: ClassVar[bool] = False
     _roles: ClassVar[tuple[str, str]] = ("diff", "diff_b")
 
     weight: torch.Tensor | None
@@ -36,7 +37,7 @@ class Full(LayerWeights):
     scale: float
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Full:
+    def from_parts(cls, parts: ModuleTensors) -> Full:
         """Take the tensors; what they fit is for the live module to say."""
         weight, bias = (parts.tensors.get(role) for role in cls._roles)
         return cls(weight, bias, (1.0 if parts.scale is None else parts.scale) * parts.scalar)

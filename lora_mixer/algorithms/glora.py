@@ -17,7 +17,7 @@ from lora_mixer.algorithms.lora import fold_core
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GLoRA(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> GLoRA:
+    def from_parts(cls, parts: ModuleTensors) -> GLoRA:
         """
         Check the tensors of one module, tell its order and take its scale.
 

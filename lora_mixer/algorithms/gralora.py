@@ -15,7 +15,7 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights, flat_misfit
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class GraLoRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "gralora"
+    needs_base: ClassVar[bool] = False
 
     down: torch.Tensor
     up: torch.Tensor
@@ -42,7 +43,7 @@ class GraLoRA(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> GraLoRA:
+    def from_parts(cls, parts: ModuleTensors) -> GraLoRA:
         """
         Check the tensors of one module and take the scale.
 

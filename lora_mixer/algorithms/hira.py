@@ -14,7 +14,7 @@ from lora_mixer.algorithms.base import HasPair, LayerWeights, take_rows
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HiRA(HasPair):
     down: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> HiRA:
+    def from_parts(cls, parts: ModuleTensors) -> HiRA:
         """
         Check the tensors of one module.
 

@@ -15,7 +15,7 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HRA(LayerWeights):
     orthogonal: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> HRA:
+    def from_parts(cls, parts: ModuleTensors) -> HRA:
         """
         Check the tensor of one module.
 

@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
 
 _STEPS = 10_000_000  # of one match
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class IA3(LayerWeights):
     with_bias: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> IA3:
+    def from_parts(cls, parts: ModuleTensors) -> IA3:
         """
         Take the vector and the side that it works on.
 
@@ -95,6 +98,15 @@ class IA3(LayerWeights):
             return base * change.view(-1, *[1] * (base.ndim - 2))
         return base * change.view(-1, *[1] * (base.ndim - 1))
 
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return what is multiplied: outputs or inputs."""
+        change = self._change(self.vector if self.vector.dtype.itemsize > 2 else self.vector.float(), gain)
+        if len(shape) != 2:
+            return super().on_outputs(base, shape, gain)
+        return OutputChange(columns=change) if self._columns(shape) else OutputChange(rows=change)
+
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return b * gain * (l - 1) for PEFT's outputs."""
         if base is None or not self.with_bias or self.on_input or self.vector.numel() != base.numel():
@@ -102,7 +114,7 @@ class IA3(LayerWeights):
         return base * self._change(base, gain)
 
 
-def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
+def _peft_side(vector: torch.Tensor, parts: ModuleTensors) -> bool | None:
     if vector.ndim == 2 and vector.numel() > 1:  # linears: (out, 1) or (1, in)
         return vector.shape[0] == 1
     names: Any = parts.config.get("feedforward_modules")
@@ -119,7 +131,7 @@ def _peft_side(vector: torch.Tensor, parts: Parts) -> bool | None:
         module = parts.module
         if len(module) ** found[1] > _STEPS:
             raise InvalidAdapterError(
-                f"{parts.label[:200]}: the name is too long for the pattern {names[:200]!r}"
+                f"the name is too long for the pattern {names[:200]!r}", key=parts.label[:200]
             )
         return re.fullmatch(names, module) is not None
     if not isinstance(names, list):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.algorithms.base import (
-    Factors,
     LayerWeights,
     all_zero,
     flat_misfit,
@@ -21,9 +20,10 @@ from lora_mixer.algorithms.base import (
     take_rows,
     wide,
 )
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 def tucker_pair(
@@ -66,6 +66,7 @@ class LoHa(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "loha"
+    needs_base: ClassVar[bool] = False
 
     w1_a: torch.Tensor
     w1_b: torch.Tensor
@@ -77,7 +78,7 @@ class LoHa(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LoHa:
+    def from_parts(cls, parts: ModuleTensors) -> LoHa:
         """
         Check the tensors of one module and take its scale.
 
@@ -130,7 +131,9 @@ class LoHa(LayerWeights):
         if self.t1 is None:
             return flat_misfit((self.w1_a.shape[0], self.w1_b.shape[1]), shape)
         own = (self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:])
-        return None if own == shape else f"made for a weight {own}, the module has {shape}"
+        # PEFT gives cores two axes of kernels, also where the layer has one
+        fits = own == shape or (own[-1] == 1 and own[:-1] == shape)
+        return None if fits else f"made for a weight {own}, the module has {shape}"
 
     def _pairs(self) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         if self.t1 is None or self.t2 is None:

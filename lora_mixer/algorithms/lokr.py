@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, all_zero, flat_misfit, take_rows, wide
+from lora_mixer.algorithms.base import LayerWeights, all_zero, flat_misfit, take_rows, wide
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LoKr(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    needs_base: ClassVar[bool] = False
 
     w1: torch.Tensor | None
     w1_a: torch.Tensor | None
@@ -53,7 +55,7 @@ class LoKr(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LoKr:
+    def from_parts(cls, parts: ModuleTensors) -> LoKr:
         """
         Check the tensors of one module and take its scale.
 

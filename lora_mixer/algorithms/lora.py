@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, Factors, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.base import Factored, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 INPAINT_CHANNELS = (4, 9)
 """Latent channels that an adapter was trained on and those of an inpainting UNet's first convolution."""
@@ -31,6 +32,13 @@ def fold_core(mid: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """
     flat = down.flatten(1).float()
     return torch.einsum("mn...,nj->mj...", mid.float(), flat)
+
+
+def groups_of(up: torch.Tensor, down: torch.Tensor) -> int:
+    """Tell in how many groups PEFT's ``lora_B`` (out, rank / groups, ...) works on what ``lora_A`` (rank, in, ...) makes."""
+    groups = down.shape[0] // max(up.shape[1], 1)
+    apart = up.ndim > 2 and groups > 1 and down.shape[0] == groups * up.shape[1]
+    return groups if apart and up.shape[0] % groups == 0 else 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class LowRank(Factored):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LowRank:
+    def from_parts(cls, parts: ModuleTensors) -> LowRank:
         """
         Check the tensors of one module and take its scale.
 
@@ -82,20 +90,14 @@ class LowRank(Factored):
             raise parts.broken("expected matrices or convolution kernels")
         rank = mid.shape[0] if mid is not None else down.shape[0]
         inner = mid.shape[1] if mid is not None else rank
-        groups = rank // max(up.shape[1], 1)
-        if (
-            mid is None
-            and up.ndim > 2
-            and groups > 1
-            and rank == groups * up.shape[1]
-            and up.shape[0] % groups == 0
-        ):
+        groups = groups_of(up, down) if mid is None else 1
+        if groups > 1:
             msg = (
-                f"{parts.label}: up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
+                f"up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
                 "all inputs (PEFT on a convolution in groups): each output hears every input then, which no weight of "
-                f"such a layer can hold, (out, in / {groups}, ...); PEFT cannot merge it either. Train it without this layer"
+                f"such a layer can hold, (out, in / {groups}, ...), nor what this file makes of it"
             )
-            raise UnsupportedAdapterError(msg)
+            raise UnsupportedAdapterError(msg, key=parts.label)
         if (
             0 in (rank, inner)
             or up.shape[1] != rank

@@ -16,7 +16,7 @@ from lora_mixer.algorithms.base import LayerWeights
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MiSS(LayerWeights):
     block: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> MiSS:
+    def from_parts(cls, parts: ModuleTensors) -> MiSS:
         """
         Check the tensor of one module.
 

@@ -19,7 +19,7 @@ from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_ide
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OFT(LayerWeights):
     is_rotation: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> OFT:
+    def from_parts(cls, parts: ModuleTensors) -> OFT:
         """
         Check the tensors of one module.
 

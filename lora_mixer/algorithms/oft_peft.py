@@ -8,7 +8,7 @@ Each row of ``oft_R.weight`` is the upper triangle of a skew-symmetric Q. R is t
 PEFT knows no weights but 1; at others this takes gain * R + (1 - gain) * I, as LyCORIS does. On convolutions the
 blocks run over in * kernel, as in PEFT's merge. PEFT's own unmerged forward is another thing there: it adds up
 overlapping patches without dividing by their number, so even R = I multiplies a 3x3 convolution's input by up to 9,
-which is no change of a weight.
+which is not a change of a weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lora_mixer.algorithms.rotation import (
 )
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class PeftOFT(LayerWeights):
     embedding: bool
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> PeftOFT:
+    def from_parts(cls, parts: ModuleTensors) -> PeftOFT:
         """
         Check the tensor of one module and read the configuration.
 
         Raises:
-            InvalidAdapterError: When the rows are no triangles.
+            InvalidAdapterError: When the rows are not triangles.
         """
         embedding = "oft_embedding_R" in parts.tensors
         (triangles,) = parts.need("oft_embedding_R" if embedding else "oft_R")
@@ -81,12 +81,26 @@ class PeftOFT(LayerWeights):
             return None
         return f"rotates {self.triangles.shape[0]} blocks of {size} inputs, the module has {columns}"
 
+    def confine(self) -> None:
+        """Scale blocks beyond ``coft``'s limit down, as PEFT does before each step: gradients are those at the limit."""
+        if self.limit is not None:
+            with torch.no_grad():
+                self.triangles.mul_(self._within(skew_of_triangle(self.triangles)).flatten(1))
+
+    def _within(self, q: torch.Tensor) -> torch.Tensor:
+        """Return what each block (n, b, b) is to be multiplied by, (n, 1, 1)."""
+        if self.limit is None:
+            return q.new_ones(q.shape[0], 1, 1)
+        norms = torch.linalg.vector_norm(q.detach(), dim=(1, 2), keepdim=True).clamp_min(
+            torch.finfo(q.dtype).tiny
+        )
+        factors: torch.Tensor = (self.limit / q.shape[0] ** 0.5 / norms).clamp(max=1.0)
+        return factors
+
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W @ blockdiag(gain * R + (1 - gain) * I)^T - W."""
         q = skew_of_triangle(self.triangles.to(base))  # (n, b, b)
-        if self.limit is not None:
-            norms = torch.linalg.vector_norm(q, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-            q = q * (self.limit / q.shape[0] ** 0.5 / norms).clamp(max=1.0)
+        q = q * self._within(q)
         rotation = toward_identity(cayley(-q) if self.terms is None else cayley_neumann(q, self.terms), gain)
         blocks = base.reshape(base.shape[0], -1, rotation.shape[-1])  # (out, n, b)
         side = "onk,nkc->onc" if self.embedding else "onk,nck->onc"

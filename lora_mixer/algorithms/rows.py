@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factors, LayerWeights, Wrapped, count_rows, spread_rows, take_rows
+from lora_mixer.algorithms.base import LayerWeights, Wrapped, count_rows, spread_rows, take_rows
+from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import Ranges
@@ -128,4 +129,4 @@ class Chunks(LayerWeights):
             part.delta(base[start:stop], gain)
             for part, (start, stop) in zip(self.parts, self._spans, strict=True)
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces)  # (out, in, *kernel)

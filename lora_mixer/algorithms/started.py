@@ -23,7 +23,7 @@ from lora_mixer.algorithms.base import LayerWeights
 from lora_mixer.algorithms.lora import LowRank
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 Start = Literal["pissa", "olora"]
 
@@ -70,7 +70,7 @@ class Started(LayerWeights):
     alpha: float | None
 
     @classmethod
-    def from_parts(cls, parts: Parts, start: Start) -> Started:
+    def from_parts(cls, parts: ModuleTensors, start: Start) -> Started:
         """
         Take a pair.
 

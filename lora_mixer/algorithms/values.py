@@ -15,10 +15,13 @@ import torch
 
 from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.algorithms.full import value_misfit
+from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from lora_mixer.algorithms.base import Parts, Ranges
+    from collections.abc import Callable
+
+    from lora_mixer.algorithms.base import ModuleTensors, Ranges
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,14 @@ class Values(LayerWeights):
     bias: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Values:
+    def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether there is a weight, and not a bias alone."""
+        return self.weight is not None
 
     @property
     def in_width(self) -> int | None:
@@ -62,6 +70,17 @@ class Values(LayerWeights):
         if self.weight is None or not gain:
             return base.new_zeros(base.shape)
         return self.weight.to(base).reshape(base.shape) - base
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the values' product in the place of the weight's."""
+        if self.weight is None or not gain:
+            return OutputChange()
+        if len(shape) != 2:
+            return super().on_outputs(base, shape, gain)
+        rows = torch.full((shape[0],), -1.0, device=self.weight.device)
+        return OutputChange(rows=rows, dense=self.weight.reshape(shape))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the way to the trained bias; one that the base lacks counts as zeros."""
@@ -87,7 +106,7 @@ class Tokens(LayerWeights):
     indices: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Tokens:
+    def from_parts(cls, parts: ModuleTensors) -> Tokens:
         """
         Take the rows, and their token ids from the configuration.
 

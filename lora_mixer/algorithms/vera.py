@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import Factored, Factors, rows_and_columns, wide
+from lora_mixer.algorithms.base import Factored, rows_and_columns, wide
+from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_mixer.algorithms.base import Parts
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Vera(Factored):
     down: torch.Tensor
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Vera:
+    def from_parts(cls, parts: ModuleTensors) -> Vera:
         """
         Check the tensors of one module and those that all share.
 

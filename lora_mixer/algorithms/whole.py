@@ -33,7 +33,7 @@ class WholeLayer:
 
     def base(self, like: torch.Tensor) -> torch.Tensor:
         """Return the clean base (total, in, *kernel) in the dtype of ``like``, where that lies."""
-        whole = like.new_zeros(self._total, *like.shape[1:])
+        whole = like.new_zeros(self._total, *like.shape[1:])  # (total, in, *kernel)
         for read, ranges in self._parts:
             clean, start = read(), 0
             for first, last in ranges:

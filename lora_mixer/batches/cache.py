@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceNotFoundError
 
 if TYPE_CHECKING:
@@ -51,19 +52,6 @@ class _Prepared:
     source: str
     size: int
     hashes: Mapping[str, str]
-
-
-def local_source(source: str) -> str:
-    """Return the path of ``demo:NAME``; any other source stays as it is."""
-    if not source.startswith("demo:"):
-        return source
-    from lora_mixer.demo import demo_adapters
-
-    found = demo_adapters()
-    name = source.removeprefix("demo:")
-    if name not in found:
-        raise SourceNotFoundError(f"the demo has no adapter {name!r}; it has {', '.join(found)}")
-    return str(found[name].path)
 
 
 class AdapterCache:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.batches.cache import AdapterPlace, local_source
+from lora_mixer.batches.cache import AdapterPlace
 from lora_mixer.batches.expansion import PlannedPicture, expand
 from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
+from lora_mixer.demo import local_source
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
 from lora_mixer.inspection import match_adapter, read_adapter
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, block_layouts

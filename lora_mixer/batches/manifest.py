@@ -15,13 +15,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from filelock import FileLock, Timeout
-
+from lora_mixer.batches.locks import take_lock
 from lora_mixer.errors import SaveError
 from lora_mixer.parsing.files import refuse_irregular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
 
 Record = dict[str, Any]
 _SYNC_SECONDS = 2.0
@@ -31,7 +31,7 @@ _LINE_BYTES_AT_MOST = 16 << 20
 _COLUMNS = ("file", "idx", "status", "record")
 BEGUN, SHEET = "begun", "sheet"
 INNER = (BEGUN, SHEET)
-"""Statuses of records that are no pictures: what is being made, and contact sheets."""
+"""Statuses of records that are not pictures: what is being made, and contact sheets."""
 SUFFIXES = (".jsonl", ".sqlite")
 
 
@@ -59,18 +59,13 @@ def open_manifest(path: Path) -> Manifest:
         SaveError: When it cannot be written, another run has it open, or it is something else.
     """
     if path.suffix not in SUFFIXES:
-        raise SaveError(f"{path}: a manifest ends with {' or '.join(SUFFIXES)}, got {path.suffix!r}")
-    lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+        raise SaveError(f"a manifest ends with {' or '.join(SUFFIXES)}, got {path.suffix!r}", file=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_irregular(path)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SaveError(
-            f"{path} is in use by another run; wait for it, or give this plan another folder"
-        ) from error
     except OSError as error:
-        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+        raise SaveError(f"cannot write to it: {error.strerror or error}", file=str(path)) from error
+    lock = take_lock(path.with_name(f".{path.name}.lock"), path)
     try:
         _refuse_foreign(path)
         return _Lines(path, lock) if path.suffix == ".jsonl" else _Table(path, lock)
@@ -145,7 +140,7 @@ def _refuse_foreign(path: Path) -> None:
         own = _is_own_table(path)
     if not own:
         raise SaveError(
-            f"{path} is there and is no manifest of lora_mixer; give this plan another output.manifest, so that it stays "
+            f"{path} is there and is not a manifest of lora_mixer; give this plan another output.manifest, so that it stays "
             "as it is"
         )
 

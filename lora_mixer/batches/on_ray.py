@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.batches.crew import Ready, WorkerGoneError, ready
 from lora_mixer.batches.worker import Reply, Worker, WorkSpec
+from lora_mixer.batches.worker_pool import Ready, WorkerGoneError, ready
 from lora_mixer.errors import WorkersError
 from lora_mixer.extras import require
 from lora_mixer.wording import first_line

@@ -32,7 +32,7 @@ class Task:
     losses: int = 0
 
     def alone(self, **changes: int) -> list[Task]:
-        """Return each picture a task of its own, so that one that cannot be made costs no other."""
+        """Give each picture a task of its own, so that one that cannot be made costs no other."""
         return [
             replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.adapters)), **changes)
             for picture in self.pictures
@@ -101,7 +101,7 @@ class TaskQueue:
 
     def take(self, worker: int, resident: Collection[str]) -> Task | None:
         """
-        Give a worker its next task.
+        Return the next task of a worker.
 
         Args:
             worker: Its number.

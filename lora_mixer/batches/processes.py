@@ -13,8 +13,8 @@ from dataclasses import replace
 from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.batches.crew import Ready, WorkerGoneError, ready
 from lora_mixer.batches.worker import Reply, Worker, WorkSpec
+from lora_mixer.batches.worker_pool import Ready, WorkerGoneError, ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lora_mixer import __version__
 from lora_mixer.batches.checking import CheckedPlan, check_plan
-from lora_mixer.batches.crew import Crew, Event, InProcess, Ready, WorkerGoneError
 from lora_mixer.batches.manifest import BEGUN, SHEET, open_manifest
 from lora_mixer.batches.order import Task, TaskQueue, make_tasks
 from lora_mixer.batches.sheets import make_sheets, sheet_names
 from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
+from lora_mixer.batches.worker_pool import Event, InProcess, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import PlanError, SaveError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from PIL.Image import Image
 
-    from lora_mixer.batches.crew import Backend
     from lora_mixer.batches.expansion import PlannedPicture
     from lora_mixer.batches.manifest import Manifest, Record
+    from lora_mixer.batches.worker_pool import Backend
     from lora_mixer.pictures import PictureRequest
 
 EngineName = Literal["local", "processes", "ray"]
@@ -140,6 +141,7 @@ class _Run:
         self.on_image, self.on_event, self.stop = on_image, on_event, stop
         self.storage = Storage(checked.folder)
         self.counts: Counter[str] = Counter()
+        self.was_lost = False  # whether any worker was
         self.versions = _versions()
 
     def results(self, engine: EngineName, workers: int | None, address: str | None) -> Iterator[BatchResult]:
@@ -195,10 +197,9 @@ class _Run:
             if not known or self.storage.is_link(file):
                 lost.append(file)
         if lost:
-            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise SaveError(
                 f"{len(lost)} files in {self.checked.folder} are of another plan or of an earlier form of this one, and would be "
-                f"lost: {', '.join(lost[:3])}{more}. Choose another folder (output.folder, --out), move them away, or say that "
+                f"lost: {first_of(lost, 3)}. Choose another folder (output.folder, --out), move them away, or say that "
                 "they may go (output.replace: true, --replace)"
             )
 
@@ -247,15 +248,15 @@ class _Run:
         queue: TaskQueue | None = None
         at_once = True  # after an error, or when nobody takes results any more, what is in hand would not be recorded
         try:
-            crew = Crew(backend)
-            while queue is None or len(queue) or crew.working:
+            pool = WorkerPool(backend)
+            while queue is None or len(queue) or pool.working:
                 stopping = self.stop()
-                if stopping and not crew.working:
+                if stopping and not pool.working:
                     break
                 if queue is not None and not stopping:
-                    self._hand_out(queue, crew, residents, manifest)
-                crew.ask_the_idle()
-                for event in crew.wait(_LOOK_SECONDS):
+                    self._hand_out(queue, pool, residents, manifest)
+                pool.ask_the_idle()
+                for event in pool.wait(_LOOK_SECONDS):
                     if queue is None and isinstance(event.result, Ready):
                         queue = self._queue(todo, event.result)
                     self._tell_of_worker(event)
@@ -264,22 +265,25 @@ class _Run:
             at_once = False
         finally:
             backend.close(at_once=at_once)
+            if self.was_lost:
+                self.storage.remove_stale()  # what a worker was writing when it was lost; nobody writes any more
 
     def _hand_out(
-        self, queue: TaskQueue, crew: Crew, residents: Mapping[int, tuple[str, ...]], manifest: Manifest
+        self, queue: TaskQueue, pool: WorkerPool, residents: Mapping[int, tuple[str, ...]], manifest: Manifest
     ) -> None:
-        for worker in crew.idle:
+        for worker in pool.idle:
             resident = residents.get(worker, ())
             task = queue.take(worker, resident)
             if task is None:
                 return
             self._begin(task, manifest)
-            crew.submit(worker, task, queue.peek(worker, resident))
+            pool.submit(worker, task, queue.peek(worker, resident))
 
     def _tell_of_worker(self, event: Event) -> None:
         if isinstance(event.result, Ready):
             self._tell("worker", worker=event.worker, state="ready", pid=event.result.pid)
         elif isinstance(event.result, WorkerGoneError):
+            self.was_lost = True
             self._tell("worker", worker=event.worker, state="lost", reason=str(event.result))
 
     def _take(

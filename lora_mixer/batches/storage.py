@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
+from lora_mixer.batches.locks import take_lock
 from lora_mixer.errors import SaveError
 from lora_mixer.parsing.files import read_regular
 from lora_mixer.picture_metadata import save_picture
@@ -19,6 +18,7 @@ from lora_mixer.picture_metadata import save_picture
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from filelock import FileLock
     from PIL.Image import Image
 
     from lora_mixer.picture_metadata import PictureSettings
@@ -107,7 +107,7 @@ class Storage:
                 )
 
     def there(self, names: Iterable[str]) -> list[str]:
-        """Give those of the names at which something is: a file, a link, a folder."""
+        """Return those of the names at which something is: a file, a link, a folder."""
         if self.path is not None:
             return [name for name in names if os.path.lexists(self._path / name)]
         try:
@@ -130,16 +130,7 @@ class Storage:
         """
         if self.path is None:
             return None
-        lock = FileLock(str(self._path / LOCK))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise SaveError(
-                f"the folder {self._path} is in use by another run; wait for it, or give this plan another folder"
-            ) from error
-        except OSError as error:
-            raise SaveError(f"cannot write to {self._path}: {error.strerror or error}") from error
-        return lock
+        return take_lock(self._path / LOCK, self._path)
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a regular file; None where there is none."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_mixer.batches.plan import Plan
-    from lora_mixer.parsing.problems import Path, Problems
+    from lora_mixer.parsing.problems import EntryPath, Problems
 
 _MARK = re.compile(r"__([A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*)__")
 _FILE_BYTES_AT_MOST = 64 * 1024 * 1024
@@ -46,7 +46,7 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
     return found
 
 
-def _of_file(path: str, where: Path, problems: Problems) -> list[str] | None:
+def _of_file(path: str, where: EntryPath, problems: Problems) -> list[str] | None:
     try:
         text = read_regular(path, _FILE_BYTES_AT_MOST).decode("utf-8-sig")
     except (OSError, ValueError) as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from lora_mixer.binding.bind import Binding, BoundLayer, bind, refuse_unusable
-from lora_mixer.binding.components import check_components, find_components
+from lora_mixer.binding.components import find_components
+from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.lineage import Lineage, Rebinder
+from lora_mixer.binding.reach import check_components, without_effect
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 
 __all__ = [
@@ -13,9 +15,11 @@ __all__ = [
     "ComponentMatch",
     "Lineage",
     "MatchReport",
+    "ModuleIndex",
     "Rebinder",
     "bind",
     "check_components",
     "find_components",
     "refuse_unusable",
+    "without_effect",
 ]

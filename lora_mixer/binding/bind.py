@@ -14,6 +14,8 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.rows import Placed
+from lora_mixer.algorithms.ungrouped import Ungrouped
+from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -25,6 +27,8 @@ from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
 from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
+from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -109,7 +113,7 @@ class Binding:
 @dataclass
 class _Tally:
     matched: dict[str, None] = field(default_factory=dict)
-    unmatched: dict[str, str] = field(default_factory=dict)
+    unmatched: dict[str, Remark[AbsenceReason]] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
     """Spellings that mean modules here, whether or not their shapes are right."""
     keys_used: int = 0
@@ -176,7 +180,7 @@ def bind(
     routes = _routes(adapter.layers, indexes)
     tallies: dict[str, _Tally] = {}
     shares: dict[tuple[str, str], list[_Share]] = {}
-    misfits: list[str] = []
+    misfits: list[Problem] = []
     twins: dict[int, str] = {}
     for layer in adapter.layers:
         names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
@@ -188,10 +192,10 @@ def bind(
             continue
         live = found.placements[0].live
         tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
-        weights, widening = _resized(layer.weights, found, indexes[live.component])
+        weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
-            misfits.append(f"{live.component}.{live.path}: {misfit}")
+            misfits.append(Problem(f"{live.component}.{live.path}", misfit))
             continue
         tally = tallies.setdefault(live.component, _Tally())
         tally.keys_used += len(layer.keys)
@@ -220,7 +224,7 @@ def bind(
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound),
-        report,
+        replace(report, notes=(*report.notes, *_beside_only(bound))),
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
@@ -272,20 +276,24 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
         live = wider[0].live
         columns = wider[0].widening.columns if wider[0].widening is not None else 0
         raise MatchError(
-            f"{binding.report.source}: a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
+            f"a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
             f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
-            "the same parts (FluxControlPipeline.from_pipe)"
+            "the same parts (FluxControlPipeline.from_pipe)",
+            file=binding.report.source,
         )
 
 
 def _misfit(weights: LayerWeights, found: Found) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = found.placements[0].live
-    if any(
+    what = "+".join(weights.algorithms)
+    held = not weights.beside_only and _has_beside_only(weights)
+    if held or any(
         p.live_rows is not None and weights.take(p.file_rows, found.total).needs_whole(p.live.shape)
         for p in found.placements
     ):
-        return f"{'+'.join(weights.algorithms)} on a layer of which a module here has a part only"
+        of = "of a pair over all inputs of a convolution in groups"
+        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
     if live.is_bare and isinstance(weights, ParameterPair):
         return weights.misfit(live.shape)
     if live.is_packed and weights.bias_delta(None, 1.0) is not None:
@@ -293,7 +301,9 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     if live.is_bare and not live.is_packed:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
-            return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
+            return (
+                f"a parameter {live.shape} that is not a module's weight takes a change of its own size only"
+            )
         return None
     misfit = weights.misfit(found.shape)
     if (
@@ -307,8 +317,49 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     return misfit
 
 
+def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
+    """Say which layers of a load are in no weight, whatever the mix."""
+    found = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
+    if not found:
+        return []
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    note = (
+        f"{len(found)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
+        f"beside them in every mix ({', '.join(found[:_SHOWN])}{more})"
+    )
+    return [Remark(note, NoteKind.BESIDE)]
+
+
+def _has_beside_only(weights: LayerWeights) -> bool:
+    return weights.beside_only or any(_has_beside_only(part) for part in weights.inner_parts())
+
+
+def _over_all_inputs(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return a pair without groups on a convolution in groups as what runs beside it; all else as it is."""
+    live = found.placements[0].live
+    groups = getattr(live.module, "groups", 1)
+    if groups == 1 or live.is_bare or len(live.shape) < 3 or weights.beside_only:
+        return weights
+    wide = Ungrouped(weights, groups, weights.alpha)
+    whole = wide.whole_shape(found.shape)
+    fits = weights.misfit(found.shape) is not None and weights.misfit(whole) is None
+    return wide if fits and wide.factors(found.shape) is not None else weights
+
+
+def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return whole weights as (out, in, ...) where the module stores them the other way round, as files do then."""
+    if not found.placements[0].live.transposed:
+        return weights
+    if isinstance(weights, Stack):
+        return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
+    if isinstance(weights, Values) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.T)
+    return weights
+
+
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
     """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
+    weights = _over_all_inputs(weights, found)
     live, columns = found.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
@@ -367,14 +418,16 @@ def _prefer_layouts(layers: Sequence[AdapterLayer], indexes: Mapping[str, Module
             index.prefer(spellings, said)
 
 
-def _absence(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> str:
+def _absence(
+    layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]
+) -> Remark[AbsenceReason]:
     present = [part for part in names if part in indexes]
     if not present:
-        return "the pipeline has no such component"
+        return Remark("the pipeline has no such component", AbsenceReason.NO_COMPONENT)
     index = indexes[present[0]]
     if index.may_lack(layer.target.module) and index.family is not None:
-        return f"this {index.family.name} model has no such module"
-    return "no such module"
+        return Remark(f"this {index.family.name} model has no such module", AbsenceReason.NOT_IN_FAMILY)
+    return Remark("no such module", AbsenceReason.NO_MODULE)
 
 
 def _refuse_partial(
@@ -476,7 +529,7 @@ def _judge(
     adapter: Adapter,
     components: Mapping[str, nn.Module],
     report: MatchReport,
-    misfits: Sequence[str],
+    misfits: Sequence[Problem],
     twice: Sequence[str],
 ) -> None:
     info = adapter.info
@@ -484,13 +537,9 @@ def _judge(
     made_with = f"{info.base} (cross-attention {width})" if width else info.base
     made_for = f"the adapter is for {made_with}, this pipeline is {describe_base(components)}"
     if misfits:
-        more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
-        msg = (
-            f"{info.source}: {len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  "
-            + "\n  ".join(misfits[:_SHOWN])
-            + more
-        )
-        raise MatchError(msg)
+        listed = first_of([str(misfit) for misfit in misfits], _SHOWN, between="\n  ", last="\n  ")
+        msg = f"{len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  {listed}"
+        raise MatchError(msg, file=info.source, problems=misfits)
     if report.matched == 0:
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from lora_mixer.errors import MixError, PipelineStateError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from lora_mixer.mixes import Mix
+from lora_mixer.errors import PipelineStateError
 
 
 def find_components(pipe: Any) -> dict[str, nn.Module]:
@@ -53,21 +48,3 @@ def component_name(module: nn.Module) -> str:
     if "Transformer" in name and type(unwrap(module)).__module__.startswith("diffusers."):
         return "transformer"
     return "model"
-
-
-def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
-    """
-    Check that a mix names components of the pipeline only.
-
-    Args:
-        mix: The mix.
-        known: The pipeline's modules by name.
-
-    Raises:
-        MixError: When there is no such component.
-    """
-    for name in mix.names:
-        odd = [part for part in mix[name].named_components if part not in known]
-        if odd:
-            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}, te"
-            raise MixError(msg)

@@ -32,7 +32,7 @@ _ROWS = ("q_proj", "k_proj", "v_proj")
 @dataclass(frozen=True)
 class LiveModule:
     """
-    A module with a weight, or a parameter that is no module's weight, at its own path in a component.
+    A module with a weight, or a parameter that is not a module's weight, at its own path in a component.
 
     Attributes:
         component: The component's name.
@@ -68,6 +68,13 @@ class LiveModule:
     def transposed(self) -> bool:
         """Whether the weight is stored (in, out), as GPT-2's ``Conv1D`` does."""
         return type(self.module).__name__ == "Conv1D" and hasattr(self.module, "nf")
+
+    @property
+    def beside_shape(self) -> tuple[int, ...]:
+        """The shape of what stands beside the layer: over all inputs, also of a convolution in groups."""
+        shape = self.shape
+        groups = getattr(self.module, "groups", 1)
+        return shape if groups == 1 or len(shape) < 3 else (shape[0], shape[1] * groups, *shape[2:])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -154,6 +161,8 @@ class ModuleIndex:
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
         for path, module in root.named_modules():
+            if getattr(type(module), "holds_adapters", False):
+                continue  # parameters of adapters in training, not the model's own
             plain = plain_path(path, root)
             self._all_paths.append(plain)
             self._owners[plain] = module

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.wording import first_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lora_mixer.problem import AbsenceReason, NoteKind, Remark, UnusedReason
 
 _SHOWN = 5
 
@@ -19,14 +23,14 @@ class ComponentMatch:
     Attributes:
         component: Its name in the pipeline, or the name that the keys give where the pipeline has no such part.
         matched: Paths of the live modules that the adapter changes.
-        unmatched: Modules as the file spells them, with the reason why none was found.
+        unmatched: Modules as the file spells them, with the reason why none was found: a text with its ``kind``.
         keys_used: Number of keys that ended up in matched modules.
         keys_unused: Keys of unmatched modules.
     """
 
     component: str
     matched: tuple[str, ...] = ()
-    unmatched: Mapping[str, str] = field(default_factory=dict)
+    unmatched: Mapping[str, Remark[AbsenceReason]] = field(default_factory=dict)
     keys_used: int = 0
     keys_unused: tuple[str, ...] = ()
 
@@ -41,16 +45,16 @@ class MatchReport:
         source: Where it is from.
         format: The layout of its keys.
         components: One entry for each component that the keys name or that was matched.
-        unused_keys: Keys that belong to no module at all, with the reason.
-        notes: Remarks on the file, such as embeddings that are not applied.
+        unused_keys: Keys that belong to no module at all, with the reason: a text with its ``kind``.
+        notes: Remarks on the file, such as embeddings that are not applied: texts with their ``kind``.
     """
 
     adapter_name: str
     source: str
     format: str
     components: tuple[ComponentMatch, ...]
-    unused_keys: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    unused_keys: Mapping[str, Remark[UnusedReason]] = field(default_factory=dict)
+    notes: tuple[Remark[NoteKind], ...] = ()
 
     @property
     def matched(self) -> int:
@@ -81,12 +85,10 @@ class MatchReport:
             reasons: dict[str, list[str]] = {}
             for name, why in part.unmatched.items():
                 reasons.setdefault(why, []).append(name)
-            for why, names in reasons.items():
-                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-                lines.append(f"    not matched, {why}: {', '.join(names[:_SHOWN])}{more}")
+            for reason, names in reasons.items():
+                lines.append(f"    not matched, {reason}: {first_of(names, _SHOWN)}")
         if self.unused_keys:
             keys_left = list(self.unused_keys)
-            more = f" and {len(keys_left) - _SHOWN} more" if len(keys_left) > _SHOWN else ""
-            lines.append(f"  {len(keys_left)} keys not used: {', '.join(keys_left[:_SHOWN])}{more}")
+            lines.append(f"  {len(keys_left)} keys not used: {first_of(keys_left, _SHOWN)}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

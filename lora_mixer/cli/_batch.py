@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_mixer.cli._terminal import console, plain, print_error, print_warning
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,9 +180,8 @@ def _show(found: DryRun, *, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(found)))
         return
     out = console()
-    jobs = ", ".join(f"{name}: {count}" for name, count in list(found.jobs.items())[:_SHOWN])
-    more = f", and {len(found.jobs) - _SHOWN} jobs more" if len(found.jobs) > _SHOWN else ""
-    out.print(f"{found.pictures} pictures ({plain(jobs)}{more})", soft_wrap=True)
+    jobs = first_of([f"{name}: {count}" for name, count in found.jobs.items()], _SHOWN, what="jobs")
+    out.print(f"{found.pictures} pictures ({plain(jobs)})", soft_wrap=True)
     out.print(
         f"{len(found.adapters)} adapters, read {found.loads} times, weights rewritten {found.rewrites} times"
     )
@@ -195,7 +195,7 @@ def _show(found: DryRun, *, as_json: bool) -> None:
     for names, count in found.order[:_SHOWN]:
         out.print(f"  {plain(', '.join(names) or 'no adapter')}: {count}", soft_wrap=True)
     if len(found.order) > _SHOWN:
-        out.print(f"  and {len(found.order) - _SHOWN} groups more")
+        out.print(f"  and {len(found.order) - _SHOWN} more groups")
     if found.seconds is not None and found.memory is not None:
         each = found.seconds / max(found.pictures, 1)
         out.print(

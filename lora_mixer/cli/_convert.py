@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._options import (
-    AllowPickle,
-    BaseModel,
-    ConvRank,
-    Energy,
-    Format,
-    Rank,
-    SaveType,
-    SumType,
-    SvRatio,
-)
+from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain
 
@@ -27,7 +17,7 @@ def convert(
         str, typer.Argument(metavar="OUT", help="A .safetensors file or a folder; for peft, a folder.")
     ],
     *,
-    to: Annotated[Format, typer.Option("--to", help="The format to write.")],
+    to: To,
     dtype: Annotated[
         SaveType | None, typer.Option(help="Type to store in. Default: that of each tensor of the source.")
     ] = None,
@@ -53,15 +43,13 @@ def convert(
     console().print(plain(report), soft_wrap=True)
 
 
+@cut_options
 def resize(
     source: Annotated[str, typer.Argument(metavar="IN", help="A file, folder or repository.")],
     *,
-    out: Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")],
-    rank: Rank = None,
-    conv_rank: ConvRank = None,
-    energy: Energy = None,
-    sv_ratio: SvRatio = None,
-    to: Annotated[Format, typer.Option("--to", help="The format to write.")] = Format.DIFFUSERS,
+    out: Out,
+    cut: dict[str, Any],
+    to: To = Format.DIFFUSERS,
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
@@ -72,10 +60,7 @@ def resize(
     report = writing.resize(
         source,
         out,
-        rank=rank,
-        conv_rank=conv_rank,
-        energy=energy,
-        sv_ratio=sv_ratio,
+        **cut,
         format=to.value,
         dtype=dtype.value,
         model=model,

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._options import (
-    ConvRank,
-    Energy,
-    Format,
-    Rank,
-    SaveType,
-    SumType,
-    SvRatio,
-)
+from lora_mixer.cli._options import Format, Out, SaveType, SumType, cut_options
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain, print_warning
 
 
+@cut_options
 def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The base, a diffusers folder.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The tuned model, a diffusers folder.")],
     *,
-    out: Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")],
-    rank: Rank = None,
-    conv_rank: ConvRank = None,
-    energy: Energy = None,
-    sv_ratio: SvRatio = None,
+    out: Out,
+    cut: dict[str, Any],
     pairs_only: Annotated[
         bool, typer.Option("--pairs-only", help="Leave out changes of biases and norms, and name them.")
     ] = False,
@@ -48,10 +38,7 @@ def extract(
         base,
         tuned,
         out,
-        rank=rank,
-        conv_rank=conv_rank,
-        energy=energy,
-        sv_ratio=sv_ratio,
+        **cut,
         pairs_only=pairs_only,
         format=to and to.value,
         dtype=dtype.value,

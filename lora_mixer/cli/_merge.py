@@ -8,17 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from lora_mixer.cli._lora_option import split_weights
-from lora_mixer.cli._options import (
-    AllowPickle,
-    BaseModel,
-    ConvRank,
-    Energy,
-    Format,
-    Rank,
-    SaveType,
-    SumType,
-    SvRatio,
-)
+from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain, print_warning
 
@@ -46,6 +36,7 @@ class MergeCommand(TyperCommand):
         return super().get_help(ctx)
 
 
+@cut_options
 def merge(
     sources: Annotated[
         list[str],
@@ -55,12 +46,9 @@ def merge(
         ),
     ],
     *,
-    out: Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")],
+    out: Out,
     method: Annotated[str, typer.Option(help="How they come together.")] = "sum",
-    rank: Rank = None,
-    conv_rank: ConvRank = None,
-    energy: Energy = None,
-    sv_ratio: SvRatio = None,
+    cut: dict[str, Any],
     density: Annotated[float | None, typer.Option()] = None,
     epsilon: Annotated[float | None, typer.Option()] = None,
     outliers: Annotated[float | None, typer.Option()] = None,
@@ -68,7 +56,7 @@ def merge(
     average: Annotated[str | None, typer.Option()] = None,
     scale: Annotated[float | None, typer.Option("--lambda", "--scale")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    to: Annotated[Format, typer.Option("--to", help="The format to write.")] = Format.DIFFUSERS,
+    to: To = Format.DIFFUSERS,
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
@@ -94,10 +82,7 @@ def merge(
         out,
         method=MergeMethod.of(method, **{name: value for name, value in given.items() if value is not None}),
         format=to.value,
-        rank=rank,
-        conv_rank=conv_rank,
-        energy=energy,
-        sv_ratio=sv_ratio,
+        **cut,
         dtype=dtype.value,
         model=model,
         allow_pickle=allow_pickle,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Command = Callable[..., None]
 
 Model = Annotated[
     str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
@@ -47,20 +54,59 @@ BaseModel = Annotated[
     ),
 ]
 SumType = Annotated[SaveType, typer.Option(help="Type to store in.")]
-Rank = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="The rank of every layer; beside --energy or --sv-ratio, the most that one gets."
-    ),
-]
-ConvRank = Annotated[
-    int | None, typer.Option(min=1, help="The same for convolutions with kernels above 1x1. Default: --rank.")
-]
-Energy = Annotated[
-    float | None,
-    typer.Option(help="The lowest rank of each layer that keeps this share of its squared norm."),
-]
-SvRatio = Annotated[
-    float | None,
-    typer.Option(help="Keep singular values above the layer's largest divided by this, as Kohya's sv_ratio."),
-]
+To = Annotated[Format, typer.Option("--to", help="The format to write.")]
+Out = Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")]
+_CUT = {
+    "rank": Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="The rank of every layer; beside --energy or --sv-ratio, the most that one gets."
+        ),
+    ],
+    "conv_rank": Annotated[
+        int | None,
+        typer.Option(min=1, help="The same for convolutions with kernels above 1x1. Default: --rank."),
+    ],
+    "energy": Annotated[
+        float | None,
+        typer.Option(help="The lowest rank of each layer that keeps this share of its squared norm."),
+    ],
+    "sv_ratio": Annotated[
+        float | None,
+        typer.Option(
+            help="Keep singular values above the layer's largest divided by this, as Kohya's sv_ratio."
+        ),
+    ],
+}
+
+
+def cut_options(command: Command) -> Command:
+    """Give a command the options that say how far layers are cut; it gets them as the dict ``cut``."""
+    added = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in _CUT.items()
+    }
+    return with_options(command, "cut", added, lambda values: values)
+
+
+def with_options(
+    command: Command, name: str, added: Mapping[str, inspect.Parameter], read: Callable[[dict[str, Any]], Any]
+) -> Command:
+    """Give a command more options in place of one argument, which gets what ``read`` makes of their values."""
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for each in own.parameters.values():
+        parameters += added.values() if each.name == name else [each]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        values = {key: _plain(given.pop(key)) for key in added}
+        command(**given, **{name: read(values)})
+
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

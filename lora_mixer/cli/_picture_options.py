@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli._options import with_options
 from lora_mixer.errors import PictureError
 from lora_mixer.pictures import MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from lora_mixer.cli._options import Command
     from lora_mixer.pictures import PictureField
-
-    Command = Callable[..., None]
 
 _TYPES: dict[str, type] = {"text": str, "whole": int, "number": float}
 # What a command line says beside the field's own meaning.
@@ -33,7 +32,9 @@ def picture_options(command: Command) -> Command:
     """Give a command an option for each field of a picture; it gets those that were used as the dict ``said``."""
     required = {"prompt"}
     added = {name: _of_picture(about, required=name in required) for name, about in PICTURE_FIELDS.items()}
-    return _with(command, "said", added, lambda values: {k: v for k, v in values.items() if v is not None})
+    return with_options(
+        command, "said", added, lambda values: {k: v for k, v in values.items() if v is not None}
+    )
 
 
 def model_options(*names: str, default: str | None = None) -> Callable[[Command], Command]:
@@ -47,29 +48,9 @@ def model_options(*names: str, default: str | None = None) -> Callable[[Command]
 
     def decorate(command: Command) -> Command:
         added = {name: _of_model(name, default) for name in names or MODEL_FIELDS}
-        return _with(command, "options", added, _read_model)
+        return with_options(command, "options", added, _read_model)
 
     return decorate
-
-
-def _with(
-    command: Command, name: str, added: Mapping[str, inspect.Parameter], read: Callable[[dict[str, Any]], Any]
-) -> Command:
-    own = inspect.signature(command, eval_str=True)
-    parameters = [each for each in own.parameters.values() if each.name != name] + list(added.values())
-
-    @functools.wraps(command)
-    def wrapped(**given: Any) -> None:
-        values = {key: _plain(given.pop(key)) for key in added}
-        command(**given, **{name: read(values)})
-
-    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
-    return wrapped
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
 
 
 def _parameter(name: str, kind: Any, default: Any, help_text: str, **limits: Any) -> inspect.Parameter:

@@ -26,6 +26,12 @@ def ui(
     loras: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Adapters. May be given several times.")
     ] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Other models to choose from on the page. May be given several times."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where pictures, uploads, exports and saved mixes go.")
     ] = Path("lora-mixer-ui"),
@@ -47,8 +53,11 @@ def ui(
 
     pair = (user, password) if auth is not None else None
     check_reach(host, share=share, auth=pair)
-    missing = [str(folder) for folder in loras or () if not folder.expanduser().is_dir()]
-    if missing:
-        raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
-    server = ServerOptions(model=options.model, loras=tuple(loras or ()), out=out, loading=options)
+    for option, folders in (("--loras", loras), ("--models", models)):
+        missing = [str(folder) for folder in folders or () if not folder.expanduser().is_dir()]
+        if missing:
+            raise LoraMixerError(f"{option}: there is no folder {', '.join(missing)}")
+    server = ServerOptions(
+        model=options.model, loras=tuple(loras or ()), models=tuple(models or ()), out=out, loading=options
+    )
     launch(server, host=host, port=port or None, auth=pair, share=share)

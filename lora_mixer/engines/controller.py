@@ -18,28 +18,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.engines.active import BASE, ActiveMixes
+from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
+from lora_mixer.engines.denoiser.standing_in import StandIns
 from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watcher import CallWatcher
 from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.engine import MergedEngine
+from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
-from lora_mixer.engines.placement import reads_from_disk
 from lora_mixer.engines.selection import choose
 from lora_mixer.engines.table import ENGINES, House
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.engine import Engine, Own
     from lora_mixer.engines.merged.kept_weight import BaseDevice
 
@@ -70,9 +75,11 @@ class EngineController:
         house = House(self._bases)
         self._engines: Sequence[Engine] = [make(house) for make in ENGINES.values()]
         self._watcher = CallWatcher()
+        self._scaled, self._scales = StandIns(), Scales()
         self._layers: dict[str, Sequence[BoundLayer]] = {}
         self._now = BASE
         self._parts: dict[str, tuple[Sequence[BoundLayer], tuple[str, ...]]] = {}
+        self._reach: dict[str, tuple[Sequence[BoundLayer], list[tuple[str, str]]]] = {}
         self._comparisons = Comparisons()
         self._changing = False  # whether anything may be written since the last record
 
@@ -156,12 +163,32 @@ class EngineController:
                 self._parts[name] = layers, tuple(dict.fromkeys(layer.live.component for layer in layers))
         return tuple(dict.fromkeys(part for name in self._layers for part in self._parts[name][1]))
 
+    @property
+    def reach(self) -> Mapping[str, Collection[tuple[str, str]]]:
+        """The component and path of each layer of each adapter."""
+        for name, layers in self._layers.items():
+            if name not in self._reach or self._reach[name][0] is not layers:
+                self._reach[name] = layers, [(x.live.component, x.live.path) for x in layers]
+        return {name: self._reach[name][1] for name in self._layers}
+
     # --- bases -----------------------------------------------------------------------------------------------------
 
     @property
     def modules(self) -> Collection[int]:
         """The identities of the modules that adapters change."""
         return self._bases.modules
+
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """
+        Return the clean weight (out, in, *kernel) of any module.
+
+        Raises:
+            PipelineStateError: When its values cannot be read: packed, or on the meta device.
+        """
+        reason = unsupported(live.weight)
+        if reason:
+            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+        return self._bases.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
         """Name those of some modules, by identity, that a mix is in."""
@@ -188,9 +215,10 @@ class EngineController:
         ):
             yield layer, module, weights, base, bias
 
-    def restore(self) -> None:
+    def restore(self, components: Mapping[str, nn.Module]) -> None:
         """Put the base back, whatever state others left the weights in."""
-        self._changing = True
+        self._bases.find_stored(components)
+        self._leave_files()
         self._clear()
         self._now = BASE
         self._bases.restore()
@@ -231,22 +259,26 @@ class EngineController:
             MixError: When no engine, or not the one asked for, can serve the mixes.
             PipelineStateError: When weights cannot be worked on.
         """
-        from_files = {
-            part for part in self.components if part in components and reads_from_disk(components[part])
-        }
-        wish = self._wish(setting, from_files)
+        self._bases.find_stored(components)
+        wish = self._wish(setting)
         for engine in self._engines:
             engine.look(wish)
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         served = self._share(wish)
-        self._changing = True
+        self._leave_files()
         self._enter(wish, components, served)
 
-    def _wish(self, setting: ActiveMixes, from_files: Collection[str] = ()) -> Wish:
+    @uninterrupted
+    def _leave_files(self) -> None:
+        """Put the base into files that hold a mix; where that fails, nothing has changed."""
+        self._bases.clear_stored()
+        self._changing = True
+
+    def _wish(self, setting: ActiveMixes) -> Wish:
         names = [name for name in setting.names if self.own(name) is None]
         reserved = any(engine.room is not None for engine in self._engines)
-        return Wish(setting, self._layers, names, from_files, reserved)
+        return Wish(setting, self._layers, names, reserved)
 
     def _share(self, wish: Wish) -> Mapping[str, Mapping[str, Sequence[bool]]]:
         """Tell which engine has which layers: all of an adapter that one has alone, the others as they share them out."""
@@ -264,6 +296,7 @@ class EngineController:
         served: Mapping[str, Mapping[str, Sequence[bool]]],
     ) -> None:
         setting = wish.setting
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:
@@ -271,7 +304,7 @@ class EngineController:
         parts = {layer.live.component for name in wish.names for layer in self._layers[name]}
         denoisers = sorted(part for part in parts - set(TEXT_ENCODERS) if part in components)
         check_has_steps(setting.every, {part: components[part] for part in denoisers})
-        mixes = gains_of(setting.every, self._layers, components, self._comparisons)
+        mixes = gains_of(setting.every, self._layers, components, self._comparisons, self._scales)
         effect = Effect(mixes, self._layers, served, components, setting, wish.is_moving)
         for engine in self._engines:
             engine.enter(effect)
@@ -279,10 +312,32 @@ class EngineController:
         self._fused.stand()
         if wish.is_moving or wish.is_by_place:
             self._watcher.watch(self._pipe, effect, self._engines)
+        self._take_scales(setting, components)
         self._now = setting
+
+    def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """Let calls of what adapters change have the scale that they are given."""
+        outer = callers(self.pipe)
+        parts = {layer.live.component for name in setting.names for layer in self._layers[name]}
+        for part in sorted(parts & outer.keys()):
+            read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
+            self._scaled.place(outer[part], ScaledCall(part, read, self.scaled))
+
+    def drop_scales(self) -> None:
+        """Let calls have no scale any more."""
+        self._scaled.clear()
+
+    def scaled(self, part: str, scale: float) -> AbstractContextManager[None]:
+        """Multiply the whole mix in a component for a block."""
+        return self._scales.hold(part, scale, self._show_scale)
+
+    def _show_scale(self, part: str) -> None:
+        for engine in self._engines:
+            engine.show_again(part)
 
     def _clear(self) -> None:
         """Let nothing stand beside weights, and follow no call."""
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:
@@ -342,6 +397,7 @@ class EngineController:
         outer = callers(self.pipe)
         roots = [table[part] for table in (components, outer) for part in self.components if part in table]
         sweep([*(module for root in roots for module in root.modules()), *self._bases.touched_modules])
+        self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
         for engine in self._engines:

@@ -47,14 +47,12 @@ class Wish:
         setting: The mixes and how to serve them.
         layers: The layers of all loaded adapters.
         names: The adapters of the mixes that are shared out, without those that one engine has alone.
-        from_files: Components whose weights are read from files at each call.
         is_reserved: Whether an engine keeps room for mixes to come.
     """
 
     setting: ActiveMixes
     layers: Mapping[str, Sequence[BoundLayer]]
     names: Sequence[str]
-    from_files: Collection[str] = ()
     is_reserved: bool = False
 
     @property
@@ -219,6 +217,10 @@ class Engine(ABC):
     def show(self, call: Call) -> None:
         """Put the gains of a call of a denoiser into effect."""
         del call
+
+    def show_again(self, component: str) -> None:
+        """Put into effect in a component what was last, with the scale that calls of it have now."""
+        del component
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each text of a text encoder's batch its own mix."""

@@ -63,7 +63,7 @@ class FusedHook:
             for hook in output_hooks(part):
                 changed = hook(part, args, changed)
             pieces.append(changed)
-        return torch.cat(pieces, dim=-1)
+        return torch.cat(pieces, dim=-1)  # (..., sum of widths)
 
 
 class FusedProjections:
@@ -222,4 +222,4 @@ def _same(fused: nn.Module, parts: Sequence[nn.Module]) -> bool:
 def _joined(parts: Sequence[nn.Module], name: str) -> torch.Tensor:
     """Lay the weights (out, in) or biases (out,) of parts one below the other."""
     values: list[Any] = [part._parameters[name] for part in parts]  # noqa: SLF001
-    return torch.cat([value.data for value in values])
+    return torch.cat([value.data for value in values])  # (sum of out, in), or (sum of out,)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.engines.denoiser.scaled import Scales
+from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS, block_layouts
 from lora_mixer.problem import Problem
@@ -60,12 +62,14 @@ class MixGains:
         layers: The layers of each of its adapters.
         layouts: The blocks of each component, where block weights ask for them.
         comparison: What the method has worked out from the adapters' tensors, where it compares any.
+        scales: The scales of calls that are running.
     """
 
     mix: Mix
     layers: Mapping[str, Sequence[BoundLayer]]
     layouts: Mapping[str, BlockLayout]
     comparison: Any = None
+    scales: Scales = field(default_factory=Scales)
 
     @property
     def passes(self) -> int:
@@ -87,7 +91,7 @@ class MixGains:
 
     def share(self, name: str, component: str, step: Step, turn: int | None = None) -> float:
         """
-        Return what all gains of an adapter in a component are multiplied by.
+        Return what all gains of an adapter in a component are multiplied by; text encoders have that of the start.
 
         Args:
             name: The adapter.
@@ -100,11 +104,14 @@ class MixGains:
         one_alone = turn is not None and component not in TEXT_ENCODERS and self.passes > 1
         if one_alone and self.mix.names[(turn or 0) % self.passes] != name:
             return 0.0
-        return self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
+        if component in TEXT_ENCODERS:
+            step = START
+        share = self.mix.share_at(name, component, step.index, step.total, step.timestep, step.level)
+        return share * self.scales.of(component)
 
     def choice(self, name: str, step: Step) -> list[float] | None:
         """Return the method's factor for each layer of an adapter, or None where it has none."""
-        if name not in self.mix:
+        if name not in self.mix or self.mix.method.is_sum:
             return None
         denoisers = [layer for layer in self.layers[name] if layer.live.component not in TEXT_ENCODERS]
         shares = self.mix.method.layer_shares(
@@ -139,6 +146,7 @@ def gains_of(
     layers: Mapping[str, Sequence[BoundLayer]],
     components: Mapping[str, nn.Module],
     comparisons: Comparisons,
+    scales: Scales,
 ) -> list[MixGains]:
     """
     Put mixes on live layers.
@@ -148,6 +156,7 @@ def gains_of(
         layers: The layers of all adapters.
         components: The pipeline's modules.
         comparisons: What methods have worked out before.
+        scales: The scales of calls that are running.
 
     Raises:
         MixError: When block weights do not fit the modules, or a method the adapters.
@@ -159,7 +168,7 @@ def gains_of(
         for mix in mixes:
             mix.check(layouts)
             _check_patterns(mix, paths)
-    return [MixGains(mix, layers, layouts, comparisons.of(mix, layers)) for mix in mixes]
+    return [MixGains(mix, layers, layouts, comparisons.of(mix, layers), scales) for mix in mixes]
 
 
 def _check_patterns(mix: Mix, paths: Mapping[str, Sequence[str]]) -> None:
@@ -176,14 +185,3 @@ def _check_patterns(mix: Mix, paths: Mapping[str, Sequence[str]]) -> None:
     ]
     if problems:
         raise MixError(problems=tuple(problems))
-
-
-def choices_at(mixes: Sequence[MixGains], names: Sequence[str], step: Step) -> list[list[list[float]]] | None:
-    """Return the methods' factors at a step, (images, adapters, layers of the adapter); None where no mix has any."""
-    choices = [[mix.choice(name, step) for name in names] for mix in mixes]
-    if all(choice is None for image in choices for choice in image):
-        return None
-    return [
-        [choice or [1.0] * len(mix.layers[name]) for name, choice in zip(names, image, strict=True)]
-        for mix, image in zip(mixes, choices, strict=True)
-    ]

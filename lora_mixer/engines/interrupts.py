@@ -1,34 +1,132 @@
-"""Ctrl-C that waits until a pipeline is whole again."""
+"""Ctrl-C that ends a block at once, but waits where the block begins and ends: there a pipeline is not whole."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from types import CodeType, FrameType, TracebackType
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
+T = TypeVar("T")
+WHOLE: set[CodeType] = set()
+"""The functions that Ctrl-C does not interrupt, nor what they call."""
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+_LOOK_SECONDS = 0.1
+"""How often who waits for a lock looks whether Ctrl-C came."""
+
+
+def uninterrupted(function: Function) -> Function:
+    """Let Ctrl-C wait until a function has ended, within blocks of :class:`Interruptible`."""
+    WHOLE.add(function.__code__)
+    return function
+
+
+class Interruptible(Generic[T]):
     """
-    Let SIGINT wait until the block has ended, where it can come at all: in the main thread, under Python's own handler.
+    A block whose begin and end are whole: SIGINT waits there, and ends what is between them at once.
+
+    It is no ``@contextmanager``: between an error and the rest of such a generator runs code of the standard library, where
+    Ctrl-C would keep the end from being run. The handler looks where the signal came instead, so that there is no such
+    place. In other threads, where no signal comes, and under handlers that are not Python's, nothing changes.
+
+    Args:
+        begin: Called as the block begins; what it returns is what ``with`` gives. Where it fails, the block has not begun.
+        end: Called as it ends, with the error that ended it, or None.
+        lock: Held meanwhile; Ctrl-C ends waiting for it.
 
     Example:
-        >>> with uninterrupted():
-        ...     pass
+        >>> with Interruptible(lambda: "block", lambda error: print("whole")) as name:
+        ...     print(name)
+        block
+        whole
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    came: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            before(*came[-1])
+
+    def __init__(
+        self,
+        begin: Callable[[], T],
+        end: Callable[[BaseException | None], object],
+        lock: threading.RLock | None = None,
+    ) -> None:
+        """Keep them."""
+        self._begin, self._end, self._lock = begin, end, lock
+        self._before: Any = None
+        self._came = 0
+
+    @uninterrupted
+    def __enter__(self) -> T:
+        """Begin the block; what came meanwhile ends it before anything is done in it."""
+        outside = sys._getframe().f_back  # noqa: SLF001
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            self._before = before
+            signal.signal(signal.SIGINT, self._handle)
+        try:
+            self._acquire(outside)
+        except BaseException:
+            self._leave(outside)
+            raise
+        try:
+            value = self._begin()
+        except BaseException:
+            self._release(outside)
+            raise
+        try:
+            self._pass_on(outside)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return value
+
+    @uninterrupted
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        """End the block, whatever comes meanwhile."""
+        try:
+            self._end(error)
+        finally:
+            self._release(sys._getframe().f_back)  # noqa: SLF001
+
+    @uninterrupted
+    def _acquire(self, outside: FrameType | None) -> None:
+        if self._lock is None:
+            return
+        if self._before is None:
+            self._lock.acquire()
+            return
+        while not self._lock.acquire(timeout=_LOOK_SECONDS):
+            self._pass_on(outside)
+
+    @uninterrupted
+    def _release(self, outside: FrameType | None) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._leave(outside)
+
+    @uninterrupted
+    def _pass_on(self, outside: FrameType | None) -> None:
+        if self._came:
+            self._came = 0
+            self._before(signal.SIGINT, outside)
+
+    @uninterrupted
+    def _leave(self, outside: FrameType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._pass_on(outside)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None and at.f_code not in WHOLE:
+            at = at.f_back
+        if at is None:
+            self._before(number, frame)
+        else:
+            self._came += 1

@@ -31,7 +31,7 @@ class House:
 ENGINES: dict[str, Callable[[House], Engine]] = {
     "dense": lambda house: DenseEngine(
         house.bases
-    ),  # before the weights: it says which it wants of what others leave
+    ),  # before the weights: what is asked to stand beside them does
     "merged": lambda house: house.bases,
     "side": lambda _: SideEngine(),
     "trainable": lambda house: TrainableEngine(house.bases),

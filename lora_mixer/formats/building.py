@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
-from lora_mixer.algorithms import ALGORITHMS, REFUSED, Dora, LayerWeights, Parts, Stack
-from lora_mixer.algorithms.experts import ParameterPair
-from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms import Dora, LayerWeights, ModuleTensors, Stack
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
-from lora_mixer.formats.grouping import SHARED
+from lora_mixer.formats.kinds import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.formats.peft_config import rule_for
+from lora_mixer.problem import Problem
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 _OUT_OF_ATTENTION = ".base_layer.out_proj"
 """How only PEFT spells the output of ``nn.MultiheadAttention``: inside of its wrapper."""
 _SHOWN = 10  # problems listed in one message
-_TURNS = frozenset(("lora", "loha", "lokr", "glora", "adalora", "vera", "sparse"))
-"""Algorithms whose change a DoRA magnitude is laid over."""
-_WHOLE_NUMBERS = frozenset(
-    ("on_input", "bias_indices", "bias_size", "reshape_weight", "ranknum", "shira_indices")
-)
 
 
 def build_layers(
@@ -48,16 +43,18 @@ def build_layers(
         UnsupportedAdapterError: When an algorithm cannot be applied; all of them are named.
         InvalidAdapterError: With every broken module, when parts are missing or do not fit together.
     """
-    refused = {name for group in modules for name in group.algorithms & REFUSED.keys()}
+    refused = {name for group in modules for name in group.algorithms if KINDS[name].refused}
     if refused:
         count = sum(1 for group in modules if group.algorithms & refused)
-        names = "; ".join(sorted(REFUSED[name] for name in refused))
-        msg = (
-            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched"
+        names = "; ".join(sorted(KINDS[name].refused for name in refused))
+        raise UnsupportedAdapterError(
+            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched",
+            file=label,
         )
-        raise UnsupportedAdapterError(msg, file=label)
-    shared = {group.target.hint: group for group in modules if group.roles.keys() <= set(SHARED)}
-    layers, problems = [], []
+    common = shared_roles()
+    shared = {group.target.hint: group for group in modules if group.roles.keys() <= common}
+    layers = []
+    problems: list[Problem] = []
     unsupported = False
     for group in modules:
         if shared.get(group.target.hint) is group:
@@ -66,23 +63,20 @@ def build_layers(
             layers.append(_layer(_with_shared(group, shared), rules))
         except FormatError as error:
             unsupported = unsupported or isinstance(error, UnsupportedAdapterError)
-            problems.append(str(error))
+            problems.append(Problem(error.key or group.target.written, str(error.args[0])))
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         state = "cannot be applied" if unsupported else "are broken"
-        msg = (
-            f"{label}: {len(problems)} of {len(modules)} modules {state}:\n  "
-            + "\n  ".join(problems[:_SHOWN])
-            + more
-        )
-        raise UnsupportedAdapterError(msg) if unsupported else InvalidAdapterError(msg)
+        listed = first_of([str(problem) for problem in problems], _SHOWN, between="\n  ", last="\n  ")
+        msg = f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}"
+        kind = UnsupportedAdapterError if unsupported else InvalidAdapterError
+        raise kind(msg, file=label, problems=problems)
     return tuple(layers)
 
 
 def _with_shared(group: ModuleKeys, shared: Mapping[str | None, ModuleKeys]) -> ModuleKeys:
     # PEFT's own stand at the root, also where a model's paths begin like a component's name
     common = shared.get(group.target.hint) or shared.get(None)
-    if common is None or "vera" not in group.algorithms:
+    if common is None or not any(KINDS[name].shared for name in group.algorithms):
         return group
     return replace(group, tensors={**common.tensors, **group.tensors}, roles={**common.roles, **group.roles})
 
@@ -103,16 +97,15 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(*group.target.spellings)
+    whole = whole_numbers()
     for role, tensor in tensors.items():
-        if tensor.is_complex() or (not tensor.is_floating_point() and role not in _WHOLE_NUMBERS):
-            msg = f"{role} has dtype {tensor.dtype}, expected floating point"
-            raise InvalidAdapterError(msg, file=label)
+        if tensor.is_complex() or (not tensor.is_floating_point() and role not in whole):
+            raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", file=label)
         # AdaLoRA keeps no singular value at all in some modules
         cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
-            msg = f"{role} is empty, shape {tuple(tensor.shape)}"
-            raise InvalidAdapterError(msg, file=label)
-    parts = Parts(
+            raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", file=label)
+    parts = ModuleTensors(
         tensors,
         alpha,
         scale,
@@ -130,40 +123,34 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
 
 
-def _weights(group: ModuleKeys, parts: Parts) -> LayerWeights:
+def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
-    if group.algorithms == {"lora"}:  # nearly all files, and some have thousands of modules
-        return _pair(parts)
+    if len(group.algorithms) == 1:  # nearly all files, and some have thousands of modules
+        (name,) = group.algorithms
+        if KINDS[name].builder:
+            return builder(name)(parts)
     by_algorithm: dict[str, dict[str, torch.Tensor]] = {}
     for role, tensor in parts.tensors.items():
         by_algorithm.setdefault(group.roles[role], {})[role] = tensor
-    if "adalora" in by_algorithm:  # its A and B are spelled as LoRA's
-        by_algorithm["adalora"].update(by_algorithm.pop("lora", {}))
-    if "sparse" in by_algorithm:  # scaled with the pair
-        by_algorithm["sparse"].update(by_algorithm.get("lora", {}))
+    for name in [name for name in by_algorithm if KINDS[name].pair]:  # its A and B are spelled as LoRA's
+        pair = by_algorithm.get("lora", {})
+        by_algorithm[name].update(pair)
+        if KINDS[name].pair == "takes":
+            by_algorithm.pop("lora", None)
     magnitude = by_algorithm.pop("dora", None)
     built = {
-        name: (_pair if name == "lora" else ALGORITHMS[name])(replace(parts, tensors=tensors))
+        name: builder(name)(replace(parts, tensors=tensors))
         for name, tensors in sorted(by_algorithm.items())
         if name
     }
     if magnitude is None:
         return _together(list(built.values()))
-    turned = [built.pop(name) for name in list(built) if name in _TURNS]
+    turned = [built.pop(name) for name in list(built) if KINDS[name].is_turned]
     if not turned:
-        msg = f"{parts.label}: a DoRA magnitude without a change beside it; the file is incomplete"
-        raise InvalidAdapterError(msg)
+        raise InvalidAdapterError(
+            "a DoRA magnitude without a change beside it; the file is incomplete", key=parts.label
+        )
     return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
-
-
-def _pair(parts: Parts) -> LayerWeights:
-    """Build a pair: an ordinary one, one that started from a part of the base, or one that may be for a bare parameter."""
-    start = parts.config.get("init_lora_weights")
-    if start in ("pissa", "olora"):
-        return Started.from_parts(parts, start)
-    if parts.config.get("target_parameters"):
-        return ParameterPair.from_parts_for(parts, parts.parameters)
-    return ALGORITHMS["lora"](parts)
 
 
 def _parameters(
@@ -195,10 +182,11 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor is None:
         return None
     if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
-        msg = f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number",
+            file=label,
+        )
     value = float(tensor.float().item())
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
-        msg = f"{role} is {value}, expected a finite number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(f"{role} is {value}, expected a finite number", file=label)
     return value

@@ -38,8 +38,9 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     try:
         buffer = torch.empty(header.data_bytes, dtype=torch.uint8)
     except RuntimeError:
-        msg = f"there is no memory for its {header.data_bytes} bytes of tensors"
-        raise CorruptFileError(msg, file=label) from None
+        raise CorruptFileError(
+            f"there is no memory for its {header.data_bytes} bytes of tensors", file=label
+        ) from None
     stream.seek(header.data_start)
     got = 0
     # A file changed between the two reads is as damaged as a truncated one.
@@ -47,8 +48,9 @@ def read_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     while got < header.data_bytes:
         n = stream.readinto(view[got:])  # type: ignore[attr-defined]
         if not n:
-            msg = f"truncated while reading: {got} of {header.data_bytes} bytes came"
-            raise CorruptFileError(msg, file=label)
+            raise CorruptFileError(
+                f"truncated while reading: {got} of {header.data_bytes} bytes came", file=label
+            )
         got += n
     return views(buffer, header)
 

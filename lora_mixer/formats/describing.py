@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from lora_mixer.about import about
 from lora_mixer.adapter import AdapterInfo
 from lora_mixer.families.telling import base_family
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.formats.peft_config import rule_for
+from lora_mixer.sidecar_facts import sidecar_facts
 from lora_mixer.sources import find_sidecars
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Modules(NamedTuple):
     alphas: set[float]
 
 
-def describe(
+def describe_adapter(
     source: AdapterSource,
     name: str | None,
     modules: Modules,
@@ -95,7 +95,7 @@ def describe(
         components[key] = components.get(key, 0) + count
     weights = source.weights
     beside = find_sidecars(weights) if isinstance(weights, Path) else None
-    words, said = about(
+    words, said = sidecar_facts(
         metadata, source.config, beside, stem=weights.stem if isinstance(weights, Path) else ""
     )
     return AdapterInfo(
@@ -194,7 +194,7 @@ def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) 
     return Survey(modules, plan.layouts, dtypes, sum([spec[3] - spec[2] for spec in held]))
 
 
-class _Plan(NamedTuple):
+class _KeyPlan(NamedTuple):
     """Where the parts of each module stand in a list of keys; those with no alpha of their own are bare."""
 
     hints: tuple[str | None, ...]
@@ -208,7 +208,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=16)  # most files of a folder have one of a few lists of keys
-def _plan(keys: tuple[str, ...]) -> _Plan | None:
+def _plan(keys: tuple[str, ...]) -> _KeyPlan | None:
     """Sort the keys of a plain LoRA into modules; None for what is none."""
     table: dict[tuple[str | None, str], list[int | None]] = {}
     targets: dict[tuple[str | None, str], Target] = {}
@@ -228,7 +228,7 @@ def _plan(keys: tuple[str, ...]) -> _Plan | None:
     if not table:
         return None
     hints, names = tuple(hint for hint, _ in table), tuple(name for _, name in table)
-    plan = _Plan(hints, names, tuple(targets.values()), [], [], [], [], layouts)
+    plan = _KeyPlan(hints, names, tuple(targets.values()), [], [], [], [], layouts)
     for number, (down, up, alpha) in enumerate(table.values()):
         if down is None or up is None:
             return None

@@ -1,4 +1,4 @@
-"""Keys to modules: gather the tensors of each module, tell apart what is no layer, refuse what cannot be read."""
+"""Keys to modules: gather the tensors of each module, tell apart what is not a layer, refuse what cannot be read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats import safeloras
+from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.problem import Remark, UnusedReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     import torch
 
@@ -34,9 +36,11 @@ _OTHER_KINDS = (
 )
 
 
+_AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:weight|bias)$)")
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
-SHARED = ("vera_A", "vera_B")
-"""Roles whose tensors serve all modules of a component."""
+_WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
+_UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
+_LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
 
 
 @dataclass
@@ -62,7 +66,7 @@ class Groups:
     modules: list[ModuleKeys]
     layouts: set[str]
     embeddings: list[str]
-    unused: dict[str, str]
+    unused: dict[str, Remark[UnusedReason]]
 
 
 def group_keys(
@@ -84,17 +88,21 @@ def group_keys(
     modules: dict[tuple[str | None, str], ModuleKeys] = {}
     layouts: set[str] = set()
     embeddings: dict[str, None] = {}
-    unused: dict[str, str] = {}
+    unused: dict[str, Remark[UnusedReason]] = {}
     inner_names: dict[str, None] = {}
     twice: list[str] = []
     for key, tensor in tensors.items():
         if (token := token_of(key)) is not None:
             embeddings.setdefault(token)
-            unused[key] = "textual inversion, loaded with load_embeddings=True only"
+            unused[key] = _WORD
             continue
-        target, leaf, layout = locate(key, tensors, metadata)
+        plain = said_again(key, tensors)
+        target, leaf, layout = locate(plain or key, tensors, metadata)
         if target is None or leaf is None:
-            unused[key] = "no known ending of an adapter key"
+            unused[key] = _UNKNOWN
+            continue
+        if plain is not None:
+            modules.setdefault((target.hint, target.module), ModuleKeys(target)).keys.append(key)
             continue
         if leaf.inner:
             inner_names.setdefault(leaf.inner)
@@ -105,12 +113,7 @@ def group_keys(
         group.tensors[leaf.role] = tensor
         group.roles[leaf.role] = leaf.algorithm
         group.keys.append(key)
-    if len(inner_names) > 1:
-        msg = f"holds {len(inner_names)} adapters ({', '.join(inner_names)}); save each to a file of its own"
-        raise InvalidAdapterError(msg, file=label)
-    if twice:
-        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
-        raise InvalidAdapterError(msg, file=label)
+    _check_once(list(inner_names), twice, label)
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)
@@ -118,8 +121,31 @@ def group_keys(
         raise _not_an_adapter(tensors, list(embeddings), label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
-        unused.update(dict.fromkeys(group.keys, "alpha or scale of a module that has no weights here"))
+        unused.update(dict.fromkeys(group.keys, _LONE))
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _check_once(names: Sequence[str], twice: Sequence[str], label: str) -> None:
+    """Refuse files of several adapters, and parts that two keys stand for."""
+    if len(names) > 1:
+        msg = f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own"
+        raise InvalidAdapterError(msg, file=label)
+    if twice:
+        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
+        raise InvalidAdapterError(msg, file=label)
+
+
+def said_again(key: str, tensors: Container[str]) -> str | None:
+    """
+    Return the key that says what a key says again: PEFT writes saved modules of a resized vocabulary three times.
+
+    Example:
+        >>> names = ("base_model.model.lm_head.weight", "base_model.model.lm_head.original_module.weight")
+        >>> [said_again(name, names) for name in names]
+        [None, 'base_model.model.lm_head.weight']
+    """
+    plain = _AGAIN.sub("", key) if PEFT_ROOT in key else key
+    return plain if plain != key and plain in tensors else None
 
 
 def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
@@ -144,7 +170,7 @@ def locate(
         metadata: Its header's metadata.
 
     Returns:
-        Target, leaf and layout; None where the key is no part of an adapter.
+        Target, leaf and layout; None where the key is not a part of an adapter.
     """
     counted = safeloras.split_key(key, metadata)
     if counted:
@@ -161,7 +187,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in SHARED:
+    if leaf.role in shared_roles():
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

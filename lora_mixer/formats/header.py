@@ -121,8 +121,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorSpec:
     table = dict(pairs)
     if len(table) != len(pairs):
         ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
-        msg = f"the key {name!r} stands twice"
-        raise ValueError(msg)
+        raise ValueError(f"the key {name!r} stands twice")
     return table
 
 
@@ -186,29 +185,31 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
             json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:
-        msg = f"the header is no valid JSON ({error}); the file is damaged, download it again"
-        raise CorruptFileError(msg, file=label) from None
+        raise CorruptFileError(
+            f"the header is not valid JSON ({error}); the file is damaged, download it again", file=label
+        ) from None
     if not isinstance(table, dict):
-        msg = f"the header is a JSON {type(table).__name__}, expected an object"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(f"the header is a JSON {type(table).__name__}, expected an object", file=label)
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        msg = f"__metadata__ is a {type(metadata).__name__}, expected an object of strings"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(
+            f"__metadata__ is a {type(metadata).__name__}, expected an object of strings", file=label
+        )
     specs = table
     if {*map(type, table.values())} != {TensorSpec}:
         specs = {key: _spec(key, entry, label) for key, entry in table.items()}
     position = _end_of(specs, label)
     if position != total:
         what = "truncated" if position > total else "longer than its header says"
-        msg = f"{what}: the header lists {position} bytes of tensors, the file has {total}"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(
+            f"{what}: the header lists {position} bytes of tensors, the file has {total}", file=label
+        )
     return specs, {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in metadata.items()}
 
 
 def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
-    """Return the position after the last tensor; between them is no gap."""
+    """Return the position after the last tensor; there is no gap between them."""
     position = 0
     for _, _, start, end in specs.values():
         if start != position:
@@ -219,8 +220,10 @@ def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
     position = 0
     for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
         if start != position:
-            msg = f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap"
-            raise CorruptFileError(msg, file=label)
+            raise CorruptFileError(
+                f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap",
+                file=label,
+            )
         position = end
     return position
 
@@ -236,8 +239,9 @@ def read_header(stream: IO[bytes], label: str) -> Header:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if size == 0:
-        msg = "the file is empty (0 bytes); the download was probably interrupted"
-        raise NotAnAdapterError(msg, file=label)
+        raise NotAnAdapterError(
+            "the file is empty (0 bytes); the download was probably interrupted", file=label
+        )
     first = stream.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
@@ -276,18 +280,18 @@ def text_kind(first: bytes) -> str | None:
 
 
 def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
-    """Say what a stream is whose first 8 bytes are no possible header length."""
+    """Say what a stream is whose first 8 bytes are not a possible header length."""
     text = text_kind(first)
     if is_pickle(first):
         what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
     elif text is not None:
         what = f"not safetensors but {text}"
     else:
-        msg = (
+        return CorruptFileError(
             f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
-            f"{int.from_bytes(first[:8], 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})"
+            f"{int.from_bytes(first[:8], 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})",
+            file=label,
         )
-        return CorruptFileError(msg, file=label)
     return NotAnAdapterError(f"{what}", file=label)
 
 
@@ -298,13 +302,12 @@ def open_weights(path: Path, label: str) -> IO[bytes]:
         if stat.S_ISREG(facts.st_mode):  # opening a FIFO would wait for ever
             return path.open("rb")
     except FileNotFoundError:
-        msg = "there is no such file"
-        raise SourceNotFoundError(msg, file=label) from None
+        raise SourceNotFoundError("there is no such file", file=label) from None
     except (OSError, ValueError) as error:
-        msg = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise SourceNotFoundError(msg, file=label) from error
-    msg = "is no regular file"
-    raise SourceNotFoundError(msg, file=label)
+        raise SourceNotFoundError(
+            f"cannot be read ({getattr(error, 'strerror', None) or error})", file=label
+        ) from error
+    raise SourceNotFoundError("is not a regular file", file=label)
 
 
 def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
@@ -317,6 +320,5 @@ def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:
     stream.seek(start)
     raw = stream.read(size)
     if len(raw) != size:
-        msg = f"truncated while reading: {len(raw)} of {size} bytes came"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(f"truncated while reading: {len(raw)} of {size} bytes came", file=label)
     return raw

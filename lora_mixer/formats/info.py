@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from lora_mixer.formats.describing import describe, survey
+from lora_mixer.formats.describing import describe_adapter, survey
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stream_of
 
@@ -35,7 +35,7 @@ def read_info(source: AdapterSource) -> AdapterInfo:
             from lora_mixer.formats.reader import read_outline
 
             return read_outline(source, stream, header)
-        return describe(
+        return describe_adapter(
             source,
             None,
             found.modules,
@@ -49,9 +49,9 @@ def read_info(source: AdapterSource) -> AdapterInfo:
 
 
 def _in_full(source: AdapterSource) -> AdapterInfo:
-    from lora_mixer.formats.reader import read  # and torch with it, for a second
+    from lora_mixer.formats.reader import read_source  # and torch with it, for a second
 
-    return read(source).info
+    return read_source(source).info
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 The fronts of keys: which component a spelling names, and what is left for the module.
 
 Nothing is guessed here: the module's spelling is kept as written (dotted, underscored or LDM) and resolved
-against the live model by :mod:`lora_mixer.binding`. Layout ids (K1, D3, ...) are those of the README's table.
+against the live model by :mod:`lora_mixer.binding`. What each layout is called stands in docs/formats.md.
 """
 
 from __future__ import annotations

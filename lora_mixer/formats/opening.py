@@ -73,8 +73,10 @@ class _FileHashes:
     def __call__(self) -> dict[str, str]:
         with stream_of(self.weights, self.label) as stream:
             if stamp(stream) != self.stamp:
-                msg = "the file has changed since it was read, so its hashes would be those of another"
-                raise SourceError(msg, file=self.label)
+                raise SourceError(
+                    "the file has changed since it was read, so its hashes would be those of another",
+                    file=self.label,
+                )
             return hashes.compute(stream, self.data_start)
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
+from lora_mixer.formats.kinds import peft_fields, peft_types
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
@@ -44,73 +45,47 @@ _STARTS = {
 _KNOWN_STARTS = ("gaussian", "pissa", "olora", "eva", "orthogonal", "mica")
 _KNOWN = frozenset(
     (
-        # what the adapter is for, and how it was trained
-        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-        *("inference_mode", "runtime_config", "layers_to_transform", "layers_pattern", "target_modules"),
-        *("exclude_modules", "modules_to_save", "bias", "megatron_core", "qalora_group_size"),
-        *(
-            "lora_dropout",
-            "rank_dropout",
-            "module_dropout",
-            "rank_dropout_scale",
-            "boft_dropout",
-            "vera_dropout",
-        ),
-        *("hira_dropout", "gralora_dropout", "miss_dropout", "velora_config", "loftq_config", "eva_config"),
-        *("corda_config", "lora_ga_config", "ensure_weight_tying", "init_lora_weights", "init_weights"),
-        *(
-            "init_ia3_weights",
-            "init_bone_weights",
-            "d_initial",
-            "projection_prng_key",
-            "save_projection",
-            "random_seed",
-        ),
-        *(
-            "mask_type",
-            "target_r",
-            "tinit",
-            "tfinal",
-            "deltaT",
-            "beta1",
-            "beta2",
-            "orth_reg_weight",
-            "total_step",
-        ),
-        # what the readers of the kinds use, or the tensors' shapes tell
-        *("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
-        *("fan_in_fan_out", "trainable_token_indices", "token_indices", "target_parameters", "init_r"),
-        *(
-            "feedforward_modules",
-            "use_effective_conv2d",
-            "decompose_both",
-            "decompose_factor",
-            "oft_block_size",
-        ),
-        *("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms", "boft_block_size"),
-        *("boft_block_num", "boft_n_butterfly_factor", "apply_GS", "block_size", "block_size_pattern"),
-        *("delora_lambda", "lambda_pattern", "mini_r", "hybrid_r", "gralora_k", "gralora_alpha", "bone_init"),
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "runtime_config",
+        "layers_to_transform",
+        "layers_pattern",
+        "target_modules",
+        "exclude_modules",
+        "modules_to_save",
+        "bias",
+        "megatron_core",
+        "qalora_group_size",
+        "lora_dropout",
+        "rank_dropout",
+        "module_dropout",
+        "rank_dropout_scale",
+        "velora_config",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "ensure_weight_tying",
+        "init_lora_weights",
+        "init_weights",
+        "r",
+        "lora_alpha",
+        "alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "target_parameters",
     )
 )
-"""Fields whose meaning is known; others must be empty, since what they ask for would be left out in silence."""
-_READ_TYPES = frozenset(
-    (
-        *(
-            "LORA",
-            "LOHA",
-            "LOKR",
-            "ADALORA",
-            "IA3",
-            "OFT",
-            "BOFT",
-            "HRA",
-            "VERA",
-            "LN_TUNING",
-            "TRAINABLE_TOKENS",
-        ),
-        *("HIRA", "C3A", "DELORA", "MISS", "BONE", "SHIRA", "GRALORA", "BEFT"),
-    )
-)
+"""Fields of any algorithm whose meaning is known, beside those of their rows; others must be empty, since what they ask for would be left out in silence."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +136,10 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
 
 def _number(value: Any, name: str, label: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        msg = f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number",
+            file=label,
+        )
     return float(value)
 
 
@@ -194,8 +171,7 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
 def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
     table = config.get(name) or {}
     if not isinstance(table, dict):
-        msg = f"{name} is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(f"{name} is {type(table).__name__}, expected an object", file=label)
     numbers = {str(key): _number(value, f"{name}[{str(key)[:200]!r}]", label) for key, value in table.items()}
     try:
         ModulePatterns(numbers)
@@ -214,18 +190,19 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     kind = config.get("peft_type")
     found = [name for key, name in _REFUSED.items() if config.get(key)]
     found += _odd_starts(config)
-    if kind is not None and (not isinstance(kind, str) or kind not in _READ_TYPES):
+    if kind is not None and (not isinstance(kind, str) or kind not in peft_types()):
         found.insert(0, f"PEFT method {kind}")
     elif kind is not None:  # diffusers' headers have fields of their own and no peft_type
-        odd = sorted(
-            str(key) for key, value in config.items() if key not in _KNOWN | _REFUSED.keys() and value
-        )
+        known = _KNOWN | peft_fields() | _REFUSED.keys()
+        odd = sorted(str(key) for key, value in config.items() if key not in known and value)
         found += [
             f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
         ]
     if found:
-        msg = f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched"
-        raise UnsupportedAdapterError(msg, file=label)
+        raise UnsupportedAdapterError(
+            f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched",
+            file=label,
+        )
 
 
 def _odd_starts(config: Mapping[str, Any]) -> list[str]:
@@ -258,11 +235,13 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown"
-        raise InvalidAdapterError(msg, file=label) from None
+        raise InvalidAdapterError(
+            f"{HEADER_KEY} in the header is not valid JSON ({error}), so alphas are unknown", file=label
+        ) from None
     if not isinstance(table, dict):
-        msg = f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object", file=label
+        )
     configs: dict[str | None, dict[str, Any]] = {}
     for key, value in table.items():
         component, dot, name = str(key).partition(".")

@@ -32,16 +32,17 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     first = stream.read(_SNIFFED)
     text = None if is_pickle(first) else text_kind(first)
     if text is not None:
-        msg = f"not a PyTorch file but {text}"
-        raise NotAnAdapterError(msg, file=label)
+        raise NotAnAdapterError(f"not a PyTorch file but {text}", file=label)
     _refuse_bomb(stream, label)
     stream.seek(0)
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
         reason = first_line(error)
-        msg = f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead"
-        raise CorruptFileError(msg, file=label) from None
+        raise CorruptFileError(
+            f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead",
+            file=label,
+        ) from None
 
 
 def _refuse_bomb(stream: IO[bytes], label: str) -> None:
@@ -53,8 +54,10 @@ def _refuse_bomb(stream: IO[bytes], label: str) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return  # an older kind, or broken, which torch tells
     if whole > _UNPACKED_TIMES * size:
-        msg = f"a packed archive of {size} bytes that unpacks to {whole}, more than {_UNPACKED_TIMES} times as much"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(
+            f"a packed archive of {size} bytes that unpacks to {whole}, more than {_UNPACKED_TIMES} times as much",
+            file=label,
+        )
 
 
 def read_pickle(
@@ -80,5 +83,6 @@ def read_pickle(
     if isinstance(content, list) and content and all(isinstance(v, torch.Tensor) for v in content):
         # files of 2022 hold parameters, which want gradients
         return content, ()
-    msg = f"the pickle holds {type(content).__name__}, expected a state dict or a list of tensors"
-    raise NotAnAdapterError(msg, file=label)
+    raise NotAnAdapterError(
+        f"the pickle holds {type(content).__name__}, expected a state dict or a list of tensors", file=label
+    )

@@ -23,18 +23,20 @@ from lora_mixer.errors import (
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import read_tensors, torch_dtype
-from lora_mixer.formats.describing import Modules, describe, own_name
-from lora_mixer.formats.grouping import group_keys
+from lora_mixer.formats.describing import Modules, describe_adapter, own_name
+from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.formats.word_keys import token_of
+from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import alone, bundled
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
     from lora_mixer.formats.header import Header
+    from lora_mixer.problem import UnusedReason
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
@@ -42,7 +44,7 @@ _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
-def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
+def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     Read an adapter from a resolved source.
 
@@ -58,7 +60,7 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     label, weights = source.label, source.weights
     if source.parts:
-        return _joined(source, [read(part) for part in source.parts], name)
+        return _joined(source, [read_source(part) for part in source.parts], name)
     if isinstance(weights, Mapping):
         return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
     with stream_of(weights, label) as stream:
@@ -72,8 +74,8 @@ def read(source: AdapterSource, *, name: str | None = None) -> Adapter:
     if not others:
         return adapter
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
-    note = f"{len(others)} entries are no tensors and have no effect: {names}"
-    return replace(adapter, notes=(*adapter.notes, note))
+    note = f"{len(others)} entries are not tensors and have no effect: {names}"
+    return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
 
 
 def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:
@@ -81,7 +83,7 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
     Read an adapter that is to be trained, and its tensors by key; the adapter's are these, or views of them.
 
     Raises:
-        FormatError: As :func:`read` does.
+        FormatError: As :func:`read_source` does.
         UnsupportedAdapterError: When it is a pickle or of several components.
     """
     label, weights, metadata = source.label, source.weights, dict[str, str]()
@@ -91,18 +93,23 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
         with stream_of(weights, label) as stream:
             if source.parts or is_pickle_file(weights, stream):
                 raise UnsupportedAdapterError(
-                    f"{label}: pickles and folders of several components cannot be trained on; save it as one safetensors file"
+                    "pickles and folders of several components cannot be trained on; save it as one safetensors file",
+                    file=label,
                 )
             header = read_header(stream, label)
             tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
-    own = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
+    own = {
+        key: tensor.detach().contiguous().clone()
+        for key, tensor in tensors.items()
+        if said_again(key, tensors) is None  # what is written again would be what it was before the training
+    }
     return _assemble(own, metadata, source, name, hashes.Hashes(None)), own
 
 
 def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:
     """Make one adapter of those of single components, each in a folder of the component's name."""
     layers: list[AdapterLayer] = []
-    unused: dict[str, str] = {}
+    unused: dict[str, Remark[UnusedReason]] = {}
     metadata: dict[str, str] = {}
     for part, adapter in zip(source.parts, adapters, strict=True):
         hint = {"unet": "denoiser"}.get(part.component or "", part.component)
@@ -114,7 +121,7 @@ def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None
         metadata = {**adapter.info.metadata, **metadata}
     metadata.pop(COMPONENT_KEY, None)
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),
@@ -170,8 +177,9 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
     before = stamp(stream)
     tensors = read_tensors(stream, header, label)
     if stamp(stream) != before:
-        msg = "the file changed while it was read; wait until the program that writes it is done"
-        raise CorruptFileError(msg, file=label)
+        raise CorruptFileError(
+            "the file changed while it was read; wait until the program that writes it is done", file=label
+        )
     return tensors
 
 
@@ -180,7 +188,7 @@ def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> Ad
     Describe an adapter from its header and the small ones of its tensors.
 
     Raises:
-        FormatError: As :func:`read` does.
+        FormatError: As :func:`read_source` does.
     """
     tensors = _outline(stream, header, source.label)
     return _assemble(
@@ -210,8 +218,7 @@ def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]
         if not isinstance(k, str) or not torch.is_tensor(v)
     ]
     if odd:
-        msg = f"expected names and tensors, got {', '.join(odd[:5])}"
-        raise NotAnAdapterError(msg, file=label)
+        raise NotAnAdapterError(f"expected names and tensors, got {', '.join(odd[:5])}", file=label)
     return {key: _plain(key, value, label) for key, value in table.items()}
 
 
@@ -229,8 +236,10 @@ def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
         odd = tensor.untyped_storage().nbytes() < needed
     if odd:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        msg = f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one",
+            file=label,
+        )
     return tensor.detach()
 
 
@@ -243,8 +252,10 @@ def check_held(adapter: Adapter) -> None:
     """
     for layer in adapter.layers:
         if any(tensor.is_meta for tensor in layer.weights.tensors()):
-            msg = f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load"
-            raise InvalidAdapterError(msg, file=adapter.info.source)
+            raise InvalidAdapterError(
+                f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load",
+                file=adapter.info.source,
+            )
 
 
 def _assemble(
@@ -258,24 +269,28 @@ def _assemble(
     rules = scale_rules(source, metadata)
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
-    if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
-        msg = f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}"
-        raise NotAnAdapterError(msg, file=label)
+    if not layers:  # group_keys has refused what is not an adapter; this holds only embeddings
+        raise NotAnAdapterError(
+            f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}", file=label
+        )
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
-    notes = []
+    notes: list[Remark[NoteKind]] = []
     if groups.embeddings:
-        notes.append(
+        said = (
             f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
         )
+        notes.append(Remark(said, NoteKind.WORDS_LEFT))
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
-        notes.append(f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing")
-    elif all(layer.weights.is_zero() for layer in layers):  # the first that is trained ends the search
-        notes.append(
-            f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
-        )
+        said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
+        notes.append(Remark(said, NoteKind.ALPHA_ZERO))
+    elif not source.is_fresh and all(
+        layer.weights.is_zero() for layer in layers
+    ):  # the first trained one ends it
+        said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
+        notes.append(Remark(said, NoteKind.ALL_ZERO))
     held = [t for layer in layers for t in layer.weights.tensors()]
-    info = describe(
+    info = describe_adapter(
         source,
         name,
         _facts(layers),
@@ -287,7 +302,17 @@ def _assemble(
         hashes=file_hashes,
     )
     component = metadata.get(COMPONENT_KEY) or source.component
-    return Adapter(info, layers, {**groups.unused, **odd}, tuple(notes), embeddings, component)
+    config = source.config or {}
+    return Adapter(
+        info,
+        layers,
+        {**groups.unused, **odd},
+        tuple(notes),
+        embeddings,
+        component,
+        tensors if config else {},
+        config,
+    )
 
 
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:

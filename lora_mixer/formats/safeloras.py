@@ -1,5 +1,5 @@
 """
-The layouts of cloneofsimo/lora, which count modules instead of naming them (S1, S2 of the README's table).
+The layouts of cloneofsimo/lora, which count modules instead of naming them (docs/formats.md).
 
 ``unet:12:up`` is the 13th Linear inside the target classes, in the order in which the model of that time listed them;
 the older ``.pt`` is a bare list [up, down, up, down, ...] in that order. The counting itself needs the live model
@@ -56,13 +56,14 @@ def from_list(tensors: Sequence[torch.Tensor], label: str) -> dict[str, torch.Te
     Turn the bare list of a ``.pt`` file into keys of the safeloras kind, component not named.
 
     Raises:
-        InvalidAdapterError: When the list is no alternation of matrices that multiply.
+        InvalidAdapterError: When the list is not an alternation of matrices that multiply.
     """
     pairs = list(zip(tensors[::2], tensors[1::2], strict=False))
     fits = all(up.ndim == 2 and down.ndim == 2 and up.shape[1] == down.shape[0] for up, down in pairs)
     if len(tensors) % 2 or not fits:
-        msg = f"a list of {len(tensors)} tensors that is no [up, down, up, down, ...] of matrices"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"a list of {len(tensors)} tensors that is no [up, down, up, down, ...] of matrices", file=label
+        )
     table = {}
     for number, (up, down) in enumerate(pairs):
         name = module_name(None, number)

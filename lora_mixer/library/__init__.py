@@ -7,7 +7,7 @@ Everything here is plain Python for whoever has many adapters: the web page, bat
 from __future__ import annotations
 
 from lora_mixer.library.adding import safe_name
-from lora_mixer.library.compatibility import Compatibility, base_family, compatible
+from lora_mixer.library.compatibility import Compatibility, Fit, base_family, compatible
 from lora_mixer.library.entry import Entry, Page, Refreshed
 from lora_mixer.library.library import Library
 from lora_mixer.library.norms import LayerNorms, layer_norms
@@ -16,6 +16,7 @@ from lora_mixer.library.saved_mixes import SavedMixes
 __all__ = [
     "Compatibility",
     "Entry",
+    "Fit",
     "LayerNorms",
     "Library",
     "Page",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_mixer.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -35,7 +35,14 @@ class Database:
     """A file with a schema. One of another program is never written; what people said is never dropped."""
 
     def __init__(
-        self, path: Path, schema: str, version: int, notes: list[str], *, irreplaceable: bool = False
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        notes: list[str],
+        *,
+        irreplaceable: bool = False,
+        upgrades: Mapping[int, str] | None = None,
     ) -> None:
         """
         Open the file, or make it.
@@ -47,6 +54,7 @@ class Database:
             notes: Where it is told that a file was damaged, or of another version.
             irreplaceable: Whether a file of another version is set aside under another name, since nothing can find
                 again what it holds.
+            upgrades: By version, what makes a file of it one of the next version; it then keeps what it holds.
 
         Raises:
             SourceError: The place cannot be written, or the file there is another program's.
@@ -57,6 +65,7 @@ class Database:
         self._schema = schema
         self._version = version
         self._irreplaceable = irreplaceable
+        self._upgrades = dict(upgrades or {})
         self._tables = frozenset(re.findall(r"CREATE TABLE (\w+)", schema))
         self._notes = notes
         self._lock = threading.Lock()
@@ -64,7 +73,9 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.read(lambda _: None)
         except OSError as error:
-            raise SourceError(f"{path}: the library's index cannot be opened there ({error})") from error
+            raise SourceError(
+                f"the library's index cannot be opened there ({error})", file=str(path)
+            ) from error
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """
@@ -82,7 +93,9 @@ class Database:
                     return work(connection)
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
-                    raise SourceError(f"{self.path}: the library's index cannot be used ({error})") from error
+                    raise SourceError(
+                        f"the library's index cannot be used ({error})", file=str(self.path)
+                    ) from error
                 self._renew(f"was damaged ({error})", "damaged")
             except _OtherVersionError as error:
                 self._renew(str(error), "other-version")
@@ -107,6 +120,7 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
+            connection.create_function("casefold", 1, _casefold, deterministic=True)
             if (_pragma(connection, "application_id"), _pragma(connection, "user_version")) != self._own:
                 self._prepare(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -128,6 +142,11 @@ class Database:
         try:
             tables = self._refuse_foreign(connection)  # another process may have been first
             found = _pragma(connection, "user_version")
+            while found in self._upgrades and tables:
+                for statement in self._upgrades[found].split(";"):
+                    connection.execute(statement)
+                found += 1
+                connection.execute(f"PRAGMA user_version = {found}")
             if found != self._version:
                 if found and tables and self._irreplaceable:
                     raise _OtherVersionError(f"is of version {found}, this is {self._version}")  # noqa: TRY301
@@ -160,8 +179,9 @@ class Database:
             return tables
         shown = ", ".join(tables[:3]) or "none"
         raise SourceError(
-            f"{self.path}: a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
-            "as it is; give the library's index another place (index=, --index)"
+            f"a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
+            "as it is; give the library's index another place (index=, --index)",
+            file=str(self.path),
         )
 
     def _renew(self, why: str, state: str) -> None:
@@ -184,10 +204,15 @@ class Database:
         try:
             with closing(sqlite3.connect(self.path, timeout=_WAIT_S)) as connection:
                 row: Any = connection.execute("PRAGMA quick_check(1)").fetchone()
-                known = not self._irreplaceable or _pragma(connection, "user_version") in (0, self._version)
+                readable = (0, self._version, *self._upgrades)
+                known = not self._irreplaceable or _pragma(connection, "user_version") in readable
                 return bool(row[0] == "ok") and known
         except sqlite3.DatabaseError:
             return False
+
+
+def _casefold(text: str | None) -> str:
+    return (text or "").casefold()
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:

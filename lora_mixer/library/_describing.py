@@ -22,7 +22,7 @@ _TEXT_AT_MOST = 20_000
 _WORD_AT_MOST = 500
 
 
-def describe(found: Found) -> dict[str, Any]:
+def describe_file(found: Found) -> dict[str, Any]:
     """
     Return the row of a file.
 
@@ -51,6 +51,7 @@ def describe(found: Found) -> dict[str, Any]:
         "notes": "",
         "weight": None,
         "negative_text": "",
+        "explicit": False,
         "declared": None,
         "content": "",
         "problem": "",
@@ -63,7 +64,9 @@ def describe(found: Found) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  (one odd file must not keep the others away)
         row["problem"] = f"cannot be read ({type(error).__name__}: {clean_text(error)[:500]})"
     row["rank"] = max(row["ranks"], default=0)
-    row["haystack"] = haystack(row["name"], row["title"], row["words"], row["tags"], path.name, found.folder)
+    row["haystack"] = haystack(
+        row["name"], row["title"], row["words"], row["tags"], path.name, found.folder, row["notes"]
+    )
     return {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
@@ -100,6 +103,7 @@ def _of_info(info: AdapterInfo) -> dict[str, Any]:
         "tags": [clean_text(tag)[:_WORD_AT_MOST] for tag in islice(about.training_tags, _TAGS)],
         "notes": clean_text(about.notes)[:_TEXT_AT_MOST],
         "weight": about.preferred_weight,
+        "explicit": about.explicit,
         "negative_text": clean_text(about.negative_text)[:_TEXT_AT_MOST],
         "declared": as_hash(info.metadata.get("sshs_model_hash")),
     }

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.library._describing import describe
+from lora_mixer.library._describing import describe_file
 from lora_mixer.library._schema import SAID, SCANNED
 from lora_mixer.library._walking import Found, walk
 from lora_mixer.library.entry import Refreshed
@@ -33,7 +33,7 @@ _BATCH = 50  # so much is lost at most when the process is killed, and others ca
 
 
 @dataclass
-class _Plan:
+class _ScanPlan:
     """What a look at the folders says is to be done."""
 
     todo: list[tuple[str, Found]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
     for start in range(0, len(plan.todo), _BATCH):
         rows = []
         for root, found in plan.todo[start : start + _BATCH]:
-            rows.append({"root": root, **describe(found)})
+            rows.append({"root": root, **describe_file(found)})
             done += 1
             if progress is not None:
                 progress(done, total, rows[-1]["name"])
@@ -82,8 +82,8 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
     )
 
 
-def _plan(index: Database, roots: Sequence[Path]) -> _Plan:
-    plan = _Plan()
+def _plan(index: Database, roots: Sequence[Path]) -> _ScanPlan:
+    plan = _ScanPlan()
     for root in roots:
         rows = index.read(
             lambda connection, root=root: {  # type: ignore[misc]
@@ -118,7 +118,7 @@ def _is_text(path: str) -> bool:
 
 
 def _put_all(
-    connection: sqlite3.Connection, user: Database, rows: list[dict[str, Any]], plan: _Plan
+    connection: sqlite3.Connection, user: Database, rows: list[dict[str, Any]], plan: _ScanPlan
 ) -> list[str]:
     """Write rows with what the user said; read while nobody else writes the index, so that nothing old replaces newer."""
     said = user.read(lambda other: [_said(other, row) for row in rows])
@@ -134,7 +134,7 @@ def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]
     return {}
 
 
-def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, Any], plan: _Plan) -> str:
+def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, Any], plan: _ScanPlan) -> str:
     """Write one row, and say whether the file was added, changed or moved."""
     values = {column: row[column] for column in SCANNED} | {"offline": 0} | said
     old = connection.execute(f"SELECT {_SAME} FROM files WHERE path = ?", (row["path"],)).fetchone()
@@ -174,7 +174,7 @@ def _new_id(connection: sqlite3.Connection, path: str) -> str:
     return wanted if taken is None else secrets.token_hex(8)
 
 
-def _mark(connection: sqlite3.Connection, plan: _Plan, roots: Sequence[Path]) -> int:
+def _mark(connection: sqlite3.Connection, plan: _ScanPlan, roots: Sequence[Path]) -> int:
     """Say which files are there, and count those that are not."""
     connection.executemany("UPDATE files SET offline = 0 WHERE path = ?", [(path,) for path in plan.back])
     connection.executemany("UPDATE files SET offline = 1 WHERE path = ?", [(path,) for path in plan.gone])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 INDEX = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL UNIQUE, folder TEXT NOT NULL,
@@ -21,7 +21,9 @@ CREATE TABLE files (
     rank INTEGER NOT NULL, title TEXT NOT NULL, words TEXT NOT NULL, tags TEXT NOT NULL, notes TEXT NOT NULL,
     weight REAL, negative_text TEXT NOT NULL, declared TEXT, content TEXT NOT NULL, problem TEXT NOT NULL,
     haystack TEXT NOT NULL, offline INTEGER NOT NULL DEFAULT 0,
-    own_weight REAL, own_notes TEXT, own_words TEXT, uses INTEGER NOT NULL DEFAULT 0
+    explicit INTEGER NOT NULL DEFAULT 0,
+    own_weight REAL, own_notes TEXT, own_words TEXT, uses INTEGER NOT NULL DEFAULT 0,
+    favourite INTEGER NOT NULL DEFAULT 0, labels TEXT, own_explicit INTEGER, own_preview TEXT, former TEXT
 );
 CREATE INDEX files_by_root ON files (root);
 CREATE INDEX files_by_content ON files (content);
@@ -29,13 +31,25 @@ CREATE TABLE hashes (id TEXT NOT NULL, kind TEXT NOT NULL, digits TEXT NOT NULL,
 CREATE INDEX hashes_by_digits ON hashes (digits)
 """
 
-USER_VERSION = 1
+USER_VERSION = 2
 USER = """
 CREATE TABLE said (
-    content TEXT PRIMARY KEY, path TEXT NOT NULL, weight REAL, notes TEXT, words TEXT, uses INTEGER NOT NULL DEFAULT 0
+    content TEXT PRIMARY KEY, path TEXT NOT NULL, weight REAL, notes TEXT, words TEXT, uses INTEGER NOT NULL DEFAULT 0,
+    favourite INTEGER NOT NULL DEFAULT 0, labels TEXT, explicit INTEGER, preview TEXT, former TEXT
 );
 CREATE INDEX said_by_path ON said (path)
 """
+
+USER_UPGRADES = {
+    1: """
+ALTER TABLE said ADD COLUMN favourite INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE said ADD COLUMN labels TEXT;
+ALTER TABLE said ADD COLUMN explicit INTEGER;
+ALTER TABLE said ADD COLUMN preview TEXT;
+ALTER TABLE said ADD COLUMN former TEXT
+"""
+}
+"""What makes a file of an older version one of the next."""
 
 SCANNED = (
     *(
@@ -52,16 +66,31 @@ SCANNED = (
         "algorithms",
     ),
     *("ranks", "rank", "title", "words", "tags", "notes", "weight", "negative_text", "declared", "content"),
-    *("problem", "haystack"),
+    *("problem", "haystack", "explicit"),
 )
 """Columns that a scan fills."""
-SAID = {"own_weight": "weight", "own_notes": "notes", "own_words": "words", "uses": "uses"}
+SAID = {
+    "own_weight": "weight",
+    "own_notes": "notes",
+    "own_words": "words",
+    "uses": "uses",
+    "favourite": "favourite",
+    "labels": "labels",
+    "own_explicit": "explicit",
+    "own_preview": "preview",
+    "former": "former",
+}
 """Columns that repeat what the user said, so that searches see it."""
+OWN_TEXT = (
+    "casefold(coalesce(own_words, '') || ' ' || coalesce(own_notes, '') || ' ' || coalesce(labels, ''))"
+)
+"""What the user wrote, for searches."""
 
 
-def entry_of(row: sqlite3.Row, hashes: Mapping[str, str]) -> Entry:
-    """Make an entry of a row of ``files`` and the hashes that belong to it."""
+def entry_of(row: sqlite3.Row, hashes: Mapping[str, str], previews: Path) -> Entry:
+    """Make an entry of a row of ``files``, the hashes that belong to it, and the folder of the user's own previews."""
     own_words = row["own_words"]
+    beside = Path(row["path"]).with_name(row["preview"]) if row["preview"] else None
     return Entry(
         id=row["id"],
         name=row["name"],
@@ -80,11 +109,14 @@ def entry_of(row: sqlite3.Row, hashes: Mapping[str, str]) -> Entry:
         notes=row["notes"] if row["own_notes"] is None else row["own_notes"],
         weight=row["weight"] if row["own_weight"] is None else row["own_weight"],
         negative_text=row["negative_text"],
-        preview=Path(row["path"]).with_name(row["preview"]) if row["preview"] else None,
+        preview=previews / row["own_preview"] if row["own_preview"] else beside,
         hashes={**({"declared": row["declared"]} if row["declared"] else {}), **hashes},
         uses=row["uses"],
         offline=bool(row["offline"]),
         problem=row["problem"],
+        favourite=bool(row["favourite"]),
+        labels=tuple(json.loads(row["labels"] or "[]")),
+        explicit=bool(row["explicit"] if row["own_explicit"] is None else row["own_explicit"]),
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceError
+from lora_mixer.library._schema import OWN_TEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 SORTS = {
@@ -18,10 +20,14 @@ SORTS = {
     "size": "size",
     "rank": "rank",
     "uses": "uses",
+    "base": "base COLLATE NOCASE",
+    "folder": "folder COLLATE NOCASE",
+    "favourite": "favourite",
 }
 """What entries can be sorted by."""
 PAGE_AT_MOST = 1000
 _WORDS_AT_MOST = 20
+_LONGEST, _ALIKE = 40, 0.72
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,16 @@ def query(
     text: str,
     *,
     base: str | None,
+    bases: Sequence[str] | None,
     algorithm: str | None,
+    root: str | None,
     folder: str | None,
+    label: str | None,
+    favourite: bool | None,
     offline: bool | None,
     sort: str,
     descending: bool,
+    first: Sequence[str],
 ) -> Query:
     """
     Build a search; the arguments are those of :meth:`Library.search`.
@@ -61,27 +72,67 @@ def query(
     clauses = [f"root IN ({', '.join('?' * len(roots))})"]
     values: list[object] = [str(root) for root in roots]
     for word in text.casefold().split()[:_WORDS_AT_MOST]:
-        clauses.append("(instr(haystack, ?) > 0 OR instr(lower(own_words), ?) > 0)")
+        clauses.append(f"(instr(haystack, ?) > 0 OR instr({OWN_TEXT}, ?) > 0)")
         values += [word, word]
-    if base is not None:
-        clauses.append("base = ?")
-        values.append(base)
-    if algorithm is not None:
-        clauses.append("instr(algorithms, ?) > 0")
-        values.append(json.dumps(algorithm))
+    plain: dict[str, Any] = {
+        "base = ?": base,
+        "root = ?": root,
+        "favourite = ?": None if favourite is None else int(favourite),
+        "offline = ?": None if offline is None else int(offline),
+        "instr(algorithms, ?) > 0": None if algorithm is None else json.dumps(algorithm),
+        "instr(labels, ?) > 0": None if label is None else json.dumps(label, ensure_ascii=False),
+    }
+    for clause, value in plain.items():
+        if value is not None:
+            clauses.append(clause)
+            values.append(value)
+    if bases is not None:
+        clauses.append(f"base IN ({', '.join('?' * len(bases))}) AND problem = '' AND offline = 0")
+        values += bases
     if folder is not None:
         clauses.append("(folder = ? OR substr(folder, 1, ?) = ?)")
         inside = f"{folder.strip('/')}/"
         values += [folder.strip("/"), len(inside), inside] if folder.strip("/") else ["", 0, ""]
-    if offline is not None:
-        clauses.append("offline = ?")
-        values.append(int(offline))
     direction = "DESC" if descending else "ASC"
     wanted = text.strip()
+    ahead = f"CASE WHEN id IN ({', '.join('?' * len(first))}) THEN 0 ELSE 1 END, " if first else ""
     nearness = "CASE WHEN name = ? COLLATE NOCASE THEN 0 WHEN substr(name, 1, ?) = ? COLLATE NOCASE THEN 1 ELSE 2 END, "
     return Query(
         where=" AND ".join(clauses),
-        order=f"{nearness if wanted else ''}{SORTS[sort]} {direction}, name COLLATE NOCASE, path",
+        order=f"{ahead}{nearness if wanted else ''}{SORTS[sort]} {direction}, name COLLATE NOCASE, path",
         values=tuple(values),
-        order_values=(wanted, len(wanted), wanted) if wanted else (),
+        order_values=(*first, *((wanted, len(wanted), wanted) if wanted else ())),
     )
+
+
+def near_words(text: str, written: Iterable[str]) -> str:
+    """
+    Return a search with each word that nothing has replaced by the most like one that something has.
+
+    Args:
+        text: The search.
+        written: All texts that are searched, casefolded.
+
+    Returns:
+        The words, or nothing where one has no like.
+
+    Example:
+        >>> near_words("watercolr fox", ["watercolor painting", "foxes"])
+        'watercolor fox'
+    """
+    import difflib
+
+    texts = list(written)
+    known: set[str] | None = None
+    found = []
+    for word in text.casefold().split()[:_WORDS_AT_MOST]:
+        if any(word in each for each in texts):
+            found.append(word)
+            continue
+        if known is None:
+            known = {each for each in re.split(r"[\W_]+", " ".join(texts)) if 3 <= len(each) <= _LONGEST}
+        near = difflib.get_close_matches(word[:_LONGEST], known, 1, _ALIKE)
+        if not near:
+            return ""
+        found += near
+    return " ".join(found)

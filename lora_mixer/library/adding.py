@@ -77,7 +77,7 @@ def put(
 
     Raises:
         SourceError: It is larger than allowed, or cannot be read.
-        FormatError: It is no adapter that can be used.
+        FormatError: It is not an adapter that can be used.
         SaveError: The disk refuses.
     """
     stem = safe_name(name)
@@ -144,11 +144,11 @@ def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         SourceError: There is no such file.
-        CorruptFileError: It is no JSON object.
+        CorruptFileError: It is not a JSON object.
     """
     found = read_config(Path(path))
     if found is None:
-        raise SourceError(f"{Path(path).name}: there is no such file")
+        raise SourceError("there is no such file", file=str(Path(path).name))
     return found
 
 

@@ -40,6 +40,9 @@ class Entry:
         uses: How often :meth:`Library.used` was called for it.
         offline: Whether it was not there at the last look: its disk or folder is away, or it was deleted.
         problem: Why it cannot be used, or an empty text.
+        favourite: Whether the user marked it.
+        labels: The user's own words to sort it by.
+        explicit: Whether its preview is not for everybody's eyes: as the user says, else what came with the file.
     """
 
     id: str
@@ -64,6 +67,9 @@ class Entry:
     uses: int = 0
     offline: bool = False
     problem: str = ""
+    favourite: bool = False
+    labels: tuple[str, ...] = ()
+    explicit: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,14 @@ class Page:
         total: How many were found in all.
         page: The page's number, from 0.
         pages: How many pages there are, at least 1.
+        read_as: The words that were searched for in place of those asked for, which nothing has; else empty.
     """
 
     entries: tuple[Entry, ...]
     total: int
     page: int
     pages: int
+    read_as: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer import hashes as file_hashes
-from lora_mixer.errors import SourceError, SourceNotFoundError
+from lora_mixer.errors import LoraMixerError, SourceError, SourceNotFoundError
 from lora_mixer.inspection import read_adapter
-from lora_mixer.library import _schema, adding, thumbnails
+from lora_mixer.library import _schema, adding, changing, thumbnails
 from lora_mixer.library._database import Database
 from lora_mixer.library._scanning import refresh
-from lora_mixer.library._searching import PAGE_AT_MOST, query, storable
+from lora_mixer.library._searching import PAGE_AT_MOST, near_words, query, storable
 from lora_mixer.library._walking import within
 from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.library._scanning import Progress
+    from lora_mixer.library._searching import Query
     from lora_mixer.library.entry import Refreshed
 
 _KEEP: Any = object()
 _NOTES_AT_MOST = 20_000
 _WORDS_AT_MOST = 200
+_LABELS_AT_MOST, _LABEL_AT_MOST = 50, 60
+_FIRST_AT_MOST, _FORMER_AT_MOST = 64, 20
 
 
 class Library:
@@ -82,7 +88,15 @@ class Library:
             else _default("XDG_DATA_HOME", ".local/share")
         )
         self._index = Database(place, _schema.INDEX, _schema.INDEX_VERSION, self._notes)
-        self._user = Database(said, _schema.USER, _schema.USER_VERSION, self._notes, irreplaceable=True)
+        self._user = Database(
+            said,
+            _schema.USER,
+            _schema.USER_VERSION,
+            self._notes,
+            irreplaceable=True,
+            upgrades=_schema.USER_UPGRADES,
+        )
+        self._previews = said.with_name(f"{said.name.removesuffix('.sqlite')}.previews")
         self._thumbnails = place.with_name(f"{place.stem}.thumbnails")
         self._lock = threading.Lock()
 
@@ -114,6 +128,9 @@ class Library:
         weight: float | None = _KEEP,
         notes: str | None = _KEEP,
         triggers: Iterable[str] | None = _KEEP,
+        favourite: bool = _KEEP,
+        labels: Iterable[str] = _KEEP,
+        explicit: bool | None = _KEEP,
     ) -> Entry:
         """
         Keep what the user says of an adapter; it stays with the content, wherever the file goes.
@@ -123,6 +140,9 @@ class Library:
             weight: The preferred weight; None takes what came with the file again, as for the next two.
             notes: Notes.
             triggers: Trigger words.
+            favourite: Whether it is one.
+            labels: The user's own words to sort it by; none where there are none.
+            explicit: Whether its preview is not for everybody's eyes; None takes what came with the file.
 
         Raises:
             SourceNotFoundError: There is no such entry.
@@ -144,7 +164,130 @@ class Library:
             changes["words"] = (
                 None if words is None else json.dumps([word for word in words if word], ensure_ascii=False)
             )
+        if favourite is not _KEEP:
+            changes["favourite"] = int(favourite)
+        if labels is not _KEEP:
+            found = dict.fromkeys(clean_text(each).strip()[:_LABEL_AT_MOST] for each in labels)
+            changes["labels"] = (
+                json.dumps([each for each in found if each][:_LABELS_AT_MOST], ensure_ascii=False)
+                if found
+                else None
+            )
+        if explicit is not _KEEP:
+            changes["explicit"] = None if explicit is None else int(explicit)
         return self._say(id, lambda old: {**old, **changes})
+
+    def set_preview(self, id: str, picture: str | os.PathLike[str] | None) -> Entry:  # noqa: A002
+        """
+        Keep a picture as an adapter's preview; it stays with the content, and nothing is written beside the file.
+
+        Args:
+            id: The entry.
+            picture: A picture's file, of which a small copy is kept; None takes the one that came with the file again.
+
+        Raises:
+            SourceNotFoundError: There is no such entry.
+            SourceError: It is not a picture that can be read.
+        """
+        entry = self.get(id)
+        name = None
+        if picture is not None:
+            name = f"{entry.id}-{secrets.token_hex(6)}.webp"
+            try:
+                thumbnails.write(Path(picture), self._previews / name, thumbnails.SIZES[1])
+            except thumbnails.PreviewError as error:
+                raise SourceError(f"{entry.name}: the picture {error}") from error
+        return self._say(id, lambda old: {**old, "preview": name})
+
+    def rename(self, id: str, name: str) -> Entry:  # noqa: A002
+        """
+        Give an adapter's file another name, and what lies beside it under its name.
+
+        What the user said goes with it, and :meth:`find` knows it by its former name, too, as long as nothing else has that.
+
+        Args:
+            id: The entry.
+            name: The new name, without an ending; made safe.
+
+        Raises:
+            SourceError: Something is called so already, or the file is away.
+            SaveError: The disk refuses.
+        """
+        before = self._there(id)
+        entry = self._elsewhere(id, changing.rename(before, name))
+
+        def remembered(old: dict[str, Any]) -> dict[str, Any]:
+            names = [
+                each for each in json.loads(old["former"] or "[]") if each not in (before.name, entry.name)
+            ]
+            return {**old, "former": json.dumps([before.name, *names][:_FORMER_AT_MOST], ensure_ascii=False)}
+
+        return self._say(entry.id, remembered) if entry.name != before.name else entry
+
+    def move(self, id: str, folder: str, *, root: str | os.PathLike[str] | None = None) -> Entry:  # noqa: A002
+        """
+        Put an adapter's file, and what lies beside it under its name, into another folder of the library.
+
+        Args:
+            id: The entry.
+            folder: Below the library's folder, with ``/`` between; empty is the top. It is made where it is not there.
+            root: Which of the library's folders; the one that it is in unless said.
+
+        Raises:
+            SourceError: It leads out of the library, something is called so there already, or the file is away.
+            SaveError: The disk refuses.
+        """
+        entry = self._there(id)
+        top = entry.root if root is None else self._root(root)
+        place = top / folder.replace("\\", "/").strip("/")
+        parts = place.relative_to(top).parts
+        if any(
+            part == ".." or part.startswith(".") or adding.safe_name(part) != part for part in parts
+        ) or not within(place, top):
+            raise SourceError(f"{folder}: expected names of folders with / between, none of them hidden")
+        return self._elsewhere(id, changing.move(entry, place))
+
+    def trash(self, id: str) -> str:  # noqa: A002
+        """
+        Put an adapter's file, and what lies beside it under its name, into the trash of its folder.
+
+        Returns:
+            What :meth:`restore` takes.
+
+        Raises:
+            SourceError: The file is away.
+            SaveError: The disk refuses.
+        """
+        entry = self._there(id)
+        token = f"{self._roots.index(entry.root)}-{changing.to_trash(entry)}"
+        self.forget(id)
+        return token
+
+    def restore(self, token: str) -> tuple[Entry, ...]:
+        """
+        Put what :meth:`trash` took away where it was.
+
+        Raises:
+            SourceError: It is not in the trash, or something else took its place.
+            SaveError: The disk refuses.
+        """
+        number, _, name = token.partition("-")
+        if not number.isdecimal() or int(number) >= len(self._roots):
+            raise SourceError("this is not in the library's trash any more")
+        back = changing.from_trash(self._roots[int(number)], name)
+        self.refresh()
+        places = {str(path) for path in back}
+        return tuple(e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places)
+
+    def _there(self, id: str) -> Entry:  # noqa: A002
+        self.source(id)
+        return self.get(id)
+
+    def _elsewhere(self, id: str, path: Path) -> Entry:  # noqa: A002
+        """Let the index see that a file is elsewhere now."""
+        self.refresh()
+        found = self._where("path = ?", str(path))
+        return found[0] if found else self.get(id)
 
     def used(self, id: str) -> Entry:  # noqa: A002
         """Count one use of an adapter, for ``sort="uses"``."""
@@ -171,7 +314,7 @@ class Library:
 
         Raises:
             SourceError: It is larger than allowed, cannot be read, or the folder is none of the library's.
-            FormatError: It is no safetensors file with an adapter that can be used, or its configuration does not fit.
+            FormatError: It is not a safetensors file with an adapter that can be used, or its configuration does not fit.
             SaveError: The disk refuses.
         """
         table = None if config is None else adding.peft_config(config)
@@ -232,23 +375,27 @@ class Library:
         key = row["content"] or row["path"]
 
         def work(connection: sqlite3.Connection) -> None:
-            there = connection.execute(
-                "SELECT weight, notes, words, uses FROM said WHERE content = ?", (key,)
-            ).fetchone()
+            names = ", ".join(columns.values())
+            there = connection.execute(f"SELECT {names} FROM said WHERE content = ?", (key,)).fetchone()
             new = change(dict(there) if there else {column: row[mine] for mine, column in columns.items()})
+            places = ", ".join("?" * (len(columns) + 2))
             connection.execute(
-                "INSERT OR REPLACE INTO said (content, path, weight, notes, words, uses) VALUES (?, ?, ?, ?, ?, ?)",
-                (key, row["path"], new["weight"], new["notes"], new["words"], new["uses"]),
+                f"INSERT OR REPLACE INTO said (content, path, {names}) VALUES ({places})",
+                (key, row["path"], *(new[column] for column in columns.values())),
             )
 
         self._user.write(work)
         self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key))
         return self.get(id)
 
-    def _root(self, folder: str | os.PathLike[str] | None) -> Path:
+    def _named_root(self, folder: str | os.PathLike[str] | None) -> Path:
         root = self._roots[0] if folder is None else Path(folder).expanduser().absolute()
         if root not in self._roots:
             raise SourceError(f"{root} is none of the library's folders: {', '.join(map(str, self._roots))}")
+        return root
+
+    def _root(self, folder: str | os.PathLike[str] | None) -> Path:
+        root = self._named_root(folder)
         if not root.is_dir():
             raise SourceNotFoundError(f"the library's folder {root} is not there now")
         return root
@@ -282,11 +429,16 @@ class Library:
         text: str = "",
         *,
         base: str | None = None,
+        fits: str | None = None,
         algorithm: str | None = None,
+        root: str | os.PathLike[str] | None = None,
         folder: str | None = None,
+        label: str | None = None,
+        favourite: bool | None = None,
         offline: bool | None = None,
         sort: str = "name",
         descending: bool = False,
+        first: Sequence[str] = (),
         page: int = 0,
         page_size: int = 60,
     ) -> Page:
@@ -294,14 +446,20 @@ class Library:
         Find entries.
 
         Args:
-            text: Words that must all be in names, titles, trigger words, tags, file names or folders; an entry of
-                exactly this name comes first.
+            text: Words that must all be in names, titles, trigger words, tags, notes, labels, file names or folders; an
+                entry of exactly this name comes first. Words that nothing has are read as the most like ones that
+                something has; the page's ``read_as`` says so.
             base: Only of this base family.
+            fits: Only what can be used with a pipeline of this base family, as :meth:`compatible` tells.
             algorithm: Only with this algorithm.
+            root: Only in this one of the library's folders.
             folder: Only in this folder below a library's folder, and below it.
+            label: Only with this label of the user's.
+            favourite: Only favourites, or only others.
             offline: Only those that are away, or only those that are there.
-            sort: ``name``, ``date``, ``size``, ``rank`` or ``uses``.
+            sort: ``name``, ``date``, ``size``, ``rank``, ``uses``, ``base``, ``folder`` or ``favourite``.
             descending: The greatest first.
+            first: Ids of entries that come before all others.
             page: Which page, from 0; one past the end is the last.
             page_size: How many entries a page has, at most 1000.
 
@@ -315,17 +473,29 @@ class Library:
             raise SourceError(
                 f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {page}, {page_size}"
             )
-        found = query(
-            self._roots,
-            storable(text),
-            base=storable(base),
-            algorithm=storable(algorithm),
-            folder=storable(folder),
-            offline=offline,
-            sort=sort,
-            descending=descending,
-        )
+        bases = None if fits is None else [base for base in self.facets()["base"] if self._suits(base, fits)]
+        options: dict[str, Any] = {
+            "base": storable(base),
+            "bases": bases,
+            "algorithm": storable(algorithm),
+            "root": None if root is None else str(self._named_root(root)),
+            "folder": storable(folder),
+            "label": storable(label),
+            "favourite": favourite,
+            "offline": offline,
+            "sort": sort,
+            "descending": descending,
+            "first": [storable(each) for each in first][:_FIRST_AT_MOST],
+        }
+        found = self._page(query(self._roots, storable(text), **options), page, page_size)
+        if found.total or not text.strip():
+            return found
+        near = near_words(storable(text), self._written())
+        if not near or near == " ".join(text.casefold().split()):
+            return found
+        return replace(self._page(query(self._roots, near, **options), page, page_size), read_as=near)
 
+    def _page(self, found: Query, page: int, page_size: int) -> Page:
         def work(connection: sqlite3.Connection) -> Page:
             total = int(
                 connection.execute(
@@ -338,9 +508,23 @@ class Library:
                 f"SELECT * FROM files WHERE {found.where} ORDER BY {found.order} LIMIT ? OFFSET ?",
                 (*found.values, *found.order_values, page_size, number * page_size),
             ).fetchall()
-            return Page(_entries(connection, rows), total, number, pages)
+            return Page(self._entries(connection, rows), total, number, pages)
 
         return self._index.read(work)
+
+    def _written(self) -> list[str]:
+        """Return all texts that searches look in."""
+        places = ", ".join("?" * len(self._roots))
+        rows = self._index.read(
+            lambda connection: connection.execute(
+                f"SELECT haystack || ' ' || {_schema.OWN_TEXT} AS text FROM files WHERE root IN ({places})",
+                [*map(str, self._roots)],
+            ).fetchall()
+        )
+        return [row["text"] for row in rows]
+
+    def _suits(self, base: str, wanted: str) -> bool:
+        return compatible(Entry("", "", Path(), Path(), base=base), wanted).fits
 
     def get(self, id: str) -> Entry:  # noqa: A002 -- what it is called everywhere
         """
@@ -355,8 +539,9 @@ class Library:
         return found[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a name, but for case; those that are there first."""
-        return self._where("name = ? COLLATE NOCASE", name)
+        """Return the entries of a name, but for case; those that are there first. Where none has it, those that had it."""
+        found = self._where("name = ? COLLATE NOCASE", name)
+        return found or self._where("instr(former, ?) > 0", json.dumps(name, ensure_ascii=False))
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """
@@ -376,11 +561,11 @@ class Library:
         )
 
     def facets(self) -> dict[str, dict[str, int]]:
-        """Count the entries by base, algorithm and folder, for filters."""
+        """Count the entries by base, algorithm, folder and the user's labels, for filters."""
         places = ", ".join("?" * len(self._roots))
         rows = self._index.read(
             lambda connection: connection.execute(
-                f"SELECT base, algorithms, folder FROM files WHERE root IN ({places})",
+                f"SELECT base, algorithms, folder, labels FROM files WHERE root IN ({places})",
                 [*map(str, self._roots)],
             ).fetchall()
         )
@@ -388,8 +573,38 @@ class Library:
             "base": Counter(row["base"] for row in rows),
             "algorithm": Counter(name for row in rows for name in json.loads(row["algorithms"])),
             "folder": Counter(row["folder"] for row in rows),
+            "label": Counter(label for row in rows for label in json.loads(row["labels"] or "[]")),
         }
         return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}
+
+    def tree(self) -> dict[Path, dict[str, int]]:
+        """Count the entries by folder, for each of the library's folders: those right in it, not those below."""
+        rows = self._index.read(
+            lambda connection: connection.execute(
+                "SELECT root, folder, COUNT(*) AS count FROM files GROUP BY root, folder ORDER BY folder"
+            ).fetchall()
+        )
+        return {
+            root: {row["folder"]: row["count"] for row in rows if row["root"] == str(root)}
+            for root in self._roots
+        }
+
+    def duplicates(self) -> tuple[tuple[Entry, ...], ...]:
+        """
+        Find files that are the same to the byte: those of equal headers and sizes are compared by their hashes.
+
+        Returns:
+            Groups of two and more; files that are away or cannot be read are left out.
+        """
+        alike = self._where(
+            "offline = 0 AND content != '' AND content IN (SELECT content FROM files WHERE offline = 0"
+            " GROUP BY content HAVING COUNT(*) > 1)"
+        )
+        groups: dict[str, list[Entry]] = {}
+        for entry in alike:
+            with suppress(LoraMixerError, OSError):
+                groups.setdefault(self.hashes(entry.id)["sha256"], []).append(entry)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def known(self) -> dict[str, dict[str, str]]:
         """Return the hashes known so far by name, as :func:`match_adapters` takes them; twins have their folder in the name."""
@@ -454,7 +669,7 @@ class Library:
         """
         entry = self.get(id)
         try:
-            return thumbnails.thumbnail(entry, self._thumbnails, size)
+            return thumbnails.thumbnail(entry, self._thumbnails, size, self._previews)
         except thumbnails.PreviewError as error:
             note = f"the preview of {entry.name} {error}"
             if note not in self._notes and len(self._notes) < 1000:
@@ -473,9 +688,13 @@ class Library:
                 f"SELECT * FROM files WHERE root IN ({places}) AND {clause} ORDER BY offline, name COLLATE NOCASE, path",
                 (*map(str, self._roots), *map(storable, values)),
             ).fetchall()
-            return _entries(connection, rows)
+            return self._entries(connection, rows)
 
         return self._index.read(work)
+
+    def _entries(self, connection: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[Entry, ...]:
+        known = _schema.hashes_of(connection, [row["id"] for row in rows])
+        return tuple(_schema.entry_of(row, known[row["id"]], self._previews) for row in rows)
 
 
 def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str) -> None:  # noqa: A002
@@ -503,8 +722,3 @@ def _outermost(folders: Iterable[Path]) -> tuple[Path, ...]:
 def _default(variable: str, fallback: str) -> Path:
     base = os.environ.get(variable)
     return (Path(base) if base else Path.home() / fallback) / "lora_mixer" / "library.sqlite"
-
-
-def _entries(connection: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[Entry, ...]:
-    known = _schema.hashes_of(connection, [row["id"] for row in rows])
-    return tuple(_schema.entry_of(row, known[row["id"]]) for row in rows)

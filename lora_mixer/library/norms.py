@@ -17,7 +17,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
 from lora_mixer.algorithms.lora import LowRank, fold_core
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
     layers: dict[str, float] = {}
     squares: dict[str, float] = {}
     unknown: dict[str, int] = {}
-    for layer in read(resolve_source(source, **options)).layers:
+    for layer in read_source(resolve_source(source, **options)).layers:
         norm = change_norm(layer.weights)
         if norm is None:
             name = ", ".join(layer.weights.algorithms)

@@ -159,7 +159,7 @@ class SavedMixes:
             The name that it got.
 
         Raises:
-            MixError: The text is no mix, or something had to be left out of it.
+            MixError: The text is not a mix, or something had to be left out of it.
         """
         told, mix = _shared(text)
         wanted = _checked(name or told or "imported")
@@ -187,16 +187,17 @@ class SavedMixes:
         except FileNotFoundError:
             return {"format": _FORMAT, "mixes": {}, "history": []}
         except (OSError, UnicodeDecodeError) as error:
-            raise MixError(f"{self.path}: the saved mixes cannot be read ({error})") from error
+            raise MixError(f"the saved mixes cannot be read ({error})", file=str(self.path)) from error
         try:
             book = read_json(text)
         except ValueError as error:
             raise MixError(
-                f"{self.path}: expected a book of mixes, got text that is no JSON ({error})"
+                f"expected a book of mixes, got text that is not JSON ({error})", file=str(self.path)
             ) from error
         if as_table(book).get("format") != _FORMAT or not isinstance(book.get("mixes"), dict):
             raise MixError(
-                f"{self.path}: expected a book of mixes of format {_FORMAT}; move the file away to begin a new one"
+                f"expected a book of mixes of format {_FORMAT}; move the file away to begin a new one",
+                file=str(self.path),
             )
         history = book.get("history")
         book["mixes"] = {name: as_table(entry) for name, entry in book["mixes"].items()}
@@ -221,11 +222,11 @@ class SavedMixes:
                     write_files({self.path: lambda stream: _write(stream, text)})
         except Timeout as error:
             raise SaveError(
-                f"{self.path}: another process has held the saved mixes for {_WAIT_S} s"
+                f"another process has held the saved mixes for {_WAIT_S} s", file=str(self.path)
             ) from error
         except OSError as error:
             raise SaveError(
-                f"{self.path}: the saved mixes cannot be written ({error.strerror or error})"
+                f"the saved mixes cannot be written ({error.strerror or error})", file=str(self.path)
             ) from error
 
 
@@ -244,7 +245,7 @@ def _mix_of(entry: dict[str, Any], name: str) -> Mix:
     notes: list[str] = []
     mix = read_mix(entry.get("mix"), entry.get("masks"), notes)
     if mix is None:
-        raise MixError(f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is no mix"}.')
+        raise MixError(f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is not a mix"}.')
     return mix
 
 
@@ -263,7 +264,7 @@ def _shared(text: str) -> tuple[str | None, Mix]:
     if mix is None and not notes:
         mix = read_mix_text(text, {}, notes)
     if mix is None or notes:
-        raise MixError(f"This text is no mix that can be taken: {'; '.join(notes) or 'it is empty'}.")
+        raise MixError(f"This text is not a mix that can be taken: {'; '.join(notes) or 'it is empty'}.")
     return told, mix
 
 

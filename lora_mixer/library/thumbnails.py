@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lora_mixer.atomic import write_files
+from lora_mixer.errors import LoraMixerError
 from lora_mixer.library._walking import within
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ _FILE_AT_MOST = 64 << 20
 _PIXELS_AT_MOST = 50_000_000
 
 
-class PreviewError(ValueError):
+class PreviewError(LoraMixerError, ValueError):
     """Why a preview cannot be shown."""
 
 
-def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
+def thumbnail(entry: Entry, folder: Path, size: int, own: Path | None = None) -> Path | None:
     """
     Return a small picture of an entry.
 
@@ -33,6 +34,7 @@ def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
         entry: The entry.
         folder: Where small pictures are kept.
         size: The longer side in pixels, brought within :data:`SIZES`.
+        own: The folder of previews that the user chose.
 
     Returns:
         A WebP file in that folder; None where the entry has no picture, or that is away.
@@ -43,7 +45,7 @@ def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
     source = entry.preview
     if source is None or entry.offline:
         return None
-    if not within(source, entry.root):
+    if not within(source, entry.root) and (own is None or source.parent != own or source.is_symlink()):
         raise PreviewError("leads out of the library's folder")
     try:
         facts = os.stat(source)  # noqa: PTH116 -- one call for both
@@ -57,7 +59,7 @@ def thumbnail(entry: Entry, folder: Path, size: int) -> Path | None:
     if not path.is_file():
         if facts.st_size > _FILE_AT_MOST:
             raise PreviewError(f"has {facts.st_size} bytes, at most {_FILE_AT_MOST} are read")
-        _write(source, path, side)
+        write(source, path, side)
         for stale in folder.glob(f"{entry.id}-*-{side}.webp"):
             if stale != path:
                 stale.unlink(missing_ok=True)
@@ -69,7 +71,13 @@ def _refuse_huge(width: int, height: int) -> None:
         raise PreviewError(f"has {width} x {height} pixels, at most {_PIXELS_AT_MOST} are read")
 
 
-def _write(source: Path, path: Path, side: int) -> None:
+def write(source: Path, path: Path, side: int) -> None:
+    """
+    Write a picture anew, at most so large.
+
+    Raises:
+        PreviewError: When it cannot be read.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -84,6 +92,6 @@ def _write(source: Path, path: Path, side: int) -> None:
     except PreviewError:
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file
-        raise PreviewError(f"is no picture that can be read ({type(error).__name__})") from error
+        raise PreviewError(f"is not a picture that can be read ({type(error).__name__})") from error
     small.info = {}
     write_files({path: lambda stream: small.save(stream, "WEBP", quality=80)})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.errors import MixError
 from lora_mixer.merging.magnitude import check_share, share_of
 from lora_mixer.merging.method import DENSITY, SCALE, MethodSpec, Setting
 from lora_mixer.merging.weighted_sum import weighted_sum
@@ -33,7 +34,7 @@ def keep_middle(delta: torch.Tensor, density: float, outliers: float) -> torch.T
         The sparse change.
 
     Raises:
-        ValueError: When the shares are none, or are more than 1 together.
+        MixError: When the shares are none, or are more than 1 together.
 
     Example:
         >>> keep_middle(torch.tensor([[9.0, -4.0, 2.0, 0.5], [1.0, 0.1, 0.2, 0.3]]), 0.5, 0.25).tolist()
@@ -42,7 +43,7 @@ def keep_middle(delta: torch.Tensor, density: float, outliers: float) -> torch.T
     check_share("density", density)
     check_share("outliers", outliers)
     if density + outliers > 1:
-        raise ValueError(f"density and outliers must be at most 1 together, got {density} and {outliers}")
+        raise MixError(f"density and outliers must be at most 1 together, got {density} and {outliers}")
     rows = delta.flatten(1) if delta.ndim > 1 else delta[None]
     dropped = int(outliers * rows.shape[1])
     kept = share_of(density, rows.shape[1])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.errors import MixError
 from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec, Setting
 from lora_mixer.merging.ties import agreeing_mean
 from lora_mixer.merging.weighted_sum import weighted_sum
@@ -36,14 +37,14 @@ def keep_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> t
         Probabilities of the change's shape, fp64.
 
     Raises:
-        ValueError: When they would leave 0 to 1.
+        MixError: When they would leave 0 to 1.
 
     Example:
         >>> keep_probabilities(torch.tensor([[3.0, -1.0, 2.0]]), 0.5, 0.2).tolist()
         [[0.7, 0.3, 0.5]]
     """
     if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon <= 1):
-        raise ValueError(
+        raise MixError(
             f"density - epsilon must be above 0 and density + epsilon at most 1, got {density}, {epsilon}"
         )
     rows = delta.flatten(1) if delta.ndim > 1 else delta[None]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_mixer.errors import SaveError
+from lora_mixer.errors import MixError, SaveError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def truncate_pair(
         The pair, in fp64 for fp64 input and in fp32 otherwise.
 
     Raises:
-        ValueError: When none of them is given, or one is impossible.
+        MixError: When none of them is given, or one is impossible.
 
     Example:
         >>> form = truncate_pair(torch.eye(3), torch.diag(torch.tensor([3.0, 4.0, 0.0])), rank=1)
@@ -97,7 +97,7 @@ def truncate(
         The pair, in fp64 for fp64 input and in fp32 otherwise.
 
     Raises:
-        ValueError: When none of them is given, or one is impossible.
+        MixError: When none of them is given, or one is impossible.
 
     Example:
         >>> truncate(torch.ones(4, 6), energy=0.99).rank
@@ -160,13 +160,13 @@ def pair_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _check(rank: int | None, energy: float | None, sv_ratio: float | None) -> None:
     if rank is None and energy is None and sv_ratio is None:
-        raise ValueError("expected a rank, an energy or a ratio of singular values, got none")
+        raise MixError("expected a rank, an energy or a ratio of singular values, got none")
     if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise MixError(f"rank must be at least 1, got {rank}")
     if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+        raise MixError(f"energy must be above 0 and at most 1, got {energy}")
     if sv_ratio is not None and not sv_ratio >= 1:
-        raise ValueError(f"sv_ratio must be at least 1, got {sv_ratio}")
+        raise MixError(f"sv_ratio must be at least 1, got {sv_ratio}")
 
 
 def _kept(values: torch.Tensor, rank: int | None, energy: float | None, sv_ratio: float | None) -> int:

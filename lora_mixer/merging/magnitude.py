@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.errors import MixError
 from lora_mixer.merging.method import DENSITY, MethodSpec
 from lora_mixer.merging.weighted_sum import weighted_sum
 
@@ -74,10 +75,10 @@ def check_share(name: str, value: float, *, least: float = 0.0) -> None:
     Refuse a share that is none.
 
     Raises:
-        ValueError: Naming it.
+        MixError: Naming it.
     """
     if not least <= value <= 1:
-        raise ValueError(f"{name} must be from {least:g} to 1, got {value}")
+        raise MixError(f"{name} must be from {least:g} to 1, got {value}")
 
 
 MAGNITUDE = MethodSpec(

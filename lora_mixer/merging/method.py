@@ -51,7 +51,7 @@ class Setting:
         Return a value, from text too, as what the setting takes.
 
         Raises:
-            ValueError: When it is something else; its text says what is expected.
+            MixError: When it is something else; its text says what is expected.
 
         Example:
             >>> Setting("density", 0.5, "share", 0, 1).read("0.25")
@@ -59,14 +59,14 @@ class Setting:
         """
         if self.choices:
             if value not in self.choices:
-                raise ValueError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
+                raise MixError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
             return str(value)
         number = _number(value)
         whole = isinstance(self.default, int)
         if number is None or (whole and number != int(number)):
-            raise ValueError(f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}")
+            raise MixError(f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}")
         if not self.low <= number <= self.high or (self.above_low and number == self.low):
-            raise ValueError(f"{self.name} must be {self.range}, got {number:g}")
+            raise MixError(f"{self.name} must be {self.range}, got {number:g}")
         return int(number) if whole else number
 
     @property

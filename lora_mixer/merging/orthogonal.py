@@ -49,7 +49,7 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         if basis is not None:
             own = own - (own @ basis) @ basis.T
         freed.append((up.double(), own))
-        columns = down.double().T if basis is None else torch.cat([basis, own.T], dim=1)
+        columns = down.double().T if basis is None else torch.cat([basis, own.T], dim=1)  # (in, k + r)
         left, values, _ = torch.linalg.svd(columns, full_matrices=False)
         largest = float(values.max()) if len(values) else 0.0
         basis = left[:, values > _TINY * largest] if largest else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from lora_mixer.errors import MixError
 from lora_mixer.merging.magnitude import keep_largest
 from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, MethodSpec
 
@@ -85,9 +86,9 @@ def agreeing_mean(
         [2.0]
     """
     if majority not in ("total", "frequency"):
-        raise ValueError(f"majority must be 'total' or 'frequency', got {majority!r}")
+        raise MixError(f"majority must be 'total' or 'frequency', got {majority!r}")
     if average not in ("count", "weights"):
-        raise ValueError(f"average must be 'count' or 'weights', got {average!r}")
+        raise MixError(f"average must be 'count' or 'weights', got {average!r}")
     stacked = torch.stack(list(deltas))  # (n, ...)
     gains = torch.tensor(list(weights), dtype=stacked.dtype, device=stacked.device)
     gains = gains.view(-1, *[1] * (stacked.ndim - 1))  # (n, 1, ...)

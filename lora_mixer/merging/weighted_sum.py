@@ -39,7 +39,7 @@ def concatenate(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """
     wide = wide_type(tensor for pair in pairs for tensor in pair)
     ups = [up.to(wide) * weight for (up, _), weight in zip(pairs, weights, strict=True)]
-    return torch.cat(ups, dim=1), torch.cat([down.to(wide) for _, down in pairs])
+    return torch.cat(ups, dim=1), torch.cat([down.to(wide) for _, down in pairs])  # (out, R), (R, in)
 
 
 def weighted_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

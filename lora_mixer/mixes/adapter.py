@@ -51,7 +51,7 @@ class AdapterMix:
         Check and freeze the values, and fold constant schedules into the weights.
 
         Raises:
-            MixError: A weight is not a finite number, a component is no name, or a part is of the wrong kind.
+            MixError: A weight is not a finite number, a component is not a name, or a part is of the wrong kind.
         """
         reading = Reading()
         weight = reading.number("weight", self.weight)
@@ -61,7 +61,7 @@ class AdapterMix:
         reading.finish("adapter's mix")
         schedule = self.schedule and self.schedule.simplest()
         if isinstance(schedule, Constant):
-            # A text encoder with a weight of its own has no part in the adapter's schedule; see ``text_share``.
+            # A text encoder with a weight of its own has no part in the adapter's schedule.
             kept = {*own, TE, *TEXT_ENCODERS}
             for name in (name for name in components if name not in kept):
                 components[name] = reading.number(f"components.{name}", components[name] * schedule.value)

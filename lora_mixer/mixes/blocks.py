@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Place, place_of
+from lora_mixer.mixes.unet_blocks import BlockLayout, BlockPosition, BlockShape, block_position
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.wording import list_of, shown
 
@@ -151,10 +151,10 @@ class BlockTree(Blocks):
             return 1.0
         if layout is not None:
             self.require_fit(layout)
-        place = place_of(module)
+        place = block_position(module)
         return self.other if place is None else _pick(self._of_block(place), place)
 
-    def _of_block(self, place: Place) -> Weights:
+    def _of_block(self, place: BlockPosition) -> Weights:
         side: Weights | Mapping[int, Weights] = getattr(self, place.side)
         return side.get(place.block, 1.0) if isinstance(side, Mapping) else side
 
@@ -179,14 +179,6 @@ class BlockTree(Blocks):
 def read_tree(spec: Mapping[object, object], where: str, reading: Reading) -> BlockTree | None:
     """
     Read diffusers' nested dict.
-
-    Args:
-        spec: The dict.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
 
     Example:
         >>> read_tree({"down": 0.5, "up": {"block_1": [1, 0, 1]}}, "a.unet", Reading()).up
@@ -241,7 +233,7 @@ def _read_weights(spec: object, where: str, reading: Reading) -> Weights:
     return tuple(reading.number(f"{where}[{index}]", value) for index, value in enumerate(spec))
 
 
-def _pick(weights: Weights, place: Place) -> float:
+def _pick(weights: Weights, place: BlockPosition) -> float:
     if not isinstance(weights, tuple):
         return weights
     if len(weights) == 1:

@@ -19,7 +19,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.mixes.unet_blocks import Place, place_of
+from lora_mixer.mixes.unet_blocks import BlockPosition, block_position
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
@@ -135,23 +135,17 @@ def id_of(module: str) -> str | None:
     """
     Name the LBW id of a layer.
 
-    Args:
-        module: The dotted path of the layer in the UNet, in diffusers' names.
-
-    Returns:
-        The id, or None where the layer has none.
-
     Example:
         >>> [id_of(f"down_blocks.1.{name}") for name in ("attentions.0.proj_in", "downsamplers.0.conv")]
         ['IN04', 'IN06']
     """
-    place = place_of(module)
+    place = block_position(module)
     if place is None:
         return "IN00" if module.removeprefix("_orig_mod.").split(".")[0] == "conv_in" else None
     return _id_of_place(place)
 
 
-def _id_of_place(place: Place) -> str:
+def _id_of_place(place: BlockPosition) -> str:
     if place.side == "mid":
         return "M00"
     first = (_LAYERS + 1) * place.block
@@ -163,7 +157,7 @@ def _id_of_place(place: Place) -> str:
 def _transformer_ids(layout: BlockLayout) -> list[str]:
     sides: tuple[tuple[Side, tuple[BlockShape, ...]], ...] = (("down", layout.down), ("up", layout.up))
     return [
-        _id_of_place(Place(side, block, "attentions", index))
+        _id_of_place(BlockPosition(side, block, "attentions", index))
         for side, shapes in sides
         for block, shape in enumerate(shapes)
         for index in range(shape.attentions)
@@ -173,14 +167,6 @@ def _transformer_ids(layout: BlockLayout) -> list[str]:
 def read_lbw(spec: str | Sequence[object], where: str, reading: Reading) -> LbwWeights | None:
     """
     Read a preset's name, a list, or a list as text.
-
-    Args:
-        spec: The name, the list or the text; numbers in a text stand between commas or semicolons.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted; its presets come before LBW's own.
-
-    Returns:
-        The weights, or None where there was a problem.
 
     Example:
         >>> read_lbw("1,0,0,0,1,1,1,1,1,1,1,1", "", Reading()).by_id["IN08"]
@@ -307,12 +293,6 @@ def _read_values(values: object, where: str, reading: Reading) -> tuple[float, .
 def lbw_text(weights: LbwWeights) -> str:
     """
     Write weights as a preset's name or a list, as ``lbw=`` takes them.
-
-    Args:
-        weights: The weights.
-
-    Returns:
-        The text.
 
     Example:
         >>> lbw_text(LbwWeights([1] + [0] * 11))

@@ -78,7 +78,7 @@ class Mask:
             The mask.
 
         Raises:
-            MixError: There is no such file, or its content is no mask.
+            MixError: There is no such file, or its content is not a mask.
         """
         reading = Reading()
         mask = read_mask(source, "", reading)
@@ -138,17 +138,7 @@ class Mask:
 
 
 def read_mask(source: object, where: str, reading: Reading) -> Mask | None:
-    """
-    Read a mask in any form.
-
-    Args:
-        source: See ``Mask.of``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The mask, or None where there was a problem.
-    """
+    """Read a mask in any form."""
     if isinstance(source, Mask):
         return source
     if reading.masks is not None:
@@ -212,7 +202,7 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
     except FileNotFoundError:
         reading.problem(where, f'there is no picture "{path}".')
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reading.problem(where, f'"{path}" is no picture that can be read: {error}.')
+        reading.problem(where, f'"{path}" is not a picture that can be read: {error}.')
     return None
 
 

@@ -55,7 +55,7 @@ class Mix:
         Check and freeze the values.
 
         Raises:
-            MixError: A name is no text, or a value is no ``AdapterMix``.
+            MixError: A name is not text, or a value is not an ``AdapterMix``.
         """
         reading = Reading()
         for name, adapter in self.adapters.items():
@@ -355,7 +355,7 @@ class Mix:
             The text, as ``a:0.7, b:0.8,te=0.2``.
         """
         method = "" if self.method.is_sum else self.method.to_text()
-        return line.write({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
+        return line.write_line({name: adapter.to_spec() for name, adapter in self.adapters.items()}, method)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Mix:

@@ -131,12 +131,6 @@ def looks_like_patterns(spec: Mapping[object, object]) -> bool:
     """
     Tell a dict of patterns from a dict of blocks.
 
-    Args:
-        spec: The dict.
-
-    Returns:
-        Whether every key has a mark that only patterns have.
-
     Example:
         >>> looks_like_patterns({"*.attn2.*": 1}), looks_like_patterns({"down": 1})
         (True, False)
@@ -149,14 +143,6 @@ def looks_like_patterns(spec: Mapping[object, object]) -> bool:
 def read_patterns(spec: object, where: str, reading: Reading) -> LayerPatterns | None:
     """
     Read a dict of patterns.
-
-    Args:
-        spec: The dict.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
 
     Example:
         >>> read_patterns({"re:.*attn[12].*": 0.5}, "", Reading()).weights
@@ -181,7 +167,7 @@ def _read_weights(spec: object, where: str, reading: Reading) -> FrozenMap[str, 
         try:
             _compiled(pattern)
         except re.error as error:
-            reading.problem(where, f"{pattern!r} is no regular expression: {error}.")
+            reading.problem(where, f"{pattern!r} is not a regular expression: {error}.")
         weights[pattern] = reading.number(f"{where}[{pattern!r}]", value)
     return FrozenMap(weights)
 

@@ -107,14 +107,6 @@ def read_depth(spec: Mapping[object, object], where: str, reading: Reading) -> D
     """
     Read weights of a transformer's blocks.
 
-    Args:
-        spec: The dict; by index, keys are as in ``block_3``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
-
     Example:
         >>> read_depth({"double": [1, 0], "single": {"block_3": 0.5}}, "a.blocks", Reading()).single
         {3: 0.5}

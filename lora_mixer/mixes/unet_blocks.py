@@ -16,7 +16,7 @@ _PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.(\w+?)(?:\.(\d+))
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockPosition:
     """
     The place of a layer in a UNet.
 
@@ -34,25 +34,19 @@ class Place:
 
 
 @lru_cache(maxsize=8192)
-def place_of(module: str) -> Place | None:
+def block_position(module: str) -> BlockPosition | None:
     """
     Find the block of a layer.
 
-    Args:
-        module: The dotted path of the layer in the UNet.
-
-    Returns:
-        Its place, or None outside the blocks (``conv_in``, ``time_embedding.linear_1``, any other model).
-
     Example:
-        >>> place_of("up_blocks.1.attentions.2.proj_in")
-        Place(side='up', block=1, kind='attentions', index=2)
-        >>> place_of("conv_in") is None
+        >>> block_position("up_blocks.1.attentions.2.proj_in")
+        BlockPosition(side='up', block=1, kind='attentions', index=2)
+        >>> block_position("conv_in") is None
         True
     """
     if not (match := _PLACE.match(module.removeprefix("_orig_mod."))):
         return None
-    return Place(cast("Side", match[1] or match[3]), int(match[2] or 0), match[4], int(match[5] or 0))
+    return BlockPosition(cast("Side", match[1] or match[3]), int(match[2] or 0), match[4], int(match[5] or 0))
 
 
 _SINGLE = "single_transformer_blocks|single_stream_blocks"
@@ -66,12 +60,6 @@ _DEPTH = re.compile(rf"(?:({_SINGLE})|(?:{_DOUBLE}))\.(\d+)(?:\.|$)")
 def depth_of(module: str) -> tuple[Literal["double", "single"], int] | None:
     """
     Find the block of a layer of a transformer.
-
-    Args:
-        module: The dotted path of the layer in the transformer.
-
-    Returns:
-        Its kind and its index, or None outside the blocks.
 
     Example:
         >>> depth_of("single_transformer_blocks.3.proj_out"), depth_of("blocks.0.attn1.to_q"), depth_of("x_embedder")
@@ -133,14 +121,14 @@ class BlockLayout:
             names: The dotted paths of all modules, as ``named_modules`` gives them.
 
         Returns:
-            The layout; without any down, mid and up block where the model is no UNet.
+            The layout; without any down, mid and up block where the model is not a UNet.
         """
         counts: dict[tuple[Side, int], dict[str, int]] = {}
         depth = {"double": 0, "single": 0}
         for name in names:
             if found := depth_of(name):
                 depth[found[0]] = max(depth[found[0]], found[1] + 1)
-            if place := place_of(name):
+            if place := block_position(name):
                 kinds = counts.setdefault((place.side, place.block), {})
                 kinds[place.kind] = max(kinds.get(place.kind, 0), place.index + 1)
         shapes = {

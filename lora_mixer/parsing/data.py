@@ -13,7 +13,7 @@ from lora_mixer.wording import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer.parsing.problems import Path
+    from lora_mixer.parsing.problems import EntryPath
 
 Form = Literal["json", "yaml"]
 
@@ -31,12 +31,12 @@ class Located:
         2
     """
 
-    def __init__(self, value: Any = None, lines: Mapping[Path, int] | None = None) -> None:
+    def __init__(self, value: Any = None, lines: Mapping[EntryPath, int] | None = None) -> None:
         """Keep both."""
         self.value = value
-        self.lines: dict[Path, int] = dict(lines or {})
+        self.lines: dict[EntryPath, int] = dict(lines or {})
 
-    def line(self, path: Path) -> int:
+    def line(self, path: EntryPath) -> int:
         """Return the line of a value, or of the nearest thing around it."""
         while path and path not in self.lines:
             path = path[:-1]
@@ -50,7 +50,7 @@ class _LocatedJson(Located):
         super().__init__(value)
         self._text: str | None = text
 
-    def line(self, path: Path) -> int:
+    def line(self, path: EntryPath) -> int:
         if self._text is not None:
             # JSON is YAML but for tabs, which stand between values only; YAML's reader tells where things are.
             self.lines = _yaml(self._text.replace("\t", " "), Problems()).lines
@@ -123,7 +123,7 @@ def _yaml(text: str, problems: Problems) -> Located:
     require("yaml", "batch")
     from lora_mixer.parsing.yaml_nodes import read_nodes
 
-    lines: dict[Path, int] = {}
+    lines: dict[EntryPath, int] = {}
     return Located(read_nodes(text, problems, lines), lines)
 
 

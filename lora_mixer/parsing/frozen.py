@@ -73,6 +73,11 @@ class LazyMap(Mapping[K, V], Generic[K, V]):
             self._table = self._load()
         return self._table
 
+    @property
+    def known(self) -> Mapping[K, V]:
+        """What has been worked out: all of it, or nothing; this works nothing out."""
+        return {} if self._table is None else self._table
+
     def __getitem__(self, key: K) -> V:
         """Return one value."""
         return self._all()[key]

@@ -12,6 +12,8 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lora_mixer.errors import LoraMixerError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,11 +21,11 @@ _PLAIN = re.compile(r"\^?(?:[\w\-.]|\\[.\-])*\$?")
 _TOKEN = re.compile(r"\\[.\-dws]|\[[^\[\]\\]{1,64}\]|[\w\-. ^$|]|\(\?:|[()*+?]")
 _LONGEST_NAME, _LONGEST_PATTERN = 4096, 2048
 _QUANTIFIERS, _GROUPS = 2, 2
-_STEPS = 100_000_000  # what all patterns of a file that are no names may need together
+_STEPS = 100_000_000  # what all patterns of a file that are not names may need together
 Value = TypeVar("Value")
 
 
-class PatternTooHardError(ValueError):
+class PatternTooHardError(LoraMixerError, ValueError):
     """A pattern could take longer than anybody waits; the message says what may be in one."""
 
 
@@ -32,7 +34,7 @@ def compiled(pattern: str) -> tuple[re.Pattern[str], int] | None:
     Compile a pattern that must match a whole path, or its end behind a dot.
 
     Returns:
-        The pattern, and the power of a name's length that matching it may cost; None for what is no regular expression.
+        The pattern, and the power of a name's length that matching it may cost; None for what is not a regular expression.
 
     Raises:
         PatternTooHardError: When matching it has no good bound.

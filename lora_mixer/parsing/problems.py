@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.errors import LoraMixerError
 
-Path = tuple[str | int, ...]
+EntryPath = tuple[str | int, ...]
 """Keys and numbers that lead to an entry."""
 
 _LONGEST_PLACE = 200
@@ -41,7 +41,7 @@ class Problems:
 
     def __init__(
         self,
-        lines: Callable[[Path], int | None] | None = None,
+        lines: Callable[[EntryPath], int | None] | None = None,
         refuse: Callable[[Sequence[Problem]], LoraMixerError] | None = None,
     ) -> None:
         """Start without any."""
@@ -50,7 +50,7 @@ class Problems:
         self._noted: set[Problem] = set()
         self._refuse = refuse
 
-    def problem(self, where: str | Path, text: str, *, line: int | None = None) -> None:
+    def problem(self, where: str | EntryPath, text: str, *, line: int | None = None) -> None:
         """
         Note one problem; the same one counts once.
 
@@ -61,16 +61,16 @@ class Problems:
         """
         if not isinstance(where, str):
             line = self.lines(where) if line is None and self.lines is not None else line
-            where = place_of(where)
+            where = path_text(where)
         problem = Problem(where, text, line)
         if problem not in self._noted:  # a million pictures may have one and the same
             self._noted.add(problem)
             self.problems.append(problem)
 
-    def take(self, where: str | Path, error: Exception) -> None:
+    def take(self, where: str | EntryPath, error: Exception) -> None:
         """Note what an error says of a part that stands at a place: each of its problems, or all of it as one."""
         for each in getattr(error, "problems", ()) or (Problem("", str(error)),):
-            inner = each.within(where if isinstance(where, str) else place_of(where))
+            inner = each.within(where if isinstance(where, str) else path_text(where))
             line = None if isinstance(where, str) or self.lines is None else self.lines(where)
             self.problem(inner.place, inner.text, line=inner.line if line is None else line)
 
@@ -150,12 +150,12 @@ def fail(what: str, problems: Sequence[Problem]) -> NoReturn:
     raise MixError(problems=tuple(problems), what=what)
 
 
-def place_of(path: Path) -> str:
+def path_text(path: EntryPath) -> str:
     """
     Write the path of an entry.
 
     Example:
-        >>> place_of(("jobs", 0, "grid", "weight ink"))
+        >>> path_text(("jobs", 0, "grid", "weight ink"))
         'jobs[0].grid.weight ink'
     """
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)

@@ -146,7 +146,7 @@ def read_json(text: str) -> Any:
     Read JSON that a stranger wrote.
 
     Raises:
-        ValueError: It is too long or too deep, has numbers that are none, or is no JSON.
+        ValueError: It is too long or too deep, has numbers that are none, or is not JSON.
     """
     return _limited(text, lambda: _DECODER.decode(text))
 
@@ -200,18 +200,15 @@ def _untrailed(text: str) -> Iterator[str]:
 
 def _limited(text: str, decode: Any) -> Any:
     if len(text) > LONGEST_JSON:
-        msg = f"is {len(text)} characters long, at most {LONGEST_JSON} are read"
-        raise ValueError(msg)
+        raise ValueError(f"is {len(text)} characters long, at most {LONGEST_JSON} are read")
     try:
         return decode()
     except RecursionError:
-        msg = "is nested too deeply"
-        raise ValueError(msg) from None
+        raise ValueError("is nested too deeply") from None
 
 
 def _no_constant(name: str) -> NoReturn:
-    msg = f"has {name} for a number"
-    raise ValueError(msg)
+    raise ValueError(f"has {name} for a number")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)

@@ -11,7 +11,7 @@ from lora_mixer.parsing.problems import named_twice
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
-    from lora_mixer.parsing.problems import Path, Problems
+    from lora_mixer.parsing.problems import EntryPath, Problems
 
 _VALUES_AT_MOST = 5_000_000
 _VALUES_OF_SHORT, _VALUES_PER_BYTE = 500_000, 10  # aliases of aliases can make a short text endless
@@ -28,7 +28,7 @@ _PLAIN_TAGS = frozenset(
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_nodes(text: str, problems: Problems, lines: dict[Path, int]) -> Any:
+def read_nodes(text: str, problems: Problems, lines: dict[EntryPath, int]) -> Any:
     """
     Read YAML.
 
@@ -86,10 +86,10 @@ class _TooLargeError(Exception):
 class _Tree:
     """Makes values of YAML's nodes: numbers, true, false and null as in YAML 1.2, and all else is text."""
 
-    def __init__(self, lines: dict[Path, int], problems: Problems, most: int) -> None:
+    def __init__(self, lines: dict[EntryPath, int], problems: Problems, most: int) -> None:
         self.lines, self.problems, self.count, self.most = lines, problems, 0, most
 
-    def build(self, node: yaml.Node, path: Path) -> Any:
+    def build(self, node: yaml.Node, path: EntryPath) -> Any:
         self.count += 1
         if self.count > self.most:
             raise _TooLargeError
@@ -100,7 +100,7 @@ class _Tree:
             return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
         return self._scalar(node)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: EntryPath) -> dict[str, Any]:
         table: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, child in node.value:

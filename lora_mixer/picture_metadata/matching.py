@@ -2,6 +2,8 @@
 The adapters that a picture names, found among those that are here: by hash first, then by name.
 
 Hashes decide, since files are renamed and names are common; a name decides where the picture or the file has no hash.
+A hash that is not known yet takes reading the whole file: those that are known and those that headers state come first, then
+files of that name, and the rest as far as a bound of bytes reaches.
 What is not found keeps its place, its weight and its order, so that nothing moves up into it.
 """
 
@@ -12,12 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import MixError
+from lora_mixer.errors import LoraMixerError, MixError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.values import as_hash, file_stem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.mixes import AdapterMix
@@ -73,16 +75,23 @@ class AdapterMatches:
         return tuple(slot.adapter for slot in self.slots if slot.match is None)
 
 
-def match_adapters(settings: PictureSettings, known: Known) -> AdapterMatches:
+READ_AT_MOST = 1 << 30
+"""How many bytes of files are read for hashes in one call, unless said otherwise."""
+
+
+def match_adapters(
+    settings: PictureSettings, known: Known, *, read_at_most: int = READ_AT_MOST
+) -> AdapterMatches:
     """
     Find a picture's adapters among those that are here.
 
     Args:
         settings: As :func:`read_picture` gives them.
         known: What is here, by name: hashes by kind, or an ``AdapterInfo`` (as in ``mixer.adapters``).
+        read_at_most: Bytes of files to read for hashes that are not known yet; those that a table of hashes has cost nothing.
 
     Returns:
-        The places with their matches, and the mix of what was found.
+        The places with their matches, and the mix of what was found; ``notes`` say how many files were not looked into.
 
     Example:
         >>> from lora_mixer.picture_metadata import PictureSettings
@@ -90,7 +99,7 @@ def match_adapters(settings: PictureSettings, known: Known) -> AdapterMatches:
         >>> found.mix.to_text(), found.cleared, found.missing[0].name
         ('ink:0.5', ('oil',), 'gone')
     """
-    here = _Here(known)
+    here = _Here(known, read_at_most)
     taken: dict[str, str] = {}
     slots: list[AdapterMatch] = []
     for adapter in settings.adapters:
@@ -101,7 +110,7 @@ def match_adapters(settings: PictureSettings, known: Known) -> AdapterMatches:
         if slot.match is not None:
             taken[slot.match] = adapter.name
         slots.append(slot)
-    notes: list[str] = []
+    notes = here.notes()
     mix = _mix(settings, slots, notes)
     return AdapterMatches(tuple(slots), mix, tuple(name for name in known if name not in taken), tuple(notes))
 
@@ -119,15 +128,47 @@ def same_hash(one: str, other: str) -> bool:
 
 
 class _Here:
-    """What is here, by hash and by name; looked through once, and for hashes only when one is asked for."""
+    """What is here, by hash and by name; each file is read once at most, and all together within a bound."""
 
-    def __init__(self, known: Known) -> None:
-        self._known = known
+    def __init__(self, known: Known, read_at_most: int) -> None:
+        self._known, self._left = known, read_at_most
+        self._computed: dict[str, list[str]] = {}
+        self._skipped: dict[str, str] = {}
+
+    def known_hashes(self, name: str) -> list[str]:
+        """Return the hashes of one adapter that are known, and what its header states of itself; nothing is read."""
+        entry: Any = self._known[name]
+        table = getattr(entry, "hashes", entry)
+        stated = getattr(entry, "metadata", {}).get("sshs_model_hash")
+        found = [as_hash(text) for text in getattr(table, "known", table).values()]
+        return [digits for digits in (*found, as_hash(stated)) if digits] + self._computed.get(name, [])
 
     def hashes(self, name: str) -> list[str]:
-        """Return the hashes of one adapter; for a file that is loaded this reads all of it."""
-        entry: Any = self._known[name]
-        return [digits for text in getattr(entry, "hashes", entry).values() if (digits := as_hash(text))]
+        """Return the hashes of one adapter; those of a file that nobody has computed yet as far as the bound reaches."""
+        table: Any = getattr(self._known[name], "hashes", None)
+        if name in self._computed or name in self._skipped or not hasattr(table, "known") or table.known:
+            return self.known_hashes(name)
+        size = int(getattr(self._known[name], "bytes", 0))
+        if size > self._left:
+            self._skipped[name] = "not read"
+            return self.known_hashes(name)
+        self._left -= size
+        try:
+            self._computed[name] = [digits for text in table.values() if (digits := as_hash(text))]
+        except (LoraMixerError, OSError) as error:
+            self._skipped[name] = f"unreadable ({type(error).__name__})"
+        return self.known_hashes(name)
+
+    def notes(self) -> list[str]:
+        """Say which files were not looked into."""
+        if not self._skipped:
+            return []
+        names = list(self._skipped)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        said = ", ".join(f"{name}: {self._skipped[name]}" for name in names[:3])
+        return [
+            f"the hashes of {len(names)} adapters here are not known ({said}{more}): a picture's adapter may be one of them"
+        ]
 
     def named(self, wanted: str) -> list[str]:
         """Return the names that are the wanted one: exactly, or else but for case, folders and endings, or an alias."""
@@ -145,11 +186,22 @@ class _Here:
         most = max(found.values(), default=0)
         return [name for name, common in found.items() if common == most]
 
+    def looked_into(self, digits: list[str]) -> list[str]:
+        """Return the same from files that nobody has hashed yet: they are read until one of them is it."""
+        for name in self._known:
+            before = self.known_hashes(name)
+            fresh = [own for own in self.hashes(name) if own not in before]
+            for own in fresh:
+                self._by_start.setdefault(own[:_SHORTEST], []).append((name, own))
+            if any(same_hash(text, own) for text in digits for own in fresh):
+                return [name]
+        return []
+
     @cached_property
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:
         table: dict[str, list[tuple[str, str]]] = {}
         for name in self._known:
-            for own in self.hashes(name):
+            for own in self.known_hashes(name):
                 table.setdefault(own[:_SHORTEST], []).append((name, own))
         return table
 
@@ -189,10 +241,13 @@ def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
         if kind not in _FOREIGN_KINDS and (found := as_hash(text))
     ]
     by_name = here.named(adapter.name)
-    # Files of that name first: computing a hash reads the whole file.
-    same = [
-        each for each in by_name if digits and any(same_hash(a, b) for a in digits for b in here.hashes(each))
-    ] or here.hashed(digits)
+    # Files of that name first, then what is known, then the rest: computing a hash reads the whole file.
+    same = (
+        _alike(digits, by_name, here.known_hashes)
+        or here.hashed(digits)
+        or _alike(digits, by_name, here.hashes)
+        or (here.looked_into(digits) if digits else [])
+    )
     if len(same) > 1:
         note = f'"{adapter.name}" could be {", ".join(same)}, whose hashes are equal'
         return AdapterMatch(adapter, None, "ambiguous", tuple(same), note)
@@ -210,6 +265,11 @@ def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
     if digits and here.hashes(name):
         note = f'"{name}" has another hash than the picture says: it may be another version'
     return AdapterMatch(adapter, name, "name", (), note)
+
+
+def _alike(digits: list[str], names: list[str], hashes: Callable[[str], list[str]]) -> list[str]:
+    """Return those of some names that have one of these hashes."""
+    return [each for each in names if digits and any(same_hash(a, b) for a in digits for b in hashes(each))]
 
 
 def _mix(settings: PictureSettings, slots: list[AdapterMatch], notes: list[str]) -> Mix:

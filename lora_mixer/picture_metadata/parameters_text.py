@@ -95,7 +95,7 @@ def quoted(value: object) -> str:
 
 
 def unquoted(text: str) -> str:
-    """Read a value; text that is no JSON string stays as it is."""
+    """Read a value; text that is not a JSON string stays as it is."""
     if text.startswith('"') and text.endswith('"') and len(text) > 1:
         try:
             value = json.loads(text)
@@ -117,7 +117,7 @@ def entries(text: str) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip()]
 
 
-def write(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str:
+def write_parameters(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str:
     r"""
     Write a text.
 
@@ -130,7 +130,7 @@ def write(prompt: str, negative_prompt: str, pairs: Mapping[str, object]) -> str
         The text.
 
     Example:
-        >>> write("a castle", "", {"Steps": 20, "Seed": None, "Size": "64x64"})
+        >>> write_parameters("a castle", "", {"Steps": 20, "Seed": None, "Size": "64x64"})
         'a castle\nSteps: 20, Size: 64x64'
     """
     lines = [clean_text(prompt)]

@@ -72,7 +72,7 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         negative_prompt, _ = with_tags(negative_prompt, told)
     sampler, schedule = _names_of_sampler(settings)
     sized = settings.width is not None and settings.height is not None
-    return parameters_text.write(
+    return parameters_text.write_parameters(
         prompt,
         negative_prompt,
         {
@@ -170,12 +170,12 @@ def _ours(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] | N
 
 
 def _texts_for(kind: str, settings: PictureSettings, place: Path) -> dict[str, Any]:
-    text, block = infotext(settings), own.write(settings)
+    text, block = infotext(settings), own.write_own(settings)
     if kind == "PNG":
         return {"pnginfo": png_texts(text, block)}
     exif = exif_of(text, block)
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_AT_MOST:
-        exif = exif_of(text, own.write(settings, with_masks=False))
+        exif = exif_of(text, own.write_own(settings, with_masks=False))
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_AT_MOST:
         raise SaveError(
             f"{place}: the settings take {len(exif)} bytes, and a JPEG has room for {_JPEG_EXIF_AT_MOST}; "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_mixer.pictures.maker import PictureMaker, StepProgress
     from lora_mixer.pictures.proposals import Proposal, propose, propose_for
     from lora_mixer.pictures.queue import FairQueue
-    from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, usual_name
+    from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, fitting_samplers, usual_name
     from lora_mixer.pictures.sheet import Band, contact_sheet
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "StepProgress",
     "contact_sheet",
     "find_models",
+    "fitting_samplers",
     "grid_requests",
     "grid_sheet",
     "load_outline",
@@ -68,6 +69,7 @@ _MODULES = {
     "SCHEDULES": "samplers",
     "Sampler": "samplers",
     "contact_sheet": "sheet",
+    "fitting_samplers": "samplers",
     "propose": "proposals",
     "propose_for": "proposals",
     "usual_name": "samplers",

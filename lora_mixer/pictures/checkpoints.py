@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     """
     place = Path(path).expanduser()
     if not place.is_file():
-        what = "is no file" if place.exists() else "is not there"
+        what = "is not a file" if place.exists() else "is not there"
         raise SourceNotFoundError(f"{path} {what}; expected a checkpoint")
     suffix = place.suffix.lower()
     if suffix == ".gguf":
@@ -100,13 +100,13 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
                 f"{path} is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
                 "allow_pickle=True); better take its .safetensors form"
             )
-        return describe(place, _shapes_of_pickle(place))
+        return describe_checkpoint(place, _shapes_of_pickle(place))
     with open_weights(place, str(path)) as stream:
         try:
             header = read_header(stream, str(path))
         except NotAnAdapterError as error:
             raise CorruptFileError(str(error)) from error
-    return describe(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
+    return describe_checkpoint(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
 
 
 def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
@@ -116,17 +116,17 @@ def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         first = first_line(error)
-        raise CorruptFileError(f"{path}: torch cannot read it as weights only: {first}") from error
+        raise CorruptFileError(f"torch cannot read it as weights only: {first}", file=str(path)) from error
     table = held.get("state_dict", held) if isinstance(held, dict) else {}
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
 
 
-def describe(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+def describe_checkpoint(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """
     Say what tensors of these names and shapes are.
 
     Example:
-        >>> describe(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
+        >>> describe_checkpoint(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
         'adapter'
     """
     kind = _kind(shapes)
@@ -198,7 +198,7 @@ OTHERWISE = {
     "denoiser": "a denoiser alone, without text encoders and VAE: name a diffusers folder that has them with --config",
     "unknown": "nothing that is known as a model: its tensors have other names",
 }
-"""What to do with files that are no whole pipeline, by kind."""
+"""What to do with files that are not whole pipelines, by kind."""
 
 
 def find_models(folder: str | Path) -> Iterator[str]:
@@ -220,7 +220,7 @@ def find_models(folder: str | Path) -> Iterator[str]:
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise SourceNotFoundError(f"{folder}: there is no such folder")
+        raise SourceNotFoundError("there is no such folder", file=str(folder))
     yield from sorted(_models_below(root, 0))
 
 

@@ -37,7 +37,7 @@ class PictureField:
         kind: ``text``, ``whole`` (numbers) or ``number``.
         low: The least number.
         high: The largest number, or the most characters.
-        argument: How diffusers' pipelines call it; None where it is no argument of theirs.
+        argument: How diffusers' pipelines call it; None where it is not an argument of theirs.
         apart: Whether pictures of one pipeline call may differ in it.
         choices: The texts that it may be; any where there are none.
         elsewhere: Within what whole numbers of other programs' pictures are kept when they are read.

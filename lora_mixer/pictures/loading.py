@@ -165,7 +165,7 @@ def _load_denoiser(
     index = _json(folder / "model_index.json")
     part = next((name for name in ("transformer", "unet") if isinstance(index.get(name), list)), None)
     if part is None:
-        raise SourceNotFoundError(f"{folder}: its model_index.json names no transformer and no unet")
+        raise SourceNotFoundError("its model_index.json names no transformer and no unet", file=str(folder))
     given: dict[str, Any] = {}
     if checkpoint.path.suffix.lower() == ".gguf":
         if importlib.util.find_spec("gguf") is None:  # diffusers asks for it in the middle of its work
@@ -251,7 +251,7 @@ def _class_of(folder: Path, name: str) -> Any:
     wanted = _json(folder / name).get("_class_name")
     kind = getattr(diffusers, str(wanted), None)
     if kind is None or not hasattr(kind, "from_single_file"):
-        raise SourceNotFoundError(f"{folder / name}: diffusers reads no single files as {wanted!r}")
+        raise SourceNotFoundError(f"diffusers reads no single files as {wanted!r}", file=str(folder / name))
     return kind
 
 
@@ -357,7 +357,7 @@ def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
             return of_folder(snapshot_download(name, allow_patterns=["*.json"], revision=wanted.revision))
         except (OSError, ValueError) as error:
             raise SourceNotFoundError(
-                f"the model {name!r} is no folder here, and its configurations cannot be had from the Hub: "
+                f"the model {name!r} is not a folder here, and its configurations cannot be had from the Hub: "
                 f"{first_line(error)}"
             ) from error
     return of_folder(name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lora_mixer.errors import MixError, PictureError
+from lora_mixer.errors import MissingExtraError, MixError, PictureError
 from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
@@ -132,6 +132,23 @@ class PictureMaker:
             kind = type(pipe).__name__
             raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
         return full
+
+    @property
+    def emphasis_problem(self) -> str:
+        """
+        Why prompts with emphasis, such as ``(word:1.3)``, are read as plain text here or refused; empty where they are not.
+
+        Example:
+            >>> maker.emphasis_problem  # doctest: +SKIP
+            ''
+        """
+        problem = self._prompts.problem()
+        if problem is None:
+            try:
+                require("compel", "prompts")
+            except MissingExtraError as error:
+                problem = str(error)
+        return problem or ""
 
     def _scheduler(self, request: PictureRequest) -> Any:
         """Return the scheduler that a request asks for; each is made once."""
@@ -333,7 +350,7 @@ class PictureMaker:
             )
             rows.append(torch.zeros_like(made[0]) if zeros else made[0])
             pooled.append(torch.zeros_like(made[1]) if zeros and made[1] is not None else made[1])
-        together = torch.cat(rows)
+        together = torch.cat(rows)  # (prompts + negative prompts, tokens, width)
         count = len(batch)
         found = {"prompt_embeds": together[:count], "negative_prompt_embeds": together[count:]}
         of_all = [each for each in pooled if each is not None]

@@ -38,8 +38,8 @@ class FairQueue:
         """Start empty."""
         self._limit = limit
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Hashable, deque[Place]] = OrderedDict()
-        self._running: Place | None = None
+        self._waiting: OrderedDict[Hashable, deque[QueueTurn]] = OrderedDict()
+        self._running: QueueTurn | None = None
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class FairQueue:
         *,
         on_move: Callable[[int], None] | None = None,
         stopped: Callable[[], bool] | None = None,
-    ) -> Iterator[Place]:
+    ) -> Iterator[QueueTurn]:
         """
         Wait for a turn, hold it for a block of code, and pass it on, whatever happens inside.
 
@@ -74,20 +74,20 @@ class FairQueue:
         finally:
             self._leave(place)
 
-    def _enter(self, owner: Hashable) -> Place:
+    def _enter(self, owner: Hashable) -> QueueTurn:
         with self._changed:
             waiting = sum(map(len, self._waiting.values()))
             if waiting >= self._limit:
                 raise PictureError(
                     f"the queue is full: {waiting} pictures wait; try again when some are finished"
                 )
-            place = Place(self, owner, next(self._numbers))
+            place = QueueTurn(self, owner, next(self._numbers))
             self._waiting.setdefault(owner, deque()).append(place)
             self._pass_on()
             return place
 
     def _wait(
-        self, place: Place, on_move: Callable[[int], None] | None, stopped: Callable[[], bool] | None
+        self, place: QueueTurn, on_move: Callable[[int], None] | None, stopped: Callable[[], bool] | None
     ) -> None:
         told = None
         while True:
@@ -104,7 +104,7 @@ class FairQueue:
                 on_move(ahead)
             told = ahead
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, place: QueueTurn) -> None:
         with self._changed:
             if self._running is place:
                 self._running = None
@@ -122,7 +122,7 @@ class FairQueue:
                 self._waiting[owner] = places  # to the end of the circle
         self._changed.notify_all()
 
-    def _ahead(self, place: Place) -> int:
+    def _ahead(self, place: QueueTurn) -> int:
         if self._running is place:
             return 0
         order = list(self._waiting)
@@ -136,7 +136,7 @@ class FairQueue:
         return before + mine + (self._running is not None)
 
 
-class Place:
+class QueueTurn:
     """
     A place in a :class:`FairQueue`.
 

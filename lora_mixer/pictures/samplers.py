@@ -35,6 +35,7 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "epsilon": {"prediction_type": "epsilon"},
 }
 """Words of a schedule, and what they tell a scheduler; ``ays`` (Align Your Steps) chooses the timesteps themselves."""
+_OF_TRAINING = ("zero_snr", "v_prediction", "epsilon")
 _SCHEDULE_ALIASES = {
     "k": "karras", "sgmuniform": "trailing", "simple": "trailing", "ddimuniform": "leading", "uniform": "linspace",
     "normal": "normal", "alignyoursteps": AYS, "zsnr": "zero_snr", "zerosnr": "zero_snr", "ztsnr": "zero_snr",
@@ -227,8 +228,10 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     Raises:
         PictureError: When diffusers has no such class, or it cannot carry what is asked or what the model was trained for.
     """
-    if not choice.changes:
-        return own
+    return _made(own, choice) if choice.changes else own
+
+
+def _made(own: Any, choice: SamplerChoice, **probing: Any) -> Any:
     import inspect
 
     import diffusers
@@ -253,11 +256,52 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     given = {key: value for key, value in choice.config.items() if key in takes}
     given |= _flow(own, kind, takes)
     try:
-        return kind.from_config(own.config, **given)
+        return kind.from_config(own.config, **given, **probing)
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:
         raise PictureError(
             f"{kind.__name__} cannot be made for this model: {first_line(error)}", field="sampler"
         ) from error
+
+
+def fitting_samplers(own: Any) -> dict[str, tuple[str, ...]]:
+    """
+    List the samplers that can carry a model, each with the schedules that it can have; for a choice that cannot be wrong.
+
+    Args:
+        own: The pipeline's own scheduler.
+
+    Returns:
+        Schedules by the usual names of samplers. Under the empty name stand those that the pipeline's own can have.
+        Words that say how a model was trained (``v_prediction``, ``zero_snr``) are left out: they are no matter of taste.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> found = fitting_samplers(DDIMScheduler())
+        >>> "karras" in found["DPM++ 2M"], "karras" in found["DDIM"], "Flow Euler" in found
+        (True, False, False)
+    """
+    import warnings
+
+    found: dict[str, tuple[str, ...]] = {}
+    probing: dict[str, Any] = (
+        {} if own.config.get("trained_betas") is not None else {"num_train_timesteps": 20}
+    )
+    for name in ("", *(sampler.name for sampler in SAMPLERS)):
+        fits = []
+        for word in ("", *(word for word in SCHEDULES if word not in _OF_TRAINING)):
+            try:
+                choice = read_sampler(name, word)
+                with warnings.catch_warnings():  # of libraries; whoever takes the sampler meets them then
+                    warnings.simplefilter("ignore")
+                    made = _made(own, choice, **probing) if choice.changes else own
+                if word == AYS:
+                    ays_timesteps(made, 10, sdxl=False)
+            except PictureError:
+                continue
+            fits.append(word)
+        if "" in fits:
+            found[name] = tuple(word for word in fits if word)
+    return found
 
 
 def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ._local import adapter_files
-from ._resolve import resolve_source
-from ._sidecars import Sidecars, find_sidecars
-from ._types import AdapterSource
+from lora_mixer.sources._local import adapter_files, read_config_file
+from lora_mixer.sources._resolve import repository_file, resolve_source
+from lora_mixer.sources._sidecars import Sidecars, find_sidecars
+from lora_mixer.sources._types import AdapterSource
 
-__all__ = ["AdapterSource", "Sidecars", "adapter_files", "find_sidecars", "resolve_source"]
+__all__ = [
+    "AdapterSource",
+    "Sidecars",
+    "adapter_files",
+    "find_sidecars",
+    "read_config_file",
+    "repository_file",
+    "resolve_source",
+]

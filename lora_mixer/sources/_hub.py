@@ -25,23 +25,22 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-
-from ._hub_errors import translate
-from ._local import read_config
-from ._names import (
+from lora_mixer.sources._hub_errors import translate
+from lora_mixer.sources._local import read_config
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     safe_relative,
 )
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
-    from ._types import Request
+    from collections.abc import Mapping
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -110,7 +109,7 @@ def from_url(url: str, request: Request) -> AdapterSource:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SourceNotFoundError(f"{url[:500]!r} is no address ({error})") from None
+        raise SourceNotFoundError(f"{url[:500]!r} is not an address ({error})") from None
     hosts = (*_HUB_HOSTS, urlsplit(_endpoint()).netloc)
     path = [unquote(part) for part in parts.path.split("/") if part]
     if parts.netloc not in hosts:
@@ -146,7 +145,7 @@ def _chosen(repo_id: str, subfolder: str, request: Request) -> list[str]:
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
     here = [name for name in inside if "/" not in name]
     parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
-    return parts or [choose(inside, where, request)]
+    return parts or [choose_file(inside, where, request)]
 
 
 def _listed_names(repo_id: str, request: Request) -> list[str]:
@@ -228,3 +227,25 @@ def _endpoint() -> str:
 
 def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | None:
+    """
+    Return a repository's file, downloaded or from the cache; None where there is no such file or repository, or nobody answers.
+
+    Args:
+        repo_id: ``"user/name"``.
+        name: The file.
+        said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
+    """
+    request = Request(
+        revision=said.get("revision"),
+        token=said.get("token"),
+        cache_dir=said.get("cache_dir"),
+        local_files_only=bool(said.get("local_files_only") or _offline()),
+    )
+    try:
+        validate_repo_id(repo_id)
+        return _download(repo_id, name, request)
+    except Exception:  # noqa: BLE001 -- whatever the reason, it is not here; who needs it says what was looked for
+        return None

@@ -9,7 +9,7 @@ from huggingface_hub import errors as hub
 from lora_mixer.errors import SourceError, SourceNotFoundError
 
 if TYPE_CHECKING:
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 
 def translate(  # noqa: PLR0911  (one way out per kind of error)

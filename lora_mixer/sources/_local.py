@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-
-from ._names import (
+from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     SAFETENSORS_SUFFIX,
     candidates,
     check_allowed,
-    choose,
+    choose_file,
     component_files,
     component_of,
     is_pickle,
     listing,
     safe_relative,
 )
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 # PEFT's own are below 2 KiB; a per-module rank_pattern for a large model stays far below this.
 _CONFIG_BYTES_AT_MOST = 16 * 1024 * 1024
@@ -43,7 +43,7 @@ def from_path(path: Path, request: Request) -> AdapterSource:
 
     Raises:
         SourceError: There is no such file, there are several, it leads out of the folder or is not allowed.
-        CorruptFileError: ``adapter_config.json`` is no JSON object.
+        CorruptFileError: ``adapter_config.json`` is not a JSON object.
     """
     if path.is_dir():
         parts = _parts(path, request)
@@ -121,7 +121,7 @@ def _in_folder(root: Path, request: Request) -> Path:
         if not folder.is_dir():
             raise SourceNotFoundError(f"{root} has no folder {request.subfolder!r}; it holds {_shown(root)}.")
     if request.weight_name is None:
-        file = folder / choose(_file_names(folder), str(folder), request)
+        file = folder / choose_file(_file_names(folder), str(folder), request)
     else:
         file = folder / safe_relative(request.weight_name, "weight_name")
     _refuse_escape(root, file)
@@ -171,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     Return a PEFT ``adapter_config.json`` as a dict, or None where there is no such file.
 
     Raises:
-        CorruptFileError: It is there and is no JSON object.
+        CorruptFileError: It is there and is not a JSON object.
     """
     if not path.is_file():
         return None
@@ -187,6 +187,22 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")
     return config
+
+
+def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Return a PEFT configuration from its file or its folder.
+
+    Raises:
+        SourceNotFoundError: There is no such file.
+        CorruptFileError: It is not a JSON object.
+    """
+    place = Path(path)
+    place = place / CONFIG_NAME if place.is_dir() else place
+    found = read_config(place)
+    if found is None:
+        raise SourceNotFoundError(f"there is no configuration {place}; name an {CONFIG_NAME}, or its folder")
+    return found
 
 
 def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:

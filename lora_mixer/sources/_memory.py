@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lora_mixer.errors import SourceError
-
-from ._types import AdapterSource
+from lora_mixer.sources._types import AdapterSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 
 def from_bytes(content: bytes, request: Request) -> AdapterSource:
@@ -52,7 +51,7 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     Take a state dict as it is: no copy, and nothing in it is changed.
 
     Raises:
-        SourceError: A key is no string or a value no tensor.
+        SourceError: A key is not a string or a value not a tensor.
     """
     import torch  # whoever holds tensors has it; bytes and files do without
 

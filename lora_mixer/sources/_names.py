@@ -11,11 +11,12 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import AmbiguousSourceError, SourceError, SourceNotFoundError
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ._types import Request
+    from lora_mixer.sources._types import Request
 
 CONFIG_NAME = "adapter_config.json"
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -125,11 +126,11 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
     for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
         if component_of(folder) and CONFIG_NAME in inside:
-            found.append(f"{folder}/{choose(inside, folder, request)}")
+            found.append(f"{folder}/{choose_file(inside, folder, request)}")
     return found
 
 
-def choose(names: Iterable[str], where: str, request: Request) -> str:
+def choose_file(names: Iterable[str], where: str, request: Request) -> str:
     """
     Return the one file of a folder that is the adapter.
 
@@ -145,7 +146,7 @@ def choose(names: Iterable[str], where: str, request: Request) -> str:
 
     Example:
         >>> from lora_mixer.sources._types import Request
-        >>> choose(["adapter_config.json", "adapter_model.safetensors"], "folder", Request())
+        >>> choose_file(["adapter_config.json", "adapter_model.safetensors"], "folder", Request())
         'adapter_model.safetensors'
     """
     names = list(names)
@@ -179,6 +180,4 @@ def _none_found(names: list[str], where: str, request: Request) -> str:
 
 def listing(names: Sequence[str]) -> str:
     """Return names for a message: quoted, and only so many of them."""
-    shown = ", ".join(repr(name) for name in names[:_LISTED_AT_MOST])
-    rest = len(names) - _LISTED_AT_MOST
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    return first_of([repr(name) for name in names], _LISTED_AT_MOST)

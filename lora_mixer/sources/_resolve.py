@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceError, SourceNotFoundError
-
-from ._local import from_path
-from ._names import ADAPTER_SUFFIXES
-from ._types import AdapterSource, Request
+from lora_mixer.sources._local import from_path
+from lora_mixer.sources._names import ADAPTER_SUFFIXES
+from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,8 @@ def resolve_source(
     Turn whatever names an adapter into one place to read it from.
 
     Args:
-        source: A file, a folder, a Hub repository ("user/repo") or a file's Hub URL, bytes, a file opened for
-            bytes, or a state dict. What exists on disk wins over a repository of the same name.
+        source: A file, a folder, a Hub repository ("user/repo") or a file's Hub URL, ``demo:NAME``, bytes, a file opened
+            for bytes, or a state dict. What exists on disk wins over a repository of the same name.
         weight_name: Which file of the folder or repository; needed where there are several.
         subfolder: Which folder inside it.
         revision: Branch, tag or commit of the repository.
@@ -88,12 +88,12 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
     text: Any = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
         raise SourceError(f"A path or repository name must be text that is not empty (got {text!r}).")
-    path = _existing(text)
+    path = _existing(text) or _existing(local_source(text))
     if path is not None:
         return from_path(path, request)
     if isinstance(source, str):
         # huggingface_hub takes a while to import, and most adapters are files.
-        from . import _hub
+        from lora_mixer.sources import _hub
 
         if text.startswith(("https://", "http://")):
             return _hub.from_url(text, request)
@@ -115,7 +115,7 @@ def _existing(text: str) -> Path | None:
 
 
 def _from_memory(source: object, request: Request) -> AdapterSource:
-    from . import _memory
+    from lora_mixer.sources import _memory
 
     if isinstance(source, bytes | bytearray | memoryview):
         return _memory.from_bytes(bytes(source), request)
@@ -127,3 +127,17 @@ def _from_memory(source: object, request: Request) -> AdapterSource:
         f"An adapter must be a path, a Hub repository name, bytes, a file opened with mode 'rb' or a state dict "
         f"(got {type(source).__name__})."
     )
+
+
+def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | None:
+    """
+    Return a file of a Hub repository, downloaded or from the cache; None where it is not to be had, for whatever reason.
+
+    Args:
+        repo_id: ``"user/name"``.
+        name: The file.
+        said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
+    """
+    from lora_mixer.sources import _hub
+
+    return _hub.repository_file(repo_id, name, said)

@@ -25,6 +25,7 @@ class AdapterSource:
         revision: The commit that the files are from, where it is known.
         component: The pipeline component that its folder is named after, or None.
         parts: The single components' sources, where a folder holds one below it for each; ``weights`` is the first's.
+        is_fresh: Whether it was made just now, so that tensors of zeros are what training begins with.
     """
 
     label: str
@@ -34,6 +35,7 @@ class AdapterSource:
     revision: str | None = None
     component: str | None = None
     parts: tuple[AdapterSource, ...] = ()
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True)

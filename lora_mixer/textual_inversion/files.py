@@ -14,6 +14,7 @@ import torch
 
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
 from lora_mixer.formats.word_keys import WORD_KEY, token_of
+from lora_mixer.problem import Remark, UnusedReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Embedding:
 
 def bundled(
     tensors: Mapping[str, torch.Tensor], own_name: str
-) -> tuple[tuple[Embedding, ...], dict[str, str]]:
+) -> tuple[tuple[Embedding, ...], dict[str, Remark[UnusedReason]]]:
     """
     Find the words in a file that also holds other things.
 
@@ -55,22 +56,26 @@ def bundled(
     """
     words: dict[str, dict[str, torch.Tensor]] = {}
     keys: dict[str, list[str]] = {}
-    odd: dict[str, str] = {}
+    odd: dict[str, Remark[UnusedReason]] = {}
     for key, tensor in tensors.items():
         found = WORD_KEY.match(key)
         if found is None:
             continue
         if found["odd"] is not None:
-            odd[key] = f"a part of a textual inversion that is not known ({found['odd'][:40]})"
+            odd[key] = _odd(f"a part of a textual inversion that is not known ({found['odd'][:40]})")
             continue
         token = found["token"] or found["angle"] or own_name
         encoder = _ENCODERS.get(found["part"] or "", "")
         if encoder in words.setdefault(token, {}):
-            odd[key] = f"the vectors of {token!r} stand twice in the file"
+            odd[key] = _odd(f"the vectors of {token!r} stand twice in the file")
             continue
         words[token][encoder] = tensor
         keys.setdefault(token, []).append(key)
     return tuple(Embedding(t, table, tuple(keys[t])) for t, table in words.items() if table), odd
+
+
+def _odd(why: str) -> Remark[UnusedReason]:
+    return Remark(why, UnusedReason.ODD_TEXTUAL_INVERSION)
 
 
 def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
@@ -83,7 +88,7 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
         label: What to call it in messages.
 
     Raises:
-        NotAnAdapterError: When it is no textual inversion.
+        NotAnAdapterError: When it is not a textual inversion.
     """
     if isinstance(content, dict) and isinstance(content.get("string_to_param"), dict):
         name, table = content.get("name"), content["string_to_param"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MatchError
+from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import checked
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lora_mixer.textual_inversion.tokens import Token
 
 
-def choose(
+def choose_embeddings(
     adapter: Adapter, wanted: bool | Mapping[str, str], *, allow_nonfinite: bool
 ) -> tuple[Embedding, ...]:
     """
@@ -47,10 +48,9 @@ def choose(
 def with_words(adapter: Adapter, words: Sequence[Token]) -> Adapter:
     """Return the adapter with its words' keys used, and a note that says which words they are."""
     used = {key for e in adapter.embeddings for key in e.keys}
-    notes = [note for note in adapter.notes if not note.startswith("holds textual inversions")]
+    notes = [note for note in adapter.notes if note.kind is not NoteKind.WORDS_LEFT]
     lines = [f"{w.token} ({len(w.vectors)} vectors, {w.component})" for w in words]
-    notes.append(
-        f"words: {', '.join(lines)}" if lines else "load_embeddings: no textual inversions in this file"
-    )
+    said = f"words: {', '.join(lines)}" if lines else "load_embeddings: no textual inversions in this file"
+    notes.append(Remark(said, NoteKind.WORDS))
     unused = {key: why for key, why in adapter.unused.items() if key not in used}
     return dataclasses.replace(adapter, unused=unused, notes=tuple(notes))

@@ -19,6 +19,7 @@ from torch import nn
 from lora_mixer.engines.hooks import forget_removed, hook_input, hook_output
 from lora_mixer.engines.pipeline_ref import PipelineRef
 from lora_mixer.errors import MatchError, PipelineStateError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -117,7 +118,7 @@ class _Taught:
         self._left = vars(copy.deepcopy(self.tokenizer))
         vars(self.tokenizer).update(self._left)
         start = self._add(self._words)
-        rows = _Rows(start, torch.cat([word.vectors for word in self._words]))
+        rows = _Rows(start, torch.cat([word.vectors for word in self._words]))  # (all vectors, width)
         hook_input(self.embedding, rows.before)
         hook_output(self.embedding, rows.after)
         self._done = True
@@ -222,7 +223,7 @@ class TokenSet:
         """
         encoders = self._encoders()
         words: list[Token] = []
-        problems: list[str] = []
+        problems: list[Problem] = []
         taken = {
             (w.component, p)
             for key, held in self._held.items()
@@ -235,23 +236,24 @@ class TokenSet:
                 component = _component(kind, vectors.shape[1], encoders)
                 if component is None:
                     widths = ", ".join(f"{n} {_width(e)}" for n, (_, e) in encoders.items()) or "none at all"
-                    problems.append(
-                        f"{embedding.token}: {kind or 'its encoder'} of width {vectors.shape[1]} is not in this "
-                        f"pipeline; text encoders with a tokenizer are: {widths}"
+                    problem = (
+                        f"{kind or 'its encoder'} of width {vectors.shape[1]} is not in this pipeline; "
+                        f"text encoders with a tokenizer are: {widths}"
                     )
+                    problems.append(Problem(embedding.token, problem))
                     continue
                 word = Token(embedding.token, component, vectors.detach().clone())
                 known = self._vocabulary(component, encoders[component][0])
                 odd = [p for p in word.pieces if p in known or (component, p) in taken]
                 if odd:
-                    problems.append(
-                        f"{', '.join(odd[:5])}: {component}'s tokenizer knows this already; choose another word"
-                    )
+                    problem = f"{component}'s tokenizer knows this already; choose another word"
+                    problems.append(Problem(", ".join(odd[:5]), problem))
                 taken |= {(component, piece) for piece in word.pieces}
                 words.append(word)
         if problems:
+            listed = "\n  ".join(map(str, problems))
             raise MatchError(
-                f"{label}: {len(problems)} textual inversions do not fit:\n  " + "\n  ".join(problems)
+                f"{len(problems)} textual inversions do not fit:\n  {listed}", file=label, problems=problems
             )
         return tuple(words)
 

@@ -17,8 +17,9 @@ from lora_mixer.algorithms import Dora
 from lora_mixer.algorithms.full import Full
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
-from lora_mixer.problem import SaveProblem
-from lora_mixer.writing.layers import NewLayer, Part, Place, Share
+from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.wording import first_of
+from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -85,16 +86,16 @@ class Cut:
         """Whether anything is cut at all."""
         return self != Cut()
 
-    def rank_at(self, place: Place) -> int | None:
+    def rank_at(self, place: ModulePlace) -> int | None:
         """Return the rank, or the most, for a module; None where there is no limit."""
         kernel = math.prod(place.shape[2:]) > 1 and not place.embedding
         return self.conv_rank if kernel and self.conv_rank is not None else self.rank
 
-    def of_matrix(self, matrix: torch.Tensor, place: Place) -> LowRankForm:
+    def of_matrix(self, matrix: torch.Tensor, place: ModulePlace) -> LowRankForm:
         """Cut a full matrix (out, in * kernel)."""
         return truncate(matrix, self.rank_at(place), self.energy, self.sv_ratio)
 
-    def of_pair(self, pair: Pair, place: Place) -> LowRankForm | None:
+    def of_pair(self, pair: Pair, place: ModulePlace) -> LowRankForm | None:
         """Cut a pair; None where there is nothing to cut."""
         rank = self.rank_at(place)
         dynamic = self.energy is not None or self.sv_ratio is not None
@@ -145,7 +146,7 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = Non
 
 
 def mixed(
-    shares: Mapping[Place, Sequence[Share]],
+    shares: Mapping[ModulePlace, Sequence[Share]],
     *,
     cut: Cut | None = None,
     method: MergeMethod | None = None,
@@ -208,7 +209,7 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
 
 
 def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
-    """Return the pair that a magnitude lies over, with its lengths; None where it is no pair."""
+    """Return the pair that a magnitude lies over, with its lengths; None where it is not a pair."""
     turned = _own_layer(replace(part, weights=weights.inner, leaves={}), keep_leaves=False)
     if turned is None or turned.up is None:
         return None
@@ -237,7 +238,7 @@ def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
     return None if change is None or not pair.scale else (change.double() / pair.scale).to(change)
 
 
-def _mixed_layer(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _mixed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
     if len(place.shape) < 2:
         return _vector_layer(place, own, method)
@@ -248,7 +249,9 @@ def _mixed_layer(place: Place, own: Sequence[Share], cut: Cut, method: MergeMeth
     return _merged_pairs(place, own, cut, method)
 
 
-def _merged_changes(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _merged_changes(
+    place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod
+) -> NewLayer | None:
     changes = {}
     for share in own:
         change = _change(share)
@@ -259,7 +262,7 @@ def _merged_changes(place: Place, own: Sequence[Share], cut: Cut, method: MergeM
     return NewLayer(place, form.up, form.down, form.rank, _bias(place, own, method), error=form.error)
 
 
-def _merged_pairs(place: Place, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
     pairs, names = {}, set()
     for share in own:
         pair = _pair(share.part)
@@ -283,7 +286,7 @@ def _gains(own: Sequence[Share]) -> dict[str, float]:
     return {share.adapter: share.gain for share in own}
 
 
-def _summed_layer(place: Place, own: Sequence[Share], cut: Cut) -> NewLayer | None:
+def _summed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut) -> NewLayer | None:
     """Sum full weight changes of one layer and cut them to a rank; None if there is no rank or no base."""
     if not cut.is_wanted:
         return None
@@ -302,7 +305,7 @@ def _summed_layer(place: Place, own: Sequence[Share], cut: Cut) -> NewLayer | No
     return NewLayer(place, form.up, form.down, form.rank, bias, error=form.error, note=note)
 
 
-def _vector_layer(place: Place, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+def _vector_layer(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
     changes = {}
     for share in own:
         change = _change(share)
@@ -343,7 +346,7 @@ def _delta(part: Part, gain: float) -> torch.Tensor | None:
     return change if torch.equal(change, part.weights.delta(other, gain)) else None
 
 
-def _bias(place: Place, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
+def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
     changes, gains = {}, {}
     for share in own:
         change = share.part.weights.bias_delta(_wide(share.part.bias), share.gain)
@@ -363,7 +366,9 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
 
 def _problem(part: Part) -> SaveProblem:
     lost = part.base is None and _delta(part, 1.0) is None
-    return SaveProblem(str(part.place), "base" if lost else "rank", "+".join(part.weights.algorithms))
+    return SaveProblem(
+        str(part.place), SaveReason.BASE if lost else SaveReason.RANK, "+".join(part.weights.algorithms)
+    )
 
 
 def _refuse(refused: Sequence[SaveProblem]) -> None:
@@ -375,13 +380,11 @@ def _refuse(refused: Sequence[SaveProblem]) -> None:
     """
     if not refused:
         return
-    said = {"rank": "", "base": ", and no base weights at hand"}
-    shown = ", ".join(f"{x.place} ({x.detail}{said.get(x.reason, '')})" for x in refused[:_SHOWN])
-    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-    bases = any(problem.reason == "base" for problem in refused)
+    lacks = {SaveReason.BASE: ", and no base weights at hand"}
+    listed = first_of([f"{x.place} ({x.detail}{lacks.get(x.reason, '')})" for x in refused], _SHOWN)
+    bases = any(problem.reason is SaveReason.BASE for problem in refused)
     advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
-    error = SaveError(
-        f"{len(refused)} modules are no low-rank pair: {shown}{more}; to write them as the best pair of a rank, {advice}"
+    raise SaveError(
+        f"{len(refused)} modules are not low-rank pairs: {listed}; to write them as the best pair of a rank, {advice}",
+        problems=refused,
     )
-    error.problems = tuple(refused)
-    raise error

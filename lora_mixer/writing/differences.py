@@ -10,7 +10,7 @@ import torch
 
 from lora_mixer.errors import MatchError
 from lora_mixer.writing.compose import same
-from lora_mixer.writing.layers import NewLayer, Place
+from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +93,7 @@ def _layer(
     cut: Cut,
 ) -> NewLayer:
     shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
-    place = Place(part, path, shape, isinstance(module, torch.nn.Embedding))
+    place = ModulePlace(part, path, shape, isinstance(module, torch.nn.Embedding))
     if len(shape) < 2:
         return NewLayer(place, vector=weight if weight is not None else torch.zeros(shape), bias=bias)
     if weight is None:  # a pair of zeros carries the bias

@@ -9,7 +9,7 @@ import torch
 from lora_mixer.errors import SaveError
 
 if TYPE_CHECKING:
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,7 +38,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: Place) -> torch.Tensor:
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) -> torch.Tensor:
     """
     Return a tensor in the dtype to store; None keeps its own.
 
@@ -65,7 +65,6 @@ def shaped_pair(layer: NewLayer, dtype: torch.dtype | None) -> tuple[torch.Tenso
 def shaped_lengths(layer: NewLayer, dtype: torch.dtype | None, *, keep: int) -> torch.Tensor:
     """Return the lengths of a layer's DoRA as a tensor of the weight's axes, all 1 but that of number ``keep``."""
     if layer.lengths is None:
-        msg = f"{layer.place} has no magnitude"
-        raise TypeError(msg)
+        raise TypeError(f"{layer.place} has no magnitude")
     view = [-1 if axis == keep else 1 for axis in range(len(layer.place.shape))]
     return cast(layer.lengths, dtype, layer.place).reshape(view)

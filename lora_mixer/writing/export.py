@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
-from lora_mixer.formats.leaves import split_key
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
-from lora_mixer.problem import SaveProblem
+from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import WITH_LEAVES, check_format, write
+from lora_mixer.writing.formats import WITH_LEAVES, check_format, write_adapter
 from lora_mixer.writing.kohya import with_one_alpha
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.writing.compose import Progress
-    from lora_mixer.writing.layers import AdapterParts, NewLayer, Place
+    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer
     from lora_mixer.writing.names import Names
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
@@ -288,7 +288,7 @@ def extract(
     only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
     names = names_of(before.components)
-    report = write(
+    report = write_adapter(
         place,
         found.layers,
         names,
@@ -365,7 +365,7 @@ def write_adapters(
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)
-    return write(
+    return write_adapter(
         path,
         layers,
         names,
@@ -378,10 +378,10 @@ def write_adapters(
     )
 
 
-def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Place, list[Share]]:
+def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[ModulePlace, list[Share]]:
     layouts = block_layouts(names.paths)
     mix.check(layouts)
-    table: dict[Place, list[Share]] = {}
+    table: dict[ModulePlace, list[Share]] = {}
     for adapter in adapters:
         name = adapter.info.name
         for part in adapter.parts:
@@ -405,14 +405,13 @@ def _family(components: Mapping[str, Any], told: Any) -> str:
 def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
     """Refuse keys that no layer uses: they would be lost without a word. A lone alpha says nothing."""
     for adapter in adapters:
-        lost = []
-        for key, why in adapter.unused.items():
-            ending = split_key(key)
-            if ending is None or ending[1].algorithm:
-                lost.append(SaveProblem(key, "unread", why))
+        lost = [
+            SaveProblem(key, SaveReason.UNREAD, why)
+            for key, why in adapter.unused.items()
+            if why.kind is not UnusedReason.LONE_SCALE
+        ]
         if lost:
-            shown = ", ".join(f"{x.place} ({x.detail})" for x in lost[:5])
-            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            error = SaveError(f"{len(lost)} keys would be lost: {shown}{more}", file=adapter.info.source)
-            error.problems = tuple(lost)
-            raise error
+            listed = first_of([f"{problem.place} ({problem.detail})" for problem in lost], 5)
+            raise SaveError(
+                f"{len(lost)} keys would be lost: {listed}", file=adapter.info.source, problems=lost
+            )

@@ -10,6 +10,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.peft_config import HEADER_KEY
+from lora_mixer.wording import first_of
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.kohya import kohya_metadata, to_kohya
 from lora_mixer.writing.peft import lora_config, refuse_what_peft_lacks, to_peft
@@ -35,7 +36,7 @@ WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _PEFT_NAME = "adapter_model.safetensors"
 
 
-def write(
+def write_adapter(
     path: Path,
     layers: Sequence[NewLayer],
     names: Names,
@@ -108,7 +109,8 @@ def check_format(format: str, path: Path) -> None:  # noqa: A002
         raise SaveError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "peft" and (path.suffix.lower() == ".safetensors" or path.is_file()):
         raise SaveError(
-            f"{path}: PEFT's format is a folder (adapter_config.json, {_PEFT_NAME}); give a folder's name"
+            f"PEFT's format is a folder (adapter_config.json, {_PEFT_NAME}); give a folder's name",
+            file=str(path),
         )
 
 
@@ -205,7 +207,4 @@ def _notes(layers: Sequence[NewLayer]) -> tuple[str, ...]:
     for layer in layers:
         if layer.note:
             table.setdefault(layer.note, []).append(str(layer.place))
-    return tuple(
-        f"{note}: {', '.join(where[:3])}{f' and {len(where) - 3} more' if len(where) > 3 else ''}"
-        for note, where in table.items()
-    )
+    return tuple(f"{note}: {first_of(where, 3)}" for note, where in table.items())

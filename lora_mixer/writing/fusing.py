@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import SaveError
-from lora_mixer.writing.layers import NewLayer, Place
+from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _DENSE = frozenset((".diff", ".diff_b"))
 
@@ -38,7 +38,7 @@ def fuse(
         One layer for each of the original's; those that it does not name under their live paths.
 
     Raises:
-        SaveError: When a layer that has to be a part of another is no pair.
+        SaveError: When a layer that has to be a part of another is not a pair.
     """
     left = dict(layers)
     taken: dict[str, set[tuple[int, int]]] = {}  # chunks of live modules that several layers there share
@@ -95,7 +95,7 @@ def _fused(
         for part, parts in piece.chunks or ((0, 1),):
             height = rows[piece.path] // parts
             span = slice(part * height, (part + 1) * height)
-            block = downs[0].new_zeros(height, width, dtype=torch.float32)
+            block = downs[0].new_zeros(height, width, dtype=torch.float32)  # (rows, R)
             bias = torch.zeros(height)
             if piece.path in own:
                 layer = own[piece.path]
@@ -108,15 +108,15 @@ def _fused(
                     lengths.append(layer.lengths[span])
             ups.append(block)
             biases.append(bias)
-    up = torch.cat(ups)
+    up = torch.cat(ups)  # (out, R)
     alpha = first.alpha if shared else float(width)
-    down = downs[0] if shared else torch.cat([down.float() for down in downs])
+    down = downs[0] if shared else torch.cat([down.float() for down in downs])  # (R, in * kernel)
     if shared:
         up = up.to(first.pair[0].dtype)
     whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in own.values()) else None
-    place = Place(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
+    place = ModulePlace(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
     worst = max(layer.error for layer in own.values())
-    magnitude = torch.cat(lengths) if lengths else None
+    magnitude = torch.cat(lengths) if lengths else None  # (out,)
     return NewLayer(place, up, down, alpha, whole_bias, magnitude, error=worst, note=first.note)
 
 
@@ -159,5 +159,5 @@ def _dense(
                 )
         leaves[leaf] = torch.cat(parts)
     height = next(iter(leaves.values())).shape[0]
-    place = Place(first.place.component, spelling, (height, *first.place.shape[1:]))
+    place = ModulePlace(first.place.component, spelling, (height, *first.place.shape[1:]))
     return NewLayer(place, leaves=leaves)

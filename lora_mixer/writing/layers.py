@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.errors import SaveError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -12,10 +14,11 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.problem import Remark, UnusedReason
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """
     A module that an adapter changes, whether or not a model is at hand.
 
@@ -49,11 +52,24 @@ class Part:
         leaves: The tensors under the file's own leaf names, such as ``.hada_w1_a``; empty where unknown.
     """
 
-    place: Place
+    place: ModulePlace
     weights: LayerWeights
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """
+        Refuse what no weight can hold.
+
+        Raises:
+            SaveError: When the change runs beside its layer only.
+        """
+        if self.weights.beside_only:
+            raise SaveError(
+                f"{self.place.component}.{self.place.path}: a pair over all inputs of a convolution in groups runs beside its "
+                "layer, and no format has a place for it that other programs read alike; save an adapter without it"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class AdapterParts:
 
     info: AdapterInfo
     parts: Sequence[Part]
-    unused: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, Remark[UnusedReason]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class NewLayer:
         note: A remark for the report, or nothing.
     """
 
-    place: Place
+    place: ModulePlace
     up: torch.Tensor | None = None
     down: torch.Tensor | None = None
     alpha: float = 0.0
@@ -128,6 +144,5 @@ class NewLayer:
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pair, for layers that have one."""
         if self.up is None or self.down is None:
-            msg = f"{self.place} has no pair"
-            raise TypeError(msg)
+            raise TypeError(f"{self.place} has no pair")
         return self.up, self.down

@@ -15,7 +15,7 @@ from lora_mixer.mixes import Mix
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.export import write_adapters
 from lora_mixer.writing.formats import check_format
-from lora_mixer.writing.layers import AdapterParts, Part, Place
+from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SaveOptions:
     """
     What a save shall write, and how.
 
@@ -52,7 +52,7 @@ class Choice:
     method: MergeMethod
 
 
-def choose(
+def read_save_options(
     present: Sequence[Mix],
     path: Any,
     adapter_names: str | Sequence[str] | None,
@@ -62,7 +62,7 @@ def choose(
     cut: Cut,
     dtype: torch.dtype | str | None,
     method: MergeMethod | str = "sum",
-) -> Choice:
+) -> SaveOptions:
     """
     Read the arguments of ``save_lora_weights``.
 
@@ -102,7 +102,7 @@ def choose(
         )
     alone = len(mix.names) == 1 and mix == Mix.of({mix.names[0]: 1.0})
     one = mix.names[0] if alone and not cut.is_wanted and chosen.spec.is_sum else None
-    return Choice(mix, one, place, format, cut, as_dtype(dtype), chosen)
+    return SaveOptions(mix, one, place, format, cut, as_dtype(dtype), chosen)
 
 
 def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineController) -> list[AdapterParts]:
@@ -123,13 +123,17 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
         for layer, module, weights, base, bias in controller.held(name):
             live = layer.live
             embedding = isinstance(module, nn.Embedding)
-            parts.append(Part(Place(live.component, live.path, live.shape, embedding), weights, base, bias))
+            parts.append(
+                Part(ModulePlace(live.component, live.path, live.shape, embedding), weights, base, bias)
+            )
         adapters.append(AdapterParts(infos[name], parts))
     return adapters
 
 
 @torch.no_grad()  # adapters in training hold parameters
-def save(choice: Choice, adapters: Sequence[AdapterParts], components: Mapping[str, nn.Module]) -> SaveReport:
+def save(
+    choice: SaveOptions, adapters: Sequence[AdapterParts], components: Mapping[str, nn.Module]
+) -> SaveReport:
     """
     Write what was chosen.
 

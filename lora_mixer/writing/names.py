@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_mixer.families import Family
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _TEXT_ROOT = "text_model."
 DENOISERS = ("transformer", "transformer_2")
@@ -40,9 +40,9 @@ class Names:
         paths: The paths of all modules by component; empty where no model is known.
 
     Example:
-        >>> from lora_mixer.writing.layers import Place
+        >>> from lora_mixer.writing.layers import ModulePlace
         >>> names = Names({"unet": ["conv_in"], "text_encoder": ["encoder.layers.0.mlp.fc1"]})
-        >>> names.kohya(Place("text_encoder", "encoder.layers.0.mlp.fc1", (4, 4)))
+        >>> names.kohya(ModulePlace("text_encoder", "encoder.layers.0.mlp.fc1", (4, 4)))
         'lora_te_text_model_encoder_layers_0_mlp_fc1'
     """
 
@@ -66,7 +66,7 @@ class Names:
             comfyui: Whether ComfyUI's names are asked for, where those are others.
 
         Raises:
-            SaveError: When a layer is no pair that can be a part of a larger one.
+            SaveError: When a layer is not a pair that can be a part of a larger one.
         """
         family = self.family
         layout = "" if family is None else (comfyui and family.comfyui) or family.kohya_flat
@@ -93,7 +93,7 @@ class Names:
     def _ldm(self) -> dict[str, str]:
         return block_prefixes(self.paths.get("unet", ()))
 
-    def dotted(self, place: Place) -> str:
+    def dotted(self, place: ModulePlace) -> str:
         """Spell the path in a component with dots, ``text_model.`` in it for CLIP."""
         top = place.path.partition(".")[0]
         if place.component.startswith("text_encoder") and top in _CLIP_TOPS and not self._is_t5(place):
@@ -101,15 +101,15 @@ class Names:
         return place.path
 
     @staticmethod
-    def _is_t5(place: Place) -> bool:
+    def _is_t5(place: ModulePlace) -> bool:
         return place.path.startswith("encoder.block.")
 
-    def diffusers(self, place: Place) -> str:
+    def diffusers(self, place: ModulePlace) -> str:
         """Spell a module as diffusers files do; modules of a bare model by their path alone."""
         path = self.dotted(place)
         return path if place.component == "model" else f"{place.component}.{path}"
 
-    def kohya(self, place: Place) -> str:
+    def kohya(self, place: ModulePlace) -> str:
         """
         Spell a module as Kohya's files do.
 
@@ -140,7 +140,7 @@ class Names:
             )
         return f"lora_{prefix}_" + self.dotted(place).replace(".", "_")
 
-    def comfyui(self, place: Place) -> str:
+    def comfyui(self, place: ModulePlace) -> str:
         """
         Spell a module with dots, as ComfyUI's own models name it.
 
@@ -148,8 +148,8 @@ class Names:
             SaveError: When ComfyUI has no name for the component or the module.
 
         Example:
-            >>> from lora_mixer.writing.layers import Place
-            >>> Names({"unet": ["conv_in"]}).comfyui(Place("unet", "conv_in", (4, 4)))
+            >>> from lora_mixer.writing.layers import ModulePlace
+            >>> Names({"unet": ["conv_in"]}).comfyui(ModulePlace("unet", "conv_in", (4, 4)))
             'diffusion_model.input_blocks.0.0'
         """
         if place.component == "unet":
@@ -169,7 +169,7 @@ class Names:
             path = f"model.{_LANGUAGE_ROOT.sub('', path)}"
         return f"text_encoders.{encoder}.transformer.{path}"
 
-    def _encoder(self, place: Place) -> str | None:
+    def _encoder(self, place: ModulePlace) -> str | None:
         """Name a text encoder as ComfyUI does, by its kind; None where the kind's name is not known."""
         if self._is_t5(place):
             return "t5xxl"

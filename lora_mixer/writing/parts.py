@@ -20,16 +20,16 @@ from lora_mixer.binding import bind
 from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named
 from lora_mixer.families.telling import TRANSFORMERS
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.mixes.unet_blocks import place_of
-from lora_mixer.problem import SaveProblem
+from lora_mixer.mixes.unet_blocks import block_position
+from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing import skeleton as skeletons
-from lora_mixer.writing.layers import AdapterParts, Part, Place
+from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
 from lora_mixer.writing.skeleton import Skeleton, of_family, of_folder
 
@@ -63,7 +63,7 @@ class FileSet:
     skeleton: Skeleton | None
     denoiser: str = "model"
 
-    def locate(self, adapter: Adapter) -> list[tuple[Place, LayerWeights]]:
+    def locate(self, adapter: Adapter) -> list[tuple[ModulePlace, LayerWeights]]:
         """
         Find the modules of an adapter of the same base.
 
@@ -95,12 +95,12 @@ def open_files(
 
     Raises:
         SourceError: When a file or the model is not there.
-        FormatError: When a file is no adapter.
+        FormatError: When a file is not an adapter.
         MatchError: When adapters are for different bases, or do not fit the model in full.
     """
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
     names = _different([own_name(source) for source in found])
-    adapters = [read(source, name=name) for source, name in zip(found, names, strict=True)]
+    adapters = [read_source(source, name=name) for source, name in zip(found, names, strict=True)]
     skeleton = of_folder(model) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
@@ -132,7 +132,7 @@ def _different(names: Sequence[str]) -> list[str]:
     return different
 
 
-def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple[Place, LayerWeights]]:
+def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple[ModulePlace, LayerWeights]]:
     """
     Find the modules of a written adapter on components, in the component that its header names if it does.
 
@@ -144,7 +144,7 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
         raise MatchError(str(binding.report))
     return [
         (
-            Place(b.live.component, b.live.path, b.live.shape, isinstance(b.live.module, nn.Embedding)),
+            ModulePlace(b.live.component, b.live.path, b.live.shape, isinstance(b.live.module, nn.Embedding)),
             b.weights,
         )
         for b in binding.layers
@@ -159,8 +159,7 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     bases.discard("SD 1.x or SDXL")
     if len(bases) > 1:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
-        msg = f"these adapters are for different bases and cannot become one: {table}"
-        raise MatchError(msg)
+        raise MatchError(f"these adapters are for different bases and cannot become one: {table}")
     (base,) = bases
     if base not in (*skeletons.FAMILIES, *skeletons.TRANSFORMERS):
         return None
@@ -179,12 +178,14 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
 def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
     binding = bind(adapter, skeleton.components, adapter.info.name)
     if binding.report.unmatched:
-        msg = f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}"
-        raise MatchError(msg, file=adapter.info.source)
+        raise MatchError(
+            f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}",
+            file=adapter.info.source,
+        )
     parts = []
     for bound, sources in zip(binding.layers, binding.sources, strict=True):
         live = bound.live
-        place = Place(live.component, live.path, live.shape, isinstance(live.module, nn.Embedding))
+        place = ModulePlace(live.component, live.path, live.shape, isinstance(live.module, nn.Embedding))
         weights, base = bound.weights, None
         if _needs_base(weights):
             base = _base(live, skeleton)
@@ -224,12 +225,12 @@ def _needs_base(weights: Any) -> bool:
 def _refuse_unknown_bias(layer: AdapterLayer) -> None:
     """Refuse a trained bias whose base is not at hand: the change of it cannot be told."""
     if any(isinstance(part, Values) and part.bias is not None for part in _each(layer.weights)):
-        error = SaveError(
-            f"{layer.target.written}: holds a trained bias that replaces the model's own; name the base model "
-            "(--model), so that the change of it can be written"
+        raise SaveError(
+            "holds a trained bias that replaces the model's own; name the base model (--model), so that the change of "
+            "it can be written",
+            key=layer.target.written,
+            problems=(SaveProblem(layer.target.written, SaveReason.BASE, "set"),),
         )
-        error.problems = (SaveProblem(layer.target.written, "base", "set"),)
-        raise error
 
 
 def _each(weights: LayerWeights) -> Iterator[LayerWeights]:
@@ -250,7 +251,9 @@ def _denoiser(adapters: Sequence[Adapter]) -> str:
     if "transformer" in hints or any(adapter.info.base in TRANSFORMERS for adapter in adapters):
         return "transformer"
     own = [target for target in targets if target.hint in (None, "denoiser")]
-    if any(place_of(target.module) for target in own) or any(t.written.startswith("unet.") for t in own):
+    if any(block_position(target.module) for target in own) or any(
+        t.written.startswith("unet.") for t in own
+    ):
         return "unet"
     return "transformer" if "denoiser" in hints else "model"
 
@@ -266,7 +269,7 @@ def _component(hint: str | None, denoiser: str, base: str) -> str:
 
 def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: str) -> tuple[Part, ...]:
     written = adapter.component
-    parts: dict[Place, Part] = {}
+    parts: dict[ModulePlace, Part] = {}
     twice = []
     for layer in adapter.layers:
         own = getattr(layer.weights, "shape", None)
@@ -281,7 +284,7 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         path = layer.target.module
         if component.startswith("text_encoder"):
             path = path.removeprefix("text_model.")  # older transformers had this root, newer do not
-        place = Place(component, path, tuple(own))
+        place = ModulePlace(component, path, tuple(own))
         if place in parts:
             twice.append(str(place))
         parts[place] = Part(place, layer.weights, leaves=_leaves(layer, raw))

@@ -10,6 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
+from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 
 if TYPE_CHECKING:
@@ -95,9 +97,11 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
             if layer.lengths is None and layer.up is not None
         }
     if bad:
-        names = ", ".join(f"{name} ({why})" for name, why in list(bad.items())[:_SHOWN])
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise SaveError(f"{where} has no place for {len(bad)} modules: {names}{more}; format='kohya' has")
+        listed = first_of([f"{name} ({why})" for name, why in bad.items()], _SHOWN)
+        raise SaveError(
+            f"{where} has no place for {len(bad)} modules: {listed}; format='kohya' has",
+            problems=[SaveProblem(name, SaveReason.FORMAT, why) for name, why in bad.items()],
+        )
 
 
 def _no_place_for_lengths(layer: NewLayer) -> str:
@@ -121,8 +125,8 @@ def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, A
 
     Example:
         >>> import torch
-        >>> from lora_mixer.writing.layers import NewLayer, Place
-        >>> layer = NewLayer(Place("unet", "a", (2, 2)), torch.ones(2, 1), torch.ones(1, 2), alpha=0.5)
+        >>> from lora_mixer.writing.layers import NewLayer, ModulePlace
+        >>> layer = NewLayer(ModulePlace("unet", "a", (2, 2)), torch.ones(2, 1), torch.ones(1, 2), alpha=0.5)
         >>> lora_config([layer], ["a"])["lora_alpha"]
         0.5
     """

@@ -1,4 +1,4 @@
-"""What was written is read again and compared before it takes its place: a file that says something else is no file."""
+"""What was written is read again and compared before it takes its place: a file that says something else is not kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from lora_mixer.algorithms import Dora
 from lora_mixer.errors import LoraMixerError, SaveError
-from lora_mixer.formats import read
+from lora_mixer.formats import read_source
 from lora_mixer.sources import AdapterSource
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.writing.layers import NewLayer, Place
+    from lora_mixer.writing.layers import ModulePlace, NewLayer
 
-    Locate = Callable[[Adapter], Sequence[tuple[Place, LayerWeights]]]
+    Locate = Callable[[Adapter], Sequence[tuple[ModulePlace, LayerWeights]]]
     """Finds the modules of an adapter's layers."""
 
 _HALF = 2e-2  # bfloat16 has 8 bits, in both factors
@@ -33,7 +34,7 @@ def check_written(
     staged: Mapping[Path, Path],
     *,
     layers: Sequence[NewLayer],
-    spelling: Callable[[Place], str] | None,
+    spelling: Callable[[ModulePlace], str] | None,
     locate: Locate | None,
 ) -> None:
     """
@@ -58,7 +59,7 @@ def check_written(
         config = staged.get(path.with_name("adapter_config.json"))
         given = None if config is None else json.loads(config.read_text(encoding="utf-8"))
         try:
-            adapter = read(AdapterSource(label=str(path), weights=spare, config=given))
+            adapter = read_source(AdapterSource(label=str(path), weights=spare, config=given))
             if locate is not None:
                 places = [((place.component, place.path), weights) for place, weights in locate(adapter)]
             else:
@@ -67,7 +68,7 @@ def check_written(
                     for layer in adapter.layers
                 ]
         except LoraMixerError as error:
-            raise SaveError(f"{path}: what was written cannot be read back: {error}") from error
+            raise SaveError(f"what was written cannot be read back: {error}", file=str(path)) from error
         for key, weights in places:
             if key in found:
                 wrong.append(f"{'.'.join(key)} (twice)")
@@ -82,10 +83,10 @@ def check_written(
         if key in found and not _same(layer, found[key])
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         paths = ", ".join(str(path) for path in staged)
         raise SaveError(
-            f"{paths}: what was written reads back as something else, so it was not kept: {', '.join(wrong[:5])}{more}"
+            f"what was written reads back as something else, so it was not kept: {first_of(wrong, 5)}",
+            file=paths,
         )
 
 
@@ -114,8 +115,8 @@ def _same(layer: NewLayer, weights: LayerWeights) -> bool:
     up, down = (half.double().cpu() for half in layer.pair)
     other_up, other_down = there.up.double().cpu(), there.down.double().cpu()
     # |A B - C D| from the cores, without a full matrix
-    left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)
-    right = torch.cat([down, other_down])
+    left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)  # (out, 2 R)
+    right = torch.cat([down, other_down])  # (2 R, in * kernel)
     return _norm(left, right) <= _HALF * _norm(up * (layer.alpha / layer.rank), down) + 1e-12
 
 

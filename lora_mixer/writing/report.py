@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.wording import first_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -18,7 +20,7 @@ class SaveReport:
     Attributes:
         files: Every file written.
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
-        ranks: The rank of each layer, by component and path; 0 for layers that are no pair.
+        ranks: The rank of each layer, by component and path; 0 for layers that are not pairs.
         errors: What the rank left out of each layer, as a share of the norm of its change; 0 is exact up to the
             rounding of the dtype.
         left_out: Parameters that changed, too, and are in no layer, as ``extract(pairs_only=True)`` leaves them.
@@ -52,10 +54,7 @@ class SaveReport:
             f"{', '.join(map(str, self.files))}: {self.format}, {len(self.ranks)} modules, {shown}, {kept}"
         ]
         if self.left_out:
-            more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
-            shown = ", ".join(self.left_out[:3])
-            lines.append(
-                f"  left out: {len(self.left_out)} biases and norms that changed, too: {shown}{more}"
-            )
+            listed = first_of(self.left_out, 3)
+            lines.append(f"  left out: {len(self.left_out)} biases and norms that changed, too: {listed}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -136,8 +136,10 @@ def of_folder(folder: str | Path) -> Skeleton:
     root = Path(folder).expanduser()
     index = root / "model_index.json"
     if not index.is_file():
-        msg = f"{folder}: expected a diffusers folder with model_index.json; a Hub model has to be downloaded first"
-        raise SourceNotFoundError(msg)
+        raise SourceNotFoundError(
+            "expected a diffusers folder with model_index.json; a Hub model has to be downloaded first",
+            file=str(folder),
+        )
     components: dict[str, nn.Module] = {}
     try:
         for part, entry in json.loads(index.read_text(encoding="utf-8")).items():
@@ -145,11 +147,13 @@ def of_folder(folder: str | Path) -> Skeleton:
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        msg = f"{folder}: its configurations cannot be read: {first_line(error)}"
-        raise SourceNotFoundError(msg) from error
+        raise SourceNotFoundError(
+            f"its configurations cannot be read: {first_line(error)}", file=str(folder)
+        ) from error
     if not components:
-        msg = f"{folder}: model_index.json names no UNet, transformer or text encoder"
-        raise SourceNotFoundError(msg)
+        raise SourceNotFoundError(
+            "model_index.json names no UNet, transformer or text encoder", file=str(folder)
+        )
     return Skeleton(str(folder), components, root)
 
 
@@ -172,6 +176,6 @@ def _lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))]
     for file in plain or files:
         opened: Any = safe_open(str(file), framework="pt")
-        for key in opened.keys():  # noqa: SIM118 -- it is no dict
+        for key in opened.keys():  # noqa: SIM118 -- it is not a dict
             table[key] = partial(opened.get_tensor, key)
     return table

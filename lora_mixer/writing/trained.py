@@ -1,4 +1,4 @@
-"""Adapters in training to PEFT folders: the tensors by the keys that they were read under, with all fields of the configuration."""
+"""Adapters of PEFT to PEFT folders: the tensors by the keys that they were read under, with all fields of the configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import functools
 import json
 from typing import IO, TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.atomic import write_files
+from lora_mixer.errors import SaveError
+from lora_mixer.formats.container import read_tensors
+from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.report import SaveReport
 
@@ -14,37 +19,59 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
 
-
-def write_trained(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> SaveReport:
+def write_peft(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+) -> SaveReport:
     """
-    Write a PEFT folder.
+    Write a PEFT folder, and read it back before it takes its place.
 
     Args:
         folder: Where to.
         tensors: By PEFT's keys.
         config: The configuration; its fields are kept, but for ``inference_mode``, which is true in what is saved.
+        dtype: To store numbers with a point in; None keeps each tensor's own.
 
     Returns:
         The files.
 
     Raises:
-        SaveError: When the disk refuses; what was there before is still there.
+        SaveError: When values do not fit the dtype, or the disk refuses; what was there before is still there.
     """
+    stored = {key: _stored(key, tensor, dtype) for key, tensor in tensors.items()}
     text = json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True)
+    weights = folder / "adapter_model.safetensors"
 
     def write_config(stream: IO[bytes]) -> None:
         stream.write(text.encode())
 
+    def check(files: Mapping[Path, Path]) -> None:
+        with open_weights(files[weights], str(weights)) as stream:
+            found = read_tensors(stream, read_header(stream, str(weights)), str(weights))
+        odd = found.keys() ^ stored.keys()
+        odd |= {key for key in found.keys() - odd if not torch.equal(found[key], stored[key].cpu())}
+        if odd and not any(tensor.isnan().any() for tensor in stored.values()):
+            raise SaveError(f"{weights}: {', '.join(sorted(odd)[:3])} came back other than written")
+
     files = write_files(
         {
             folder / "adapter_config.json": write_config,
-            folder / "adapter_model.safetensors": functools.partial(
-                write_safetensors, tensors=tensors, metadata={"format": "pt"}
-            ),
-        }
+            weights: functools.partial(write_safetensors, tensors=stored, metadata={"format": "pt"}),
+        },
+        check=check,
     )
     return SaveReport(
         files, "peft", {}, notes=(f"{len(tensors)} tensors under the keys that they were read by",)
     )
+
+
+def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    own = tensor.detach()
+    found = own.to(dtype) if dtype is not None and own.is_floating_point() else own
+    if found is not own and not found.isfinite().all() and own.isfinite().all():
+        raise SaveError(f"{key}: values up to {float(own.abs().max()):.3g} do not fit {dtype}; use bfloat16")
+    return found

@@ -86,9 +86,10 @@ class CompareHandlers:
             request = self.app.tagged(request)
             if not request.mix.names:
                 raise PictureError(EMPTY)
-            pair = [replace(request, mix=Mix()), request]
+            pair, model = [replace(request, mix=Mix()), request], self.app.models.number
             order = Order(
-                "base and mix", lambda job: [name for _, name in make_all(self.app, job, pair, job.tell)]
+                "base and mix",
+                lambda job: [name for _, name in make_all(self.app, job, pair, job.tell, model=model)],
             )
             view = {**IDLE, "state": "queued", "count": 2, "ahead": 0}
             job, _ = self.jobs.submit(owner, "compare", order, view, _compared)
@@ -117,14 +118,17 @@ class CompareHandlers:
                     f"The page makes at most {MAX_CELLS} cells; these axes have {len(requests)}."
                 )
 
+            model = self.app.models.number
+
             def work(job: Job) -> str:
                 made = make_all(
                     self.app,
                     job,
                     requests,
                     job.tell,
-                    maker=self.app.grid_maker,
+                    maker=lambda: self.app.grid_maker,
                     batch=self.app.options.grid_batch,
+                    model=model,
                 )
                 return gallery.keep_sheet(
                     self.app, grid_sheet([picture.image for picture, _ in made], columns, rows)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lora_mixer.errors import PictureError
 from lora_mixer.writing import bake
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FORMATS = ("diffusers", "kohya", "comfyui", "peft")
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
+KEPT_DOWNLOADS = 32
+"""How many copies for downloads are kept; the exports themselves stay."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,80}")
 
 
@@ -98,17 +101,29 @@ def one_file(
     return Exported(report.files, words, report.worst_error, layer)
 
 
-def offered(place: Path, cache: str) -> str:
+def offered(app: AppState, place: Path) -> dict[str, Any]:
     """
-    Put a copy where this one download is served from: the folder of exports itself is not.
+    Put a copy where this one download is served from, which nobody can guess: the folder of exports itself is not.
 
     Args:
+        app: Its ``downloads`` are served.
         place: The file.
-        cache: The folder that uploads and downloads lie in.
+
+    Returns:
+        Its name, its address under the page, without a path of the server, and its size in bytes.
     """
-    folder = Path(cache) / secrets.token_hex(16)
+    token = secrets.token_hex(16)
+    old = sorted(app.downloads.iterdir(), key=lambda each: each.stat().st_mtime)
+    for each in old[: max(0, len(old) + 1 - KEPT_DOWNLOADS)]:
+        shutil.rmtree(each, ignore_errors=True)
+    folder = app.downloads / token
     folder.mkdir(parents=True)
-    return str(shutil.copyfile(place, folder / place.name))
+    copied = Path(shutil.copyfile(place, folder / place.name))
+    return {
+        "name": place.name,
+        "url": f"exports/{token}/{quote(place.name)}",
+        "bytes": copied.stat().st_size,
+    }
 
 
 def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
@@ -125,5 +140,6 @@ def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
     mix = read_rows(mix_rows).mix(app)
     with app.queue.turn(owner):
         app.ready(mix.names)
-        bake(app.mixer, place, mix, model=app.options.model)
-    return f"exports/{place.name}: {Path(app.options.model).name} with {mix.to_text() or 'no adapters'}"
+        model = app.models.loaded().facts
+        bake(app.mixer, place, mix, model=model.options.model)
+    return f"exports/{place.name}: {model.title} with {mix.to_text() or 'no adapters'}"

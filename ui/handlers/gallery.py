@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
-from lora_mixer.picture_metadata import AdapterMatches, PictureSettings, match_adapters, read_picture
+from lora_mixer.picture_metadata import (
+    AdapterMatches,
+    PictureSettings,
+    match_adapters,
+    read_picture,
+    recalled_request,
+)
+from lora_mixer.pictures import PICTURE_FIELDS
 
 from .. import gallery
-from ..mix_rows import recalled_rows, shown
+from ..mix_rows import recalled_rows, shown_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_mixer import PictureRequest
+
     from ..app_state import AppState
 
 MAX_PICTURE = 64 << 20
 OWN = "lora_mixer"
 WEIGHTED = re.compile(r"\([^()]+:-?\d+(?:\.\d+)?\)")
-OTHER_KEYS = (
-    "Hires upscale",
-    "Hires upscaler",
-    "Denoising strength",
-    "VAE",
-    "Variation seed",
-    "Refiner",
-    "ENSD",
-)
+NOTHING_MORE: dict[str, Any] = {
+    "sampler": "",
+    "schedule": "",
+    "clip_skip": 1,
+    "start": "",
+    "inpaint": "",
+    "strength": 0.6,
+}
+"""What the browser keeps beside Gradio's fields, where nothing is said."""
 
 
 def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
@@ -51,7 +63,7 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
             with suppress(PictureError):  # the row says that its mask is not here
                 app.masks.put_values(mask.picture)
     app.preloader.want(found.mix.names)
-    return shown(recalled_rows(found), app), found
+    return shown_rows(recalled_rows(found), app), found
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def dropped(path: Any, cache: str) -> PictureSettings:
         cache: The folder that uploads lie in; nothing outside of it is read.
 
     Raises:
-        PictureError: When it is no upload, or too large.
+        PictureError: When it is not an upload, or too large.
         PictureMetadataError: When nobody wrote settings into it.
     """
     given = Path(str(path))
@@ -100,26 +112,76 @@ def of_gallery(app: AppState, picture_id: Any) -> PictureSettings:
     return read_picture(gallery.path_of(app, picture_id))
 
 
-def unused(app: AppState, settings: PictureSettings) -> list[str]:
-    """Say what a picture had that this page does not use, so that a picture made anew may differ."""
-    said = []
-    if settings.sampler:
-        said.append(f"sampler {settings.sampler}: the model's own is used here")
-    model = Path(str(app.options.model)).name
-    if settings.model and Path(settings.model.replace("\\", "/")).stem not in (model, Path(model).stem):
-        said.append(f"model {settings.model}: here it is {model}")
-    skip = settings.extra.get("Clip skip")
-    if skip and skip != "1":
-        said.append(f"clip skip {skip}")
-    if WEIGHTED.search(settings.prompt + settings.negative_prompt) and settings.dialect not in ("", OWN):
-        said.append("weights of words such as (x:1.3): they are read as plain text here")
-    others = [key for key in settings.extra if key in OTHER_KEYS]
-    if others:
-        said.append(", ".join(f"{key} {settings.extra[key]}" for key in others))
-    return [f"Not used: {text}." for text in said]
+@dataclass(frozen=True)
+class Taken:
+    """
+    What a picture gives to the page's fields.
+
+    Attributes:
+        request: Its values; what it does not say is None.
+        more: Sampler, schedule, clip skip and what it starts from, as the browser keeps them.
+        unused: What it had that is not used here, in words.
+        has_seed: Whether it said its seed.
+    """
+
+    request: PictureRequest
+    more: dict[str, Any]
+    unused: tuple[str, ...]
+    has_seed: bool = True
 
 
-def report(app: AppState, settings: PictureSettings, found: AdapterMatches) -> dict[str, Any]:
+def taken(app: AppState, settings: PictureSettings) -> Taken:
+    """Read a picture's settings for the page, and say what of them is not used."""
+    found = recalled_request(settings, base=app.base)
+    request = found.request
+    start = (settings.image or "").removesuffix(".png")
+    here = app.starts.has(start)
+    mask = (settings.mask_image or "").removesuffix(".png")
+    said = [
+        f"{PICTURE_FIELDS[problem.place].label if problem.place in PICTURE_FIELDS else problem.place}: {problem.text}"
+        for problem in found.unused
+        if not (here and problem.place in ("image", "mask_image"))
+    ]
+    more = {
+        **NOTHING_MORE,
+        "sampler": _sampler(app, settings, request.sampler or ""),
+        "schedule": request.schedule or "",
+        "clip_skip": (request.clip_skip or 0) + 1,
+    }
+    if here:
+        more |= {
+            "start": start,
+            "inpaint": mask,
+            "strength": 0.8 if request.strength is None else request.strength,
+        }
+    model = app.models.facts
+    if settings.model and Path(settings.model.replace("\\", "/")).stem not in (
+        model.title,
+        Path(model.title).stem,
+    ):
+        there = next((each.title for each in app.models.found().values() if each.title == settings.model), "")
+        said.append(
+            f"model {settings.model}: here it is {model.title}"
+            + (f"; choose {there} under Model to have it" if there else "")
+        )
+    if model.emphasis_problem and WEIGHTED.search(settings.prompt + settings.negative_prompt):
+        said.append(f"weights of words such as (x:1.3): {model.emphasis_problem}")
+    return Taken(
+        request, more, tuple(f"Not used: {text.rstrip('.')}." for text in said), "seed" in found.used
+    )
+
+
+def _sampler(app: AppState, settings: PictureSettings, name: str) -> str:
+    """Return the sampler that a picture names, by its usual name; empty where it is the model's own."""
+    if settings.dialect == OWN and name.endswith("Scheduler"):
+        own = type(getattr(app.mixer.pipe, "scheduler", None)).__name__
+        return "" if own == name else name
+    return name
+
+
+def report(
+    app: AppState, settings: PictureSettings, found: AdapterMatches, unused: Sequence[str]
+) -> dict[str, Any]:
     """Say what was read and which adapters were found, for the page."""
     words = {"hash": "found by hash", "name": "found by name"}
     slots = []
@@ -131,7 +193,7 @@ def report(app: AppState, settings: PictureSettings, found: AdapterMatches) -> d
             else f"{slot.adapter.name}: {slot.note or slot.found_by}; its place is kept"
         )
         slots.append({"ok": ok, "text": text + (f" ({slot.note})" if ok and slot.note else "")})
-    notes = [*settings.notes, *found.notes, *unused(app, settings)]
+    notes = [*settings.notes, *found.notes, *unused]
     if app.hashing:
         notes.append("Some files' hashes are not known yet; they are computed now: take it again in a while.")
     return {

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import PictureRequest
 from lora_mixer.errors import LoraMixerError, PictureCancelled
+from lora_mixer.pictures import PICTURE_FIELDS, SCHEDULES
 
 from .. import checks
 from ..jobs import Jobs, Order, make_all
-from ..messages import told
+from ..messages import FieldError, told
 from ..mix_rows import read_rows
 from ..thumbs import data_uri
 
@@ -44,10 +45,11 @@ def read_request(
     guidance: Any,
     width: Any,
     height: Any,
+    more: Any,
     mix_rows: Any,
 ) -> PictureRequest:
     """
-    Read the page's fields, or what was sent in their place.
+    Read the page's fields, or what was sent in their place; ``more`` is what :func:`read_more` reads.
 
     Raises:
         FieldError: With what is wrong, and where.
@@ -61,8 +63,55 @@ def read_request(
         checks.number(guidance, "Guidance", 0, 100, "guidance"),
         checks.whole(width, "Width", 16, MAX_SIDE, "width") // 8 * 8,
         checks.whole(height, "Height", 16, MAX_SIDE, "height") // 8 * 8,
-        read_rows(mix_rows).mix(app),
+        mix=read_rows(mix_rows).mix(app),
+        **read_more(app, more),
     )
+
+
+def read_more(app: AppState, value: Any) -> dict[str, Any]:
+    """
+    Read sampler, schedule, clip skip and what to start from.
+
+    Args:
+        app: Where.
+        value: What the browser keeps: ``sampler``, ``schedule``, ``clip_skip``, ``start`` (a digest), ``inpaint`` (a mask's)
+            and ``strength``; None is nothing of it.
+
+    Returns:
+        Values by the fields of a request.
+
+    Raises:
+        FieldError: With what is wrong, and where.
+    """
+    given = {} if value in (None, "") else checks.table(value, "Settings")
+    found: dict[str, Any] = {}
+    for name in ("sampler", "schedule"):
+        text = checks.text(given.get(name), name.capitalize(), 200, name)
+        problem = PICTURE_FIELDS[name].problem(text) if text else None
+        if problem:
+            raise FieldError(f"{PICTURE_FIELDS[name].label}: {problem.text}", name)
+        if text:
+            found[name] = text
+    known = app.models.facts.samplers.get(found.get("sampler", ""))
+    word = found.get("schedule")
+    if word in SCHEDULES and known is not None and word not in known:
+        own = "the model's own sampler"
+        raise FieldError(
+            f"Schedule: {found.get('sampler', own)} cannot have {word} with this model; it can have {', '.join(known) or 'none'}",
+            "schedule",
+        )
+    if given.get("clip_skip") not in (None, "", 1):
+        skip = checks.whole(given["clip_skip"], "Clip skip", 1, 12, "clip-skip")
+        found["clip_skip"] = skip - 1  # people count as AUTOMATIC1111 does: 1 is none
+    if given.get("start"):
+        start = checks.opaque(given["start"], "the picture to start from")
+        found["image"] = str(app.starts.path(start))
+        found["strength"] = checks.number(given.get("strength", 0.6), "Change", 0, 1, "strength")
+        if given.get("inpaint"):
+            found["mask_image"] = str(
+                app.starts.mask_path(start, checks.opaque(given["inpaint"], "the mask"))
+            )
+    return found
 
 
 def several(request: PictureRequest, count: int) -> list[PictureRequest]:
@@ -111,13 +160,16 @@ class MakeHandlers:
         width: Any,
         height: Any,
         count: Any,
+        more: Any,
         mix_rows: Any,
     ) -> AsyncIterator[tuple[dict[str, Any], str]]:
         """Make the pictures that the page asks for; gives the view and the seed, again and again."""
         used = str(seed) if locked and seed not in (None, "") else random_seed()
         try:
             number = checks.whole(count, "Pictures", 1, MAX_COUNT, "count")
-            request = read_request(self.app, prompt, negative, used, steps, guidance, width, height, mix_rows)
+            request = read_request(
+                self.app, prompt, negative, used, steps, guidance, width, height, more, mix_rows
+            )
             job, fresh = self.submit(owner, several(request, number))
         except LoraMixerError as error:
             running = self.jobs.of(owner)
@@ -142,9 +194,11 @@ class MakeHandlers:
         label = requests[0].prompt[:60] or "no prompt"
         words = f"{len(requests)} × {label}" if len(requests) > 1 else label
 
+        model = self.app.models.number
+
         def work(job: Job) -> int:
             job.tell({"state": "queued", "ahead": 0, "count": len(requests), "message": "", "field": ""})
-            return len(make_all(self.app, job, requests, job.tell))
+            return len(make_all(self.app, job, requests, job.tell, model=model))
 
         return self.jobs.submit(owner, "make", Order(words, work), {**IDLE, "state": "queued"}, heard)
 
@@ -179,6 +233,7 @@ class MakeHandlers:
             if job.stop.is_set():
                 raise PictureCancelled("a newer draft is wanted")
 
+        self.app.models.wait(lambda _: None, job.stop.is_set)
         with self.app.queue.turn(job.owner, stopped=job.stop.is_set):
             self.app.ready(request.mix.names)
             (picture,) = self.app.maker.make([request], on_step=watch)

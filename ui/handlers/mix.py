@@ -11,7 +11,7 @@ from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
 from .. import checks
 from ..masks import painted
 from ..messages import FieldError, words_of
-from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, read_rows, read_text, rows_of, shown
+from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, read_rows, read_text, rows_of, shown_rows
 from ..thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def from_text(app: AppState, text: Any) -> dict[str, Any]:
     """
     found = read_text(text, app)
     app.preloader.want([row.name for row in found.rows if row.on])
-    return shown(found, app)
+    return shown_rows(found, app)
 
 
 def keep_mask(app: AppState, png: Any) -> dict[str, str]:
@@ -197,9 +197,9 @@ def load(app: AppState, name: Any) -> dict[str, Any]:
     app.preloader.want(mix.names)
     rows = app.saved_rows.get(wanted, _key(mix))
     try:
-        return shown(rows_of(mix) if rows is None else read_rows(rows), app)
+        return shown_rows(rows_of(mix) if rows is None else read_rows(rows), app)
     except PictureError:  # somebody edited the file
-        return shown(rows_of(mix), app)
+        return shown_rows(rows_of(mix), app)
 
 
 def _key(mix: Mix) -> str:

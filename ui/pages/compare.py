@@ -9,7 +9,7 @@ import gradio as gr
 from lora_mixer.errors import LoraMixerError
 
 from ..handlers import compare as handlers
-from ..handlers.gallery import of_gallery, recalled, with_off_rows
+from ..handlers.gallery import of_gallery, recalled, taken, with_off_rows
 from ..handlers.make import IDLE, read_request
 from ..messages import told
 from ..theme import part
@@ -47,11 +47,12 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
         return read_request(app, *values)
 
     async def compare(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
+        mix_rows: Any,
         request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows)
+            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, more, mix_rows)
         except LoraMixerError as error:
             yield {**IDLE, "state": "error", **told(error)}, gr.skip()
             return
@@ -61,11 +62,14 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
     both.click(compare, given, [state, slider], **QUIET)
 
     async def each(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
+        mix_rows: Any,
         request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = app.tagged(request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows))
+            wanted = app.tagged(
+                request_of(prompt, negative, seed, steps, guidance, wide, high, more, mix_rows)
+            )
             columns, rows = handlers.alone_axes(wanted)
         except LoraMixerError as error:
             yield {"state": "error", **told(error)}
@@ -76,11 +80,12 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
     alone.click(each, given, grid, **QUIET)
 
     async def make_grid(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
+        mix_rows: Any,
         kind: Any, text: Any, adapter: Any, kind_2: Any, text_2: Any, adapter_2: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
-            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, mix_rows)
+            wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, more, mix_rows)
             columns = handlers.read_axis(app, kind, text, adapter)
             rows = handlers.read_axis(app, kind_2, text_2, adapter_2)
         except LoraMixerError as error:
@@ -101,7 +106,8 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
         settings = of_gallery(app, event.id)
         rows, _ = recalled(app, settings)
         gr.Info("Mix, seed, steps and words are those of this cell now.")
-        return [with_off_rows(rows, mix_rows), *fields.values_of(settings), gr.Tabs(selected="make")]
+        given = fields.values_of(taken(app, settings))
+        return [with_off_rows(rows, mix_rows), *given, gr.Tabs(selected="make")]
 
     grid.take(take, shared.mix_rows, [shared.mix_rows, *fields.taken, tabs], **QUIET)
 

@@ -42,7 +42,7 @@ def export_page(shared: Shared) -> None:
             write = gr.Button("Export", variant="primary", elem_id="export-button")
             said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
             verdict = part("verdict", value=None, elem_id="export-verdict")
-            file = gr.File(file_count="multiple", label="Download", interactive=False, elem_id="export-file")
+            file = part("downloads", value=None, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
             gr.Markdown(
                 "### Baked model\nA diffusers folder with the mix in its weights; it stays on this machine, "
@@ -56,7 +56,7 @@ def export_page(shared: Shared) -> None:
     @guarded
     async def export(
         mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
-    ) -> tuple[list[str], str, dict[str, Any]]:
+    ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
         owner = shared.owner_of(request)
         made = await shared.jobs.result(
             f"{owner}/export",
@@ -64,7 +64,7 @@ def export_page(shared: Shared) -> None:
             "an export",
             lambda job: handlers.one_file(app, job.owner, mix_rows, name, form, rank, dtype),
         )
-        return [handlers.offered(place, shared.cache) for place in made.files], made.report, made.verdict
+        return [handlers.offered(app, place) for place in made.files], made.report, made.verdict
 
     busy = {**QUIET, "show_progress": "minimal"}
     write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said, verdict], **busy)

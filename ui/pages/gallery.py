@@ -68,7 +68,12 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
 
     def taken(settings: PictureSettings) -> list[Any]:
         mix_rows, found = handlers.recalled(app, settings)
-        return [mix_rows, *fields.values_of(settings), handlers.report(app, settings, found)]
+        given = handlers.taken(app, settings)
+        return [
+            mix_rows,
+            *fields.values_of(given),
+            handlers.report(app, settings, found, given.unused),
+        ]
 
     def dropped(path: Any) -> list[Any]:
         # the field is emptied whatever came of it, so that the next picture can be dropped

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from .. import checks
+from ..handlers import model as models
+from ..handlers.gallery import NOTHING_MORE
 from ..handlers.make import IDLE, MakeHandlers, random_seed
 from ..theme import part
-from .shared import QUIET, Fields, Shared
+from .shared import QUIET, Fields, Shared, answering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def make_page(shared: Shared) -> Fields:
@@ -55,11 +60,18 @@ def make_page(shared: Shared) -> Fields:
                 label="Height", value=height, precision=0, step=8, elem_id="height", min_width=72, scale=1
             )
             count = gr.Number(label="Pictures", value=1, precision=0, elem_id="count", min_width=72, scale=1)
-    fields = Fields(prompt, negative, seed, locked, steps, guidance, wide, high)
+        more = part(
+            "more",
+            value=dict(NOTHING_MORE),
+            built=models.fields(app),
+            server_functions=_functions(shared),
+            elem_id="more",
+        )
+    fields = Fields(prompt, negative, seed, locked, steps, guidance, wide, high, more)
 
     async def run(
         prompt: Any, negative: Any, seed: Any, locked: Any, steps: Any, guidance: Any, wide: Any, high: Any,
-        count: Any, mix_rows: Any, request: gr.Request,
+        count: Any, more: Any, mix_rows: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
         fresh = True  # the seed is written once: later it may be somebody's next one
         async for shown, used in handlers.make(
@@ -73,12 +85,13 @@ def make_page(shared: Shared) -> Fields:
             wide,
             high,
             count,
+            more,
             mix_rows,
         ):
             yield shown, used if fresh else gr.skip()
             fresh = False
 
-    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, shared.mix_rows]
+    values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, more, shared.mix_rows]
     make.click(run, values, [view, seed], trigger_mode="multiple", **QUIET)
 
     async def hello(event: gr.EventData, request: gr.Request) -> Any:
@@ -92,12 +105,12 @@ def make_page(shared: Shared) -> Fields:
     view.hello(hello, None, view, **QUIET)
 
     async def drafted(
-        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, mix_rows: Any,
-        request: gr.Request,
+        prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
+        mix_rows: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
         owner = shared.owner_of(request)
         async for shown in handlers.draft(
-            owner, prompt, negative, seed, steps, guidance, wide, high, mix_rows
+            owner, prompt, negative, seed, steps, guidance, wide, high, more, mix_rows
         ):
             yield shown
 
@@ -109,3 +122,25 @@ def make_page(shared: Shared) -> Fields:
     stop.click(halt, None, None, **QUIET)
     dice.click(random_seed, None, seed, **QUIET)
     return fields
+
+
+def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
+    app, jobs = shared.app, shared.jobs
+
+    def model(_: Any) -> Any:
+        return models.state(app)
+
+    def change_model(asked: Any) -> Any:
+        given = checks.table(asked, "model")
+        return models.change(app, jobs, checks.opaque(given.get("token"), "token"), given.get("key"))
+
+    def start_from(asked: Any) -> Any:
+        return models.start_from(app, asked)
+
+    def start_shown(digest: Any) -> Any:
+        return models.start_shown(app, digest)
+
+    def complete(asked: Any) -> Any:
+        return models.complete(app, asked)
+
+    return [answering(function) for function in (model, change_model, start_from, start_shown, complete)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,8 @@ from ..messages import told, words_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.picture_metadata import PictureSettings
-
     from ..app_state import AppState
+    from ..handlers.gallery import Taken
     from ..jobs import Jobs
 
 
@@ -57,6 +57,7 @@ class Fields:
     guidance: Any
     width: Any
     height: Any
+    more: Any
 
     @property
     def request(self) -> list[Any]:
@@ -69,6 +70,7 @@ class Fields:
             self.guidance,
             self.width,
             self.height,
+            self.more,
         ]
 
     @property
@@ -83,24 +85,30 @@ class Fields:
             self.guidance,
             self.width,
             self.height,
+            self.more,
         ]
 
     @staticmethod
-    def values_of(settings: PictureSettings) -> list[Any]:
+    def values_of(found: Taken) -> list[Any]:
         """Return a picture's settings for the fields; what it does not say stays as it is."""
 
         def known(value: Any) -> Any:
             return gr.skip() if value is None else value
 
+        request = found.request
         return [
-            settings.prompt,
-            settings.negative_prompt,
-            gr.skip() if settings.seed is None else str(settings.seed),
+            request.prompt,
+            request.negative_prompt,
+            str(request.seed) if found.has_seed else gr.skip(),
             True,
-            known(settings.steps),
-            known(settings.guidance_scale),
-            known(settings.width),
-            known(settings.height),
+            known(request.steps),
+            known(request.guidance_scale),
+            known(request.width),
+            known(request.height),
+            {
+                **found.more,
+                "stamp": secrets.token_hex(8),
+            },  # told apart by this from what the browser itself put there
         ]
 
 

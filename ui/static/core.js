@@ -83,8 +83,8 @@ window.lm = (() => {
     setTimeout(() => note.remove(), bad ? 15000 : undo ? 9000 : 5000);
   }
 
-  // Ask the server; an answer with a problem is said, at its field where it has one, and is no answer.
-  let server = null;
+  // Ask the server; an answer with a problem is said, at its field where it has one, and is not an answer.
+  let server = {};
   async function ask(name, data = null) {
     try {
       const found = await server[name](data);
@@ -120,7 +120,7 @@ window.lm = (() => {
     if (!mark(field, text)) say(text, { bad: true });
   }
 
-  return { h, picture, later, empty, reveal, redraw, number, bytes, parts, start, say, ask, fault, mark, unmark, serve: (given) => { server = given; } };
+  return { h, picture, later, empty, reveal, redraw, number, bytes, parts, start, say, ask, fault, mark, unmark, serve: (given) => { server = { ...server, ...given }; } };
 })();
 
 // One way back for everything that a person does here, the latest first.

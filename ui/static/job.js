@@ -6,6 +6,7 @@ lm.parts.job = (root, { props, trigger, watch }) => {
 
   const words = (v) => {
     const left = v.left > 0 ? ` · ${v.left < 90 ? `${Math.ceil(v.left)} s` : `${Math.round(v.left / 60)} min`} left` : "";
+    if (v.state === "queued" && v.loading) return `${v.loading} is being loaded; your picture begins then`;
     if (v.state === "queued") return v.ahead ? `Waiting: ${v.ahead} ahead of you, ${v.queue} in the queue` : "Starting";
     if (v.state === "running") return `Picture ${v.number} of ${v.count} · step ${v.step} of ${v.steps}${left}`;
     if (v.state === "stopped") return "Stopped; what was finished is kept";
@@ -90,6 +91,7 @@ lm.parts.job = (root, { props, trigger, watch }) => {
         onkeydown: (e) => { if (e.key === " ") { held = true; drawCanvas(props.value); } }, onkeyup: () => { held = false; drawCanvas(props.value); } }, "Before"),
       h("button", { class: `lm-button lm-quiet${picking ? " lm-here" : ""}`, "aria-pressed": String(picking || !!other), disabled: strip.length < 2, title: "Then choose another picture below",
         onclick: () => { picking = !(picking || other); other = null; draw(); } }, other ? "End comparing" : picking ? "Choose the other" : "Compare"),
+      h("button", { class: "lm-button lm-quiet", title: "The next pictures begin with this one", onclick: () => lm.more.startFrom({ picture: each.id }) }, "Start from it"),
       h("a", { class: "lm-button lm-quiet", href: each.url, download: `${each.id}.png` }, "Download")));
   }
   // The mix as people say it; text of more than one line (JSON) says what it is.
@@ -179,6 +181,12 @@ lm.parts.slider = (root, { props, watch }) => {
     const [base, mix] = props.value || [];
     root.replaceChildren(mix ? lm.compareView({ url: base, label: "base" }, { url: mix, label: "mix" }) : lm.empty("Nothing compared yet", "Base and mix, one over the other, with one seed."));
   };
+  watch("value", draw);
+  draw();
+};
+lm.parts.downloads = (root, { props, watch }) => {
+  const draw = () => root.replaceChildren(...(props.value || []).map((file) =>
+    lm.h("a", { class: "lm-download", href: file.url, download: file.name }, `${file.name} (${lm.bytes(file.bytes)})`)));
   watch("value", draw);
   draw();
 };

@@ -13,21 +13,33 @@ lm.maskEditor = (row, kit, change) => {
       : h("div", { class: "lm-line" }, h("span", { class: "lm-hint" }, "Works everywhere."), open));
 };
 
-lm.paintMask = (() => {
+// A row's mask; the window itself knows no rows.
+lm.paintMask = (name, kit) => {
+  const row = lm.mix.rows.find((each) => each.name === name);
+  if (!row) return;
+  lm.paint({
+    key: `row ${name}`, title: row.title, mask: row.mask, size: lm.shownSize?.() || kit.size, behind: lm.shownPicture?.(), feather: row.feather || 0,
+    hint: "Paint where the adapter works, over the picture that is shown.", empty: "Paint where the adapter works. Make a picture first to paint over it.",
+    use(digest, feather) {
+      const now = lm.mix.rows.find((each) => each.name === name);
+      if (now) lm.mix.change("mask", () => { now.mask = digest; now.feather = feather; }, true);
+      lm.draft?.();
+    },
+  });
+};
+
+lm.paint = (() => {
   const { h } = lm;
   const COLOUR = "#ff2d9b"; // seen on white, on black and on skin
-  const unfinished = new Map(); // strokes of a window that was closed, by row
-  return (name, kit) => {
-    const row = lm.mix.rows.find((each) => each.name === name);
-    if (!row) return;
-    const [wide, high] = lm.shownSize?.() || kit.size;
+  const unfinished = new Map(); // strokes of a window that was closed, by what it is for
+  return ({ key, title, mask, size: [wide, high], behind, feather: softness = null, hint, empty, use: done_with }) => {
     const scale = Math.min(1, 1024 / Math.max(wide, high), Math.max(1, 512 / Math.max(wide, high)));
-    const canvas = h("canvas", { width: Math.max(8, Math.round(wide * scale)), height: Math.max(8, Math.round(high * scale)), class: "lm-paint", "aria-label": `${row.title}: mask`, tabindex: 0 });
+    const canvas = h("canvas", { width: Math.max(8, Math.round(wide * scale)), height: Math.max(8, Math.round(high * scale)), class: "lm-paint", "aria-label": `${title}: mask`, tabindex: 0 });
     const pen = canvas.getContext("2d", { willReadFrequently: true });
-    const size = h("input", { type: "range", min: 2, max: 100, value: 24, "aria-label": `${row.title}: brush size`, style: "--at:24%",
+    const size = h("input", { type: "range", min: 2, max: 100, value: 24, "aria-label": `${title}: brush size`, style: "--at:24%",
       oninput: (e) => e.target.style.setProperty("--at", `${e.target.value}%`) });
-    const erase = h("input", { type: "checkbox", "aria-label": `${row.title}: erase` });
-    const feather = h("input", { type: "number", class: "lm-number", min: 0, step: 1, value: row.feather || 0, "aria-label": `${row.title}: feather of the mask`, oninput: soften });
+    const erase = h("input", { type: "checkbox", "aria-label": `${title}: erase` });
+    const feather = h("input", { type: "number", class: "lm-number", min: 0, step: 1, value: softness || 0, "aria-label": `${title}: feather of the mask`, oninput: soften });
     const past = [];
     let last = null;
 
@@ -97,38 +109,35 @@ lm.paintMask = (() => {
     async function use() {
       const found = await lm.ask("keep_mask", flat());
       if (!found) return;
-      const now = lm.mix.rows.find((each) => each.name === name);
-      if (now) lm.mix.change("mask", () => { now.mask = found.digest; now.feather = Math.max(0, Number(feather.value) || 0); }, true);
-      unfinished.delete(name);
+      done_with(found.digest, Math.max(0, Number(feather.value) || 0));
+      unfinished.delete(key);
       done = true;
       window_.close();
-      lm.draft?.();
     }
     let done = false;
     const width = canvas.width, height = canvas.height;
-    const part = (label, ...box) => h("button", { class: "lm-chip", "aria-label": `${row.title}: ${label.toLowerCase()} half`, onclick: () => fill(...box) }, label);
+    const part = (label, ...box) => h("button", { class: "lm-chip", "aria-label": `${title}: ${label.toLowerCase()} half`, onclick: () => fill(...box) }, label);
     const file = h("input", { type: "file", accept: "image/*", hidden: true, onchange: (e) => { if (e.target.files[0]) { keep(); load(URL.createObjectURL(e.target.files[0])); } } });
-    const behind = lm.shownPicture?.();
     const surface = h("div", { class: "lm-surface", style: `aspect-ratio:${wide}/${high}; --shape:${wide / high}` }, behind ? lm.picture(behind, "The picture below the mask", "lm-behind") : null, canvas);
-    const window_ = h("dialog", { class: "lm-root lm-maskdialog", "aria-label": `Mask of ${row.title}` },
-      h("div", { class: "lm-panel-head" }, h("h2", {}, `Mask of ${row.title}`), h("span", { class: "lm-space" }), h("button", { class: "lm-icon", "aria-label": "Close the mask", onclick: () => window_.close() }, "✕")),
-      h("p", { class: "lm-hint" }, behind ? "Paint where the adapter works, over the picture that is shown." : "Paint where the adapter works. Make a picture first to paint over it."), surface,
+    const window_ = h("dialog", { class: "lm-root lm-maskdialog", "aria-label": `Mask of ${title}` },
+      h("div", { class: "lm-panel-head" }, h("h2", {}, `Mask of ${title}`), h("span", { class: "lm-space" }), h("button", { class: "lm-icon", "aria-label": "Close the mask", onclick: () => window_.close() }, "✕")),
+      h("p", { class: "lm-hint" }, behind ? hint : empty || hint), surface,
       h("div", { class: "lm-slider" }, h("span", {}, "Brush"), size, h("label", { class: "lm-field" }, erase, "erase")),
       h("div", { class: "lm-line" }, back, part("Left", 0, 0, width / 2, height), part("Right", width / 2, 0, width / 2, height), part("Top", 0, 0, width, height / 2), part("Bottom", 0, height / 2, width, height / 2),
-        h("button", { class: "lm-chip", "aria-label": `${row.title}: invert the mask`, onclick: invert }, "Invert"), h("button", { class: "lm-chip", "aria-label": `${row.title}: clear the mask`, onclick: () => fill() }, "Clear"),
+        h("button", { class: "lm-chip", "aria-label": `${title}: invert the mask`, onclick: invert }, "Invert"), h("button", { class: "lm-chip", "aria-label": `${title}: clear the mask`, onclick: () => fill() }, "Clear"),
         h("button", { class: "lm-chip", onclick: () => file.click() }, "From a picture"), file),
-      h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, "Feather", feather), h("span", { class: "lm-space" }), h("button", { class: "lm-button lm-main", onclick: use }, "Use this mask")));
+      h("div", { class: "lm-line" }, softness !== null && h("label", { class: "lm-field" }, "Feather", feather), h("span", { class: "lm-space" }), h("button", { class: "lm-button lm-main", onclick: use }, "Use this mask")));
     window_.addEventListener("keydown", (e) => { if ((e.ctrlKey || e.metaKey) && e.key === "z") { e.preventDefault(); undo(); } });
-    window_.addEventListener("close", () => { if (!done && past.length) unfinished.set(name, canvas.toDataURL("image/png")); window_.remove(); });
+    window_.addEventListener("close", () => { if (!done && past.length) unfinished.set(key, canvas.toDataURL("image/png")); window_.remove(); });
     document.body.append(window_);
     window_.showModal();
     canvas.focus();
-    const left = unfinished.get(name);
+    const left = unfinished.get(key);
     if (left) {
       const image = new Image();
       image.onload = () => pen.drawImage(image, 0, 0, canvas.width, canvas.height);
       image.src = left;
-    } else if (row.mask) lm.ask("mask_png", row.mask).then((found) => found?.png && load(found.png));
+    } else if (mask) lm.ask("mask_png", mask).then((found) => found?.png && load(found.png));
     soften();
   };
 })();

@@ -2,7 +2,7 @@ lm.defaults = {}; // weights that were kept since the cards were drawn
 // The mix: one line for each adapter. The browser owns it; a copy goes along with each request.
 lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   const { h, picture, later, empty, redraw, ask } = lm;
-  const kit = props.kit;
+  const kit = { ...props.kit };
   const PLAIN = ["name", "on", "unet", "te", "blocks", "schedule", "mask", "feather", "more"];
   let rows = [], method = "", open = new Set(), gesture = "", gestureAt = 0;
   lm.serve(server);
@@ -194,7 +194,13 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     lm.mixChanged?.(rows);
   }
 
-  lm.mix = { add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
+  // Another model has other blocks and another size, and other adapters fit.
+  function model(found) {
+    for (const key of Object.keys(kit)) delete kit[key];
+    Object.assign(kit, found);
+    if (rows.length) refresh(rows.map((row) => row.name));
+  }
+  lm.mix = { model, add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
   // Only what a handler sent is taken: it has a stamp. Gradio also sets the value that the page began with, and what was put here.
   let stamp = "";
   watch("value", () => {

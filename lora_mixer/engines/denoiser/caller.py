@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NEAR = 3
 """How many frames of a loop without pipeline are looked into."""
+_GENERATION = "transformers.generation.utils"
 _PASSED = ("torch", "lora_mixer", "accelerate", "diffusers")
 """Packages whose frames lie between a loop and the component that it calls."""
 
@@ -33,11 +34,14 @@ class Caller:
         pipe: The pipeline; None where none is on the stack.
         frames: The local names of its running methods, innermost first; without pipeline, those of the nearest functions.
         frame: The frame of the outermost of them; who keeps it keeps its locals alive.
+        sequences: How many sequences ``generate`` of transformers has been given, where that is running: beams and returned
+            sequences are rows beside each other.
     """
 
     pipe: Any = None
     frames: tuple[Mapping[str, Any], ...] = ()
     frame: FrameType | None = None
+    sequences: int | None = None
 
     def local(self, *names: str) -> Any:
         """Return the innermost value that is not None under the first of some local names that has one."""
@@ -100,6 +104,10 @@ def calling(part: str) -> Caller:
         owner = _owner(frame)
         if owner is not None and hasattr(owner, part):
             return _methods_of(owner, frame)
+        if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__") == _GENERATION:
+            given = frame.f_locals.get("batch_size")
+            if isinstance(given, int):
+                return Caller(None, tuple(near), None, given)
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if len(near) < _NEAR and package not in _PASSED:
             near.append(frame.f_locals)

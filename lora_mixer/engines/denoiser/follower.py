@@ -119,4 +119,6 @@ class DenoiserFollower:
 def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
     """Return pictures of a list as rows of one tensor; of several sizes, as rows of what they have in common."""
     sizes = [min(sizes) for sizes in zip(*(each.shape for each in pictures), strict=True)]
-    return torch.stack([each[tuple(slice(size) for size in sizes)] for each in pictures])
+    return torch.stack(
+        [each[tuple(slice(size) for size in sizes)] for each in pictures]
+    )  # (pictures, channels, ...)

@@ -58,8 +58,8 @@ class BatchLayout:
             >>> BatchLayout(2, 1, (True, False)).rows(negatives=True).tolist()
             [2, 3, 0, 1]
         """
-        own = torch.arange(self.images).repeat_interleave(self.each)
-        return torch.cat([own + self.images * (negatives and half) for half in self.without])
+        own = torch.arange(self.images).repeat_interleave(self.each)  # (images * each,)
+        return torch.cat([own + self.images * (negatives and half) for half in self.without])  # (rows,)
 
 
 def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> BatchLayout:
@@ -69,7 +69,7 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
     A call with one row for each image is one copy, as where guidance has calls of its own.
 
     Raises:
-        MixError: When the batch is no multiple of what mixes and guidance need.
+        MixError: When the batch is not a multiple of what mixes and guidance need.
 
     Example:
         >>> stated_layout(6, 3, 2, negatives=False)
@@ -103,6 +103,12 @@ def layout_of(
         MixError: When it cannot be told which rows belong to which mix.
     """
     batch = int(sample.shape[0])
+    if caller.sequences is not None and not negatives:
+        if caller.sequences != images or batch % images:
+            raise MixError(
+                f"{_mixes(images)}, and generate() is called with {caller.sequences} sequences: pass one for each mix"
+            )
+        return BatchLayout(images, batch // images, (False,))
     latents = caller.local(*_PICTURES) if caller.pipe is not None else None
     if not isinstance(latents, torch.Tensor) or latents.ndim < 2:
         if batch == images and not negatives:
@@ -201,7 +207,8 @@ def repeated_rows(
     Return the gains of a layer whose batch is not that of the denoiser's call.
 
     Layers inside of video models see each frame or place as a row, those of one picture side by side. Perturbed attention
-    splits the batch into copies, which is no matter where all copies have the same mixes.
+    splits the batch into copies, which is no matter where all copies have the same mixes. Encoders of language models see
+    once what is repeated for beams.
 
     Args:
         gains: Of the rows of the call, (count or more, ...).
@@ -226,11 +233,18 @@ def repeated_rows(
     if rows is None or batch > count:
         return None
     period = next(n for n in range(1, count + 1) if count % n == 0 and _has_period(rows, n))
-    return gains[:batch] if batch % period == 0 else None
+    if batch % period == 0:
+        return gains[:batch]
+    # an encoder sees what a decoder's beams repeat, once
+    each = count // batch if count % batch == 0 else 0
+    beside = rows[:count].view(batch, each) if each else None
+    if beside is None or not (beside == beside[:, :1]).all():
+        return None
+    return gains[:count:each]
 
 
 def _has_period(rows: torch.Tensor, period: int) -> bool:
-    parts = rows.view(-1, period)
+    parts = rows.view(-1, period)  # (repetitions, period)
     return bool((parts == parts[0]).all())
 
 

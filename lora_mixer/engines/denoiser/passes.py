@@ -48,7 +48,9 @@ def _weighted(leaf: Any, weights: torch.Tensor) -> Any:
     if not _counts(leaf):
         return leaf
     wide = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
-    spread = weights.to(wide).view(-1, *[1] * (leaf.ndim - 1)) if leaf.ndim else weights.to(wide)[0]
+    spread = (
+        weights.to(wide).view(-1, *[1] * (leaf.ndim - 1)) if leaf.ndim else weights.to(wide)[0]
+    )  # (rows, 1, ...)
     return wide * spread
 
 
@@ -65,7 +67,7 @@ def row_weights(passes: Sequence[int], turn: int, rows: torch.Tensor | None) -> 
         >>> row_weights([2, 1], 1, torch.tensor([0, 1, 0, 1])).tolist()
         [0.5, 0.0, 0.5, 0.0]
     """
-    each = torch.tensor([1.0 / count if turn < count else 0.0 for count in passes])
+    each = torch.tensor([1.0 / count if turn < count else 0.0 for count in passes])  # (images,)
     return each if rows is None else each[rows]
 
 

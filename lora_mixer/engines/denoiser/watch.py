@@ -8,9 +8,9 @@ has the hooks inside: they break its graph, and still run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
+from lora_mixer.engines.denoiser.standing_in import StandIns, outside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
     After = Callable[[tuple[Any, ...], dict[str, Any], Any, Callable[..., Any]], Any]
 
-Hook = TypeVar("Hook", bound="Callable[..., Any]")
-
-
-def _outside(function: Hook) -> Hook:
-    outside: Any = torch.compiler.disable
-    hook: Hook = outside(function)
-    return hook
-
 
 class _BeforeCall:
     """A pre-hook; an object, so that copies of the module have copies of what it calls."""
@@ -36,7 +28,7 @@ class _BeforeCall:
     def __init__(self, before: Before) -> None:
         self._before = before
 
-    @_outside
+    @outside
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._before(args, kwargs)
 
@@ -47,9 +39,22 @@ class _AfterCall:
     def __init__(self, after: After) -> None:
         self._after = after
 
-    @_outside
+    @outside
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return self._after(args, kwargs, output, module.forward)
+
+
+class _AroundCall:
+    """What makes the calls of a module that was compiled in place."""
+
+    def __init__(self, before: Before, after: After | None) -> None:
+        self._before, self._after = before, after
+
+    @outside
+    def __call__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._before(args, kwargs)
+        output = call(*args, **kwargs)
+        return output if self._after is None else self._after(args, kwargs, output, call)
 
 
 class Calls:
@@ -58,7 +63,7 @@ class Calls:
     def __init__(self) -> None:
         """Start with none."""
         self._handles: list[RemovableHandle] = []
-        self._wrapped: list[tuple[nn.Module, Any, Any]] = []
+        self._around = StandIns()
 
     def watch(self, outer: nn.Module, before: Before, after: After | None = None) -> None:
         """
@@ -70,16 +75,8 @@ class Calls:
             after: Called with the arguments, the output and a function that calls the component again unwatched;
                 what it returns is the output.
         """
-        compiled: Any = getattr(outer, "_compiled_call_impl", None)
-        if compiled is not None:
-
-            def call(*args: Any, **kwargs: Any) -> Any:
-                before(args, kwargs)
-                output = compiled(*args, **kwargs)
-                return output if after is None else after(args, kwargs, output, compiled)
-
-            self._wrapped.append((outer, compiled, call))
-            outer._compiled_call_impl = call  # noqa: SLF001 -- nn.Module calls no hooks around it
+        if getattr(outer, "_compiled_call_impl", None) is not None:
+            self._around.place(outer, _AroundCall(before, after))  # nn.Module calls no hooks around it
             return
 
         self._handles.append(outer.register_forward_pre_hook(_BeforeCall(before), with_kwargs=True))
@@ -89,14 +86,11 @@ class Calls:
     @property
     def watching(self) -> bool:
         """Whether any component is watched."""
-        return bool(self._handles or self._wrapped)
+        return bool(self._handles or self._around)
 
     def clear(self) -> None:
         """Take everything away."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for outer, compiled, call in reversed(self._wrapped):
-            if outer._compiled_call_impl is call:  # noqa: SLF001
-                outer._compiled_call_impl = compiled  # noqa: SLF001
-        self._wrapped.clear()
+        self._around.clear()

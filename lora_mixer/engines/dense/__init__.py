@@ -1,1 +1,1 @@
-"""The dense engine: changes without a low-rank form, held whole beside layers whose weights stay as they are."""
+"""Changes without a low-rank form beside weights that stay as they are: packed ones, and rows with mixes of their own."""

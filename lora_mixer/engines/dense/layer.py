@@ -1,241 +1,182 @@
-"""
-A layer and the changes of its weight beside it: y = f(x; W, b) + g f(x; dW, db), for layers whose output is linear in both.
-
-Where all rows have the same gains the changes of all adapters are added up first, so that a step costs one such product.
-"""
+"""One module whose output is changed as a change of its weight would, while the weight stays what it is."""
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
-from lora_mixer.algorithms import Factors
-from lora_mixer.engines.side.gain_buffers import AdapterPart
+from lora_mixer.engines.denoiser.images import repeated_rows
+from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from lora_mixer.engines.side.gain_buffers import GainBuffers
+    from torch import nn
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PLAIN = (*_CONVOLUTIONS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-NO_PAIR = Factors(torch.zeros(0, 0), torch.zeros(0, 0), 1.0)
-"""For changes that are held whole."""
-
-
-@dataclass(frozen=True)
-class DensePart(AdapterPart):
-    """
-    One adapter's change beside one layer: a pair, or the change itself, and that of the bias.
-
-    Attributes:
-        weight: The change of the weight at a gain of 1, (out, in, *kernel), where there is no pair; or None.
-        bias: That of the bias, (out,), or None.
-    """
-
-    weight: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """How many gains it has: one."""
-        return 1
-
-    @property
-    def has_pair(self) -> bool:
-        """Whether the weight's change is a pair."""
-        return self.pair.up.numel() > 0
-
-
-def stands_beside(module: nn.Module) -> bool:
-    """
-    Say whether a layer's output is linear in its weight and bias, and its own forward computes it.
-
-    Example:
-        >>> stands_beside(nn.LayerNorm(4)), stands_beside(nn.Conv2d(4, 4, 3, groups=4)), stands_beside(nn.BatchNorm2d(4))
-        (True, True, False)
-    """
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return False  # the output projection of nn.MultiheadAttention: its forward is never called
-    if isinstance(module, nn.Embedding):
-        return module.max_norm is None
-    is_norm = type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
-    return layer_kind(module) == "linear" or isinstance(module, _PLAIN) or is_norm
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.algorithms.outputs import OutputChange
+    from lora_mixer.binding.index import LiveModule
 
 
 class DenseLayer:
     """
-    The forward hook of one layer with changes beside it.
+    A hook that gives a module the output that it would have with a mix in its weight.
+
+    A linear layer gets it from its own output and inputs, so that packed weights do. Any other module computes with a weight of its
+    own for each mix.
 
     Args:
-        name: Component and path, for messages.
-        parts: The changes.
-        buffers: The gains of the layer's component.
-        span: The place of its gains among those of the component.
-        like: A tensor where the layer computes, of the type in which it does.
-        sees_text: Whether its rows are a text's.
+        live: The module.
+        parts: The changes, each with where its gain stands: adapter and place.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parts: Sequence[DensePart],
-        buffers: GainBuffers,
-        span: slice,
-        like: torch.Tensor,
-        *,
-        sees_text: bool,
-    ) -> None:
-        """Hold the changes; gains come with the first fold."""
-        self.name = name
-        self.span = span
-        self.sees_text = sees_text
-        self.alone = True  # no stack folds its gains
-        self.down = like
-        self.buffers = buffers
-        self._parts = tuple(parts)
-        self._folded: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
-        self.gain = buffers.gain_of(self)
+    def __init__(self, live: LiveModule, parts: Sequence[tuple[LayerWeights, str, int]]) -> None:
+        """Start with no mix."""
+        self.live, self._parts = live, parts
+        self._is_linear = layer_kind(live.module) == "linear" and not live.transposed
+        self._kept: dict[tuple[float, ...], Any] = {}
+        self._mixes: list[tuple[float, ...]] = []
+        self._rows: torch.Tensor | None = None
 
-    def load(self, parts: Sequence[AdapterPart]) -> None:
-        """Nothing to take: the changes are held from the start."""
+    def show(self, gains: Sequence[Mapping[str, Sequence[float]]], rows: torch.Tensor | None) -> None:
+        """
+        Take the gains of a call.
 
-    def join(self, stacked: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-        """Nothing is shared with other layers."""
+        Args:
+            gains: For each mix, by adapter, those of its layers.
+            rows: The mix of each row of the batch; None where there is one for all.
+        """
+        self._mixes = [
+            tuple(mix[name][place] if name in mix else 0.0 for _, name, place in self._parts) for mix in gains
+        ]
+        self._rows = torch.arange(len(gains)) if rows is None and len(gains) > 1 else rows
+        self._kept = {mix: kept for mix, kept in self._kept.items() if mix in self._mixes}
 
-    def fold(self) -> None:
-        """Add up the changes of all adapters at the gains that all rows have."""
-        gains = self.gain[0].tolist()
-        self._folded = (
-            _total([part.weight for part in self._parts], gains, self.down),
-            _total([part.bias for part in self._parts], gains, self.down),
-        )
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return the output with the mixes' part."""
+        if self._rows is None:
+            mix = self._mixes[0]
+            return self._changed(module, args, output, mix) if any(mix) else output
+        owners = self._owners(int(output.shape[0]))
+        total = output
+        for number, mix in enumerate(self._mixes):
+            own = (owners == number).nonzero().flatten().to(output.device)
+            if any(mix) and len(own):
+                inputs = tuple(
+                    arg[own.to(arg.device)] if isinstance(arg, torch.Tensor) else arg for arg in args
+                )
+                changed = self._changed(module, inputs, output[own], mix)
+                total = total.index_copy(0, own, changed)
+        return total
 
-    def __call__(
-        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    def _owners(self, batch: int) -> torch.Tensor:
+        """
+        Return the mix of each row of a batch.
+
+        Raises:
+            MixError: When it cannot be told.
+        """
+        assert self._rows is not None  # noqa: S101 -- asked for where there are any
+        rows = self._rows.cpu()
+        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if found is None:
+            raise MixError(
+                f"{self.live.component}.{self.live.path}: got a batch of {batch} inside a call with {len(rows)} rows; "
+                "rows cannot be told apart"
+            )
+        return found.expand(batch)
+
+    def _changed(
+        self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor, mix: tuple[float, ...]
     ) -> torch.Tensor:
-        """Add what the adapters add."""
-        x = args[0]
-        if x.device != output.device:  # offloading moves inputs behind the hooks' back
-            x = x.to(output.device)
-        first = isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm))
-        if self.buffers.folds:
-            changes = [_apply(module, x, *self._folded, like=output, channels_first=first)]
-            for number, part in enumerate(self._parts):
-                if part.has_pair:
-                    product = _product(module, x, part.pair, output)
-                    changes.append(product * self.gain[0, number].to(product))
-        else:
-            changes = []
-            for number, part in enumerate(self._parts):
-                change = _apply(module, x, part.weight, part.bias, like=output, channels_first=first)
-                if part.has_pair:
-                    product = _product(module, x, part.pair, output)
-                    change = product if change is None else change + product
-                if change is not None:
-                    changes.append(change * self._gain(change, number, channels_first=first))
-        for change in changes:
-            if change is not None:
-                output = output + change
-        return output
+        if mix not in self._kept:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._kept[mix] = (
+                    self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
+                )
+        if not self._is_linear:
+            own_weight = {key: value.to(self.live.weight.device) for key, value in self._kept[mix].items()}
+            result: torch.Tensor = standing_in(module, own_weight).forward(*args)
+            return result
+        change, moved = self._kept[mix]
+        bias, x = module._parameters.get("bias"), args[0]  # noqa: SLF001
+        own = output if bias is None else output - bias.to(output)
+        x = x.to(output.device) if x.device != output.device else x
+        added: torch.Tensor = change.added(x, own, lambda inputs: product(module, inputs))
+        if moved is not None:
+            added = added + moved.to(output.device)
+        return output + added.to(output.dtype)
 
-    def _gain(self, change: torch.Tensor, number: int, *, channels_first: bool) -> torch.Tensor:
-        """Return a part's gain in a shape that multiplies its change."""
-        buffers = self.buffers
-        if buffers.masks is not None:
-            placed = buffers.placed(self, change, channels_first=channels_first)
-            return placed.narrow(1 if channels_first else -1, number, 1)
-        batch = change.shape[0]
-        gain = (
-            self.gain[:batch] if buffers.count == batch else buffers.repeated(self, self.gain, batch)
-        )  # (b, parts)
-        return gain[:, number].to(change).view(-1, *[1] * (change.ndim - 1))
+    def _on_outputs(
+        self, module: nn.Module, mix: tuple[float, ...]
+    ) -> tuple[OutputChange, torch.Tensor | None]:
+        """Return what a mix does to outputs, and its change of the bias."""
+        shape = self.live.shape
+        known: list[torch.Tensor] = []
 
+        def base() -> torch.Tensor:
+            if not known:  # one look for all adapters, and nothing of it is kept
+                known.append(weight_of(module, shape))
+            return known[0]
 
-def _total(
-    changes: Sequence[torch.Tensor | None], gains: Sequence[float], like: torch.Tensor
-) -> torch.Tensor | None:
-    """Add up changes at their gains in fp32 at least, rounded once; None where there is nothing to add."""
-    total: torch.Tensor | None = None
-    for change, gain in zip(changes, gains, strict=True):
-        if change is not None and gain:
-            own = change.to(torch.promote_types(torch.float32, change.dtype)) * gain
-            total = own if total is None else total + own
-    return None if total is None else total.to(like)
+        found = [
+            weights.on_outputs(base, shape, gain)
+            for (weights, _, _), gain in zip(self._parts, mix, strict=True)
+            if gain
+        ]
+        change = found[0]
+        for other in found[1:]:
+            change = change.plus(other)
+        return change, self._bias(module, mix)
 
+    def _bias(self, module: nn.Module, mix: tuple[float, ...]) -> torch.Tensor | None:
+        bias = module._parameters.get("bias")  # noqa: SLF001
+        wide = None if bias is None else bias.detach().float()
+        moved = [
+            change
+            for (weights, _, _), gain in zip(self._parts, mix, strict=True)
+            if gain and (change := weights.bias_delta(wide, gain)) is not None
+        ]
+        return torch.stack(moved).sum(0) if moved else None
 
-def _apply(
-    module: nn.Module,
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    *,
-    like: torch.Tensor,
-    channels_first: bool,
-) -> torch.Tensor | None:
-    """Return what a layer gives with these in the place of its weight and bias; None where both are none."""
-    kept = like.dtype if x.dtype in (torch.int64, torch.int32) else x.dtype
-    change = None if weight is None else _computed(module, x, weight.to(x.device, kept))
-    if bias is not None:
-        added = bias.to(like.device, like.dtype)
-        spread = [1] * (like.ndim - 2) if channels_first and like.ndim > 1 else []
-        along = added.view(-1, *spread)
-        change = along.expand_as(like) if change is None else change + along
-    return None if change is None else change.to(like.dtype)
+    def _weights(self, module: nn.Module, mix: tuple[float, ...]) -> dict[str, torch.Tensor]:
+        """Return the module's parameters with a mix in them."""
+        live = self.live.weight
+        base = (live.T if self.live.transposed else live).detach()
+        base = base if base.dtype.itemsize > 2 else base.float()
+        total = base.clone()
+        for (weights, _, _), gain in zip(self._parts, mix, strict=True):
+            if gain:
+                total += weights.delta(base, gain)
+        found = {self.live.attribute: (total.T if self.live.transposed else total).to(live.dtype)}
+        bias, moved = module._parameters.get("bias"), self._bias(module, mix)  # noqa: SLF001
+        if moved is not None:
+            found["bias"] = moved.to(live.dtype) if bias is None else (bias.float() + moved).to(bias.dtype)
+        return found
 
 
-def _product(module: Any, x: torch.Tensor, pair: Factors, like: torch.Tensor) -> torch.Tensor:
-    """Return what a pair gives beside a linear layer or a convolution."""
-    down, up = (half.to(x.device, x.dtype) for half in (pair.down * pair.scale, pair.up))
-    rank = down.shape[0]
-    if layer_kind(module) == "linear":
-        return functional.linear(functional.linear(x, down.reshape(rank, -1)), up).to(like.dtype)
-    kernel = tuple(module.kernel_size)
-    convolve = getattr(functional, f"conv{len(kernel)}d")
-    hidden = convolve(
-        x, down.reshape(rank, -1, *kernel), None, module.stride, module.padding, module.dilation
-    )
-    result: torch.Tensor = convolve(hidden, up.reshape(*up.shape[:2], *[1] * len(kernel)))
-    return result.to(like.dtype)
+def refusal(live: LiveModule, *, packed: bool, rows: bool) -> str | None:
+    """
+    Say why no such layer can stand beside a module, or None.
 
-
-def _computed(module: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if layer_kind(module) == "linear":
-        return functional.linear(x, weight)
-    if isinstance(module, _CONVOLUTIONS) and module.padding_mode == "zeros":
-        convolve = getattr(functional, f"conv{module.weight.ndim - 2}d")
-        result: torch.Tensor = convolve(
-            x, weight, None, module.stride, module.padding, module.dilation, module.groups
+    Args:
+        live: The module or bare parameter.
+        packed: Whether its weight cannot be read as a tensor.
+        rows: Whether rows have mixes of their own.
+    """
+    if live.is_bare:
+        return (
+            "a bare parameter has no rows of a batch: its module groups them by what they are routed to"
+            if rows
+            else "a bare parameter has no output of its own"
         )
-        return result
-    if isinstance(module, nn.Embedding):
-        return functional.embedding(x, weight)
-    with_change: torch.Tensor = _standin(module, weight)(x)
-    if isinstance(module, _PLAIN):
-        return with_change
-    # some norms multiply by 1 + weight
-    without: torch.Tensor = _standin(module, torch.zeros_like(weight))(x)
-    return with_change - without
-
-
-def _standin(module: nn.Module, weight: torch.Tensor) -> Any:
-    """Return the forward of a module that is like another but for its weight, and has no bias and no hooks."""
-    other = copy.copy(module)
-    own = other.__dict__
-    own["_parameters"] = {
-        key: weight if key == "weight" else None if value is None or key == "bias" else value
-        for key, value in module._parameters.items()  # noqa: SLF001
-    }
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        own[hooks] = OrderedDict()
-    own.pop("forward", None)
-    return other.forward
+    kind = layer_kind(live.module)
+    if kind is None and isinstance(live.module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "its module's forward is never called"
+    if packed and (kind != "linear" or live.transposed):
+        return "only linear layers give products with weights that cannot be read"
+    return None

@@ -88,7 +88,7 @@ def blend_weight(
     exactly = weight.device.type == "cpu"
     factors = _stacked(low_rank, weight.device, wide) if low_rank else None
     if factors is not None and not dense and not transposed and clean.is_contiguous():
-        flat = clean.view(rows, -1)
+        flat = clean.view(rows, -1)  # (out, in * kernel)
         if weight.dtype == wide and weight.is_contiguous():
             torch.addmm(flat, *factors, out=weight.view(rows, -1))
             return
@@ -99,7 +99,7 @@ def blend_weight(
     exact = clean.to(wide) if converted else clean
     total = exact
     if factors is not None:
-        flat = exact.reshape(rows, -1)
+        flat = exact.reshape(rows, -1)  # (out, in * kernel)
         # in place where the sum is nobody else's: copies cost more than the product does
         in_place = converted and not dense
         total = (flat.addmm_(*factors) if in_place else torch.addmm(flat, *factors)).view(clean.shape)
@@ -129,9 +129,9 @@ def _add_by_rows(weight: torch.Tensor, base: torch.Tensor, up: torch.Tensor, dow
 def _stacked(
     pairs: Sequence[tuple[Factors, float]], device: torch.device, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
-    ups = _joined([pair.up for pair, _ in pairs], 1, device, wide)
-    downs = _joined([pair.down for pair, _ in pairs], 0, device, wide)
+    """Return all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
+    ups = _joined([pair.up for pair, _ in pairs], 1, device, wide)  # (out, R)
+    downs = _joined([pair.down for pair, _ in pairs], 0, device, wide)  # (R, in * kernel)
     gains = [gain * pair.scale for pair, gain in pairs for _ in range(pair.up.shape[1])]
     return ups * torch.tensor(gains, dtype=wide, device=device), downs
 
@@ -158,4 +158,4 @@ def bias_change(base: torch.Tensor | None, terms: Sequence[Term]) -> torch.Tenso
     """
     exact = None if base is None else base.to(accumulator(base))
     parts = [part for term in terms if (part := term.weights.bias_delta(exact, term.gain)) is not None]
-    return torch.stack(parts).sum(0) if parts else None
+    return torch.stack(parts).sum(0) if parts else None  # (out,)

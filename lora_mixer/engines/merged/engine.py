@@ -19,11 +19,12 @@ import torch
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.denoiser.steps import START
-from lora_mixer.engines.engine import Engine
+from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
-from lora_mixer.engines.interrupts import uninterrupted
+from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
+from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -36,7 +37,9 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
-from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.engines.products import weight_of
+from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -48,13 +51,15 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.denoiser.steps import Step
-    from lora_mixer.engines.engine import Call, Effect, Shares, Wish
+    from lora_mixer.engines.engine import Effect, Shares, Wish
     from lora_mixer.engines.fused import FusedProjections
     from lora_mixer.engines.gains import MixGains
 
     Gains = Mapping[str, Sequence[float]]
     """The gain of each layer of each adapter, by name and in the order given to ``take``."""
 
+
+_READ_FROM_FILES = "its weights are read from files at each call (group offloading, offload_to_disk_path)"
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -143,23 +148,21 @@ class MergedGains:
     mix: MixGains
     shares: Shares
 
-    def __post_init__(self) -> None:
-        """Note what text encoders keep."""
-        self.start = self.at(START, None)
-
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
         """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
         table = self.mix.at(step, turn)
-        gains = {
+        return {
             name: [gain if mine else 0.0 for gain, mine in zip(table[name], shares, strict=True)]
             for name, shares in self.shares.items()
             if name in table
         }
-        for name in gains if turn is not None else ():
-            for place, layer in enumerate(self.mix.layers[name]):
-                if layer.live.component in TEXT_ENCODERS:
-                    gains[name][place] = self.start[name][place]
-        return gains
+
+
+def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
+    """Return a part of a fused layer's clean base; of a linear layer whose weight cannot be read, by its products."""
+    if entry.weight.locked and entry.weight.base is None and layer_kind(live.module) == "linear":
+        return weight_of(live.module, live.shape)
+    return entry.weight.clean()
 
 
 class MergedEngine(Engine):
@@ -181,7 +184,11 @@ class MergedEngine(Engine):
         self._generations: Counter[str] = (
             Counter()
         )  # by component; another number: a weight of it is another tensor
-        self._moving: MergedGains | None = None
+        self._gains: MergedGains | None = None
+        self._is_moving = False
+        self._call = Call()  # that whose gains are in the weights
+        self._roots: dict[str, nn.Module] = {}
+        self._has_stored = False  # whether any weight is read from a file at each call
         self._adapters: dict[str, list[_Held]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
@@ -198,7 +205,8 @@ class MergedEngine(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the modules needs; plans hold addresses of these ones."""
-        return {**vars(self), "_plans": {}, "_watch": None, "_touched": list(self._touched.values())}
+        touched = list(self._touched.values())
+        return {**vars(self), "_plans": {}, "_watch": None, "_roots": {}, "_touched": touched}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
@@ -224,7 +232,10 @@ class MergedEngine(Engine):
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
+                        (
+                            partial(_readable, self._touched[id(p.live.module), p.live.attribute], p.live),
+                            p.file_rows,
+                        )
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -351,7 +362,7 @@ class MergedEngine(Engine):
         """Put the base back into modules, by identity, that are in the pipeline no more, where that can still be done."""
         for (number, _), entry in self._touched.items():
             if number in modules:
-                self._force(entry)
+                self._force(entry, gone=True)
                 for slot in entry.slots:
                     slot.blended = False  # what could not be written then is nobody's any more
 
@@ -373,15 +384,17 @@ class MergedEngine(Engine):
         return left
 
     @staticmethod
-    def _force(entry: _Touched) -> list[str]:
-        """Put the base of a module back; give the names of what cannot be written."""
+    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+        """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
                 restore([slot])
-            except Exception:  # noqa: BLE001 -- what cannot be written is told by name
+            except Exception:  # what cannot be written is told by name
+                if gone and slot.can_restore:
+                    raise
                 left.append(slot.name)
         return left
 
@@ -401,33 +414,14 @@ class MergedEngine(Engine):
 
     # --- who carries out what ----------------------------------------------------------------------------------------
 
-    def look(self, wish: Wish) -> None:
+    def look(self, wish: Wish) -> None:  # noqa: ARG002 -- whatever is wished for
         """
         Look at what others did to the weights since, before anything is planned.
 
         Raises:
-            PipelineStateError: When a mix in the weights cannot be changed any more, or is to be in weights that are read
-                from files at each call.
+            PipelineStateError: When a mix in the weights cannot be changed any more.
         """
         self._look()
-        if not wish.from_files:
-            return
-        written = {
-            held.entry.weight.name.partition(".")[0]
-            for name, gains in self._active.items()
-            for held, gain in zip(self._adapters.get(name, ()), gains, strict=False)
-            if gain
-        }
-        asked = wish.setting.names if wish.setting.engine == self.name else ()
-        written |= {layer.live.component for name in asked for layer in wish.layers[name]}
-        odd = sorted(written & set(wish.from_files))
-        if odd:
-            raise PipelineStateError(
-                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
-                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
-                "Where it was enabled under a mix past the model's own enable_group_offload(), the files hold the mix: load "
-                "the component again"
-            )
 
     def cost(self, wish: Wish) -> float:
         """Return the cost: nothing for a constant mix; writing at each step is dearer than two more products."""
@@ -445,7 +439,7 @@ class MergedEngine(Engine):
             raise MixError(
                 "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
             )
-        shares = {name: self._free(wish, name) for name in wish.names}
+        shares = {name: self._free(name) for name in wish.names}
         if wish.setting.engine == self.name:
             raise_problems(
                 [
@@ -457,54 +451,55 @@ class MergedEngine(Engine):
             )
         return shares
 
-    def _free(self, wish: Wish, name: str) -> list[bool]:
+    def _free(self, name: str) -> list[bool]:
         """Tell which layers of an adapter can be rewritten, as of the last :meth:`look`."""
-        free = [not held.entry.weight.locked for held in self._adapters[name]]
-        if wish.from_files:
-            layers = wish.layers[name]
-            free = [
-                can and layer.live.component not in wish.from_files
-                for can, layer in zip(free, layers, strict=True)
-            ]
-        return free
+        return [
+            not (held.entry.weight.locked or held.entry.weight.stored or held.weights.beside_only)
+            for held in self._adapters[name]
+        ]
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
-        held = self._adapters[name][place]
         component = wish.layers[name][place].live.component
-        if wish.is_by_place and (wish.images > 1 or component not in TEXT_ENCODERS):
-            return "a weight is the same for all rows and places"
+        if wish.images > 1 or (wish.is_by_place and component not in TEXT_ENCODERS):
+            return "its weight is one for all rows and places"
+        held = self._adapters[name][place]
+        if held.weights.beside_only:
+            return "no weight of a convolution in groups can hold a pair over all of its inputs"
         if held.entry.weight.locked:
             return unsupported(wish.layers[name][place].live.weight)
-        return "its weights are read from files at each call" if component in wish.from_files else None
+        return _READ_FROM_FILES if held.entry.weight.stored is not None else None
 
-    def is_locked(self, wish: Wish, name: str, place: int) -> bool:
-        """Tell whether a layer's weight cannot be rewritten, whatever is asked for."""
-        layer = wish.layers[name][place]
-        return self._adapters[name][place].entry.weight.locked or layer.live.component in wish.from_files
+    def held_at(self, name: str, place: int) -> LayerWeights:
+        """Return the tensors of one layer of an adapter, with the whole base of a fused layer in reach."""
+        return self._adapters[name][place].weights
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Follow no mix any more; what is in the weights stays until the next one is written."""
-        self._moving = None
+        self._gains, self._is_moving = None, False
 
     def enter(self, effect: Effect) -> None:
         """Write the layers that this engine was given; with no mix, and where rows have mixes of their own, the base."""
         if len(effect.mixes) != 1:
             self._put({}, looked=True)
             return
-        gains = MergedGains(effect.mixes[0], effect.served[self.name])
-        self._put(gains.start, looked=True)
-        if effect.is_moving and effect.has_denoiser(self.name):
-            self._moving = gains
+        self._gains, self._call = MergedGains(effect.mixes[0], effect.served[self.name]), Call()
+        self._put(self._gains.at(START, None), looked=True)
+        self._is_moving = effect.is_moving and effect.has_denoiser(self.name)
 
     def show(self, call: Call) -> None:
         """Write the weights of a step and a pass, where they are others."""
-        if self._moving is not None:
-            gains = self._moving.at(call.step, call.turn)
-            if gains != self._active:
-                self._put(gains)
+        if self._is_moving:
+            self._call = call
+            self.show_again("")
+
+    def show_again(self, component: str) -> None:  # noqa: ARG002 -- all weights of a mix are written at once
+        """Write what was written last, where it is something else by now."""
+        gains = {} if self._gains is None else self._gains.at(self._call.step, self._call.turn)
+        if self._gains is not None and gains != self._active:
+            self._put(gains)
 
     def _put(self, gains: Gains, *, looked: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""
@@ -520,18 +515,16 @@ class MergedEngine(Engine):
 
     def held(self, name: str) -> Iterator[tuple[nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
         """Return each layer of an adapter: module, tensors, the clean weight (out, in, *kernel) and the clean bias."""
-        for place, layer in enumerate(self._adapters[name]):
-            yield (layer.entry.module, *self.held_at(name, place))
-
-    def held_at(self, name: str, place: int) -> tuple[LayerWeights, torch.Tensor, torch.Tensor | None]:
-        """Return one layer of an adapter: tensors, the clean weight (out, in, *kernel) and the clean bias."""
-        layer = self._adapters[name][place]
-        clean, bias = layer.entry.weight.clean(), layer.entry.bias
-        return (
-            layer.weights,
-            clean.T if layer.entry.transposed else clean,
-            None if bias is None else bias.clean(),
-        )
+        for layer in self._adapters[name]:
+            entry, weights = layer.entry, layer.weights
+            clean = entry.weight.clean()
+            bias = entry.bias
+            yield (
+                entry.module,
+                weights,
+                clean.T if entry.transposed else clean,
+                None if bias is None else bias.live if bias.base is None else bias.base,
+            )
 
     def clean_weights(self, name: str) -> list[Callable[[], torch.Tensor]]:
         """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter, as it is by then."""
@@ -542,6 +535,48 @@ class MergedEngine(Engine):
 
         return [partial(clean, layer.entry) for layer in self._adapters[name]]
 
+    def clean_of(self, live: LiveModule) -> torch.Tensor:
+        """Return the clean weight (out, in, *kernel) of any module, whether adapters change it or not."""
+        weight = live.weight
+        entry = self._touched.get((id(live.module), live.attribute)) or next(
+            (one for one in self._touched.values() if one.shared is None and one.weight.parameter is weight),
+            None,
+        )
+        clean = weight.detach() if entry is None else entry.weight.clean()
+        return clean.T if live.transposed else clean
+
+    def find_stored(self, components: Mapping[str, nn.Module]) -> None:
+        """Note which weights are read from files at each call by now, in these modules of the pipeline."""
+        self._roots = dict(components)
+        self._find_stored()
+
+    def clear_stored(self) -> None:
+        """
+        Put the base into files that hold a mix, all or nothing; the mix goes on beside, or ends.
+
+        Raises:
+            SaveError: When the disk is in the way; the files hold the mix then.
+        """
+        held = (
+            [slot for slot in self._all_slots() if slot.stored and slot.blended] if self._has_stored else []
+        )
+        write_tensors([(x.stored, x.base) for x in held if x.stored is not None and x.base is not None])
+        for slot in held:
+            slot.blended = False
+
+    def _find_stored(self) -> None:
+        slots = self._all_slots()
+        parts = {slot.name.partition(".")[0] for slot in slots} & self._roots.keys()
+        stored = {
+            number: one for part in parts for number, one in tensors_in_files(self._roots[part]).items()
+        }
+        if not stored and not self._has_stored:
+            return
+        for slot in slots:
+            slot.stored = stored.get(id(slot.parameter))
+        self._has_stored = bool(stored)
+        self._plans.clear()
+
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
         same = self._watched == (id(self._touched), len(self._touched))
@@ -550,6 +585,7 @@ class MergedEngine(Engine):
         slots = self._all_slots()
         if check(slots):
             self._plans.clear()
+            self._find_stored()
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
 
     def apply(self, gains: Gains, *, looked: bool = False) -> None:
@@ -566,13 +602,15 @@ class MergedEngine(Engine):
         if not looked:
             self._look()
         before = self._active
-        try:
-            self._write(gains)
-        except BaseException:
-            with uninterrupted():
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            if error is not None:
                 self._plans.clear()
                 self._write(before)
-            raise
+
+        with Interruptible(lambda: None, end):
+            self._write(gains)
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
@@ -688,9 +726,9 @@ class MergedEngine(Engine):
                 place += 1
         raise_problems(  # what was offloaded or packed since the mix was set
             [
-                f"{e.weight.name}: {unsupported(e.weight.parameter)}; set the mix again"
+                f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
                 for e in parts
-                if e.weight.locked
+                if e.weight.locked or e.weight.stored
             ]
         )
         for entry, own in parts.items():

@@ -84,20 +84,20 @@ class Group:
             factors: gain * scale of every pair of every layer, on the device.
         """
         repeats = torch.tensor(self.ranks * len(self.weights), device=factors.device)
-        factors = factors.float().repeat_interleave(repeats)
+        factors = factors.float().repeat_interleave(repeats)  # (layers * rank,)
         rows, columns = self.weights[0].shape
         rank, pairs, count = sum(self.ranks), len(self.ranks), len(self.weights)
         size = max(1, _CHUNK // max(rows * columns, rank * (rows + columns)))
         for start in range(0, count, size):
             n = min(size, count - start)
             part = slice(start * pairs, (start + n) * pairs)
-            sums = torch.empty(n, rows, columns, dtype=torch.float32, device=factors.device)
+            sums = torch.empty(n, rows, columns, dtype=torch.float32, device=factors.device)  # (n, out, in)
             layers = list(sums.unbind(0))
             torch._foreach_copy_(layers, self.bases[start : start + n])
             left = torch.cat(self.ups[part], dim=1).float()  # (out, n * rank)
-            left = left * factors[start * rank : (start + n) * rank]
-            right = torch.cat(self.downs[part]).float().view(n, rank, columns)
-            sums.baddbmm_(left.view(rows, n, rank).transpose(0, 1), right)
+            left = left * factors[start * rank : (start + n) * rank]  # (out, n * rank)
+            right = torch.cat(self.downs[part]).float().view(n, rank, columns)  # (n, rank, in)
+            sums.baddbmm_(left.view(rows, n, rank).transpose(0, 1), right)  # (n, out, rank) @ (n, rank, in)
             torch._foreach_copy_(self.weights[start : start + n], layers)
 
 
@@ -149,11 +149,11 @@ class _Device:
             )
             ranks += count * len(columns)
         if self._launches:
-            self._places = torch.tensor(places, device=device)
+            self._places = torch.tensor(places, device=device)  # (layers, pairs + 1)
             self._scales = torch.tensor(scales, dtype=torch.float64, device=device)
-            self._pair_of = torch.cat(pair_of).to(device)
-            self._layer_of = (torch.cat(pair_of) // (most + 1)).to(device)
-            self._peaks = torch.cat(peaks)
+            self._pair_of = torch.cat(pair_of).to(device)  # (every rank of every layer,)
+            self._layer_of = (torch.cat(pair_of) // (most + 1)).to(device)  # (every rank of every layer,)
+            self._peaks = torch.cat(peaks)  # (layers, pairs + 1)
             self._largest = torch.tensor(largest, dtype=torch.float64, device=device)
 
     def write(self, gains: torch.Tensor) -> None:
@@ -164,7 +164,7 @@ class _Device:
             return
         pairs = gains[self._places].mul_(self._scales)  # (layers, pairs)
         peak = (pairs.abs() * self._peaks).amax(1).clamp_(1e-30, 1e30)  # (layers,)
-        power = torch.exp2(torch.floor(torch.log2(self._largest / peak)))
+        power = torch.exp2(torch.floor(torch.log2(self._largest / peak)))  # (layers,)
         exact = pairs.view(-1)[self._pair_of]  # (every rank of every layer,)
         scaled = (exact * power[self._layer_of]).float()
         unscale = (1.0 / power).float()

@@ -166,8 +166,8 @@ class Launch:
         layers, (rows, columns), device = len(weights), first.shape, first.device
         rank = sum(ranks)
         padded = -(-rank // 16) * 16  # a tile of the tensor cores
-        self._ups = ups[0].new_zeros(layers, rows, padded)
-        self._downs = downs[0].new_zeros(layers, padded, columns)
+        self._ups = ups[0].new_zeros(layers, rows, padded)  # (layers, out, R)
+        self._downs = downs[0].new_zeros(layers, padded, columns)  # (layers, R, in)
         for layer in range(layers):
             own = slice(layer * pairs, (layer + 1) * pairs)
             torch.cat(list(ups[own]), 1, out=self._ups[layer, :, :rank])

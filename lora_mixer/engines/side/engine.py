@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine, Room
-from lora_mixer.engines.gains import choices_at
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.masks import stacked_masks
-from lora_mixer.engines.side.support import compute_dtype, is_wanted, layer_kind, side_pair
+from lora_mixer.engines.side.support import compute_dtype, layer_kind, side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
@@ -36,6 +34,8 @@ _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 """The same for the text's stream of transformers."""
 _ONE_INPUT = ("to_q", "to_k", "to_v", *_ADDED)
 """Leaves of an attention's path that have one input: queries too, unless they look at something else."""
+
+MORE = "; engine='side' holds its whole changes beside the layers, which takes about as much memory as those"
 
 
 @dataclass
@@ -92,6 +92,7 @@ class SideEngine(Engine):
         self._mixes: Sequence[MixGains] = ()
         self._names: Sequence[str] = ()
         self._pairs: dict[str, list[Factors | None]] = {}
+        self._shown: dict[str, Call] = {}  # what was last put into effect in each component
 
     # --- who carries out what ------------------------------------------------------------------------------------------
 
@@ -121,22 +122,24 @@ class SideEngine(Engine):
             MixError: When an adapter has no low-rank form in one of them.
         """
         dense: dict[str, str] = {}
-        shares: dict[str, Sequence[bool]] = {}
+        shares = {}
         for name in wish.names:
             layers = wish.layers[name]
             own = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
-            pairs = self._pairs_of(name, layers) if any(own) else []
-            for mine, pair, layer in zip(own, pairs, layers, strict=False):
-                if mine and pair is None and not is_wanted(wish, layer):
+            pairs = self._pairs_of(name, layers) if any(own) else [None] * len(layers)
+            shares[name] = [mine and pair is not None for mine, pair in zip(own, pairs, strict=True)]
+            for mine, pair, layer in zip(own, pairs, layers, strict=True):
+                if mine and pair is None:
                     dense[name] = layer.weights.algorithms[0]
                     break
-            shares[name] = [mine and pair is not None for mine, pair in zip(own, pairs, strict=True)] or own
-        if dense:
+        # who asks for it by name gets whole changes beside layers, too, but no mask over them
+        masked = any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names)
+        if dense and (masked or wish.setting.engine != self.name):
             shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
             raise MixError(
                 f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
-                "constant mixes and schedules of it can be merged (engine='merged'); engine='side' holds its whole changes "
-                "beside the layers, which takes as much memory as those"
+                "constant mixes and schedules of it can be merged (engine='merged')"
+                f"{'' if masked else MORE}"
             )
         return shares
 
@@ -145,7 +148,10 @@ class SideEngine(Engine):
         layers = wish.layers[name]
         if self._pairs_of(name, layers)[place] is not None:
             return None
-        return f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it has no side path"
+        return (
+            f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it cannot run beside "
+            "them either"
+        )
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
@@ -176,7 +182,7 @@ class SideEngine(Engine):
             handle.remove()
         self._handles.clear()
         self.buffers = {}
-        self._mixes = ()
+        self._mixes, self._shown = (), {}
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
@@ -279,20 +285,35 @@ class SideEngine(Engine):
 
     def show(self, call: Call) -> None:
         """Put the gains of a step and a pass into effect in all denoisers; before any, in text encoders too."""
+        parts = [part for part in self.buffers if part not in TEXT_ENCODERS or call.turn is None]
+        self._shown.update(dict.fromkeys(parts, call))
+        self._put(parts, call)
+
+    def show_again(self, component: str) -> None:
+        """Put into effect in a component what was last, with the scale that calls of it have now."""
+        if component in self._shown:
+            self._put([component], self._shown[component])
+
+    def _put(self, parts: Sequence[str], call: Call) -> None:
         step, turn = call.step, call.turn
-        chosen = choices_at(self._mixes, self._names, step)
-        for part, buffers in self.buffers.items():
-            if part in TEXT_ENCODERS and turn is not None:
-                continue
+        choices = [[mix.choice(name, step) for name in self._names] for mix in self._mixes]
+        chosen = None
+        if any(choice is not None for image in choices for choice in image):
+            chosen = [
+                [
+                    choice or [1.0] * len(mix.layers[name])
+                    for name, choice in zip(self._names, image, strict=True)
+                ]
+                for mix, image in zip(self._mixes, choices, strict=True)
+            ]
+        for part in parts:
             shares = [[mix.share(name, part, step, turn) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, chosen, call.rows, call.places))
+            self.buffers[part].show(CallGains(shares, chosen, call.rows, call.places))
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
-        buffers = self.buffers.get(component)  # another engine may be beside it
-        if buffers is not None:
-            shares = [[mix.share(name, component, START) for name in self._names] for mix in self._mixes]
-            buffers.show(CallGains(shares, None, rows))
+        self._shown[component] = Call(rows=rows)
+        self.show_again(component)
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
@@ -415,7 +436,7 @@ def make_layers(
             ranks = sum(wanted[number][1] for number in members)
             down = torch.zeros(
                 ranks,
-                *live.shape[1:],
+                *live.beside_shape[1:],
                 device=compute_device(live.module),
                 dtype=compute_dtype(live.module, root),
             )  # (ranks of all members, in, *kernel)
@@ -428,7 +449,7 @@ def make_layers(
                     own.module,
                     rank,
                     down[start : start + rank],
-                    own.shape,
+                    own.beside_shape,
                     buffers,
                     spans[number],
                     *ups[number],

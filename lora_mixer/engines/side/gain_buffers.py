@@ -83,7 +83,9 @@ class Stack:
         """Make both; all zeros."""
         ranks = [torch.arange(span.start, span.stop) for span in spans]
         self._places = torch.stack(ranks).to(like.device)  # (layers, rank)
-        self.raw = torch.zeros(len(spans), out, len(ranks[0]), dtype=like.dtype, device=like.device)
+        self.raw = torch.zeros(
+            len(spans), out, len(ranks[0]), dtype=like.dtype, device=like.device
+        )  # (layers, out, rank)
         self.folded = torch.zeros_like(self.raw)  # (layers, out, rank)
 
     @property
@@ -179,9 +181,11 @@ class GainBuffers:
             self._join()
         self._parts = [part for _, own in parts for part in own]
         images = len(self._parts[0].gains) if self._parts else 1
-        gains = torch.tensor([part.gains for part in self._parts], dtype=torch.float32).view(-1, images)
+        gains = torch.tensor([part.gains for part in self._parts], dtype=torch.float32).view(
+            -1, images
+        )  # (parts, images)
         self._gains = gains.T.contiguous()  # (images, parts)
-        self._adapters = torch.tensor([part.adapter for part in self._parts], dtype=torch.long)
+        self._adapters = torch.tensor([part.adapter for part in self._parts], dtype=torch.long)  # (parts,)
         owners = torch.full((self._width,), len(self._parts), dtype=torch.long)  # (ranks,)
         number = 0
         for layer, own in parts:
@@ -206,7 +210,9 @@ class GainBuffers:
         key = (layer.down.device, dtype)
         if key not in self._flats:
             with torch.inference_mode(mode=False):
-                flat = torch.zeros(self._room, self._width, dtype=dtype, device=layer.down.device)
+                flat = torch.zeros(
+                    self._room, self._width, dtype=dtype, device=layer.down.device
+                )  # (rows, ranks)
                 if self._shown is not None:
                     self._fill(flat, self._shown)
                 self._flats[key] = flat
@@ -257,8 +263,12 @@ class GainBuffers:
             return
         self._shown = parts
         self._cache.clear()
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._write(count, parts)
+        try:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._write(count, parts)
+        except BaseException:
+            self._shown = None  # half of it is no state to go on from
+            raise
 
     def _at(self, call: CallGains, rows: torch.Tensor | None) -> torch.Tensor:
         """Return the gains of all parts for each row, and a zero for ranks that nobody has: (rows, parts + 1)."""
@@ -295,7 +305,7 @@ class GainBuffers:
             self._owners_at[device] = self._owners.to(device)
         values = parts.to(device, non_blocking=True)[:, self._owners_at[device]]  # (rows, ranks)
         # one mix for all is the same in every row that there is room for
-        values = values if len(values) > 1 else values.expand(len(flat), -1)
+        values = values if len(values) > 1 else values.expand(len(flat), -1)  # (rows or room, ranks)
         flat[: len(values)].copy_(values)
 
     def repeated(self, layer: GainedLayer, gains: torch.Tensor, batch: int) -> torch.Tensor:
@@ -331,10 +341,12 @@ class GainBuffers:
     def _spread(
         self, layer: GainedLayer, hidden: torch.Tensor, shape: tuple[int, ...], *, channels_first: bool
     ) -> torch.Tensor:
-        rows = torch.zeros(1, dtype=torch.long) if self._call.rows is None else self._call.rows
+        rows = torch.zeros(1, dtype=torch.long) if self._call.rows is None else self._call.rows  # (rows,)
         owners = self._owners[layer.span]  # (rank,)
         adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]  # (rank,)
-        placed = self._places(shape, channels_first=channels_first, text=layer.sees_text)
+        placed = self._places(
+            shape, channels_first=channels_first, text=layer.sees_text
+        )  # (images, adapters, *places)
         spread = placed[:, adapters][rows]  # (rows, rank, *places)
         assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
         values = self._shown[:, owners]  # (rows, rank)
@@ -359,19 +371,19 @@ class GainBuffers:
         here, frames = None, 1
         if channels_first and len(shape) in (2, 3):
             frames = shape[0] if len(shape) == 3 else 1
-            here = scale_mask(masks, (frames, shape[-2], shape[-1]))
+            here = scale_mask(masks, (frames, shape[-2], shape[-1]))  # (images * adapters, frames, h, w)
         elif shape == (places.frames, places.height, places.width) and not text:
             here, frames = scale_mask(masks, shape), shape[0]
         elif len(shape) == 1 and not channels_first and not text:
             span = places.find(shape[0])
             if span is not None:
-                here, frames = lay_out(masks, span), span.frames
+                here, frames = lay_out(masks, span), span.frames  # (images * adapters, tokens)
         if here is None:  # text, time: no places; the share of the picture that the mask covers
-            here = coverage(masks).view(len(masks), *[1] * len(shape))
+            here = coverage(masks).view(len(masks), *[1] * len(shape))  # (images * adapters, 1, ...)
         else:
             if masks.shape[1] > 1 and frames == 1:
                 raise MixError(
                     f"a mask of {masks.shape[1]} frames, and layers here see one frame by itself: use a mask of one frame"
                 )
-            here = here.reshape(len(masks), *shape)
+            here = here.reshape(len(masks), *shape)  # (images * adapters, *places)
         return here.view(images, -1, *here.shape[1:])  # (images, adapters, *places)

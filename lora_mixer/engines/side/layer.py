@@ -70,13 +70,13 @@ def add_planes(output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> 
     free = not torch.is_grad_enabled() and output.dtype == hidden.dtype == up.dtype
     if free and output.is_contiguous():
         flat = hidden.flatten(2)  # (b, R, n)
-        output.view(*output.shape[:2], -1).baddbmm_(up.expand(len(flat), -1, -1), flat)
+        output.view(*output.shape[:2], -1).baddbmm_(up.expand(len(flat), -1, -1), flat)  # (b, out, n)
         return output
     last = output.movedim(1, -1)  # (b, *places, out)
     if free and last.is_contiguous():  # channels_last
         add_rows(last, hidden.movedim(1, -1), up)
         return output
-    added = torch.einsum("or,br...->bo...", up.to(hidden.dtype), hidden)
+    added = torch.einsum("or,br...->bo...", up.to(hidden.dtype), hidden)  # (b, out, *places)
     return output + added.to(output.dtype)
 
 
@@ -154,7 +154,7 @@ class SideLayer:
         used = 0
         for part in parts:
             rows = slice(used, used + part.rank)
-            down = part.pair.down.to(self.down.device, wide) * part.pair.scale
+            down = part.pair.down.to(self.down.device, wide) * part.pair.scale  # (r, in * kernel)
             self.down[rows].copy_(down.reshape(part.rank, *self.shape[1:]))  # (r, in, *kernel)
             self.raw[:, rows].copy_(part.pair.up)  # (out, r)
             used = rows.stop
@@ -228,7 +228,7 @@ class SideLayer:
         room = self.gain.shape[0]
         # a graph does not ask how many rows a call has: it would be another one for each number
         told = room == 1 or batch <= room if torch.compiler.is_compiling() else buffers.count == batch
-        gain = self.gain[:batch] if told else buffers.repeated(self, self.gain, batch)
+        gain = self.gain[:batch] if told else buffers.repeated(self, self.gain, batch)  # (b, R), or (1, R)
         gain = gain.to(hidden)  # (b, R), or (1, R)
         spread = [1] * (hidden.ndim - 2)
         return (
@@ -268,7 +268,7 @@ class SharedDown:
         self._members = members
         self._input: tuple[torch.Tensor, int] | None = None
         self._hidden = down
-        self._left = 0
+        self._asked: set[int] = set()
         self._scattered = False
 
     def hidden(self, x: torch.Tensor, ranks: slice) -> torch.Tensor:
@@ -277,22 +277,21 @@ class SharedDown:
         version = 0 if x.is_inference() else x._version  # noqa: SLF001
         known = self._input is not None and self._input[0] is x and self._input[1] == version
         if not known and self._input is not None:
-            self._scattered = True
+            self._scattered = (
+                ranks.start not in self._asked
+            )  # else it is the next call, after one that was interrupted
             self.forget()
         if self._scattered:
             return functional.linear(x, self.down[ranks])
         if not known:
-            self._input, self._hidden, self._left = (
-                (x, version),
-                functional.linear(x, self.down),
-                self._members,
-            )
-        found = self._hidden[..., ranks]
-        self._left -= 1
-        if self._left == 0:
+            self._input, self._hidden = (x, version), functional.linear(x, self.down)
+        found = self._hidden[..., ranks]  # (b, ..., R of one member)
+        self._asked.add(ranks.start)
+        if len(self._asked) == self._members:
             self.forget()
         return found
 
     def forget(self) -> None:
         """Let go of the input."""
         self._input, self._hidden = None, self.down
+        self._asked.clear()

@@ -66,7 +66,7 @@ def scale_mask(mask: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
         smaller = mask.shape[2] >= flat[0] and mask.shape[3] >= flat[1]
         mask = functional.interpolate(mask, size=flat, mode="area" if smaller else "bilinear")
     if mask.shape[1] == 1:
-        return mask.expand(-1, frames, -1, -1)
+        return mask.expand(-1, frames, -1, -1)  # (n, frames, rows, columns)
     if mask.shape[1] != frames:  # each frame of the latents is several of the film, or the other way round
         along = mask.flatten(2).transpose(1, 2)  # (n, places, frames)
         mode = "area" if mask.shape[1] > frames else "linear"
@@ -91,9 +91,11 @@ def lay_out(mask: torch.Tensor, span: Span) -> torch.Tensor:
         >>> lay_out(torch.tensor([[[[1.0, 0.0]]]]), Span(1, 1, 1, 2, 0)).tolist()
         [[0.5, 1.0, 0.0]]
     """
-    placed = scale_mask(mask, (span.frames, span.height, span.width)).flatten(1)
-    share = coverage(mask)[:, None]
-    return torch.cat([share.expand(-1, span.before), placed, share.expand(-1, span.after)], dim=1)
+    placed = scale_mask(mask, (span.frames, span.height, span.width)).flatten(1)  # (n, tokens of the picture)
+    share = coverage(mask)[:, None]  # (n, 1)
+    return torch.cat(
+        [share.expand(-1, span.before), placed, share.expand(-1, span.after)], dim=1
+    )  # (n, tokens)
 
 
 def coverage(mask: torch.Tensor) -> torch.Tensor:
@@ -106,4 +108,4 @@ def coverage(mask: torch.Tensor) -> torch.Tensor:
     Returns:
         (n,).
     """
-    return mask.mean(dim=(1, 2, 3))
+    return mask.mean(dim=(1, 2, 3))  # (n,)

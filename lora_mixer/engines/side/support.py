@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from lora_mixer.mixes import TEXT_ENCODERS
-
 if TYPE_CHECKING:
-    from lora_mixer.algorithms import Factors, LayerWeights
+    from lora_mixer.algorithms import Factors
     from lora_mixer.binding import BoundLayer
-    from lora_mixer.engines.engine import Wish
 
 LayerKind = Literal["linear", "conv"]
 
@@ -26,20 +23,18 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
         module: The live layer, of torch or of a quantisation library.
 
     Returns:
-        ``linear`` or ``conv``; None for layers that no side path can serve: other kinds, convolutions in groups or
-        with padding that is not zeros, and layers whose weight others use without calling them.
+        ``linear`` or ``conv``; None for layers that no side path can serve: other kinds, convolutions with padding that
+        is not zeros, and layers whose weight others use without calling them.
 
     Example:
-        >>> layer_kind(nn.Linear(2, 3)), layer_kind(nn.Conv2d(4, 4, 3)), layer_kind(nn.Conv2d(4, 4, 3, groups=4))
+        >>> layer_kind(nn.Linear(2, 3)), layer_kind(nn.Conv2d(4, 4, 3)), layer_kind(nn.ConvTranspose2d(4, 4, 3))
         ('linear', 'conv', None)
     """
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None  # the output projection of nn.MultiheadAttention: its forward is never called
     if hasattr(module, "kernel_size"):
-        plain = (
-            getattr(module, "groups", 1) == 1
-            and getattr(module, "padding_mode", "zeros") == "zeros"
-            and not getattr(module, "transposed", False)
+        plain = getattr(module, "padding_mode", "zeros") == "zeros" and not getattr(
+            module, "transposed", False
         )
         return "conv" if plain else None
     is_linear = isinstance(getattr(module, "in_features", None), int) or hasattr(module, "nf")
@@ -47,40 +42,19 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
 
 
 def side_pair(layer: BoundLayer) -> Factors | None:
-    """Return the factors that a side path needs for a layer, or None where it has none."""
+    """
+    Return the factors that a side path needs for a layer, over all of its inputs, or None where it has none.
+
+    A change of the weight of a convolution in groups hears the inputs of each group apart, which is no such pair.
+    """
     if (
         layer.live.is_bare
+        or (getattr(layer.live.module, "groups", 1) != 1 and not layer.weights.beside_only)
         or layer_kind(layer.live.module) is None
         or layer.weights.bias_delta(None, 1.0) is not None
     ):
         return None
     return layer.weights.factors(layer.live.shape)
-
-
-def is_pair(layer: BoundLayer, weights: LayerWeights) -> bool:
-    """Say whether the weight's change is a low-rank pair that two products can take the place of."""
-    shape = layer.live.shape
-    return (
-        len(shape) > 1
-        and weights.changes_weight
-        and layer_kind(layer.live.module) is not None
-        and weights.factors(shape) is not None
-    )
-
-
-def is_cheap(layer: BoundLayer) -> bool:
-    """Say whether a change takes little room beside its layer: that of a norm, or of a bias beside a pair or alone."""
-    small = len(layer.live.shape) < 2 or not layer.weights.changes_weight
-    return small or is_pair(layer, layer.weights)
-
-
-def is_wanted(wish: Wish, layer: BoundLayer) -> bool:
-    """Say whether a change is to be held beside its layer though it could be written into the weight."""
-    if layer.live.component in TEXT_ENCODERS and wish.images == 1:
-        return False
-    asked = wish.setting.engine == "side"
-    moves = (wish.is_moving or wish.is_by_place) and not wish.is_reserved
-    return asked or (moves and wish.setting.engine == "auto" and is_cheap(layer))
 
 
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:

@@ -9,14 +9,18 @@ their own changes. While any adapter is in training, no parameter of the model a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 from torch.nn import functional
 
 from lora_mixer.algorithms.adalora import AdaLora
+from lora_mixer.algorithms.combined import Stack
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.values import Values
+from lora_mixer.engines.denoiser.scaled import Scales
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
@@ -24,6 +28,8 @@ from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.parameters import as_they_are
+from lora_mixer.engines.trainable.registry import register, unregister
 from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
@@ -52,6 +58,15 @@ class Bases(Protocol):
         """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter."""
 
 
+@dataclass(frozen=True)
+class TrainableRecord:
+    """What was in training at one time."""
+
+    own: Mapping[str, Trained]
+    frozen: Sequence[nn.Parameter]
+    roots: Mapping[str, Sequence[nn.Module]]
+
+
 class TrainableEngine(Engine):
     """
     Holds the adapters in training, their hooks, and which parameters of the model asked for gradients before.
@@ -68,6 +83,9 @@ class TrainableEngine(Engine):
         self._own: dict[str, Trained] = {}
         self._handles: list[HookHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._roots: dict[str, list[nn.Module]] = {}
+        self._beside: list[Beside] = []
+        self._scales = Scales()
 
     @property
     def acts(self) -> bool:
@@ -79,6 +97,13 @@ class TrainableEngine(Engine):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._beside.clear()
+
+    def show_again(self, component: str) -> None:
+        """Multiply what adapters in training add in a component by the scale that calls of it have now."""
+        for beside in self._beside:
+            if beside.component == component:
+                beside.scale = self._scales.of(component)
 
     def own(self, name: str) -> Trained | None:
         """Return what is trained of an adapter."""
@@ -86,36 +111,55 @@ class TrainableEngine(Engine):
 
     def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
         """
-        Take an adapter that is to be trained.
+        Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
             own: Its parameters.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
+        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
         self._own[name] = own
         for root in roots:
             for parameter in root.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and id(parameter) not in trained:
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
+        self._roots[name] = [root for root in roots if own.on(root)]
+        for root in self._roots[name]:
+            register(root, name, own.on(root), own.of_norms())
 
     def forget(self, name: str) -> None:
         """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
         self._own.pop(name, None)
+        for root in self._roots.pop(name, ()):
+            unregister(root, name)
         if not self._own:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
             self._frozen.clear()
 
-    def record(self) -> frozenset[str]:
-        """Note which adapters are in training."""
-        return frozenset(self._own)
+    def record(self) -> TrainableRecord:
+        """Note what is in training, and which parameters ask for no gradient because of that."""
+        return TrainableRecord(dict(self._own), tuple(self._frozen), dict(self._roots))
 
-    def put_back(self, record: frozenset[str]) -> None:
-        """Let those go that came since."""
-        for name in self._own.keys() - record:
-            self.forget(name)
+    def put_back(self, record: TrainableRecord) -> None:
+        """Have the same in training again, whatever was let go or came since."""
+        for name in {*self._own, *self._roots}:
+            if name not in record.own or self._own.get(name) is not record.own[name]:
+                self.forget(name)
+        for name, roots in record.roots.items():
+            own = record.own[name]
+            for root in roots:  # also where it was let go half-way: what is there stays the same
+                register(root, name, own.on(root), own.of_norms())
+        kept = {id(parameter) for parameter in record.frozen}
+        for parameter in self._frozen:
+            if id(parameter) not in kept:
+                parameter.requires_grad_(True)
+        for parameter in record.frozen:
+            parameter.requires_grad_(False)
+        self._own, self._frozen = dict(record.own), list(record.frozen)
+        self._roots = {name: list(roots) for name, roots in record.roots.items()}
 
     def look(self, wish: Wish) -> None:
         """
@@ -141,7 +185,7 @@ class TrainableEngine(Engine):
         names = sorted(effect.served[self.name])
         if not names:
             return
-        gains = effect.mixes[0].at(START)
+        gains, self._scales = effect.mixes[0].at(START), effect.mixes[0].scales
         self._stand(
             [
                 (layer, clean, gain, self._own[name].dropout)
@@ -170,14 +214,15 @@ class TrainableEngine(Engine):
                     if module._parameters.get("weight") is weight  # noqa: SLF001 -- shared by identity
                 ]
             for module in modules:
-                beside = by_module.setdefault(id(module), Beside(module))
+                beside = by_module.setdefault(id(module), Beside(module, live.component))
                 shape = live.shape
                 beside.add(
                     live.attribute, layer.weights, clean, gain, dropout, shape, transposed=live.transposed
                 )
         for beside in by_module.values():
             beside.check()
-        for beside in by_module.values():
+        self._beside = list(by_module.values())
+        for beside in self._beside:
             self._handles.append(hook_output(beside.module, beside, first=True))
 
 
@@ -187,11 +232,12 @@ class Beside:
 
     Args:
         module: The module.
+        component: The component that it is in.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, component: str = "") -> None:
         """Start with no adapter."""
-        self.module = module
+        self.module, self.component, self.scale = module, component, 1.0
         self._pairs: list[tuple[LayerWeights, Held | None, tuple[int, ...], float, float]] = []
         self._products: list[tuple[LayerWeights, Clean, float]] = []
         self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
@@ -208,8 +254,20 @@ class Beside:
         transposed: bool,
     ) -> None:
         """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
-        kind = layer_kind(self.module) if attribute == "weight" else None
-        if kind is not None and isinstance(weights, LowRank | AdaLora):
+        has_groups = getattr(self.module, "groups", 1) != 1
+        kind = layer_kind(self.module) if attribute == "weight" and not has_groups else None
+        if isinstance(weights, Stack):  # each part is computed from the clean base
+            for part in weights.parts:
+                self.add(
+                    attribute,
+                    part,
+                    clean,
+                    gain,
+                    0.0 if isinstance(part, Values) else dropout,
+                    shape,
+                    transposed=transposed,
+                )
+        elif kind is not None and isinstance(weights, LowRank | AdaLora):
             self._pairs.append((weights, None, shape, gain, dropout))
         elif kind == "linear" and isinstance(weights, Started):
             taken = weights.taken(_wide(clean().to(compute_device(self.module))))
@@ -243,14 +301,19 @@ class Beside:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
+        for weights, *_ in self._products:
+            weights.confine()
+        for _, weights, *_ in self._others:
+            weights.confine()
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
-            output = output + self._product(module, args[0], weights, clean, gain).to(output.dtype)
+            scaled = gain * self.scale
+            output = output + self._product(module, args[0], weights, clean, scaled).to(output.dtype)
         for weights, taken, shape, gain, dropout in self._pairs:
-            output = output + self._pair(module, args[0], weights, taken, shape, gain, dropout).to(
-                output.dtype
-            )
+            scaled = gain * self.scale
+            part = self._pair(module, args[0], weights, taken, shape, scaled, dropout)
+            output = output + part.to(output.dtype)
         return output
 
     def _pair(
@@ -281,12 +344,15 @@ class Beside:
         module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
     ) -> torch.Tensor:
         """Return what a change adds to a linear layer's output."""
+        bias, now = getattr(module, "bias", None), as_they_are(weights)
+        if not weights.changes_weight:
+            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
+            return x.new_zeros(()) if moved is None else moved
         base = _wide(clean().to(x.device))
-        bias = getattr(module, "bias", None)
         return functional.linear(
             x.to(base.dtype),
-            weights.delta(base, gain),
-            weights.bias_delta(None if bias is None else _wide(bias), gain),
+            now.delta(base, gain),
+            now.bias_delta(None if bias is None else _wide(bias), gain),
         )
 
     def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -295,7 +361,8 @@ class Beside:
         for attribute, weights, clean, gain, transposed in self._others:
             live = found.get(attribute, getattr(module, attribute))
             base = _wide(clean().to(live.device))
-            change = weights.delta(base, gain)
+            gain = gain * self.scale  # noqa: PLW2901
+            change = as_they_are(weights).delta(base, gain)
             found[attribute] = live + (change.T if transposed else change).to(live.dtype)
             bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
             moved = weights.bias_delta(bias, gain) if attribute == "weight" else None
@@ -321,7 +388,9 @@ def through(
         return functional.linear(functional.linear(x, down), up)
     layer: Any = module
     convolve: Any = _CONVOLUTIONS[len(shape) - 2]
-    hidden = convolve(x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation)
+    hidden = convolve(
+        x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation
+    )  # (b, r, *places)
     out: torch.Tensor = convolve(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
     return out
 

@@ -16,13 +16,18 @@ from torch import nn
 from lora_mixer.engines.engine import Own
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
-from lora_mixer.errors import UnsupportedAdapterError
+from lora_mixer.errors import MatchError, UnsupportedAdapterError
+from lora_mixer.formats.names import PEFT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
 
+_SHOWN = 5
+_MEANING = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora", "init_r")
+"""Fields of a configuration that say what tensors of the same shapes mean."""
 _DROPOUTS = ("rank_dropout", "module_dropout")
 
 
@@ -45,6 +50,16 @@ class Trained(Own):
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     allocation: RankAllocation | None = None
+    owners: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def on(self, root: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters of layers of a component."""
+        inside = {id(module) for module in root.modules()}
+        return {key: p for key, p in self.parameters.items() if id(self.owners.get(key)) in inside}
+
+    def of_norms(self) -> set[str]:
+        """Return the keys of what belongs to norms, which no weight decay falls on."""
+        return {key for key, owner in self.owners.items() if isinstance(owner, nn.LayerNorm)}
 
     def written(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]]:
         """Return the tensors by key and the configuration as they are saved."""
@@ -54,6 +69,63 @@ class Trained(Own):
             if self.allocation is None
             else self.allocation.written(tensors, self.config)
         )
+
+    def take_values(
+        self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object], label: str
+    ) -> None:
+        """
+        Write another state of the same adapter, such as a checkpoint's, into the parameters, which stay the caller's.
+
+        Args:
+            tensors: By key.
+            config: The configuration beside them.
+            label: What to call the file in messages.
+
+        Raises:
+            MatchError: When it is another adapter: keys, shapes or what the configuration makes of them differ. Nothing is
+                written then.
+        """
+        tensors = {key: self._spread(key, tensor, config) for key, tensor in tensors.items()}
+        problems = [f"{key} is missing" for key in self.parameters if key not in tensors]
+        problems += [
+            f"{key} is not a tensor of the adapter in training"
+            for key in tensors
+            if key not in self.parameters and key not in self.others
+        ]
+        problems += [
+            f"{key} is of shape {tuple(tensors[key].shape)}, expected {tuple(held.shape)}"
+            for key, held in self.parameters.items()
+            if key in tensors and tensors[key].shape != held.shape
+        ]
+        problems += [
+            f"{field} is {config.get(field)!r}, expected {self.config.get(field)!r}"
+            for field in _MEANING
+            if config and self.config and (config.get(field) or None) != (self.config.get(field) or None)
+        ]
+        if problems:
+            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise MatchError(
+                f"{label} is another adapter than the one in training: {'; '.join(problems[:_SHOWN])}{more}"
+            )
+        with torch.no_grad():
+            for key, held in self.parameters.items():
+                held.copy_(tensors[key])
+
+    def _spread(self, key: str, tensor: torch.Tensor, config: Mapping[str, object]) -> torch.Tensor:
+        """Return an AdaLoRA's tensor that was cut to the ranks that stay at all ranks; those that went have the value 0."""
+        held, masks = self.parameters.get(key), config.get("rank_pattern")
+        module, _, leaf = key.removeprefix(PEFT_ROOT).rpartition(".")
+        mask = (
+            masks.get(f"{module}.lora_E") if self.allocation is not None and isinstance(masks, dict) else None
+        )
+        if held is None or not isinstance(mask, list) or leaf not in ("lora_A", "lora_B", "lora_E"):
+            return tensor
+        axis = 1 if leaf == "lora_B" else 0
+        if len(mask) != held.shape[axis] or sum(mask) != tensor.shape[axis]:
+            return tensor
+        whole = torch.zeros_like(held) if leaf == "lora_E" else held.detach().clone()
+        places = torch.tensor(mask, device=held.device).nonzero().flatten()
+        return whole.index_copy_(axis, places, tensor.to(whole))
 
 
 def trained(
@@ -79,14 +151,14 @@ def trained(
             something that is not trained here.
     """
     odd = [name for name in _DROPOUTS if config.get(name)]
-    if odd or any(layer.siblings is not None or layer.widening is not None for layer in layers):
+    if odd or any(x.siblings is not None or x.widening is not None or x.weights.beside_only for x in layers):
         what = (
             f"{', '.join(odd)}"
             if odd
-            else "layers that are rows of several modules, or wider than the model's"
+            else "layers that are rows of several modules, wider than the model's, or over all inputs of one in groups"
         )
         raise UnsupportedAdapterError(
-            f"{label}: {what}: this cannot be trained by this version; nothing was changed"
+            f"{what}: this cannot be trained by this version; nothing was changed", file=label
         )
     by_place = {tensor.data_ptr(): key for key, tensor in tensors.items() if tensor.numel()}
     parameters: dict[str, nn.Parameter] = {}
@@ -98,10 +170,11 @@ def trained(
             key = by_place.get(tensor.data_ptr())
             if key is None or tensor.numel() != tensors[key].numel():
                 raise UnsupportedAdapterError(
-                    f"{label}: a tensor of shape {tuple(tensor.shape)} is made from others of the file, so that it cannot be "
-                    "trained; nothing was changed"
+                    f"a tensor of shape {tuple(tensor.shape)} is made from others of the file, so that it cannot be "
+                    "trained; nothing was changed",
+                    file=label,
                 )
-            if ".base_layer." in key and key.rpartition(".")[0].endswith(".base_layer"):
+            if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
                 own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
@@ -121,4 +194,30 @@ def trained(
     ordered = {key: parameters[key] for key in tensors if key in parameters}
     share = float(dropout) if isinstance(dropout, int | float) else 0.0
     others = {key: tensor for key, tensor in tensors.items() if key not in ordered}
-    return moved, Trained(ordered, share, others, dict(config), RankAllocation.of(moved, ordered, config))
+    keys = {id(parameter): key for key, parameter in ordered.items()}
+    owners = {
+        keys[id(held)]: layer.live.module
+        for layer in moved
+        for tensor in layer.weights.tensors()
+        if id(held := parameter_of(tensor)) in keys
+    }
+    allocation = RankAllocation.of(moved, ordered, config)
+    return moved, Trained(ordered, share, others, dict(config), allocation, owners)
+
+
+def parameter_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the parameter that a tensor of an adapter in training is a view of, or is."""
+    base: torch.Tensor | None = tensor._base  # noqa: SLF001 -- how torch tells
+    return tensor if base is None else base
+
+
+def as_they_are(weights: LayerWeights) -> LayerWeights:
+    """Return weights whose views look at their parameters as these are by now: ``model.to`` gives parameters other memory."""
+
+    def again(tensor: torch.Tensor) -> torch.Tensor:
+        base = parameter_of(tensor)
+        if base is tensor or not isinstance(base, nn.Parameter):
+            return tensor
+        return base.as_strided(tensor.shape, tensor.stride())
+
+    return weights.map(again) if any(t._base is not None for t in weights.tensors()) else weights  # noqa: SLF001

@@ -43,16 +43,7 @@ class Entries:
 
 
 def is_name(name: object, reading: Reading) -> TypeGuard[str]:
-    """
-    Tell whether something can be an adapter's name, and note it where not.
-
-    Args:
-        name: What stands where a name is expected.
-        reading: Where problems are noted.
-
-    Returns:
-        Whether it is a text that is not empty.
-    """
+    """Tell whether something can be an adapter's name, and note it where not."""
     if isinstance(name, str) and name.strip() and not any("\ud800" <= char <= "\udfff" for char in name):
         return True
     reading.problem("", f"expected a name (text that is not empty), got {shown(name)}; numbers need quotes.")
@@ -62,12 +53,6 @@ def is_name(name: object, reading: Reading) -> TypeGuard[str]:
 def is_full(data: Mapping[Any, object]) -> bool:
     """
     Tell the form with "adapters" (and "method") from weights by name.
-
-    Args:
-        data: A dict that says a whole mix.
-
-    Returns:
-        Whether its keys are those of the full form.
 
     Example:
         >>> is_full({"adapters": {"a": 1}}), is_full({"adapters": 1})
@@ -82,15 +67,7 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
     """
     Read a mix in any form.
 
-    Args:
-        obj: A dict, a list of names or pairs, or text.
-        reading: Where problems are noted.
-
-    Returns:
-        The adapters by name, and the method.
-
     Example:
-        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_parts("a:0.5 | switch(3)", Reading())[1]
         Switch(tau=3, adapters=())
@@ -105,7 +82,7 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
                 name, "is named twice; give each adapter one entry with the weight that it shall have."
             )
             continue
-        adapters[name] = read_adapter(spec, name, reading) or AdapterMix()
+        adapters[name] = read_adapter_mix(spec, name, reading) or AdapterMix()
     method = read_method(entries.method, "method", reading)
     if not reading.problems:
         for problem in method.misfits(tuple(adapters)):
@@ -117,15 +94,7 @@ def entries_of(obj: object, reading: Reading) -> Entries:
     """
     Take a mix in any form apart.
 
-    Args:
-        obj: A dict, a list of names or pairs, or text.
-        reading: Where problems are noted.
-
-    Returns:
-        What is said, unread.
-
     Example:
-        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
         >>> from lora_mixer.mixes.reading import Reading
         >>> entries_of(["a", ("b", 0.5)], Reading()).adapters
         [('a', 1.0), ('b', 0.5)]
@@ -164,7 +133,7 @@ def _entries_of_text(text: str, reading: Reading) -> Entries:
     elif "\n" in stripped:
         plain = load("yaml", text, reading)
     else:
-        return Entries(*line.read(stripped, reading))
+        return Entries(*line.read_line(stripped, reading))
     if reading.problems:
         return Entries()
     if isinstance(plain, str):
@@ -185,7 +154,7 @@ class _Components:
     blocks: Blocks | None = None
 
 
-def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | None:
+def read_adapter_mix(spec: object, where: str, reading: Reading) -> AdapterMix | None:
     """
     Read the weights of one adapter in any form.
 
@@ -194,18 +163,9 @@ def read_adapter(spec: object, where: str, reading: Reading) -> AdapterMix | Non
     says these, and components that are not named take the weight. In place of a component's number a schedule may
     stand.
 
-    Args:
-        spec: A number, a dict, or an ``AdapterMix``.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The value, or None where there was a problem.
-
     Example:
-        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
         >>> from lora_mixer.mixes.reading import Reading
-        >>> read_adapter({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
+        >>> read_adapter_mix({"unet": {"down": 0}, "te": 0.5}, "a", Reading()).gain("unet", "down_blocks.0.resnets.0.conv1")
         0.0
     """
     before = len(reading.problems)
@@ -250,7 +210,7 @@ def _read_components(spec: object, where: str, reading: Reading) -> _Components:
         if not isinstance(name, str) or not name.isidentifier():
             reading.problem(where, f'expected the name of a component such as "unet", got {shown(name)}.')
         elif hint := did_you_mean(name, RICH_KEYS, cutoff=0.8):
-            reading.problem(where, f"{name!r} is no component.{hint}")
+            reading.problem(where, f"{name!r} is not a component.{hint}")
         elif looks_like_schedule(value):
             if schedule := read_schedule(value, f"{where}.{name}", reading):
                 parts.schedules[name] = schedule
@@ -281,16 +241,7 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
     """
     Read block weights in any form.
 
-    Args:
-        spec: Block weights, a text, a list or a dict.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The weights, or None where there was a problem.
-
     Example:
-        >>> from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_blocks("b-lora:style", "", Reading()).weight("unet", "mid_block.resnets.0.conv1")
         0.0

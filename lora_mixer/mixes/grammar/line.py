@@ -34,20 +34,13 @@ _PARTS = ("blocks", "schedule", "mask")
 _SUGAR = ("lbw", "start", "stop", "step", "feather")
 
 
-def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
+def read_line(text: str, reading: Reading) -> tuple[list[tuple[object, object]], object]:
     """
     Read one line.
 
-    Args:
-        text: The line.
-        reading: Where problems are noted.
-
-    Returns:
-        Names with what was said about them, and what was said about the method or None.
-
     Example:
         >>> from lora_mixer.mixes.reading import Reading
-        >>> read("a:0.7, b:unet=0.8,te=0.2, c", Reading())
+        >>> read_line("a:0.7, b:unet=0.8,te=0.2, c", Reading())
         ([('a', 0.7), ('b', {'components': {'unet': 0.8, 'te': 0.2}}), ('c', 1.0)], None)
     """
     line, *methods = split_outside(text, "|", reading)
@@ -78,19 +71,12 @@ def read(text: str, reading: Reading) -> tuple[list[tuple[object, object]], obje
     return entries, methods[0] if methods else None
 
 
-def write(specs: Mapping[str, object], method: str = "") -> str:
+def write_line(specs: Mapping[str, object], method: str = "") -> str:
     """
     Write one line.
 
-    Args:
-        specs: What is said about each adapter, as ``AdapterMix.to_spec`` gives it.
-        method: The method, or nothing for the plain sum.
-
-    Returns:
-        The line.
-
     Example:
-        >>> write({"a": 0.7, "b, c": {"weight": 1.0, "components": {"te": 0.2}}})
+        >>> write_line({"a": 0.7, "b, c": {"weight": 1.0, "components": {"te": 0.2}}})
         'a:0.7, "b, c":1,te=0.2'
     """
     line = ", ".join(f"{_write_name(name)}:{','.join(_write_parts(spec))}" for name, spec in specs.items())

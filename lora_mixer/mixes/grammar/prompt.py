@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.adapter import AdapterMix
-from lora_mixer.mixes.grammar.forms import read_adapter
+from lora_mixer.mixes.grammar.forms import read_adapter_mix
 from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, read_window
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
@@ -184,7 +184,7 @@ def _adapter_of(named: dict[str, str], where: str, reading: Reading) -> AdapterM
         spec["schedule"] = read_window(named.get("start"), named.get("stop"), where, reading)
     if "lbw" in named:
         spec["blocks"] = named["lbw"]
-    return read_adapter(spec, where, reading)
+    return read_adapter_mix(spec, where, reading)
 
 
 def _weight(text: str, where: str, reading: Reading) -> float | str:

@@ -35,12 +35,6 @@ def looks_like_schedule(value: object) -> bool:
     """
     Tell a schedule from a plain weight, where either may stand.
 
-    Args:
-        value: What stands there.
-
-    Returns:
-        Whether it is a schedule, a text with a position or a bracket, or a dict with keys of a schedule.
-
     Example:
         >>> looks_like_schedule("0@0,1@0.5"), looks_like_schedule("0.5"), looks_like_schedule({"start": 5})
         (True, False, True)
@@ -55,14 +49,6 @@ def looks_like_schedule(value: object) -> bool:
 def read_schedule(spec: object, where: str, reading: Reading) -> Schedule | None:
     """
     Read a schedule in any form.
-
-    Args:
-        spec: A schedule, a number, a text or a dict.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The schedule, or None where there was a problem.
 
     Example:
         >>> from lora_mixer.mixes.reading import Reading
@@ -106,14 +92,6 @@ def read_span(text: str, where: str, reading: Reading) -> Schedule | None:
     """
     Read ``a-b``, the ``step=`` argument of LBW: on from step a up to, not including, step b.
 
-    Args:
-        text: The text; either side may be missing.
-        where: The path of the text, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The window, or None where there was a problem.
-
     Example:
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_span("5-20", "", Reading())
@@ -129,15 +107,6 @@ def read_span(text: str, where: str, reading: Reading) -> Schedule | None:
 def read_window(start: object, stop: object, where: str, reading: Reading) -> Schedule | None:
     """
     Read ``start=`` and ``stop=``: whole numbers are steps, as in LBW, and numbers with a point are fractions.
-
-    Args:
-        start: A text, a number or None.
-        stop: A text, a number or None.
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The window, or None where there was a problem.
 
     Example:
         >>> from lora_mixer.mixes.reading import Reading

@@ -35,14 +35,6 @@ def read_call(text: str, where: str, reading: Reading) -> Call | None:
     """
     Read a call.
 
-    Args:
-        text: The text.
-        where: The path of the text, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The call, or None where the text is none.
-
     Example:
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_call("window(5s, stop=0.8)", "", Reading())
@@ -66,14 +58,6 @@ def read_value(text: str, where: str, reading: Reading) -> object:
     """
     Read a value: a number, JSON, or the text itself.
 
-    Args:
-        text: The text.
-        where: The path of the text, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The value.
-
     Example:
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_value("0.5", "", Reading()), read_value("[1, 2]", "", Reading()), read_value("OUTALL", "", Reading())
@@ -92,15 +76,6 @@ _CLOSING_OF = {"(": ")", "[": "]", "{": "}"}
 def split_outside(text: str, separator: str, reading: Reading, limit: int = -1) -> list[str]:
     """
     Split a text at a separator, but not within brackets or JSON strings.
-
-    Args:
-        text: The text.
-        separator: One character.
-        reading: Where a bracket or quote without its partner is noted.
-        limit: How many times to split at most; -1 for as often as it is there.
-
-    Returns:
-        The stripped parts.
 
     Example:
         >>> from lora_mixer.mixes.reading import Reading
@@ -134,12 +109,6 @@ def split_outside(text: str, separator: str, reading: Reading, limit: int = -1) 
 def is_number(text: str) -> bool:
     """
     Tell whether a text is a number, finite or not.
-
-    Args:
-        text: The text.
-
-    Returns:
-        Whether ``float`` reads it.
 
     Example:
         >>> is_number("1e3"), is_number("nan"), is_number("x")

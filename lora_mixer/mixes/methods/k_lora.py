@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_mixer.errors import MixError
 from lora_mixer.mixes.methods.method import Method, call_text, not_in_mix
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.wording import list_of, shown
+from lora_mixer.wording import first_of, list_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -184,8 +184,7 @@ def contest(content: Sequence[AdapterLayer], style: Sequence[AdapterLayer]) -> C
         if x.weights.rank is None
     ]
     if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise MixError(f"k_lora goes by ranks, and there is none in {', '.join(odd[:3])}{more}")
+        raise MixError(f"k_lora goes by ranks, and there is none in {first_of(odd, 3)}")
     fused = [x for pair in both for x in pair if x.siblings is not None]
     if fused:
         shown = f"{fused[0].live.component}.{fused[0].live.path} ({'+'.join(fused[0].weights.algorithms)})"

@@ -25,15 +25,8 @@ def read_method(spec: object, where: str, reading: Reading) -> Method:
     """
     Read a method.
 
-    Args:
-        spec: A method, None for the sum, a text such as ``switch(tau=5)``, or a dict with "name".
-        where: The path of the entry, for messages.
-        reading: Where problems are noted.
-
-    Returns:
-        The method; the sum where there was a problem.
-
     Example:
+        >>> from lora_mixer.mixes.reading import Reading
         >>> read_method("switch(3)", "method", Reading())
         Switch(tau=3, adapters=())
     """

@@ -35,7 +35,7 @@ _FORMAT = 1
 _ADAPTERS_AT_MOST = 1000
 
 
-def write(settings: PictureSettings, *, with_masks: bool = True) -> str:
+def write_own(settings: PictureSettings, *, with_masks: bool = True) -> str:
     """
     Write the block.
 

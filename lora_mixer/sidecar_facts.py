@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _WORDS_AT_MOST = 100
 _LETTERS_AT_MOST = 10_000
 _TAGS_AT_MOST = 10_000
+_EXPLICIT_LEVEL = 4
 _HEADER_WORDS = (
     "modelspec.trigger_phrase",
     "trigger_words",
@@ -50,6 +51,7 @@ _SIDECARS: dict[str, dict[str, tuple[str, ...]]] = {
         "title": ("model.name", "name"),
         "description": ("model.description", "description"),
         "base": ("baseModel",),
+        "explicit": ("model.nsfw", "nsfw"),
     },
     ".metadata.json": {
         "words": ("civitai.trainedWords",),
@@ -58,12 +60,14 @@ _SIDECARS: dict[str, dict[str, tuple[str, ...]]] = {
         "notes": ("notes",),
         "description": ("modelDescription", "civitai.description"),
         "base": ("base_model",),
+        "explicit": ("preview_nsfw_level", "civitai.model.nsfw"),
     },
     ".cm-info.json": {
         "words": ("TrainedWords",),
         "title": ("UserTitle", "ModelName"),
         "description": ("ModelDescription", "VersionDescription"),
         "base": ("BaseModel",),
+        "explicit": ("Nsfw",),
     },
 }
 
@@ -109,6 +113,7 @@ class About:
         negative_text: What belongs into the negative prompt.
         base: The base model as a sidecar names it, such as ``SDXL 1.0`` or ``Pony``.
         preview: Path of its preview picture, or empty.
+        explicit: Whether a site or a manager says that it, or its preview, is not for everybody's eyes.
         training_tags: Tags of the training pictures with their counts, the most frequent first.
         sources: Where each fact is from, by its name here (and ``trigger_words``): a key of the header, or a file.
         sidecars: Names of the files beside it that were read.
@@ -122,6 +127,7 @@ class About:
     negative_text: str = ""
     base: str = ""
     preview: str = ""
+    explicit: bool = False
     training_tags: Mapping[str, int] = field(default_factory=Tags, compare=False)
     sources: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[str, ...] = ()
@@ -138,7 +144,7 @@ class About:
         }
 
 
-def about(
+def sidecar_facts(
     metadata: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
     sidecars: Sidecars | None = None,
@@ -159,7 +165,7 @@ def about(
         The trigger words, in order and without repeats, and the rest.
 
     Example:
-        >>> words, rest = about({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
+        >>> words, rest = sidecar_facts({"modelspec.trigger_phrase": "wtrclr style, soft", "ss_output_name": "wtrclr"})
         >>> words, rest.title, rest.sources["title"]
         (('wtrclr style', 'soft'), 'wtrclr', 'header: ss_output_name')
     """
@@ -211,7 +217,7 @@ class _Found:
             elif isinstance(table := _parsed(raw.decode("utf-8-sig", "replace")), dict):
                 self._json(table, _SIDECARS[ending], name)
             else:
-                self.problems[name] = "is no JSON object"
+                self.problems[name] = "is not a JSON object"
                 continue
             self.sidecars.append(name)
         self.take("preview", sidecars.preview, sidecars.preview)
@@ -271,6 +277,13 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word))[:_WORDS_AT_MOST]
 
 
+def _explicit(value: Any) -> bool | None:
+    """Read what sites say: true, or LoRA Manager's level, of which 4 and more are not for everybody."""
+    if isinstance(value, bool):
+        return value or None
+    return True if isinstance(value, int) and value >= _EXPLICIT_LEVEL else None
+
+
 class _Texts(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -300,4 +313,5 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "words": ("trigger_words", _words),
     "weight": ("preferred_weight", _weight),
     "description": ("description", _plain),
+    "explicit": ("explicit", _explicit),
 }

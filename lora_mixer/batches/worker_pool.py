@@ -88,7 +88,7 @@ class Event:
     lost: tuple[Task, ...] = ()
 
 
-class Crew:
+class WorkerPool:
     """
     The workers of a run.
 
@@ -119,7 +119,7 @@ class Crew:
         return len(at_work | {worker for worker, pictures in self._open.items() if pictures})
 
     def submit(self, worker: int, task: Task, ahead: Sequence[str]) -> None:
-        """Return an idle worker a task."""
+        """Give an idle worker a task."""
         self._open[worker].update((picture.index, task) for picture in task.pictures)
         self._send(worker, task, ahead)
 
@@ -210,7 +210,7 @@ class InProcess:
     def send(self, worker: int, task: Task | None, ahead: Sequence[str]) -> Any:
         """Keep the task for when somebody waits for it."""
         del worker
-        assert self._worker is not None  # noqa: S101 -- the crew launches before it sends
+        assert self._worker is not None  # noqa: S101 -- the pool launches before it sends
         made = self._worker
         return lambda: made.work(task, ahead)
 

@@ -1,0 +1,22 @@
+"""What a low-rank pair is: an ordinary one, one that started from a part of the base, or one for a bare parameter or a layer in groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_mixer.algorithms.experts import ParameterPair
+from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.ungrouped import pair_of_any_groups
+
+if TYPE_CHECKING:
+    from lora_mixer.algorithms.base import LayerWeights, ModuleTensors
+
+
+def pair_from_parts(parts: ModuleTensors) -> LayerWeights:
+    """Build the kind of pair that the configuration says."""
+    start = parts.config.get("init_lora_weights")
+    if start in ("pissa", "olora"):
+        return Started.from_parts(parts, start)
+    if parts.config.get("target_parameters"):
+        return ParameterPair.from_parts_for(parts, parts.parameters)
+    return pair_of_any_groups(parts)

@@ -1,0 +1,222 @@
+"""LoRA, LoCon, rsLoRA and DoRA: pairs on linear layers, convolutions and lookup tables, from any start that leaves the base alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from lora_mixer.algorithms.started import started_from
+from lora_mixer.errors import AdapterConfigError
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import Kind, flags, number, one_of, rank_beyond, ranks, whole
+from lora_mixer.fresh.starts import kaiming, normal, orthogonal
+from lora_mixer.problem import Problem
+from lora_mixer.wording import did_you_mean, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_mixer.fresh.targets import Target
+
+STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva")
+_OF_A_MATRIX = ("pissa", "olora", "orthogonal", "eva")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaConfig:
+    """
+    How EVA spreads ranks (arXiv:2410.07170).
+
+    Attributes:
+        rho: How many times its rank a layer may get; 1 keeps the ranks as they are.
+        tau: Taken for PEFT's sake, which stops by it: all batches are used here.
+        use_label_mask: Whether places whose label is ``label_mask_value`` are left out.
+        label_mask_value: As above.
+        whiten: Whether directions are divided by the root of their singular values.
+        adjust_scaling_factors: Whether a layer's alpha follows its rank, so that its scale stays.
+    """
+
+    rho: float = 2.0
+    tau: float = 0.99
+    use_label_mask: bool = True
+    label_mask_value: int = -100
+    whiten: bool = False
+    adjust_scaling_factors: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(AdapterConfig):
+    """
+    A low-rank pair on each target: LoRA on linear layers and lookup tables, LoCon on convolutions.
+
+    Attributes:
+        r: The rank.
+        lora_alpha: The scale is ``lora_alpha / r``.
+        lora_dropout: The share of a layer's inputs that the pair does not see in training.
+        rank_pattern: Other ranks by pattern: names or regular expressions that the end of a path must match.
+        alpha_pattern: Other alphas by pattern.
+        use_rslora: Whether the scale is ``lora_alpha / sqrt(r)`` (arXiv:2312.03732).
+        use_dora: Whether a magnitude is trained as well (arXiv:2402.09353).
+        lora_bias: Whether the pair has a bias.
+        bias: ``"none"``, ``"lora_only"`` (biases of targets are trained) or ``"all"`` (those of the whole model).
+        init_lora_weights: The start: True as PEFT's, ``"gaussian"``, ``"pissa"``, ``"olora"``, ``"orthogonal"``, ``"eva"`` (needs
+            ``eva_data``); False draws both halves, so that the adapter changes outputs from the start.
+        eva_config: For ``"eva"``.
+        trainable_token_indices: Tokens whose rows of the lookup table are trained; a dict names other tables.
+        fan_in_fan_out: Whether weights lie as (in, out); found out where an adapter is made.
+
+    Example:
+        >>> LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"]).r
+        4
+    """
+
+    peft_type: ClassVar[str] = "LORA"
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    init_lora_weights: bool | str = True
+    eva_config: EvaConfig | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    fan_in_fan_out: bool = False
+
+
+def _problems(config: LoraConfig) -> Iterator[Problem]:
+    yield from whole(config, "r")
+    yield from number(config, "lora_alpha")
+    yield from number(config, "lora_dropout", below=1.0)
+    yield from ranks(config, "rank_pattern", "alpha_pattern")
+    yield from flags(config, "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
+    yield from one_of(config, "bias", "none", "lora_only", "all")
+    start = config.init_lora_weights
+    if not any(type(start) is type(one) and start == one for one in STARTS):
+        yield Problem(
+            "init_lora_weights",
+            f"expected one of {', '.join(map(repr, STARTS))}, got {shown(start)}; other starts change the base, or need what is "
+            "not in it.",
+        )
+        return
+    if start in ("pissa", "olora") and config.use_dora:
+        yield Problem("use_dora", f"cannot be trained together with init_lora_weights={start!r}.")
+    if start in ("pissa", "olora") and not config.lora_alpha:
+        yield Problem("lora_alpha", f"{start} divides by the scale, which is 0.")
+    if config.lora_bias and config.use_dora:
+        yield Problem("lora_bias", "has no place beside a magnitude; choose one of lora_bias and use_dora.")
+    if config.lora_bias and isinstance(start, str):
+        yield Problem("lora_bias", f"is started with init_lora_weights True or False only, not {start!r}.")
+    if config.eva_config is not None:
+        eva = config.eva_config
+        yield from number(eva, "rho", least=1.0)
+        yield from flags(eva, "use_label_mask", "whiten", "adjust_scaling_factors")
+    yield from token_problems(config.trainable_token_indices, "trainable_token_indices")
+
+
+def token_problems(table: Any, name: str) -> Iterator[Problem]:
+    """Find tokens that are not lists of numbers from 0, each once."""
+    for key, ids in (
+        (table or {}).items() if isinstance(table, dict) else [("", table)] if table is not None else []
+    ):
+        place = f"{name}[{key!r}]" if key else name
+        if not isinstance(ids, list) or not ids or any(type(one) is not int or one < 0 for one in ids):
+            yield Problem(place, f"expected a list of token numbers from 0, got {shown(ids)}.")
+        elif len(set(ids)) < len(ids):
+            yield Problem(place, "names a token twice.")
+
+
+def refuses(config: LoraConfig, target: Target) -> str | None:
+    """Say why a module cannot have a pair, or None."""
+    start, embedding = config.init_lora_weights, target.layer == "embedding"
+    reasons = (
+        (target.layer == "other", "has no pair: pairs are for linear layers, convolutions and lookup tables"),
+        (
+            target.groups > 1,
+            f"is a convolution in {target.groups} groups, where a pair would hear all inputs, which no weight of it can hold",
+        ),
+        (
+            start in _OF_A_MATRIX and target.layer != "linear",
+            f"is not a linear layer, which init_lora_weights={start!r} needs",
+        ),
+        (
+            start == "orthogonal" and target.rank % 2,
+            f"has rank {target.rank}; init_lora_weights='orthogonal' needs an even one",
+        ),
+        (config.lora_bias and embedding, "is a lookup table, which has no place for lora_bias"),
+    )
+    return next((why for wrong, why in reasons if wrong), None) or rank_beyond(target.rank, target)
+
+
+def pair(config: LoraConfig, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (rank, in, *kernel) and B (out, rank, 1, ...) at the start; of a lookup table A (rank, rows), B (width, rank)."""
+    rank, shape, start = target.rank, target.shape, config.init_lora_weights
+    if target.layer == "embedding":
+        down = torch.zeros(rank, shape[0]) if start else normal(rank, shape[0])
+        return down, normal(shape[1], rank)
+    ones = (1,) * (len(shape) - 2)
+    if start in ("pissa", "olora"):
+        left, right = started_from(start, target.clean(), rank, target.scale)  # type: ignore[arg-type]
+        if start == "olora":
+            return right.clone(), left / target.scale
+        root = (
+            torch.linalg.vector_norm(left, dim=0).div(target.scale).sqrt()
+        )  # of the singular values over the scale
+        return right * root[:, None], left / left.norm(dim=0).clamp_min(torch.finfo(left.dtype).tiny) * root
+    if start == "orthogonal":
+        return orthogonal(rank, shape[1], shape[0])
+    down = normal(rank, *shape[1:], std=1 / rank) if start == "gaussian" else kaiming(rank, *shape[1:])
+    up = torch.zeros(shape[0], rank, *ones) if start else kaiming(shape[0], rank, *ones)
+    return down, up
+
+
+def start_pair(config: LoraConfig, target: Target) -> dict[str, torch.Tensor]:
+    """Return the tensors of a target."""
+    down, up = pair(config, target)
+    embedding = target.layer == "embedding"
+    names = (".lora_embedding_A", ".lora_embedding_B") if embedding else (".lora_A.weight", ".lora_B.weight")
+    found = dict(zip(names, (down, up), strict=True))
+    if config.lora_bias:
+        found[".lora_B.bias"] = (
+            kaiming(1, target.shape[0])[0] if not config.init_lora_weights else torch.zeros(target.shape[0])
+        )
+    if config.use_dora:
+        found[".lora_magnitude_vector"] = _magnitude(target, down, up)
+    return found
+
+
+def _magnitude(target: Target, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return the length of each output of the weight with the pair as it starts; of each column of a lookup table."""
+    clean = target.clean()
+    if target.layer == "embedding":
+        columns: torch.Tensor = torch.linalg.vector_norm(
+            clean.T + target.scale * (up @ down).to(clean), dim=1
+        )
+        return columns
+    change = (up.flatten(1) @ down.flatten(1)).to(clean).reshape(clean.shape)
+    lengths: torch.Tensor = torch.linalg.vector_norm((clean + target.scale * change).flatten(1), dim=1)
+    return lengths if clean.ndim == 2 else lengths.view(1, -1, *[1] * (clean.ndim - 2))
+
+
+def _converted(name: str, value: Any) -> Any:
+    if name != "eva_config" or not isinstance(value, Mapping):
+        return value
+    known = [one.name for one in fields(EvaConfig)]
+    odd = [key for key in value if key not in known]
+    if odd:
+        raise AdapterConfigError(
+            problems=tuple(
+                Problem(f"eva_config.{key}", f"there is no such field.{did_you_mean(str(key), known)}")
+                for key in odd
+            )
+        )
+    return EvaConfig(**value)
+
+
+LORA = Kind(LoraConfig, _problems, refuses, start_pair, converted=_converted)

@@ -1,0 +1,342 @@
+"""Which modules of a live model a configuration means."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from lora_mixer.binding import ModuleIndex
+from lora_mixer.binding.index import plain_path
+from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
+from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
+from lora_mixer.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+
+    from lora_mixer.binding.index import LiveModule
+    from lora_mixer.fresh.config import AdapterConfig
+
+ALL_LINEAR = "all-linear"
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+_STEPS = 100_000_000
+_Layer = Literal["linear", "conv", "embedding", "other"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A module that is to have an adapter.
+
+    Attributes:
+        path: Its path in the component, as configurations and keys name it.
+        live: The module.
+        layer: What it is.
+        clean: Gives the clean weight as (out, in, *kernel), fp32 at least.
+        rank: The rank that the configuration gives it; 0 for kinds without ranks.
+        scale: What a pair's product is multiplied by.
+    """
+
+    path: str
+    live: LiveModule
+    layer: _Layer
+    clean: Callable[[], torch.Tensor]
+    rank: int = 0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight as (out, in, *kernel)."""
+        return self.live.shape
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of the weight as a matrix: (out, in * kernel)."""
+        shape = self.shape
+        return shape[0], math.prod(shape[1:])
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for all else."""
+        return int(getattr(self.live.module, "groups", 1))
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The module's own bias, or None."""
+        found: torch.Tensor | None = getattr(self.live.module, "bias", None)
+        return found
+
+
+class Tree:
+    """
+    The modules of a component by the paths that configurations know.
+
+    Args:
+        component: Its name.
+        root: Its module.
+        clean: Gives the clean weight of a live module.
+    """
+
+    def __init__(self, component: str, root: nn.Module, clean: Callable[[LiveModule], torch.Tensor]) -> None:
+        """Walk the tree once."""
+        self.component, self.root, self._clean = component, root, clean
+        self._index = ModuleIndex(component, root)
+        self.modules: dict[str, nn.Module] = {
+            plain_path(path, root): module for path, module in root.named_modules() if path
+        } or {"": root}
+
+    @property
+    def model_type(self) -> str | None:
+        """What kind of model it is, as Transformers names it; None for others."""
+        found = getattr(getattr(self.root, "config", None), "model_type", None)
+        return found if isinstance(found, str) else None
+
+    def target(self, path: str) -> Target:
+        """Return the module at a path as a target; it must have a weight."""
+        live = self._index.live(path)
+        return Target(path, live, _layer(live.module), lambda: self._clean(live))
+
+    def has_weight(self, path: str) -> bool:
+        """Say whether there is a module with a weight at a path."""
+        return getattr(self.modules[path], "weight", None) is not None
+
+    def path_of(self, wanted: object) -> str | None:
+        """Return the path of a module, or None where it is not in the tree."""
+        return next((path for path, module in self.modules.items() if module is wanted), None)
+
+    def asked(self, name: str) -> str | None:
+        """Return the path of what one of Transformers' getters returns, such as ``get_input_embeddings``; None where there is none."""
+        getter = getattr(self.root, name, None)
+        if not callable(getter):
+            return None
+        try:
+            found = getter()
+        except (NotImplementedError, AttributeError):
+            return None
+        return None if found is None else self.path_of(found)
+
+
+def _layer(module: nn.Module) -> _Layer:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if hasattr(module, "kernel_size"):
+        return "other" if getattr(module, "transposed", False) else "conv"
+    return "linear" if layer_kind(module) == "linear" else "other"
+
+
+def saved_modules(config: AdapterConfig, tree: Tree, problems: list[Problem]) -> list[str]:
+    """Return the paths of the modules that are trained and saved whole, the heads of the task included."""
+    names = list(config.modules_to_save or ())
+    found: dict[str, None] = {}
+    for name in names:
+        paths = [path for path in tree.modules if _ends(path, name)]
+        if not paths:
+            problems.append(Problem("modules_to_save", f"no module of the model ends with {name!r}."))
+        found |= dict.fromkeys(paths)
+    for name in _HEADS.get(config.task_type or "", ()):
+        found |= dict.fromkeys(path for path in tree.modules if _ends(path, name))
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def heads_of(config: AdapterConfig) -> tuple[str, ...]:
+    """Return the names of the heads that a task trains whole."""
+    return _HEADS.get(config.task_type or "", ())
+
+
+def resolved(config: AdapterConfig, tree: Tree) -> AdapterConfig:
+    """Return a configuration with the usual targets where it names none, if any are known."""
+    if config.target_modules is not None or config.peft_type in ("TRAINABLE_TOKENS", "FULL"):
+        return config
+    if getattr(config, "target_parameters", None):
+        return config
+    usual = usual_targets(config.peft_type, tree.model_type)
+    if usual is None:
+        return config
+    fields: Any = {"target_modules": usual if isinstance(usual, str) else list(usual)}
+    if getattr(config, "feedforward_modules", "") is None:
+        fields["feedforward_modules"] = list(usual_feedforward(tree.model_type))
+    return replace(config, **fields)
+
+
+def find_targets(
+    config: AdapterConfig, tree: Tree, saved: Sequence[str], problems: list[Problem], *, trusted: bool
+) -> tuple[list[str], list[str]]:
+    """
+    Find the modules that a configuration means.
+
+    Args:
+        config: The configuration.
+        tree: The component's modules.
+        saved: Paths of modules that are trained whole, which are not targets.
+        problems: What is wrong is added to these.
+        trusted: Whether its regular expressions are the caller's own, and not a file's, which have bounded work.
+
+    Returns:
+        The paths of the targets, and remarks on what was left out.
+    """
+    wanted, notes = config.target_modules, list[str]()
+    if wanted is None:
+        problems.append(
+            Problem(
+                "target_modules",
+                f"is not given, and no usual targets are known for {tree.model_type or type(tree.root).__name__}: name suffixes of "
+                "module paths, a regular expression, or 'all-linear'.",
+            )
+        )
+        return [], []
+    try:
+        is_excluded = _excluder(config, tree, saved, trusted=trusted)
+        if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+            paths = _all_linear(tree, notes)
+        elif isinstance(wanted, str):
+            paths = _whole(wanted, tree.modules, trusted=trusted)
+        else:
+            paths = _by_suffix(config, wanted, tree, saved, problems, notes)
+    except PatternTooHardError as error:
+        problems.append(Problem("target_modules", f"{error}."))
+        return [], []
+    except re.error as error:
+        problems.append(Problem("target_modules", f"expected a regular expression ({error})."))
+        return [], []
+    found = [path for path in paths if path not in is_excluded]
+    if not found and not problems:
+        problems.append(_nothing(wanted, tree, len(paths)))
+    return found, notes
+
+
+def _by_suffix(
+    config: AdapterConfig,
+    wanted: Sequence[str],
+    tree: Tree,
+    saved: Sequence[str],
+    problems: list[Problem],
+    notes: list[str],
+) -> list[str]:
+    """Return the paths that end with one of the names; a name for nothing but what is saved whole is a problem."""
+    found: dict[str, None] = {}
+    for name in wanted:
+        ends = [path for path in tree.modules if _ends(path, name)]
+        if ends and all(_within(path, saved) for path in ends):
+            problems.append(
+                Problem(
+                    "target_modules",
+                    f"{name!r} is trained and saved whole (modules_to_save or the task's head: {', '.join(saved)}), so it "
+                    "cannot have an adapter as well; take it out of one of them.",
+                )
+            )
+        elif not ends:
+            notes.append(f"no module ends with {name!r}, which target_modules names")
+        found |= dict.fromkeys(ends)
+    if config.layers_to_transform is not None:
+        layers = config.layers_to_transform
+        numbers = {layers} if isinstance(layers, int) else set(layers)
+        there = {path: _number(path, config.layers_pattern) for path in found}
+        found = {path: None for path, number in there.items() if number in numbers}
+        if there and not found:
+            known = sorted({number for number in there.values() if number is not None})
+            problems.append(
+                Problem(
+                    "layers_to_transform",
+                    f"none of {len(there)} targets is in layers {sorted(numbers)}; "
+                    f"theirs are {', '.join(map(str, known)) or 'none: no numbers in their paths'}.",
+                )
+            )
+    return [path for path in tree.modules if path in found]
+
+
+def _number(path: str, pattern: list[str] | str | None) -> int | None:
+    """
+    Return the number of the layer that a path is in: the first behind a name, or as in PEFT the first but for the root's own lists.
+
+    Example:
+        >>> _number("model.layers.1.experts.0.w1", None), _number("blocks.3.to_q", None), _number("blocks.3.to_q", "blocks")
+        (1, None, 3)
+    """
+    parts = path.split(".")
+    places = [place for place, part in enumerate(parts[:-1]) if part.isdecimal()]
+    for name in [pattern] if isinstance(pattern, str) else pattern or ():
+        found = compiled(name)
+        for place in places:
+            if found is not None and found[0].match(".".join(parts[:place])):
+                return int(parts[place])
+    return None if pattern else next((int(parts[place]) for place in places if place > 1), None)
+
+
+def _all_linear(tree: Tree, notes: list[str]) -> list[str]:
+    """Return every linear layer but the output embedding; what looks like one and is not called is left out with a remark."""
+    head = tree.asked("get_output_embeddings")
+    paths = []
+    for path, module in tree.modules.items():
+        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            notes.append(f"{path} is left out: nn.MultiheadAttention uses its weight without calling it")
+        elif _layer(module) == "linear" and path != head:
+            paths.append(path)
+    return paths
+
+
+def _excluder(config: AdapterConfig, tree: Tree, saved: Sequence[str], *, trusted: bool) -> set[str]:
+    """Return the paths that are not targets."""
+    excluded = config.exclude_modules
+    if isinstance(excluded, str):
+        found = set(_whole(excluded, tree.modules, trusted=trusted))
+    else:
+        found = {path for path in tree.modules if any(_ends(path, name) for name in excluded or ())}
+    return found | {path for path in tree.modules if _within(path, saved)}
+
+
+def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[str]:
+    """Return the paths that a regular expression matches whole; one from a file gets bounded work."""
+    if not trusted:
+        found = compiled(pattern)
+        if found is not None and sum(len(path) ** min(found[1], 8) for path in paths) > _STEPS:
+            raise PatternTooHardError(
+                f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes"
+            )
+    expression = re.compile(pattern)
+    return [path for path in paths if expression.fullmatch(path)]
+
+
+def _nothing(wanted: Sequence[str] | str, tree: Tree, count: int) -> Problem:
+    text = repr(wanted) if isinstance(wanted, str) else ", ".join(map(repr, wanted))
+    if count:
+        return Problem(
+            "target_modules",
+            f"all {count} modules that {text} matches are excluded or trained whole; nothing is left.",
+        )
+    kinds: dict[str, None] = {}
+    for path in tree.modules:
+        if tree.has_weight(path):
+            kinds.setdefault(path.rpartition(".")[2])
+    names = [name for name in kinds if not name.isdecimal()]
+    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    return Problem(
+        "target_modules",
+        f"no module of {type(tree.root).__name__} matches {text}; its layers end with {shown}.",
+    )
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _within(path: str, above: Sequence[str]) -> bool:
+    return any(path == other or path.startswith(f"{other}.") for other in above)
+
+
+def biases(tree: Tree, targets: Sequence[str], which: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return the biases that are trained with an adapter: those of the targets, or all."""
+    for path in tree.modules if which == "all" else targets:
+        bias = getattr(tree.modules[path], "bias", None)
+        if isinstance(bias, nn.Parameter):
+            yield path, bias

@@ -1,0 +1,310 @@
+"""CONTRIBUTING's recipes hold: one file (here ``recipe_parts`` and ``recipe_family``) and one row, and everything that is said to follow follows."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from lora_mixer import LoraMixer, Mix, MixError, read_adapter
+from lora_mixer.cli._app import app
+from lora_mixer.engines.table import ENGINES
+from lora_mixer.formats import kinds, leaves
+from lora_mixer.merging import METHODS as MERGING
+from lora_mixer.mixes import METHODS as MIXING
+from lora_mixer.writing import merge
+from tests import recipe_parts
+
+
+class Net(torch.nn.Module):
+    """Two layers that hear the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.one, self.two = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, x, timestep=None):
+        del timestep
+        return self.two(torch.relu(self.one(x)))
+
+
+def pair(seed, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.randn(shape, generator=generator) * size
+        for key, shape in (("lora_A.weight", (2, 6)), ("lora_B.weight", (6, 2)))
+    }
+
+
+def adapter(seed, one=1.0, two=1.0):
+    return {
+        f"{layer}.{key}": value
+        for layer, size, more in (("one", one, 0), ("two", two, 50))
+        for key, value in pair(seed + more, size).items()
+    }
+
+
+def change(file, layer):
+    return file[f"{layer}.lora_B.weight"] @ file[f"{layer}.lora_A.weight"]
+
+
+def weights(net):
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+@pytest.fixture
+def net():
+    return Net()
+
+
+class TestMergingMethod:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(MERGING, "clipped", recipe_parts.CLIPPED)
+
+    def test_it_merges_files_with_its_settings(self, tmp_path):
+        paths = []
+        for seed in (1, 2):
+            paths.append(tmp_path / f"{seed}.safetensors")
+            save_file(adapter(seed), paths[-1])
+        merge(
+            [(paths[0], 0.7), (paths[1], -0.4)],
+            tmp_path / "out.safetensors",
+            method="clipped(limit=0.3)",
+            rank=6,
+        )
+
+        out = load_file(tmp_path / "out.safetensors")
+        for layer in ("one", "two"):
+            found = next(
+                out[key] @ out[key.replace("lora_B", "lora_A")] for key in out if f"{layer}.lora_B" in key
+            )
+            expected = (0.7 * change(adapter(1), layer) - 0.4 * change(adapter(2), layer)).clamp(-0.3, 0.3)
+            assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_a_mixer_saves_by_it(self, net, tmp_path):
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+        mixer.load_lora_weights(adapter(2), "b")
+        mixer.save_lora_weights(
+            tmp_path / "x.safetensors", ["a", "b"], method="clipped", rank=6, weights=[1, 1]
+        )
+
+        assert read_adapter(tmp_path / "x.safetensors").metadata["lora_mixer.method"] == "clipped(limit=1.0)"
+
+    def test_help_and_checks_come_from_the_row(self):
+        told = " ".join(CliRunner().invoke(app, ["merge", "--help"], env={"COLUMNS": "200"}).output.split())
+
+        assert "clipped: add, and cut every entry at a limit; needs a rank." in told
+        with pytest.raises(MixError, match=r"limit must be above 0"):
+            merge([("a", 1.0)], "b", method="clipped(limit=0)")
+
+
+class TestMethodOfAMix:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(MIXING, "loudest", recipe_parts.Loudest)
+
+    @pytest.mark.parametrize("engine", ["merged", "side"])
+    def test_engines_carry_it_out(self, net, engine):
+        files = {"a": adapter(1, one=2.0, two=0.1), "b": adapter(2)}
+        base, mixer = copy.deepcopy(net), LoraMixer(net)
+        for name, file in files.items():
+            mixer.load_lora_weights(file, name)
+        mixer.set_mix("a:0.7, b:0.5 | loudest", engine=engine)
+
+        with torch.no_grad():
+            base.one.weight += 0.7 * change(files["a"], "one")
+            base.two.weight += 0.5 * change(files["b"], "two")
+            x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+            assert torch.allclose(net(x, 500.0), base(x), atol=1e-5)
+
+    def test_it_is_read_written_and_offered(self):
+        mix = Mix.of("a:1, b:1 | loudest(after=3)")
+
+        assert mix.method == recipe_parts.Loudest(3)
+        assert Mix.of(mix.to_text()) == mix
+        assert not mix.is_constant
+
+    def test_the_page_offers_it(self):
+        pytest.importorskip("gradio")
+        from lora_mixer.ui.handlers.mix import kit
+
+        assert "loudest(after=2)" in kit(SimpleNamespace(layout=None, size=(64, 64)))["methods"]
+
+    def test_a_model_without_steps_refuses_it(self):
+        mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(6, 6)))
+        for name in "ab":
+            mixer.load_lora_weights({f"0.{key}": value for key, value in pair(4).items()}, name)
+
+        with pytest.raises(MixError, match="goes by the steps of a denoiser"):
+            mixer.set_mix("a:1, b:1 | loudest")
+
+
+class TestAlgorithm:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(kinds.KINDS, "outer", recipe_parts.OUTER)
+        leaves._table.cache_clear()
+        yield
+        leaves._table.cache_clear()
+
+    def file(self):
+        generator = torch.Generator().manual_seed(5)
+        return {f"one.outer_{side}": torch.randn(6, generator=generator) for side in "ab"}
+
+    def test_its_files_load_and_go(self, net):
+        before, mixer, file = weights(net), LoraMixer(net), self.file()
+        report = mixer.load_lora_weights(file, "o")
+        mixer.load_lora_weights(adapter(1), "a")
+        mixer.set_mix({"o": 0.5, "a": -0.3})
+
+        outer = torch.outer(file["one.outer_a"], file["one.outer_b"]) * before["one.weight"]
+        expected = before["one.weight"] + 0.5 * outer - 0.3 * change(adapter(1), "one")
+        assert report.complete
+        assert mixer.adapters["o"].algorithms == ("outer",)
+        assert torch.allclose(net.one.weight, expected, atol=1e-6)
+        mixer.unload_lora_weights()
+        assert all(torch.equal(value, before[key]) for key, value in weights(net).items())
+
+    def test_it_is_seen_in_files_and_in_pefts_folders(self, tmp_path):
+        folder = tmp_path / "peft"
+        folder.mkdir()
+        tensors = {f"base_model.model.{key}": value for key, value in self.file().items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text('{"peft_type": "OUTER", "outer_sides": 2}')
+
+        assert read_adapter(folder).algorithms == ("outer",)
+
+    def test_what_does_not_fit_is_told(self, net):
+        with pytest.raises(Exception, match=r"made for \(4, 4\), the module has \(6, 6\)"):
+            LoraMixer(net).load_lora_weights({f"one.outer_{side}": torch.ones(4) for side in "ab"})
+
+
+class TestEngine:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(ENGINES, "dense", lambda house: recipe_parts.DenseEngine(house.bases))
+
+    def test_it_serves_mixes_and_goes_without_trace(self, net):
+        before, mixer = weights(net), LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+        mixer.load_lora_weights(adapter(2), "b")
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+        mixer.set_mix({"a": 0.5, "b": -1.0}, engine="merged")
+        merged = net(x)
+        mixer.set_mix({"a": 0.5, "b": -1.0}, engine="dense")
+
+        assert torch.allclose(net(x), merged, atol=1e-5)
+        assert all(torch.equal(value, before[key]) for key, value in weights(net).items())
+        assert not mixer.is_in_parameters
+        mixer.unload_lora_weights()
+        assert not net.one._forward_hooks
+        assert not net.two._forward_hooks
+        assert "forward" not in vars(net.one)
+
+    def test_after_an_error_the_mix_from_before_is_back(self, net, monkeypatch):
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+        x = torch.ones(1, 6)
+        mixer.set_mix({"a": 0.5}, engine="dense")
+        seen, enter = net(x), recipe_parts.DenseEngine.enter
+
+        def broken(engine, effect):
+            enter(engine, effect)
+            if effect.setting.names and effect.setting.mixes[0].gain("a", "model", "") == 2.0:
+                raise MemoryError("no room")
+
+        monkeypatch.setattr(recipe_parts.DenseEngine, "enter", broken)
+        with pytest.raises(MemoryError):
+            mixer.set_mix({"a": 2.0}, engine="dense")
+
+        assert torch.equal(net(x), seen)
+
+    def test_a_name_that_is_no_row_is_told_with_those_that_are(self, net):
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+        with pytest.raises(
+            MixError, match="engine must be one of auto, merged, side, dense, got 'trainable'"
+        ):
+            mixer.set_mix({"a": 1.0}, engine="trainable")
+
+
+def test_a_family_is_one_row(tmp_path):
+    # tables are made of the rows when modules are imported, so this is a process of its own
+    script = f"""
+    import torch
+    from lora_mixer.families import table
+    import lora_mixer.families as families
+    from tests.recipe_family import LOOM
+    table.FAMILIES = families.FAMILIES = (*table.FAMILIES, LOOM)
+    from lora_mixer import LoraMixer, read_adapter
+    from safetensors.torch import load_file, save_file
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_q, self.to_k, self.to_v = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.proj = Attention(), torch.nn.Linear(8, 8)
+
+    class LoomTransformer2DModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(Block() for _ in range(2))
+
+    class Pipe:
+        def __init__(self):
+            self.components = {{"transformer": LoomTransformer2DModel()}}
+
+    pipe = Pipe()
+    net = pipe.components["transformer"]
+    base = {{k: v.clone() for k, v in net.state_dict().items()}}
+    file = {{}}
+    for number in range(2):
+        for name, rows in (("attn.qkv", 24), ("out", 8)):
+            file[f"diffusion_model.looms.{{number}}.{{name}}.lora_A.weight"] = torch.randn(2, 8)
+            file[f"diffusion_model.looms.{{number}}.{{name}}.lora_B.weight"] = torch.randn(rows, 2)
+    save_file(file, r"{tmp_path}/loom.safetensors")
+    assert read_adapter(r"{tmp_path}/loom.safetensors").base == "Loom"
+    mixer = LoraMixer(pipe)
+    report = mixer.load_lora_weights(r"{tmp_path}/loom.safetensors", "l")
+    assert report.complete, str(report)
+    mixer.set_adapters("l", 0.5)
+
+    def change(name):
+        front = f"diffusion_model.looms.{{name}}.lora_"
+        return 0.5 * file[f"{{front}}B.weight"] @ file[f"{{front}}A.weight"]
+
+    for number in range(2):
+        attn, qkv = net.blocks[number].attn, change(f"{{number}}.attn.qkv")
+        for place, layer in enumerate((attn.to_q, attn.to_k, attn.to_v)):
+            own = base[f"blocks.{{number}}.attn.to_{{'qkv'[place]}}.weight"]
+            assert torch.allclose(layer.weight, own + qkv[8 * place : 8 * place + 8], atol=1e-6)
+    mixer.save_lora_weights(r"{tmp_path}/kohya.safetensors", "l", format="kohya")
+    out = load_file(r"{tmp_path}/kohya.safetensors")
+    assert "lora_unet_looms_0_attn_qkv.lora_up.weight" in out, sorted(out)
+    info = read_adapter(r"{tmp_path}/kohya.safetensors")
+    assert (info.base, info.metadata["ss_base_model_version"]) == ("Loom", "loom")
+    mixer.unload_lora_weights()
+    assert all(torch.equal(v, base[k]) for k, v in net.state_dict().items())
+    print("woven")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.strip().endswith("woven"), done.stderr

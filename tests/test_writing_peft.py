@@ -1,0 +1,150 @@
+"""What was read from a PEFT folder is written as it was read, for every kind: PEFT's keys, all fields of the configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lora_mixer import LoraMixer
+from lora_mixer.errors import SaveError, UnsupportedAdapterError
+from tests.small_language_models import distance, reference
+
+_DATA = Path(os.environ.get("LORA_MIXER_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
+_GOLDEN = _DATA / "transformers" / "golden"
+NAMES = sorted(str(path.relative_to(_GOLDEN).with_suffix("")) for path in _GOLDEN.glob("*/*.json"))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.words = nn.Embedding(11, 12)
+        self.first = nn.Linear(12, 16)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(torch.tanh(self.first(self.words(ids)))))
+
+
+KINDS: dict[str, Any] = {
+    "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=["first"], fan_in_fan_out=False),
+    "rslora and a bias": peft.LoraConfig(
+        r=4, use_rslora=True, lora_bias=True, target_modules=["first", "head"]
+    ),
+    "patterns": peft.LoraConfig(
+        r=2, target_modules=["first", "head"], rank_pattern={"head": 3}, alpha_pattern={"first": 7}
+    ),
+    "embedding": peft.LoraConfig(r=2, target_modules=["words", "first"]),
+    "dora": peft.LoraConfig(r=2, target_modules=["first"], use_dora=True),
+    "heads": peft.LoraConfig(r=2, target_modules=["first"], modules_to_save=["head", "norm"]),
+    "biases": peft.LoraConfig(r=2, target_modules=["first"], bias="all"),
+    "tokens": peft.LoraConfig(r=2, target_modules=["first"], trainable_token_indices={"words": [2, 7]}),
+    "tokens alone": peft.TrainableTokensConfig(token_indices=[1, 4], target_modules=["words"]),
+    "ia3": peft.IA3Config(target_modules=["first", "head"], feedforward_modules=["head"]),
+    "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=["first", "head"]),
+    "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=["first", "head"]),
+    "oft": peft.OFTConfig(r=0, oft_block_size=4, target_modules=["first"]),
+    "boft": peft.BOFTConfig(boft_block_size=4, target_modules=["first"]),
+    "hra": peft.HRAConfig(r=2, target_modules=["first"]),
+    "vera": peft.VeraConfig(r=4, target_modules=["first"], save_projection=True),
+    "norms": peft.LNTuningConfig(target_modules=["norm"]),
+    "adalora": peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["first", "head"]),
+}
+
+
+def random_folder(config: Any, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(Net(), config)
+        generator = torch.Generator().manual_seed(8)
+        names = {name for name, p in wrapped.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if name in names and "ranknum" not in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        wrapped.save_pretrained(path)
+    return path
+
+
+def folders_are_equal(one: Path, two: Path) -> None:
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(before[key].dtype == after[key].dtype for key in before)
+    first, second = (
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) for folder in (one, two)
+    )
+    assert second == {**first, "inference_mode": True}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_written_as_it_was_read_and_loads_there_and_here(kind: str, tmp_path: Path) -> None:
+    folder = random_folder(KINDS[kind], tmp_path / "a")
+    net, ids = Net(), torch.tensor([[1, 2, 7, 4], [9, 0, 3, 2]])
+    mixer = LoraMixer(net)
+    mixer.load_lora_weights(folder, "a")
+    mixer.load_lora_weights(folder, "b")
+    mixer.set_adapters("a")
+    with torch.no_grad():
+        wanted, base = net(ids), Net()(ids)
+    assert distance(wanted, base) > 1e-3
+
+    mixer.save_lora_weights(tmp_path / "b", "a", format="peft")
+
+    folders_are_equal(folder, tmp_path / "b")
+    again = Net()
+    LoraMixer(again).load_lora_weights(tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(Net(), tmp_path / "b").eval()
+    with torch.no_grad():
+        assert distance(again(ids), wanted) < 1e-6
+        assert distance(theirs(ids), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES or ["none"])
+def test_every_adapter_of_the_references_is_written_as_it_was_read(
+    name: str, shared_data: Path, tmp_path: Path
+) -> None:
+    wanted = reference(shared_data, name)
+    folder = next(iter(wanted.adapters.values()))
+    mixer = LoraMixer(wanted.model())
+    try:
+        mixer.load_lora_weights(folder, "a")
+    except UnsupportedAdapterError:
+        assert not wanted.facts["required"]
+        return
+
+    mixer.save_lora_weights(tmp_path, "a", format="peft")
+
+    folders_are_equal(folder, tmp_path)
+
+
+def test_numbers_are_written_in_another_type_and_whole_numbers_stay(tmp_path: Path) -> None:
+    folder = random_folder(KINDS["loha"], tmp_path / "a")
+    mixer = LoraMixer(Net())
+    mixer.load_lora_weights(folder, "a")
+
+    mixer.save_lora_weights(tmp_path / "b", "a", format="peft", dtype="bf16")
+
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    assert all(torch.equal(after[key], before[key].to(torch.bfloat16)) for key in before)
+    large = {key: value * 1e7 for key, value in before.items()}
+    from safetensors.torch import save_file
+
+    save_file(large, folder / "adapter_model.safetensors")
+    mixer.load_lora_weights(folder, "large")
+    with pytest.raises(SaveError, match=r"do not fit torch\.float16; use bfloat16"):
+        mixer.save_lora_weights(tmp_path / "b", "large", format="peft", dtype="fp16")
+    kept = load_file(tmp_path / "b" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[key], after[key]) for key in after)
