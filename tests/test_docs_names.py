@@ -23,7 +23,7 @@ PATH = re.compile(
 DOTTED = re.compile(r"(?<![\w./])lora_mixer(?:\.\w+)+")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 NAME = re.compile(r"[A-Za-z_]\w*")
-# What other programs call things, and options of theirs.
+# What other programs call things, options of theirs, and what is made up for an example: a new one of these goes here.
 FOREIGN = frozenset(
     (
         *("--check", "--head", "--build-arg", "--gpus", "--rm", "HF_TOKEN"),  # ruff, Ray, Docker, the Hub
@@ -35,6 +35,8 @@ FOREIGN = frozenset(
             "_output_blocks_2_2_conv",
         ),  # keys
         *("dpmpp_2m_sde", "dpmpp_2m_k"),  # samplers of ComfyUI and A1111
+        *("load_in_8bit", "load_in_4bit"),  # of bitsandbytes' configurations
+        *("folder_or_repo", "repo_or_path"),  # what a table's reader puts there
         *("prompt_1", "left_half", "word_1", "block_i"),  # made up in examples
     )
 )

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, Mix, MixError, read_adapter
 from lora_mixer.cli._app import app
+from lora_mixer.cli._options import Format
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import kinds, leaves
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
-from lora_mixer.writing import merge
+from lora_mixer.writing import FORMATS, merge
 from tests import recipe_parts
 
 
@@ -308,3 +309,7 @@ def test_a_family_is_one_row(tmp_path):
     )
 
     assert done.stdout.strip().endswith("woven"), done.stderr
+
+
+def test_formats_of_the_command_are_those_that_are_written():
+    assert [form.value for form in Format] == list(FORMATS)

@@ -104,8 +104,6 @@ def fresh_source(
     paths, notes = _paths(config, kind, tree, saved, problems, asked)
     if problems:
         raise AdapterConfigError(problems=tuple(problems))
-    if notes:
-        warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
     config = _written(config, kind, tree, paths, saved, asked)
     targets = _targets(config, tree, paths)
     refused = [f"{one.path} {why}" for one in targets if (why := kind.refuses(config, one))]
@@ -114,6 +112,8 @@ def fresh_source(
         raise AdapterConfigError(
             problems=(Problem("target_modules", f"{'; '.join(refused[:_SHOWN])}{more}."),)
         )
+    if notes:
+        warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
     if getattr(config, "init_lora_weights", None) == "eva":
         return _by_data(config, kind, tree, targets, saved, asked)
     return _source(config, kind, tree, targets, saved, asked, {})
