@@ -75,16 +75,17 @@ class DenseEngine(Engine):
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's output cannot be changed from outside; None where it can."""
         layer = wish.layers[name][place]
-        if side_pair(layer) is not None:
-            return "it is a pair, which the side path has"
-        if layer.weights.beside_only:
-            return (
-                "it is a pair over all inputs of a convolution in groups, which only a side path could have"
-            )
-        if has_masks(wish):
-            return "masks need a low-rank form in every layer"
-        if layer.widening is not None:
-            return "it gives the module more inputs"
+        reasons = {
+            "it is a pair, which the side path has": side_pair(layer) is not None,
+            "it is a pair over all inputs of a convolution in groups, which only a side path could have": (
+                layer.weights.beside_only
+            ),
+            "masks need a low-rank form in every layer": has_masks(wish),
+            "it gives the module more inputs": layer.widening is not None,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                return reason
         packed = not layer.live.is_bare and unsupported(layer.live.weight) is not None
         why = refusal(layer.live, packed=packed, rows=wish.images > 1)
         if why is not None or wish.images > 1 or self._bases.refusal(wish, name, place) is not None:
