@@ -85,8 +85,8 @@ class MergeMethod:
         """
         if isinstance(method, MergeMethod):
             return cls(method.name, **{**method.settings, **more}) if more else method
-        found = _TEXT.fullmatch(str(method))
-        name, inside = found.groups() if found is not None else ("", None)
+        match = _TEXT.fullmatch(str(method))
+        name, inside = match.groups() if match is not None else ("", None)
         if not name:
             refuse([f"expected a method such as ties or ties(density=0.2), got {method!r}"])
         settings: dict[str, Any] = dict(more)
