@@ -5,7 +5,7 @@ Every error that the package raises on purpose.
     ├── SourceError             where an adapter was asked for, there is none, or several
     │   ├── SourceNotFoundError     (also a FileNotFoundError)
     │   └── AmbiguousSourceError
-    ├── FormatError             what was read is no adapter that can be used (also a ValueError)
+    ├── FormatError             what was read is not an adapter that can be used (also a ValueError)
     │   ├── CorruptFileError        truncated, oversized, wrong magic, impossible header
     │   ├── NotAnAdapterError       a checkpoint, an embedding, a ControlNet, nothing at all
     │   ├── UnsupportedAdapterError an algorithm or model family that is not read yet, by name

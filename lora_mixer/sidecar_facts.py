@@ -217,7 +217,7 @@ class _Found:
             elif isinstance(table := _parsed(raw.decode("utf-8-sig", "replace")), dict):
                 self._json(table, _SIDECARS[ending], name)
             else:
-                self.problems[name] = "is no JSON object"
+                self.problems[name] = "is not a JSON object"
                 continue
             self.sidecars.append(name)
         self.take("preview", sidecars.preview, sidecars.preview)

@@ -160,7 +160,7 @@ def layers(dice: random.Random) -> nn.Module:
 
 
 def odd_file(path: Path, dice: random.Random) -> str:
-    """Put something at a path that is no regular file, or that leads elsewhere."""
+    """Put something at a path that is not a regular file, or that leads elsewhere."""
     path.unlink(missing_ok=True)
     kind = dice.choice(
         ("fifo", "loop", "zero", "nowhere", "folder", "socket name", "proc", "config fifo", "config zero")

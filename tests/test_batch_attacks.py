@@ -260,7 +260,7 @@ def test_files_of_others_are_no_manifests_and_stay_as_they_are(model_folder, tmp
     FOREIGN[name](path)
     before = path.read_bytes()
 
-    with pytest.raises(SaveError, match="is no manifest of lora_mixer"):
+    with pytest.raises(SaveError, match="is not a manifest of lora_mixer"):
         list(run_plan(plan_for(model_folder, tmp_path / "out", [{}], output={"manifest": str(path)})))
 
     assert path.read_bytes() == before

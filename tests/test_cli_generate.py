@@ -145,7 +145,7 @@ def test_a_partial_match_warns_and_strict_refuses(files, tmp_path):
             "error: --out must be a folder or a path that ends with .png, .jpg, .jpeg, .webp",
         ),
         (["--out", "{name}.png"], "error: --out knows the fields"),
-        (["--out", "{seed.png"], "error: --out '{seed.png' is no path or template"),
+        (["--out", "{seed.png"], "error: --out '{seed.png' is not a path or template"),
         (["--device", "nowhere"], "error: the device 'nowhere' cannot be used here"),
     ],
 )

@@ -205,7 +205,7 @@ def test_an_impossible_header_is_refused_before_memory_is_asked_for(table, messa
     ],
 )
 def test_a_header_that_is_no_json_of_the_format_is_refused(raw):
-    assert "the header is no valid JSON" in refused(packed(raw, bytes(8)))
+    assert "the header is not valid JSON" in refused(packed(raw, bytes(8)))
 
 
 def test_metadata_may_be_absent_or_null():

@@ -1,4 +1,4 @@
-"""The digest of nothing is no hash of any file, and equal hashes name no file."""
+"""The digest of nothing is not a hash of any file, and equal hashes name no file."""
 
 from __future__ import annotations
 

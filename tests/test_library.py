@@ -226,7 +226,7 @@ class TestNothingIsLost:
         with pytest.raises(SourceNotFoundError):
             library.get(entry.id)
 
-    @pytest.mark.parametrize("damage", [b"this is no database", None], ids=["overwritten", "torn"])
+    @pytest.mark.parametrize("damage", [b"this is not a database", None], ids=["overwritten", "torn"])
     def test_a_damaged_index_is_made_anew_with_a_note_and_the_users_words_stay(
         self, folder, library, tmp_path, damage
     ):

@@ -152,7 +152,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"no picture")
 
-    with pytest.raises(MixError, match=r"x\.png\" is no picture"):
+    with pytest.raises(MixError, match=r"x\.png\" is not a picture"):
         Mask.of(path)
 
 

@@ -127,7 +127,7 @@ class TestRefusing:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, True, "0.5", None, [0.5], 10**400, 1j])
     def test_only_finite_numbers_are_weights(self, bad: object) -> None:
-        """True and texts are no numbers."""
+        """True and texts are not numbers."""
         with pytest.raises(MixError, match=r"3d\.unet: expected a finite number, got"):
             Mix.of({"3d": {"unet": bad}})
 

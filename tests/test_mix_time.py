@@ -332,6 +332,6 @@ def test_parts_of_the_wrong_kind_are_refused_when_built_directly() -> None:
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b")])
 def test_a_mix_without_some_adapters_keeps_its_method_where_it_can(names: tuple[str, ...]) -> None:
-    """Deleting an adapter is no error."""
+    """Deleting an adapter is not an error."""
     assert Mix.of("a, b, c | switch").without(*names).method == Switch()
     assert Mix.of('a, b | switch(adapters=["a", "b"])').without("a").method == Method()

@@ -137,10 +137,10 @@ def test_a_text_beside_is_the_description(put):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"[1, 2]", "no JSON object"),
-        (b"{", "no JSON object"),
-        (b"[" * 100_000, "no JSON object"),
-        (b"\xff\xfe\x00", "no JSON object"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"{", "not a JSON object"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b"\xff\xfe\x00", "not a JSON object"),
         (b" " * ((8 << 20) + 1), "at most 8388608 are read"),
     ],
 )
@@ -198,7 +198,7 @@ def test_links_out_of_the_folder_and_pipes_are_not_opened(put, tmp_path):
     assert info.about.preview == ""
     assert "leads out" in info.about.problems["my.style.txt"]
     assert "leads out" in info.about.problems["my.style.png"]
-    assert info.about.problems["my.style.json"] == "is no regular file"
+    assert info.about.problems["my.style.json"] == "is not a regular file"
 
 
 def test_a_sidecar_that_comes_later_is_seen(put, tmp_path):

@@ -1,4 +1,4 @@
-"""The pictures on disk: written whole, with their settings inside, and found again by ids that are no paths."""
+"""The pictures on disk: written whole, with their settings inside, and found again by ids that are not paths."""
 
 from __future__ import annotations
 

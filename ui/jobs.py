@@ -100,7 +100,7 @@ class Job:
             return {**self._view, "waiting": waiting}
 
     async def follow(self) -> AsyncIterator[View]:
-        """Return each new view until the job is over; those that a slow listener missed are left out."""
+        """Yield each new view until the job is over; those that a slow listener missed are left out."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:

@@ -98,7 +98,7 @@ def painted(address: Any) -> Image:
         address: A ``data:image/png;base64,`` address.
 
     Raises:
-        PictureError: When it is no PNG of a mask's size.
+        PictureError: When it is not a PNG of a mask's size.
     """
     from PIL import Image
 
@@ -113,4 +113,4 @@ def painted(address: Any) -> Image:
                 raise ValueError("too large")  # noqa: TRY301
             return picture.convert("L")
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"the mask is no PNG of at most {MAX_SIDE} pixels a side") from error
+        raise PictureError(f"the mask is not a PNG of at most {MAX_SIDE} pixels a side") from error

@@ -232,7 +232,7 @@ class Models:
             return wanted.title
         self._waiting = wanted.title
         try:
-            load_outline(wanted)  # what is no model is told before the one before makes room
+            load_outline(wanted)  # what is not a model is told before the one before makes room
             made = self._exchanged(before, wanted)
             with self._lock:
                 self._model, self._facts, self._problem = made, made.facts, None

@@ -68,7 +68,7 @@ class Stack(LayerWeights):
         return any(part.needs_whole(shape) for part in self.parts)
 
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """Give all parts' pairs as one, where each has one; what changes the bias alone needs none."""
+        """Return all parts' pairs as one, where each has one; what changes the bias alone needs none."""
         pairs = [part.factors(shape) for part in self.parts if part.changes_weight]
         if len(pairs) == 1:
             return pairs[0]
@@ -109,7 +109,7 @@ class Sparse(LayerWeights):
     A sparse change: W' = W + gain * scale * S, S given by coordinates.
 
     LyCORIS' extraction writes what a low-rank pair leaves out as ``bias_indices``, ``bias_values``, ``bias_size`` (a
-    name from history, it is no bias); it is scaled with the pair.
+    name from history, it is not a bias); it is scaled with the pair.
 
     Attributes:
         indices: (axes, n) coordinates.

@@ -64,7 +64,7 @@ class Dora(LayerWeights):
         Put the magnitude of one module over its change.
 
         Raises:
-            InvalidAdapterError: When the magnitude is no vector along one axis.
+            InvalidAdapterError: When the magnitude is not a vector along one axis.
         """
         scaled = "dora_scale" in parts.tensors
         (magnitude,) = parts.need("dora_scale" if scaled else "magnitude")

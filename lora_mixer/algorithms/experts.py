@@ -74,7 +74,7 @@ class ParameterPair(LowRank):
             )
         return None
 
-    def factors(self, shape: tuple[int, ...]) -> Factors | None:  # type: ignore[override]  # experts are no pair
+    def factors(self, shape: tuple[int, ...]) -> Factors | None:  # type: ignore[override]  # experts are not a pair
         """Return the ordinary pair; that of experts is none."""
         return None if len(shape) == 3 else super().factors(shape)
 

@@ -8,7 +8,7 @@ Each row of ``oft_R.weight`` is the upper triangle of a skew-symmetric Q. R is t
 PEFT knows no weights but 1; at others this takes gain * R + (1 - gain) * I, as LyCORIS does. On convolutions the
 blocks run over in * kernel, as in PEFT's merge. PEFT's own unmerged forward is another thing there: it adds up
 overlapping patches without dividing by their number, so even R = I multiplies a 3x3 convolution's input by up to 9,
-which is no change of a weight.
+which is not a change of a weight.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PeftOFT(LayerWeights):
         Check the tensor of one module and read the configuration.
 
         Raises:
-            InvalidAdapterError: When the rows are no triangles.
+            InvalidAdapterError: When the rows are not triangles.
         """
         embedding = "oft_embedding_R" in parts.tensors
         (triangles,) = parts.need("oft_embedding_R" if embedding else "oft_R")

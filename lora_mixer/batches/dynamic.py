@@ -69,7 +69,7 @@ def draw(text: str, seed: int, values: Mapping[str, Sequence[str]], place: str =
         raise PlanError(f"variants or wildcards name each other without end in {text[:60]!r}") from error
     except Exception as error:  # whatever the parser finds wrong
         raise PlanError(
-            f"{text[:60]!r} is no dynamic prompt: {first_line(error, 160)}; write \\{{ for a brace itself"
+            f"{text[:60]!r} is not a dynamic prompt: {first_line(error, 160)}; write \\{{ for a brace itself"
         ) from error
     drawn = str(found)
     for escape, sign in _ESCAPES.items():

@@ -31,7 +31,7 @@ _LINE_BYTES_AT_MOST = 16 << 20
 _COLUMNS = ("file", "idx", "status", "record")
 BEGUN, SHEET = "begun", "sheet"
 INNER = (BEGUN, SHEET)
-"""Statuses of records that are no pictures: what is being made, and contact sheets."""
+"""Statuses of records that are not pictures: what is being made, and contact sheets."""
 SUFFIXES = (".jsonl", ".sqlite")
 
 
@@ -140,7 +140,7 @@ def _refuse_foreign(path: Path) -> None:
         own = _is_own_table(path)
     if not own:
         raise SaveError(
-            f"{path} is there and is no manifest of lora_mixer; give this plan another output.manifest, so that it stays "
+            f"{path} is there and is not a manifest of lora_mixer; give this plan another output.manifest, so that it stays "
             "as it is"
         )
 

@@ -52,7 +52,7 @@ class NameTemplate:
         except (ValueError, IndexError, KeyError) as error:
             if isinstance(error, PlanError):
                 raise
-            raise PlanError(f"{text!r} is no template: {error}; example: {{index:05}}-{{seed}}") from error
+            raise PlanError(f"{text!r} is not a template: {error}; example: {{index:05}}-{{seed}}") from error
 
     def name(self, fields: Mapping[str, object]) -> str:
         """
@@ -71,7 +71,7 @@ class NameTemplate:
             or not name.isprintable()
             or any(mark in name for mark in '\\:*?"<>|')
         ):
-            raise PlanError(f"{name!r} is no name for a file inside of the folder")
+            raise PlanError(f"{name!r} is not a name for a file inside of the folder")
         if any(len(part.encode()) > _PART_BYTES_AT_MOST for part in path.parts):
             raise PlanError(f"{name[:60]!r}... is longer than {_PART_BYTES_AT_MOST} bytes")
         return name

@@ -32,7 +32,7 @@ class Task:
     losses: int = 0
 
     def alone(self, **changes: int) -> list[Task]:
-        """Return each picture a task of its own, so that one that cannot be made costs no other."""
+        """Give each picture a task of its own, so that one that cannot be made costs no other."""
         return [
             replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.adapters)), **changes)
             for picture in self.pictures
@@ -64,12 +64,12 @@ def make_tasks(pictures: Iterable[PlannedPicture], batch_size: int, *, mixed: bo
         request = picture.request
         key = request.call_shape if mixed else (*request.call_shape, request.mix_key)
         rows.setdefault(key, []).append(picture)
-    found = []
+    tasks = []
     for row in rows.values():
         for start in range(0, len(row), batch_size):
             part = tuple(row[start : start + batch_size])
-            found.append(Task(part, tuple(sorted({name for x in part for name in x.request.adapters}))))
-    return sorted(found, key=lambda task: _place(task.pictures[0]))
+            tasks.append(Task(part, tuple(sorted({name for x in part for name in x.request.adapters}))))
+    return sorted(tasks, key=lambda task: _place(task.pictures[0]))
 
 
 def _place(picture: PlannedPicture) -> tuple[Names, str, int]:
@@ -101,7 +101,7 @@ class TaskQueue:
 
     def take(self, worker: int, resident: Collection[str]) -> Task | None:
         """
-        Give a worker its next task.
+        Return the next task of a worker.
 
         Args:
             worker: Its number.

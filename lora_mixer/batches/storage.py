@@ -107,7 +107,7 @@ class Storage:
                 )
 
     def there(self, names: Iterable[str]) -> list[str]:
-        """Give those of the names at which something is: a file, a link, a folder."""
+        """Return those of the names at which something is: a file, a link, a folder."""
         if self.path is not None:
             return [name for name in names if os.path.lexists(self._path / name)]
         try:

@@ -119,7 +119,7 @@ class WorkerPool:
         return len(at_work | {worker for worker, pictures in self._open.items() if pictures})
 
     def submit(self, worker: int, task: Task, ahead: Sequence[str]) -> None:
-        """Return an idle worker a task."""
+        """Give an idle worker a task."""
         self._open[worker].update((picture.index, task) for picture in task.pictures)
         self._send(worker, task, ahead)
 

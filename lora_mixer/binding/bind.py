@@ -301,7 +301,9 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     if live.is_bare and not live.is_packed:
         whole = isinstance(weights, Full) and weights.weight is not None and weights.bias is None
         if not whole or weights.weight.numel() != live.weight.numel():  # type: ignore[attr-defined]
-            return f"a parameter {live.shape} that is no module's weight takes a change of its own size only"
+            return (
+                f"a parameter {live.shape} that is not a module's weight takes a change of its own size only"
+            )
         return None
     misfit = weights.misfit(found.shape)
     if (

@@ -32,7 +32,7 @@ _ROWS = ("q_proj", "k_proj", "v_proj")
 @dataclass(frozen=True)
 class LiveModule:
     """
-    A module with a weight, or a parameter that is no module's weight, at its own path in a component.
+    A module with a weight, or a parameter that is not a module's weight, at its own path in a component.
 
     Attributes:
         component: The component's name.

@@ -89,7 +89,7 @@ def split_weights(text: str) -> tuple[str, AdapterMix]:
 
 def _stem(source: str) -> str:
     last = PurePosixPath(source.removeprefix("demo:").replace("\\", "/").rstrip("/")).name
-    # A query (?download=true) is no part of a file's name, nor is what cannot be shown.
+    # A query (?download=true) is not a part of a file's name, nor is what cannot be shown.
     stem = re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", last.partition("?")[0], flags=re.IGNORECASE)
     return "".join(letter for letter in stem if letter.isprintable()).strip() or "lora"
 

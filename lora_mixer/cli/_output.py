@@ -50,5 +50,5 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
         return [Path(template.format(seed=seed, index=index)) for index, seed in enumerate(seeds)]
     except ValueError as error:
         raise OutputError(
-            f"--out {template!r} is no path or template: {error}. Example: out/{{seed}}.png"
+            f"--out {template!r} is not a path or template: {error}. Example: out/{{seed}}.png"
         ) from error

@@ -93,13 +93,3 @@ def compute_device(module: nn.Module) -> torch.device:
         return device
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device("cpu" if place is None else f"cuda:{place}" if isinstance(place, int) else place)
-
-
-def reads_from_disk(root: nn.Module) -> bool:
-    """Say whether diffusers' group offloading reads weights of a component from files at each call."""
-    for module in root.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", None) or {}
-        group = getattr(hooks.get("group_offloading"), "group", None)
-        if getattr(group, "offload_to_disk_path", None):
-            return True
-    return False

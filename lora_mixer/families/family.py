@@ -10,6 +10,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SingleFile:
+    """
+    What a checkpoint that is one file leaves to be known of its base, to build a pipeline without the Hub.
+
+    Attributes:
+        pipelines: By task (``text``, ``inpainting``, ``edit``), the pipeline's class and what else its index says.
+        scheduler: Its class, and its configuration.
+        vae: The configuration of its autoencoder.
+        latents: The side of the latents that its UNet was trained at.
+        clip_l: The text encoders that are CLIP-L, with an activation and a padding of their own.
+    """
+
+    pipelines: Mapping[str, tuple[str, Mapping[str, Any]]]
+    scheduler: tuple[str, Mapping[str, Any]]
+    vae: Mapping[str, Any]
+    latents: int
+    clip_l: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """
     One base family.
@@ -35,6 +55,9 @@ class Family:
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
+        kohya_implementation: ``modelspec.implementation`` that Kohya's trainer writes.
+        single_file: What a checkpoint of one file leaves unsaid; None where a folder has to be named.
+        skips_last_layer: Whether pipelines read text at the last layer but one by themselves, which others call clip skip 2.
         kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
         encoder: How ComfyUI calls its language model that encodes texts, where there is one.
         comfyui: Which of them ComfyUI has behind ``diffusion_model.``, where it is not the one that Kohya's files flatten.
@@ -58,6 +81,9 @@ class Family:
     transformer: tuple[str, Mapping[str, Any]] | None = None
     t5: str = ""
     kohya_flat: str = ""
+    kohya_implementation: str = "diffusers"
+    single_file: SingleFile | None = None
+    skips_last_layer: bool = False
     comfyui: str = ""
     encoder: str = ""
     joint: Literal["", "text first", "picture first"] = ""

@@ -120,7 +120,7 @@ def fill(path: str, values: tuple[str, ...]) -> str:
 
 def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
     """
-    Give every spelling that a table has for the modules of a live model.
+    Return every spelling that a table has for the modules of a live model.
 
     Args:
         table: The family's table.

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from lora_mixer.families.family import Family
+from lora_mixer.families.family import Family, SingleFile
 
 _CLIP_L = ("CLIPTextModel", 768, 3072, 12, 12)
+_TRAINED = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+_UNCHECKED = {
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
 
 SD1 = Family(
     "SD 1.x",
@@ -14,6 +36,17 @@ SD1 = Family(
     kohya=("sd_v1", "False", "stable-diffusion-v1/lora"),
     unet={"cross_attention_dim": 768, "attention_head_dim": 8},
     text_encoders={"text_encoder": _CLIP_L},
+    single_file=SingleFile(
+        {
+            "text": ("StableDiffusionPipeline", _UNCHECKED),
+            "inpainting": ("StableDiffusionInpaintPipeline", _UNCHECKED),
+            "edit": ("StableDiffusionInstructPix2PixPipeline", _UNCHECKED),
+        },
+        scheduler=("PNDMScheduler", {**_TRAINED, "skip_prk_steps": True}),
+        vae={**_VAE, "sample_size": 512, "scaling_factor": 0.18215},
+        latents=64,
+        clip_l=("text_encoder",),
+    ),
 )
 SD2 = Family(
     "SD 2.x",
@@ -27,6 +60,16 @@ SD2 = Family(
         "use_linear_projection": True,
     },
     text_encoders={"text_encoder": ("CLIPTextModel", 1024, 4096, 23, 16)},
+    single_file=SingleFile(
+        {
+            "text": ("StableDiffusionPipeline", _UNCHECKED),
+            "inpainting": ("StableDiffusionInpaintPipeline", _UNCHECKED),
+        },
+        scheduler=("DDIMScheduler", {**_TRAINED, "prediction_type": "v_prediction"}),
+        vae={**_VAE, "sample_size": 768, "scaling_factor": 0.18215},
+        latents=96,
+    ),
+    skips_last_layer=True,
 )
 SDXL = Family(
     "SDXL",
@@ -50,5 +93,17 @@ SDXL = Family(
         "text_encoder": _CLIP_L,
         "text_encoder_2": ("CLIPTextModelWithProjection", 1280, 5120, 32, 20),
     },
+    kohya_implementation="https://github.com/Stability-AI/generative-models",
+    single_file=SingleFile(
+        {
+            "text": ("StableDiffusionXLPipeline", {}),
+            "inpainting": ("StableDiffusionXLInpaintPipeline", {"requires_aesthetics_score": False}),
+        },
+        scheduler=("EulerDiscreteScheduler", {**_TRAINED, "timestep_spacing": "leading"}),
+        vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+        latents=128,
+        clip_l=("text_encoder",),
+    ),
+    skips_last_layer=True,
 )
 SDXL_REFINER = Family("SDXL refiner", cross_attention=1280, said=("sdxl refiner",))

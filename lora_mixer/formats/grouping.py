@@ -1,4 +1,4 @@
-"""Keys to modules: gather the tensors of each module, tell apart what is no layer, refuse what cannot be read."""
+"""Keys to modules: gather the tensors of each module, tell apart what is not a layer, refuse what cannot be read."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def locate(
         metadata: Its header's metadata.
 
     Returns:
-        Target, leaf and layout; None where the key is no part of an adapter.
+        Target, leaf and layout; None where the key is not a part of an adapter.
     """
     counted = safeloras.split_key(key, metadata)
     if counted:

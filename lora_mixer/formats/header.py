@@ -186,7 +186,7 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
             json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(
-            f"the header is no valid JSON ({error}); the file is damaged, download it again", file=label
+            f"the header is not valid JSON ({error}); the file is damaged, download it again", file=label
         ) from None
     if not isinstance(table, dict):
         raise CorruptFileError(f"the header is a JSON {type(table).__name__}, expected an object", file=label)
@@ -209,7 +209,7 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
 
 
 def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
-    """Return the position after the last tensor; between them is no gap."""
+    """Return the position after the last tensor; there is no gap between them."""
     position = 0
     for _, _, start, end in specs.values():
         if start != position:
@@ -280,7 +280,7 @@ def text_kind(first: bytes) -> str | None:
 
 
 def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
-    """Say what a stream is whose first 8 bytes are no possible header length."""
+    """Say what a stream is whose first 8 bytes are not a possible header length."""
     text = text_kind(first)
     if is_pickle(first):
         what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
@@ -307,7 +307,7 @@ def open_weights(path: Path, label: str) -> IO[bytes]:
         raise SourceNotFoundError(
             f"cannot be read ({getattr(error, 'strerror', None) or error})", file=label
         ) from error
-    raise SourceNotFoundError("is no regular file", file=label)
+    raise SourceNotFoundError("is not a regular file", file=label)
 
 
 def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:

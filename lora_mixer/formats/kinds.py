@@ -26,7 +26,7 @@ class Kind:
     Attributes:
         name: Its name.
         builder: What makes its layers of :class:`~lora_mixer.algorithms.base.ModuleTensors`, as ``file:Class.method`` of
-            ``lora_mixer.algorithms``; empty where it is no layer by itself.
+            ``lora_mixer.algorithms``; empty where it is not a layer by itself.
         leaves: How its keys end (a regular expression; ``<name>`` stands for the adapter's name, which PEFT leaves in) and which
             role that is; what a group ``part`` matches is put behind the role. Of all rows the first match counts.
         refused: Why it cannot be applied, where that is so.

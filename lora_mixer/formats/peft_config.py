@@ -240,7 +240,7 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapterError(
-            f"{HEADER_KEY} in the header is no valid JSON ({error}), so alphas are unknown", file=label
+            f"{HEADER_KEY} in the header is not valid JSON ({error}), so alphas are unknown", file=label
         ) from None
     if not isinstance(table, dict):
         raise InvalidAdapterError(

@@ -74,7 +74,7 @@ def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
     if not others:
         return adapter
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
-    note = f"{len(others)} entries are no tensors and have no effect: {names}"
+    note = f"{len(others)} entries are not tensors and have no effect: {names}"
     return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
 
 
@@ -269,7 +269,7 @@ def _assemble(
     rules = scale_rules(source, metadata)
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
     layers = build_layers(groups.modules, rules, label)
-    if not layers:  # group_keys has refused what is no adapter; this holds only embeddings
+    if not layers:  # group_keys has refused what is not an adapter; this holds only embeddings
         raise NotAnAdapterError(
             f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}", file=label
         )

@@ -39,10 +39,10 @@ def split_key(key: str, metadata: Mapping[str, str]) -> tuple[str, str, str] | N
     Returns:
         (component hint, module spelling, role), or None for a key of another kind.
     """
-    found = KEY.fullmatch(key)
-    if not found:
+    match = KEY.fullmatch(key)
+    if not match:
         return None
-    component, number, role = found.groups()
+    component, number, role = match.groups()
     try:
         classes = json.loads(metadata.get(component, "null"))
     except (ValueError, RecursionError):
@@ -56,7 +56,7 @@ def from_list(tensors: Sequence[torch.Tensor], label: str) -> dict[str, torch.Te
     Turn the bare list of a ``.pt`` file into keys of the safeloras kind, component not named.
 
     Raises:
-        InvalidAdapterError: When the list is no alternation of matrices that multiply.
+        InvalidAdapterError: When the list is not an alternation of matrices that multiply.
     """
     pairs = list(zip(tensors[::2], tensors[1::2], strict=False))
     fits = all(up.ndim == 2 and down.ndim == 2 and up.shape[1] == down.shape[0] for up, down in pairs)

@@ -42,7 +42,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, Kind]:
     Raises:
         AdapterConfigError: When its kind or one of its fields is not known, or a value is wrong; all of it at once.
         SourceError: When there is no such file.
-        CorruptFileError: When the file is no JSON object.
+        CorruptFileError: When the file is not a JSON object.
 
     Example:
         >>> config, kind = read_config({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
@@ -70,7 +70,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, Kind]:
 
 
 def _as_table(config: Any) -> tuple[dict[str, Any], str]:
-    """Return the fields of what is no configuration of ours, and what to call it."""
+    """Return the fields of what is not a configuration of ours, and what to call it."""
     if isinstance(config, Mapping):
         return {str(key): value for key, value in config.items()}, "the configuration"
     if isinstance(config, str | os.PathLike):

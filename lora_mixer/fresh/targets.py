@@ -178,7 +178,7 @@ def find_targets(
     Args:
         config: The configuration.
         tree: The component's modules.
-        saved: Paths of modules that are trained whole, which are no targets.
+        saved: Paths of modules that are trained whole, which are not targets.
         problems: What is wrong is added to these.
         trusted: Whether its regular expressions are the caller's own, and not a file's, which have bounded work.
 
@@ -286,7 +286,7 @@ def _all_linear(tree: Tree, notes: list[str]) -> list[str]:
 
 
 def _excluder(config: AdapterConfig, tree: Tree, saved: Sequence[str], *, trusted: bool) -> set[str]:
-    """Return the paths that are no targets."""
+    """Return the paths that are not targets."""
     excluded = config.exclude_modules
     if isinstance(excluded, str):
         found = set(_whole(excluded, tree.modules, trusted=trusted))

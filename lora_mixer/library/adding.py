@@ -14,9 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, FormatError, SaveError, SourceError
 from lora_mixer.inspection import read_adapter
-from lora_mixer.sources._local import read_config
-from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX
-from lora_mixer.sources._types import Request
+from lora_mixer.sources import CONFIG_NAME, SAFETENSORS_SUFFIX, Request, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +75,7 @@ def put(
 
     Raises:
         SourceError: It is larger than allowed, or cannot be read.
-        FormatError: It is no adapter that can be used.
+        FormatError: It is not an adapter that can be used.
         SaveError: The disk refuses.
     """
     stem = safe_name(name)
@@ -144,7 +142,7 @@ def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         SourceError: There is no such file.
-        CorruptFileError: It is no JSON object.
+        CorruptFileError: It is not a JSON object.
     """
     found = read_config(Path(path))
     if found is None:
@@ -220,7 +218,7 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
     Raises:
         SourceError: It is no such name, or cannot be had.
     """
-    from lora_mixer.sources._hub import from_repo, from_url
+    from lora_mixer.sources.hub import from_repo, from_url
 
     unknown = set(options) - _HUB_OPTIONS
     if unknown:

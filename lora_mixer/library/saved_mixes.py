@@ -159,7 +159,7 @@ class SavedMixes:
             The name that it got.
 
         Raises:
-            MixError: The text is no mix, or something had to be left out of it.
+            MixError: The text is not a mix, or something had to be left out of it.
         """
         told, mix = _shared(text)
         wanted = _checked(name or told or "imported")
@@ -192,7 +192,7 @@ class SavedMixes:
             book = read_json(text)
         except ValueError as error:
             raise MixError(
-                f"expected a book of mixes, got text that is no JSON ({error})", file=str(self.path)
+                f"expected a book of mixes, got text that is not JSON ({error})", file=str(self.path)
             ) from error
         if as_table(book).get("format") != _FORMAT or not isinstance(book.get("mixes"), dict):
             raise MixError(
@@ -245,7 +245,7 @@ def _mix_of(entry: dict[str, Any], name: str) -> Mix:
     notes: list[str] = []
     mix = read_mix(entry.get("mix"), entry.get("masks"), notes)
     if mix is None:
-        raise MixError(f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is no mix"}.')
+        raise MixError(f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is not a mix"}.')
     return mix
 
 
@@ -264,7 +264,7 @@ def _shared(text: str) -> tuple[str | None, Mix]:
     if mix is None and not notes:
         mix = read_mix_text(text, {}, notes)
     if mix is None or notes:
-        raise MixError(f"This text is no mix that can be taken: {'; '.join(notes) or 'it is empty'}.")
+        raise MixError(f"This text is not a mix that can be taken: {'; '.join(notes) or 'it is empty'}.")
     return told, mix
 
 

@@ -92,6 +92,6 @@ def write(source: Path, path: Path, side: int) -> None:
     except PreviewError:
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file
-        raise PreviewError(f"is no picture that can be read ({type(error).__name__})") from error
+        raise PreviewError(f"is not a picture that can be read ({type(error).__name__})") from error
     small.info = {}
     write_files({path: lambda stream: small.save(stream, "WEBP", quality=80)})

@@ -51,7 +51,7 @@ class AdapterMix:
         Check and freeze the values, and fold constant schedules into the weights.
 
         Raises:
-            MixError: A weight is not a finite number, a component is no name, or a part is of the wrong kind.
+            MixError: A weight is not a finite number, a component is not a name, or a part is of the wrong kind.
         """
         reading = Reading()
         weight = reading.number("weight", self.weight)

@@ -78,7 +78,7 @@ class Mask:
             The mask.
 
         Raises:
-            MixError: There is no such file, or its content is no mask.
+            MixError: There is no such file, or its content is not a mask.
         """
         reading = Reading()
         mask = read_mask(source, "", reading)
@@ -202,7 +202,7 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
     except FileNotFoundError:
         reading.problem(where, f'there is no picture "{path}".')
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reading.problem(where, f'"{path}" is no picture that can be read: {error}.')
+        reading.problem(where, f'"{path}" is not a picture that can be read: {error}.')
     return None
 
 

@@ -55,7 +55,7 @@ class Mix:
         Check and freeze the values.
 
         Raises:
-            MixError: A name is no text, or a value is no ``AdapterMix``.
+            MixError: A name is not text, or a value is not an ``AdapterMix``.
         """
         reading = Reading()
         for name, adapter in self.adapters.items():

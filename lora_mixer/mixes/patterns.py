@@ -167,7 +167,7 @@ def _read_weights(spec: object, where: str, reading: Reading) -> FrozenMap[str, 
         try:
             _compiled(pattern)
         except re.error as error:
-            reading.problem(where, f"{pattern!r} is no regular expression: {error}.")
+            reading.problem(where, f"{pattern!r} is not a regular expression: {error}.")
         weights[pattern] = reading.number(f"{where}[{pattern!r}]", value)
     return FrozenMap(weights)
 

@@ -121,7 +121,7 @@ class BlockLayout:
             names: The dotted paths of all modules, as ``named_modules`` gives them.
 
         Returns:
-            The layout; without any down, mid and up block where the model is no UNet.
+            The layout; without any down, mid and up block where the model is not a UNet.
         """
         counts: dict[tuple[Side, int], dict[str, int]] = {}
         depth = {"double": 0, "single": 0}

@@ -22,7 +22,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
     Raises:
         OSError: When it cannot be read.
-        ValueError: When it is no regular file, or larger; the text says so.
+        ValueError: When it is not a regular file, or larger; the text says so.
 
     Example:
         >>> import tempfile
@@ -45,7 +45,7 @@ def refuse_irregular(mode: int) -> None:
     Check what a file is by its mode.
 
     Raises:
-        ValueError: When it is no regular file; the text says what it is.
+        ValueError: When it is not a regular file; the text says what it is.
     """
     kinds = {stat.S_ISFIFO: "a FIFO", stat.S_ISDIR: "a folder", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
              stat.S_ISSOCK: "a socket"}  # fmt: skip

@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"\^?(?:[\w\-.]|\\[.\-])*\$?")
 _TOKEN = re.compile(r"\\[.\-dws]|\[[^\[\]\\]{1,64}\]|[\w\-. ^$|]|\(\?:|[()*+?]")
 _LONGEST_NAME, _LONGEST_PATTERN = 4096, 2048
 _QUANTIFIERS, _GROUPS = 2, 2
-_STEPS = 100_000_000  # what all patterns of a file that are no names may need together
+_STEPS = 100_000_000  # what all patterns of a file that are not names may need together
 Value = TypeVar("Value")
 
 
@@ -34,7 +34,7 @@ def compiled(pattern: str) -> tuple[re.Pattern[str], int] | None:
     Compile a pattern that must match a whole path, or its end behind a dot.
 
     Returns:
-        The pattern, and the power of a name's length that matching it may cost; None for what is no regular expression.
+        The pattern, and the power of a name's length that matching it may cost; None for what is not a regular expression.
 
     Raises:
         PatternTooHardError: When matching it has no good bound.
@@ -60,8 +60,8 @@ def _power(pattern: str) -> int:
     depth = quantifiers = groups = branches = place = 0
     before = ""
     while place < len(pattern):
-        found = _TOKEN.match(pattern, place)
-        mark = found[0] if found else ""
+        match = _TOKEN.match(pattern, place)
+        mark = match[0] if match else ""
         place += len(mark)
         groups += mark.startswith("(")
         depth += mark.startswith("(") - (mark == ")")

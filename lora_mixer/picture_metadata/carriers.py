@@ -45,7 +45,7 @@ def read_texts(source: Source) -> tuple[dict[str, str], tuple[int, int]]:
 
     Raises:
         SourceNotFoundError: There is no such file.
-        PictureMetadataError: It is no picture that can be read, or it is damaged or oversized.
+        PictureMetadataError: It is not a picture that can be read, or it is damaged or oversized.
     """
     from PIL import Image
 
@@ -60,7 +60,7 @@ def read_texts(source: Source) -> tuple[dict[str, str], tuple[int, int]]:
         if size > _FILE_AT_MOST or not path.is_file():
             raise PictureMetadataError(
                 f"expected a picture of at most {_FILE_AT_MOST >> 20} MiB, got "
-                f"{f'{size} bytes' if path.is_file() else 'something that is no file'}",
+                f"{f'{size} bytes' if path.is_file() else 'something that is not a file'}",
                 file=label,
             )
         with path.open("rb") as stream:

@@ -95,7 +95,7 @@ def quoted(value: object) -> str:
 
 
 def unquoted(text: str) -> str:
-    """Read a value; text that is no JSON string stays as it is."""
+    """Read a value; text that is not a JSON string stays as it is."""
     if text.startswith('"') and text.endswith('"') and len(text) > 1:
         try:
             value = json.loads(text)

@@ -62,7 +62,7 @@ def read_picture(source: Source) -> PictureSettings:
 
     Raises:
         SourceNotFoundError: There is no such file.
-        PictureMetadataError: It is no picture that can be read, or nobody wrote settings into it.
+        PictureMetadataError: It is not a picture that can be read, or nobody wrote settings into it.
 
     Example:
         >>> from PIL import Image

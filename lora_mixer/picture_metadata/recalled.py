@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.families import family_named
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata.settings import PictureSettings
-
-_FOREIGN_CLIP_SKIP = ("SDXL", "SD 2.x")  # others' "clip skip 2" is what these bases do by themselves
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
     """
     values: dict[str, Any] = {}
     unused: list[Problem] = []
+    family = family_named(base)
     for name, about in PICTURE_FIELDS.items():
         value = getattr(settings, name)
         if value is None or value == about.default:
@@ -63,7 +63,8 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
             problem is None
             and name == "clip_skip"
             and settings.dialect != "lora_mixer"
-            and base in _FOREIGN_CLIP_SKIP
+            and family is not None
+            and family.skips_last_layer
         ):
             problem = Problem(name, f"on {base} the programs that write it do so by themselves")
         if problem is not None:

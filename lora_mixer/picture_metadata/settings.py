@@ -51,7 +51,7 @@ class PictureAdapter:
         Check and freeze the values.
 
         Raises:
-            PictureMetadataError: The name is empty, or a weight is no finite number.
+            PictureMetadataError: The name is empty, or a weight is not a finite number.
         """
         given: object = self.name
         name = encodable(given) if isinstance(given, str) else ""

@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     """
     place = Path(path).expanduser()
     if not place.is_file():
-        what = "is no file" if place.exists() else "is not there"
+        what = "is not a file" if place.exists() else "is not there"
         raise SourceNotFoundError(f"{path} {what}; expected a checkpoint")
     suffix = place.suffix.lower()
     if suffix == ".gguf":
@@ -198,7 +198,7 @@ OTHERWISE = {
     "denoiser": "a denoiser alone, without text encoders and VAE: name a diffusers folder that has them with --config",
     "unknown": "nothing that is known as a model: its tensors have other names",
 }
-"""What to do with files that are no whole pipeline, by kind."""
+"""What to do with files that are not whole pipelines, by kind."""
 
 
 def find_models(folder: str | Path) -> Iterator[str]:

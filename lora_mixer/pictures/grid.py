@@ -66,7 +66,7 @@ class GridAxis:
 
         Args:
             kind: As for the class.
-            text: Values with commas between (mixes with semicolons or line ends; ``base`` is no adapter); numbers
+            text: Values with commas between (mixes with semicolons or line ends; ``base`` is not an adapter); numbers
                 also as ranges: ``0-1 (+0.25)`` by step, ``0-1 [5]`` by count, ``1-4`` in ones.
             adapter: Whose weight or blocks change.
 
@@ -203,7 +203,7 @@ def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
         if match is None:
             value = int(piece) if whole else float(piece)
             if not whole and not math.isfinite(value):
-                raise ValueError  # noqa: TRY301 -- one message for all that is no number
+                raise ValueError  # noqa: TRY301 -- one message for all that is not a number
             return [value]
         first, last = float(match[1]), float(match[2])
         count = int(match[4]) if match[4] else 0

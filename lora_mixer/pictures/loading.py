@@ -357,7 +357,7 @@ def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
             return of_folder(snapshot_download(name, allow_patterns=["*.json"], revision=wanted.revision))
         except (OSError, ValueError) as error:
             raise SourceNotFoundError(
-                f"the model {name!r} is no folder here, and its configurations cannot be had from the Hub: "
+                f"the model {name!r} is not a folder here, and its configurations cannot be had from the Hub: "
                 f"{first_line(error)}"
             ) from error
     return of_folder(name)

@@ -44,7 +44,7 @@ class Proposal:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-# The first that fits: "Hyper-SDXL-8steps-CFG" is no plain Hyper, "turbo" stands in many names.
+# The first that fits: "Hyper-SDXL-8steps-CFG" is not a plain Hyper, "turbo" stands in many names.
 _METHODS: tuple[tuple[re.Pattern[str], Proposal], ...] = tuple(
     (re.compile(pattern), proposal)
     for pattern, proposal in (

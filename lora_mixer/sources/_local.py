@@ -43,7 +43,7 @@ def from_path(path: Path, request: Request) -> AdapterSource:
 
     Raises:
         SourceError: There is no such file, there are several, it leads out of the folder or is not allowed.
-        CorruptFileError: ``adapter_config.json`` is no JSON object.
+        CorruptFileError: ``adapter_config.json`` is not a JSON object.
     """
     if path.is_dir():
         parts = _parts(path, request)
@@ -171,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     Return a PEFT ``adapter_config.json`` as a dict, or None where there is no such file.
 
     Raises:
-        CorruptFileError: It is there and is no JSON object.
+        CorruptFileError: It is there and is not a JSON object.
     """
     if not path.is_file():
         return None
@@ -195,7 +195,7 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         SourceNotFoundError: There is no such file.
-        CorruptFileError: It is no JSON object.
+        CorruptFileError: It is not a JSON object.
     """
     place = Path(path)
     place = place / CONFIG_NAME if place.is_dir() else place

@@ -51,7 +51,7 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     Take a state dict as it is: no copy, and nothing in it is changed.
 
     Raises:
-        SourceError: A key is no string or a value no tensor.
+        SourceError: A key is not a string or a value not a tensor.
     """
     import torch  # whoever holds tensors has it; bytes and files do without
 

@@ -125,7 +125,7 @@ def _refused(path: str, limit: int) -> str | None:
     except (OSError, ValueError):
         return ""
     if not stat.S_ISREG(facts.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if facts.st_size > limit:
         return f"has {facts.st_size} bytes, at most {limit} are read"
     return None

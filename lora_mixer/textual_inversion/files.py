@@ -88,7 +88,7 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
         label: What to call it in messages.
 
     Raises:
-        NotAnAdapterError: When it is no textual inversion.
+        NotAnAdapterError: When it is not a textual inversion.
     """
     if isinstance(content, dict) and isinstance(content.get("string_to_param"), dict):
         name, table = content.get("name"), content["string_to_param"]

@@ -209,7 +209,7 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
 
 
 def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
-    """Return the pair that a magnitude lies over, with its lengths; None where it is no pair."""
+    """Return the pair that a magnitude lies over, with its lengths; None where it is not a pair."""
     turned = _own_layer(replace(part, weights=weights.inner, leaves={}), keep_leaves=False)
     if turned is None or turned.up is None:
         return None
@@ -385,6 +385,6 @@ def _refuse(refused: Sequence[SaveProblem]) -> None:
     bases = any(problem.reason is SaveReason.BASE for problem in refused)
     advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
     raise SaveError(
-        f"{len(refused)} modules are no low-rank pair: {listed}; to write them as the best pair of a rank, {advice}",
+        f"{len(refused)} modules are not low-rank pairs: {listed}; to write them as the best pair of a rank, {advice}",
         problems=refused,
     )

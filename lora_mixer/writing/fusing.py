@@ -38,7 +38,7 @@ def fuse(
         One layer for each of the original's; those that it does not name under their live paths.
 
     Raises:
-        SaveError: When a layer that has to be a part of another is no pair.
+        SaveError: When a layer that has to be a part of another is not a pair.
     """
     left = dict(layers)
     taken: dict[str, set[tuple[int, int]]] = {}  # chunks of live modules that several layers there share

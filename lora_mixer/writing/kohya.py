@@ -166,10 +166,7 @@ def kohya_metadata(
         version, v2, architecture = row.kohya
         own |= {"ss_base_model_version": version, "ss_v2": v2}
         spec["modelspec.architecture"] = architecture
-        sdxl = family == "SDXL"
-        spec["modelspec.implementation"] = (
-            "https://github.com/Stability-AI/generative-models" if sdxl else "diffusers"
-        )
+        spec["modelspec.implementation"] = row.kohya_implementation
     stays = ("ss_network_module", "ss_network_args", "ss_base_model_version", "ss_v2", "ss_output_name")
     table = spec | own | {k: v for k, v in kept.items() if k not in own or k in stays}
     hashes = model_hashes(tensors, table)

@@ -66,7 +66,7 @@ class Names:
             comfyui: Whether ComfyUI's names are asked for, where those are others.
 
         Raises:
-            SaveError: When a layer is no pair that can be a part of a larger one.
+            SaveError: When a layer is not a pair that can be a part of a larger one.
         """
         family = self.family
         layout = "" if family is None else (comfyui and family.comfyui) or family.kohya_flat

@@ -95,7 +95,7 @@ def open_files(
 
     Raises:
         SourceError: When a file or the model is not there.
-        FormatError: When a file is no adapter.
+        FormatError: When a file is not an adapter.
         MatchError: When adapters are for different bases, or do not fit the model in full.
     """
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]

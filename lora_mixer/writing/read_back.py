@@ -1,4 +1,4 @@
-"""What was written is read again and compared before it takes its place: a file that says something else is no file."""
+"""What was written is read again and compared before it takes its place: a file that says something else is not kept."""
 
 from __future__ import annotations
 

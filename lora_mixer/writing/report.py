@@ -20,7 +20,7 @@ class SaveReport:
     Attributes:
         files: Every file written.
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
-        ranks: The rank of each layer, by component and path; 0 for layers that are no pair.
+        ranks: The rank of each layer, by component and path; 0 for layers that are not pairs.
         errors: What the rank left out of each layer, as a share of the norm of its change; 0 is exact up to the
             rounding of the dtype.
         left_out: Parameters that changed, too, and are in no layer, as ``extract(pairs_only=True)`` leaves them.

@@ -176,6 +176,6 @@ def _lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))]
     for file in plain or files:
         opened: Any = safe_open(str(file), framework="pt")
-        for key in opened.keys():  # noqa: SIM118 -- it is no dict
+        for key in opened.keys():  # noqa: SIM118 -- it is not a dict
             table[key] = partial(opened.get_tensor, key)
     return table

@@ -87,7 +87,7 @@ def dropped(path: Any, cache: str) -> PictureSettings:
         cache: The folder that uploads lie in; nothing outside of it is read.
 
     Raises:
-        PictureError: When it is no upload, or too large.
+        PictureError: When it is not an upload, or too large.
         PictureMetadataError: When nobody wrote settings into it.
     """
     given = Path(str(path))

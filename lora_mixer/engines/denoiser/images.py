@@ -69,7 +69,7 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
     A call with one row for each image is one copy, as where guidance has calls of its own.
 
     Raises:
-        MixError: When the batch is no multiple of what mixes and guidance need.
+        MixError: When the batch is not a multiple of what mixes and guidance need.
 
     Example:
         >>> stated_layout(6, 3, 2, negatives=False)

@@ -107,7 +107,7 @@ class Places:
             tokens: Length of the row.
 
         Returns:
-            Where it is; None where the tokens are no places (text, say).
+            Where it is; None where the tokens are not places (text, say).
 
         Raises:
             MixError: When the row must have the picture in it and it cannot be told where.

@@ -182,7 +182,7 @@ class Timesteps:
         self._levels: dict[tuple[int | None, int], NoiseLevels] = {}
 
     def read(self, timesteps: Any) -> list[float]:
-        """Give all of a scheduler's in order, read once until they change."""
+        """Return all of a scheduler's in order, read once until they change."""
         version = _version(timesteps)
         if self._kept is None or timesteps is not self._kept[0] or version != self._kept[1]:
             self._kept = timesteps, version

@@ -129,7 +129,7 @@ def _add_by_rows(weight: torch.Tensor, base: torch.Tensor, up: torch.Tensor, dow
 def _stacked(
     pairs: Sequence[tuple[Factors, float]], device: torch.device, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
+    """Return all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""
     ups = _joined([pair.up for pair, _ in pairs], 1, device, wide)  # (out, R)
     downs = _joined([pair.down for pair, _ in pairs], 0, device, wide)  # (R, in * kernel)
     gains = [gain * pair.scale for pair, gain in pairs for _ in range(pair.up.shape[1])]

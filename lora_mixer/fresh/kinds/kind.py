@@ -29,7 +29,7 @@ class Kind:
     Attributes:
         config: Its configuration's class.
         problems: Finds what is wrong with the values of a configuration.
-        refuses: Says why a module can be no target of a configuration, or None.
+        refuses: Says why a module cannot be a target of a configuration, or None.
         start: Returns the tensors of a target by the ends of their keys, such as ``.lora_A.weight``, as training begins.
         irrelevant: Fields of PEFT's configuration of this kind that change nothing of a fresh adapter.
         converted: Makes a field's value of what JSON has for it.
@@ -50,7 +50,7 @@ class Kind:
 
 
 def whole(config: Any, *names: str, least: int = 1) -> Iterator[Problem]:
-    """Find fields that are no whole numbers of at least ``least``."""
+    """Find fields that are not whole numbers of at least ``least``."""
     for name in names:
         value = getattr(config, name)
         if type(value) is not int or value < least:
@@ -58,7 +58,7 @@ def whole(config: Any, *names: str, least: int = 1) -> Iterator[Problem]:
 
 
 def number(config: Any, *names: str, least: float = 0.0, below: float = float("inf")) -> Iterator[Problem]:
-    """Find fields that are no finite numbers from ``least`` to under ``below``."""
+    """Find fields that are not finite numbers from ``least`` to under ``below``."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
@@ -81,7 +81,7 @@ def one_of(config: Any, name: str, *known: object) -> Iterator[Problem]:
 
 
 def ranks(config: Any, *names: str) -> Iterator[Problem]:
-    """Find tables by pattern whose values are no numbers above 0."""
+    """Find tables by pattern whose values are not numbers above 0."""
     for name in names:
         table = getattr(config, name)
         if not isinstance(table, dict):

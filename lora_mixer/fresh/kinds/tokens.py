@@ -46,7 +46,7 @@ def _problems(config: TrainableTokensConfig) -> Iterator[Problem]:
 def refuses_tokens(tokens: Sequence[int], target: Target) -> str | None:
     """Say why a module cannot have trained tokens, or None."""
     if target.layer != "embedding":
-        return "is no lookup table, and tokens are rows of one"
+        return "is not a lookup table, and tokens are rows of one"
     rows = target.shape[0]
     beyond = [token for token in tokens if token >= rows]
     if beyond:

@@ -210,7 +210,7 @@ def _read_components(spec: object, where: str, reading: Reading) -> _Components:
         if not isinstance(name, str) or not name.isidentifier():
             reading.problem(where, f'expected the name of a component such as "unet", got {shown(name)}.')
         elif hint := did_you_mean(name, RICH_KEYS, cutoff=0.8):
-            reading.problem(where, f"{name!r} is no component.{hint}")
+            reading.problem(where, f"{name!r} is not a component.{hint}")
         elif looks_like_schedule(value):
             if schedule := read_schedule(value, f"{where}.{name}", reading):
                 parts.schedules[name] = schedule

@@ -109,7 +109,7 @@ def from_url(url: str, request: Request) -> AdapterSource:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SourceNotFoundError(f"{url[:500]!r} is no address ({error})") from None
+        raise SourceNotFoundError(f"{url[:500]!r} is not an address ({error})") from None
     hosts = (*_HUB_HOSTS, urlsplit(_endpoint()).netloc)
     path = [unquote(part) for part in parts.path.split("/") if part]
     if parts.netloc not in hosts:
