@@ -23,12 +23,12 @@ from lora_mixer.algorithms.started import Started
 from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.scaled import Scales
 from lora_mixer.engines.denoiser.steps import START
-from lora_mixer.engines.dense.layer import product, weight_of
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.trainable.parameters import as_they_are
 from lora_mixer.engines.trainable.registry import register, unregister
