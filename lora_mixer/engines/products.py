@@ -22,7 +22,7 @@ def weight_of(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
         shape: The weight's, (out, in).
 
     Example:
-        >>> layer = torch.nn.Linear(3, 2)
+        >>> layer = torch.nn.Linear(3, 2, bias=False)
         >>> torch.equal(weight_of(layer, (2, 3)), layer.weight)
         True
     """

@@ -122,6 +122,8 @@ class DenseEngine(Engine):
         """Stand beside the modules that this engine was given."""
         found: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
         for name, shares in effect.served[self.name].items():
+            if not any(shares):
+                continue
             constant = [mix.constant(name) for mix in effect.mixes]
             for place, mine in enumerate(shares):
                 if mine and any(gains[place] for gains in constant):
@@ -129,6 +131,8 @@ class DenseEngine(Engine):
                     key = id(layer.live.module), layer.live.attribute
                     weights = layer.weights if layer.siblings is None else self._bases.held_at(name, place)
                     found.setdefault(key, (layer.live, []))[1].append((weights, name, place))
+        if not found:  # nearly always: what nothing is beside costs nothing at a step either
+            return
         for live, parts in found.values():
             beside = DenseLayer(live, parts)
             self._layers.setdefault(live.component, []).append(beside)
