@@ -22,7 +22,6 @@ from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleO
 from lora_mixer.engines.denoiser.standing_in import StandIns
 from lora_mixer.engines.denoiser.steps import check_has_steps
 from lora_mixer.engines.denoiser.watcher import CallWatcher
-from lora_mixer.engines.dense.layer import weight_of
 from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
@@ -31,6 +30,7 @@ from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
+from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.selection import choose
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.table import ENGINES, House
