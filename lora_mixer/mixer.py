@@ -33,6 +33,7 @@ from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
@@ -442,6 +443,42 @@ class LoraMixer:
                     stacklevel=2,
                 )
             return list(learnt.parameters.items())
+
+    def parameter_groups(
+        self,
+        adapter_name: str,
+        lr: float,
+        *,
+        rates: Mapping[str, float] | None = None,
+        lora_plus_ratio: float = 1.0,
+    ) -> list[dict[str, Any]]:
+        """
+        List what is trained of an adapter as groups for an optimizer, each with its learning rate.
+
+        Args:
+            adapter_name: An adapter in training.
+            lr: The rate of all that no pattern names.
+            rates: Other rates by pattern, as ``rank_pattern`` has them: names or regular expressions that the end of a module's path
+                must match; the first that matches counts.
+            lora_plus_ratio: What the rates of B are multiplied by (LoRA+, arXiv:2402.12354); 16 is usual there.
+
+        Returns:
+            Groups with ``params`` and ``lr``.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it is not in training.
+            AdapterConfigError: When a rate is no number above 0, or a pattern matches no module.
+
+        Warns:
+            UserWarning: When it is not in the mix in effect, so that no gradient would reach it.
+
+        Example:
+            >>> groups = mixer.parameter_groups("mine", 1e-4, rates={"mid_block.*": 5e-5})  # doctest: +SKIP
+            >>> optimizer = torch.optim.AdamW(groups)  # doctest: +SKIP
+        """
+        return groups_of(
+            self.named_trainable_parameters(adapter_name), lr, {} if rates is None else rates, lora_plus_ratio
+        )
 
     def adapter_loss(self, adapter_name: str) -> torch.Tensor:
         """
@@ -1027,7 +1064,7 @@ class LoraMixer:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""
         with self._call("put back") as state:
             state.tokens.change(shown=False)
-            state.controller.restore()
+            state.controller.restore(state.components())
             state.enabled = False
 
     # --- inside ------------------------------------------------------------------------------------------

@@ -223,14 +223,14 @@ def test_a_peft_folder_goes_as_one(tmp_path):
 
 
 def test_the_trash_gives_all_back(library, folder):
-    oil = library.set_default(one(library, "oil").id, notes="mine")
+    oil = library.rename(library.set_default(one(library, "oil").id, notes="mine").id, "gouache")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     token = library.trash(oil.id)
-    assert library.find("oil") == ()
+    assert library.find("gouache") == ()
     assert library.refresh().offline == 0
-    assert not [path for path in folder.rglob("oil*") if TRASH not in path.parts]
+    assert not [path for path in folder.rglob("gouache*") if TRASH not in path.parts]
     (back,) = library.restore(token)
-    assert (back.name, back.notes) == ("oil", "mine")
+    assert (back.id, back.name, back.notes) == (oil.id, "gouache", "mine")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     for wrong in (token, "0-../../etc", "7-x", "x", "0-"):
         with pytest.raises(SourceError, match="not in the library's trash"):

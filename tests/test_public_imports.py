@@ -60,3 +60,18 @@ def test_a_hidden_name_would_be_found():
     assert not is_public("lora_mixer.writing", "write_adapters")
     assert is_public("lora_mixer.writing", "merge")
     assert is_public("lora_mixer", "LoraMixer")
+
+
+def test_no_room_imports_what_another_keeps_to_itself():
+    """Files and names with an underscore are their room's own; what two rooms need has none."""
+    odd = []
+    for path in sorted((ROOT / "lora_mixer").rglob("*.py")):
+        room = path.relative_to(ROOT / "lora_mixer").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lora_mixer."):
+                parts = node.module.split(".")
+                names = [*parts[1:], *(alias.name for alias in node.names)]
+                if parts[1] != room and any(name.startswith("_") for name in names):
+                    odd.append(f"{room}: {node.module} {[alias.name for alias in node.names]}")
+
+    assert odd == []

@@ -47,7 +47,7 @@ def test_a_reload_gives_everything_back(desk):
     assert desk.page.get_by_label("pixel: UNet", exact=True).input_value() == "0.6"
     assert not desk.row("pixel").get_by_role("switch").is_checked()
     desk.row(MISSING).get_by_role("note").wait_for()
-    desk.page.locator("#library-search").wait_for()  # the tab, too
+    desk.page.get_by_role("searchbox", name="Search").wait_for()  # the tab, too
     desk.tab("Make")
     desk.page.wait_for_function("document.querySelector('#prompt textarea').value === 'a rose in the rain'")
     assert desk.page.get_by_label("Negative prompt").input_value() == "blurry"

@@ -321,3 +321,31 @@ def test_a_model_that_cannot_be_loaded_is_told_to_whoever_wants_a_picture(tmp_pa
         broken.wait(lambda _: None, lambda: False)
     assert "could not be loaded" in broken.problem
     assert str(tmp_path) not in broken.problem
+
+
+def test_a_first_visitor_clicks_a_subject_or_a_mix(chromium, site, app):
+    for name, names, prompt in (
+        ("castle", (), "castle"),
+        ("Neon pixels", ("neon", "pixel"), "owl, neon glow, pixel art"),
+    ):
+        context = chromium.new_context()
+        desk = Desk(context, site[0])
+        first = desk.page.locator(".lm-first")
+        first.wait_for()
+        desk.page.get_by_label("Steps", exact=True).fill(str(STEPS))
+        first.get_by_role("button", name=name, exact=True).click()
+        desk.page.locator("#stage .lm-final").wait_for()
+        made = read_picture(desk.fetch(desk.shown()))
+        assert (made.prompt, made.mix.names) == (prompt, names)
+        context.close()
+
+
+def test_every_ready_mix_is_one_of_the_demos(app):
+    from lora_mixer import Mix, demo_adapters
+    from lora_mixer.ui.handlers.model import READY, first_screen
+
+    found = first_screen(app)
+    assert [each["title"] for each in found["mixes"]] == [title for title, _, _ in READY]
+    assert len(READY) == 3
+    for each in found["mixes"]:
+        assert set(Mix.of(each["mix"]).names) <= set(demo_adapters())

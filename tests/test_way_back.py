@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import accelerate
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer import LoraMixer, LoraMixerError, PipelineStateError
 from tests.models import tiny_sd
 from tests.small_pipe import Bench, assert_same, pairs_for, small_pipe, values, written
 
@@ -140,11 +141,112 @@ def test_a_mix_goes_on_beside_weights_that_are_read_from_disk_at_each_call(first
     theirs.load_lora_weights(file, "a")
     # memory read from files is aligned in another way: not bit for bit what plain gives
     assert torch.allclose(run(pipe), run(plain), rtol=1e-3, atol=1e-3)
-    with pytest.raises(PipelineStateError, match=r"unet: group offloading reads its weights from files"):
+    with pytest.raises(PipelineStateError, match=r"unet\..*weights are read from files at each call"):
         mixer.set_mix({"a": 1.0}, engine="merged")
     assert torch.allclose(run(pipe), run(plain), rtol=1e-3, atol=1e-3)
     mixer.disable_lora()
     assert torch.allclose(run(pipe), base, atol=1e-4)
+
+
+def from_disk(unet: Any, folder: Any, level: str) -> None:
+    """Offload by diffusers' function, past the model's own method."""
+    cpu = torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if level == "block_level" else {}
+    apply_group_offloading(
+        unet,
+        onload_device=cpu,
+        offload_device=cpu,
+        offload_type=level,
+        offload_to_disk_path=str(folder),
+        **blocks,
+    )
+
+
+class OnDisk:
+    """A pipeline with a mix in the weights of its UNet, which were put into files then, and a second one for comparison."""
+
+    def __init__(self, folder: Any, level: str) -> None:
+        self.pipe, self.plain = tiny_sd(), tiny_sd()
+        self.inputs = (
+            torch.randn(1, 4, 8, 8),
+            10,
+            torch.randn(1, 7, self.pipe.unet.config.cross_attention_dim),
+        )
+        files = {
+            name: written(pairs_for(self.pipe, seed, lambda part, _: part == "unet"))
+            for seed, name in enumerate("ab")
+        }
+        self.mixer, self.theirs = LoraMixer(self.pipe), LoraMixer(self.plain)
+        for name, file in files.items():
+            self.mixer.load_lora_weights(file, name)
+            self.theirs.load_lora_weights(file, name)
+        self.mixer.set_adapters(["a", "b"], [0.7, -0.3])
+        from_disk(self.pipe.unet, folder, level)
+
+    def assert_is(self, mix: Any) -> None:
+        self.theirs.set_mix(mix)
+        with torch.no_grad():
+            found, wanted = self.pipe.unet(*self.inputs).sample, self.plain.unet(*self.inputs).sample
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("level", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("way", ["disable", "unload", "restore", "delete", "other mix", "rebase"])
+def test_a_mix_that_was_put_into_files_comes_out_of_them(level: str, way: str, tmp_path: Any) -> None:
+    both = OnDisk(tmp_path, level)
+    both.assert_is({"a": 0.7, "b": -0.3})
+    if way == "disable":
+        both.mixer.disable_lora()
+    elif way == "unload":
+        both.mixer.unload_lora_weights()
+    elif way == "restore":
+        both.mixer.restore_base()
+    elif way == "delete":
+        both.mixer.delete_adapters("a")
+    elif way == "rebase":
+        both.mixer.rebase()
+    else:
+        both.mixer.set_mix({"a": 0.2})
+    left = {"delete": {"b": -0.3}, "other mix": {"a": 0.2}, "rebase": {"a": 0.7, "b": -0.3}}.get(way, {})
+    both.assert_is(left)
+    if way == "disable":
+        both.mixer.enable_lora()
+        both.assert_is({"a": 0.7, "b": -0.3})
+        both.mixer.set_mix({"a": {"weight": 1.0, "schedule": "0.5@0,0.5@1"}})
+        both.assert_is({"a": 0.5})
+        both.mixer.disable_lora()
+        both.assert_is({})
+
+
+def test_files_that_cannot_be_written_leave_the_mix_in_them(tmp_path: Any, monkeypatch: Any) -> None:
+    both = OnDisk(tmp_path, "leaf_level")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("lora_mixer.atomic.os.fsync", full)
+        with pytest.raises(LoraMixerError, match="No space left"):
+            both.mixer.disable_lora()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    both.assert_is({"a": 0.7, "b": -0.3})
+    both.mixer.disable_lora()
+    both.assert_is({})
+
+
+@pytest.mark.parametrize("mix", [{"a": {"weight": 0.5, "schedule": "0@0,1@1"}}, {"a": 0.5}])
+def test_what_would_be_written_past_the_files_is_an_error(mix: Any, tmp_path: Any) -> None:
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1, lambda part, _: part == "unet")), "a", activate=False)
+    mixer.set_mix(mix, engine="merged")
+    from_disk(pipe.unet, tmp_path, "leaf_level")
+    scale = {} if isinstance(mix["a"], dict) else {"cross_attention_kwargs": {"scale": 0.5}}
+    with pytest.raises(PipelineStateError, match=r"unet\..*read from files at each call.*set the mix again"):
+        pipe("a cat", num_inference_steps=2, height=32, width=32, output_type="latent", **scale)
+    mixer.set_mix(mix)
+    pipe("a cat", num_inference_steps=2, height=32, width=32, output_type="latent", **scale)
 
 
 def test_a_schedule_in_weights_that_were_offloaded_since_is_an_error_not_nothing() -> None:

@@ -64,12 +64,15 @@ def add_api(shared: Shared) -> None:
     @guarded
     def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
         """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
-        found = handlers.search(app, text, base, sort, page)
+        descending = sort in handlers.DESCENDING
+        wanted = handlers.DESCENDING.get(sort, sort)
+        asked = {"text": text, "base": base, "sort": wanted, "descending": descending, "page": page}
+        found = handlers.search(app, asked)
         kept = ("called", "about", "bytes", "triggers", "problem")
         found["entries"] = [
             {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in found["entries"]
         ]
-        return found
+        return {key: found[key] for key in ("entries", "total", "page", "pages")}
 
     @guarded
     def picture(picture_id: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .pages.library import library_page
 from .pages.make import make_page
 from .pages.mix import make_mix_rows
 from .pages.shared import QUIET, Shared
+from .pressing import Pressing
 from .theme import css, head, theme
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def build(app: AppState) -> Any:
                 with gr.Tab("Make", id="make", elem_id="tab-make"):
                     fields = make_page(shared)
                 with gr.Tab("Library", id="library", elem_id="tab-library"):
-                    library_page(shared, blocks)
+                    library_page(shared)
                 with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
                     compare_page(shared, fields, tabs)
                 with gr.Tab("Gallery", id="gallery", elem_id="tab-gallery") as gallery_tab:
@@ -83,7 +84,8 @@ def _top(app: AppState) -> str:
     elif models.problem:
         title = f"{title} could not be loaded"
     return (
-        f'<div class="lm-root lm-top" data-model="{models.number}{bool(models.loading)}"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
+        f'<div class="lm-root lm-top" data-model="{models.number}{bool(models.loading)}" '
+        f'data-library="{app.scans} {html.escape(app.scanning)}"><h1 class="lm-brand"><i></i>lora_mixer</h1>'
         f'<span class="lm-tag"><span>model </span><b>{title}</b></span>'
         f'<span class="lm-tag" id="queue-length"><span>device </span><b>{queue}</b></span><span class="lm-space"></span>'
         '<button class="lm-button lm-quiet" onclick="lm.toggleTheme()" aria-label="Theme: dark or light">◐<span>Theme</span></button></div>'
@@ -189,7 +191,12 @@ def launch(
         state_session_capacity=2000,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads),
+                Middleware(Pressing),
+            ]
+        },
         inbrowser=False,
     )
     outermost(blocks.app)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError
-from lora_mixer.library import Fit, Library, SavedMixes, safe_name
+from lora_mixer.library import Entry, Fit, Library, SavedMixes, compatible, safe_name
 from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_mixer import LoraMixer, PictureMaker, PictureRequest
-    from lora_mixer.library import Entry
     from lora_mixer.mixes import BlockLayout
 
 _log = logging.getLogger(__name__)
@@ -90,14 +88,17 @@ class AppState:
         for folder in (self.pictures, self.uploads, self.downloads):
             folder.mkdir(parents=True, exist_ok=True)
         folders = [Path(folder).expanduser().resolve() for folder in options.loras]
-        if not folders and options.model == DEMO:
-            folders = [next(iter(demo_adapters().values())).path.parent]
+        self._demo = (
+            next(iter(demo_adapters().values())).path.parent.resolve() if options.model == DEMO else None
+        )
+        if not folders and self._demo is not None:
+            folders = [self._demo]
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
         self.queue = FairQueue()
         self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
-        self.scanning, self.scanned_at = "", 0.0
+        self.scanning, self.scans = "", 0
         self.scan(wait=SCAN_WAIT)
         self.mixes = SavedMixes(out / "mixes.json")
         self.saved_rows = SavedRows(out / "rows.json")
@@ -154,7 +155,7 @@ class AppState:
         """Forget what was loaded into the model before; the pages look at the library again."""
         with self._lock:
             self._loaded.clear()
-        self.scanned_at = time.monotonic()
+        self.scans += 1
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class AppState:
             except (LoraMixerError, OSError) as error:
                 _log.warning("the folders could not be looked through: %s", error)
             finally:
-                self.scanning, self.scanned_at = "", time.monotonic()
+                self.scanning, self.scans = "", self.scans + 1
 
         self.scanning = "Looking through the folders"
         thread = threading.Thread(target=look, name="library", daemon=True)
@@ -248,6 +249,14 @@ class AppState:
         if self.models.facts.options.model == DEMO and base == self.base:
             return "demo"
         return base.replace("UNet with cross-attention", "UNet")
+
+    def suits(self, base: str) -> bool:
+        """Say whether adapters for a base can be used with the model."""
+        return bool(compatible(Entry("", "", Path(), Path(), base=base), self.base).fits)
+
+    def changeable(self, entry: Entry) -> bool:
+        """Say whether an adapter's file may be renamed, moved and deleted here: the demo's own stay."""
+        return entry.root != self._demo
 
     def hash_all(self, entries: Iterable[Entry]) -> None:
         """

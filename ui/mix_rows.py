@@ -304,6 +304,7 @@ def facts_of(name: str, app: AppState) -> dict[str, Any]:
         "triggers": trigger_list(entry.trigger_words),
         "problem": app.refusal(entry),
         "thumb": thumbnail_uri(app.library, entry, 96),
+        "notes": entry.notes[:300],
     }
 
 

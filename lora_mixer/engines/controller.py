@@ -27,11 +27,13 @@ from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
+from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
-from lora_mixer.engines.placement import FileReads
+from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.selection import choose
+from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -80,7 +82,6 @@ class EngineController:
         self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
         self._comparisons = Comparisons()
-        self._file_reads = FileReads()
         self._changing = False  # whether anything may be written since the last record
 
     @property
@@ -111,7 +112,6 @@ class EngineController:
             roots: The components that it reaches then.
         """
         self._comparisons.forget(name)
-        self._file_reads.forget()
         layers = layers if isinstance(layers, BoundLayers) else BoundLayers(layers)
         self._layers[name] = layers
         for engine in self._engines:
@@ -171,12 +171,19 @@ class EngineController:
 
     def clean_of(self, live: LiveModule) -> torch.Tensor:
         """
-        Return the clean weight (out, in, *kernel) of any module.
+        Return the clean weight (out, in, *kernel) of any module; of a packed linear layer what it computes with.
 
         Raises:
-            PipelineStateError: When its values cannot be read: packed, or on the meta device.
+            PipelineStateError: When its values cannot be read: packed otherwise, or on the meta device.
         """
         reason = unsupported(live.weight)
+        if (
+            reason
+            and live.weight.device.type != "meta"
+            and layer_kind(live.module) == "linear"
+            and not live.is_bare
+        ):
+            return weight_of(live.module, live.shape)
         if reason:
             raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
         return self._bases.clean_of(live)
@@ -206,9 +213,10 @@ class EngineController:
         ):
             yield layer, module, weights, base, bias
 
-    def restore(self) -> None:
+    def restore(self, components: Mapping[str, nn.Module]) -> None:
         """Put the base back, whatever state others left the weights in."""
-        self._changing = True
+        self._bases.find_stored(components)
+        self._leave_files()
         self._clear()
         self._now = BASE
         self._bases.restore()
@@ -249,19 +257,26 @@ class EngineController:
             MixError: When no engine, or not the one asked for, can serve the mixes.
             PipelineStateError: When weights cannot be worked on.
         """
-        wish = self._wish(setting, self._file_reads.of(self.components, components))
+        self._bases.find_stored(components)
+        wish = self._wish(setting)
         for engine in self._engines:
             engine.look(wish)
         self._fused.find(self._layers.values(), components)
         self._fused.check()
         served = self._share(wish)
-        self._changing = True
+        self._leave_files()
         self._enter(wish, components, served)
 
-    def _wish(self, setting: ActiveMixes, from_files: Collection[str] = ()) -> Wish:
+    @uninterrupted
+    def _leave_files(self) -> None:
+        """Put the base into files that hold a mix; where that fails, nothing has changed."""
+        self._bases.clear_stored()
+        self._changing = True
+
+    def _wish(self, setting: ActiveMixes) -> Wish:
         names = [name for name in setting.names if self.own(name) is None]
         reserved = any(engine.room is not None for engine in self._engines)
-        return Wish(setting, self._layers, names, from_files, reserved)
+        return Wish(setting, self._layers, names, reserved)
 
     def _share(self, wish: Wish) -> Mapping[str, Mapping[str, Sequence[bool]]]:
         """Tell which engine has which layers: all of an adapter that one has alone, the others as they share them out."""

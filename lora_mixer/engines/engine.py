@@ -48,14 +48,12 @@ class Wish:
         setting: The mixes and how to serve them.
         layers: The layers of all loaded adapters.
         names: The adapters of the mixes that are shared out, without those that one engine has alone.
-        from_files: Components whose weights are read from files at each call.
         is_reserved: Whether an engine keeps room for mixes to come.
     """
 
     setting: ActiveMixes
     layers: Mapping[str, BoundLayers]
     names: Sequence[str]
-    from_files: Collection[str] = ()
     is_reserved: bool = False
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -94,43 +94,3 @@ def compute_device(module: nn.Module) -> torch.device:
         return device
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device("cpu" if place is None else f"cuda:{place}" if isinstance(place, int) else place)
-
-
-class FileReads:
-    """Tells which components' weights are read from files at each call; one look at all modules of one that has none is cheap."""
-
-    def __init__(self) -> None:
-        """Know no component yet."""
-        self._known: dict[str, tuple[nn.Module, list[dict[str, Any]]]] = {}
-
-    def __reduce__(self) -> tuple[type[FileReads], tuple[()]]:
-        """Know nothing of copied modules."""
-        return FileReads, ()
-
-    def forget(self) -> None:
-        """Look for the modules again: adapters came or went, or parts were replaced."""
-        self._known.clear()
-
-    def of(self, parts: Iterable[str], components: Mapping[str, nn.Module]) -> set[str]:
-        """Name those of some components."""
-        found = set()
-        for part in parts:
-            root = components.get(part)
-            if root is None:
-                continue
-            known = self._known.get(part)
-            if known is None or known[0] is not root:
-                known = self._known[part] = root, [module.__dict__ for module in root.modules()]
-            if any(_HOOK in table for table in known[1]) and _reads_from_disk(root):
-                found.add(part)
-        return found
-
-
-def _reads_from_disk(root: nn.Module) -> bool:
-    """Say whether diffusers' group offloading reads weights of a component from files at each call."""
-    for module in root.modules():
-        hooks = getattr(module.__dict__.get(_HOOK), "hooks", None) or {}
-        group = getattr(hooks.get("group_offloading"), "group", None)
-        if getattr(group, "offload_to_disk_path", None):
-            return True
-    return False

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX, candidates
-from lora_mixer.sources._sidecars import PICTURES, TEXTS
+from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS, candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, FormatError, SaveError, SourceError
 from lora_mixer.inspection import read_adapter
-from lora_mixer.sources._local import read_config
-from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX
-from lora_mixer.sources._types import Request
+from lora_mixer.sources import CONFIG_NAME, SAFETENSORS_SUFFIX, Request, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -220,7 +218,7 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
     Raises:
         SourceError: It is no such name, or cannot be had.
     """
-    from lora_mixer.sources._hub import from_repo, from_url
+    from lora_mixer.sources.hub import from_repo, from_url
 
     unknown = set(options) - _HUB_OPTIONS
     if unknown:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import SaveError, SourceError
 from lora_mixer.library.adding import safe_name
-from lora_mixer.sources._names import CONFIG_NAME, SAFETENSORS_SUFFIX
-from lora_mixer.sources._sidecars import PICTURES, TEXTS
+from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +95,10 @@ def to_trash(entry: Entry) -> str:
     files = belonging(entry)
     try:
         place.mkdir(parents=True)
-        kept = {path.name: path.relative_to(entry.root).as_posix() for path in files}
+        kept = {
+            "id": entry.id,
+            "files": {path.name: path.relative_to(entry.root).as_posix() for path in files},
+        }
         (place / _PLACES).write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise SaveError(f"{entry.name}: there is no place for a trash in {entry.root} ({error})") from error
@@ -110,7 +112,7 @@ def to_trash(entry: Entry) -> str:
     return token
 
 
-def from_trash(root: Path, token: str) -> list[Path]:
+def from_trash(root: Path, token: str) -> tuple[str, list[Path]]:
     """
     Put what is in the trash where it was.
 
@@ -119,7 +121,7 @@ def from_trash(root: Path, token: str) -> list[Path]:
         token: What :func:`to_trash` gave.
 
     Returns:
-        What is there again.
+        The id that the entry had, and what is there again.
 
     Raises:
         SourceError: When it is not in the trash, or something else took its place.
@@ -130,13 +132,14 @@ def from_trash(root: Path, token: str) -> list[Path]:
         if Path(token).name != token:
             raise ValueError(token)  # noqa: TRY301 -- no path is one
         kept = json.loads((place / _PLACES).read_text(encoding="utf-8"))
-        places = {place / name: root / where for name, where in kept.items()}
+        places = {place / name: root / where for name, where in kept["files"].items()}
+        entry_id = str(kept["id"])
         if any(
             ".." in path.relative_to(root).parts or TRASH in path.relative_to(root).parts
             for path in places.values()
         ):
             raise ValueError(token)  # noqa: TRY301
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise SourceError("this is not in the library's trash any more") from error
     for path in places.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ def from_trash(root: Path, token: str) -> list[Path]:
     with suppress(OSError):
         (place / _PLACES).unlink()
         place.rmdir()
-    return list(places.values())
+    return entry_id, list(places.values())
 
 
 def _move(places: Mapping[Path, Path], what: str) -> None:

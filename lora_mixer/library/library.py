@@ -274,10 +274,13 @@ class Library:
         number, _, name = token.partition("-")
         if not number.isdecimal() or int(number) >= len(self._roots):
             raise SourceError("this is not in the library's trash any more")
-        back = changing.from_trash(self._roots[int(number)], name)
+        id, back = changing.from_trash(self._roots[int(number)], name)  # noqa: A001 -- what it is called everywhere
         self.refresh()
         places = {str(path) for path in back}
-        return tuple(e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places)
+        found = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
+        if len(found) == 1 and found[0].id != id:
+            self._index.write(lambda connection: _called(connection, found[0].id, id))
+        return tuple(self._where("path = ?", str(entry.path))[0] for entry in found)
 
     def _there(self, id: str) -> Entry:  # noqa: A002
         self.source(id)
@@ -708,6 +711,14 @@ def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str) -
         sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
         values = [said[column] for column in _schema.SAID.values()]
         connection.execute(f"UPDATE files SET {sets} WHERE id = ? OR content = ?", (*values, id, key))
+
+
+def _called(connection: sqlite3.Connection, now: str, id: str) -> None:  # noqa: A002
+    """Give an entry the id that it had, unless another has it by now."""
+    if connection.execute("SELECT 1 FROM files WHERE id = ?", (id,)).fetchone() is None:
+        connection.execute("DELETE FROM hashes WHERE id = ?", (id,))
+        for table in ("files", "hashes"):
+            connection.execute(f"UPDATE {table} SET id = ? WHERE id = ?", (id, now))
 
 
 def _outermost(folders: Iterable[Path]) -> tuple[Path, ...]:

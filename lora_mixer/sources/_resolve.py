@@ -93,12 +93,12 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
         return from_path(path, request)
     if isinstance(source, str):
         # huggingface_hub takes a while to import, and most adapters are files.
-        from lora_mixer.sources import _hub
+        from lora_mixer.sources import hub
 
         if text.startswith(("https://", "http://")):
-            return _hub.from_url(text, request)
+            return hub.from_url(text, request)
         if _REPO_ID.fullmatch(text) and not text.lower().endswith(ADAPTER_SUFFIXES):
-            return _hub.from_repo(text, request)
+            return hub.from_repo(text, request)
     raise SourceNotFoundError(
         f"{text[:500]!r} is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
         f"(these look like 'user/name'). Check the spelling and the current folder."
@@ -138,6 +138,6 @@ def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | 
         name: The file.
         said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
     """
-    from lora_mixer.sources import _hub
+    from lora_mixer.sources import hub
 
-    return _hub.repository_file(repo_id, name, said)
+    return hub.repository_file(repo_id, name, said)

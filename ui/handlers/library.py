@@ -11,9 +11,9 @@ from urllib.parse import unquote
 from lora_mixer.errors import LoraMixerError, PictureError
 from lora_mixer.library import layer_norms, safe_name
 
-from .. import checks
+from .. import checks, gallery
 from ..messages import FieldError, words_of
-from ..mix_rows import MAX_WEIGHT, facts_line, trigger_list
+from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_line, trigger_list
 from ..thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
 PAGE = 24
 SORTS = {
-    "Name": ("name", False),
-    "Newest": ("date", True),
-    "Largest": ("size", True),
-    "Rank": ("rank", True),
-    "Most used": ("uses", True),
+    "Name": "name",
+    "Date": "date",
+    "Size": "size",
+    "Rank": "rank",
+    "Uses": "uses",
+    "Base": "base",
+    "Folder": "folder",
+    "Favourites": "favourite",
 }
+DESCENDING = {"Newest": "Date", "Largest": "Size", "Most used": "Uses"}
+"""Orders with the greatest first, by the names that programs may use for them."""
 ANY_BASE = "Any base"
 MAX_UPLOADS, MAX_ALIKE = 50, 20
 PEFT_NAME = "PEFT adapter"
@@ -38,33 +43,99 @@ HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#]+/[^/?#]+)"
     r"(?:/(?:blob|resolve|raw)/[^/?#]+/(?P<file>[^?#]+)|/tree/[^?#]*)?/?(?:[?#].*)?"
 )
+NO_NAMES = ("adapter_model", "pytorch_lora_weights", "lora", "last", "model", "output")
+"""What trainers call every file: whoever adds one is asked for a name."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model"
 _SHOWN_METADATA, _LAYERS = 60, 3000
 _LONGEST_METADATA = 160
 
 
-def search(app: AppState, text: Any, base: Any, sort: Any, page: Any = 0, status: str = "") -> dict[str, Any]:
+def search(app: AppState, asked: Any, status: str = "") -> dict[str, Any]:
     """
     Return a page of cards.
+
+    Args:
+        app: Where.
+        asked: ``text``, ``base``, ``root`` (a number), ``folder``, ``label``, ``favourites``, ``fits``, ``sort``, ``descending``,
+            ``first`` (ids) and ``page``; what is not said is not asked for.
+        status: What is said above the cards, where nothing else is.
 
     Raises:
         PictureError: When an argument makes no sense.
     """
-    words = checks.text(text, "search", 200).strip()
-    wanted = None if base in (None, "", ANY_BASE) else checks.text(base, "base", 80)
-    key, descending = SORTS[checks.choice(sort or "Name", "sort", tuple(SORTS))]
-    number = checks.whole(page, "page", 0, 100_000)
+    given = {} if asked is None else checks.table(asked, "search")
+    words = checks.text(given.get("text"), "Search", 200).strip()
+    sort = checks.choice(given.get("sort") or "Name", "Sort", tuple(SORTS))
+    listed: Any = given.get("first")
+    first = listed if isinstance(listed, list) else []
+    options: dict[str, Any] = {
+        "base": _said(given, "base", ANY_BASE),
+        "label": _said(given, "label"),
+        "favourite": True if given.get("favourites") is True else None,
+        **_place(app, given),
+    }
+    fits = app.base if given.get("fits") is True else None
     found = app.library.search(
-        words, base=wanted, sort=key, descending=descending, page=number, page_size=PAGE
+        words,
+        **options,
+        fits=fits,
+        sort=SORTS[sort],
+        descending=given.get("descending") is True,
+        first=[checks.opaque(each, "adapter") for each in first[:MAX_ROWS]],
+        page=checks.whole(given.get("page") or 0, "page", 0, 100_000),
+        page_size=PAGE,
     )
     return {
         "entries": [_card(app, entry) for entry in found.entries],
         "total": found.total,
         "page": found.page,
         "pages": found.pages,
-        "searched": bool(words or wanted),
+        "searched": bool(words or any(each is not None for each in options.values()) or fits),
+        "read_as": found.read_as,
+        "left_out": _left_out(app, words, options, found.total) if fits else "",
         "status": app.scanning or status,
+        "bases": [[app.called(base), base] for base in app.library.facets()["base"]],
+        "labels": list(app.library.facets()["label"]),
+        "tree": _tree(app),
     }
+
+
+def _said(given: dict[str, Any], name: str, nothing: str = "") -> str | None:
+    value = given.get(name)
+    return None if value in (None, "", nothing) else checks.text(value, name, 200)
+
+
+def _place(app: AppState, given: dict[str, Any]) -> dict[str, Any]:
+    """Read which folder is asked for: the number of one of the library's, and one below it."""
+    if given.get("root") in (None, ""):
+        return {"root": None, "folder": None}
+    roots = app.library.folders
+    number = checks.whole(given["root"], "folder", 0, len(roots) - 1)
+    return {"root": roots[number], "folder": checks.text(given.get("folder"), "folder", 2000) or None}
+
+
+def _left_out(app: AppState, words: str, options: dict[str, Any], shown: int) -> str:
+    """Say how many do not fit, and why, by their bases."""
+    total = app.library.search(words, **options, page_size=1).total
+    if total == shown:
+        return ""
+    reasons = []
+    told = 0
+    for base in () if options["base"] else app.library.facets()["base"]:
+        if not app.suits(base):
+            count = app.library.search(words, **{**options, "base": base}, page_size=1).total
+            told += count
+            reasons += [f"{count} made for {app.called(base)}"] if count else []
+    if total - shown - told > 0:
+        reasons.append(f"{total - shown - told} away or broken")
+    return f"Not shown: {', '.join(reasons)}."
+
+
+def _tree(app: AppState) -> list[dict[str, Any]]:
+    return [
+        {"root": number, "name": root.name, "folders": [[folder, count] for folder, count in folders.items()]}
+        for number, (root, folders) in enumerate(app.library.tree().items())
+    ]
 
 
 def _card(app: AppState, entry: Entry) -> dict[str, Any]:
@@ -78,6 +149,11 @@ def _card(app: AppState, entry: Entry) -> dict[str, Any]:
         "weight": entry.weight if entry.weight is not None and abs(entry.weight) <= MAX_WEIGHT else None,
         "problem": app.refusal(entry),
         "thumb": thumbnail_uri(app.library, entry, 256),
+        "notes": entry.notes[:200],
+        "folder": entry.folder,
+        "favourite": entry.favourite,
+        "labels": list(entry.labels),
+        "explicit": entry.explicit,
     }
 
 
@@ -123,6 +199,8 @@ def details(app: AppState, entry_id: Any) -> dict[str, Any]:
         "tags": list(entry.tags[:40]),
         "weight": entry.weight,
         "notes": entry.notes,
+        "changeable": app.changeable(entry),
+        "own_preview": entry.preview is not None and not entry.preview.is_relative_to(entry.root),
     }
 
 
@@ -130,19 +208,129 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_METADATA else f"{text[:_LONGEST_METADATA]} …"
 
 
-def keep(app: AppState, entry_id: Any, weight: Any, notes: Any) -> None:
+def keep(app: AppState, asked: Any) -> dict[str, Any]:
     """
-    Keep a person's own default weight and notes for an adapter.
+    Keep what a person says of an adapter: ``weight``, ``notes``, ``favourite``, ``labels``, ``explicit``; what is not said stays.
+
+    Returns:
+        Its card.
 
     Raises:
-        PictureError: When they make no sense.
+        LoraMixerError: When it makes no sense.
     """
-    wanted = checks.opaque(entry_id, "adapter")
-    number = None if weight in (None, "") else checks.number(weight, "weight", -100, 100)
-    app.library.set_default(wanted, weight=number, notes=checks.text(notes, "notes", 4000))
+    given = checks.table(asked, "adapter")
+    said: dict[str, Any] = {}
+    if "weight" in given:
+        weight = given["weight"]
+        said["weight"] = None if weight in (None, "") else checks.number(weight, "Weight", -100, 100)
+    if "notes" in given:
+        said["notes"] = checks.text(given["notes"], "Notes", 4000)
+    if "labels" in given:
+        said["labels"] = checks.text(given["labels"], "Labels", 2000).split(",")
+    said |= {name: given[name] is True for name in ("favourite", "explicit") if name in given}
+    return _card(app, app.library.set_default(checks.opaque(given.get("id"), "adapter"), **said))
+
+
+def set_preview(app: AppState, asked: Any) -> dict[str, Any]:
+    """
+    Make a picture of the gallery an adapter's preview; none takes the one that came with its file again.
+
+    Raises:
+        LoraMixerError: When one of the two is gone.
+    """
+    given = checks.table(asked, "preview")
+    picture = given.get("picture")
+    place = None if picture in (None, "") else gallery.path_of(app, picture)
+    if given.get("name"):
+        entry = app.entry_named(checks.text(given["name"], "adapter", 256))
+        if entry is None:
+            raise PictureError("This adapter is not in the library here.")
+    else:
+        entry = app.entry(checks.opaque(given.get("id"), "adapter"))
+    return _card(app, app.library.set_preview(entry.id, place))
+
+
+def _mine(app: AppState, entry_id: Any) -> Entry:
+    entry = app.entry(checks.opaque(entry_id, "adapter"))
+    if not app.changeable(entry):
+        raise PictureError(f"{app.name_of(entry)} belongs to the demo: its file stays as it is.")
+    return entry
+
+
+def rename(app: AppState, asked: Any) -> dict[str, Any]:
+    """
+    Give an adapter's file another name.
+
+    Returns:
+        Its card, and ``before``, its former name.
+
+    Raises:
+        LoraMixerError: When it cannot be called so.
+    """
+    given = checks.table(asked, "adapter")
+    entry = _mine(app, given.get("id"))
+    wanted = checks.text(given.get("name"), "Name", checks.MAX_NAME, "adapter-name").strip()
+    if not wanted:
+        raise FieldError("Name: it is empty", "adapter-name")
+    before = app.name_of(entry)
+    other = app.entry_named(safe_name(wanted))
+    if other is not None and other.id != entry.id and other.name == safe_name(wanted):
+        raise FieldError(f"Name: there is another {other.name} already", "adapter-name")
+    return {**_card(app, app.library.rename(entry.id, wanted)), "before": before}
+
+
+def move(app: AppState, asked: Any) -> dict[str, Any]:
+    """
+    Put an adapter's file into another folder of the library.
+
+    Returns:
+        Its card, and ``before``, its former folder.
+
+    Raises:
+        LoraMixerError: When it cannot be there.
+    """
+    given = checks.table(asked, "adapter")
+    entry = _mine(app, given.get("id"))
+    folder = checks.text(given.get("folder"), "Folder", 500, "adapter-folder").strip()
+    return {**_card(app, app.library.move(entry.id, folder)), "before": entry.folder}
+
+
+def to_trash(app: AppState, entry_id: Any) -> dict[str, Any]:
+    """
+    Put an adapter's file into the trash of its folder.
+
+    Returns:
+        ``token``, by which :func:`from_trash` has it back, and its ``title``.
+
+    Raises:
+        LoraMixerError: When it cannot be moved.
+    """
+    entry = _mine(app, entry_id)
+    return {"title": app.name_of(entry), "token": app.library.trash(entry.id)}
+
+
+def from_trash(app: AppState, token: Any) -> dict[str, Any]:
+    """
+    Have an adapter back from the trash.
+
+    Raises:
+        LoraMixerError: When it is not there any more.
+    """
+    return {"back": len(app.library.restore(checks.opaque(token, "adapter")))}
+
+
+def duplicates(app: AppState) -> dict[str, Any]:
+    """Return the groups of files that are the same to the byte; those that look alike are read for their hashes."""
+    return {"groups": [[_card(app, entry) for entry in group] for group in app.library.duplicates()]}
 
 
 def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str]:
+    """Take uploaded adapters as :func:`take_uploads` does; return what was added, and what was refused and why."""
+    added, refused, _ = take_uploads(app, files, cache, name)
+    return added, refused
+
+
+def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str, str]:
     """
     Take uploaded adapters into the library, under names that nothing had before.
 
@@ -153,13 +341,13 @@ def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, 
         name: What to call a single one; its file's name where empty.
 
     Returns:
-        What was added, with what is to be said of it, and what was refused and why.
+        What was added, with what is to be said of it; what was refused and why; and the id of one whose name says nothing.
     """
     given: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
     paths = [Path(str(each)) for each in given[:MAX_UPLOADS]]
     configs = [path for path in paths if path.suffix.lower() == ".json"]
     weights = [path for path in paths if path not in configs]
-    added, refused = [], []
+    added, refused, nameless = [], [], ""
     config = configs[0] if len(configs) == len(weights) == 1 and configs[0].name == PEFT_CONFIG else None
     if configs and config is None:
         refused.append(
@@ -190,11 +378,13 @@ def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, 
                 config=None if config is None else _uploaded(config, cache),
             )
             added.append(_told(app, entry, wanted, same))
+            if not called and (wanted == PEFT_NAME or wanted.lower() in NO_NAMES):
+                nameless = entry.id
         except LoraMixerError as error:
             refused.append(words_of(error))
         except (OSError, ValueError) as error:
             refused.append(f"{path.name}: it cannot be read ({type(error).__name__})")
-    return ", ".join(added), "\n".join(refused)
+    return ", ".join(added), "\n".join(refused), nameless
 
 
 def _told(app: AppState, entry: Entry, wanted: str, same: Entry | None) -> str:

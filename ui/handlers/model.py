@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer import demo_adapters
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.pictures import SCHEDULES
+from lora_mixer.pictures import DEMO, SCHEDULES
 
 from .. import checks, gallery
 from ..jobs import Order
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 START_SIDE = 512
 MAX_COMPLETED = 8
 _SEARCHED = 60
+READY = (
+    ("Ink and watercolor", "ink:0.6, watercolor:0.7", "castle"),
+    ("Neon pixels", "neon:0.6, pixel:0.5", "owl"),
+    ("Lumo as a blueprint", "lumo:0.9, blueprint:0.6", "lumo"),
+)
+"""Mixes of the demo that a first visitor can click: title, mix and subject."""
 
 
 def state(app: AppState) -> dict[str, Any]:
@@ -37,7 +44,24 @@ def state(app: AppState) -> dict[str, Any]:
         "schedules": list(SCHEDULES),
         "defaults": fields(app),
         "kit": kit(app),
+        "first": first_screen(app),
     }
+
+
+def first_screen(app: AppState) -> dict[str, Any]:
+    """Return what somebody who is new here can click: the demo's subjects and three mixes; nothing for other models."""
+    if app.models.facts.options.model != DEMO:
+        return {}
+    known = demo_adapters()
+    subjects = next(iter(known.values())).held_out
+    mixes = []
+    for title, text, subject in READY:
+        names = [part.partition(":")[0].strip() for part in text.split(",")]
+        if any(app.entry_named(name) is None for name in names):
+            continue
+        words = [known[name].trigger for name in names if known[name].kind == "style"]
+        mixes.append({"title": title, "mix": text, "prompt": ", ".join([subject, *words])})
+    return {"subjects": list(subjects), "mixes": mixes}
 
 
 def fields(app: AppState) -> dict[str, Any]:

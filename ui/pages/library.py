@@ -1,137 +1,125 @@
-"""The Library page: search, cards, uploads, details."""
+"""The Library page: cards, folders, what is known of one, uploads; the browser asks for what it shows."""
 
 from __future__ import annotations
 
-import time
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ..handlers import library as handlers
 from ..theme import part
-from .shared import QUIET, guarded
+from .shared import QUIET, answering, guarded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .shared import Shared
 
 
-TICK = 2.0
-
-
-def library_page(shared: Shared, blocks: Any) -> None:
+def library_page(shared: Shared) -> None:
     """Lay the page out and connect it."""
     app = shared.app
-    with gr.Column(elem_classes="lm-panel"):
-        with gr.Row():
-            words = gr.Textbox(
-                label="Search", placeholder="name, trigger word, tag", elem_id="library-search", scale=4,
-                min_width=180,
-            )  # fmt: skip
-            base = gr.Dropdown(
-                label="Base", choices=_bases(shared), value=handlers.ANY_BASE, elem_id="library-base",
-                scale=2, min_width=120,
-            )  # fmt: skip
-            sort = gr.Dropdown(
-                label="Sort", choices=list(handlers.SORTS), value="Name", elem_id="library-sort", scale=2,
-                min_width=120,
-            )  # fmt: skip
-        with gr.Accordion("Add adapters", open=False, elem_id="library-add"):
-            files = gr.File(
-                label="Adapter files",
-                show_label=False,
-                file_count="multiple",
-                file_types=[".safetensors", ".json"],
-                type="filepath",
-                height=150,
-                elem_id="library-upload",
+    with gr.Accordion("Add adapters", open=False, elem_id="library-add"):
+        files = gr.File(
+            label="Adapter files",
+            show_label=False,
+            file_count="multiple",
+            file_types=[".safetensors", ".json"],
+            type="filepath",
+            height=150,
+            elem_id="library-upload",
+        )
+        called = gr.Textbox(
+            label="Name, for a single one",
+            placeholder="the file's own",
+            elem_id="upload-name",
+            max_length=120,
+        )
+        with gr.Row(elem_classes="lm-bottom"):
+            repo = gr.Textbox(
+                label="From the Hub",
+                placeholder="owner/name, or the address of its page",
+                elem_id="hub-repo",
+                scale=3,
             )
-            called = gr.Textbox(
-                label="Name, for a single one",
-                placeholder="the file's own",
-                elem_id="upload-name",
-                max_length=120,
-            )
-            with gr.Row(elem_classes="lm-bottom"):
-                repo = gr.Textbox(
-                    label="From the Hub",
-                    placeholder="owner/name, or the address of its page",
-                    elem_id="hub-repo",
-                    scale=3,
-                )
-                weight_name = gr.Textbox(
-                    label="File in it, where it has several", elem_id="hub-file", scale=3
-                )
-                fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
-            again = gr.Button("Look through the folders again", elem_id="library-refresh")
-        refused = gr.Markdown("", elem_id="library-refused", visible=False)
-    details = part("details", "close", "keep", value=None, elem_id="details")
-    cards = part("cards", "details", "turn", value=handlers.search(app, "", "", "Name"), elem_id="cards")
-    query = [words, base, sort]
+            weight_name = gr.Textbox(label="File in it, where it has several", elem_id="hub-file", scale=3)
+            fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
+        again = gr.Button("Look through the folders again", elem_id="library-refresh")
+    refused = gr.Markdown("", elem_id="library-refused", visible=False)
+    part("details", value=None, elem_id="details")
+    cards = part(
+        "cards",
+        value=None,
+        sorts=list(handlers.SORTS),
+        server_functions=_functions(shared),
+        elem_id="cards",
+    )
 
     @guarded
-    def look(words: Any, base: Any, sort: Any) -> Any:
-        return handlers.search(app, words, base, sort)
+    def upload(given: Any, name: Any) -> Any:
+        added, problems, nameless = handlers.take_uploads(app, given, shared.cache, name)
+        return None, "", _fresh(f"Added {added}" if added else "", nameless), _refusals(problems)
 
-    for field in (words, base, sort):  # change: "input" does not see what is pasted or dictated
-        field.change(look, query, cards, trigger_mode="always_last", **QUIET)
-
-    @guarded
-    def turn(words: Any, base: Any, sort: Any, event: gr.EventData) -> Any:
-        return handlers.search(app, words, base, sort, event.page)
-
-    cards.turn(turn, query, cards, **QUIET)
+    files.upload(upload, [files, called], [files, called, cards, refused], **QUIET)
 
     @guarded
-    def show(event: gr.EventData) -> Any:
-        return handlers.details(app, event.id)
-
-    cards.details(show, None, details, **QUIET)
-    details.close(lambda: None, None, details, **QUIET)
-
-    @guarded
-    def keep(event: gr.EventData) -> None:
-        handlers.keep(app, event.id, event.weight, event.notes)
-        gr.Info("Kept.")
-
-    details.keep(keep, None, None, **QUIET)
-
-    @guarded
-    def upload(given: Any, name: Any, words: Any, base: Any, sort: Any) -> Any:
-        added, problems = handlers.upload(app, given, shared.cache, name)
-        found = handlers.search(app, words, base, sort, status=f"Added {added}" if added else "")
-        return None, "", found, _refusals(problems), gr.Dropdown(choices=_bases(shared))
-
-    files.upload(upload, [files, called, *query], [files, called, cards, refused, base], **QUIET)
-
-    @guarded
-    async def hub(repo: Any, name: Any, words: Any, base: Any, sort: Any, request: gr.Request) -> Any:
+    async def hub(repo: Any, name: Any, request: gr.Request) -> Any:
         owner = f"{shared.owner_of(request)}/hub"
         added = await shared.jobs.result(
             owner, "hub", "a download", lambda _: handlers.from_hub(app, repo, name)
         )
-        return handlers.search(app, words, base, sort, status=f"Added {added}")
+        return _fresh(f"Added {added}")
 
-    fetch.click(hub, [repo, weight_name, *query], cards, **{**QUIET, "show_progress": "minimal"})
+    fetch.click(hub, [repo, weight_name], cards, **{**QUIET, "show_progress": "minimal"})
 
-    def rescan(words: Any, base: Any, sort: Any) -> Any:
+    def rescan() -> Any:
         app.scan(wait=20)
-        return handlers.search(app, words, base, sort), gr.Dropdown(choices=_bases(shared))
+        return _fresh("")
 
-    again.click(rescan, query, [cards, base], **{**QUIET, "show_progress": "minimal"})
-    blocks.load(look, query, cards, **QUIET)
-
-    def tick(words: Any, base: Any, sort: Any) -> Any:
-        if not app.scanning and time.monotonic() - app.scanned_at > 3 * TICK:
-            return gr.skip()
-        return handlers.search(app, words, base, sort)
-
-    gr.Timer(TICK).tick(tick, query, cards, **QUIET)
+    again.click(rescan, None, cards, **{**QUIET, "show_progress": "minimal"})
 
 
-def _bases(shared: Shared) -> list[tuple[str, str]]:
+def _fresh(status: str, nameless: str = "") -> dict[str, str]:
+    """Let the browser look again, with what is said above the cards, and one that wants a name."""
+    return {"status": status, "nameless": nameless, "stamp": secrets.token_hex(8)}
+
+
+def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
     app = shared.app
-    any_base = (handlers.ANY_BASE, handlers.ANY_BASE)
-    return [any_base, *((app.called(base), base) for base in app.library.facets()["base"])]
+
+    def cards(asked: Any) -> Any:
+        return handlers.search(app, asked)
+
+    def adapter(entry_id: Any) -> Any:
+        found = handlers.details(app, entry_id)
+        reason = found.pop("problem")
+        return {**found, "reason": reason}  # "problem" would be one of the question's, not of the adapter's
+
+    def keep_adapter(asked: Any) -> Any:
+        return {"card": handlers.keep(app, asked)}
+
+    def set_preview(asked: Any) -> Any:
+        return {"card": handlers.set_preview(app, asked)}
+
+    def rename_adapter(asked: Any) -> Any:
+        return {"card": handlers.rename(app, asked)}
+
+    def move_adapter(asked: Any) -> Any:
+        return {"card": handlers.move(app, asked)}
+
+    def trash_adapter(entry_id: Any) -> Any:
+        return handlers.to_trash(app, entry_id)
+
+    def restore_adapter(token: Any) -> Any:
+        return handlers.from_trash(app, token)
+
+    def duplicates(_: Any) -> Any:
+        return handlers.duplicates(app)
+
+    functions = (cards, adapter, keep_adapter, set_preview, rename_adapter, move_adapter, trash_adapter, restore_adapter,
+                 duplicates)  # fmt: skip
+    return [answering(function) for function in functions]
 
 
 def _refusals(problems: str) -> Any:

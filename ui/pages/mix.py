@@ -37,7 +37,7 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
         return handlers.curve(text)
 
     def look_up(names: Any) -> Any:
-        return handlers.look_up(app, names)
+        return {"facts": handlers.look_up(app, names)}
 
     def described(rows: Any) -> Any:
         return handlers.as_text(app, rows)

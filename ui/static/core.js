@@ -126,10 +126,22 @@ window.lm = (() => {
 // One way back for everything that a person does here, the latest first.
 lm.history = (() => {
   const past = [], watchers = [];
+  let going = null; // a way back that waits for the server: the next one begins when it is there
+  function run(undo) {
+    const found = undo();
+    if (!found?.finally) return;
+    const mine = found.catch(() => {}).finally(() => { if (going === mine) going = null; });
+    going = mine;
+  }
   const changed = () => watchers.forEach((each) => each(past.length));
   return {
     push(undo) { past.push(undo); if (past.length > 200) past.shift(); changed(); },
-    back() { const undo = past.pop(); changed(); if (undo) undo(); return !!undo; },
+    back() {
+      const undo = past.pop();
+      changed();
+      if (undo) run(going ? () => going.then(undo) : undo);
+      return !!undo;
+    },
     watch(each) { watchers.push(each); each(past.length); },
     get length() { return past.length; },
   };
@@ -213,6 +225,20 @@ lm.tabs = (() => {
   addEventListener("popstate", () => open(at() || "make"));
   lm.fields.there().then(() => { if (at()) open(at()); });
   return { open, shown };
+})();
+
+// What the server says of itself in the page's head, every few seconds: which model, how far the library is looked through.
+lm.whenChanged = (() => {
+  const watched = [];
+  const now = (name) => document.querySelector(`#top [data-${name}]`)?.getAttribute(`data-${name}`);
+  setInterval(() => watched.forEach((each) => {
+    const said = now(each.name);
+    if (said === undefined || said === each.last) return;
+    const first = each.last === undefined;
+    each.last = said;
+    if (!first) each.work();
+  }), 500);
+  return (name, work) => watched.push({ name, work, last: now(name) });
 })();
 
 // Dark or light as the person chose before, or as the system has it.

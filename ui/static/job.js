@@ -147,6 +147,7 @@ lm.parts.job = (root, { props, trigger, watch }) => {
     if (by) { e.preventDefault(); step(by); row.querySelector(".lm-here")?.focus(); }
   });
 
+  lm.drawStage = draw;
   lm.shownPicture = () => current()?.url || "";
   lm.shownSize = () => { const image = canvas.querySelector("img"); return current() && image?.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null; };
   lm.stripDrop = (id) => { drop(id); draw(); };

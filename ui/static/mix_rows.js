@@ -44,7 +44,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     put(given);
   }
   async function refresh(names) {
-    const found = await ask("look_up", names);
+    const found = (await ask("look_up", names))?.facts;
     if (!found) return;
     rows.forEach((row) => { if (found[row.name]) { delete row.problem; Object.assign(row, found[row.name]); } });
     props.value = value();
@@ -57,7 +57,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     change("add", () => {
       if (there) there.on = true;
       else rows.push({ name: card.title, title: card.title, on: true, unet: lm.defaults[card.title] ?? card.weight ?? 1, te: null, blocks: null, schedule: "", mask: "", feather: 0, more: null,
-        id: card.id, about: card.about, triggers: card.triggers, problem: card.problem, thumb: card.thumb });
+        id: card.id, about: card.about, triggers: card.triggers, problem: card.problem, thumb: card.thumb, notes: card.notes });
     }, true);
     if (innerWidth <= 900) lm.say(`${card.title} is in the mix now.`, { undo: lm.history.back });
     ask("look_up", [card.title]);
@@ -167,7 +167,8 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   }
 
   function more(row, index) {
-    return h("div", { class: "lm-more" }, row.about && h("p", { class: "lm-sub" }, row.about),
+    const shown = lm.shownPicture?.().match(/([\w-]+)\.png$/)?.[1];
+    return h("div", { class: "lm-more" }, row.about && h("p", { class: "lm-sub" }, row.about), row.notes && h("p", { class: "lm-notes" }, row.notes),
       lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server), lm.maskEditor(row, kit, change),
       h("div", { class: "lm-line" },
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "Up"),
@@ -175,7 +176,16 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
         h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`,
           onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Keep the weights of ${row.title} as its default`,
-          onclick: async () => { const found = await ask("keep_default", { name: row.name, weight: row.unet }); if (found) { lm.defaults[row.name] = row.unet; lm.say(found.said); } } }, "Keep the weights")));
+          onclick: async () => { const found = await ask("keep_default", { name: row.name, weight: row.unet }); if (found) { lm.defaults[row.name] = row.unet; lm.say(found.said); } } }, "Keep the weights"),
+        shown && h("button", { class: "lm-button lm-quiet", "aria-label": `Picture as preview of ${row.title}`, title: "The picture that is shown becomes its preview in the library",
+          onclick: async () => {
+            if (!await ask("set_preview", { name: row.name, picture: shown })) return;
+            const back = async () => { await ask("set_preview", { name: row.name, picture: "" }); refresh([row.name]); lm.cardsFresh?.(); };
+            lm.history.push(back);
+            lm.say(`The picture is the preview of ${row.title} now.`, { undo: lm.history.back });
+            refresh([row.name]);
+            lm.cardsFresh?.();
+          } }, "Picture as preview")));
   }
 
   function draw() {
@@ -200,7 +210,13 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     Object.assign(kit, found);
     if (rows.length) refresh(rows.map((row) => row.name));
   }
-  lm.mix = { model, add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
+  // A file that was renamed keeps its row.
+  function rename(before, after) {
+    rows.forEach((row) => { if (row.name === before) { row.name = after; row.title = after; } });
+    commit();
+    refresh([after]);
+  }
+  lm.mix = { model, rename, add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
   // Only what a handler sent is taken: it has a stamp. Gradio also sets the value that the page began with, and what was put here.
   let stamp = "";
   watch("value", () => {

@@ -93,6 +93,27 @@ lm.parts.more = (root, { props, server, watch }) => {
       hint: "Paint what is made anew; the rest of the picture stays.", use: (digest) => { change({ inpaint: digest }); lm.draft?.(); } });
   }
 
+  // --- what somebody who is new here can click ---
+  function begin(prompt) {
+    lm.fields.set("prompt", prompt);
+    document.querySelector("#make-button")?.click();
+  }
+  lm.firstScreen = () => {
+    const { subjects, mixes } = facts.first || {};
+    if (!subjects) return null;
+    return h("div", { class: "lm-first" },
+      h("h2", {}, "What shall it be?"),
+      h("div", { class: "lm-chips" }, subjects.map((each) => h("button", { class: "lm-chip", onclick: () => begin(each) }, each))),
+      mixes.length > 0 && [h("h3", {}, "Or a mix of styles"),
+        h("div", { class: "lm-line" }, mixes.map((each) => h("button", { class: "lm-button", title: `${each.mix} · ${each.prompt}`, onclick: async () => {
+          const found = await ask("from_text", each.mix);
+          if (found) { lm.mix.replaceAll(found); begin(each.prompt); }
+        } }, each.title)))],
+      h("h3", {}, "Your own model"),
+      h("ol", {}, h("li", {}, facts.models.length > 1 ? "Choose it under Model, below." : ["Start with ", h("code", {}, "lora-mixer ui --model FILE_OR_FOLDER"), " (a checkpoint, a diffusers folder or a Hub repository)."]),
+        h("li", {}, h("button", { class: "lm-button lm-quiet", onclick: () => { lm.tabs.open("library"); document.querySelector("#library-add button[aria-expanded=false], #library-add .label-wrap:not(.open)")?.click(); } }, "Drop your LoRAs into the Library"))));
+  };
+
   // --- the model: one for all sessions ---
   async function changeModel(key) {
     const found = await ask("change_model", { token: lm.store.token, key });
@@ -114,12 +135,11 @@ lm.parts.more = (root, { props, server, watch }) => {
       say(`Pictures are made with ${found.title} now.`);
     }
     draw();
+    lm.drawStage?.();
     if (found.loading) setTimeout(look, 700);
   }
   lm.fields.there().then(() => {
-    const top = document.getElementById("top"), seen = () => top.querySelector("[data-model]")?.dataset.model;
-    let last = seen();
-    new MutationObserver(() => { if (seen() !== last) { last = seen(); look(); } }).observe(top, { childList: true, subtree: true, attributes: true });
+    lm.whenChanged("model", look);
     look();
   });
 

@@ -24,6 +24,7 @@ from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
+from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
     BaseDevice,
@@ -36,7 +37,10 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
-from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.engines.products import weight_of
+from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
     Gains = Mapping[str, Sequence[float]]
     """The gain of each layer of each adapter, by name and in the order given to ``take``."""
 
+
+_READ_FROM_FILES = "its weights are read from files at each call (group offloading, offload_to_disk_path)"
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -156,6 +162,13 @@ class MergedGains:
         }
 
 
+def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
+    """Return a part of a fused layer's clean base; of a linear layer whose weight cannot be read, by its products."""
+    if entry.weight.locked and entry.weight.base is None and layer_kind(live.module) == "linear":
+        return weight_of(live.module, live.shape)
+    return entry.weight.clean()
+
+
 class MergedEngine(Engine):
     """
     Writes mixes into weights and puts the base back; it keeps the bases for all engines.
@@ -178,6 +191,8 @@ class MergedEngine(Engine):
         self._gains: MergedGains | None = None
         self._is_moving = False
         self._call = Call()  # that whose gains are in the weights
+        self._roots: dict[str, nn.Module] = {}
+        self._has_stored = False  # whether any weight is read from a file at each call
         self._adapters: dict[str, list[_Held]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
@@ -196,7 +211,8 @@ class MergedEngine(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the modules needs; plans hold addresses of these ones."""
-        return {**vars(self), "_plans": {}, "_watch": None, "_touched": list(self._touched.values())}
+        touched = list(self._touched.values())
+        return {**vars(self), "_plans": {}, "_watch": None, "_roots": {}, "_touched": touched}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
@@ -222,7 +238,10 @@ class MergedEngine(Engine):
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
+                        (
+                            partial(_readable, self._touched[id(p.live.module), p.live.attribute], p.live),
+                            p.file_rows,
+                        )
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -408,33 +427,14 @@ class MergedEngine(Engine):
 
     # --- who carries out what ----------------------------------------------------------------------------------------
 
-    def look(self, wish: Wish) -> None:
+    def look(self, wish: Wish) -> None:  # noqa: ARG002 -- whatever is wished for
         """
         Look at what others did to the weights since, before anything is planned.
 
         Raises:
-            PipelineStateError: When a mix in the weights cannot be changed any more, or is to be in weights that are read
-                from files at each call.
+            PipelineStateError: When a mix in the weights cannot be changed any more.
         """
         self._look()
-        if not wish.from_files:
-            return
-        written = {
-            held.entry.weight.name.partition(".")[0]
-            for name, gains in self._active.items()
-            for held, gain in zip(self._adapters.get(name, ()), gains, strict=False)
-            if gain
-        }
-        asked = wish.setting.names if wish.setting.engine == self.name else ()
-        written |= {layer.live.component for name in asked for layer in wish.layers[name]}
-        odd = sorted(written & set(wish.from_files))
-        if odd:
-            raise PipelineStateError(
-                f"{', '.join(odd)}: group offloading reads its weights from files at each call (offload_to_disk_path), so "
-                "that a mix written into them, or their base, would be lost: offload in memory, or use engine='side'. "
-                "Where it was enabled under a mix past the model's own enable_group_offload(), the files hold the mix: load "
-                "the component again"
-            )
 
     def cost(self, wish: Wish) -> float:
         """Return the cost: nothing for a constant mix; writing at each step is dearer than two more products."""
@@ -452,7 +452,7 @@ class MergedEngine(Engine):
             raise MixError(
                 "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
             )
-        shares = {name: self._free(wish, name) for name in wish.names}
+        shares = {name: self._free(name) for name in wish.names}
         if wish.setting.engine == self.name:
             raise_problems(
                 [
@@ -464,30 +464,30 @@ class MergedEngine(Engine):
             )
         return shares
 
-    def _free(self, wish: Wish, name: str) -> list[bool]:
+    def _free(self, name: str) -> list[bool]:
         """Tell which layers of an adapter can be rewritten, as of the last :meth:`look`."""
-        if not self._has_locked and name not in self._beside_only and not wish.from_files:
+        if not self._has_locked and name not in self._beside_only:
             return [True] * len(self._adapters[name])  # nearly always
-        free = [not (held.entry.weight.locked or held.weights.beside_only) for held in self._adapters[name]]
-        if wish.from_files:
-            layers = wish.layers[name]
-            free = [
-                can and layer.live.component not in wish.from_files
-                for can, layer in zip(free, layers, strict=True)
-            ]
-        return free
+        return [
+            not (held.entry.weight.locked or held.entry.weight.stored or held.weights.beside_only)
+            for held in self._adapters[name]
+        ]
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
-        if wish.images > 1:
-            return "its weight is one for all rows"
+        component = wish.layers[name][place].live.component
+        if wish.images > 1 or (wish.is_by_place and component not in TEXT_ENCODERS):
+            return "its weight is one for all rows and places"
         held = self._adapters[name][place]
         if held.weights.beside_only:
             return "no weight of a convolution in groups can hold a pair over all of its inputs"
         if held.entry.weight.locked:
             return unsupported(wish.layers[name][place].live.weight)
-        component = wish.layers[name][place].live.component
-        return "its weights are read from files at each call" if component in wish.from_files else None
+        return _READ_FROM_FILES if held.entry.weight.stored is not None else None
+
+    def held_at(self, name: str, place: int) -> LayerWeights:
+        """Return the tensors of one layer of an adapter, with the whole base of a fused layer in reach."""
+        return self._adapters[name][place].weights
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
@@ -560,6 +560,38 @@ class MergedEngine(Engine):
         clean = weight.detach() if entry is None else entry.weight.clean()
         return clean.T if live.transposed else clean
 
+    def find_stored(self, components: Mapping[str, nn.Module]) -> None:
+        """Note which weights are read from files at each call by now, in these modules of the pipeline."""
+        self._roots = dict(components)
+        self._find_stored()
+
+    def clear_stored(self) -> None:
+        """
+        Put the base into files that hold a mix, all or nothing; the mix goes on beside, or ends.
+
+        Raises:
+            SaveError: When the disk is in the way; the files hold the mix then.
+        """
+        held = (
+            [slot for slot in self._all_slots() if slot.stored and slot.blended] if self._has_stored else []
+        )
+        write_tensors([(x.stored, x.base) for x in held if x.stored is not None and x.base is not None])
+        for slot in held:
+            slot.blended = False
+
+    def _find_stored(self) -> None:
+        slots = self._all_slots()
+        parts = {slot.name.partition(".")[0] for slot in slots} & self._roots.keys()
+        stored = {
+            number: one for part in parts for number, one in tensors_in_files(self._roots[part]).items()
+        }
+        if not stored and not self._has_stored:
+            return
+        for slot in slots:
+            slot.stored = stored.get(id(slot.parameter))
+        self._has_stored = bool(stored)
+        self._plans.clear()
+
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
         same = self._watched == (id(self._touched), len(self._touched))
@@ -568,8 +600,9 @@ class MergedEngine(Engine):
         slots = self._all_slots()
         if check(slots):
             self._plans.clear()
+            self._find_stored()
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
-        self._has_locked = any(slot.locked for slot in slots)
+        self._has_locked = any(slot.locked or slot.stored for slot in slots)
 
     def apply(self, gains: Gains, *, looked: bool = False) -> None:
         """
@@ -711,9 +744,9 @@ class MergedEngine(Engine):
                 place += 1
         raise_problems(  # what was offloaded or packed since the mix was set
             [
-                f"{e.weight.name}: {unsupported(e.weight.parameter)}; set the mix again"
+                f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
                 for e in parts
-                if e.weight.locked
+                if e.weight.locked or e.weight.stored
             ]
         )
         for entry, own in parts.items():

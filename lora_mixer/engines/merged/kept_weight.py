@@ -8,11 +8,14 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from lora_mixer.engines.merged.group_files import StoredTensor
 
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
@@ -36,6 +39,7 @@ class KeptWeight:
 
     Attributes:
         locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
+        stored: Where its values are read from at each call, where that is a file; None where it holds them.
     """
 
     def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice) -> None:
@@ -47,6 +51,7 @@ class KeptWeight:
         self.base: torch.Tensor | None = None
         self.blended = False
         self.locked = False
+        self.stored: StoredTensor | None = None
         self._seen: torch.Tensor | None = None
         self._storage: StorageWeakRef | None = None
         self._address = 0
@@ -72,6 +77,8 @@ class KeptWeight:
 
     def clean(self) -> torch.Tensor:
         """Return the base as it is kept, or the parameter itself while nothing is written to it."""
+        if self.base is None and self.stored is not None:
+            return self.stored.read()
         return self.live if self.base is None else self.base
 
     @property
@@ -262,6 +269,7 @@ def restore(slots: Iterable[KeptWeight]) -> None:
     for slot in slots:
         slot.let_go()
     held = [slot for slot in slots if slot.base is not None and slot.blended]
+    write_tensors([(slot.stored, slot.base) for slot in held if slot.stored and slot.base is not None])
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for slot in held:
         if slot.locked and slot.write_base():
