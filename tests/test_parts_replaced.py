@@ -221,7 +221,9 @@ def test_words_go_to_the_text_encoder_that_is_there_now(sd: Any) -> None:
         sd.text_encoder = old
 
 
-@pytest.mark.filterwarnings("ignore::lora_mixer.mixer.UnusedWeightWarning")  # a schedule of a text encoder alone
+@pytest.mark.filterwarnings(
+    "ignore::lora_mixer.mixer.UnusedWeightWarning"
+)  # a schedule of a text encoder alone
 @pytest.mark.parametrize("reached", ["unet", "text_encoder"])
 @pytest.mark.parametrize("mix", [0.5, {"weight": 1.0, "schedule": "0@0,1@1"}])
 def test_nothing_stays_on_a_part_that_was_replaced(reached: str, mix: Any) -> None:
