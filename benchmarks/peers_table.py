@@ -4,7 +4,8 @@ What diffusers + PEFT and this package make of every adapter in ../shared/data, 
 ``python -m benchmarks.peers_table > docs/peers.md``. Every generated adapter is loaded into the tiny pipeline that it was
 made on, by each program, and its outputs at each noted weight are compared with those of the tool that made it
 (relative Frobenius norm, the largest of all outputs and weights). Real files are loaded onto full-size modules without
-weights, and their changes compared with the noted ones.
+weights, and their changes compared with the noted ones. Transformers have a section of their own
+(``benchmarks.peers_families``).
 """
 
 from __future__ import annotations
@@ -219,7 +220,10 @@ def main() -> None:
         (f, attempt(real_by_diffusers, data / "files" / f), attempt(real_by_us, data / "files" / f))
         for f in _REAL
     ]
+    from benchmarks.peers_families import section  # which asks this module where the data is
+
     print(page(rows, real))
+    print(section())
 
 
 def page(rows: list[tuple[str, str, str, str]], real: list[tuple[str, str, str]]) -> str:

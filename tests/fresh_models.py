@@ -114,12 +114,23 @@ def _t5() -> Any:
     )
 
 
+def _mixtral() -> Any:
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            **{**_LLAMA, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2},
+            num_local_experts=3,
+            num_experts_per_tok=2,
+        )
+    )
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "opt": _opt,
     "gpt2": _gpt2,
     "bert": _bert,
     "t5": _t5,
+    "mixtral": _mixtral,
     "convolutions": Convolutions,
 }
 

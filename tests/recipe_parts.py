@@ -112,10 +112,10 @@ OUTER = Kind(
 # --- an engine ------------------------------------------------------------------------------------------------------
 
 
-class DenseEngine(Engine):
+class ProductEngine(Engine):
     """Adds the product of every change beside its layer, whatever the algorithm; linear layers only."""
 
-    name = "dense"
+    name = "product"
     is_asked_for = True
 
     def __init__(self, bases):
@@ -157,4 +157,4 @@ class _Product:
 
 
 # what ``sweep`` takes off again has to be known as an engine's
-_Product.__module__ = "lora_mixer.engines.dense"
+_Product.__module__ = "lora_mixer.engines.product"

@@ -270,3 +270,35 @@ def test_what_cannot_stand_beside_is_refused_with_its_reason(tmp_path: Path) -> 
     with pytest.raises(PipelineStateError, match="engine='auto' runs beside"):
         mixer.set_mix({"a": 1.0}, engine="merged")
     assert mixer.get_active_adapters() == ["a"]
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes 4 bit", "torchao int8"])
+@pytest.mark.parametrize(
+    "kind", ["ia3", "dora", "loha", "lokr", "lora with a bias", "a trained layer", "pissa"]
+)
+def test_every_kind_trains_beside_packed_weights_as_beside_those_that_they_stand_for(
+    kind: str, library: str, tmp_path: Path
+) -> None:
+    block = Block().eval().requires_grad_(requires_grad=False)
+    LIBRARIES[library](block)
+    x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(9))
+    before, twin = run(block, x), plain_of(block)
+    folder, found = folder_of(kind, tmp_path / "a", plain_of(block)), []
+    for net in (block, twin):
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(folder, "a", trainable=True)
+        parameters = dict(mixer.named_trainable_parameters("a"))
+        optimizer = torch.optim.SGD(parameters.values(), lr=0.05)
+        gradients: dict[str, torch.Tensor] = {}
+        for _ in range(2):
+            net(x).square().mean().backward()
+            gradients = {key: p.grad.clone() for key, p in parameters.items() if p.grad is not None}
+            optimizer.step()
+            optimizer.zero_grad()
+        assert gradients.keys() == parameters.keys()
+        found.append({**{f"grad {key}": g for key, g in gradients.items()}, **parameters})
+        if net is block:
+            mixer.unload_lora_weights()
+            assert torch.equal(run(block, x), before)
+    for key in found[0]:
+        assert distance(found[0][key], found[1][key]) < 1e-4, key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import LoraMixer, MixError
+from lora_mixer import LoraMixer, PipelineStateError
 from tests.transformers_data import distance, outputs, parts_of, plain, reference, state
 
 BOUND = 1e-5  # of weights and outputs
@@ -53,21 +53,14 @@ REFERENCES = [
     for family, _, names in [line.partition(": ")]
     for name in names.split()
 ]
-# Whose denoiser part has a layer without a low-rank form (or with a bias of its own), and which.
-NO_SIDE_PATH = {
-    "flux/bfl_control": "set",
-    "flux/bfl_lokr_placeholder": "lokr",
-    "flux/comfy_full_diff": "full",
-    "flux/kohya_dora_out_fused": "dora",
-    "flux/kohya_oft": "oft",
-    "flux/loha_fused": "loha",
-    "flux/onetrainer_dora": "dora",
-    "flux2/bfl_lokr": "lokr",
-    "flux/lycoris_lokr": "lokr",
-    "sana/kohya_original": "lora",  # a convolution in groups
-    "wan/lightx2v_diff_m": "full",
-    "wan/lightx2v_diffs": "full",
-    "wan/pairs_and_diff_b": "full",
+# Whose parameters no layer's output is linear in, or whose layer gets more inputs: those are written, all else is beside.
+WRITTEN = {
+    "flux/bfl_control": {"x_embedder.weight", "x_embedder.bias"},
+    "wan/lightx2v_diff_m": {
+        "scale_shift_table",
+        "blocks.0.scale_shift_table",
+        "blocks.1.scale_shift_table",
+    },
 }
 # Whose change is not a multiple of its weight.
 ROTATIONS = {"flux/kohya_oft"}
@@ -164,17 +157,17 @@ def test_reference_is_met_beside_the_weights(shared_data, name):
     mixer.load_lora_weights(wanted.adapter, "a", **wanted.where)
     mixer.set_adapters("a", 0.0)
 
-    if name in NO_SIDE_PATH:
-        with pytest.raises(MixError, match=rf"a \({NO_SIDE_PATH[name]}\): .*no low-rank form"):
-            mixer.set_mix({"a": 1.0}, engine="side")
-        assert is_base(parts, before, objects)
-        return
     for weight in wanted.facts["multipliers"]:
         mixer.set_mix({"a": float(weight)}, engine="side")
         assert wrong_outputs(shared_data, parts, wanted, weight) == {}
-    for part, module in parts.components.items():
-        if part.startswith("transformer"):
-            assert all(torch.equal(t, before[part, key]) for key, t in module.state_dict().items())
+    written = {
+        key
+        for part, module in parts.components.items()
+        for key, t in module.state_dict().items()
+        if part.startswith("transformer")
+        and not (t.shape == before[part, key].shape and torch.equal(t, before[part, key]))
+    }
+    assert written == WRITTEN.get(name, set())
     mixer.unload_lora_weights()
     assert is_base(parts, before, objects)
 
@@ -227,3 +220,18 @@ def test_two_adapters_add_up_from_the_base_in_either_order(shared_data, one, oth
     assert wrong_weights(parts, wanted[0], before) == {}
     mixer.unload_lora_weights()
     assert is_base(parts, before, objects)
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_what_is_no_layers_output_is_refused_where_rows_have_mixes_of_their_own(shared_data, name):
+    wanted = reference(shared_data, name)
+    parts = parts_of(shared_data, wanted)
+    before = state(parts)
+    mixer = LoraMixer(parts)
+    mixer.load_lora_weights(wanted.adapter, "a", **wanted.where)
+    mixer.disable_lora()
+    with pytest.raises(PipelineStateError, match="its weight is one for all rows and places") as told:
+        mixer.set_mix([{"a": 1.0}, {}], engine="side")
+    reasons = ("a bare parameter has no rows", "gives the module more inputs")
+    assert any(reason in str(told.value) for reason in reasons)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state(parts).items())

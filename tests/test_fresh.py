@@ -109,6 +109,10 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"oft_block_size": 6, "block_share": True, "coft": True, "eps": 1e-2, "use_cayley_neumann": False, "target_modules": ["q_proj"]},
     ),
     "oft with biases": ("opt", OFT, {"oft_block_size": 4, "bias": "oft_only", "target_modules": ["fc1"]}),
+    "experts in one tensor": ("mixtral", LORA, {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
+    "experts alone, by other ranks": (
+        "mixtral", LORA, {"r": 2, "target_modules": [], "target_parameters": ["1.mlp.experts.down_proj"], "rank_pattern": {"down_proj": 3}, "init_lora_weights": False}
+    ),
 }  # fmt: skip
 
 

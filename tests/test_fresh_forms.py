@@ -307,3 +307,94 @@ def test_a_dilated_convolution_s_pair_is_the_change_of_its_weight(tmp_path: Path
     mixer.load_lora_weights(tmp_path)
 
     assert distance(model(x), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_starts_on_packed_layers_are_those_of_the_weight_that_they_compute_with(bits: int) -> None:
+    bnb: Any = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 96)
+    packed = (
+        bnb.nn.Linear4bit(64, 96, compute_dtype=torch.float32)
+        if bits == 4
+        else bnb.nn.Linear8bitLt(64, 96, has_fp16_weights=False)
+    )
+    packed.load_state_dict(plain.state_dict())
+    model = nn.Sequential(packed.to("cpu"), nn.Linear(96, 64))
+    x = torch.randn(5, 64)
+    before = model(x).detach()
+    mixer = LoraMixer(model)
+    mixer.add_adapter(LoraConfig(r=4, target_modules=["0", "1"]), "pairs")
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for _, p in mixer.named_trainable_parameters("pairs"))
+    mixer.add_adapter(LoraConfig(r=4, target_modules=["0"], use_dora=True), "lengths", activate=False)
+    with pytest.warns(UserWarning, match="not in the mix"):
+        found = dict(mixer.named_trainable_parameters("lengths"))
+    lengths = found["base_model.model.0.lora_magnitude_vector"]
+    assert distance(lengths, plain.weight.norm(dim=1)) < (0.05 if bits == 4 else 0.01)
+    assert not torch.equal(lengths, plain.weight.norm(dim=1))
+    mixer.unload_lora_weights()
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_every_kind_the_same_gradients(reentrant: bool) -> None:
+    for name, config in EVERY.items():
+        found = []
+        for checkpointed in (False, True):
+            model = build("llama").train()
+            if checkpointed:
+                model.config.use_cache = False
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # transformers renames it
+                    model.gradient_checkpointing_enable(
+                        gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+                    )
+                model.enable_input_require_grads()
+            mixer = LoraMixer(model)
+            torch.manual_seed(2)
+            mixer.add_adapter(config, "mine")
+            moved(mixer, "mine")
+            output(model, "llama").square().sum().backward()
+            found.append([p.grad for _, p in mixer.named_trainable_parameters("mine")])
+        assert all(torch.equal(one, two) for one, two in zip(*found, strict=True)), name
+
+
+def test_every_kind_trains_a_half_precision_base_under_autocast_in_fp32() -> None:
+    for name, config in EVERY.items():
+        model = build("llama").train().to(torch.bfloat16)
+        base = {key: value.clone() for key, value in model.state_dict().items()}
+        mixer = LoraMixer(model)
+        mixer.add_adapter(config, "mine")
+        moved(mixer, "mine")
+        with torch.autocast("cpu", torch.bfloat16):
+            out = output(model, "llama")
+        out.float().square().sum().backward()
+        for key, parameter in mixer.named_trainable_parameters("mine"):
+            assert parameter.dtype == torch.float32, (name, key)
+            assert parameter.grad is not None, (name, key)
+            assert parameter.grad.isfinite().all(), (name, key)
+            assert parameter.grad.any(), (name, key)
+        assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
+
+
+def test_gradients_add_up_over_batches_as_those_of_one_batch() -> None:
+    for name, config in EVERY.items():
+        model = build("llama")
+        mixer = LoraMixer(model)
+        torch.manual_seed(2)
+        mixer.add_adapter(config, "mine")
+        moved(mixer, "mine")
+        whole = inputs("llama")
+        parameters = [p for _, p in mixer.named_trainable_parameters("mine")]
+        model(**whole).logits.square().sum().backward()
+        wanted = [p.grad.clone() for p in parameters if p.grad is not None]
+        for parameter in parameters:
+            parameter.grad = None
+        for row in range(3):
+            model(
+                **{key: value[row : row + 1] for key, value in whole.items()}
+            ).logits.square().sum().backward()
+        for parameter, value in zip(parameters, wanted, strict=True):
+            assert parameter.grad is not None
+            assert distance(parameter.grad, value) < 1e-5, name

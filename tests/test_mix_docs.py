@@ -12,7 +12,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("page", "at_least"), [("mixes.md", 10), ("picture-metadata.md", 8), ("library.md", 8)]
+    ("page", "at_least"),
+    [("mixes.md", 10), ("picture-metadata.md", 8), ("library.md", 8), ("training.md", 20)],
 )
 def test_examples_run_as_shown(page: str, at_least: int) -> None:
     """One session from top to bottom."""

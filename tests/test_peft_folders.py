@@ -141,9 +141,9 @@ def test_folder_gives_what_peft_gives(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_method_that_holds_less_than_its_change_is_refused_by_name(tmp_path):
-    base, _, _ = written(tmp_path, peft.FourierFTConfig(n_frequency=10, target_modules=LINEAR, **RANDOM))
+    base, _, _ = written(tmp_path, peft.WaveFTConfig(n_frequency=10, target_modules=LINEAR, **RANDOM))
 
-    with pytest.raises(UnsupportedAdapterError, match="PEFT method FOURIERFT"):
+    with pytest.raises(UnsupportedAdapterError, match="PEFT method WAVEFT"):
         LoraMixer(base).load_lora_weights(tmp_path)
 
 

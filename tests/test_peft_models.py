@@ -53,7 +53,7 @@ def test_a_wrapped_model_takes_adapters_by_the_paths_of_the_model_inside(
         ({"init_lora_weights": "loftq"}, "LoftQ"),
         ({"init_lora_weights": "lora_ga"}, "LoRA-GA"),
         ({"init_lora_weights": "tomorrow"}, "'tomorrow', which this version does not know"),
-        ({"kasa_config": {"beta": 1}}, "KaSA"),
+        ({"kasa_config": {"beta": 1}, "use_dora": True}, "KaSA together with use_dora"),
         ({"init_lora_weights": "pissa", "use_dora": True}, "pissa together with use_dora"),
         ({"turn_by": 0.5, "also": "x"}, "the field also = x, .*the field turn_by = 0.5, which"),
     ],

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, Mix, MixError, read_adapter
 from lora_mixer.cli._app import app
+from lora_mixer.cli._options import Format
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import kinds, leaves
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
-from lora_mixer.writing import merge
+from lora_mixer.writing import FORMATS, merge
 from tests import recipe_parts
 
 
@@ -194,7 +195,7 @@ class TestAlgorithm:
 class TestEngine:
     @pytest.fixture(autouse=True)
     def _row(self, monkeypatch):
-        monkeypatch.setitem(ENGINES, "dense", lambda house: recipe_parts.DenseEngine(house.bases))
+        monkeypatch.setitem(ENGINES, "product", lambda house: recipe_parts.ProductEngine(house.bases))
 
     def test_it_serves_mixes_and_goes_without_trace(self, net):
         before, mixer = weights(net), LoraMixer(net)
@@ -203,7 +204,7 @@ class TestEngine:
         x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
         mixer.set_mix({"a": 0.5, "b": -1.0}, engine="merged")
         merged = net(x)
-        mixer.set_mix({"a": 0.5, "b": -1.0}, engine="dense")
+        mixer.set_mix({"a": 0.5, "b": -1.0}, engine="product")
 
         assert torch.allclose(net(x), merged, atol=1e-5)
         assert all(torch.equal(value, before[key]) for key, value in weights(net).items())
@@ -217,17 +218,17 @@ class TestEngine:
         mixer = LoraMixer(net)
         mixer.load_lora_weights(adapter(1), "a")
         x = torch.ones(1, 6)
-        mixer.set_mix({"a": 0.5}, engine="dense")
-        seen, enter = net(x), recipe_parts.DenseEngine.enter
+        mixer.set_mix({"a": 0.5}, engine="product")
+        seen, enter = net(x), recipe_parts.ProductEngine.enter
 
         def broken(engine, effect):
             enter(engine, effect)
             if effect.setting.names and effect.setting.mixes[0].gain("a", "model", "") == 2.0:
                 raise MemoryError("no room")
 
-        monkeypatch.setattr(recipe_parts.DenseEngine, "enter", broken)
+        monkeypatch.setattr(recipe_parts.ProductEngine, "enter", broken)
         with pytest.raises(MemoryError):
-            mixer.set_mix({"a": 2.0}, engine="dense")
+            mixer.set_mix({"a": 2.0}, engine="product")
 
         assert torch.equal(net(x), seen)
 
@@ -235,7 +236,7 @@ class TestEngine:
         mixer = LoraMixer(net)
         mixer.load_lora_weights(adapter(1), "a")
         with pytest.raises(
-            MixError, match="engine must be one of auto, merged, side, dense, got 'trainable'"
+            MixError, match="engine must be one of auto, merged, side, product, got 'trainable'"
         ):
             mixer.set_mix({"a": 1.0}, engine="trainable")
 
@@ -308,3 +309,7 @@ def test_a_family_is_one_row(tmp_path):
     )
 
     assert done.stdout.strip().endswith("woven"), done.stderr
+
+
+def test_formats_of_the_command_are_those_that_are_written():
+    assert [form.value for form in Format] == list(FORMATS)

@@ -160,8 +160,8 @@ def test_what_the_side_path_cannot_do_is_refused_and_changes_nothing(mixer: Lora
     mixer.load_lora_weights(rotation, "turn")
     mixer.disable_lora()
 
-    with pytest.raises(MixError, match="turn"):
-        mixer.set_mix([{"turn": 1.0}, {"a": 1.0}], engine="side")
+    with pytest.raises(MixError, match=r"turn \(oft\).*no low-rank form"):
+        mixer.set_mix({"turn": {"weight": 1.0, "mask": [[1.0, 0.0]]}, "a": 1.0}, engine="side")
     with pytest.raises(MixError, match="merged"):
         mixer.set_mix([{"b": 1.0}, {"a": 1.0}], engine="merged")
     with pytest.raises(MixError, match="engine"):

@@ -26,14 +26,12 @@ _GOLDEN = _DATA / "transformers" / "golden"
 NAMES = sorted(str(path.relative_to(_GOLDEN).with_suffix("")) for path in _GOLDEN.glob("*/*.json"))
 REFUSED = {
     "llama/lora_alora": "activated LoRA",
-    "llama/lora_kasa": "KaSA",
     "llama/lora_layer_replication": "replicated layers",
     "llama/prefix_tuning": "PREFIX_TUNING",
     "llama/randlora": "RANDLORA",
     "llama/road": "ROAD",
     "llama/vblora": "VBLORA",
     "llama/waveft": "WAVEFT",
-    "opt/fourierft": "FOURIERFT",
 }
 """What need not be applied, and the name that the refusal gives it."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_mixer import LoraMixer
@@ -140,7 +140,6 @@ def test_numbers_are_written_in_another_type_and_whole_numbers_stay(tmp_path: Pa
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
     assert all(torch.equal(after[key], before[key].to(torch.bfloat16)) for key in before)
     large = {key: value * 1e7 for key, value in before.items()}
-    from safetensors.torch import save_file
 
     save_file(large, folder / "adapter_model.safetensors")
     mixer.load_lora_weights(folder, "large")
@@ -148,3 +147,52 @@ def test_numbers_are_written_in_another_type_and_whole_numbers_stay(tmp_path: Pa
         mixer.save_lora_weights(tmp_path / "b", "large", format="peft", dtype="fp16")
     kept = load_file(tmp_path / "b" / "adapter_model.safetensors")
     assert all(torch.equal(kept[key], after[key]) for key in after)
+
+
+@pytest.mark.parametrize("leaf", ["lora_other.weight", "gate", "ia3_scale.bias"])
+def test_keys_that_no_rule_reads_beside_a_configuration_are_refused_by_name(
+    leaf: str, tmp_path: Path
+) -> None:
+    folder = random_folder(KINDS["lora"], tmp_path / "a")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors |= {f"base_model.model.first.{leaf}": torch.ones(3)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    net = Net()
+    mixer = LoraMixer(net)
+
+    with pytest.raises(UnsupportedAdapterError, match=rf"1 keys beside .*first\.{leaf}"):
+        mixer.load_lora_weights(folder, "a")
+
+    assert not mixer.adapters
+
+
+def test_what_a_pissa_took_out_of_the_base_is_worked_out_once_for_each_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = random_folder(
+        peft.LoraConfig(r=2, init_lora_weights="pissa", target_modules=["first", "head"]), tmp_path / "a"
+    )
+    counted = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda *args, **kwargs: counted.append(1) or svd(*args, **kwargs)
+    )
+    net, ids = Net(), torch.tensor([[1, 2, 7, 4]])
+    mixer = LoraMixer(net)
+    mixer.load_lora_weights(folder, "a")
+    first = net(ids)
+    for weight in (0.5, 0.2, 1.0):
+        mixer.set_adapters("a", weight)
+    assert len(counted) == 2, "one for each layer"
+    assert torch.equal(net(ids), first)
+    mixer.disable_lora()
+    with torch.no_grad():
+        net.first.weight.mul_(1.5)  # another base
+    mixer.rebase()
+    mixer.enable_lora()
+    assert len(counted) == 3
+    other = Net()
+    with torch.no_grad():
+        other.first.weight.mul_(1.5)
+    LoraMixer(other).load_lora_weights(folder, "a")
+    assert distance(net(ids), other(ids)) < 1e-6

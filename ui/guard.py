@@ -149,10 +149,10 @@ class Guard:
                     self._brake.failed(address)
             await send(message)
 
-        if found := _PICTURE.fullmatch(scope["path"]):
-            scope = _of_file(scope, found[1], self._pictures / found[2])
-        elif found := _EXPORT.fullmatch(scope["path"]):
-            scope = _of_file(scope, found[1], self._downloads / found[2] / found[3])
+        if match := _PICTURE.fullmatch(scope["path"]):
+            scope = _of_file(scope, match[1], self._pictures / match[2])
+        elif match := _EXPORT.fullmatch(scope["path"]):
+            scope = _of_file(scope, match[1], self._downloads / match[2] / match[3])
         session = _stream_of(scope)
         if session:
             self._sessions.opened(session)

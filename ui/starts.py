@@ -132,12 +132,12 @@ def sent(address: Any) -> Image:
     from PIL import Image, ImageOps
 
     given = checks.text(address, "The picture", MAX_TEXT)
-    found = _ADDRESS.match(given)
+    match = _ADDRESS.match(given)
     try:
-        if found is None:
+        if match is None:
             raise ValueError("no picture")  # noqa: TRY301 -- one message for all that is none
-        data = base64.b64decode(given[found.end() :], validate=True)
-        with Image.open(io.BytesIO(data), formats=(found["kind"].upper(),)) as picture:
+        data = base64.b64decode(given[match.end() :], validate=True)
+        with Image.open(io.BytesIO(data), formats=(match["kind"].upper(),)) as picture:
             if max(picture.size) > MAX_SIDE:
                 raise ValueError("too large")  # noqa: TRY301
             return ImageOps.exif_transpose(picture).convert("RGB")

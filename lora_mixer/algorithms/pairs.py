@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.started import Started
 from lora_mixer.algorithms.ungrouped import pair_of_any_groups
+from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import LayerWeights, ModuleTensors
 
 
 def pair_from_parts(parts: ModuleTensors) -> LayerWeights:
-    """Build the kind of pair that the configuration says."""
+    """
+    Build the kind of pair that the configuration says.
+
+    Raises:
+        UnsupportedAdapterError: When it asks for KaSA, whose tensors are not all there.
+    """
     start = parts.config.get("init_lora_weights")
+    if parts.config.get("kasa_config"):
+        raise UnsupportedAdapterError(
+            "KaSA without the diagonal between its halves (lora_diag)", key=parts.label
+        )
     if start in ("pissa", "olora"):
         return Started.from_parts(parts, start)
     if parts.config.get("target_parameters"):

@@ -6,6 +6,7 @@ is s B A - P:
 
 * PiSSA (arXiv:2404.02948): P = U_r S_r V_r^T, the largest singular values of W.
 * OLoRA (arXiv:2406.01775): P = s Q_r R_r of W = Q R.
+* KaSA (arXiv:2412.06071): P = the r smallest singular values' part of W, given up for good; the pair has a trained diagonal between.
 
 P is worked out from the base anew. At other weights than 1 PEFT scales the pair only, since P has left the base for good:
 W + m s B A - P; at weight 0 it is the base, as for every adapter. Files that were converted when they were saved are plain
@@ -14,18 +15,22 @@ pairs and say so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from lora_mixer.algorithms.base import LayerWeights
 from lora_mixer.algorithms.lora import LowRank
+from lora_mixer.algorithms.outputs import Factors, OutputChange
+from lora_mixer.errors import UnsupportedAdapterError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_mixer.algorithms.base import ModuleTensors
 
-Start = Literal["pissa", "olora"]
+Start = Literal["pissa", "olora", "kasa"]
 
 
 def started_from(
@@ -45,11 +50,33 @@ def started_from(
         >>> torch.allclose(left @ right, torch.diag(torch.tensor([3.0, 2.0, 0.0])), atol=1e-5)
         True
     """
+    # in fp32, as PEFT has taken it out: where singular values lie close together, its rounding decides which directions went
     if start == "pissa":
-        left, values, right = torch.linalg.svd(base, full_matrices=False)
-        return left[:, :rank] * values[:rank], right[:rank]
-    left, right = torch.linalg.qr(base)
-    return left[:, :rank] * scale, right[:rank]
+        left, values, right = torch.linalg.svd(base.float(), full_matrices=False)
+        return (left[:, :rank] * values[:rank]).to(base), right[:rank].to(base)
+    if start == "kasa":
+        left, values, right = torch.linalg.svd(base.float(), full_matrices=False)
+        first = len(values) - rank
+        return (left[:, first:] * values[first:]).to(base), right[first:].to(base)
+    left, right = torch.linalg.qr(base.float())
+    return (left[:, :rank] * scale).to(base), right[:rank].to(base)
+
+
+def _mark(base: torch.Tensor) -> int:
+    """
+    Return a number of a base's values and their places, which another base hardly ever has.
+
+    Identity would not do: a base comes as a copy in a wide type, and its memory may hold another one's by now.
+
+    Example:
+        >>> one = torch.tensor([[1.0, 2.0]])
+        >>> _mark(one) == _mark(one.clone()), _mark(one) == _mark(one.flip(1))
+        (True, False)
+    """
+    bits = base.detach().contiguous().view(torch.int64 if base.dtype.itemsize == 8 else torch.int32).flatten()
+    places = torch.arange(1, 2 * bits.numel(), 2, device=bits.device)
+    places = places * places + 0x9E3779B9
+    return int((bits.long() * places).sum())
 
 
 @dataclass(frozen=True)
@@ -61,6 +88,7 @@ class Started(LayerWeights):
         pair: The pair as trained.
         start: What the base's part is.
         alpha: The alpha in force.
+        kept: What was last worked out of a base, by that base's values: mixes are written many times, bases change hardly ever.
     """
 
     algorithm: ClassVar[str] = "started"
@@ -68,6 +96,7 @@ class Started(LayerWeights):
     pair: LowRank
     start: Start
     alpha: float | None
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_parts(cls, parts: ModuleTensors, start: Start) -> Started:
@@ -79,6 +108,27 @@ class Started(LayerWeights):
         """
         pair = LowRank.from_parts(parts)
         return cls(pair, start, pair.alpha)
+
+    @classmethod
+    def with_diagonal(cls, parts: ModuleTensors) -> Started:
+        """
+        Take a pair with a diagonal between its halves (KaSA).
+
+        Raises:
+            InvalidAdapterError: When its tensors do not belong together.
+            UnsupportedAdapterError: When the configuration does not say that it is KaSA.
+        """
+        (diagonal,) = parts.need("diag")
+        pair = LowRank.from_parts(parts)
+        if not parts.config.get("kasa_config"):
+            raise UnsupportedAdapterError(
+                "a diagonal between the halves of a pair (KaSA), and no configuration with kasa_config",
+                key=parts.label,
+            )
+        if diagonal.shape != (pair.rank,):
+            raise parts.broken("expected one value for each rank")
+        scaled = pair.down * diagonal.to(pair.down).view(-1, *[1] * (pair.down.ndim - 1))
+        return cls(replace(pair, down=scaled), "kasa", pair.alpha)
 
     @property
     def algorithms(self) -> tuple[str, ...]:
@@ -101,6 +151,8 @@ class Started(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
+        if self.start == "kasa" and self.rank >= min(shape[:2]):
+            return f"KaSA of rank {self.rank} would take all of a weight {shape}"
         if len(shape) != 2 and not self.pair.misfit(shape):
             return f"{self.start} starts from a matrix, the module has {shape}"
         return self.pair.misfit(shape)
@@ -115,7 +167,23 @@ class Started(LayerWeights):
 
     def taken(self, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return P, what training took out of a base (out, in), as a product of (out, rank) and (rank, in)."""
-        return started_from(self.start, base, self.rank, self.pair.scale)
+        key = (_mark(base), self.start, self.rank, self.pair.scale, base.dtype, base.device)
+        if key not in self.kept:
+            found = started_from(self.start, base, self.rank, self.pair.scale)
+            self.kept.clear()
+            self.kept[key] = tuple(half.contiguous() for half in found)
+        left, right = self.kept[key]
+        return left, right
+
+    def on_outputs(
+        self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
+    ) -> OutputChange:
+        """Return the pair, and what it started from as another."""
+        if not gain:
+            return OutputChange()
+        left, right = self.taken(base())
+        own = self.pair.on_outputs(base, shape, gain)
+        return own.plus(OutputChange(pair=Factors(-left, right, 1.0)))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the pair's own."""

@@ -73,7 +73,7 @@ def read_axes(
     Returns:
         The axes that make sense.
     """
-    found = []
+    axes = []
     for key, given in getattr(plan.jobs[job], which).items():
         where = ("jobs", job, which, key)
         values = _values(key, given, wildcards)
@@ -92,8 +92,8 @@ def read_axes(
                 axis, values=tuple(x if isinstance(x, str | None) else plan.mix(x) for x in values)
             )
         if not bad:
-            found.append(axis)
-    return found
+            axes.append(axis)
+    return axes
 
 
 def _values(

@@ -156,7 +156,7 @@ def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
 
 
 def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
-    found: dict[str, AdapterSpec] = {}
+    specs: dict[str, AdapterSpec] = {}
     for number, folder in enumerate(plan.adapter_folders):
         where = ("adapter_folders", number)
         root = Path(plan.place(folder))
@@ -164,11 +164,11 @@ def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
             problems.problem(where, f"{root} is not a folder")
             continue
         for file in adapter_files(root):
-            if file.stem in found:
+            if file.stem in specs:
                 problems.problem(
-                    where, f"two files are called {file.stem!r}: {found[file.stem].source} and {file}"
+                    where, f"two files are called {file.stem!r}: {specs[file.stem].source} and {file}"
                 )
-            found[file.stem] = AdapterSpec(source=str(file))
+            specs[file.stem] = AdapterSpec(source=str(file))
     for name, given in plan.adapters.items():
         spec = AdapterSpec(source=given) if isinstance(given, str) and given else given
         if not isinstance(spec, AdapterSpec) or not name.strip() or not name.isprintable():
@@ -179,8 +179,8 @@ def _specs(plan: Plan, problems: Problems) -> dict[str, AdapterSpec]:
             here = Path(plan.place(source))
             with contextlib.suppress(OSError):
                 source = str(here) if here.exists() else source
-        found[name] = spec.model_copy(update={"source": source})
-    return found
+        specs[name] = spec.model_copy(update={"source": source})
+    return specs
 
 
 def _check_files(

@@ -64,12 +64,12 @@ def make_tasks(pictures: Iterable[PlannedPicture], batch_size: int, *, mixed: bo
         request = picture.request
         key = request.call_shape if mixed else (*request.call_shape, request.mix_key)
         rows.setdefault(key, []).append(picture)
-    found = []
+    tasks = []
     for row in rows.values():
         for start in range(0, len(row), batch_size):
             part = tuple(row[start : start + batch_size])
-            found.append(Task(part, tuple(sorted({name for x in part for name in x.request.adapters}))))
-    return sorted(found, key=lambda task: _place(task.pictures[0]))
+            tasks.append(Task(part, tuple(sorted({name for x in part for name in x.request.adapters}))))
+    return sorted(tasks, key=lambda task: _place(task.pictures[0]))
 
 
 def _place(picture: PlannedPicture) -> tuple[Names, str, int]:

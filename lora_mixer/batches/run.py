@@ -413,10 +413,10 @@ def _one_of_each_shape(pictures: Sequence[PlannedPicture]) -> tuple[PictureReque
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"lora_mixer": __version__}
+    versions = {"lora_mixer": __version__}
     for name in ("torch", "diffusers", "transformers"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -33,7 +33,7 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
     Returns:
         The values by name.
     """
-    found: dict[str, list[str]] = {}
+    wildcards: dict[str, list[str]] = {}
     for name, given in plan.wildcards.items():
         where = ("wildcards", name)
         if not _MARK.fullmatch(f"__{name}__"):
@@ -42,8 +42,8 @@ def read_wildcards(plan: Plan, problems: Problems) -> dict[str, list[str]]:
         values = list(given) if isinstance(given, list) else _of_file(plan.place(given), where, problems)
         if not values and values is not None:
             problems.problem(where, "has no values")
-        found[name] = values or [""]
-    return found
+        wildcards[name] = values or [""]
+    return wildcards
 
 
 def _of_file(path: str, where: EntryPath, problems: Problems) -> list[str] | None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import LayerPatterns
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def without_effect(mix: Mix, reach: Reach) -> list[str]:
                 told.append(
                     f"{name}: its schedule changes nothing after the start, {where}, which reads prompts once"
                 )
-        if isinstance(own.blocks, LayerPatterns) and (idle := own.blocks.unmatched(reach[name])):
+        if own.blocks is not None and (idle := own.blocks.unmatched(reach[name])):
             told.append(f"{name}: {', '.join(idle[:5])}: no layer that it changes matches")
     if problems:
         raise MixError(problems=tuple(problems))

@@ -59,13 +59,13 @@ def doctor(
 def _packages() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    packages = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            packages[name] = "missing"
+    return packages
 
 
 def _extras() -> dict[str, bool]:
@@ -79,16 +79,16 @@ def _extras() -> dict[str, bool]:
 def _devices() -> dict[str, dict[str, Any]]:
     import torch
 
-    found: dict[str, dict[str, Any]] = {}
+    devices: dict[str, dict[str, Any]] = {}
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        found[f"cuda:{number}"] = {"name": torch.cuda.get_device_name(number), "free": free, "total": total}
+        devices[f"cuda:{number}"] = {"name": torch.cuda.get_device_name(number), "free": free, "total": total}
     if torch.backends.mps.is_available():
         total = int(torch.mps.recommended_max_memory())
-        found["mps"] = {"name": "Apple GPU", "free": total, "total": total}
+        devices["mps"] = {"name": "Apple GPU", "free": total, "total": total}
     free, total = _host_memory()
-    found["cpu"] = {"name": f"{torch.get_num_threads()} threads", "free": free, "total": total}
-    return found
+    devices["cpu"] = {"name": f"{torch.get_num_threads()} threads", "free": free, "total": total}
+    return devices
 
 
 def _host_memory() -> tuple[int, int]:

@@ -30,7 +30,9 @@ from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
+from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.selection import choose
+from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -180,12 +182,19 @@ class EngineController:
 
     def clean_of(self, live: LiveModule) -> torch.Tensor:
         """
-        Return the clean weight (out, in, *kernel) of any module.
+        Return the clean weight (out, in, *kernel) of any module; of a packed linear layer what it computes with.
 
         Raises:
-            PipelineStateError: When its values cannot be read: packed, or on the meta device.
+            PipelineStateError: When its values cannot be read: packed otherwise, or on the meta device.
         """
         reason = unsupported(live.weight)
+        if (
+            reason
+            and live.weight.device.type != "meta"
+            and layer_kind(live.module) == "linear"
+            and not live.is_bare
+        ):
+            return weight_of(live.module, live.shape)
         if reason:
             raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
         return self._bases.clean_of(live)

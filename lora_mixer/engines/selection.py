@@ -48,7 +48,8 @@ def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequenc
                 continue
             taker = next((one for one in others if one.refusal(wish, name, place) is None), None)
             if taker is None:
-                reasons = [str(engine.refusal(wish, name, place)) for engine in takers]
+                in_order = sorted(takers, key=lambda engine: engine.cost(wish) or 0.0)
+                reasons = [str(engine.refusal(wish, name, place)) for engine in in_order]
                 problems.append(f"{layer.live.component}.{layer.live.path}: {'; and '.join(reasons)}")
                 break
             given[taker.name][place] = True

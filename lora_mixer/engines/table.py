@@ -29,9 +29,11 @@ class House:
 
 
 ENGINES: dict[str, Callable[[House], Engine]] = {
+    "dense": lambda house: DenseEngine(
+        house.bases
+    ),  # before the weights: what is asked to stand beside them does
     "merged": lambda house: house.bases,
     "side": lambda _: SideEngine(),
-    "dense": lambda _: DenseEngine(),
     "trainable": lambda house: TrainableEngine(house.bases),
 }
 """What makes each engine of a pipeline, in the order in which they are entered and shown a step."""

@@ -158,7 +158,7 @@ def _parameters(
 ) -> tuple[tuple[str, float, float | None], ...]:
     """Return scale and alpha of a pair for each parameter of its module that the configuration names."""
     names = () if rule is None else rule.config.get("target_parameters") or ()
-    found = []
+    parameters = []
     for name in dict.fromkeys(str(entry).rpartition(".")[2] for entry in names):
         owners = [spelling.replace(".base_layer", "") for spelling in target.spellings]
         spelled = [f"{owner}.{name}" for owner in owners]
@@ -166,8 +166,8 @@ def _parameters(
             continue
         alpha, own = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
         divisor = math.sqrt(own) if rule.rank_stabilised else own
-        found.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
-    return tuple(found)
+        parameters.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
+    return tuple(parameters)
 
 
 def _together(weights: Sequence[LayerWeights]) -> LayerWeights:

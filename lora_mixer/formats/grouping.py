@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
+from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
@@ -38,6 +38,8 @@ _OTHER_KINDS = (
 
 _AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:weight|bias)$)")
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
+_TRAINED_PART = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|hra|kasa|adapter)_\w+$")
+"""How methods name what they train in a module: no module of a model is named so."""
 _WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
 _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
@@ -84,6 +86,7 @@ def group_keys(
     Raises:
         NotAnAdapterError: When no key belongs to an adapter; the message says what the file seems to be.
         InvalidAdapterError: When a module's part stands twice, or several named adapters share the file.
+        UnsupportedAdapterError: When keys beside a PEFT configuration are of no known part.
     """
     modules: dict[tuple[str | None, str], ModuleKeys] = {}
     layouts: set[str] = set()
@@ -119,10 +122,29 @@ def group_keys(
     foreign = any(_IP_ADAPTER.search(key) for key in tensors)
     if nothing or foreign or _only_values(modules.values(), has_config=has_config):
         raise _not_an_adapter(tensors, list(embeddings), label)
+    if has_config:
+        _refuse_unknown([key for key, why in unused.items() if why is _UNKNOWN], label)
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _refuse_unknown(keys: Sequence[str], label: str) -> None:
+    """
+    Refuse keys that no rule reads beside a PEFT configuration: they are a sign of a method that is not known.
+
+    Raises:
+        UnsupportedAdapterError: When there are any.
+    """
+    if keys:
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        msg = (
+            f"{len(keys)} keys beside the PEFT configuration are of no part that this version knows "
+            f"({', '.join(key[:200] for key in keys[:5])}{more}), so that a part of what was trained would be left out; take "
+            "them out of the file to load the rest"
+        )
+        raise UnsupportedAdapterError(msg, file=label)
 
 
 def _check_once(names: Sequence[str], twice: Sequence[str], label: str) -> None:
@@ -206,7 +228,7 @@ def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Lea
     module, _, last = key.rpartition(".")
     if last == "weight" and f"{module}.on_input" in tensors:
         return module, Leaf("ia3_weight", "ia3")
-    if last not in ("weight", "bias"):
+    if last not in ("weight", "bias") or _TRAINED_PART.search(module):
         return None
     # norms beside pairs, as control LoRAs have them; in a file of nothing else they are a model's own
     if PEFT_ROOT in key or (_NORM.search(module) and tensors[key].ndim == 1):

@@ -204,8 +204,17 @@ _ROWS = (
     ),
     Kind(
         "kasa",
-        refused="KaSA, which takes small singular values out of the base as well",
+        "started:Started.with_diagonal",
         leaves=((r"\.lora_diag<name>", "diag"),),
+        peft_fields=("kasa_config",),
+        pair="takes",
+    ),
+    Kind(
+        "fourierft",
+        "fourierft:FourierFT.from_parts",
+        leaves=((r"\.fourierft_spectrum<name>", "fourierft"),),
+        peft_types=("FOURIERFT",),
+        peft_fields=("n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed"),
     ),
     Kind(
         "adalora",

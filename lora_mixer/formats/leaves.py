@@ -70,14 +70,14 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
         if key.endswith(suffix) and not key.endswith(_ALPHA_OF_A_HALF):
             return key[: -len(suffix)], leaf
     for pattern, role, algorithm in _table():
-        found = pattern.search(key)
-        if found:
-            groups = found.groupdict()
+        match = pattern.search(key)
+        if match:
+            groups = match.groupdict()
             part = (groups.get("part") or "").lstrip("_")
             full_role = f"{role}_{part}" if part else role
-            old = found.group().startswith("_lora.")
+            old = match.group().startswith("_lora.")
             stream = groups.get("stream")
-            spelling = key[: found.start()] + (f"_{stream}" if stream else "")
+            spelling = key[: match.start()] + (f"_{stream}" if stream else "")
             if groups.get("modulation"):
                 spelling += ".modulation"
             return spelling, Leaf(full_role, algorithm, groups.get("inner"), old)

@@ -27,7 +27,6 @@ HEADER_KEY = "lora_adapter_metadata"
 # Fields of LoraConfig that change what the tensors mean in ways that no change of a weight can give.
 _REFUSED = {
     "use_qalora": "QA-LoRA",
-    "kasa_config": "KaSA, which takes small singular values out of the base as well",
     "arrow_config": "Arrow, which chooses among adapters token by token",
     "use_bdlora": "BD-LoRA",
     "layer_replication": "replicated layers",
@@ -208,6 +207,11 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
 def _odd_starts(config: Mapping[str, Any]) -> list[str]:
     """Name what is wrong with how the pairs started."""
     start = config.get("init_lora_weights")
+    if config.get("kasa_config"):
+        odd = [name for name in ("use_dora", "target_parameters", "fan_in_fan_out") if config.get(name)]
+        odd += [f"init_lora_weights = {start!r}"] if start in ("pissa", "olora") else []
+        if odd:
+            return [f"KaSA together with {name}" for name in odd]
     if not isinstance(start, str):
         return []
     kind = "pissa_niter" if start.startswith("pissa_niter") else start

@@ -39,10 +39,10 @@ def split_key(key: str, metadata: Mapping[str, str]) -> tuple[str, str, str] | N
     Returns:
         (component hint, module spelling, role), or None for a key of another kind.
     """
-    found = KEY.fullmatch(key)
-    if not found:
+    match = KEY.fullmatch(key)
+    if not match:
         return None
-    component, number, role = found.groups()
+    component, number, role = match.groups()
     try:
         classes = json.loads(metadata.get(component, "null"))
     except (ValueError, RecursionError):

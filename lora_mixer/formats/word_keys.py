@@ -21,5 +21,5 @@ def token_of(key: str) -> str | None:
         >>> token_of("bundle_emb.ohwx.clip_l"), token_of("<s1>"), token_of("lora_unet_conv_in.alpha")
         ('ohwx', '<s1>', None)
     """
-    found = WORD_KEY.match(key)
-    return next((g for g in found.group("token", "angle", "bare") if g), None) if found else None
+    match = WORD_KEY.match(key)
+    return next((g for g in match.group("token", "angle", "bare") if g), None) if match else None

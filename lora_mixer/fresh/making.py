@@ -19,6 +19,7 @@ from lora_mixer.formats.peft_config import scale_rule
 from lora_mixer.fresh.eva import spread
 from lora_mixer.fresh.kinds.lora import EvaConfig
 from lora_mixer.fresh.kinds.tokens import refuses_tokens, rows_of
+from lora_mixer.fresh.parameters import parameter_pairs
 from lora_mixer.fresh.targets import (
     ALL_LINEAR,
     Target,
@@ -104,8 +105,6 @@ def fresh_source(
     paths, notes = _paths(config, kind, tree, saved, problems, asked)
     if problems:
         raise AdapterConfigError(problems=tuple(problems))
-    if notes:
-        warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
     config = _written(config, kind, tree, paths, saved, asked)
     targets = _targets(config, tree, paths)
     refused = [f"{one.path} {why}" for one in targets if (why := kind.refuses(config, one))]
@@ -114,6 +113,8 @@ def fresh_source(
         raise AdapterConfigError(
             problems=(Problem("target_modules", f"{'; '.join(refused[:_SHOWN])}{more}."),)
         )
+    if notes:
+        warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
     if getattr(config, "init_lora_weights", None) == "eva":
         return _by_data(config, kind, tree, targets, saved, asked)
     return _source(config, kind, tree, targets, saved, asked, {})
@@ -178,6 +179,8 @@ def in_block(path: str, name: str) -> bool:
 
 def _only_values(config: AdapterConfig, saved: Sequence[str]) -> bool:
     """Say whether a configuration means modules that are saved whole, or tokens, and no targets at all."""
+    if getattr(config, "target_parameters", None) and not config.target_modules:
+        return True
     has_others = bool(saved) or bool(getattr(config, "trainable_token_indices", None))
     return has_others and config.target_modules == []
 
@@ -291,6 +294,7 @@ def _source(
                 tensors[front + key] = given.get(key, tensor).float().cpu().contiguous()
         _add_values(config, tree, [one.path for one in targets], saved, tensors, front)
         _add_tokens(config, tree, tensors)
+        _add_parameters(config, tree, tensors)
     table = config.to_dict() if kind.is_peft else None
     return AdapterSource(asked.label, tensors, table, is_fresh=True)
 
@@ -347,6 +351,20 @@ def _saved_values(tree: Tree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
             )
         )
     return found
+
+
+def _add_parameters(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tensor]) -> None:
+    """Add pairs on bare parameters."""
+    names = getattr(config, "target_parameters", None)
+    if not names:
+        return
+    problems: list[Problem] = []
+    rule = scale_rule(config.to_dict(), "the configuration")
+    idle = bool(getattr(config, "init_lora_weights", True))
+    pairs = parameter_pairs(names, tree, lambda path: rule.rank_of(path) or 1, problems, idle=idle)
+    if problems:
+        raise AdapterConfigError(problems=tuple(problems))
+    tensors |= {f"{PEFT_ROOT}{key}": tensor for key, tensor in pairs.items()}
 
 
 def _add_tokens(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tensor]) -> None:

@@ -96,10 +96,10 @@ def block_of(module: str) -> str:
         >>> block_of("single_stream_blocks.3.block.attn1.to_q"), block_of("double_stream_blocks.3.block.attn1.to_q")
         ('single_stream_blocks 3', 'double_stream_blocks 3')
     """
-    found = _BLOCK.search(module)
-    if found is None:
+    match = _BLOCK.search(module)
+    if match is None:
         return "other"
-    side, number, mid, half, place, middle, kind, index = found.groups()
+    side, number, mid, half, place, middle, kind, index = match.groups()
     if mid or middle:
         return "mid"
     return f"{side or half or kind} {number or place or index}"

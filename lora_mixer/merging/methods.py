@@ -27,6 +27,12 @@ METHODS: Mapping[str, MethodSpec] = {
 }
 """Every merging method by its name; a new one is a row here."""
 
+_ELSEWHERE = {
+    "b-lora": "B-LoRA is block weights of a mix: content.safetensors:blocks=b-lora:content "
+    "style.safetensors:blocks=b-lora:style"
+}
+"""How names begin that are looked for here and stand elsewhere, and where."""
+
 _TEXT = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -56,13 +62,8 @@ class MergeMethod:
     def __init__(self, name: str = "sum", **settings: Value) -> None:
         """Look the method up and check its settings."""
         if name not in METHODS:
-            blocks = (
-                "; B-LoRA is block weights of a mix: content.safetensors:blocks=b-lora:content "
-                "style.safetensors:blocks=b-lora:style"
-                if name.startswith("b-lora")
-                else ""
-            )
-            refuse([f"method {name!r} is unknown; there are {', '.join(METHODS)}{blocks}"])
+            more = next((f"; {text}" for start, text in _ELSEWHERE.items() if name.startswith(start)), "")
+            refuse([f"method {name!r} is unknown; there are {', '.join(METHODS)}{more}"])
         self.spec = METHODS[name]
         self.settings = read_settings(self.spec, settings)
 
@@ -84,8 +85,8 @@ class MergeMethod:
         """
         if isinstance(method, MergeMethod):
             return cls(method.name, **{**method.settings, **more}) if more else method
-        found = _TEXT.fullmatch(str(method))
-        name, inside = found.groups() if found is not None else ("", None)
+        match = _TEXT.fullmatch(str(method))
+        name, inside = match.groups() if match is not None else ("", None)
         if not name:
             refuse([f"expected a method such as ties or ties(density=0.2), got {method!r}"])
         settings: dict[str, Any] = dict(more)

@@ -60,8 +60,8 @@ def _power(pattern: str) -> int:
     depth = quantifiers = groups = branches = place = 0
     before = ""
     while place < len(pattern):
-        found = _TOKEN.match(pattern, place)
-        mark = found[0] if found else ""
+        match = _TOKEN.match(pattern, place)
+        mark = match[0] if match else ""
         place += len(mark)
         groups += mark.startswith("(")
         depth += mark.startswith("(") - (mark == ")")

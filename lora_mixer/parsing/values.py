@@ -96,8 +96,8 @@ def sides(value: object) -> tuple[int | None, int | None]:
         >>> sides("512x768"), sides("(512, 768)"), sides("big")
         ((512, 768), (512, 768), (None, None))
     """
-    found = re.fullmatch(r"\s*\(?\s*(\d{1,7})\s*[x×,]\s*(\d{1,7})\s*\)?\s*", str(value)[:64])
-    return (as_side(found[1]), as_side(found[2])) if found else (None, None)
+    match = re.fullmatch(r"\s*\(?\s*(\d{1,7})\s*[x×,]\s*(\d{1,7})\s*\)?\s*", str(value)[:64])
+    return (as_side(match[1]), as_side(match[2])) if match else (None, None)
 
 
 _OF_NOTHING = hashlib.sha256().hexdigest()
@@ -109,8 +109,8 @@ def as_hash(value: object) -> str | None:
 
     None for the digest of nothing, too: programs write it for every file that is too short for their way of hashing.
     """
-    found = _DIGITS.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 80 else None
-    digits = found[1].lower() if found else None
+    match = _DIGITS.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 80 else None
+    digits = match[1].lower() if match else None
     return None if digits is None or _OF_NOTHING.startswith(digits) else digits
 
 

@@ -44,12 +44,12 @@ def masks_of(mix: Mix) -> dict[str, str]:
     Args:
         mix: The mix, before ``portable``.
     """
-    found: dict[str, str] = {}
+    masks: dict[str, str] = {}
     for mask in {each.mask.digest: each.mask for each in mix.adapters.values() if each.mask}.values():
-        encoded = _encoded(mask) if len(found) < _MASKS_AT_MOST else None
+        encoded = _encoded(mask) if len(masks) < _MASKS_AT_MOST else None
         if encoded is not None and len(encoded) <= _MASK_BYTES_AT_MOST:
-            found[mask.digest] = encoded
-    return found
+            masks[mask.digest] = encoded
+    return masks
 
 
 def read_mix(spec: object, masks: object, notes: list[str]) -> Mix | None:

@@ -40,7 +40,7 @@ def take_tags(
         >>> take_tags("a castle <lora:ink:0.2:0.8>, dusk", [])[0]
         'a castle, dusk'
     """
-    found: dict[str, PictureAdapter] = {}
+    tags: dict[str, PictureAdapter] = {}
     names: list[str] = []
 
     def numbered(_: re.Match[str]) -> str:
@@ -53,12 +53,12 @@ def take_tags(
         adapter = _read(match[1], notes, denoiser_first=denoiser_first)
         if adapter is None:
             notes.append(f"the tag <lora:{match[1][:60]}> names no adapter and was left out")
-        elif found.pop(adapter.name, None):
+        elif tags.pop(adapter.name, None):
             notes.append(f'"{adapter.name}" is named twice in the prompt; the last weight counts')
         if adapter is not None:
-            found[adapter.name] = adapter
+            tags[adapter.name] = adapter
     clean, _ = parse_prompt(_TAG.sub(numbered, prompt), names)
-    return clean, list(found.values())
+    return clean, list(tags.values())
 
 
 def with_tags(prompt: str, adapters: Iterable[PictureAdapter]) -> tuple[str, bool]:

@@ -260,10 +260,10 @@ def _refused(sampler: str | None, schedule: str | None) -> str | None:
 def fields_of(request: type[PictureFields]) -> Mapping[str, PictureField]:
     """Return the fields by name in their order, with the defaults of a class that stands on them."""
     defaults = {each.name: each.default for each in dataclasses.fields(request)}
-    found = {}
+    fields = {}
     for each in dataclasses.fields(PictureFields):
         about: PictureField = each.metadata[_KEY]
         default = "" if defaults[each.name] is dataclasses.MISSING else defaults[each.name]
         label = about.label or each.name.replace("_", " ").capitalize()
-        found[each.name] = dataclasses.replace(about, name=each.name, default=default, label=label)
-    return found
+        fields[each.name] = dataclasses.replace(about, name=each.name, default=default, label=label)
+    return fields

@@ -94,22 +94,22 @@ class ImageTasks:
         """Return the images of a batch as the pipeline takes them."""
         takes = inspect.signature(pipe.__call__).parameters
         read = [self._images(request) for request in batch]
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         for name in ("image", "mask_image"):
             if name in read[0]:
-                found[name] = [images[name] for images in read]
+                arguments[name] = [images[name] for images in read]
         if "control_image" in read[0]:
             argument = "control_image" if "control_image" in takes else "image"
-            found[argument] = [images["control_image"] for images in read]
+            arguments[argument] = [images["control_image"] for images in read]
         if "image" in read[0]:
             size = read[0]["image"].size
-            found |= {
+            arguments |= {
                 key: value for key, value in zip(("width", "height"), size, strict=True) if key in takes
             }
-        return found
+        return arguments
 
     def _images(self, request: PictureRequest) -> dict[str, Image]:
-        found: dict[str, Image] = {}
+        images: dict[str, Image] = {}
         size = (request.width, request.height)
         if request.image is not None:
             first = read_image(request.image, "image")
@@ -120,12 +120,12 @@ class ImageTasks:
                         f"{mask.width}x{mask.height} pixels, expected the {first.width}x{first.height} of the image",
                         field="mask_image",
                     )
-                found["mask_image"] = _sized(mask, size)
-            found["image"] = _sized(first, size)
-            size = found["image"].size
+                images["mask_image"] = _sized(mask, size)
+            images["image"] = _sized(first, size)
+            size = images["image"].size
         if request.control_image is not None:
-            found["control_image"] = _sized(read_image(request.control_image, "control_image"), size)
-        return found
+            images["control_image"] = _sized(read_image(request.control_image, "control_image"), size)
+        return images
 
 
 def larger(images: Sequence[Image], scale: float) -> list[Image]:

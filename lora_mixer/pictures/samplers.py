@@ -187,7 +187,7 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
 
 
 def _words(schedule: str | None) -> tuple[str, ...]:
-    found = []
+    words = []
     for part in re.split(r"[,;]", schedule or ""):
         text = part.strip()
         pieces = [text] if _key(text) in _SCHEDULE_KEYS else text.split()
@@ -198,8 +198,8 @@ def _words(schedule: str | None) -> tuple[str, ...]:
                     f"{piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several",
                     field="schedule",
                 )
-            found.append(word)
-    return tuple(dict.fromkeys(word for word in found if word))
+            words.append(word)
+    return tuple(dict.fromkeys(word for word in words if word))
 
 
 def _told(words: Sequence[str]) -> dict[str, Any]:

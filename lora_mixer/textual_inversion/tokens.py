@@ -343,12 +343,12 @@ class TokenSet:
     def _encoders(self) -> dict[str, tuple[Any, nn.Module]]:
         """Return (tokenizer, encoder) of each text encoder that has a tokenizer."""
         table = getattr(self._pipe.pipe, "components", None) or {}
-        found = {}
+        encoders = {}
         for number in ("", "_2", "_3"):
             tokenizer, encoder = table.get(f"tokenizer{number}"), table.get(f"text_encoder{number}")
             if isinstance(encoder, nn.Module) and hasattr(tokenizer, "add_tokens"):
-                found[f"text_encoder{number}"] = (tokenizer, encoder)
-        return found
+                encoders[f"text_encoder{number}"] = (tokenizer, encoder)
+        return encoders
 
     def _vocabulary(self, component: str, tokenizer: Any) -> Mapping[str, int]:
         """Return the tokenizer's own words, without those that are held here."""

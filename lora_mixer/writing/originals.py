@@ -68,15 +68,15 @@ class Original:
         Args:
             layers: The layers, in the order that they were bound in.
         """
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for key, shape in self.shapes.items():
             if key not in self.places:
-                found[key] = self.others[key]
+                tensors[key] = self.others[key]
                 continue
             number, place = self.places[key]
             tensor = list(layers[number].weights.tensors())[place]
-            found[key] = tensor if tensor.shape == shape else tensor.T.contiguous()
-        return found
+            tensors[key] = tensor if tensor.shape == shape else tensor.T.contiguous()
+        return tensors
 
 
 def _is_same(tensor: torch.Tensor, shape: torch.Size) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lora_mixer.errors import PictureError
-from lora_mixer.writing import bake
+from lora_mixer.writing import FORMATS, bake
 
 from .. import checks
 from ..messages import FieldError
@@ -20,7 +20,6 @@ from ..mix_rows import read_rows
 if TYPE_CHECKING:
     from ..app_state import AppState
 
-FORMATS = ("diffusers", "kohya", "comfyui", "peft")
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
 KEPT_DOWNLOADS = 32

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_mixer.writing import FORMATS
+
 from ..handlers import export as handlers
 from ..theme import part
 from .shared import QUIET, guarded
@@ -25,7 +27,7 @@ def export_page(shared: Shared) -> None:
             name = gr.Textbox(label="Name", value="my-mix", elem_id="export-name", max_length=80)
             with gr.Row():
                 form = gr.Dropdown(
-                    label="Format", choices=list(handlers.FORMATS), value="kohya", elem_id="export-format",
+                    label="Format", choices=list(FORMATS), value="kohya", elem_id="export-format",
                     min_width=110,
                 )  # fmt: skip
                 rank = gr.Number(

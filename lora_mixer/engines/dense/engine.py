@@ -2,7 +2,8 @@
 Runs what has no low-rank form beside weights that stay as they are.
 
 The dearest engine, for what no other can have: beside weights that cannot be rewritten (IA3, DoRA, LoHa, LoKr, trained heads and
-biases on packed layers), and where rows of a batch have mixes of their own.
+biases on packed layers), where rows of a batch have mixes of their own, and where ``engine="side"`` asks that no layer's weight
+be written.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lora_mixer.engines.engine import Effect, Shares, Wish
     from lora_mixer.engines.gains import MixGains
     from lora_mixer.engines.hooks import HookHandle
+    from lora_mixer.engines.merged.engine import MergedEngine
 
 
 class DenseEngine(Engine):
@@ -36,8 +38,9 @@ class DenseEngine(Engine):
 
     name = "dense"
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, bases: MergedEngine) -> None:
+        """Start with none; ``bases`` knows the weights of the whole layer where a module has some rows of one."""
+        self._bases = bases
         self._layers: dict[str, list[DenseLayer]] = {}
         self._handles: list[HookHandle] = []
         self._mixes: Sequence[MixGains] = ()
@@ -56,7 +59,7 @@ class DenseEngine(Engine):
         Raises:
             MixError: When gains differ by place in the picture, or rows of a layer cannot be told apart.
         """
-        if any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names):
+        if has_masks(wish):
             raise MixError("masks need a low-rank form in every layer")
         shares = {}
         for name in wish.names:
@@ -72,10 +75,24 @@ class DenseEngine(Engine):
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's output cannot be changed from outside; None where it can."""
         layer = wish.layers[name][place]
-        if layer.siblings is not None or layer.widening is not None:
-            return "it is some rows of a layer of the file, or wider than the module"
+        reasons = {
+            "it is a pair, which the side path has": side_pair(layer) is not None,
+            "it is a pair over all inputs of a convolution in groups, which only a side path could have": (
+                layer.weights.beside_only
+            ),
+            "masks need a low-rank form in every layer": has_masks(wish),
+            "it gives the module more inputs": layer.widening is not None,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                return reason
         packed = not layer.live.is_bare and unsupported(layer.live.weight) is not None
-        return refusal(layer.live, packed=packed, rows=wish.images > 1)
+        why = refusal(layer.live, packed=packed, rows=wish.images > 1)
+        if why is not None or wish.images > 1 or self._bases.refusal(wish, name, place) is not None:
+            return why
+        if wish.setting.engine == "side" and layer.live.component not in TEXT_ENCODERS:
+            return None
+        return "its weight can be written"
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 
@@ -105,12 +122,17 @@ class DenseEngine(Engine):
         """Stand beside the modules that this engine was given."""
         found: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
         for name, shares in effect.served[self.name].items():
+            if not any(shares):
+                continue
             constant = [mix.constant(name) for mix in effect.mixes]
             for place, mine in enumerate(shares):
                 if mine and any(gains[place] for gains in constant):
                     layer = effect.layers[name][place]
                     key = id(layer.live.module), layer.live.attribute
-                    found.setdefault(key, (layer.live, []))[1].append((layer.weights, name, place))
+                    weights = layer.weights if layer.siblings is None else self._bases.held_at(name, place)
+                    found.setdefault(key, (layer.live, []))[1].append((weights, name, place))
+        if not found:  # nearly always: what nothing is beside costs nothing at a step either
+            return
         for live, parts in found.values():
             beside = DenseLayer(live, parts)
             self._layers.setdefault(live.component, []).append(beside)
@@ -141,3 +163,8 @@ class DenseEngine(Engine):
         for layer in layers:
             layer.show(gains, rows)
         self._generations[component] += 1
+
+
+def has_masks(wish: Wish) -> bool:
+    """Tell whether an adapter of any mix has a mask."""
+    return any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names)

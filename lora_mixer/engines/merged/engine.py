@@ -37,7 +37,10 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.products import weight_of
+from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -155,6 +158,13 @@ class MergedGains:
         }
 
 
+def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
+    """Return a part of a fused layer's clean base; of a linear layer whose weight cannot be read, by its products."""
+    if entry.weight.locked and entry.weight.base is None and layer_kind(live.module) == "linear":
+        return weight_of(live.module, live.shape)
+    return entry.weight.clean()
+
+
 class MergedEngine(Engine):
     """
     Writes mixes into weights and puts the base back; it keeps the bases for all engines.
@@ -222,7 +232,10 @@ class MergedEngine(Engine):
                 mark = id(siblings.parts[0].live.module)
                 if mark not in wholes:
                     parts = [
-                        (self._touched[id(p.live.module), p.live.attribute].weight.clean, p.file_rows)
+                        (
+                            partial(_readable, self._touched[id(p.live.module), p.live.attribute], p.live),
+                            p.file_rows,
+                        )
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
@@ -447,14 +460,19 @@ class MergedEngine(Engine):
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
-        if wish.images > 1:
-            return "its weight is one for all rows"
+        component = wish.layers[name][place].live.component
+        if wish.images > 1 or (wish.is_by_place and component not in TEXT_ENCODERS):
+            return "its weight is one for all rows and places"
         held = self._adapters[name][place]
         if held.weights.beside_only:
             return "no weight of a convolution in groups can hold a pair over all of its inputs"
         if held.entry.weight.locked:
             return unsupported(wish.layers[name][place].live.weight)
         return _READ_FROM_FILES if held.entry.weight.stored is not None else None
+
+    def held_at(self, name: str, place: int) -> LayerWeights:
+        """Return the tensors of one layer of an adapter, with the whole base of a fused layer in reach."""
+        return self._adapters[name][place].weights
 
     # --- taking effect -------------------------------------------------------------------------------------------------
 

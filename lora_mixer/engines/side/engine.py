@@ -35,6 +35,8 @@ _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 _ONE_INPUT = ("to_q", "to_k", "to_v", *_ADDED)
 """Leaves of an attention's path that have one input: queries too, unless they look at something else."""
 
+MORE = "; engine='side' holds its whole changes beside the layers, which takes about as much memory as those"
+
 
 @dataclass
 class LayerParts:
@@ -124,17 +126,20 @@ class SideEngine(Engine):
         for name in wish.names:
             layers = wish.layers[name]
             own = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
-            shares[name] = own
-            pairs = self._pairs_of(name, layers) if any(own) else []
-            for mine, pair, layer in zip(own, pairs, layers, strict=False):
+            pairs = self._pairs_of(name, layers) if any(own) else [None] * len(layers)
+            shares[name] = [mine and pair is not None for mine, pair in zip(own, pairs, strict=True)]
+            for mine, pair, layer in zip(own, pairs, layers, strict=True):
                 if mine and pair is None:
                     dense[name] = layer.weights.algorithms[0]
                     break
-        if dense:
+        # who asks for it by name gets whole changes beside layers, too, but no mask over them
+        masked = any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names)
+        if dense and (masked or wish.setting.engine != self.name):
             shown = ", ".join(f"{name} ({algorithm})" for name, algorithm in dense.items())
             raise MixError(
                 f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
                 "constant mixes and schedules of it can be merged (engine='merged')"
+                f"{'' if masked else MORE}"
             )
         return shares
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -27,6 +28,7 @@ from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.trainable.parameters import as_they_are
 from lora_mixer.engines.trainable.registry import register, unregister
@@ -34,8 +36,6 @@ from lora_mixer.errors import MixError, PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding import BoundLayer
@@ -240,6 +240,7 @@ class Beside:
         self.module, self.component, self.scale = module, component, 1.0
         self._pairs: list[tuple[LayerWeights, Held | None, tuple[int, ...], float, float]] = []
         self._products: list[tuple[LayerWeights, Clean, float]] = []
+        self._outputs: list[tuple[LayerWeights, tuple[int, ...], float]] = []
         self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
 
     def add(
@@ -270,17 +271,27 @@ class Beside:
         elif kind is not None and isinstance(weights, LowRank | AdaLora):
             self._pairs.append((weights, None, shape, gain, dropout))
         elif kind == "linear" and isinstance(weights, Started):
-            taken = weights.taken(_wide(clean().to(compute_device(self.module))))
+            packed = self._is_packed
+            device = compute_device(self.module)
+            taken = weights.taken(weight_of(self.module, shape) if packed else _wide(clean().to(device)))
             self._pairs.append((weights.pair, taken, shape, gain, dropout))
         elif dropout and not isinstance(self.module, nn.Embedding):  # PEFT drops nothing of a lookup
             raise PipelineStateError(
                 f"lora_dropout = {dropout} on {type(self.module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
                 "dropped of pairs on linear layers and convolutions only; set it to 0"
             )
+        elif kind == "linear" and not transposed and self._is_packed:
+            self._outputs.append((weights, shape, gain))
         elif kind == "linear":
             self._products.append((weights, clean, gain))
         else:
             self._others.append((attribute, weights, clean, gain, transposed))
+
+    @property
+    def _is_packed(self) -> bool:
+        """Whether the module's weight cannot be read as a tensor."""
+        weight = getattr(self.module, "weight", None)
+        return isinstance(weight, torch.Tensor) and unsupported(weight) is not None
 
     def check(self) -> None:
         """
@@ -305,16 +316,39 @@ class Beside:
             weights.confine()
         for _, weights, *_ in self._others:
             weights.confine()
+        for weights, *_ in self._outputs:
+            weights.confine()
+        own = output
         if self._others:
             output = standing_in(module, self._weights(module)).forward(*args)
         for weights, clean, gain in self._products:
             scaled = gain * self.scale
             output = output + self._product(module, args[0], weights, clean, scaled).to(output.dtype)
+        for weights, shape, gain in self._outputs:
+            part = self._on_output(module, args[0], own, weights, shape, gain * self.scale)
+            output = output + part.to(output.dtype)
         for weights, taken, shape, gain, dropout in self._pairs:
             scaled = gain * self.scale
             part = self._pair(module, args[0], weights, taken, shape, scaled, dropout)
             output = output + part.to(output.dtype)
         return output
+
+    @staticmethod
+    def _on_output(
+        module: nn.Module,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        weights: LayerWeights,
+        shape: tuple[int, ...],
+        gain: float,
+    ) -> torch.Tensor:
+        """Return what a change adds to the output of a linear layer whose weight is packed."""
+        now, bias = as_they_are(weights), getattr(module, "bias", None)
+        change = now.on_outputs(lambda: weight_of(module, shape), shape, gain)
+        own = output if bias is None else output - bias.to(output.device)
+        part = change.added(x.to(output.device), own, lambda inputs: product(module, inputs))
+        moved = now.bias_delta(None if bias is None else _wide(bias), gain)
+        return part if moved is None else part + moved.to(part.device)
 
     def _pair(
         self,

@@ -66,6 +66,7 @@ class LoraConfig(AdapterConfig):
             ``eva_data``); False draws both halves, so that the adapter changes outputs from the start.
         eva_config: For ``"eva"``.
         trainable_token_indices: Tokens whose rows of the lookup table are trained; a dict names other tables.
+        target_parameters: Ends of the paths of bare parameters, such as the experts' ``"experts.gate_up_proj"``.
         fan_in_fan_out: Whether weights lie as (in, out); found out where an adapter is made.
 
     Example:
@@ -87,6 +88,7 @@ class LoraConfig(AdapterConfig):
     init_lora_weights: bool | str = True
     eva_config: EvaConfig | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    target_parameters: list[str] | None = None
     fan_in_fan_out: bool = False
 
 
@@ -118,6 +120,20 @@ def _problems(config: LoraConfig) -> Iterator[Problem]:
         yield from number(eva, "rho", least=1.0)
         yield from flags(eva, "use_label_mask", "whiten", "adjust_scaling_factors")
     yield from token_problems(config.trainable_token_indices, "trainable_token_indices")
+    yield from _parameter_problems(config)
+
+
+def _parameter_problems(config: LoraConfig) -> Iterator[Problem]:
+    """Find what bare parameters cannot have."""
+    names: Any = config.target_parameters
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        yield Problem("target_parameters", f"expected a list of names, got {shown(names)}.")
+    odd = [name for name in ("use_dora", "lora_bias", "lora_dropout") if getattr(config, name)]
+    odd += ["init_lora_weights"] if isinstance(config.init_lora_weights, str) else []
+    for name in odd:
+        yield Problem(name, "has no place on bare parameters (target_parameters).")
 
 
 def token_problems(table: Any, name: str) -> Iterator[Problem]:

@@ -61,7 +61,7 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
 
 
 def _adapters(entries: list[Any]) -> list[PictureAdapter]:
-    found = []
+    adapters = []
     for entry in map(as_table, entries[:_LORAS_AT_MOST]):
         model = as_table(entry.get("model") or entry.get("lora"))
         weight = as_float(entry.get("weight"))
@@ -69,8 +69,8 @@ def _adapters(entries: list[Any]) -> list[PictureAdapter]:
             written = as_text(model.get("hash"))
             kind, _, digits = (written or "").rpartition(":")
             hashes = {kind or "blake3": digits} if digits else {}
-            found.append(PictureAdapter(name, 1.0 if weight is None else weight, None, hashes))
-    return found
+            adapters.append(PictureAdapter(name, 1.0 if weight is None else weight, None, hashes))
+    return adapters
 
 
 def _name(model: Mapping[str, Any]) -> str | None:

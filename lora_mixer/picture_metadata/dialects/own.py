@@ -129,7 +129,7 @@ def _adapter(adapter: PictureAdapter, *, in_mix: bool) -> dict[str, Any]:
 
 
 def _adapters(entries: list[Any], mix: Mix | None, notes: list[str]) -> list[PictureAdapter]:
-    found: list[PictureAdapter] = []
+    adapters: list[PictureAdapter] = []
     for entry in map(as_table, entries[:_ADAPTERS_AT_MOST]):
         name = entry.get("name")
         hashes = {
@@ -140,13 +140,13 @@ def _adapters(entries: list[Any], mix: Mix | None, notes: list[str]) -> list[Pic
         if not isinstance(name, str) or not name.strip():
             continue
         if mix is not None and name in mix:
-            found.append(PictureAdapter.of(name, mix[name], hashes))
+            adapters.append(PictureAdapter.of(name, mix[name], hashes))
             continue
         weight = as_float(entry.get("weight"))
         spec = read_spec(entry["spec"], notes) if "spec" in entry else None
-        found.append(
+        adapters.append(
             PictureAdapter(
                 name, 1.0 if weight is None else weight, as_float(entry.get("text_weight")), hashes, spec
             )
         )
-    return found
+    return adapters

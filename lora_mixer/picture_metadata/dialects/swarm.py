@@ -91,14 +91,14 @@ def _adapters(params: dict[str, Any], notes: list[str]) -> list[PictureAdapter]:
         notes.append(
             f"{len(names)} adapters and {len(weights)} weights are listed; the weights were taken as 1"
         )
-    found = []
+    adapters = []
     for number, entry in enumerate(names):
         if name := file_stem(entry):
             given = weights[number] if len(weights) == len(names) else None
             text = texts[number] if len(texts) == len(names) else None
             weight = 1.0 if given is None else given
-            found.append(PictureAdapter(name, weight, None if text == weight else text))
-    return found
+            adapters.append(PictureAdapter(name, weight, None if text == weight else text))
+    return adapters
 
 
 def _listed(value: object) -> list[Any]:
