@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+WIDE, MIDDLE, NARROW = ({"width": w, "height": h} for w, h in ((1440, 900), (1024, 768), (390, 844)))
 COLOURS = 192
 
 
@@ -40,11 +40,14 @@ def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
     def take(view: str) -> None:
         shot(desk, out / f"ui-{view}-{name}.png", both=both)
 
+    desk.page.locator(".lm-first").wait_for()
+    take("first")
     desk.add("ink", "watercolor", "neon")
     desk.weight("watercolor", 0.6)
     desk.weight("ink", 0.8)
     desk.row("neon").get_by_role("switch").focus()
     desk.page.keyboard.press("Space")
+    desk.page.keyboard.press("Escape")
     desk.fill("a castle, ink sketch", seed=4, steps=steps, count=3)
     desk.make()
     desk.open_mix()
@@ -84,7 +87,7 @@ def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
 
 
 def main() -> None:
-    """Serve the demo and draw all views at both widths; the narrow ones are dark."""
+    """Serve the demo and draw all views at all widths; the narrow ones are dark."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=Path("docs/images"))
     options.add_argument("--steps", type=int, default=20)
@@ -95,7 +98,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, serving(f"{folder}/out", f"{folder}/cache") as (url, _):
         playwright, chromium = browser()
-        for size, colours, name in ((WIDE, "light", "1440"), (NARROW, "dark", "390")):
+        for size, colours, name in (
+            (WIDE, "light", "1440"),
+            (MIDDLE, "light", "1024"),
+            (NARROW, "dark", "390"),
+        ):
             if size["width"] not in given.widths:
                 continue
             context = chromium.new_context(viewport=size, color_scheme=colours)

@@ -14,6 +14,12 @@ _numbers = itertools.count(1)
 _PATH = re.compile(r"(?<![\w:/.\\])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"<>|:*?]+[\\/])+([^\\/\s'\"<>|:*?]*)")
 
 
+_TYPE = re.compile(r" \((?:an?) (?:int|str|float|bool|list|dict|tuple|set|bytes|NoneType)\)")
+_CODE = re.compile(r"\b[a-z][a-z0-9_]*=(?:(?:True|False|None)\b|(?=[\s.,;:)]|$))")
+_ASIDE = re.compile(rf"\s*\([^()]*(?:{_CODE.pattern})[^()]*\)")
+_BEGINS, _ENDS = re.compile(r"[.;:,]\s|^"), re.compile(r"[.;,](?=\s|$)|$")
+
+
 class FieldError(PictureError):
     """
     A field of the page holds what cannot be.
@@ -30,7 +36,7 @@ class FieldError(PictureError):
 
 def words_of(error: BaseException) -> str:
     """
-    Return an error's text for people: paths are cut to their last name, and it has an end.
+    Return an error's text for people: no Python, paths cut to their last name, and it has an end.
 
     Args:
         error: Any error of the package.
@@ -39,7 +45,36 @@ def words_of(error: BaseException) -> str:
         >>> words_of(PictureError("/srv/loras/ink.safetensors: cut short"))
         'ink.safetensors: cut short'
     """
-    return without_paths(str(error))[:LONGEST]
+    return without_paths(without_python(str(error)))[:LONGEST]
+
+
+def without_python(text: str) -> str:
+    """
+    Return a message without what only a program can do: types of values, and advice to pass an argument.
+
+    Example:
+        >>> without_python("steps: expected 1 to 9, got 0 (an int)")
+        'steps: expected 1 to 9, got 0'
+        >>> without_python("Nobody answers. Check the network, or use what is cached with local_files_only=True.")
+        'Nobody answers. Check the network.'
+    """
+    return "\n".join(map(_line_without_python, text.split("\n")))
+
+
+def _line_without_python(line: str) -> str:
+    line = _ASIDE.sub("", _TYPE.sub("", line))
+    while (code := _CODE.search(line)) is not None:
+        start = max((found.start() for found in _BEGINS.finditer(line, 0, code.start())), default=0)
+        ends = _ENDS.search(line, code.end())
+        end = ends.start() if ends else len(line)
+        keeps = line[start : start + 1] in (".", ";") and line[end : end + 1] == line[start : start + 1]
+        rest = line[:start] + line[end + (1 if keeps and line[start] == ";" else 0) :]
+        if rest[:1] in (".", ",", ";"):
+            rest = rest[1:].lstrip()
+        if ".." in rest and ".." not in line:
+            rest = rest.replace("..", ".")
+        line = rest if rest.strip(" .,;:") else (line[: code.start()] + line[code.end() :])
+    return line
 
 
 def without_paths(text: str) -> str:
