@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.hooks import apply_group_offloading
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -102,6 +103,7 @@ class Feature:
     images: int = 1
     mask: Any = None
     word: bool = False
+    scale: float | None = None  # that the call passes
 
 
 FEATURES: dict[str, Feature] = {
@@ -113,6 +115,7 @@ FEATURES: dict[str, Feature] = {
     "negative": Feature({"a": 0.9}, lambda _, row: (-0.5, 0.9)[row], {"negative": {"a": -0.5}}),
     "side": Feature({"a": 0.7}, lambda *_: 0.7, {"engine": "side"}),
     "words": Feature({}, word=True),
+    "a call's scale": Feature({"a": 0.8}, lambda *_: 0.4, scale=0.5),
 }
 
 
@@ -123,6 +126,8 @@ def picture(pipe: Any, feature: Feature, **more: Any) -> torch.Tensor:
     settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent"}
     if "image" not in more:
         settings |= {"height": SIZE, "width": SIZE}
+    if feature.scale is not None:
+        settings["cross_attention_kwargs"] = {"scale": feature.scale}
     return pipe(prompts, generator=generators, **settings | more).images.float()
 
 
@@ -276,6 +281,14 @@ def _to_disk(pipe: Any) -> Any:
     return _group_offload(pipe, offload_to_disk_path=tempfile.mkdtemp())
 
 
+def _function_to_disk(pipe: Any) -> Any:
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        pipe.unet, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=tempfile.mkdtemp()
+    )
+    return pipe
+
+
 def _sequential(pipe: Any) -> Any:
     from accelerate import cpu_offload
 
@@ -330,6 +343,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
     "the mix, then group offloading": Circumstance(after=_group_offload),
     "group offloading to disk, then the mix": Circumstance(before=_to_disk),
     "the mix, then group offloading to disk": Circumstance(after=_to_disk),
+    "the mix, then diffusers' function that offloads to disk": Circumstance(after=_function_to_disk),
     "sequential offloading, then the mix": Circumstance(before=_sequential),
     "the mix, then sequential offloading": Circumstance(after=_sequential),
     "`torch.autocast` (bfloat16)": Circumstance(call=_in_autocast, close=HALVES),
