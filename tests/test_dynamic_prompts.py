@@ -67,7 +67,7 @@ def test_axes_fix_wildcards_in_variants():
         ("{a|" * 30 + "b" + "}" * 30, "20 levels deep; got"),
         ("{a|b}" * 200, "at most 20000 characters and 300 braces"),
         ("{__loop__|__loop__}", "without end"),
-        ("${x} {a|b}", "no dynamic prompt|without end"),
+        ("${x} {a|b}", "not a dynamic prompt|without end"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(text, message):

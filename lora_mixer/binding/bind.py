@@ -347,12 +347,14 @@ def _over_all_inputs(weights: LayerWeights, found: Found) -> LayerWeights:
 
 
 def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
-    """Return whole weights as (out, in, ...) where the module stores them the other way round, as files do then."""
-    if not found.placements[0].live.transposed:
+    """Return whole weights as (out, in, ...) where the module, and the file with it, stores them the other way round."""
+    live = found.placements[0].live
+    if not live.transposed:
         return weights
     if isinstance(weights, Stack):
         return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
-    if isinstance(weights, Values) and weights.weight is not None:
+    stored = live.shape[::-1]
+    if isinstance(weights, Values) and weights.weight is not None and tuple(weights.weight.shape) == stored:
         return replace(weights, weight=weights.weight.T)
     return weights
 

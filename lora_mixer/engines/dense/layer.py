@@ -94,10 +94,7 @@ class DenseLayer:
         self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor, mix: tuple[float, ...]
     ) -> torch.Tensor:
         if mix not in self._kept:
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self._kept[mix] = (
-                    self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
-                )
+            self._work_out(module, mix)
         if not self._is_linear:
             own_weight = {key: value.to(self.live.weight.device) for key, value in self._kept[mix].items()}
             result: torch.Tensor = standing_in(module, own_weight).forward(*args)
@@ -110,6 +107,11 @@ class DenseLayer:
         if moved is not None:
             added = added + moved.to(output.device)
         return output + added.to(output.dtype)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # once for each mix; what it calls is not for compilers
+    def _work_out(self, module: nn.Module, mix: tuple[float, ...]) -> None:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._kept[mix] = self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
 
     def _on_outputs(
         self, module: nn.Module, mix: tuple[float, ...]

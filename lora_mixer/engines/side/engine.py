@@ -312,8 +312,9 @@ class SideEngine(Engine):
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each prompt of a text encoder's batch its own mix."""
-        self._shown[component] = Call(rows=rows)
-        self.show_again(component)
+        if component in self.buffers:  # else another engine has all layers of it
+            self._shown[component] = Call(rows=rows)
+            self.show_again(component)
 
     # --- room that stays -------------------------------------------------------------------------------------------
 
