@@ -180,3 +180,10 @@ def sd15_unet() -> Any:
 def sdxl_unet() -> Any:
     """The blocks of SDXL, narrow; nobody changes them."""
     return build(SDXL)
+
+
+@pytest.fixture(autouse=True)
+def gradients_as_before():
+    """Give the next test the gradient mode that this one had: a generator that is given up inside of no_grad may leave its own."""
+    yield
+    torch.set_grad_enabled(True)
