@@ -184,6 +184,8 @@ def sdxl_unet() -> Any:
 
 @pytest.fixture(autouse=True)
 def gradients_as_before():
-    """Give the next test the gradient mode that this one had: a generator that is given up inside of no_grad may leave its own."""
+    """Fail the test that leaves gradients off, not those after it."""
     yield
+    left_on = torch.is_grad_enabled()
     torch.set_grad_enabled(True)
+    assert left_on, "this test has left gradients off"
