@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from lora_mixer.adapter import AdapterInfo
@@ -142,6 +143,7 @@ class MixerState:
             MixLostError: When a change failed and so did the way back; no adapter is in effect then.
         """
         record: list[_Record] = []
+        gradients = torch.is_grad_enabled()
 
         @uninterrupted
         def begin() -> MixerState:
@@ -162,6 +164,9 @@ class MixerState:
                 elif record:
                     self._roll_back(record[0], error)
             finally:
+                if error is not None:
+                    # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
+                    torch.set_grad_enabled(gradients)
                 self._claimed, self._claimed_modules = [], set()
 
         return Interruptible(begin, end, self.lock)

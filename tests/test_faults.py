@@ -234,3 +234,31 @@ def test_real_ctrl_c_leaves_what_the_mixer_says() -> None:
             pass
         expected = one if mixer.get_active_adapters() == ["a"] else other
         assert all(torch.equal(value, expected[key]) for key, value in seen(net).items())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_ctrl_c_as_no_grad_ends_leaves_gradients_as_they_were(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, mixer = Bench("base", "disable").make()
+    whole, left = torch.no_grad.__exit__, 0
+
+    def leave(self: Any, *error: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        whole(self, *error)
+
+    monkeypatch.setattr(torch.no_grad, "__exit__", leave)
+    interrupted = 0
+    for number in range(1, 40):
+        with torch.set_grad_enabled(enabled):
+            left = number
+            try:
+                mixer.set_adapters("ab"[number % 2], 0.7)
+            except KeyboardInterrupt:
+                interrupted += 1
+            left = 0
+            assert torch.is_grad_enabled() == enabled
+    assert interrupted > 1

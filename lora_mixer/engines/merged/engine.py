@@ -9,7 +9,6 @@ worked out once (:class:`_Plan`); a change of weights, or back to an earlier set
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -794,8 +793,11 @@ class MergedEngine(Engine):
         self._hooks.clear()
 
 
-@contextmanager
-def _writing(live: torch.Tensor) -> Iterator[None]:
-    """Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients."""
-    with torch.inference_mode() if live.is_inference() else torch.no_grad():
-        yield
+def _writing(live: torch.Tensor) -> torch.no_grad | torch.inference_mode:
+    """
+    Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients.
+
+    Torch's own object and no generator around it: one that Ctrl-C ends is closed when its traceback goes, and would turn gradients off
+    long after the call.
+    """
+    return torch.inference_mode() if live.is_inference() else torch.no_grad()
