@@ -301,6 +301,7 @@ def test_files_are_renamed_moved_and_deleted_and_all_is_taken_back(desk, app, ti
     shown.get_by_label("New name").fill("dark ink")
     shown.get_by_role("button", name="Rename").click()
     desk.row("dark ink").wait_for()  # the row of the mix follows
+    shown.get_by_role("heading", name="dark ink").wait_for()  # drawn anew: what is typed before that goes
     assert app.entry_named("my own").name == "dark ink"  # and what was saved before still means it
     shown.get_by_label("Folder", exact=True).fill("../outside")
     shown.get_by_role("button", name="Move").click()
