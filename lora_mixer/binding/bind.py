@@ -626,7 +626,9 @@ def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
     target = layer.target
-    spelled = dict.fromkeys((target.written, target.module))  # the latter without words of diffusers' old processors
+    spelled = dict.fromkeys(
+        (target.written, target.module)
+    )  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
         own = [spelling for spelling in spelled if spelling.startswith(front)]
         part = index.component
