@@ -196,8 +196,9 @@ class RunOptions(_Strict):
     ] = 4.0
     keep_base: Literal["device", "host"] = "device"
     offload: Annotated[
-        Literal["none", "model", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
+        Literal["none", "model", "group", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
     ] = "none"
+    fp8: Annotated[bool, Field(description=MODEL_FIELDS["fp8"]["help"])] = False
     vae_tiling: Annotated[bool, Field(description=MODEL_FIELDS["vae_tiling"]["help"])] = False
     vae_slicing: Annotated[bool, Field(description=MODEL_FIELDS["vae_slicing"]["help"])] = False
 
@@ -263,7 +264,7 @@ class Plan(_Strict):
         for name in ("vae", "controlnet", "config"):
             if name in values:
                 values[name] = self._here(values[name])
-        for name in ("device", "dtype", "offload", "vae_tiling", "vae_slicing"):
+        for name in ("device", "dtype", "offload", "fp8", "vae_tiling", "vae_slicing"):
             values[name] = getattr(self.run, name)
         return ModelOptions(self._here(spec.source), **values)
 
