@@ -27,7 +27,7 @@ from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
-from lora_mixer.engines.placement import check_finite, copy_to_devices
+from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
@@ -372,7 +372,14 @@ class LoraMixer:
         """Read an adapter, bind it, take it, and put it into effect where it is asked or has a place in the mix."""
         components = state.components()
         with paused_gc():
-            adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
+            adapter, tensors = _read(
+                source,
+                name,
+                max_rank,
+                dora_strength,
+                trainable=trainable,
+                pinned=computes_on_cuda(components.values()),
+            )
             words: tuple[Token, ...] = ()
             if load_embeddings:
                 embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
@@ -1125,10 +1132,13 @@ def _read(
     dora_strength: DoraStrength | None,
     *,
     trainable: bool,
+    pinned: bool,
 ) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
     """Read an adapter, and where it is to be trained, its tensors by key."""
     adapter, tensors = (
-        read_trainable(source, name=name) if trainable else (read_source(source, name=name), None)
+        read_trainable(source, name=name)
+        if trainable
+        else (read_source(source, name=name, pinned=pinned), None)
     )
     check_held(adapter)
     if max_rank is not None:
