@@ -25,6 +25,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
 from lora_mixer.engines.denoiser.cuda_graph import captured
+from lora_mixer.engines.denoiser.steps import schedules_without_steps
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
@@ -1122,7 +1123,9 @@ def _check_mix(
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
-    return without_effect(mix, state.controller.layers)
+    layers = state.controller.layers
+    reached = {name: layers[name].components for name in mix.names}
+    return without_effect(mix, layers) + schedules_without_steps(mix, reached, components)
 
 
 def _read(

@@ -251,7 +251,7 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
     if isinstance(spec, (str, list, tuple)):
         name = spec.strip() if isinstance(spec, str) else ""
         preset: Blocks | None = B_LORA.get(name) or PRESETS.get(name)
-        return preset or read_lbw(spec, where, reading)
+        return preset or read_lbw(spec, where, reading, (*B_LORA, *PRESETS))
     if isinstance(spec, Mapping):
         return _read_block_dict(spec, where, reading)
     reading.problem(
