@@ -13,6 +13,7 @@ from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.data import Located
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 from lora_mixer.wording import shown
@@ -200,8 +201,9 @@ class RunOptions(_Strict):
         ),
     ] = "device"
     offload: Annotated[
-        Literal["none", "model", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
+        Literal["none", "model", "group", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
     ] = "none"
+    fp8: Annotated[bool, Field(description=MODEL_FIELDS["fp8"]["help"])] = False
     vae_tiling: Annotated[bool, Field(description=MODEL_FIELDS["vae_tiling"]["help"])] = False
     vae_slicing: Annotated[bool, Field(description=MODEL_FIELDS["vae_slicing"]["help"])] = False
 
@@ -267,7 +269,7 @@ class Plan(_Strict):
         for name in ("vae", "controlnet", "config"):
             if name in values:
                 values[name] = self._here(values[name])
-        for name in ("device", "dtype", "offload", "vae_tiling", "vae_slicing"):
+        for name in ("device", "dtype", "offload", "fp8", "vae_tiling", "vae_slicing"):
             values[name] = getattr(self.run, name)
         return ModelOptions(self._here(spec.source), **values)
 
@@ -403,4 +405,4 @@ def plan_schema() -> dict[str, Any]:
     schema = Plan.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A plan of lora-mixer batch"
-    return json.loads(json.dumps(schema))  # type: ignore[no-any-return]
+    return loose_json(json.dumps(schema))  # type: ignore[no-any-return]

@@ -6,9 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
+from lora_mixer.cli._options import (
+    AllowPickle,
+    AsJson,
+    BaseModel,
+    Format,
+    Out,
+    SaveType,
+    SumType,
+    To,
+    cut_options,
+)
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain
+from lora_mixer.cli._saying import say
 
 
 def convert(
@@ -27,6 +37,7 @@ def convert(
     ] = None,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter in another format, with its own tensors and scales; what the format lacks is refused by name."""
     from lora_mixer import writing
@@ -40,7 +51,7 @@ def convert(
         model=model,
         allow_pickle=allow_pickle,
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)
 
 
 @cut_options
@@ -53,6 +64,7 @@ def resize(
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter at lower ranks, by singular values, and say what each layer lost."""
     from lora_mixer import writing
@@ -67,4 +79,4 @@ def resize(
         allow_pickle=allow_pickle,
         progress=lambda places: bar(places, "resizing"),
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)

@@ -7,10 +7,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from lora_mixer.cli._completing import adapters, methods
 from lora_mixer.cli._lora_option import split_weights
-from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
+from lora_mixer.cli._options import (
+    AllowPickle,
+    AsJson,
+    BaseModel,
+    Format,
+    Out,
+    SaveType,
+    SumType,
+    To,
+    cut_options,
+)
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain, print_warning
+from lora_mixer.cli._saying import say
+from lora_mixer.cli._terminal import print_warning
 
 
 class MergeCommand(TyperCommand):
@@ -42,12 +54,13 @@ def merge(
         list[str],
         typer.Argument(
             metavar="FILE[:WEIGHTS]...",
+            autocompletion=adapters,
             help="Adapters with their weights: a.safetensors:0.7 b:te=0.2,unet=0.9 c:0.8,blocks=b-lora:style.",
         ),
     ],
     *,
     out: Out,
-    method: Annotated[str, typer.Option(help="How they come together.")] = "sum",
+    method: Annotated[str, typer.Option(help="How they come together.", autocompletion=methods)] = "sum",
     cut: dict[str, Any],
     density: Annotated[float | None, typer.Option()] = None,
     epsilon: Annotated[float | None, typer.Option()] = None,
@@ -60,6 +73,7 @@ def merge(
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make one adapter of several, without any pipeline; its header says what was mixed at which weights."""
     from lora_mixer import writing
@@ -88,4 +102,4 @@ def merge(
         allow_pickle=allow_pickle,
         progress=lambda places: bar(places, "merging"),
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)

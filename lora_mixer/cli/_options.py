@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 Model = Annotated[
-    str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
+    str, typer.Option(help="A checkpoint (.safetensors), a diffusers folder, a Hub repository, or demo.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")]
 AllowPickle = Annotated[
@@ -48,14 +48,15 @@ BaseModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        metavar="FOLDER",
-        help="The base, a diffusers folder: needed where it is not SD 1.x, SD 2.x or SDXL, and for algorithms whose "
+        metavar="MODEL",
+        help="The base, a checkpoint (.safetensors), a diffusers folder or a Hub repository: needed where it is not SD 1.x, SD 2.x or SDXL, and for algorithms whose "
         "change depends on its weights.",
     ),
 ]
 SumType = Annotated[SaveType, typer.Option(help="Type to store in.")]
 To = Annotated[Format, typer.Option("--to", help="The format to write.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 _CUT = {
     "rank": Annotated[
         int | None,
