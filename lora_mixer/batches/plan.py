@@ -194,7 +194,12 @@ class RunOptions(_Strict):
     cache_gb: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
-    keep_base: Literal["device", "host"] = "device"
+    keep_base: Annotated[
+        Literal["device", "host", "none", "auto"],
+        Field(
+            description="Where bases of changed weights are kept: on the device, in host memory, nowhere, or by room."
+        ),
+    ] = "device"
     offload: Annotated[
         Literal["none", "model", "group", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
     ] = "none"
