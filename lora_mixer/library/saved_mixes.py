@@ -61,6 +61,9 @@ class SavedMixes:
         """
         Return a mix.
 
+        Args:
+            name: The mix's name.
+
         Raises:
             MixError: There is none of this name, or it cannot be read.
         """
@@ -92,6 +95,9 @@ class SavedMixes:
         """
         Take a mix out.
 
+        Args:
+            name: The mix's name.
+
         Raises:
             MixError: There is none of this name.
         """
@@ -103,6 +109,10 @@ class SavedMixes:
     def rename(self, old: str, new: str) -> None:
         """
         Give a mix another name; it stays in its place.
+
+        Args:
+            old: The mix's name.
+            new: Another, which no mix has.
 
         Raises:
             MixError: There is none of the old name, or one of the new name.
@@ -139,6 +149,12 @@ class SavedMixes:
     def export_text(self, name: str) -> str:
         """
         Write a mix as text to be shared: one line, or JSON where pictures of masks go with it.
+
+        Args:
+            name: The mix's name.
+
+        Returns:
+            The text, which :meth:`import_text` reads.
 
         Raises:
             MixError: There is none of this name.
