@@ -13,6 +13,7 @@ from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.data import Located
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 from lora_mixer.wording import shown
@@ -193,7 +194,12 @@ class RunOptions(_Strict):
     cache_gb: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
-    keep_base: Literal["device", "host"] = "device"
+    keep_base: Annotated[
+        Literal["device", "host", "none", "auto"],
+        Field(
+            description="Where bases of changed weights are kept: on the device, in host memory, nowhere, or by room."
+        ),
+    ] = "device"
     offload: Annotated[
         Literal["none", "model", "group", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
     ] = "none"
@@ -399,4 +405,4 @@ def plan_schema() -> dict[str, Any]:
     schema = Plan.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A plan of lora-mixer batch"
-    return json.loads(json.dumps(schema))  # type: ignore[no-any-return]
+    return loose_json(json.dumps(schema))  # type: ignore[no-any-return]

@@ -35,6 +35,8 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
+    NONE = "none"
+    AUTO = "auto"
 
 
 @picture_options
@@ -82,7 +84,10 @@ def generate(
     ] = False,
     keep_base: Annotated[
         KeepBase,
-        typer.Option(help="Where the base of changed weights is kept: beside them, or in host memory."),
+        typer.Option(
+            help="Where the base of changed weights is kept: beside them, in host memory, nowhere (every mix runs beside the "
+            "weights, which takes time in each step), or beside them while there is room."
+        ),
     ] = KeepBase.DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture.")] = False,
     strict: Strict = False,
@@ -174,7 +179,7 @@ def load_adapters(
     strict: bool,
     allow_pickle: bool,
     load_embeddings: bool = False,
-    keep_base: Literal["device", "host"] = "device",
+    keep_base: Literal["device", "host", "none", "auto"] = "device",
     quiet: bool = False,
 ) -> LoraMixer:
     """Load the adapters, with each one's report on the terminal; none is active afterwards."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 
 from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, SourceNotFoundError
 from lora_mixer.extras import install
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
@@ -236,7 +236,7 @@ def _class_of(folder: Path, name: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = loose_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(f"{path} cannot be read: {error}") from error
     return values if isinstance(values, dict) else {}

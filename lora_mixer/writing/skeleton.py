@@ -8,7 +8,6 @@ for adapters that need them.
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES as _ROWS
 from lora_mixer.families import family_named
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def of_folder(folder: str | Path) -> Skeleton:
         )
     components: dict[str, nn.Module] = {}
     try:
-        for part, entry in json.loads(index.read_text(encoding="utf-8")).items():
+        for part, entry in loose_json(index.read_text(encoding="utf-8")).items():
             wanted = part in ("unet", "transformer") or part.startswith("text_encoder")
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
