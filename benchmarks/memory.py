@@ -33,7 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "--dtype float32": {"dtype": "float32"},
     "--dtype bfloat16": {"dtype": "bfloat16"},
     "--keep-base host": {"keep_base": "host"},
-    "--keep-base patch": {"keep_base": "patch"},
+    "--keep-base auto": {"keep_base": "auto"},
     "--keep-base none": {"keep_base": "none"},
     "--vae-slicing": {"vae_slicing": True},
     "--vae-tiling": {"vae_tiling": True},
