@@ -25,7 +25,7 @@ from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
-from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
+from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
@@ -681,15 +681,19 @@ def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
 
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
-    written = layer.target.written
+    target = layer.target
+    spelled = dict.fromkeys(
+        (target.written, target.module)
+    )  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
-        if written.startswith(front):
-            part = index.component
-            if part in COMPONENTS_OF_HINT.get(layer.target.hint or "", (layer.target.hint,)):
-                return layer  # that is how it is understood anyway
-            module = written[len(front) :]
-            if index.find(module) is not None:
-                return replace(layer, target=replace(layer.target, hint=part, module=module))
+        own = [spelling for spelling in spelled if spelling.startswith(front)]
+        part = index.component
+        if own and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
+            return layer  # that is how it is understood anyway
+        for spelling in own:
+            for module in (spelling[len(front) :], behind(front, spelling)):
+                if index.find(module) is not None:
+                    return replace(layer, target=replace(target, hint=part, module=module))
     return layer
 
 
