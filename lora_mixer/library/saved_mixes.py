@@ -46,6 +46,10 @@ class SavedMixes:
         'deletion of "evening"'
         >>> book.list()
         ('evening',)
+        >>> book.rename("evening", "night")
+        >>> text = book.export_text("night")
+        >>> text, book.import_text(text, "shared"), book.list()
+        ('ink:0.8, oil:0.2', 'shared', ('night', 'shared'))
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
