@@ -27,6 +27,15 @@ LoadEmbeddings = Annotated[
 ]
 
 
+class KeepBase(str, Enum):
+    """Where the base of changed weights is kept."""
+
+    DEVICE = "device"
+    HOST = "host"
+    NONE = "none"
+    AUTO = "auto"
+
+
 class Format(str, Enum):
     """Formats that adapters are written in."""
 
