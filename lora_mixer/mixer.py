@@ -43,6 +43,7 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
+from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
@@ -1050,7 +1051,11 @@ class LoraMixer:
             components = state.components()
             for text in _check_mix(state, choice.mix, components, "save_lora_weights"):
                 warnings.warn(text, UnusedWeightWarning, stacklevel=2)
-            as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
+            as_read = (
+                state.peft_tensors(choice.one)
+                if choice.one and FORMATS[choice.format].keeps_what_was_read
+                else None
+            )
             if as_read is not None:
                 return write_peft(choice.path, *as_read, dtype=choice.dtype)
             infos = {name: state.loaded[name].info for name in choice.mix.names}

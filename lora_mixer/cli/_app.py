@@ -19,6 +19,7 @@ from lora_mixer.cli._extract import extract
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
+from lora_mixer.cli._options import WritingCommand
 from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
@@ -61,10 +62,10 @@ app = typer.Typer(
 app.command("inspect")(inspect)
 app.command("generate")(generate)
 app.command("batch")(batch)
-app.command("convert")(convert)
+app.command("convert", cls=WritingCommand)(convert)
 app.command("merge", cls=MergeCommand)(merge)
-app.command("resize")(resize)
-app.command("extract")(extract)
+app.command("resize", cls=WritingCommand)(resize)
+app.command("extract", cls=WritingCommand)(extract)
 app.command("bake")(bake)
 app.command("demo")(demo)
 app.command("show")(show)

@@ -74,6 +74,19 @@ def schedules(incomplete: str) -> list[str]:
     return _beginning(incomplete, SCHEDULES)
 
 
+def formats(incomplete: str) -> list[str]:
+    """
+    Return the formats that a name may go on as.
+
+    Example:
+        >>> formats("ko")
+        ['kohya']
+    """
+    from lora_mixer.writing import FORMATS
+
+    return _beginning(incomplete, FORMATS)
+
+
 def methods(incomplete: str) -> list[str]:
     """
     Return the merging methods that a name may go on as.

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._completing import models
-from lora_mixer.cli._options import AllowPickle, AsJson, Format, Out, SaveType, SumType, cut_options
+from lora_mixer.cli._completing import formats, models
+from lora_mixer.cli._options import AllowPickle, AsJson, Out, SaveType, SumType, cut_options
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._saying import say
 from lora_mixer.cli._terminal import print_warning
@@ -33,9 +33,11 @@ def extract(
         bool, typer.Option("--pairs-only", help="Leave out changes of biases and norms, and name them.")
     ] = False,
     to: Annotated[
-        Format | None,
+        str | None,
         typer.Option(
             "--to",
+            metavar="FORMAT",
+            autocompletion=formats,
             help="The format to write. Default: diffusers, or kohya where norms or biases changed that only this has a "
             "place for.",
         ),
@@ -53,7 +55,7 @@ def extract(
         out,
         **cut,
         pairs_only=pairs_only,
-        format=to and to.value,
+        format=to,
         dtype=dtype.value,
         allow_pickle=allow_pickle,
         progress=lambda jobs: bar(jobs, "extracting"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from lora_mixer.cli._completing import adapters, methods
 from lora_mixer.cli._lora_option import split_weights
@@ -13,11 +12,11 @@ from lora_mixer.cli._options import (
     AllowPickle,
     AsJson,
     BaseModel,
-    Format,
     Out,
     SaveType,
     SumType,
     To,
+    WritingCommand,
     cut_options,
 )
 from lora_mixer.cli._progress import bar
@@ -25,7 +24,7 @@ from lora_mixer.cli._saying import say
 from lora_mixer.cli._terminal import print_warning
 
 
-class MergeCommand(TyperCommand):
+class MergeCommand(WritingCommand):
     """The command, whose help takes the methods and their settings from their table, when it is asked for."""
 
     def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
@@ -69,7 +68,7 @@ def merge(
     average: Annotated[str | None, typer.Option()] = None,
     scale: Annotated[float | None, typer.Option("--lambda", "--scale")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    to: To = Format.DIFFUSERS,
+    to: To = "diffusers",
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
@@ -95,7 +94,7 @@ def merge(
         [split_weights(text) for text in sources],
         out,
         method=MergeMethod.of(method, **{name: value for name, value in given.items() if value is not None}),
-        format=to.value,
+        format=to,
         **cut,
         dtype=dtype.value,
         model=model,

@@ -8,6 +8,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from lora_mixer.cli._completing import formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,15 +39,6 @@ class KeepBase(str, Enum):
     AUTO = "auto"
 
 
-class Format(str, Enum):
-    """Formats that adapters are written in."""
-
-    DIFFUSERS = "diffusers"
-    KOHYA = "kohya"
-    COMFYUI = "comfyui"
-    PEFT = "peft"
-
-
 class SaveType(str, Enum):
     """Types that adapters are stored in."""
 
@@ -63,9 +57,27 @@ BaseModel = Annotated[
     ),
 ]
 SumType = Annotated[SaveType, typer.Option(help="Type to store in.")]
-To = Annotated[Format, typer.Option("--to", help="The format to write.")]
+To = Annotated[
+    str, typer.Option("--to", metavar="FORMAT", help="The format to write.", autocompletion=formats)
+]
 Out = Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+class WritingCommand(TyperCommand):
+    """A command that writes adapters, whose help takes the formats from their table, when it is asked for."""
+
+    def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
+        """Return the help, complete."""
+        from lora_mixer.writing import FORMATS
+
+        lines = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
+        for parameter in self.params:
+            if parameter.name == "to":
+                parameter.help = f"{parameter.help} {lines}."  # type: ignore[attr-defined]
+        return super().get_help(ctx)
+
+
 _CUT = {
     "rank": Annotated[
         int | None,

@@ -19,10 +19,11 @@ from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
+from lora_mixer.writing.adapter_file import check_format, write_adapter
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import WITH_LEAVES, check_format, write_adapter
-from lora_mixer.writing.kohya import with_one_alpha
+from lora_mixer.writing.formats.kohya import with_one_alpha
+from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located, open_files
@@ -83,7 +84,7 @@ def convert(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         format=format,
         cut=Cut(rank),
         dtype=as_dtype(dtype),
@@ -159,7 +160,7 @@ def merge(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         mix=mix,
         method=chosen,
         format=format,
@@ -355,7 +356,7 @@ def write_adapters(
     layers: Sequence[NewLayer]
     if mix is None:
         (adapter,) = adapters
-        layers = as_loaded(adapter.parts, keep_leaves=format in WITH_LEAVES, cut=ranks)
+        layers = as_loaded(adapter.parts, keep_leaves=FORMATS[format].holds_every_algorithm, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:
@@ -364,7 +365,7 @@ def write_adapters(
                 "hold; save each adapter, or give weights without them"
             )
         layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
-        if format in WITH_LEAVES:
+        if FORMATS[format].holds_every_algorithm:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)
