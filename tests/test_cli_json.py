@@ -82,6 +82,10 @@ WORKS = {
     ),
     "show": (["shown.png"], lambda facts: facts["seed"] == 3),
     "doctor": ([], lambda facts: facts["model"]["name"] == "demo"),
+    "bench": (
+        ["--lora", "demo:ink", "--steps", 0, "--repeats", 1],
+        lambda facts: facts["measurements"][-1]["value"] == 0,
+    ),
 }
 # Calls that end in one of the package's errors.
 FAILS = {
@@ -95,6 +99,7 @@ FAILS = {
     "demo": ["--out", "x.bmp"],
     "show": ["gone.png"],
     "doctor": ["--model", "gone.safetensors"],
+    "bench": ["--lora", "gone.safetensors", "--steps", 0],
     "ui": ["--auth", "x"],
 }
 
