@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ def demo_adapters() -> dict[str, DemoAdapter]:
         ['lumo']
     """
     folder = _folder("loras", "styles.json")
-    table = json.loads((folder / "styles.json").read_text(encoding="utf-8"))
+    table = loose_json((folder / "styles.json").read_text(encoding="utf-8"))
     held_out = tuple(table["held_out_subjects"])
     return {
         entry["name"]: DemoAdapter(

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.formats.signatures import is_pickle, other_kind
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -181,7 +182,7 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         CorruptFileError: On anything that the format does not allow.
     """
     try:
-        table = json.loads(raw.decode(), object_pairs_hook=_object)
+        table = loose_json(raw.decode(), _object)
         if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
             json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 Adapters to adapter files: convert, merge, resize and extract files, and what a mixer's save shares with them.
 
 All end in :func:`write_adapters`: adapters' parts and a mix come in, one file or folder goes out. No pipeline is needed:
-the modules of SD 1.x, SD 2.x and SDXL are known by name and shape, ``model`` names a diffusers folder for other bases.
+the modules of SD 1.x, SD 2.x and SDXL are known by name and shape, ``model`` names the base for others.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
+from lora_mixer.writing.adapter_file import check_format, write_adapter
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import WITH_LEAVES, check_format, write_adapter
-from lora_mixer.writing.kohya import with_one_alpha
+from lora_mixer.writing.formats.kohya import with_one_alpha
+from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located, open_files
@@ -57,7 +58,7 @@ def convert(
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         rank: For layers that are not a low-rank pair, where the format has no place for them: the rank to write them at.
-        model: The base, a diffusers folder: for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
+        model: The base, as ``load_pipeline`` takes it (a checkpoint in one file, a diffusers folder, ...): for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
             names, and for algorithms whose change depends on the base's weights.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
 
@@ -84,7 +85,7 @@ def convert(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         format=format,
         cut=Cut(rank),
         dtype=as_dtype(dtype),
@@ -121,7 +122,7 @@ def merge(
         energy: The share of each layer's squared norm to keep, above 0 and up to 1, at the lowest rank that does.
         sv_ratio: Keep a layer's singular values above its largest divided by this.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
-        model: The base, a diffusers folder, as for :func:`convert`.
+        model: The base, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
@@ -160,7 +161,7 @@ def merge(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         mix=mix,
         method=chosen,
         format=format,
@@ -196,7 +197,7 @@ def resize(
         sv_ratio: Keep a layer's singular values above its largest divided by this, as Kohya's ``sv_ratio``.
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
-        model: The base, a diffusers folder, as for :func:`convert`.
+        model: The base, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
@@ -245,14 +246,16 @@ def extract(
     pairs_only: bool = False,
     format: str | None = None,  # noqa: A002
     dtype: torch.dtype | str | None = None,
+    allow_pickle: bool = False,
     progress: Progress = same,
 ) -> SaveReport:
     """
     Write what training changed in the denoiser and the text encoders as an adapter.
 
     Args:
-        base: The model to start from, a diffusers folder.
-        tuned: The same model after training, a diffusers folder.
+        base: The model to start from, as ``load_pipeline`` takes it: a checkpoint in one file, a diffusers folder, a Hub
+            repository, ``demo``.
+        tuned: The same model after training, likewise.
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
         rank: The rank of every layer; beside ``energy`` or ``sv_ratio``, the most that one gets.
         conv_rank: The same for convolutions with kernels above 1x1.
@@ -262,13 +265,14 @@ def extract(
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
             changed that only this has a place for.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
+        allow_pickle: Whether single files may be pickles (.ckpt).
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
     Returns:
         What was written, with what the rank lost of each layer.
 
     Raises:
-        SourceError: When a folder is not there.
+        SourceError: When a model is not there.
         MatchError: When the two are not the same model, or nothing changed.
         SaveError: When nothing says how far to cut, the format cannot carry something, or the disk refuses.
 
@@ -276,15 +280,15 @@ def extract(
         >>> extract("base", "tuned", "tuned.safetensors", rank=32)  # doctest: +SKIP
     """
     from lora_mixer.library import base_family
+    from lora_mixer.pictures.outline import load_outline
     from lora_mixer.writing.differences import changes
-    from lora_mixer.writing.skeleton import of_folder
 
     cut, place = Cut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
     if not cut.is_wanted:
         raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
     if format is not None:
         check_format(format, place)
-    before, after = of_folder(base), of_folder(tuned)
+    before, after = (load_outline(str(x), allow_pickle=allow_pickle) for x in (base, tuned))
     found = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
     only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
@@ -355,7 +359,7 @@ def write_adapters(
     if mix is None:
         (adapter,) = adapters
         _refuse_nonfinite(adapter.info, adapter.parts)
-        layers = as_loaded(adapter.parts, keep_leaves=format in WITH_LEAVES, cut=ranks)
+        layers = as_loaded(adapter.parts, keep_leaves=FORMATS[format].holds_every_algorithm, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:
@@ -368,7 +372,7 @@ def write_adapters(
             acting = [x.part for own in table.values() for x in own if x.gain and x.adapter == info.name]
             _refuse_nonfinite(info, acting)
         layers = mixed(table, cut=ranks, method=chosen, progress=progress)
-        if format in WITH_LEAVES:
+        if FORMATS[format].holds_every_algorithm:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)

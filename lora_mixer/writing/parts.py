@@ -34,7 +34,7 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.writing import skeleton as skeletons
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
-from lora_mixer.writing.skeleton import Skeleton, of_family, of_folder
+from lora_mixer.writing.skeleton import Skeleton, of_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +102,7 @@ def open_files(
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
     names = _different([own_name(source) for source in found], [_identity(source) for source in found])
     adapters = [read_source(source, name=name) for source, name in zip(found, names, strict=True)]
-    skeleton = of_folder(model) if model is not None else _skeleton_for(adapters)
+    skeleton = _model(model, allow_pickle=allow_pickle) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
         for source, a in zip(found, adapters, strict=True)
@@ -167,6 +167,12 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
         )
         for b in binding.layers
     ]
+
+
+def _model(model: str | Path, *, allow_pickle: bool) -> Skeleton:
+    from lora_mixer.pictures.outline import load_outline
+
+    return load_outline(str(model), allow_pickle=allow_pickle)
 
 
 def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
@@ -294,7 +300,7 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         if own is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
             raise SaveError(
                 f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
-                "or shape cannot be told; name the base model, a diffusers folder (--model)"
+                "or shape cannot be told; name the base model, a checkpoint or a diffusers folder (--model)"
             )
         _refuse_unknown_bias(layer)
         hint = written if layer.target.hint is None and written is not None else layer.target.hint
