@@ -117,6 +117,8 @@ class NoteKind(Enum):
     """All of its modules hold zeros."""
     BESIDE = "beside"
     """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
+    EXPERT = "expert"
+    """It does not say which of two experts it is for, and went to the first."""
 
 
 K = TypeVar("K", bound=Enum)
