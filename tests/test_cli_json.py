@@ -81,6 +81,7 @@ WORKS = {
         lambda facts: facts["restored"] is True and facts["steps"] == 1,
     ),
     "show": (["shown.png"], lambda facts: facts["seed"] == 3),
+    "find": (["shown.png"], lambda facts: facts["adapters"] == {}),
     "doctor": ([], lambda facts: facts["model"]["name"] == "demo"),
 }
 # Calls that end in one of the package's errors.
@@ -94,6 +95,7 @@ FAILS = {
     "bake": ["--model", "gone.safetensors", "--lora", "demo:ink", "-o", "@y"],
     "demo": ["--out", "x.bmp"],
     "show": ["gone.png"],
+    "find": ["gone.png"],
     "doctor": ["--model", "gone.safetensors"],
     "ui": ["--auth", "x"],
 }

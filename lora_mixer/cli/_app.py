@@ -15,6 +15,7 @@ from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
 from lora_mixer.cli._doctor import doctor
 from lora_mixer.cli._extract import extract
+from lora_mixer.cli._find import find
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
@@ -67,6 +68,7 @@ app.command("resize", cls=WritingCommand)(resize)
 app.command("extract", cls=WritingCommand)(extract)
 app.command("bake")(bake)
 app.command("demo")(demo)
+app.command("find")(find)
 app.command("show")(show)
 app.command("doctor")(doctor)
 app.command("ui")(ui)
