@@ -20,6 +20,7 @@ from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
 from lora_mixer.cli._options import WritingCommand
+from lora_mixer.cli._push import push
 from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
@@ -67,6 +68,7 @@ app.command("merge", cls=MergeCommand)(merge)
 app.command("resize", cls=WritingCommand)(resize)
 app.command("extract", cls=WritingCommand)(extract)
 app.command("bake")(bake)
+app.command("push")(push)
 app.command("demo")(demo)
 app.command("find")(find)
 app.command("show")(show)
