@@ -275,7 +275,9 @@ class LoraMixer:
                 allow_nonfinite=allow_nonfinite,
                 activate=activate and not hotswap,
             )
-            if _is_partial(report):  # before the call is over: who makes errors of warnings has nothing loaded then
+            if _is_partial(
+                report
+            ):  # before the call is over: who makes errors of warnings has nothing loaded then
                 warnings.warn(
                     f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
                 )

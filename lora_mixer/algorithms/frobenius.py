@@ -15,8 +15,6 @@ import torch
 _PARTS_AT_MOST = 16
 _BLOCK_AT_MOST = 1 << 20
 """Numbers that stand in memory at one time, of products that are summed piece by piece."""
-_KERNEL_COSTS = 1 << 18
-"""What calls for one kernel cost, in multiplications."""
 
 
 def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
@@ -85,10 +83,12 @@ class Product:
         """How many matrices (out, in) stand beside each other."""
         return 1 if self.core is None else self.core.shape[2]
 
-    def of_kernel(self, number: int) -> torch.Tensor:
-        """Return the right factor (r, in) of one of them."""
+    def folded(self, kernels: slice) -> torch.Tensor:
+        """Return the right factor of some of them side by side: (r, in * kernels)."""
         right = self.right.double()
-        return right if self.core is None else self.core[:, :, number].double() @ right
+        if self.core is None:
+            return right
+        return torch.einsum("rnk,ni->rki", self.core[:, :, kernels].double(), right).flatten(1)
 
 
 def hadamard_norm(one: Product, other: Product, work: float = math.inf) -> float | None:
@@ -116,14 +116,16 @@ def hadamard_norm(one: Product, other: Product, work: float = math.inf) -> float
         return None
     left, more_left = one.left.double(), other.left.double()
     total = 0.0
-    rows = max(1, _BLOCK_AT_MOST // max(1, width))
-    for number in range(one.kernels):
-        right, more_right = one.of_kernel(number), other.of_kernel(number)
+    at_once = max(1, _BLOCK_AT_MOST // max(1, width * max(first, second)))
+    for number in range(0, one.kernels, at_once):
+        some = slice(number, number + at_once)
+        right, more_right = one.folded(some), other.folded(some)
         if as_pair:  # columns times columns: a product of two matrices again
-            up = torch.einsum("or,os->ors", left, more_left).reshape(height, parts)
-            down = torch.einsum("ri,si->rsi", right, more_right).reshape(parts, width)
+            up = torch.einsum("or,os->ors", left, more_left).flatten(1)
+            down = torch.einsum("ri,si->rsi", right, more_right).flatten(0, 1)
             total += pair_norm(up, down, 1.0) ** 2
             continue
+        rows = max(1, _BLOCK_AT_MOST // max(1, right.shape[1]))
         for start in range(0, height, rows):
             own = slice(start, start + rows)
             total += float(((left[own] @ right) * (more_left[own] @ more_right)).square().sum())
@@ -131,11 +133,11 @@ def hadamard_norm(one: Product, other: Product, work: float = math.inf) -> float
 
 
 def hadamard_work(one: Product, other: Product) -> int:
-    """Return how many multiplications :func:`hadamard_norm` takes, about; what a kernel costs beside them counts, too."""
+    """Return how many multiplications :func:`hadamard_norm` takes, about."""
     (height, first), (width, second) = one.left.shape, (one.right.shape[1], other.left.shape[1])
     if first * second <= min(_PARTS_AT_MOST, height, width):
         each = (height + width) * (first * second) ** 2
     else:
         each = height * width * (first + second)
     folds = sum(p.left.shape[1] * p.right.numel() for p in (one, other) if p.core is not None)
-    return one.kernels * (each + folds + _KERNEL_COSTS)
+    return one.kernels * (each + folds)
