@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.binding import BoundLayer, MatchReport
-    from lora_mixer.engines import ActiveMixes, BaseDevice
+    from lora_mixer.engines import ActiveMixes, KeepBase
     from lora_mixer.engines.controller import ControllerRecord
     from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
@@ -96,9 +96,9 @@ class MixerState:
         owner: The mixer that works on it, as long as it is alive.
     """
 
-    def __init__(self, pipe: Any, keep_base: BaseDevice) -> None:
+    def __init__(self, pipe: Any, keep_base: KeepBase) -> None:
         """Start with nothing."""
-        self.keep_base: BaseDevice = keep_base
+        self.keep_base: KeepBase = keep_base
         self.controller = EngineController(pipe, keep_base)
         self.tokens = TokenSet(pipe)
         self.loaded: dict[str, Loaded] = {}
@@ -321,7 +321,7 @@ class MixerState:
             self.inherited.discard(name)
             self.controller.remove(name)
 
-    def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
+    def take_over(self, mixer: Any, pipe: Any, keep_base: KeepBase) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
         before, was_copy = self.pipe, self._is_copy
         self._move_to(pipe)
@@ -340,7 +340,7 @@ class MixerState:
         self.tokens.move_to(pipe)
         guards.place(pipe, (), self)
 
-    def _take_over(self, mixer: Any, keep_base: BaseDevice, *, again: bool) -> None:
+    def _take_over(self, mixer: Any, keep_base: KeepBase, *, again: bool) -> None:
         with self.transaction(mixer):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}

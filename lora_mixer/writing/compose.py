@@ -1,8 +1,9 @@
 """
 Parts of adapters to the layers of a new one: as loaded, or several made one.
 
-Sums are made in fp32 (fp64 for fp64 tensors). A layer whose parts are all low-rank never becomes a full matrix, unless
-the method asks for that; one with parts that are not a pair does, alone, and needs a rank.
+Sums are made in fp32 (fp64 for fp64 tensors, and by methods that go by directions); what is stored is rounded once. A
+layer whose parts are all low-rank never becomes a full matrix, unless the method asks for that; one with parts that are
+not a pair does, alone, and needs a rank.
 """
 
 from __future__ import annotations
@@ -268,7 +269,8 @@ def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: Me
     for share in own:
         pair = _pair(share.part)
         if pair is None:
-            change = _change(share) if cut.is_wanted else None
+            # in fp64, so that rounding is not taken for directions of its own
+            change = _change(share, exact=True) if cut.is_wanted else None
             if change is None:
                 return None
             pair = pair_of(change.flatten(1))
@@ -279,7 +281,7 @@ def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: Me
     bias = _bias(place, own, method)
     short = cut.of_pair((up, down), place)
     if short is None:
-        return NewLayer(place, _narrow(up), _narrow(down), up.shape[1], bias, note=note)
+        return NewLayer(place, up, down, up.shape[1], bias, note=note)
     return NewLayer(place, short.up, short.down, short.rank, bias, error=short.error, note=note)
 
 
@@ -339,26 +341,31 @@ def _pair(part: Part) -> Pair | None:
     return pair.up.to(wide) * pair.scale, pair.down.to(wide)
 
 
-def _change(share: Share) -> torch.Tensor | None:
+def _change(share: Share, *, exact: bool = False) -> torch.Tensor | None:
     """Return a change at its weight, divided by the weight: what depends on the base is taken as it is there."""
-    delta = _delta(share.part, share.gain)
+    delta = _delta(share.part, share.gain, exact=exact)
     return None if delta is None else delta / share.gain
 
 
-def _delta(part: Part, gain: float) -> torch.Tensor | None:
-    """Return the full change, of the weight's shape; None where it depends on a base that is not at hand."""
+def _delta(part: Part, gain: float, *, exact: bool = False) -> torch.Tensor | None:
+    """
+    Return the full change, of the weight's shape; None where it depends on a base that is not at hand.
+
+    It is in fp64 where that is asked for, or what it is made of is.
+    """
     pair = _pair(part)
     if pair is not None:
         _check_size(part)
         return ((pair[0] @ pair[1]) * gain).reshape(part.place.shape)
     base = _wide(part.base)
     if base is not None:
-        return part.weights.delta(base, gain)
+        return part.weights.delta(base.double() if exact else base, gain)
     _check_size(part)
     # What comes out alike from two bases does not depend on the base.
-    zeros = torch.zeros(part.place.shape)
+    kind = torch.float64 if exact else torch.float32
+    zeros = torch.zeros(part.place.shape, dtype=kind)
     change = part.weights.delta(zeros, gain)
-    other = torch.randn(part.place.shape, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(part.place.shape, generator=torch.Generator().manual_seed(0)).to(kind)
     return change if torch.equal(change, part.weights.delta(other, gain)) else None
 
 
@@ -384,10 +391,6 @@ def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torc
 
 def _wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.float()
-
-
-def _narrow(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float()
 
 
 def _problem(part: Part) -> SaveProblem:

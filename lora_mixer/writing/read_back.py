@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from lora_mixer.algorithms import Dora
 from lora_mixer.algorithms.frobenius import pair_norm
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read_source
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
 
@@ -57,7 +57,7 @@ def check_written(
         if path.suffix.lower() != ".safetensors":
             continue
         config = staged.get(path.with_name("adapter_config.json"))
-        given = None if config is None else json.loads(config.read_text(encoding="utf-8"))
+        given = None if config is None else loose_json(config.read_text(encoding="utf-8"))
         try:
             adapter = read_source(AdapterSource(label=str(path), weights=spare, config=given))
             if locate is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import (
     as_float,
     as_int,
@@ -17,7 +18,6 @@ from lora_mixer.parsing.values import (
     as_table,
     as_text,
     file_stem,
-    read_json,
 )
 from lora_mixer.picture_metadata.dialects.comfyui_loaders import adapters_of
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings

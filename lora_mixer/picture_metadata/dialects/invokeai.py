@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import (
     as_float,
     as_int,
@@ -16,7 +17,6 @@ from lora_mixer.parsing.values import (
     as_table,
     as_text,
     clean_text,
-    read_json,
 )
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
