@@ -67,7 +67,12 @@ class CallWatcher:
         passes = [mix.passes for mix in effect.mixes]
         parts = {layer.live.component for name in setting.names for layer in effect.layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
-            by_steps = next(filter(None, (what_goes_by_steps(mix, part) for mix in setting.every)), "")
+            by_steps = next(
+                filter(
+                    None, (what_goes_by_steps(mix, part, effect.components[part]) for mix in setting.every)
+                ),
+                "",
+            )
             follower = DenoiserFollower(
                 pipe, part, passes, len(setting.negatives), setting.copies, by_steps, shown, prompts
             )

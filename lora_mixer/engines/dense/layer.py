@@ -9,6 +9,7 @@ import torch
 from lora_mixer.engines.compiling import while_traced
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -117,7 +118,7 @@ class DenseLayer:
         """Work out what a mix does, once for each mix; compilers look at what is kept only then."""
         if mix not in self._kept:
             module = self.live.module
-            with torch.inference_mode(mode=False), torch.no_grad():
+            with lasting():
                 self._kept[mix] = (
                     self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
                 )
