@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,14 +147,17 @@ def local_source(source: str) -> str:
 
 
 def _folder(name: str, holds: str) -> Path:
-    """Find a folder of assets: inside the installed package, or beside the package in a checkout."""
-    places = [_PACKAGE / "assets" / name, _PACKAGE.parent / "assets" / name]
+    """Find a folder of assets: beside the package in a checkout, or in the package lora-mixer-demo."""
+    places = [_PACKAGE.parent / "assets" / name]
+    spec = importlib.util.find_spec("lora_mixer_demo")
+    if spec is not None:
+        places += [Path(place) / name for place in spec.submodule_search_locations or ()]
     for place in places:
         if (place / holds).is_file():
             return place
     raise SourceNotFoundError(
-        f"The demo's files are missing (looked for {holds} in {' and '.join(map(str, places))}); "
-        "get them with the whole repository: its assets/ folder has them, and so has a wheel built from it."
+        "the demo is a package of its own, which is not installed: pip install lora-mixer-demo "
+        "(in a checkout: pip install ./assets)"
     )
 
 

@@ -58,6 +58,8 @@ class SaveReason(str, Enum):
     """No layer uses the key."""
     FORMAT = "format"
     """The format has no place for it."""
+    VALUES = "values"
+    """It holds NaN or Inf."""
 
 
 @dataclass(frozen=True)

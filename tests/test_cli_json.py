@@ -81,6 +81,7 @@ WORKS = {
         lambda facts: facts["restored"] is True and facts["steps"] == 1,
     ),
     "show": (["shown.png"], lambda facts: facts["seed"] == 3),
+    "find": (["shown.png"], lambda facts: facts["adapters"] == {}),
     "doctor": ([], lambda facts: facts["model"]["name"] == "demo"),
 }
 # Calls that end in one of the package's errors.
@@ -92,8 +93,10 @@ FAILS = {
     "resize": ["gone.safetensors", "-o", "@y.safetensors", "--rank", 1],
     "extract": ["gone.safetensors", "gone.safetensors", "-o", "@y.safetensors", "--rank", 1],
     "bake": ["--model", "gone.safetensors", "--lora", "demo:ink", "-o", "@y"],
+    "push": ["me/x", "--model", "gone.safetensors", "--lora", "demo:ink"],
     "demo": ["--out", "x.bmp"],
     "show": ["gone.png"],
+    "find": ["gone.png"],
     "doctor": ["--model", "gone.safetensors"],
     "ui": ["--auth", "x"],
 }
@@ -107,7 +110,7 @@ def test_every_command_has_it_and_is_tried_here():
     ]
 
     assert without == []
-    assert set(COMMANDS) == set(WORKS) | {"ui"} == set(FAILS) | {"inspect"}
+    assert set(COMMANDS) == set(WORKS) | {"ui", "push"} == set(FAILS) | {"inspect"}
 
 
 def placed(argument, things):

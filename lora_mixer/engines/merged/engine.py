@@ -24,7 +24,7 @@ from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
@@ -38,6 +38,7 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -329,6 +330,7 @@ class MergedEngine(Engine):
     def record(self) -> MergedRecord:
         """Note what is held, for :meth:`roll_back`."""
         self._fresh.clear()
+        self._given_up = []
         return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
 
     def settle(self, *, undone: bool = False) -> None:
@@ -704,7 +706,7 @@ class MergedEngine(Engine):
             for entry, parts in plan.singles:
                 entry.weight.keep()  # where a module gets a weight of its own, that is made here
                 live = entry.weight.live
-                with _writing(live):
+                with writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -798,20 +800,10 @@ class MergedEngine(Engine):
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
-        with _writing(live):
+        with writing(live):
             write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
-
-
-def _writing(live: torch.Tensor) -> torch.no_grad | torch.inference_mode:
-    """
-    Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients.
-
-    Torch's own object and no generator around it: one that Ctrl-C ends is closed when its traceback goes, and would turn gradients off
-    long after the call.
-    """
-    return torch.inference_mode() if live.is_inference() else torch.no_grad()

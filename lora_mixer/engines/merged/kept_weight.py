@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
+from lora_mixer.engines.modes import writing
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
@@ -278,14 +279,14 @@ def restore(slots: Iterable[KeptWeight]) -> None:
             continue
         live, base = slot.live, slot.keep()
         if live.is_inference():
-            with torch.inference_mode():
+            with writing(live):
                 live.copy_(base)
         else:
             own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
             own[0].append(live)
             own[1].append(base)
     for lives, bases in pairs.values():
-        with torch.no_grad():
+        with writing(lives[0]):
             torch._foreach_copy_(lives, bases)
     for slot in held:
         slot.blended = False
