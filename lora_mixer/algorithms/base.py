@@ -6,7 +6,6 @@ import abc
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -100,11 +99,6 @@ _PLAIN = frozenset((type(None), bool, int, float, str))
 """Types of fields that hold no tensor."""
 
 
-@lru_cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))  # every algorithm is a dataclass
-
-
 class LayerWeights(abc.ABC):
     """
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
@@ -116,6 +110,7 @@ class LayerWeights(abc.ABC):
 
     algorithm: ClassVar[str]
     """The name that reports show."""
+    __dataclass_fields__: ClassVar[Mapping[str, dataclasses.Field[Any]]]  # every algorithm is a dataclass
 
     alpha: float | None = None
     """The alpha in force, or None where the file has none or it does not scale."""
@@ -143,9 +138,11 @@ class LayerWeights(abc.ABC):
 
     def _held(self) -> Iterator[tuple[str, Any]]:
         """Return the fields that are or may hold tensors or other parts; files have thousands of modules."""
-        for name in _field_names(type(self)):
-            value = getattr(self, name)
-            if type(value) not in _PLAIN:
+        fields = type(self).__dataclass_fields__
+        for name, value in vars(
+            self
+        ).items():  # compilers look through this, and not through dataclasses.fields
+            if type(value) not in _PLAIN and name in fields:
                 yield name, value
 
     def inner_parts(self) -> Iterator[LayerWeights]:
