@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from lora_mixer import LoraMixer, MixError
+from lora_mixer import LoraMixer, MixError, UnusedWeightWarning
 from lora_mixer.engines.denoiser.steps import NoiseLevels
 
 if TYPE_CHECKING:
@@ -202,22 +204,48 @@ def test_a_loop_by_hand_has_the_steps_of_its_own_scheduler(unet: Denoiser) -> No
     assert gains(unet, "linear(0, 1)", loop) == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("mix", ["a:1,start=1", "a:1,0@0,1@0.5", "a:1, b:1 | switch", "a:1, b:1 | k_lora"])
-def test_what_has_no_steps_has_no_schedule(mix: str) -> None:
+def without_steps() -> tuple[nn.Sequential, LoraMixer]:
     model = nn.Sequential(nn.Linear(3, 3))
-    base = model[0].weight.detach().clone()
     mixer = LoraMixer(model)
     for name in "ab":
         pair = {"0.lora_A.weight": torch.ones(1, 3), "0.lora_B.weight": torch.ones(3, 1)}
         mixer.load_lora_weights(pair, name, activate=False)
+    return model, mixer
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start"),
+    [("start=1", 0.0), ("0@0,1@0.5", 0.0), ("0.5@0,1@1", 0.5), ("0.5@0,0.5@1", 0.5)],
+)
+def test_a_schedule_on_what_has_no_steps_stays_at_its_start_and_says_so(schedule: str, start: float) -> None:
+    model, mixer = without_steps()
+    base = copy.deepcopy(model)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mixer.set_mix(f"a:1,{schedule}")
+
+    expected = "a: its schedule changes nothing after the start, model (Sequential) has no steps: its forward takes no timestep"
+    stays = schedule == "0.5@0,0.5@1"  # which never changes
+    assert [str(each.message) for each in told] == ([] if stays else [expected])
+    assert all(each.category is UnusedWeightWarning for each in told)
+    for _ in range(3):
+        assert torch.allclose(model(x), base(x) + start * x.sum(1, keepdim=True), atol=1e-6)
+    mixer.disable_lora()
+    assert torch.equal(model(x), base(x))
+
+
+@pytest.mark.parametrize("mix", ["a:1, b:1 | switch", "a:1, b:1 | k_lora"])
+def test_what_has_no_steps_has_no_method_that_goes_by_them(mix: str) -> None:
+    model, mixer = without_steps()
+    base = model[0].weight.detach().clone()
 
     with pytest.raises(MixError, match=r"model \(Sequential\) has none: its forward takes no timestep"):
         mixer.set_mix(mix)
 
     assert mixer.mixes == ()
     assert torch.equal(model[0].weight, base)
-    mixer.set_mix("a:1,0.5@0,0.5@1")  # which never changes
-    assert torch.equal(model[0].weight, base + 0.5)
 
 
 def test_a_second_pipeline_of_diffusers_brings_its_own_steps(sd: StableDiffusionPipeline) -> None:

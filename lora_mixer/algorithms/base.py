@@ -95,8 +95,35 @@ class ModuleTensors:
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
 
-_PLAIN = frozenset((type(None), bool, int, float, str))
-"""Types of fields that hold no tensor."""
+_PLAIN = frozenset(("None", "bool", "int", "float", "str"))
+"""How the types of fields that hold no tensor are written."""
+_TENSOR = "torch.Tensor"
+
+
+_HELD: dict[Any, tuple[str, ...]] = {}
+_PARTS: dict[Any, tuple[str, ...]] = {}
+"""Names of fields by class; tables, since compilers look through these and not through ``dataclasses.fields``."""
+
+
+def _held_fields(kind: Any) -> tuple[str, ...]:
+    """Return the fields that may hold tensors or other parts; files have thousands of modules, which are asked again and again."""
+    found = _HELD.get(kind)
+    if found is None:
+        found = _HELD[kind] = _fields_beyond(kind, _PLAIN)
+    return found
+
+
+def _part_fields(kind: Any) -> tuple[str, ...]:
+    """Return the fields that may hold other parts."""
+    found = _PARTS.get(kind)
+    if found is None:
+        found = _PARTS[kind] = _fields_beyond(kind, _PLAIN | {_TENSOR})
+    return found
+
+
+def _fields_beyond(kind: Any, known: frozenset[str]) -> tuple[str, ...]:
+    fields = dataclasses.fields(kind)  # every algorithm is a dataclass
+    return tuple(f.name for f in fields if not {part.strip() for part in str(f.type).split("|")} <= known)
 
 
 class LayerWeights(abc.ABC):
@@ -110,7 +137,6 @@ class LayerWeights(abc.ABC):
 
     algorithm: ClassVar[str]
     """The name that reports show."""
-    __dataclass_fields__: ClassVar[Mapping[str, dataclasses.Field[Any]]]  # every algorithm is a dataclass
 
     alpha: float | None = None
     """The alpha in force, or None where the file has none or it does not scale."""
@@ -136,26 +162,19 @@ class LayerWeights(abc.ABC):
         """The input width of the module that this was made for, where the tensors tell; it names the base family."""
         return None
 
-    def _held(self) -> Iterator[tuple[str, Any]]:
-        """Return the fields that are or may hold tensors or other parts; files have thousands of modules."""
-        fields = type(self).__dataclass_fields__
-        for name, value in vars(
-            self
-        ).items():  # compilers look through this, and not through dataclasses.fields
-            if type(value) not in _PLAIN and name in fields:
-                yield name, value
-
     def inner_parts(self) -> Iterator[LayerWeights]:
         """Yield the changes that this one modifies or adds up."""
-        for _, value in self._held():
+        for name in _part_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, tuple):
                 yield from (part for part in value if isinstance(part, LayerWeights))
-            elif type(value) is not torch.Tensor and isinstance(value, LayerWeights):
+            elif isinstance(value, LayerWeights):
                 yield value
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor held."""
-        for _, value in self._held():
+        for name in _held_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 yield value
             elif isinstance(value, tuple):
@@ -168,7 +187,8 @@ class LayerWeights(abc.ABC):
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LayerWeights:
         """Return the same with every tensor replaced by ``move`` of it."""
         changed: dict[str, Any] = {}
-        for name, value in self._held():
+        for name in _held_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 changed[name] = move(value)
             elif isinstance(value, LayerWeights):

@@ -25,7 +25,7 @@ from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
-from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
+from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
@@ -195,7 +195,7 @@ def bind(
         weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
-            misfits.append(Problem(f"{live.component}.{live.path}", misfit))
+            misfits.append(Problem(f"{live.component}.{live.path}", misfit + _within(layer, found)))
             continue
         tally = tallies.setdefault(live.component, _Tally())
         tally.keys_used += len(layer.keys)
@@ -224,7 +224,10 @@ def bind(
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound),
-        replace(report, notes=(*report.notes, *_beside_only(bound))),
+        replace(
+            report,
+            notes=(*report.notes, *_beside_only(bound), *_other_expert(adapter, report, indexes, component)),
+        ),
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
@@ -317,6 +320,11 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     return misfit
 
 
+def _within(layer: AdapterLayer, found: Found) -> str:
+    """Name the file's layer where the live module is a part of it only."""
+    return "" if found.is_whole else f" (in the file with others as one layer, {layer.target.written})"
+
+
 def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
     """Say which layers of a load are in no weight, whatever the mix."""
     found = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
@@ -328,6 +336,26 @@ def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
         f"beside them in every mix ({', '.join(found[:_SHOWN])}{more})"
     )
     return [Remark(note, NoteKind.BESIDE)]
+
+
+def _other_expert(
+    adapter: Adapter, report: MatchReport, indexes: Mapping[str, ModuleIndex], asked: str | None
+) -> list[Remark[NoteKind]]:
+    """Say which of two experts a file went to that does not name one: its keys are the same for either."""
+    told = asked is not None or adapter.component in indexes
+    matched = {part.component for part in report.components if part.matched}
+    if (
+        told
+        or not {"transformer", "transformer_2"} <= indexes.keys()
+        or "transformer" not in matched
+        or "transformer_2" in matched
+    ):
+        return []
+    note = (
+        "it does not say which of the two experts it is for and went to transformer, that of high noise; for the other load it "
+        'with component="transformer_2", for both under a second name'
+    )
+    return [Remark(note, NoteKind.EXPERT)]
 
 
 def _has_beside_only(weights: LayerWeights) -> bool:
@@ -457,11 +485,19 @@ def _refuse_partial(
         told = family_named(info.base)
         other = told is not None and told is not index.family and not alike(told.name, index.family.name)
         here = describe_base(components)
-        if foreign and (other or len(foreign) > len(tally.named)):
+        total = len(tally.named) + len(foreign)
+        strange = (
+            f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as {len(tally.named)} of its {total} "
+            f"are, and none called {', '.join(foreign[:3])}; nothing was changed"
+        )
+        if foreign and other:
+            raise MatchError(strange, file=info.source)
+        alien = [spelling for spelling in foreign if told is None and _is_alien(spelling, index, tally.named)]
+        if alien:
             raise MatchError(
-                f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
-                f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
-                f"{', '.join(foreign[:3])}; nothing was changed",
+                f"an adapter for {info.base}, and this pipeline is {here}: {len(alien)} of the "
+                f"{total} modules are of kinds that none of its blocks has, such as {alien[0]}; "
+                "nothing was changed",
                 file=info.source,
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
@@ -471,6 +507,8 @@ def _refuse_partial(
                 f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
                 file=info.source,
             )
+        if len(foreign) >= len(tally.named):
+            raise MatchError(strange, file=info.source)
 
 
 def _refuse_several(adapter: Adapter, component: str) -> None:
@@ -507,6 +545,14 @@ def _is_deeper(spelling: str, index: ModuleIndex, known: Collection[str]) -> boo
     return int(number[0]) > 0 and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
 
 
+def _is_alien(spelling: str, index: ModuleIndex, known: Collection[str]) -> bool:
+    """Say whether a module is of a block that is here, and of a kind that no block here has."""
+    number = _BLOCK.search(spelling)
+    if number is None or not any(name.startswith(spelling[: number.end() + 1]) for name in known):
+        return False
+    return index.find(_BLOCK.sub("0", spelling, count=1)) is None
+
+
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
     """Refuse an adapter whose denoiser is another architecture, even where its text encoder part would fit."""
     info = adapter.info
@@ -518,6 +564,16 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
+    lacking = [
+        part.component
+        for part in report.components
+        if part.component not in TEXT_HINTS
+        and any(why.kind is AbsenceReason.NO_COMPONENT for why in part.unmatched.values())
+    ]
+    if lacking:
+        msg += (
+            f": it has no {' and no '.join(lacking)}, which they name; component= says what else they are for"
+        )
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
         msg += (
@@ -625,15 +681,19 @@ def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
 
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
-    written = layer.target.written
+    target = layer.target
+    spelled = dict.fromkeys(
+        (target.written, target.module)
+    )  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
-        if written.startswith(front):
-            part = index.component
-            if part in COMPONENTS_OF_HINT.get(layer.target.hint or "", (layer.target.hint,)):
-                return layer  # that is how it is understood anyway
-            module = written[len(front) :]
-            if index.find(module) is not None:
-                return replace(layer, target=replace(layer.target, hint=part, module=module))
+        own = [spelling for spelling in spelled if spelling.startswith(front)]
+        part = index.component
+        if own and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
+            return layer  # that is how it is understood anyway
+        for spelling in own:
+            for module in (spelling[len(front) :], behind(front, spelling)):
+                if index.find(module) is not None:
+                    return replace(layer, target=replace(target, hint=part, module=module))
     return layer
 
 

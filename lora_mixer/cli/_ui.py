@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.extras import explained
@@ -40,6 +43,7 @@ def ui(
         typer.Option(metavar="USER:PASSWORD", envvar="LORA_MIXER_AUTH", help="Ask for a password."),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link; needs --auth.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
     user, colon, password = (auth or "").partition(":")
@@ -60,4 +64,9 @@ def ui(
     server = ServerOptions(
         model=options.model, loras=tuple(loras or ()), models=tuple(models or ()), out=out, loading=options
     )
-    launch(server, host=host, port=port or None, auth=pair, share=share)
+    page = launch(server, host=host, port=port or None, auth=pair, share=share, block=not as_json)
+    if as_json:
+        facts = {"url": page.local_url, "public_url": page.share_url, "pictures": str(out)}
+        typer.echo(json.dumps(facts))
+        sys.stdout.flush()
+        page.block_thread()

@@ -14,7 +14,7 @@ DEMO = "demo"
 """The name of the embedded pipeline."""
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """Endings of files that may be checkpoints."""
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "group", "sequential")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -37,7 +37,8 @@ class ModelOptions:
             file under its name, or what lora_mixer brings along for SD 1.x, SD 2.x and SDXL.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` is float16 on a GPU, and float32 on the CPU and for the demo.
-        offload: ``model`` or ``sequential``: parts wait in host memory until they are needed.
+        offload: ``model``, ``group`` or ``sequential``: parts wait in host memory until they are needed.
+        fp8: Store the denoiser in 8 bits (float8_e4m3fn); each layer computes in ``dtype``.
         vae_tiling: Decode in tiles.
         vae_slicing: Decode the pictures of a batch one by one.
         allow_pickle: Whether single files may be pickles (.ckpt).
@@ -83,8 +84,15 @@ class ModelOptions:
     offload: str = field(
         default="none",
         metadata=_said(
-            "Parts in host memory until they are needed: model (each component), sequential (each layer; slow, least memory).",
+            "Parts in host memory until they are needed: model (each component), group (each layer, the next one on its way while "
+            "one computes), sequential (each layer; slow, least memory).",
             *OFFLOADS,
+        ),
+    )
+    fp8: bool = field(
+        default=False,
+        metadata=_said(
+            "Store the denoiser in 8 bits (float8), computed in --dtype: half the memory of float16, and other pixels."
         ),
     )
     vae_tiling: bool = field(

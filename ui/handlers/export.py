@@ -82,8 +82,8 @@ def one_file(
     Raises:
         LoraMixerError: When it cannot be written so.
     """
-    form = checks.choice(form, "Format", FORMATS, "export-format")
-    place = _place(app, name, "" if form == "peft" else ".safetensors", "export-name")
+    form = checks.choice(form, "Format", tuple(FORMATS), "export-format")
+    place = _place(app, name, "" if FORMATS[form].is_folder else ".safetensors", "export-name")
     number = None if rank in (None, "", 0) else checks.whole(rank, "Rank", 1, 4096, "export-rank")
     kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
     mix = read_rows(mix_rows).mix(app)

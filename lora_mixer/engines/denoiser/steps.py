@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -281,31 +282,58 @@ class StepReader:
 
 def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -> None:
     """
-    Check that components on which a mix changes in time are called with a time.
+    Check that components on which a method goes by steps are called with a time.
 
     Args:
         mixes: The mixes.
         components: The modules that their adapters change, but for text encoders, by name.
 
     Raises:
-        MixError: When one of them has no steps, so that a schedule would stay at its first value for ever.
+        MixError: When one of them has no steps, so that the method would stay where it begins for ever.
 
     Example:
         >>> from lora_mixer.mixes import Mix
-        >>> check_has_steps([Mix.of("a:1,start=5")], {"model": torch.nn.Linear(2, 2)})
+        >>> check_has_steps([Mix.of("a:1, b:1 | switch")], {"model": torch.nn.Linear(2, 2)})
         Traceback (most recent call last):
-        lora_mixer.errors.MixError: a schedule goes by the steps of a denoiser, and model (Linear) has none: its forward takes no timestep, so that the mix would stay at its first value. Set a weight, or set_mix anew when it is to change
+        lora_mixer.errors.MixError: Switch goes by the steps of a denoiser, and model (Linear) has none: its forward takes no timestep, so that the mix would stay at its first value. Set weights, or set_mix anew when they are to change
     """
     for part, root in components.items():
         for mix in mixes:
-            scheduled = any(mix[name].component_schedule(part) is not None for name in mix.names)
-            what = "a schedule" if scheduled else type(mix.method).__name__
-            if (scheduled or mix.method.goes_by_steps) and not _has_steps(root):
+            if mix.method.goes_by_steps and not _has_steps(root):
                 raise MixError(
-                    f"{what} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its forward takes "
-                    "no timestep, so that the mix would stay at its first value. Set a weight, or set_mix anew when it is to "
-                    "change"
+                    f"{type(mix.method).__name__} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its "
+                    "forward takes no timestep, so that the mix would stay at its first value. Set weights, or set_mix anew when "
+                    "they are to change"
                 )
+
+
+def schedules_without_steps(
+    mix: Mix, parts: Mapping[str, Iterable[str]], components: Mapping[str, nn.Module]
+) -> list[str]:
+    """
+    Tell which schedules of a mix stay at their first value, since what they are for is not called with a time.
+
+    Args:
+        mix: The mix.
+        parts: The components that each of its adapters changes.
+        components: The pipeline's modules, by name.
+
+    Returns:
+        A sentence for each adapter and component; text encoders are none of them, they read prompts once.
+
+    Example:
+        >>> from lora_mixer.mixes import Mix
+        >>> schedules_without_steps(Mix.of("a:1,start=5"), {"a": ["model"]}, {"model": torch.nn.Linear(2, 2)})
+        ['a: its schedule changes nothing after the start, model (Linear) has no steps: its forward takes no timestep']
+    """
+    return [
+        f"{name}: its schedule changes nothing after the start, {part} ({type(components[part]).__name__}) has no steps: its "
+        "forward takes no timestep"
+        for name in mix.names
+        for part in parts[name]
+        if part in components and part not in TEXT_ENCODERS
+        if mix[name].component_schedule(part) is not None and not _has_steps(components[part])
+    ]
 
 
 def _has_steps(root: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -110,7 +111,7 @@ class DenseLayer:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # once for each mix; what it calls is not for compilers
     def _work_out(self, module: nn.Module, mix: tuple[float, ...]) -> None:
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with lasting():
             self._kept[mix] = self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
 
     def _on_outputs(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -235,7 +236,7 @@ class OutputForm(Form):
         moved = now.bias_delta(None if bias is None else wide(bias), gain)
         total = output
         if now.changes_weight:
-            change = now.on_outputs(self._base, layer.shape, gain)
+            change = now.on_outputs(partial(self._base, x.device), layer.shape, gain)
             # packed layers round what they are given, others take what the parameters are
             like = next((t for t in now.tensors() if t.is_floating_point()), x)
             given = x if layer.is_packed else _meeting(x, like)
@@ -243,10 +244,9 @@ class OutputForm(Form):
             total = total + change.added(given.to(output.device), clean, layer.product).to(output.dtype)
         return total if moved is None else total + moved.to(total)
 
-    def _base(self) -> torch.Tensor:
+    def _base(self, device: torch.device) -> torch.Tensor:
         if self.layer.is_packed:
             return weight_of(self.layer.module, self.layer.shape)
-        device = next(iter(self.weights.weights.tensors())).device
         return wide(self.layer.clean().to(device))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lora_mixer.engines.engine import Own
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
@@ -185,7 +186,7 @@ def trained(
 
         return move
 
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with lasting(gradients=True):
         moved = tuple(
             replace(layer, weights=layer.weights.map(mover(compute_device(layer.live.module))))
             for layer in layers
@@ -223,16 +224,15 @@ class Live:
 
     def __init__(self, weights: LayerWeights) -> None:
         """Note the views."""
-        self.weights = weights
         self._views: list[tuple[torch.Tensor, torch.Size, tuple[int, ...]] | None] = []
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             base = parameter_of(tensor)
             is_view = base is not tensor and isinstance(base, nn.Parameter)
             self._views.append((base, tensor.shape, tensor.stride()) if is_view else None)
-            return tensor
+            return tensor.detach() if is_view else tensor  # what stands for a view takes no part
 
-        weights.map(note)
+        self.weights = weights.map(note)
         self._has_views = any(view is not None for view in self._views)
 
     @property

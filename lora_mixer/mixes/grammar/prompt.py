@@ -26,12 +26,21 @@ from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, r
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
 from lora_mixer.mixes.mix import Mix
+from lora_mixer.mixes.patterns import B_LORA
 from lora_mixer.mixes.reading import Reading
+from lora_mixer.mixes.transformer_blocks import PRESETS as DEPTH_PRESETS
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from lora_mixer.mixes.blocks import Blocks
+
+_PRESETS = (*B_LORA, *DEPTH_PRESETS)
+_BETWEEN = re.compile(
+    "".join(f"(?<![=:]{name})" for name in dict.fromkeys(x.split(":")[0] for x in _PRESETS if ":" in x)) + ":"
+)
+"""The colon between the parts of a tag; the one in the name of a preset is none."""
 _TAG = re.compile(r"(?<!\\)<(lora|lyco):([^<>]+)>")
 _KEYS = ("te", "unet", *TEXT_ENCODERS, "lbw", "start", "stop", "step", "schedule")
 _LIMITED = {
@@ -72,7 +81,7 @@ def parse_prompt(
     for match in _TAG.finditer(text):
         clean = _joined(clean, text[end : match.start()]) if end else text[: match.start()]
         end = match.end()
-        name, *items = match[2].split(":")
+        name, *items = _BETWEEN.split(match[2])
         name = name.strip()
         if name not in known:
             hint = did_you_mean(name, known)
@@ -204,7 +213,8 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
     missing = [key for key in adapter.components if key not in {TE, "unet", *TEXT_ENCODERS}]
     if missing:
         reading.problem(name, f"tags cannot say weights of {list_of(missing)}; write the mix as JSON.")
-    if adapter.mask is not None or not (adapter.blocks is None or isinstance(adapter.blocks, LbwWeights)):
+    blocks = adapter.blocks and _lbw(adapter.blocks)
+    if adapter.mask is not None or (adapter.blocks is not None and blocks is None):
         reading.problem(
             name, "tags cannot say masks, nested blocks or layer patterns; write the mix as JSON."
         )
@@ -219,11 +229,19 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
             )
     parts = [name, weight] if te is None else [name, te, weight]
     parts += [f"{key}={value}" for key, value in own.items()]
-    if isinstance(adapter.blocks, LbwWeights):
-        parts.append(f"lbw={lbw_text(adapter.blocks)}")
+    if blocks:
+        parts.append(f"lbw={blocks}")
     if adapter.schedule is not None:
         parts.append(f"schedule={adapter.schedule.to_text()}")
     return f"<lora:{':'.join(parts)}>"
+
+
+def _lbw(blocks: Blocks) -> str | None:
+    """Return block weights as ``lbw=`` takes them: a preset's name or a list."""
+    if isinstance(blocks, LbwWeights):
+        return lbw_text(blocks)
+    spec = blocks.to_spec()
+    return spec if isinstance(spec, str) else None
 
 
 def _said(adapter: AdapterMix, key: str) -> str:
