@@ -144,7 +144,7 @@ class Desk:
             f"""before => {{
                 const view = document.querySelector("#stage .lm-stage");
                 const final = view?.querySelector(".lm-final");
-                return view?.dataset.state === "error" || (view?.dataset.state === "done" && final && {newest} !== before);
+                return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
             }}""",
             arg=before,
         )

@@ -268,6 +268,39 @@ def rows_of(mix: Mix) -> MixRows:
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
 
 
+def halfway(first: MixRows, second: MixRows) -> tuple[MixRows, tuple[str, ...]]:
+    """
+    Return the mix that is half of each of two.
+
+    Weights are the mean of both, 0 where one has no such adapter. Blocks, schedules, masks and the method cannot be halved: where
+    both have others, those of the adapter's greater weight are taken, and the first's where they are alike.
+
+    Args:
+        first: A mix.
+        second: Another.
+
+    Returns:
+        The rows, the first's order before the second's, and the names of what could be only one's.
+    """
+    ones, others = ({row.name: row for row in mix.rows} for mix in (first, second))
+    rows, only = [], []
+    for name in dict.fromkeys((*ones, *others)):
+        pair = [mix[name] for mix in (ones, others) if name in mix]
+        most = max(pair, key=lambda row: abs(row.unet))
+        if any(_shape(row) != _shape(most) for row in pair if row.unet or row.te):
+            only.append(name)
+        own_text = any(row.te is not None for row in pair)
+        text = sum(row.unet if row.te is None else row.te for row in pair) / 2 if own_text else None
+        rows.append(replace(most, unet=sum(row.unet for row in pair) / 2, te=text))
+    if first.method != second.method:
+        only.append("the method")
+    return MixRows(tuple(rows), first.method), tuple(only)
+
+
+def _shape(row: Row) -> tuple[Any, ...]:
+    return row.blocks, row.schedule, row.mask, row.feather if row.mask else 0, row.more
+
+
 def recalled_rows(recall: AdapterMatches) -> MixRows:
     """Return the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
     kept = rows_of(recall.mix)

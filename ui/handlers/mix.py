@@ -11,7 +11,7 @@ from lora_mixer.mixes import LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
 from .. import checks
 from ..masks import painted
 from ..messages import FieldError, words_of
-from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, read_rows, read_text, rows_of, shown_rows
+from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, halfway, read_rows, read_text, rows_of, shown_rows
 from ..thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -109,6 +109,28 @@ def from_text(app: AppState, text: Any) -> dict[str, Any]:
     found = read_text(text, app)
     app.preloader.want([row.name for row in found.rows if row.on])
     return shown_rows(found, app)
+
+
+def halfway_of(app: AppState, asked: Any) -> dict[str, Any]:
+    """
+    Return the mix that is half of each of two, and what is said of it.
+
+    Args:
+        app: Where.
+        asked: ``first`` and ``second``, mixes as text; empty is the base.
+
+    Raises:
+        LoraMixerError: When one of the two makes no sense.
+    """
+    given = checks.table(asked, "two pictures")
+    found, only = halfway(*(read_text(given.get(name), app) for name in ("first", "second")))
+    if not found.rows:
+        raise PictureError("Both pictures are the base's: there is nothing to mix.")
+    said = "The mix is half of each picture's now."
+    if only:
+        said += f" Blocks, schedule or mask could be only one's for {', '.join(only)}."
+    app.preloader.want([row.name for row in found.rows])
+    return {**shown_rows(found, app), "said": said}
 
 
 def keep_mask(app: AppState, png: Any) -> dict[str, str]:
