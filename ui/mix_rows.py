@@ -18,7 +18,7 @@ from . import checks
 from .thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lora_mixer.library import Entry
     from lora_mixer.picture_metadata import AdapterMatches
@@ -290,11 +290,16 @@ def halfway(first: MixRows, second: MixRows) -> tuple[MixRows, tuple[str, ...]]:
         if any(_shape(row) != _shape(most) for row in pair if row.unet or row.te):
             only.append(name)
         own_text = any(row.te is not None for row in pair)
-        text = sum(row.unet if row.te is None else row.te for row in pair) / 2 if own_text else None
-        rows.append(replace(most, unet=sum(row.unet for row in pair) / 2, te=text))
+        text = _half(row.unet if row.te is None else row.te for row in pair) if own_text else None
+        rows.append(replace(most, unet=_half(row.unet for row in pair), te=text))
     if first.method != second.method:
         only.append("the method")
     return MixRows(tuple(rows), first.method), tuple(only)
+
+
+def _half(weights: Iterable[float]) -> float:
+    """Return half of a sum, to a millionth: people read it."""
+    return round(sum(weights) / 2, 6)
 
 
 def _shape(row: Row) -> tuple[Any, ...]:

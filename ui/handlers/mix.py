@@ -155,9 +155,12 @@ def mask_png(app: AppState, digest: Any) -> str:
         return ""
 
 
-def keep_default(app: AppState, name: Any, weight: Any) -> str:
+def keep_default(app: AppState, name: Any, weight: Any) -> dict[str, Any]:
     """
-    Keep a row's weight as the adapter's own default.
+    Keep a row's weight as the adapter's own default; None takes it away.
+
+    Returns:
+        What is ``said``, and the default ``before``.
 
     Raises:
         PictureError: When there is no such adapter.
@@ -166,9 +169,11 @@ def keep_default(app: AppState, name: Any, weight: Any) -> str:
     entry = app.entry_named(wanted)
     if entry is None:
         raise PictureError(f"{wanted} is not in the library here")
-    number = checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+    number = None if weight is None else checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+    before = entry.weight
     app.library.set_default(entry.id, weight=number)
-    return f"{wanted} now starts at {number:g}"
+    said = f"{wanted} now starts at {1.0 if number is None else number:g}"
+    return {"said": said, "before": before}
 
 
 # --- saved mixes -----------------------------------------------------------------------------------------------------

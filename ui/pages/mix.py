@@ -55,7 +55,7 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
         return {"png": handlers.mask_png(app, digest)}
 
     def keep_default(asked: Any) -> Any:
-        return {"said": handlers.keep_default(app, checks.table(asked, "row")["name"], asked.get("weight"))}
+        return handlers.keep_default(app, checks.table(asked, "row")["name"], asked.get("weight"))
 
     def saved(_: Any) -> Any:
         return {"names": handlers.saved(app)}

@@ -227,6 +227,14 @@ lm.fields = (() => {
       if (at >= 0) set("prompt", (here.slice(0, at).replace(/,\s*$/, "") + here.slice(at + word.length)).replace(/^,\s*/, ""));
     });
   }
+  // Words leave where they stand as a piece between commas; what is written around them stays.
+  function dropWords(words) {
+    const text = get("prompt") || "", gone = new Set(words.map((word) => word.toLowerCase()));
+    const left = text.split(",").filter((piece) => !gone.has(piece.trim().toLowerCase())).join(",").replace(/^\s+/, "");
+    if (left === text) return;
+    lm.history.push(() => set("prompt", text));
+    set("prompt", left);
+  }
   there().then(() => {
     const kept = lm.store.before?.fields;
     if (kept) Object.entries(kept).forEach(([name, value]) => NAMES.includes(name) && set(name, value));
@@ -235,7 +243,7 @@ lm.fields = (() => {
     setInterval(remember, 500);
     addEventListener("pagehide", remember);
   });
-  return { get, set, all, there, addWord, settle, typing, roll };
+  return { get, set, all, there, addWord, dropWords, settle, typing, roll };
 })();
 
 // The address carries the tab: a reload, a bookmark and Back come to the same place.

@@ -2,7 +2,7 @@
 lm.parts.job = (root, { props, trigger, watch }) => {
   const { h, picture, empty, number, redraw } = lm;
   const KEPT = 60;
-  let strip = (lm.store.get("strip") || []).filter((each) => each && each.id), chosen = null, other = null, picking = false, draft = null, held = false, problem = 0, spoken = "";
+  let strip = (lm.store.get("strip") || []).filter((each) => each && each.id), chosen = null, other = null, picking = false, draft = null, held = false, showing = null, problem = 0, spoken = "";
 
   const words = (v) => {
     const left = v.left > 0 ? ` · ${v.left < 90 ? `${Math.ceil(v.left)} s` : `${Math.round(v.left / 60)} min`} left` : "";
@@ -78,10 +78,11 @@ lm.parts.job = (root, { props, trigger, watch }) => {
     const key = `${pair ? `${pair.id}|${each.id}` : shown.querySelector?.("img")?.src || shown.src || shown.className}`;
     if (canvas.dataset.key !== key) {
       canvas.dataset.key = key;
+      showing = shown;
       const image = shown.tagName === "IMG" ? shown : shown.querySelector?.("img"), swap = () => { if (canvas.dataset.key === key) canvas.replaceChildren(shown); };
       if (!image || !canvas.querySelector("img")) swap();
       else { image.loading = "eager"; image.decode().then(swap, swap); } // the one before stays until it can be seen
-    } else canvas.querySelector("img")?.classList.toggle("lm-dim", going && !chosen && !v.preview);
+    } else showing?.querySelector?.("img")?.classList.toggle("lm-dim", going && !chosen && !v.preview);
   }
   const label = (each) => `seed ${each.seed} · ${each.mix || "base"}`;
 

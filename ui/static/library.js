@@ -77,7 +77,10 @@ lm.parts.cards = (root, { props, server, watch }) => {
 
   // --- what is found ---
   const star = (each) => h("button", { class: `lm-icon lm-star${each.favourite ? " lm-on" : ""}`, "aria-pressed": String(each.favourite), "aria-label": `Favourite ${each.title}`,
-    onclick: async () => { const answer = await ask("keep_adapter", { id: each.id, favourite: !each.favourite }); if (answer) { Object.assign(each, answer.card); draw(); } } }, each.favourite ? "★" : "☆");
+    onclick: async () => {
+      const set = async (favourite) => { const answer = await ask("keep_adapter", { id: each.id, favourite }); if (answer) { Object.assign(each, answer.card); draw(); } return answer; }, before = each.favourite;
+      if (await set(!before)) lm.history.push(() => set(before));
+    } }, each.favourite ? "★" : "☆");
   const cover = (each, cls) => picture(each.thumb, each.title, `${cls}${each.explicit && !liked.show ? " lm-blurred" : ""}`);
   const add = (each) => h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => lm.mix.add(each) }, "Add");
   const card = (each) => h("article", { class: `lm-card${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
@@ -209,8 +212,13 @@ lm.parts.details = (root) => {
       h("h3", {}, "Your notes and weight"),
       notes, labels, h("div", { class: "lm-line lm-keepline" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight), h("label", { class: "lm-field" }, explicit, "Blur its preview"),
         h("button", { class: "lm-button", onclick: async () => {
+          const before = { id, weight: v.weight ?? "", notes: v.notes || "", labels: v.labels.join(", "), explicit: v.explicit };
           const found = await ask("keep_adapter", { id, weight: weight.value, notes: notes.value, labels: labels.value, explicit: explicit.checked });
-          if (found) { forget(id, "weight", "notes", "labels", "explicit"); lm.defaults[v.title] = found.card.weight; lm.cardsFresh?.(); say("Kept."); }
+          if (!found) return;
+          forget(id, "weight", "notes", "labels", "explicit");
+          const told = (card) => { lm.defaults[card.title] = card.weight; };
+          told(found.card);
+          done("Kept.", async () => { const again = await ask("keep_adapter", before); if (again) told(again.card); });
         } }, "Keep defaults")),
       v.changeable && fold("File",
         h("div", { class: "lm-line", id: "adapter-name" }, name, h("button", { class: "lm-button", onclick: async () => { const before = v.title, card = await rename(id, name.value); if (card) forget(id, "name"); if (card) done(`${before} is called ${card.title} now.`, () => rename(id, before)); } }, "Rename")),

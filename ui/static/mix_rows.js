@@ -61,6 +61,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
       else rows.push({ name: card.title, title: card.title, on: true, unet: lm.defaults[card.title] ?? card.weight ?? 1, te: null, blocks: null, schedule: "", mask: "", feather: 0, more: null,
         id: card.id, about: card.about, triggers: card.triggers, problem: card.problem, thumb: card.thumb, notes: card.notes });
     }, true);
+    if (along && card.triggers?.length) lm.fields.addWord(card.triggers[0]);
     if (innerWidth <= 900) lm.say(`${card.title} is in the mix now.`, { undo: lm.history.back });
     ask("look_up", [card.title]);
   }
@@ -109,6 +110,20 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     holdButton.classList.toggle("lm-on", weighing.held);
     lm.draft?.();
   } }, "Hold the sum");
+  // Trigger words that come and go with their adapter, for who likes that.
+  const ALONG = "lora-mixer-words";
+  let along = localStorage.getItem(ALONG) === "on";
+  const alongButton = h("button", { class: `lm-chip${along ? " lm-on" : ""}`, "aria-pressed": String(along), title: "Adding an adapter puts its first trigger word into the prompt, removing it takes its words out", onclick: () => {
+    along = !along;
+    try { localStorage.setItem(ALONG, along ? "on" : "off"); } catch { /* full, or switched off */ }
+    alongButton.setAttribute("aria-pressed", String(along));
+    alongButton.classList.toggle("lm-on", along);
+  } }, "Words come along");
+  function remove(row) {
+    change("remove", () => rows.splice(rows.indexOf(row), 1), true);
+    const others = new Set(rows.flatMap((each) => each.triggers || []));
+    if (along) lm.fields.dropWords((row.triggers || []).filter((word) => !others.has(word)));
+  }
   const foot = h("div", { class: "lm-rows-foot" },
     h("label", { class: "lm-field lm-method" }, h("span", {}, "Method"), methodInput),
     h("datalist", { id: "lm-methods" }, kit.methods.map((name) => h("option", { value: name }))),
@@ -118,7 +133,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
         change("many", () => rows.filter((row) => row.on).forEach((row) => { row.unet = shorter(low + Math.round((Math.random() * (high - low)) / 0.05) * 0.05); row.te = null; }), true);
         lm.draft?.();
       }), bound("low", "Random from", "The least"), h("span", { "aria-hidden": "true" }, "–"), bound("high", "Random to", "The greatest")),
-    h("div", { class: "lm-weighing", role: "group", "aria-label": "Sum of the weights" }, holdButton, bound("sum", "The sum", "What the sizes of the weights add up to")));
+    h("div", { class: "lm-weighing", role: "group", "aria-label": "Sum of the weights" }, holdButton, bound("sum", "The sum", "What the sizes of the weights add up to")), alongButton);
   const close = h("button", { class: "lm-icon lm-sheetclose", "aria-label": "Close the mix", onclick: () => sheet(false) }, "✕");
   const share = h("div", { class: "lm-share" });
   root.replaceChildren(
@@ -181,7 +196,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     const words = (row.triggers || []).map((word) =>
       h("button", { class: "lm-chip", title: "Put into the prompt", onclick: () => lm.fields.addWord(word) }, `+ ${word}`));
     const marks = [row.blocks && "blocks", row.schedule && "schedule"].filter(Boolean).map((mark) => h("span", { class: "lm-mark" }, mark));
-    if (row.mask) marks.push(h("span", { class: "lm-mark" }, "mask"));
+    if (row.mask) marks.push(h("span", { class: "lm-mark lm-maskmark" }, lm.maskThumb(row.mask), "mask"));
     const grip = h("button", { class: "lm-grip", draggable: "true", title: `${row.title}${row.about ? ` · ${row.about}` : ""}\nDrag, or Alt+Up and Alt+Down, to move`,
       "aria-label": `Move ${row.title}`, onkeydown: (e) => {
         if (e.altKey && e.key === "ArrowUp") { e.preventDefault(); move(index, index - 1); }
@@ -197,7 +212,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
         h("button", { class: "lm-icon", "aria-expanded": String(isOpen), "aria-label": `More for ${row.title}`, title: "Blocks, schedule, mask",
           onclick: () => { isOpen ? open.delete(row.name) : open.add(row.name); draw(); } }, isOpen ? "▴" : "▾"),
         h("button", { class: "lm-icon", "aria-label": `Remove ${row.title}`, title: "Remove",
-          onclick: () => change("remove", () => rows.splice(rows.indexOf(row), 1), true) }, "✕")),
+          onclick: () => remove(row) }, "✕")),
       row.problem && h("p", { class: "lm-problem", role: "note" }, row.problem),
       isOpen && words.length > 0 && h("div", { class: "lm-chips" }, words),
       isOpen && more(row, index, text, as));
@@ -217,7 +232,13 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "Up"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "Down"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Keep the weights of ${row.title} as its default`,
-          onclick: async () => { const found = await ask("keep_default", { name: row.name, weight: row.unet }); if (found) { lm.defaults[row.name] = row.unet; lm.say(found.said); } } }, "Keep the weights"),
+          onclick: async () => {
+            const keep = async (weight) => { const found = await ask("keep_default", { name: row.name, weight }); if (found) lm.defaults[row.name] = weight ?? 1; return found; };
+            const found = await keep(row.unet);
+            if (!found) return;
+            lm.history.push(() => keep(found.before));
+            lm.say(found.said, { undo: lm.history.back });
+          } }, "Keep the weights"),
         shown && h("button", { class: "lm-button lm-quiet", "aria-label": `Picture as preview of ${row.title}`, title: "The picture that is shown becomes its preview in the library",
           onclick: async () => {
             if (!await ask("set_preview", { name: row.name, picture: shown })) return;
@@ -238,7 +259,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     allOff.setAttribute("aria-label", some ? "Switch all off or on" : "Switch all on or off");
     allOff.disabled = quick.disabled = !rows.length;
     if (document.activeElement !== methodInput) methodInput.value = method;
-    foot.hidden = rows.length < 2;
+    foot.hidden = !rows.length;
     redraw(list, rows.length ? rows.map(drawRow)
       : [empty("No adapters yet", "Add some in the Library, or write <lora:name:0.8> in the prompt. Without any you get the base.",
         h("button", { class: "lm-button", onclick: () => lm.tabs.open("library") }, "Open the Library"))]);
