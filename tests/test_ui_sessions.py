@@ -15,7 +15,6 @@ from benchmarks.ui_sessions import MIXES, compare
 from lora_mixer import Mix
 from lora_mixer.ui import AppState, ServerOptions
 from tests.browser import STEPS, Desk
-from tests.test_ui_kept import reload
 
 
 def test_eight_people_with_different_mixes_who_all_reload_get_what_each_would_get_alone(site, chromium):
@@ -83,6 +82,7 @@ def test_a_killed_server_loses_nothing_that_was_shown_as_kept(chromium, tmp_path
         assert "getting ready" in said[0]
         assert [words for words in said if "loading the model demo" in words or "adapters are there" in words]
         desk = Desk(context, url)
+        desk.page.on("dialog", lambda dialog: dialog.accept())  # it asks before one leaves its work
         desk.add("ink", "pixel")
         desk.row("pixel").get_by_role("switch").focus()
         desk.page.keyboard.press("Space")
@@ -105,7 +105,8 @@ def test_a_killed_server_loses_nothing_that_was_shown_as_kept(chromium, tmp_path
     assert [path.name for path in again.pictures.iterdir()] == [path.name]
 
     with server(tmp_path, url.rpartition(":")[2]) as (url, _):  # the same page, at the same address
-        reload(desk)
+        desk.page.goto(url)
+        desk.page.locator("#board h2").wait_for()
         desk.row("pixel").wait_for(state="attached")
         assert desk.page.get_by_label("ink: UNet", exact=True).input_value() == "0.7"
         assert not desk.row("pixel").get_by_role("switch").is_checked()
