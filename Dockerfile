@@ -8,7 +8,7 @@ RUN useradd --create-home artist && mkdir /loras /models /pictures && chown arti
 WORKDIR /app
 COPY . .
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch \
-    && pip install --no-cache-dir '.[all]' \
+    && pip install --no-cache-dir '.[all]' ./assets \
     && rm -rf /app
 USER artist
 WORKDIR /pictures

@@ -12,17 +12,11 @@ packages = find_packages(str(ROOT), include=["lora_mixer", "lora_mixer.*"])
 package_dir: dict[str, str] = {}
 package_data = {"lora_mixer": ["py.typed", "*.pyi", "**/*.json", "**/*.gz", "**/NOTICE"]}
 
-# ui/ and assets/ stand beside the package in the tree and inside it when installed, so that there is one import name.
+# ui/ stands beside the package in the tree and inside it when installed, so that there is one import name.
 if (ROOT / "ui").is_dir():
     packages += ["lora_mixer.ui", *(f"lora_mixer.ui.{name}" for name in find_packages(str(ROOT / "ui")))]
     package_dir["lora_mixer.ui"] = "ui"
     package_data["lora_mixer.ui"] = ["**/*"]
-for folder in ("demo", "loras"):  # assets/training makes these and is not installed
-    if (ROOT / "assets" / folder).is_dir():
-        name = f"lora_mixer.assets.{folder}"
-        packages.append(name)
-        package_dir[name] = f"assets/{folder}"
-        package_data[name] = ["**/*"]
 
 setup(
     packages=packages,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +111,7 @@ def demo_adapters() -> dict[str, DemoAdapter]:
         ['lumo']
     """
     folder = _folder("loras", "styles.json")
-    table = json.loads((folder / "styles.json").read_text(encoding="utf-8"))
+    table = loose_json((folder / "styles.json").read_text(encoding="utf-8"))
     held_out = tuple(table["held_out_subjects"])
     return {
         entry["name"]: DemoAdapter(
@@ -146,14 +147,17 @@ def local_source(source: str) -> str:
 
 
 def _folder(name: str, holds: str) -> Path:
-    """Find a folder of assets: inside the installed package, or beside the package in a checkout."""
-    places = [_PACKAGE / "assets" / name, _PACKAGE.parent / "assets" / name]
+    """Find a folder of assets: beside the package in a checkout, or in the package lora-mixer-demo."""
+    places = [_PACKAGE.parent / "assets" / name]
+    spec = importlib.util.find_spec("lora_mixer_demo")
+    if spec is not None:
+        places += [Path(place) / name for place in spec.submodule_search_locations or ()]
     for place in places:
         if (place / holds).is_file():
             return place
     raise SourceNotFoundError(
-        f"The demo's files are missing (looked for {holds} in {' and '.join(map(str, places))}); "
-        "get them with the whole repository: its assets/ folder has them, and so has a wheel built from it."
+        "the demo is a package of its own, which is not installed: pip install lora-mixer-demo "
+        "(in a checkout: pip install ./assets)"
     )
 
 

@@ -12,6 +12,7 @@ import os
 from typing import IO, TYPE_CHECKING
 
 from lora_mixer.parsing.frozen import LazyMap
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,7 @@ def _sshs_legacy(stream: IO[bytes], data_start: int) -> str | None:
     since 0.3. None where the header itself would reach that far: the order of its entries is nobody's to know.
     """
     stream.seek(8)
-    header = json.loads(stream.read(data_start - 8))
+    header = loose_json(stream.read(data_start - 8))
     kept = {k: v for k, v in (header.pop("__metadata__", None) or {}).items() if k.startswith("ss_")}
     text = json.dumps({"__metadata__": kept, **header}, separators=(",", ":"), ensure_ascii=False).encode()
     filled = 0 if data_start % 8 else -len(text) % 8

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer.engines import BaseDevice
+    from lora_mixer.engines import KeepBase
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class MemoryReport:
     Attributes:
         adapters: Tensors of each loaded adapter.
         base: Kept base weights by device; ``cpu`` is host memory.
-        keep_base: Where bases are kept by choice: ``device`` or ``host``.
+        keep_base: Where bases are kept by choice, as ``LoraMixer(keep_base=...)`` has it; ``base`` says where they are.
     """
 
     adapters: Mapping[str, int]
     base: Mapping[str, int]
-    keep_base: BaseDevice
+    keep_base: KeepBase
 
     @property
     def total(self) -> int:

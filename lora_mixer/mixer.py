@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -23,13 +23,14 @@ from lora_mixer.binding import (
 )
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
-from lora_mixer.engines import BASE, ActiveMixes, BaseDevice
+from lora_mixer.engines import BASE, ActiveMixes, KeepBase
 from lora_mixer.engines.denoiser.cuda_graph import captured
+from lora_mixer.engines.denoiser.steps import schedules_without_steps
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
-from lora_mixer.engines.placement import check_finite, copy_to_devices
+from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
-from lora_mixer.errors import AdapterNameError, MatchError, MixError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
@@ -42,6 +43,7 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
+from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
@@ -96,8 +98,9 @@ class LoraMixer:
 
     Args:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
-        keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest), or ``"host"`` in
-            host memory, which saves GPU memory.
+        keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest); ``"host"`` in host memory,
+            which saves GPU memory and takes the bus at each switch; ``"none"`` nowhere, every mix runs beside the weights, which
+            costs time in each step; ``"auto"`` on the device while 2 GiB stay free there, else in host memory.
         take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
             of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
 
@@ -122,13 +125,13 @@ class LoraMixer:
         True
     """
 
-    def __init__(self, pipe: Any, *, keep_base: BaseDevice = "device", take_over: bool = False) -> None:
+    def __init__(self, pipe: Any, *, keep_base: KeepBase = "device", take_over: bool = False) -> None:
         """Take the pipeline; nothing is changed or copied yet."""
-        if keep_base not in ("device", "host"):
-            raise MixError(f"keep_base must be 'device' or 'host', got {keep_base!r}")
+        if keep_base not in get_args(KeepBase):
+            raise MixError(f"keep_base must be one of {', '.join(get_args(KeepBase))}, got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
-        self._keep_base: BaseDevice = keep_base
+        self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
         if take_over:
             DiffusersWords(self).place()
@@ -275,10 +278,12 @@ class LoraMixer:
                 allow_nonfinite=allow_nonfinite,
                 activate=activate and not hotswap,
             )
-        if _is_partial(report):
-            warnings.warn(
-                f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
-            )
+            if _is_partial(
+                report
+            ):  # before the call is over: who makes errors of warnings has nothing loaded then
+                warnings.warn(
+                    f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
+                )
         return report
 
     def add_adapter(
@@ -372,7 +377,14 @@ class LoraMixer:
         """Read an adapter, bind it, take it, and put it into effect where it is asked or has a place in the mix."""
         components = state.components()
         with paused_gc():
-            adapter, tensors = _read(source, name, max_rank, dora_strength, trainable=trainable)
+            adapter, tensors = _read(
+                source,
+                name,
+                max_rank,
+                dora_strength,
+                trainable=trainable,
+                pinned=computes_on_cuda(components.values()),
+            )
             words: tuple[Token, ...] = ()
             if load_embeddings:
                 embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
@@ -723,8 +735,8 @@ class LoraMixer:
             state.tokens.change(shown=True)
             told = self._apply(state, wanted)
             state.held, state.enabled = wanted, True
-        for text in told:
-            warnings.warn(text, UnusedWeightWarning, stacklevel=2)
+            for text in told:
+                warnings.warn(text, UnusedWeightWarning, stacklevel=2)
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -782,8 +794,8 @@ class LoraMixer:
             held, enabled = before.pop()
             try:
                 self._back_to(state, held, enabled=enabled)
-            except BaseException:
-                self._back_to(state, held, enabled=enabled)  # memory may be free again
+            except BaseException as error:
+                self._try_again(state, held, enabled=enabled, error=error)
                 raise
 
         return Interruptible(begin, end, state.lock)
@@ -1041,7 +1053,11 @@ class LoraMixer:
             components = state.components()
             for text in _check_mix(state, choice.mix, components, "save_lora_weights"):
                 warnings.warn(text, UnusedWeightWarning, stacklevel=2)
-            as_read = state.peft_tensors(choice.one) if choice.one and choice.format == "peft" else None
+            as_read = (
+                state.peft_tensors(choice.one)
+                if choice.one and FORMATS[choice.format].keeps_what_was_read
+                else None
+            )
             if as_read is not None:
                 return write_peft(choice.path, *as_read, dtype=choice.dtype)
             infos = {name: state.loaded[name].info for name in choice.mix.names}
@@ -1096,6 +1112,21 @@ class LoraMixer:
         state.controller.apply(wanted, components)
         return list(dict.fromkeys(told))
 
+    def _try_again(
+        self, state: MixerState, before: ActiveMixes, *, enabled: bool, error: BaseException
+    ) -> None:
+        """Put mixes into effect again after that has failed, as memory may be free by now; else none is in effect."""
+        try:
+            self._back_to(state, before, enabled=enabled)
+        except MixLostError:
+            raise
+        except BaseException as again:
+            self._back_to(state, before, enabled=False)
+            raise MixLostError(
+                f"{type(error).__name__} ({error}) as the block ended, and again {type(again).__name__} ({again}): no adapter "
+                "is active, the base is back; enable_lora() brings the mix from before the block again"
+            ) from again
+
     def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""
         kept = before.without(name for name in before.names if name not in state.loaded)
@@ -1115,7 +1146,9 @@ def _check_mix(
     if unknown:
         raise _unknown(state, unknown, where)
     check_components(mix, components)
-    return without_effect(mix, state.controller.layers)
+    layers = state.controller.layers
+    reached = {name: layers[name].components for name in mix.names}
+    return without_effect(mix, layers) + schedules_without_steps(mix, reached, components)
 
 
 def _read(
@@ -1125,10 +1158,13 @@ def _read(
     dora_strength: DoraStrength | None,
     *,
     trainable: bool,
+    pinned: bool,
 ) -> tuple[Adapter, dict[str, torch.Tensor] | None]:
     """Read an adapter, and where it is to be trained, its tensors by key."""
     adapter, tensors = (
-        read_trainable(source, name=name) if trainable else (read_source(source, name=name), None)
+        read_trainable(source, name=name)
+        if trainable
+        else (read_source(source, name=name, pinned=pinned), None)
     )
     check_held(adapter)
     if max_rank is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.binding import BoundLayer, MatchReport
-    from lora_mixer.engines import ActiveMixes, BaseDevice
+    from lora_mixer.engines import ActiveMixes, KeepBase
     from lora_mixer.engines.controller import ControllerRecord
     from lora_mixer.engines.engine import Own
     from lora_mixer.textual_inversion.tokens import TokenRecord
@@ -96,9 +96,9 @@ class MixerState:
         owner: The mixer that works on it, as long as it is alive.
     """
 
-    def __init__(self, pipe: Any, keep_base: BaseDevice) -> None:
+    def __init__(self, pipe: Any, keep_base: KeepBase) -> None:
         """Start with nothing."""
-        self.keep_base: BaseDevice = keep_base
+        self.keep_base: KeepBase = keep_base
         self.controller = EngineController(pipe, keep_base)
         self.tokens = TokenSet(pipe)
         self.loaded: dict[str, Loaded] = {}
@@ -160,7 +160,15 @@ class MixerState:
         def end(error: BaseException | None) -> None:
             try:
                 if error is None:
-                    self._commit(record[0])
+                    try:
+                        self._commit()
+                    except BaseException as own:
+                        error = own
+                        self._roll_back(record[0], own)
+                        raise
+                    # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
+                    with suppress(Exception):
+                        self.controller.settle()
                 elif record:
                     self._roll_back(record[0], error)
             finally:
@@ -171,14 +179,9 @@ class MixerState:
 
         return Interruptible(begin, end, self.lock)
 
-    def _commit(self, record: _Record) -> None:
-        try:
-            self.mark()
-            self._guard()
-            self.controller.settle()
-        except BaseException as error:
-            self._roll_back(record, error)
-            raise
+    def _commit(self) -> None:
+        self.mark()
+        self._guard()
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""
@@ -318,7 +321,7 @@ class MixerState:
             self.inherited.discard(name)
             self.controller.remove(name)
 
-    def take_over(self, mixer: Any, pipe: Any, keep_base: BaseDevice) -> None:
+    def take_over(self, mixer: Any, pipe: Any, keep_base: KeepBase) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
         before, was_copy = self.pipe, self._is_copy
         self._move_to(pipe)
@@ -337,7 +340,7 @@ class MixerState:
         self.tokens.move_to(pipe)
         guards.place(pipe, (), self)
 
-    def _take_over(self, mixer: Any, keep_base: BaseDevice, *, again: bool) -> None:
+    def _take_over(self, mixer: Any, keep_base: KeepBase, *, again: bool) -> None:
         with self.transaction(mixer):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}

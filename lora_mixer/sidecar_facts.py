@@ -6,13 +6,13 @@ Everything here was written by strangers: each value is checked for its type, cu
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.parsing.frozen import LazyMap
+from lora_mixer.parsing.json_text import json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +90,7 @@ class Tags(LazyMap[str, int]):
 
 def _tag_counts(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
-    folders = _parsed(text)
+    folders = json_or_none(text)
     for table in folders.values() if isinstance(folders, dict) else ():
         for tag, count in table.items() if isinstance(table, dict) else ():
             if type(count) is int and count > 0 and tag.strip():
@@ -214,7 +214,7 @@ class _Found:
             name = f"{stem}{ending}"
             if ending.endswith(".txt"):
                 self.take("description", _text(raw.decode("utf-8", "replace")), name)
-            elif isinstance(table := _parsed(raw.decode("utf-8-sig", "replace")), dict):
+            elif isinstance(table := json_or_none(raw.decode("utf-8-sig", "replace")), dict):
                 self._json(table, _SIDECARS[ending], name)
             else:
                 self.problems[name] = "is not a JSON object"
@@ -235,18 +235,11 @@ _NOTHING = About()
 def _at(table: Any, path: str) -> Any:
     """Follow a dotted path; LoRA Manager keeps JSON inside of JSON's strings."""
     for name in path.split("."):
-        table = _parsed(table) if isinstance(table, str) else table
+        table = json_or_none(table) if isinstance(table, str) else table
         if not isinstance(table, dict):
             return None
         table = table.get(name)
     return table
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _cut(text: str) -> str:
@@ -267,7 +260,7 @@ def _weight(value: Any) -> float | None:
 def _words(value: Any) -> tuple[str, ...]:
     """Read a list of words, as a list, as JSON of one, or with commas."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        listed = _parsed(value)
+        listed = json_or_none(value)
         value = listed if isinstance(listed, list) else value
     if isinstance(value, str):
         value = value.split(",")

@@ -14,6 +14,8 @@ from lora_mixer.engines.hooks import hook_output
 from lora_mixer.formats.kinds import Kind
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
+from lora_mixer.writing import OutputFormat
+from lora_mixer.writing.formats.format import safetensors
 
 # --- a merging method -----------------------------------------------------------------------------------------------
 
@@ -32,6 +34,21 @@ CLIPPED = MethodSpec(
     clipped_sum,
     (Setting("limit", 1.0, "the largest entry", 0, above_low=True),),
 )
+
+# --- an output format -----------------------------------------------------------------------------------------------
+
+
+def _blunt_files(adapter):
+    tensors = {}
+    for layer in adapter.layers:
+        up, down = layer.pair
+        name = f"unet.{layer.place.path}" if layer.place.component == "unet" else layer.place.path
+        tensors[f"{name}.lora_A.weight"] = down
+        tensors[f"{name}.lora_B.weight"] = up * (layer.alpha / layer.rank)
+    return {adapter.file: safetensors(tensors, {"blunt": "yes", **adapter.metadata})}
+
+
+BLUNT = OutputFormat("blunt", "pairs by their live paths, scale and all", _blunt_files)
 
 # --- a method of a mix ----------------------------------------------------------------------------------------------
 

@@ -80,10 +80,10 @@ def test_tiling_and_slicing_are_on_where_they_are_asked_for():
 
 
 def test_offload_needs_a_gpu_and_a_known_way():
-    for way in ("model", "sequential"):
+    for way in ("model", "group", "sequential"):
         with pytest.raises(PictureError, match="off a GPU"):
             load_pipeline("demo", offload=way, device="cpu")
-    with pytest.raises(PictureError, match="offload must be one of none, model, sequential"):
+    with pytest.raises(PictureError, match="offload must be one of none, model, group, sequential"):
         ModelOptions(offload="all")
 
 
@@ -105,7 +105,7 @@ def test_a_picture_that_does_not_fit_says_what_takes_less(monkeypatch):
     from lora_mixer import LoraMixer
 
     mixer = LoraMixer(load_pipeline("demo", device="cpu"))
-    maker = PictureMaker(mixer)
+    maker = PictureMaker(mixer, smaller="none")
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")

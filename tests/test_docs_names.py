@@ -21,7 +21,7 @@ PATH = re.compile(
     r"(?<![\w./-])(?:lora_mixer|ui|tests|benchmarks|docs|assets|engines|families|parsing|mixes)/[\w./-]+\w"
 )
 DOTTED = re.compile(r"(?<![\w./])lora_mixer(?:\.\w+)+")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 NAME = re.compile(r"[A-Za-z_]\w*")
 # What other programs call things, options of theirs, and what is made up for an example: a new one of these goes here.
 FOREIGN = frozenset(
@@ -29,6 +29,7 @@ FOREIGN = frozenset(
         *("--check", "--head", "--build-arg", "--gpus", "--rm", "HF_TOKEN"),  # ruff, Ray, Docker, the Hub
         *(
             "diff_m",
+            "img_attn_q",
             "_to_q",
             "lora_unet_down_blocks_0_",
             "lycoris_down_blocks_0_",
@@ -75,7 +76,7 @@ def words() -> frozenset[str]:
 @cache
 def options() -> frozenset[str]:
     """Return every option of the command, and of the scripts beside the package."""
-    found = {"--help", "--version", "--debug"}
+    found = {"--help", "--version", "--debug", "--install-completion", "--show-completion"}
     group = typer.main.get_command(app)
     for command in group.commands.values():  # type: ignore[attr-defined]
         found |= {
@@ -83,7 +84,7 @@ def options() -> frozenset[str]:
         }
     for room in ("benchmarks", "tests", "assets"):
         for path in (path for path in (ROOT / room).rglob("*.py") if path.name != Path(__file__).name):
-            found |= set(re.findall(r"[\"'](--[a-z][a-z-]+)[\"']", path.read_text(encoding="utf-8")))
+            found |= set(re.findall(r"[\"'](--[a-z][a-z0-9-]+)[\"']", path.read_text(encoding="utf-8")))
     return frozenset(found)
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from lora_mixer import read_adapter
+from lora_mixer.families import family_of_class
+from lora_mixer.families.table import FAMILIES
+from lora_mixer.library import Entry, compatible
+from tests.test_families_references import REFERENCES
 from tests.transformers_data import reference
 
 # Tiny models have widths of their own, so that families with the names of another are named after that.
@@ -86,3 +92,30 @@ def pair(shapes):
 )
 def test_widths_tell_families_that_share_their_names(shapes, family):
     assert read_adapter(pair(shapes)).base == family
+
+
+def fits(base, family):
+    return compatible(Entry("1", "a", Path("a.safetensors"), Path(), base=base), family).fits
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_library_offers_a_file_for_the_model_that_it_was_made_for(shared_data, name):
+    own = reference(shared_data, name)
+    family = family_of_class(own.facts["classes"]["transformer"])
+    base = read_adapter(own.adapter).base
+    assert fits(base, family.name)
+    assert not fits(base, "SDXL")
+    assert not fits("SD 1.x", family.name)
+
+
+def test_a_file_with_names_of_many_families_is_not_offered_where_blocks_are_called_otherwise():
+    base = "a DiT (SD3, PixArt, LTX, ...)"
+    offered = {family.name: fits(base, family.name) for family in FAMILIES if family.is_transformer}
+    assert {name for name, does in offered.items() if does} >= {
+        "SD3",
+        "Qwen-Image",
+        "LTX-Video",
+        "Sana",
+        "Flux.1",
+    }
+    assert not any(offered[name] for name in ("Wan", "Z-Image", "AuraFlow", "HiDream", "Kandinsky 5"))

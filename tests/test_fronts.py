@@ -73,8 +73,18 @@ DOTTED = (
     "unet.base_model.model.",
     "_orig_mod.base_model.model.",
     "model.diffusion_model.",
+    "_fsdp_wrapped_module._orig_mod.unet.",
+    "_checkpoint_wrapped_module.module.unet.unet.",
 )
-FLAT = ("lora_unet__orig_mod_", "lora_unet_module_", "lora_unet_unet_", "lora_unet__", "lycoris__orig_mod_")
+FLAT = (
+    "lora_unet__fsdp_wrapped_module_",
+    "lora_unet__orig_mod__fsdp_wrapped_module_",
+    "lora_unet__orig_mod_",
+    "lora_unet_module_",
+    "lora_unet_unet_",
+    "lora_unet__",
+    "lycoris__orig_mod_",
+)
 PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -127,12 +137,30 @@ COMPONENTS = (
 
 @pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize(
-    "spell", ["{}.blocks.0.attn", "lora_{}_blocks_0_attn", "base_model.model.{}.blocks.0.attn"]
+    "spell",
+    [
+        "{}.blocks.0.attn",
+        "lora_{}_blocks_0_attn",
+        "base_model.model.{}.blocks.0.attn",
+        "{}._orig_mod.blocks.0.attn",
+        "module.{}.module.blocks.0.attn",
+        "{0}.{0}.blocks.0.attn",
+        "{}.base_model.model.blocks.0._fsdp_wrapped_module.attn",
+        "lora_{}__orig_mod_blocks_0_attn",
+        "lora_{}_module_blocks_0__orig_mod_attn",
+    ],
 )
 def test_the_name_of_any_component_is_a_front(name, spell):
     """Beside a denoiser with the same modules, so that a guess would be ambiguous."""
     parts = {"unet": block()} if name.startswith("unet") else {"transformer": block()}
     loads(pair(spell.format(name)), Pipe(**parts, **{name: block()}), name, "blocks.0.attn")
+
+
+@pytest.mark.parametrize("front", ["inpainter.", "inpainter._orig_mod.", "module.inpainter.module."])
+def test_diffusers_old_processors_are_looked_through_in_any_component(front):
+    o, i = build(SD15).get_submodule(PATH).weight.shape
+    file = pair(f"{front}{PATH.replace('.to_q', '.processor.to_q_lora')}", o, i, "down", "up")
+    loads(file, Pipe(unet=build(SD15), inpainter=build(SD15)), "inpainter", PATH)
 
 
 def test_two_components_in_one_file_get_their_own():

@@ -93,7 +93,7 @@ class TestLbw:
             == -1.0
         )
 
-    @pytest.mark.parametrize("length", [0, 1, 13, 16, 25, 61])
+    @pytest.mark.parametrize("length", [0, 1, 13, 16, 25, 57, 60, 62])
     def test_other_lengths_are_refused_with_the_right_ones(self, length: int) -> None:
         """LBW would take what is missing as 0."""
         with pytest.raises(MixError, match=r"12 or 20 \(SDXL\), 17 or 26 .* got " + str(length)):

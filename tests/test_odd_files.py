@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -97,6 +105,59 @@ TEXTS = {
 }
 
 
+PAGE = "<!DOCTYPE html><html><title>Accès refusé – 403</title><body>Доступ запрещён</body></html>"
+for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+    TEXTS[f"HTML in {encoding}"] = (PAGE.encode(encoding), "HTML page")
+TEXTS |= {
+    "HTML in Latin-1": (PAGE[:40].encode("latin-1"), "HTML page"),
+    "JSON in UTF-16": ('{"error": "nicht gefunden"}'.encode("utf-16"), "JSON text"),
+    "a text in Russian": ("Доступ запрещён: войдите".encode(), "a text .'Доступ запрещён"),
+    "a text in KOI8-R": ("Доступ запрещён: войдите".encode("koi8-r"), "a text"),
+    "a text that is cut within a letter": (("x" + "é" * 600).encode(), "a text .'xéé"),
+    "a short text": (b"404", "a text"),
+    "Git LFS with another end of lines": (
+        b"version https://git-lfs.github.com/spec/v1\r\noid x\r\n",
+        "Git LFS pointer",
+    ),
+}
+
+
+def archive(kind):
+    packed = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w") as box:
+            box.writestr("lora.safetensors", save(pair()))
+    else:
+        with tarfile.open(fileobj=packed, mode="w") as box:
+            member = tarfile.TarInfo("lora.safetensors")
+            member.size = len(save(pair()))
+            box.addfile(member, io.BytesIO(save(pair())))
+    return packed.getvalue()
+
+
+def picture(kind):
+    drawn = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 10)).save(drawn, kind)
+    return drawn.getvalue()
+
+
+# a gzip file without a time begins with a possible length of a header, so it has to be longer than that
+LONG = save({"net.lora_A.weight": torch.rand(64, 3000, generator=torch.Generator().manual_seed(0))})
+TEXTS |= {
+    "gzip": (gzip.compress(save(pair())), "gzip archive; unpack"),
+    "long gzip": (gzip.compress(LONG, mtime=0), "gzip archive; unpack"),
+    "bzip2": (bz2.compress(LONG), "bzip2 archive; unpack"),
+    "xz": (lzma.compress(LONG), "xz archive; unpack"),
+    "zip": (archive("zip"), r"zip archive; unpack it, .*lora.safetensors"),
+    "tar": (archive("tar"), "tar archive; unpack"),
+    **{kind: (picture(kind), f"a {kind} picture") for kind in ("PNG", "JPEG", "GIF", "WebP")},
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + bytes(90), "a PDF"),
+    "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "GGUF file, which is not read here"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5 file"),
+    "NumPy": (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}" + bytes(90), "NumPy file"),
+}
+
+
 @pytest.mark.parametrize(("content", "said"), TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt", "x.bin"])
 def test_a_text_in_place_of_a_file_is_called_what_it_is(content, said, name, tmp_path):
@@ -105,6 +166,15 @@ def test_a_text_in_place_of_a_file_is_called_what_it_is(content, said, name, tmp
         read_adapter(tmp_path / name, allow_pickle=True)
     with pytest.raises(NotAnAdapterError, match=said):
         read_adapter(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(90), b"\x08\x07\x12\x07pytorch" + bytes(90), save(pair())[:20]]
+)
+def test_what_no_pickle_begins_with_is_not_given_to_its_loader(content, tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(NotAnAdapterError, match=r"not a PyTorch file: it (is empty|begins with)"):
+        read_adapter(tmp_path / "x.ckpt", allow_pickle=True)
 
 
 @pytest.mark.parametrize("extra", [{"animatediff_config": {"rank": 4}}, {"epoch": 3, "global_step": 70}])

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build from a copy: what an earlier build left in the checkout must not end up in the wheel."""
+def tree(tmp_path_factory):
+    """Copy what packages are built from: what an earlier build left in the checkout must not end up in a wheel."""
     tree = tmp_path_factory.mktemp("tree")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("lora_mixer", "ui", "assets"):
@@ -30,15 +30,28 @@ def wheel(tmp_path_factory):
     for name in ("demo/x.txt", "loras/deep/x.txt", "training/x.txt", "training/make.py"):
         (tree / "assets" / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / "assets" / name).write_text("x")
-    out = tmp_path_factory.mktemp("wheel")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    return built(tree, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def demo_wheel(tree, tmp_path_factory):
+    return built(tree / "assets", tmp_path_factory.mktemp("demo"))
+
+
+def built(folder, out):
     # fmt: off
     command = [
-        sys.executable, "-m", "pip", "wheel", str(tree), "--no-deps", "--no-build-isolation", "--no-index",
+        sys.executable, "-m", "pip", "wheel", str(folder), "--no-deps", "--no-build-isolation", "--no-index",
         "--disable-pip-version-check", "--wheel-dir", str(out),
     ]
     # fmt: on
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.glob("*.whl")
     return path
 
@@ -66,10 +79,16 @@ def test_it_says_that_it_is_typed(names):
     assert "lora_mixer/py.typed" in names
 
 
-def test_demo_and_loras_are_in_it_and_what_made_them_is_not(names):
-    assert {"lora_mixer/assets/demo/x.txt", "lora_mixer/assets/loras/deep/x.txt"} <= names
-    assert not [name for name in names if "training/" in name]
-    assert {"lora_mixer/assets/demo/model_index.json", "lora_mixer/assets/loras/styles.json"} <= names
+def test_the_demo_is_a_package_of_its_own(wheel, names, demo_wheel):
+    """The library is small; what weighs is in lora-mixer-demo, without what made it."""
+    assert wheel.stat().st_size < 3e6
+    assert not [name for name in names if "assets/" in name or name.endswith(".safetensors")]
+    with zipfile.ZipFile(demo_wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in held} == {"lora_mixer_demo"}
+    assert {"lora_mixer_demo/demo/x.txt", "lora_mixer_demo/loras/deep/x.txt"} <= held
+    assert {"lora_mixer_demo/demo/model_index.json", "lora_mixer_demo/loras/styles.json"} <= held
+    assert not [name for name in held if "training" in name]
 
 
 def test_nothing_else_is_in_it(names):
@@ -82,6 +101,13 @@ def outside(wheel, tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
     return folder
+
+
+@pytest.fixture(scope="module")
+def with_demo(outside, demo_wheel):
+    with zipfile.ZipFile(demo_wheel) as archive:
+        archive.extractall(outside / "site")
+    return outside
 
 
 def run_outside(folder, script):
@@ -109,7 +135,21 @@ def test_it_works_outside_of_the_checkout(outside):
     assert page == package / "ui"
 
 
-def test_the_demo_in_it_loads_without_a_word(outside):
+def test_without_the_demo_it_says_which_package_has_it(outside):
+    found = run_outside(
+        outside,
+        "from lora_mixer import load_demo\n"
+        "try:\n"
+        "    load_demo()\n"
+        "except FileNotFoundError as error:\n"
+        "    print(error)\n",
+    )
+
+    assert "pip install lora-mixer-demo" in found.stdout
+
+
+def test_the_demo_in_it_loads_without_a_word(with_demo):
+    outside = with_demo
     found = run_outside(
         outside,
         "from lora_mixer import LoraMixer, demo_adapters, load_demo\n"
@@ -121,7 +161,7 @@ def test_the_demo_in_it_loads_without_a_word(outside):
 
     loaded = dict(line.split(" ", 1) for line in found.stdout.splitlines())
     assert list(loaded) == ["pixel", "watercolor", "neon", "ink", "blueprint", "halftone", "lumo"]
-    inside = (outside / "site" / "lora_mixer" / "assets" / "loras").resolve()
+    inside = (outside / "site" / "lora_mixer_demo" / "loras").resolve()
     assert {(outside / path).resolve().parent for path in loaded.values()} == {inside}
     # torchao and bitsandbytes, which the tests of quantised bases need, talk of themselves when diffusers imports them
     foreign = ("torchao", "torch/utils/_pytree.py", "kernels-community")

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
-from lora_mixer import Mix, MixError, PlanError
+from lora_mixer import (
+    CorruptFileError,
+    Mix,
+    MixError,
+    PlanError,
+    SourceNotFoundError,
+    read_adapter,
+)
 from lora_mixer.batches import check_plan, parse_plan
-from lora_mixer.parsing.data import dump_yaml, load, locate, parsed
+from lora_mixer.parsing.data import dump_yaml, load, locate
+from lora_mixer.parsing.json_text import NotJsonError, json_or_none, loose_json, read_json, strict_json
 from lora_mixer.parsing.problems import Problems
+from lora_mixer.pictures import load_outline
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
@@ -44,7 +59,7 @@ def test_a_mix_of_several_lines_carries_the_line_of_what_is_wrong(form):
 def test_json_has_no_numbers_that_json_does_not_have():
     for text in ("NaN", "[Infinity]", '{"a": -Infinity}'):
         with pytest.raises(MixError, match="is not a number there"):
-            parsed("json", text)
+            Mix.from_json(text)
 
 
 def test_yaml_says_what_it_says_in_plans_and_in_mixes():
@@ -109,3 +124,122 @@ def test_a_problem_of_a_job_knows_its_field(job, place, line):
         check_plan(parse_plan(f"adapters: {{a: 'demo:ink'}}\njobs:\n- {job}\n".encode(), "yaml"))
 
     assert {(problem.place, problem.line) for problem in caught.value.problems} == {(place, line)}
+
+
+YAML_OF_ALL = """\
+adapters:
+  v1.5 ink:
+    weight: 0.7
+    components:
+      unet: 0.8
+      te: high
+    schedule: 1@0, 2@
+  wash:
+    unet:
+      down: 0.5
+      up:
+        block_0: [0.1, x, 0.9]
+  soft:
+    weihgt: 0.4
+    mask: nowhere.png
+method: swich
+"""
+EXPECTED = {
+    "v1.5 ink.components.te": 6,
+    "v1.5 ink.schedule": 7,
+    "wash.unet.up.block_0[1]": 12,
+    "soft": 14,
+    "soft.mask": 15,
+    "method": 16,
+}
+
+
+def problems_of(read, text):
+    with pytest.raises(MixError) as caught:
+        read(text)
+    return {problem.place: problem.line for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("read", [Mix.of, Mix.from_yaml])
+def test_what_a_mix_of_several_lines_says_is_told_at_its_line(read):
+    assert problems_of(read, YAML_OF_ALL) == EXPECTED
+
+
+@pytest.mark.parametrize("read", [Mix.of, Mix.from_json])
+@pytest.mark.parametrize("indent", [1, 2, "\t"])
+def test_json_of_several_lines_is_told_at_its_lines(read, indent):
+    text = json.dumps({"a": {"unet": 0.5, "te": "x"}, "b": {"weight": [1]}, "c": 0.4}, indent=indent)
+
+    assert problems_of(read, f"\n\n{text}") == {"a.te": 6, "b.weight": 9}
+
+
+def test_a_list_and_a_table_of_names_have_lines_too():
+    assert problems_of(Mix.of, '["a",\n ["b", {"unet":\n "x"}],\n ["c", 1, 2]]') == {"b.unet": 2, "[2]": 4}
+    assert problems_of(Mix.of, "a: 1\nb:\n  unet: .nan\n") == {"b.unet": 3}
+
+
+def test_one_line_and_values_have_none():
+    assert problems_of(Mix.of, '{"a": "x"}') == {"a": None}
+    assert problems_of(Mix.of, {"a": {"te": "x"}}) == {"a.te": None}
+    assert problems_of(Mix.from_yaml, "a: x\n") == {"a": None}
+
+
+def test_a_line_stands_before_its_problem():
+    with pytest.raises(MixError, match=r"line 3: a\.te: expected a finite number, got 'x'"):
+        Mix.of("a:\n  unet: 1\n  te: x\n")
+
+
+READERS = {"lora_mixer/parsing/json_text.py"}
+
+
+def test_json_is_read_in_one_place():
+    """Headers, configurations, strangers' texts and the package's own files: nesting without end is nobody's traceback."""
+    odd = []
+    for path in sorted((ROOT / "lora_mixer").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                called = f"{node.value.id}.{node.attr}"
+                if called in {"json.load", "json.loads", "json.JSONDecoder", "yaml.safe_load", "yaml.load"}:
+                    odd.append((name, called))
+
+    assert {name for name, _ in odd} == READERS
+
+
+DEEP = "[" * 100_000
+DEEP_BYTES = len(DEEP).to_bytes(8, "little") + DEEP.encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [DEEP, '{"a": ' + "9" * 5000 + "}", '{"a"', "\x00", '{"a": 1}{', "[1, 2]]", ""],
+    ids=lambda text: text[:8],
+)
+@pytest.mark.parametrize("read", [strict_json, loose_json, read_json])
+def test_what_is_not_json_is_one_kind_of_error(read, text):
+    with pytest.raises(NotJsonError) as caught:
+        read(text)
+
+    assert caught.value.text
+    assert json_or_none(text) is None
+
+
+def test_bytes_that_are_no_text_are_not_json():
+    with pytest.raises(NotJsonError):
+        loose_json(b"\xff\xfe\xfa{")
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "adapter_config.json", "safetensors"])
+def test_json_that_is_too_deep_is_the_files_fault(name, tmp_path):
+    if name == "safetensors":
+        with pytest.raises(CorruptFileError, match="not valid JSON"):
+            read_adapter(DEEP_BYTES)
+        return
+    (tmp_path / name).write_text(DEEP)
+    if name == "model_index.json":
+        with pytest.raises(SourceNotFoundError, match="too deeply"):
+            load_outline(str(tmp_path))
+    else:
+        (tmp_path / "adapter_model.safetensors").write_bytes(save({"x.lora_A.weight": torch.ones(1, 2)}))
+        with pytest.raises(CorruptFileError, match="too deeply"):
+            read_adapter(tmp_path)

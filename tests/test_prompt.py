@@ -299,7 +299,7 @@ class TestWriting:
                 "this schedule beside a weight of unet",
             ),
             ({"3d": {"unet": {"down": 0.5}}}, "nested blocks"),
-            ({"3d": {"blocks": "b-lora"}}, "layer patterns"),
+            ({"3d": {"blocks": {"*.attn2.*": 0.5}}}, "layer patterns"),
             ("3d:1, b:1 | switch", 'cannot say "switch"'),
             ({"a:b": 1}, "names with : < >"),
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -13,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_mixer import LoraMixer, Mix, MixError, read_adapter
+from lora_mixer import LoraMixer, Mix, MixError, SaveError, read_adapter
 from lora_mixer.cli._app import app
-from lora_mixer.cli._options import Format
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import kinds, leaves
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
-from lora_mixer.writing import FORMATS, merge
+from lora_mixer.writing import FORMATS, convert, merge
+from lora_mixer.writing.formats.format import safetensors
 from tests import recipe_parts
 
 
@@ -311,5 +312,57 @@ def test_a_family_is_one_row(tmp_path):
     assert done.stdout.strip().endswith("woven"), done.stderr
 
 
-def test_formats_of_the_command_are_those_that_are_written():
-    assert [form.value for form in Format] == list(FORMATS)
+class TestOutputFormat:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(FORMATS, "blunt", recipe_parts.BLUNT)
+
+    def test_a_mixer_saves_it_and_it_is_read_back(self, net, tmp_path):
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+        report = mixer.save_lora_weights(tmp_path / "x.safetensors", "a", format="blunt")
+
+        assert report.format == "blunt"
+        found = load_file(tmp_path / "x.safetensors")
+        assert torch.allclose(change(found, "two"), change(adapter(1), "two"), atol=1e-6)
+        assert read_adapter(tmp_path / "x.safetensors").metadata["blunt"] == "yes"
+
+    def test_what_is_written_wrong_is_refused_and_not_left(self, net, tmp_path, monkeypatch):
+        def half(of):
+            ((path, _),) = recipe_parts.BLUNT.files(of).items()
+            return {path: safetensors({key: value * 0.5 for key, value in adapter(1).items()}, {})}
+
+        monkeypatch.setitem(FORMATS, "blunt", dataclasses.replace(recipe_parts.BLUNT, files=half))
+        mixer = LoraMixer(net)
+        mixer.load_lora_weights(adapter(1), "a")
+
+        with pytest.raises(SaveError):
+            mixer.save_lora_weights(tmp_path / "x.safetensors", "a", format="blunt")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_files_are_converted_to_it_by_the_command(self, tmp_path):
+        save_file(adapter(1), tmp_path / "a.safetensors")
+        out = tmp_path / "out.safetensors"
+        done = CliRunner().invoke(
+            app, ["convert", str(tmp_path / "a.safetensors"), str(out), "--to", "blunt"]
+        )
+
+        assert done.exit_code == 0, done.output
+        assert torch.allclose(change(load_file(out), "one"), change(adapter(1), "one"), atol=1e-6)
+
+    @pytest.mark.parametrize("command", ["convert", "merge", "resize", "extract"])
+    def test_help_names_it(self, command):
+        told = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output.split())
+
+        assert "blunt: pairs by their live paths" in told
+
+    def test_a_format_that_there_is_not_is_refused_with_all_names(self, net, tmp_path):
+        save_file(adapter(1), tmp_path / "a.safetensors")
+        with pytest.raises(SaveError, match="diffusers, kohya, comfyui, peft, blunt, got 'sharp'"):
+            convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", format="sharp")
+
+    def test_the_page_offers_it(self):
+        pytest.importorskip("gradio")
+        from lora_mixer.ui import checks
+
+        assert checks.choice("blunt", "Format", tuple(FORMATS), "export-format") == "blunt"

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import lora_mixer.writing.formats
+import lora_mixer.writing.formats.format
 from lora_mixer import LoraMixer, SaveError
 from lora_mixer.writing.container import model_hashes, write_safetensors
 
@@ -342,7 +342,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         stream.write(b"half a ")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lora_mixer.writing.formats, "write_safetensors", full)
+    monkeypatch.setattr(lora_mixer.writing.formats.format, "write_safetensors", full)
     for place, form in (("f/a.safetensors", "kohya"), ("p", "peft"), ("new.safetensors", "diffusers")):
         with pytest.raises(SaveError, match="No space left"):
             mixer.save_lora_weights(tmp_path / place, "a", format=form)

@@ -41,7 +41,7 @@ class ModelFacts:
         options: Which, and how it is loaded.
         base: Its family, as adapters' descriptions name theirs.
         size: Pixels that it was made for.
-        layout: Its UNet's blocks, or None.
+        layout: Its denoiser's blocks, or None.
         samplers: Which samplers can carry it, with their schedules; empty until it is loaded.
         emphasis_problem: Why ``(word:1.3)`` is not read, or empty.
     """
@@ -205,7 +205,17 @@ class Models:
             name: value
             for name, value in self._start.said().items()
             # what belongs to the first model alone does not go with another
-            if name not in ("model", "revision", "variant", "vae", "controlnet", "config")
+            if name
+            not in (
+                "model",
+                "revision",
+                "variant",
+                "vae",
+                "controlnet",
+                "ip_adapter",
+                "image_encoder",
+                "config",
+            )
         }
         options = {name: replace(type(self._start)(name), **plain) for name in dict.fromkeys(names)}
         options[self._start.model] = self._start
@@ -294,5 +304,6 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 
 
 def _layout(pipe: Any) -> BlockLayout | None:
-    unet = _part(pipe, "unet")
-    return None if unet is None else block_layouts({"unet": unet})["unet"]
+    found = ((part, _part(pipe, part)) for part in ("unet", "transformer", "prior"))
+    denoiser = next(((part, root) for part, root in found if root is not None), None)
+    return None if denoiser is None else block_layouts(dict([denoiser]))[denoiser[0]]

@@ -52,6 +52,6 @@ class SavedRows:
     def _read(self) -> dict[str, list[Any]]:
         try:
             book = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return book if isinstance(book, dict) else {}

@@ -96,13 +96,26 @@ class ModuleTensors:
         return InvalidAdapterError(f"{shapes}: {why}", key=self.label)
 
 
-_PLAIN = frozenset((type(None), bool, int, float, str))
-"""Types of fields that hold no tensor."""
+_PLAIN = frozenset(("None", "bool", "int", "float", "str"))
+"""How the types of fields that hold no tensor are written."""
+_TENSOR = "torch.Tensor"
 
 
 @lru_cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))  # every algorithm is a dataclass
+def _held_fields(kind: Any) -> tuple[str, ...]:
+    """Return the fields that may hold tensors or other parts; files have thousands of modules, which are asked again and again."""
+    return _fields_beyond(kind, _PLAIN)
+
+
+@lru_cache
+def _part_fields(kind: Any) -> tuple[str, ...]:
+    """Return the fields that may hold other parts."""
+    return _fields_beyond(kind, _PLAIN | {_TENSOR})
+
+
+def _fields_beyond(kind: Any, known: frozenset[str]) -> tuple[str, ...]:
+    fields = dataclasses.fields(kind)  # every algorithm is a dataclass
+    return tuple(f.name for f in fields if not {part.strip() for part in str(f.type).split("|")} <= known)
 
 
 class LayerWeights(abc.ABC):
@@ -141,24 +154,19 @@ class LayerWeights(abc.ABC):
         """The input width of the module that this was made for, where the tensors tell; it names the base family."""
         return None
 
-    def _held(self) -> Iterator[tuple[str, Any]]:
-        """Return the fields that are or may hold tensors or other parts; files have thousands of modules."""
-        for name in _field_names(type(self)):
-            value = getattr(self, name)
-            if type(value) not in _PLAIN:
-                yield name, value
-
     def inner_parts(self) -> Iterator[LayerWeights]:
         """Yield the changes that this one modifies or adds up."""
-        for _, value in self._held():
+        for name in _part_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, tuple):
                 yield from (part for part in value if isinstance(part, LayerWeights))
-            elif type(value) is not torch.Tensor and isinstance(value, LayerWeights):
+            elif isinstance(value, LayerWeights):
                 yield value
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor held."""
-        for _, value in self._held():
+        for name in _held_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 yield value
             elif isinstance(value, tuple):
@@ -171,7 +179,8 @@ class LayerWeights(abc.ABC):
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LayerWeights:
         """Return the same with every tensor replaced by ``move`` of it."""
         changed: dict[str, Any] = {}
-        for name, value in self._held():
+        for name in _held_fields(type(self)):
+            value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 changed[name] = move(value)
             elif isinstance(value, LayerWeights):

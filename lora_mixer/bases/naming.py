@@ -6,7 +6,6 @@ The first of them that names a base counts. A name from a header is that of the 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.peft_config import HEADER_KEY
+from lora_mixer.parsing.json_text import json_or_none
 from lora_mixer.sources import repository_file
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ def _of_card(source: AdapterSource, request: Mapping[str, Any]) -> list[str]:
 
 def _of_configs(metadata: Mapping[str, str]) -> list[str]:
     """Return what the configurations in a header of diffusers' name as their base."""
-    try:
-        table = json.loads(metadata.get(HEADER_KEY, "{}"))
-    except (ValueError, RecursionError):
-        return []
+    table = json_or_none(metadata.get(HEADER_KEY, "{}"))
     if not isinstance(table, dict):
         return []
     values = [value for key, value in table.items() if str(key).endswith("base_model_name_or_path")]

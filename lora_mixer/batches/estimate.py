@@ -176,4 +176,6 @@ def _of_adapters(checked: CheckedPlan, pipe: Any) -> int:
     sizes = sorted((checked.infos[name].bytes for name in used), reverse=True)[: run.cache_adapters]
     modules = [part for name, part in pipe.components.items() if name in ("unet", "transformer")]
     copies = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    return int(min(sum(sizes), run.cache_gb * 1e9)) + (copies if used and run.keep_base == "device" else 0)
+    return int(min(sum(sizes), run.cache_gb * 1e9)) + (
+        copies if used and run.keep_base in ("device", "auto") else 0
+    )

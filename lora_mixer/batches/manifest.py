@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from lora_mixer.batches.locks import take_lock
 from lora_mixer.errors import SaveError
 from lora_mixer.parsing.files import refuse_irregular
+from lora_mixer.parsing.json_text import json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,10 +171,7 @@ def _whole_lines(stream: IO[bytes]) -> Iterator[Record]:
 
 def _record(text: str | bytes) -> Record | None:
     """Read one record; None for what is none, such as JSON that is nested without end."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    record = json_or_none(text)
     return record if isinstance(record, dict) else None
 
 

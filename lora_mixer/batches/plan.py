@@ -13,6 +13,7 @@ from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.data import Located
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
 from lora_mixer.wording import shown
@@ -105,6 +106,8 @@ class ModelSpec(_Strict):
     variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
     vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
     controlnet: Annotated[str | None, Field(description=MODEL_FIELDS["controlnet"]["help"])] = None
+    ip_adapter: Annotated[str | None, Field(description=MODEL_FIELDS["ip_adapter"]["help"])] = None
+    image_encoder: Annotated[str | None, Field(description=MODEL_FIELDS["image_encoder"]["help"])] = None
     config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
@@ -193,10 +196,16 @@ class RunOptions(_Strict):
     cache_gb: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
-    keep_base: Literal["device", "host"] = "device"
+    keep_base: Annotated[
+        Literal["device", "host", "none", "auto"],
+        Field(
+            description="Where bases of changed weights are kept: on the device, in host memory, nowhere, or by room."
+        ),
+    ] = "device"
     offload: Annotated[
-        Literal["none", "model", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
+        Literal["none", "model", "group", "sequential"], Field(description=MODEL_FIELDS["offload"]["help"])
     ] = "none"
+    fp8: Annotated[bool, Field(description=MODEL_FIELDS["fp8"]["help"])] = False
     vae_tiling: Annotated[bool, Field(description=MODEL_FIELDS["vae_tiling"]["help"])] = False
     vae_slicing: Annotated[bool, Field(description=MODEL_FIELDS["vae_slicing"]["help"])] = False
 
@@ -259,10 +268,10 @@ class Plan(_Strict):
         """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
         spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
         values = spec.model_dump(exclude={"source"}, exclude_none=True)
-        for name in ("vae", "controlnet", "config"):
+        for name in ("vae", "controlnet", "ip_adapter", "image_encoder", "config"):
             if name in values:
                 values[name] = self._here(values[name])
-        for name in ("device", "dtype", "offload", "vae_tiling", "vae_slicing"):
+        for name in ("device", "dtype", "offload", "fp8", "vae_tiling", "vae_slicing"):
             values[name] = getattr(self.run, name)
         return ModelOptions(self._here(spec.source), **values)
 
@@ -398,4 +407,4 @@ def plan_schema() -> dict[str, Any]:
     schema = Plan.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A plan of lora-mixer batch"
-    return json.loads(json.dumps(schema))  # type: ignore[no-any-return]
+    return loose_json(json.dumps(schema))  # type: ignore[no-any-return]

@@ -7,7 +7,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.parsing.data import Located, NotJsonError, locate, strict_json
+from lora_mixer.parsing.data import Located, locate
+from lora_mixer.parsing.json_text import NotJsonError, strict_json
 from lora_mixer.parsing.yaml_nodes import plain_value
 from lora_mixer.wording import shown
 

@@ -132,7 +132,7 @@ class Worker:
         pipe = load_pipeline(spec.model if spec.device == "auto" else replace(spec.model, device=spec.device))
         self.mixer = LoraMixer(pipe, keep_base=spec.run.keep_base)
         self.cache = AdapterCache(self.mixer, spec.adapters, spec.run.cache_adapters, spec.run.cache_gb * 1e9)
-        self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST)
+        self.maker = PictureMaker(self.mixer, batch_size=_BATCH_AT_MOST, smaller="same_pixels")
         self.storage = Storage(spec.folder)
         self._saver = ThreadPoolExecutor(_SAVERS, "save")
         self._saving: list[Future[Outcome]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
+from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
@@ -25,13 +27,13 @@ from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
-from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS
+from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -195,7 +197,7 @@ def bind(
         weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
         misfit = None if widening is not None else _misfit(weights, found)
         if misfit:
-            misfits.append(Problem(f"{live.component}.{live.path}", misfit))
+            misfits.append(Problem(f"{live.component}.{live.path}", misfit + _within(layer, found)))
             continue
         tally = tallies.setdefault(live.component, _Tally())
         tally.keys_used += len(layer.keys)
@@ -224,7 +226,15 @@ def bind(
     bound = [_bound(own) for own in shares.values()]
     return Binding(
         tuple(bound),
-        replace(report, notes=(*report.notes, *_beside_only(bound))),
+        replace(
+            report,
+            notes=(
+                *report.notes,
+                *_beside_only(bound),
+                *_trained_apart(shares.values()),
+                *_other_expert(adapter, report, indexes, component),
+            ),
+        ),
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
@@ -317,6 +327,11 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
     return misfit
 
 
+def _within(layer: AdapterLayer, found: Found) -> str:
+    """Name the file's layer where the live module is a part of it only."""
+    return "" if found.is_whole else f" (in the file with others as one layer, {layer.target.written})"
+
+
 def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
     """Say which layers of a load are in no weight, whatever the mix."""
     found = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
@@ -328,6 +343,52 @@ def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
         f"beside them in every mix ({', '.join(found[:_SHOWN])}{more})"
     )
     return [Remark(note, NoteKind.BESIDE)]
+
+
+def _other_expert(
+    adapter: Adapter, report: MatchReport, indexes: Mapping[str, ModuleIndex], asked: str | None
+) -> list[Remark[NoteKind]]:
+    """Say which of two experts a file went to that does not name one: its keys are the same for either."""
+    told = asked is not None or adapter.component in indexes
+    matched = {part.component for part in report.components if part.matched}
+    if (
+        told
+        or not {"transformer", "transformer_2"} <= indexes.keys()
+        or "transformer" not in matched
+        or "transformer_2" in matched
+    ):
+        return []
+    note = (
+        "it does not say which of the two experts it is for and went to transformer, that of high noise; for the other load it "
+        'with component="transformer_2", for both under a second name'
+    )
+    return [Remark(note, NoteKind.EXPERT)]
+
+
+def _trained_apart(shares: Iterable[Sequence[_Share]]) -> list[Remark[NoteKind]]:
+    """Say so where parts of a fused layer were trained apart (Kohya's ``split_qkv``) and alpha counts against all their ranks."""
+    fused = (share for own in shares for share in own if len(share.found.placements) > 1)
+    first = next((share for share in fused if isinstance(share.own, LowRank) and share.own.alpha), None)
+    if first is None or not isinstance(first.own, LowRank):
+        return []
+    heights = [sum(stop - start for start, stop in place.file_rows) for place in first.found.placements]
+    parts, rank = len(heights), first.own.rank
+    if (
+        rank % parts
+        or first.own.scale * parts > 1 + _SAME
+        or first.own.up.is_meta
+        or first.own.up.shape[0] != sum(heights)
+    ):
+        return []
+    rows = torch.split(first.own.up.flatten(1).float() != 0, heights)  # fp8 cannot be counted
+    own = rank // parts
+    if any(int(up.sum()) != int(up[:, n * own : (n + 1) * own].sum()) for n, up in enumerate(rows)):
+        return []
+    note = (
+        f"parts of its fused layers were trained apart, at rank {own} each: every reader, this one too, takes alpha "
+        f"{first.own.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
+    )
+    return [Remark(note, NoteKind.TRAINED_APART)]
 
 
 def _has_beside_only(weights: LayerWeights) -> bool:
@@ -359,9 +420,37 @@ def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
     return weights
 
 
+def _patched(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return the change of a layer that cuts a picture into patches for the form that it has here: a convolution or linear."""
+    live = found.placements[0].live
+    own, kernel = getattr(weights, "shape", None), getattr(live.module, "kernel_size", None)
+    if isinstance(weights, Full) and weights.weight is not None:
+        own = tuple(weights.weight.shape)
+    cuts = kernel is None or getattr(live.module, "stride", None) == kernel
+    if (
+        live.is_bare
+        or not cuts
+        or own is None
+        or min(len(own), len(live.shape)) != 2
+        or len(own) == len(live.shape)
+    ):
+        return weights
+    if math.prod(own[1:]) != math.prod(live.shape[1:]):
+        return weights
+    if isinstance(weights, Full) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.reshape(found.shape))
+    if isinstance(weights, LowRank) and weights.mid is None:
+        return replace(weights, up=weights.up.flatten(1), down=weights.down.reshape(-1, *live.shape[1:]))
+    return weights
+
+
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
     """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
-    weights = _over_all_inputs(weights, found)
+    weights = (
+        _over_all_inputs(_patched(weights, found), found)
+        if index.family
+        else _over_all_inputs(weights, found)
+    )
     live, columns = found.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
@@ -457,11 +546,19 @@ def _refuse_partial(
         told = family_named(info.base)
         other = told is not None and told is not index.family and not alike(told.name, index.family.name)
         here = describe_base(components)
-        if foreign and (other or len(foreign) > len(tally.named)):
+        total = len(tally.named) + len(foreign)
+        strange = (
+            f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as {len(tally.named)} of its {total} "
+            f"are, and none called {', '.join(foreign[:3])}; nothing was changed"
+        )
+        if foreign and other:
+            raise MatchError(strange, file=info.source)
+        alien = [spelling for spelling in foreign if told is None and _is_alien(spelling, index, tally.named)]
+        if alien:
             raise MatchError(
-                f"an adapter for {info.base}, and this pipeline is {here}: it has modules called as "
-                f"{len(tally.named)} of its {len(tally.named) + len(foreign)} are, and none called "
-                f"{', '.join(foreign[:3])}; nothing was changed",
+                f"an adapter for {info.base}, and this pipeline is {here}: {len(alien)} of the "
+                f"{total} modules are of kinds that none of its blocks has, such as {alien[0]}; "
+                "nothing was changed",
                 file=info.source,
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
@@ -471,6 +568,8 @@ def _refuse_partial(
                 f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
                 file=info.source,
             )
+        if len(foreign) >= len(tally.named):
+            raise MatchError(strange, file=info.source)
 
 
 def _refuse_several(adapter: Adapter, component: str) -> None:
@@ -507,6 +606,14 @@ def _is_deeper(spelling: str, index: ModuleIndex, known: Collection[str]) -> boo
     return int(number[0]) > 0 and index.find(_BLOCK.sub("0", spelling, count=1)) is not None
 
 
+def _is_alien(spelling: str, index: ModuleIndex, known: Collection[str]) -> bool:
+    """Say whether a module is of a block that is here, and of a kind that no block here has."""
+    number = _BLOCK.search(spelling)
+    if number is None or not any(name.startswith(spelling[: number.end() + 1]) for name in known):
+        return False
+    return index.find(_BLOCK.sub("0", spelling, count=1)) is None
+
+
 def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], report: MatchReport) -> None:
     """Refuse an adapter whose denoiser is another architecture, even where its text encoder part would fit."""
     info = adapter.info
@@ -518,6 +625,16 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
+    lacking = [
+        part.component
+        for part in report.components
+        if part.component not in TEXT_HINTS
+        and any(why.kind is AbsenceReason.NO_COMPONENT for why in part.unmatched.values())
+    ]
+    if lacking:
+        msg += (
+            f": it has no {' and no '.join(lacking)}, which they name; component= says what else they are for"
+        )
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
         msg += (
@@ -625,15 +742,19 @@ def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
 
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
-    written = layer.target.written
+    target = layer.target
+    spelled = dict.fromkeys(
+        (target.written, target.module)
+    )  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
-        if written.startswith(front):
-            part = index.component
-            if part in COMPONENTS_OF_HINT.get(layer.target.hint or "", (layer.target.hint,)):
-                return layer  # that is how it is understood anyway
-            module = written[len(front) :]
-            if index.find(module) is not None:
-                return replace(layer, target=replace(layer.target, hint=part, module=module))
+        own = [spelling for spelling in spelled if spelling.startswith(front)]
+        part = index.component
+        if own and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
+            return layer  # that is how it is understood anyway
+        for spelling in own:
+            for module in (spelling[len(front) :], behind(front, spelling)):
+                if index.find(module) is not None:
+                    return replace(layer, target=replace(target, hint=part, module=module))
     return layer
 
 

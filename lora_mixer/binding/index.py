@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_HINTS
@@ -15,7 +15,7 @@ from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -136,6 +136,46 @@ def plain_path(path: str, root: nn.Module) -> str:
     return path.replace("_orig_mod.", "").replace(".base_layer", "")
 
 
+@lru_cache(maxsize=32)
+def _flat_names(
+    modules: tuple[str, ...], bare: tuple[str, ...], attention: tuple[tuple[str, str], ...], language: bool
+) -> Mapping[str, str | None]:
+    """
+    Spell the paths of a component as files without dots do, in every way; the same for all models of one structure.
+
+    Args:
+        modules: The paths of modules with a weight.
+        bare: Those of other parameters.
+        attention: The path of each ``nn.MultiheadAttention`` and of its packed matrix.
+        language: Whether it is a text encoder.
+
+    Returns:
+        Underscored spelling to path; None where two modules share one.
+    """
+    known = dict.fromkeys(modules)
+    clip = is_clip(known)
+    unet = "conv_in" in known and any(path.startswith("down_blocks.") for path in known)
+    blocks = block_prefixes(known) if unet else {}
+
+    def aliases(path: str) -> Iterator[str]:
+        for name in (path, *earlier_names(path)):
+            yield name
+            yield from text_names(name, clip=clip, language=language)
+            original = ldm_name(name, blocks) if blocks else None
+            if original:
+                yield original
+
+    table: dict[str, str | None] = {}
+    for path in (*modules, *bare):
+        for alias in aliases(path):
+            key = alias.replace(".", "_")
+            table[key] = path if table.get(key, path) == path else None
+    for above, path in attention:
+        for alias in aliases(above):
+            table.setdefault(alias.replace(".", "_"), path)
+    return table
+
+
 class ModuleIndex:
     """
     Find the modules of one component by any spelling that files use.
@@ -181,39 +221,15 @@ class ModuleIndex:
         """Count the modules that have a weight."""
         return len(self._modules)
 
-    def _aliases(self, path: str) -> Iterator[str]:
-        for name in (path, *earlier_names(path)):
-            yield from self._rooted(name)
-
-    def _rooted(self, path: str) -> Iterator[str]:
-        yield path
-        yield from text_names(path, clip=self._text, language=self.component in TEXT_HINTS)
-        if self._ldm:
-            name = ldm_name(path, self._ldm)
-            if name:
-                yield name
-
     @cached_property
-    def _text(self) -> bool:
-        return is_clip(self._modules)
-
-    @cached_property
-    def _ldm(self) -> dict[str, str]:
-        unet = "conv_in" in self._modules and any(path.startswith("down_blocks.") for path in self._modules)
-        return block_prefixes(self._modules) if unet else {}
-
-    @cached_property
-    def _flat(self) -> dict[str, str | None]:
+    def _flat(self) -> Mapping[str, str | None]:
         """Underscored spelling to path; None where two modules share one."""
-        table: dict[str, str | None] = {}
-        for path in (*self._modules, *self._bare):
-            for alias in self._aliases(path):
-                key = alias.replace(".", "_")
-                table[key] = path if table.get(key, path) == path else None
-        for above, path in self._attention.items():
-            for alias in self._aliases(above):
-                table.setdefault(alias.replace(".", "_"), path)
-        return table
+        return _flat_names(
+            tuple(self._modules),
+            tuple(self._bare),
+            tuple(self._attention.items()),
+            self.component in TEXT_HINTS,
+        )
 
     def _ordinal(self, spelling: str) -> str | None:
         classes, number = spelling.removeprefix(ORDINAL).split(":")

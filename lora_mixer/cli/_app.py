@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -14,19 +15,29 @@ from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
 from lora_mixer.cli._doctor import doctor
 from lora_mixer.cli._extract import extract
+from lora_mixer.cli._find import find
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
+from lora_mixer.cli._options import WritingCommand
+from lora_mixer.cli._push import push
+from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
 from lora_mixer.cli._ui import ui
 from lora_mixer.errors import LoraMixerError
 
 EXIT_ERROR = 2
+_JSON = "lora_mixer.json"
 
 
 class _Commands(TyperGroup):
     """Subcommands whose expected errors end in one line instead of a traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Remember whether the subcommand is asked for JSON, for its errors."""
+        ctx.meta[_JSON] = "--json" in args
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:  # typer's own context class moved between its releases
         """Run the subcommand."""
@@ -35,6 +46,8 @@ class _Commands(TyperGroup):
         except LoraMixerError as error:
             if ctx.params.get("debug"):
                 raise
+            if ctx.meta.get(_JSON):
+                typer.echo(json.dumps(facts_of_error(error)))
             print_error(str(error))
             raise typer.Exit(EXIT_ERROR) from error
 
@@ -44,19 +57,20 @@ app = typer.Typer(
     cls=_Commands,
     help="Load, mix and remove LoRA adapters on diffusers pipelines.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect")(inspect)
 app.command("generate")(generate)
 app.command("batch")(batch)
-app.command("convert")(convert)
+app.command("convert", cls=WritingCommand)(convert)
 app.command("merge", cls=MergeCommand)(merge)
-app.command("resize")(resize)
-app.command("extract")(extract)
+app.command("resize", cls=WritingCommand)(resize)
+app.command("extract", cls=WritingCommand)(extract)
 app.command("bake")(bake)
+app.command("push")(push)
 app.command("demo")(demo)
+app.command("find")(find)
 app.command("show")(show)
 app.command("doctor")(doctor)
 app.command("ui")(ui)

@@ -6,39 +6,48 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._generate import DType, mix_into
+from lora_mixer.cli._completing import adapters
+from lora_mixer.cli._generate import mix_into
 from lora_mixer.cli._lora_option import read_options
-from lora_mixer.cli._options import AllowPickle, Model, Strict  # noqa: TC001 -- typer reads them at runtime
-from lora_mixer.cli._terminal import console, plain
+from lora_mixer.cli._options import AsJson, Strict  # noqa: TC001 -- typer reads them at runtime
+from lora_mixer.cli._picture_options import model_options
+from lora_mixer.cli._saying import say
+from lora_mixer.cli._terminal import console
+from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 
+@model_options("model", "revision", "variant", "vae", "config", "dtype", "allow_pickle")
 def bake(
     *,
-    model: Model,
+    options: ModelOptions,
     lora: Annotated[
         list[str],
         typer.Option(
-            metavar="FILE[:WEIGHTS]", help="F, F:0.7 or F:te=0.2,unet=0.9. May be given several times."
+            metavar="FILE[:WEIGHTS]",
+            help="F, F:0.7 or F:te=0.2,unet=0.9. May be given several times.",
+            autocompletion=adapters,
         ),
     ],
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FOLDER", help="A folder that is not there yet.")
     ],
-    dtype: Annotated[
-        DType, typer.Option(help="Type to load and store the weights in. auto: float32.")
-    ] = DType.AUTO,
     strict: Strict = False,
-    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a diffusers folder with the mix in its weights; lora_mixer.json in it says what is in there."""
-    options = read_options(lora)
+    read = read_options(lora)
     from lora_mixer.pictures import load_pipeline
     from lora_mixer.writing import bake as write
     from lora_mixer.writing import free_folder
 
     free_folder(out)  # before the model is loaded
-    pipe = load_pipeline(model, device="cpu", dtype=dtype.value)
-    mixer = mix_into(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    pipe = load_pipeline(options, device="cpu")
+    mixer = mix_into(pipe, read, strict=strict, allow_pickle=options.allow_pickle, quiet=as_json)
     with console(stderr=True).status("writing the model"):
-        write(mixer, out, model=model)
-    console().print(plain(f"{out}: {model} with {mixer.mix.to_text()}"), soft_wrap=True)
+        write(mixer, out, model=options.model)
+    mix = mixer.mix.to_text()
+    say(
+        f"{out}: {options.model} with {mix}",
+        {"folder": out, "model": options.model, "mix": mix},
+        as_json=as_json,
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli._completing import plans
 from lora_mixer.cli._terminal import console, plain, print_error, print_warning
 from lora_mixer.wording import first_of
 
@@ -36,7 +37,8 @@ class EngineChoice(str, Enum):
 def batch(
     *,
     plan: Annotated[
-        Path | None, typer.Argument(metavar="PLAN", help="A .yaml, .json, .jsonl or .csv file.")
+        Path | None,
+        typer.Argument(metavar="PLAN", help="A .yaml, .json, .jsonl or .csv file.", autocompletion=plans),
     ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, and say what it would take.")

@@ -6,9 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
+from lora_mixer.cli._options import (
+    AllowPickle,
+    AsJson,
+    BaseModel,
+    Out,
+    SaveType,
+    SumType,
+    To,
+    cut_options,
+)
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain
+from lora_mixer.cli._saying import say
 
 
 def convert(
@@ -27,6 +36,7 @@ def convert(
     ] = None,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter in another format, with its own tensors and scales; what the format lacks is refused by name."""
     from lora_mixer import writing
@@ -34,13 +44,13 @@ def convert(
     report = writing.convert(
         source,
         out,
-        format=to.value,
+        format=to,
         dtype=dtype and dtype.value,
         rank=rank,
         model=model,
         allow_pickle=allow_pickle,
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)
 
 
 @cut_options
@@ -49,10 +59,11 @@ def resize(
     *,
     out: Out,
     cut: dict[str, Any],
-    to: To = Format.DIFFUSERS,
+    to: To = "diffusers",
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter at lower ranks, by singular values, and say what each layer lost."""
     from lora_mixer import writing
@@ -61,10 +72,10 @@ def resize(
         source,
         out,
         **cut,
-        format=to.value,
+        format=to,
         dtype=dtype.value,
         model=model,
         allow_pickle=allow_pickle,
         progress=lambda places: bar(places, "resizing"),
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.cli._output import OutputError
+from lora_mixer.cli._saying import say
 from lora_mixer.cli._terminal import console, plain, print_error
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.picture_metadata import PictureSettings, save_picture
@@ -52,6 +54,7 @@ def demo(
     subjects: Annotated[
         str, typer.Option(help="What to draw, with commas between: one row each.")
     ] = SUBJECTS,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a contact sheet with the embedded pipeline: the base, every style, mixes, and the base again."""
     start = time.perf_counter()
@@ -59,7 +62,7 @@ def demo(
     if not names:
         raise LoraMixerError("--subjects names none; example: --subjects 'castle, red apple'")
     path = _writable(out)
-    terminal = console()
+    terminal = console(stderr=as_json)
     terminal.print("Loading the demo's pipeline and adapters ...")
     from lora_mixer.demo import demo_adapters
 
@@ -97,7 +100,14 @@ def demo(
         terminal.print("The last column equals the first to the byte: disable_lora gave the base back.")
     count = sum(len(column) for pictures in drawn for column in pictures)
     took = time.perf_counter() - start
-    terminal.print(f"{plain(path)}: {count} pictures of {steps} steps in {took:.0f} s", soft_wrap=True)
+    facts = {
+        "file": str(path),
+        "pictures": count,
+        "steps": steps,
+        "seconds": round(took, 3),
+        "restored": equal,
+    }
+    say(f"{path}: {count} pictures of {steps} steps in {took:.0f} s", facts, as_json=as_json)
     if not equal:
         print_error("the last column differs from the first: disable_lora did not give the base back.")
         raise typer.Exit(EXIT_NOT_EQUAL)

@@ -6,15 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_mixer.cli._options import Format, Out, SaveType, SumType, cut_options
+from lora_mixer.cli._completing import formats, models
+from lora_mixer.cli._options import AllowPickle, AsJson, Out, SaveType, SumType, cut_options
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain, print_warning
+from lora_mixer.cli._saying import say
+from lora_mixer.cli._terminal import print_warning
 
 
 @cut_options
 def extract(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The base, a diffusers folder.")],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The tuned model, a diffusers folder.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE",
+            help="The base: a checkpoint (.safetensors), a diffusers folder or a Hub repository.",
+            autocompletion=models,
+        ),
+    ],
+    tuned: Annotated[
+        str, typer.Argument(metavar="TUNED", help="The tuned model, likewise.", autocompletion=models)
+    ],
     *,
     out: Out,
     cut: dict[str, Any],
@@ -22,14 +33,18 @@ def extract(
         bool, typer.Option("--pairs-only", help="Leave out changes of biases and norms, and name them.")
     ] = False,
     to: Annotated[
-        Format | None,
+        str | None,
         typer.Option(
             "--to",
+            metavar="FORMAT",
+            autocompletion=formats,
             help="The format to write. Default: diffusers, or kohya where norms or biases changed that only this has a "
             "place for.",
         ),
     ] = None,
     dtype: SumType = SaveType.FLOAT32,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write what training changed in the denoiser and the text encoders as an adapter, and what the rank lost of it."""
     from lora_mixer import writing
@@ -40,10 +55,11 @@ def extract(
         out,
         **cut,
         pairs_only=pairs_only,
-        format=to and to.value,
+        format=to,
         dtype=dtype.value,
+        allow_pickle=allow_pickle,
         progress=lambda jobs: bar(jobs, "extracting"),
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)
     if report.left_out:
         print_warning(f"{len(report.left_out)} biases and norms changed too and are left out.")

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._lora_option import LoraOption, read_options
 from lora_mixer.cli._options import LoadEmbeddings, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
-from lora_mixer.cli._terminal import console, plain, print_warning
+from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.picture_metadata import PictureSettings, save_picture
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
@@ -34,15 +35,8 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
-
-
-class DType(str, Enum):
-    """Types that a pipeline's weights may be loaded in."""
-
+    NONE = "none"
     AUTO = "auto"
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
 
 
 @picture_options
@@ -55,6 +49,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="FILE[:WEIGHTS]",
+            autocompletion=adapters,
             help="A file, folder, repository or a file's Hub address, with its weight: F, F:0.7, F:te=0.2,unet=0.9 "
             "(te: all text encoders). May be given several times.",
         ),
@@ -89,7 +84,10 @@ def generate(
     ] = False,
     keep_base: Annotated[
         KeepBase,
-        typer.Option(help="Where the base of changed weights is kept: beside them, or in host memory."),
+        typer.Option(
+            help="Where the base of changed weights is kept: beside them, in host memory, nowhere (every mix runs beside the "
+            "weights, which takes time in each step), or beside them while there is room."
+        ),
     ] = KeepBase.DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture.")] = False,
     strict: Strict = False,
@@ -122,14 +120,19 @@ def generate(
         mixer, request.mix, options.title, taken=as_proposed, quiet=as_json
     )
     maker = PictureMaker(mixer, defaults=defaults)
-    for picture in maker.make(requests):
-        settings = PictureSettings.of_request(picture.request, model=options.title)
-        path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
-        if as_json:
-            facts = {"file": str(path), "seed": picture.request.seed, "mix": picture.request.mix.to_text()}
-            typer.echo(json.dumps({**facts, "seconds": round(picture.seconds, 3)}))
-        else:
-            console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
+    with warnings_told():
+        for picture in maker.make(requests):
+            settings = PictureSettings.of_request(picture.request, model=options.title)
+            path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
+            if as_json:
+                facts = {
+                    "file": str(path),
+                    "seed": picture.request.seed,
+                    "mix": picture.request.mix.to_text(),
+                }
+                typer.echo(json.dumps({**facts, "seconds": round(picture.seconds, 3)}))
+            else:
+                console().print(f"{plain(path)}  (seed {picture.request.seed})", soft_wrap=True)
 
 
 def _named_in(
@@ -176,7 +179,7 @@ def load_adapters(
     strict: bool,
     allow_pickle: bool,
     load_embeddings: bool = False,
-    keep_base: Literal["device", "host"] = "device",
+    keep_base: Literal["device", "host", "none", "auto"] = "device",
     quiet: bool = False,
 ) -> LoraMixer:
     """Load the adapters, with each one's report on the terminal; none is active afterwards."""
@@ -202,10 +205,12 @@ def load_adapters(
     return mixer
 
 
-def mix_into(pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool) -> LoraMixer:
+def mix_into(
+    pipe: Any, options: list[LoraOption], *, strict: bool, allow_pickle: bool, quiet: bool = False
+) -> LoraMixer:
     """Load and mix the adapters, with each one's report on the terminal."""
     from lora_mixer.mixes import Mix
 
-    mixer = load_adapters(pipe, options, strict=strict, allow_pickle=allow_pickle)
+    mixer = load_adapters(pipe, options, strict=strict, allow_pickle=allow_pickle, quiet=quiet)
     mixer.set_mix(Mix.of({option.name: option.weights for option in options}))
     return mixer

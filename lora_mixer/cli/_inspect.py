@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
@@ -30,7 +31,9 @@ def inspect(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE_OR_FOLDER_OR_REPO...", help="Folders are searched for adapters all the way down."
+            metavar="FILE_OR_FOLDER_OR_REPO...",
+            help="Folders are searched for adapters all the way down.",
+            autocompletion=adapters,
         ),
     ],
     *,

@@ -5,15 +5,26 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from lora_mixer.cli._completing import adapters, methods
 from lora_mixer.cli._lora_option import split_weights
-from lora_mixer.cli._options import AllowPickle, BaseModel, Format, Out, SaveType, SumType, To, cut_options
+from lora_mixer.cli._options import (
+    AllowPickle,
+    AsJson,
+    BaseModel,
+    Out,
+    SaveType,
+    SumType,
+    To,
+    WritingCommand,
+    cut_options,
+)
 from lora_mixer.cli._progress import bar
-from lora_mixer.cli._terminal import console, plain, print_warning
+from lora_mixer.cli._saying import say
+from lora_mixer.cli._terminal import print_warning
 
 
-class MergeCommand(TyperCommand):
+class MergeCommand(WritingCommand):
     """The command, whose help takes the methods and their settings from their table, when it is asked for."""
 
     def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
@@ -42,12 +53,13 @@ def merge(
         list[str],
         typer.Argument(
             metavar="FILE[:WEIGHTS]...",
+            autocompletion=adapters,
             help="Adapters with their weights: a.safetensors:0.7 b:te=0.2,unet=0.9 c:0.8,blocks=b-lora:style.",
         ),
     ],
     *,
     out: Out,
-    method: Annotated[str, typer.Option(help="How they come together.")] = "sum",
+    method: Annotated[str, typer.Option(help="How they come together.", autocompletion=methods)] = "sum",
     cut: dict[str, Any],
     density: Annotated[float | None, typer.Option()] = None,
     epsilon: Annotated[float | None, typer.Option()] = None,
@@ -56,10 +68,11 @@ def merge(
     average: Annotated[str | None, typer.Option()] = None,
     scale: Annotated[float | None, typer.Option("--lambda", "--scale")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    to: To = Format.DIFFUSERS,
+    to: To = "diffusers",
     dtype: SumType = SaveType.FLOAT32,
     model: BaseModel = None,
     allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make one adapter of several, without any pipeline; its header says what was mixed at which weights."""
     from lora_mixer import writing
@@ -81,11 +94,11 @@ def merge(
         [split_weights(text) for text in sources],
         out,
         method=MergeMethod.of(method, **{name: value for name, value in given.items() if value is not None}),
-        format=to.value,
+        format=to,
         **cut,
         dtype=dtype.value,
         model=model,
         allow_pickle=allow_pickle,
         progress=lambda places: bar(places, "merging"),
     )
-    console().print(plain(report), soft_wrap=True)
+    say(report, report.to_dict(), as_json=as_json)

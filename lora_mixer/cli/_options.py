@@ -8,6 +8,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from lora_mixer.cli._completing import formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 Model = Annotated[
-    str, typer.Option(help="A diffusers pipeline: a folder, the name of a Hub repository, or demo.")
+    str, typer.Option(help="A checkpoint (.safetensors), a diffusers folder, a Hub repository, or demo.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse adapters that do not match in full.")]
 AllowPickle = Annotated[
@@ -25,15 +28,6 @@ AllowPickle = Annotated[
 LoadEmbeddings = Annotated[
     bool, typer.Option("--load-embeddings", help="Load the textual inversions in the files, too.")
 ]
-
-
-class Format(str, Enum):
-    """Formats that adapters are written in."""
-
-    DIFFUSERS = "diffusers"
-    KOHYA = "kohya"
-    COMFYUI = "comfyui"
-    PEFT = "peft"
 
 
 class SaveType(str, Enum):
@@ -48,14 +42,33 @@ BaseModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        metavar="FOLDER",
-        help="The base, a diffusers folder: needed where it is not SD 1.x, SD 2.x or SDXL, and for algorithms whose "
+        metavar="MODEL",
+        help="The base, a checkpoint (.safetensors), a diffusers folder or a Hub repository: needed where it is not SD 1.x, SD 2.x or SDXL, and for algorithms whose "
         "change depends on its weights.",
     ),
 ]
 SumType = Annotated[SaveType, typer.Option(help="Type to store in.")]
-To = Annotated[Format, typer.Option("--to", help="The format to write.")]
+To = Annotated[
+    str, typer.Option("--to", metavar="FORMAT", help="The format to write.", autocompletion=formats)
+]
 Out = Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+class WritingCommand(TyperCommand):
+    """A command that writes adapters, whose help takes the formats from their table, when it is asked for."""
+
+    def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
+        """Return the help, complete."""
+        from lora_mixer.writing import FORMATS
+
+        lines = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
+        for parameter in self.params:
+            if parameter.name == "to":
+                parameter.help = f"{parameter.help} {lines}."  # type: ignore[attr-defined]
+        return super().get_help(ctx)
+
+
 _CUT = {
     "rank": Annotated[
         int | None,

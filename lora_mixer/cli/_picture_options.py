@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer.cli import _completing
 from lora_mixer.cli._options import with_options
 from lora_mixer.errors import PictureError
 from lora_mixer.pictures import MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from lora_mixer.pictures import PictureField
 
 _TYPES: dict[str, type] = {"text": str, "whole": int, "number": float}
+_COMPLETING = {
+    "model": _completing.models,
+    "vae": _completing.models,
+    "controlnet": _completing.models,
+    "sampler": _completing.samplers,
+    "schedule": _completing.schedules,
+    "image": _completing.pictures,
+    "mask_image": _completing.pictures,
+    "control_image": _completing.pictures,
+}
 # What a command line says beside the field's own meaning.
 _MORE = {
     "prompt": "<lora:NAME:0.7> in it sets the weight of an adapter given with --lora; NAME is its file's name "
@@ -55,6 +66,8 @@ def model_options(*names: str, default: str | None = None) -> Callable[[Command]
 
 def _parameter(name: str, kind: Any, default: Any, help_text: str, **limits: Any) -> inspect.Parameter:
     flag = option_of(name)
+    if name in _COMPLETING:
+        limits["autocompletion"] = _COMPLETING[name]
     option = typer.Option(flag, help=help_text, **limits)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_mixer.cli._completing import pictures
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.picture_metadata import PictureSettings, read_picture
 from lora_mixer.pictures import PICTURE_FIELDS
@@ -14,7 +15,12 @@ from lora_mixer.pictures import PICTURE_FIELDS
 
 def show(
     picture: Annotated[
-        str, typer.Argument(metavar="PICTURE", help="A PNG, JPEG or WebP file of any program that is read.")
+        str,
+        typer.Argument(
+            metavar="PICTURE",
+            help="A PNG, JPEG or WebP file of any program that is read.",
+            autocompletion=pictures,
+        ),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
 # In a pipe or a log nothing has to fit a window, and a path cut in two cannot be searched for.
@@ -43,3 +47,20 @@ def print_error(message: str) -> None:
 def print_warning(message: str) -> None:
     """Write one warning in yellow to standard error."""
     console(stderr=True).print(f"warning: {plain(message)}", style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Show this package's own warnings as one line each, once; those of others stay with Python."""
+    before, said = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+        if not category.__module__.startswith("lora_mixer."):
+            before(message, category, *place, **more)  # type: ignore[arg-type]
+        elif str(message) not in said:
+            said.add(str(message))
+            print_warning(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.extras import explained
@@ -41,6 +44,7 @@ def ui(
         typer.Option(metavar="USER:PASSWORD", envvar="LORA_MIXER_AUTH", help="Ask for a password."),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link; needs --auth.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
     user, colon, password = (auth or "").partition(":")
@@ -55,7 +59,7 @@ def ui(
         missing = [str(folder) for folder in folders or () if not folder.expanduser().is_dir()]
         if missing:
             raise LoraMixerError(f"{option}: there is no folder {', '.join(missing)}")
-    _tell("getting ready; what the page is made of takes some seconds to load")
+    _tell("getting ready; what the page is made of takes some seconds to load", aside=as_json)
     try:
         from lora_mixer.ui.app import launch
         from lora_mixer.ui.app_state import ServerOptions
@@ -64,9 +68,16 @@ def ui(
     server = ServerOptions(
         model=options.model, loras=tuple(loras or ()), models=tuple(models or ()), out=out, loading=options
     )
-    launch(server, host=host, port=port or None, auth=pair, share=share, tell=_tell)
+    tell = partial(_tell, aside=as_json)
+    page = launch(server, host=host, port=port or None, auth=pair, share=share, block=not as_json, tell=tell)
+    if as_json:
+        facts = {"url": page.local_url, "public_url": page.share_url, "pictures": str(out)}
+        typer.echo(json.dumps(facts))
+        sys.stdout.flush()
+        page.block_thread()
 
 
-def _tell(words: str) -> None:
-    typer.echo(f"lora_mixer: {words}")
-    sys.stdout.flush()
+def _tell(words: str, *, aside: bool = False) -> None:
+    """Say what is being done; aside where the output is for programs."""
+    typer.echo(f"lora_mixer: {words}", err=aside)
+    (sys.stderr if aside else sys.stdout).flush()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.engine import Engine, Own
-    from lora_mixer.engines.merged.kept_weight import BaseDevice
+    from lora_mixer.engines.merged.kept_weight import KeepBase
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EngineController:
         keep_on: Where bases are kept.
     """
 
-    def __init__(self, pipe: Any, keep_on: BaseDevice) -> None:
+    def __init__(self, pipe: Any, keep_on: KeepBase) -> None:
         """Start with the base."""
         self._pipe = PipelineRef(pipe)
         self._fused = FusedProjections()
@@ -196,7 +196,7 @@ class EngineController:
         """Name those of some parameters, by identity, that a mix is in or stands for."""
         return self._bases.mixed(parameters)
 
-    def keep_on(self, place: BaseDevice) -> None:
+    def keep_on(self, place: KeepBase) -> None:
         """Keep bases elsewhere from now on."""
         self._bases.keep_on(place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
@@ -82,6 +83,11 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
             "diverged or the file is damaged. allow_nonfinite=True loads it all the same"
         )
         raise InvalidAdapterError(msg, file=source)
+
+
+def computes_on_cuda(components: Iterable[nn.Module]) -> bool:
+    """Say whether any of these has weights on a GPU, so that tensors of an adapter go there."""
+    return any(parameter.is_cuda for part in components for parameter in islice(part.parameters(), 1))
 
 
 def compute_device(module: nn.Module) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from lora_mixer.engines.merged.kept_weight import raise_problems
@@ -68,10 +69,12 @@ def _first(wish: Wish, engines: Sequence[Engine]) -> tuple[Engine, Shares]:
             raise MixError(f"engine must be one of {', '.join(['auto', *known])}, got {asked!r}")
         return known[asked], known[asked].share(wish)
     priced = [(cost, engine) for engine in engines if (cost := engine.cost(wish)) is not None]
-    refusals = []
-    for _, engine in sorted(priced, key=lambda pair: pair[0]):
+    refusals: list[MixError] = []
+    for cost, engine in sorted(priced, key=lambda pair: pair[0]):
         try:
             return engine, engine.share(wish)
         except MixError as error:
+            if refusals and cost == math.inf:  # it was told not to, which is another way out
+                raise MixError(f"{refusals[0]}; and {error}") from error
             refusals.append(error)
     raise refusals[0]

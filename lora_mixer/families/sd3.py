@@ -32,8 +32,10 @@ y_embedder.mlp.{0,2} -> time_text_embed.text_embedder.{linear_1,linear_2}
     absent="""
 joint_blocks.N.context_block.attn.proj
 joint_blocks.N.context_block.mlp.{fc1,fc2}
+joint_blocks.N.x_block.attn2.*
 transformer_blocks.N.attn.to_add_out
 transformer_blocks.N.ff_context.*
+transformer_blocks.N.attn2.*
 """,
     marks=r"(?:^|_)joint_blocks_0",
     headers=("sd3", "stable-diffusion-3"),

@@ -27,9 +27,15 @@ _SHARED = re.compile(r"^transformer_blocks_0")
 """Names that several families have, those that are like ``DiT``, or ``DiT with cross-attention`` (``attn1``, ``attn2``): their widths tell."""
 _SEVERAL, _CROSSING = "DiT", "DiT with cross-attention"
 _UNNAMED = "a DiT (SD3, PixArt, LTX, ...)"
+_STACK = re.compile(r"(?<![a-z_])transformer_blocks\.")
 EITHER = {
     "SD 1.x or SDXL": ("SD 1.x", "SDXL"),
     "Flux.1 or Flux.2": ("Flux.1", "Flux.2"),
+    _UNNAMED: tuple(
+        family.name
+        for family in FAMILIES
+        if family.like.startswith(_SEVERAL) or any(map(_STACK.search, family.layouts.values()))
+    ),
 }
 """What is said of files whose few layers, or whose text encoder alone, do not tell, and what they may be."""
 _FLUXES = re.compile(r"^guidance_in_|^(?:img|txt)_in$")

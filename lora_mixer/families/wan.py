@@ -44,6 +44,10 @@ blocks.N.cross_attn.{k_img,v_img,norm_k_img}
 blocks.N.attn2.{add_k_proj,add_v_proj,norm_added_k}
 img_emb.*
 condition_embedder.image_embedder.*
+{vace_blocks,vace_patch_embedding}.*
+vace_patch_embedding
+{face_adapter,face_encoder,motion_encoder,pose_patch_embedding}.*
+pose_patch_embedding
 """,
     marks=r"(?:^|_)(?<!transformer_)(?:blocks|vace_blocks)_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
     headers=("wan",),

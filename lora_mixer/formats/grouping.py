@@ -104,13 +104,13 @@ def group_keys(
         if target is None or leaf is None:
             unused[key] = _UNKNOWN
             continue
+        group = _group_of(target, modules)
         if plain is not None:
-            modules.setdefault((target.hint, target.module), ModuleKeys(target)).keys.append(key)
+            group.keys.append(key)
             continue
         if leaf.inner:
             inner_names.setdefault(leaf.inner)
         layouts.add(layout)
-        group = modules.setdefault((target.hint, target.module), ModuleKeys(target))
         if leaf.role in group.tensors:
             twice.append(key)
         group.tensors[leaf.role] = tensor
@@ -128,6 +128,13 @@ def group_keys(
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
     return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _group_of(target: Target, modules: dict[tuple[str | None, str], ModuleKeys]) -> ModuleKeys:
+    place = (target.hint, target.module)
+    if place not in modules:
+        modules[place] = ModuleKeys(target)
+    return modules[place]
 
 
 def _refuse_unknown(keys: Sequence[str], label: str) -> None:

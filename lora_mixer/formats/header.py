@@ -17,6 +17,8 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+from lora_mixer.formats.signatures import is_pickle, other_kind
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +67,6 @@ _DTYPES = {
 """Names of dtypes in headers, and torch's."""
 _QUICK = {name: (dtype, ITEM_BYTES[dtype]) for name, dtype in _DTYPES.items()}
 _DIMENSIONS_AT_MOST = 64
-_SNIFFED = 256  # bytes that tell a web page from a file
 _ELEMENTS_AT_MOST = 1 << 60  # what a tensor's sizes and strides can count, also beside a size of 0
 
 
@@ -181,7 +182,7 @@ def parse_header(raw: bytes, total: int, label: str) -> tuple[dict[str, TensorSp
         CorruptFileError: On anything that the format does not allow.
     """
     try:
-        table = json.loads(raw.decode(), object_pairs_hook=_object)
+        table = loose_json(raw.decode(), _object)
         if b"\\u" in raw:  # half a surrogate pair is a name that cannot be printed
             json.dumps(table, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:
@@ -245,9 +246,14 @@ def read_header(stream: IO[bytes], label: str) -> Header:
     first = stream.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > HEADER_LIMIT or 8 + length > size:
-        raise _foreign(first + stream.read(_SNIFFED), size, label)
+        raise _foreign(stream, first, size, label)
     total = size - 8 - length
-    specs, metadata = parse_header(stream.read(length), total, label)
+    raw = stream.read(length)
+    if (
+        raw[:1] != b"{" and (kind := other_kind(stream)) is not None
+    ):  # such as gzip, which begins with small numbers
+        raise NotAnAdapterError(f"not safetensors but {kind}", file=label)
+    specs, metadata = parse_header(raw, total, label)
     return Header(specs, metadata, 8 + length, total)
 
 
@@ -260,39 +266,21 @@ def is_safetensors(stream: IO[bytes]) -> bool:
     return len(first) == 9 and first[8:] == b"{" and 8 + int.from_bytes(first[:8], "little") <= size
 
 
-def is_pickle(first: bytes) -> bool:
-    """Say whether these are the first bytes of what torch saves: a zip file, or a pickle by itself."""
-    return first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"
-
-
-def text_kind(first: bytes) -> str | None:
-    """Say what text these first bytes begin, as servers and Git give it in place of a file; None for other bytes."""
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start[:1] == b"<":
-        return "an HTML page; download the file itself"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; run `git lfs pull`, or download the file itself"
-    if start[:1] in (b"{", b"["):
-        return "a JSON text, such as a server's answer that there is no such file; download the file itself"
-    if len(start) >= 8 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
-        return f"a text ({start[:40].decode()!r}...); download the file itself"
-    return None
-
-
-def _foreign(first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
+def _foreign(stream: IO[bytes], first: bytes, size: int, label: str) -> CorruptFileError | NotAnAdapterError:
     """Say what a stream is whose first 8 bytes are not a possible header length."""
-    text = text_kind(first)
+    kind = other_kind(stream)
+    if kind is not None:
+        return NotAnAdapterError(f"not safetensors but {kind}", file=label)
     if is_pickle(first):
-        what = "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from"
-    elif text is not None:
-        what = f"not safetensors but {text}"
-    else:
-        return CorruptFileError(
-            f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
-            f"{int.from_bytes(first[:8], 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})",
+        return NotAnAdapterError(
+            "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from",
             file=label,
         )
-    return NotAnAdapterError(f"{what}", file=label)
+    return CorruptFileError(
+        f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
+        f"{int.from_bytes(first, 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})",
+        file=label,
+    )
 
 
 def open_weights(path: Path, label: str) -> IO[bytes]:

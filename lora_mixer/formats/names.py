@@ -19,7 +19,7 @@ class Target:
 
     Attributes:
         hint: The component it is said to be in: ``denoiser``, ``text_encoder``, ``text_encoder_2``,
-            ``text_encoder_3``, ``transformer``, or the name of another component; None where the file does not say.
+            ``text_encoder_3``, ``text_encoder_4``, ``transformer``, or the name of another component; None where the file does not say.
         module: The module's spelling without the component.
         written: The whole spelling but for what wrappers put in front, for models whose own paths start like a
             component's name.
@@ -46,11 +46,13 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("lora_te1_", "text_encoder", "kohya"),
     ("lora_te2_", "text_encoder_2", "kohya"),
     ("lora_te3_", "text_encoder_3", "kohya"),
+    ("lora_te4_", "text_encoder_4", "kohya"),
     ("lora_te_", "text_encoder", "kohya"),
     ("lora_unet.", "denoiser", "kohya"),
     ("lora_te1.", "text_encoder", "kohya"),
     ("lora_te2.", "text_encoder_2", "kohya"),
     ("lora_te3.", "text_encoder_3", "kohya"),
+    ("lora_te4.", "text_encoder_4", "kohya"),
     ("lora_te.", "text_encoder", "kohya"),
     ("lora_transformer_", "transformer", "onetrainer"),
     ("oft_unet_", "denoiser", "kohya"),
@@ -77,6 +79,7 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("transformer_2.", "transformer_2", "diffusers"),
     ("transformer.", "transformer", "diffusers"),
     ("controlnet.", "controlnet", "diffusers"),
+    ("text_encoder_4.", "text_encoder_4", "diffusers"),
     ("text_encoder_3.", "text_encoder_3", "diffusers"),
     ("text_encoder_2.", "text_encoder_2", "diffusers"),
     ("text_encoder.", "text_encoder", "diffusers"),
@@ -104,8 +107,8 @@ _CONDITIONER = ("llm_adapter.", "llm_adapter_")
 """The part of Anima's denoiser that diffusers has as a component of its own."""
 
 PEFT_ROOT = "base_model.model."
-_WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.")
-"""What PEFT, DDP and ``torch.compile`` put in front of every path while a model is trained."""
+_WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What PEFT, DDP, ``torch.compile`` and FSDP put in front of every path while a model is trained."""
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers around single blocks; no module of a model is called so."""
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
@@ -150,11 +153,33 @@ def split_component(spelling: str) -> tuple[Target, str]:
             if found == "peft":
                 seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
         seen.append(module)
-    module = _INNER_FLAT.sub("_", module) if flat else _INNER.sub("", module)
-    module = module.strip("_") if flat else module
+    module = _unwrapped_inside(module, flat=flat)
     if hint in _DENOISERS and module.startswith(_CONDITIONER):
         hint, module = "text_conditioner", module[len(_CONDITIONER[0]) :]
     return Target(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
+
+
+def behind(front: str, spelling: str) -> str:
+    """
+    Return what stands behind a component's front, which may stand twice, without what wrappers put before and inside.
+
+    Args:
+        front: How the spelling begins, with the dot or line at its end.
+        spelling: The module's spelling.
+
+    Example:
+        >>> behind("brushnet.", "brushnet._orig_mod.mid_block.resnets.0._fsdp_wrapped_module.conv1")
+        'mid_block.resnets.0.conv1'
+    """
+    flat, module = front.endswith("_"), spelling
+    wrappers = [wrapper.replace(".", "_") if flat else wrapper for wrapper in _WRAPPERS]
+    while (found := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+        module = module[len(found) :]
+    return _unwrapped_inside(module, flat=flat)
+
+
+def _unwrapped_inside(module: str, *, flat: bool) -> str:
+    return _INNER_FLAT.sub("_", module).strip("_") if flat else _INNER.sub("", module)
 
 
 def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | None, str] | None:

@@ -7,7 +7,6 @@ the header key ``lora_adapter_metadata``; ai-toolkit and others write none (then
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.kinds import peft_fields, peft_types
+from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
@@ -237,8 +237,8 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
     if not text:
         return {}
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = loose_json(text)
+    except NotJsonError as error:
         raise InvalidAdapterError(
             f"{HEADER_KEY} in the header is not valid JSON ({error}), so alphas are unknown", file=label
         ) from None

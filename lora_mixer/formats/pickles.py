@@ -13,11 +13,11 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
-from lora_mixer.formats.header import is_pickle, text_kind
+from lora_mixer.formats.signatures import is_pickle, other_kind
 from lora_mixer.wording import first_line
 
 _UNPACKED_TIMES = 4
-_SNIFFED = 256  # bytes that tell a web page from a file
+_SHOWN = 8
 
 
 def load_pickle(stream: IO[bytes], label: str) -> Any:
@@ -26,13 +26,16 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
 
     Raises:
         CorruptFileError: When that loader refuses the file.
-        NotAnAdapterError: When it is a text, such as a web page.
+        NotAnAdapterError: When it is something else, such as a web page, a picture or an archive.
     """
+    kind = other_kind(stream)
+    if kind is not None:
+        raise NotAnAdapterError(f"not a PyTorch file but {kind}", file=label)
     stream.seek(0)
-    first = stream.read(_SNIFFED)
-    text = None if is_pickle(first) else text_kind(first)
-    if text is not None:
-        raise NotAnAdapterError(f"not a PyTorch file but {text}", file=label)
+    first = stream.read(_SHOWN)
+    if not is_pickle(first):
+        what = f"it begins with the bytes {first.hex(' ')}" if first else "it is empty (0 bytes)"
+        raise NotAnAdapterError(f"not a PyTorch file: {what}; download it again", file=label)
     _refuse_bomb(stream, label)
     stream.seek(0)
     try:

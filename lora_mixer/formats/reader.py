@@ -44,13 +44,14 @@ _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
-def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
+def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool = False) -> Adapter:
     """
     Read an adapter from a resolved source.
 
     Args:
         source: Where it lies.
         name: The name to give it; None takes the source's own.
+        pinned: Whether its tensors go on to a GPU and may lie in pinned memory until then.
 
     Returns:
         The adapter. Its tensors are in memory, or are the caller's own.
@@ -60,13 +61,16 @@ def read_source(source: AdapterSource, *, name: str | None = None) -> Adapter:
     """
     label, weights = source.label, source.weights
     if source.parts:
-        return _joined(source, [read_source(part) for part in source.parts], name)
+        return _joined(source, [read_source(part, pinned=pinned) for part in source.parts], name)
     if isinstance(weights, Mapping):
         return _assemble(_state_dict(weights, label), {}, source, name, hashes.Hashes(None))
     with stream_of(weights, label) as stream:
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
-            return _from_header(stream, header, source, name)
+            tensors = _read_unchanged(stream, header, label, pinned=pinned)
+            return _assemble(
+                tensors, header.metadata, source, name, hashes_of(source, stream, header.data_start)
+            )
         content, others = read_pickle(stream, label)
         table = safeloras.from_list(content, label) if isinstance(content, list) else content
         tensors = _state_dict(table, label)
@@ -137,11 +141,6 @@ def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None
     return Adapter(info, tuple(layers), unused, notes, embeddings)
 
 
-def _from_header(stream: IO[bytes], header: Header, source: AdapterSource, name: str | None) -> Adapter:
-    tensors = _map_tensors(stream, header, source.label)
-    return _assemble(tensors, header.metadata, source, name, hashes_of(source, stream, header.data_start))
-
-
 def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[Embedding, ...]:
     """
     Read a file that holds textual inversions only.
@@ -165,7 +164,9 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
-def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
+def _read_unchanged(
+    stream: IO[bytes], header: Header, label: str, *, pinned: bool
+) -> dict[str, torch.Tensor]:
     """
     Give every key its tensor, read into memory.
 
@@ -175,7 +176,7 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str) -> dict[str, tor
         CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
     """
     before = stamp(stream)
-    tensors = read_tensors(stream, header, label)
+    tensors = read_tensors(stream, header, label, pinned=pinned)
     if stamp(stream) != before:
         raise CorruptFileError(
             "the file changed while it was read; wait until the program that writes it is done", file=label

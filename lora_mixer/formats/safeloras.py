@@ -8,12 +8,12 @@ and is done by :mod:`lora_mixer.families.counted_names`.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import COUNTED
 from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.parsing.json_text import json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,10 +43,7 @@ def split_key(key: str, metadata: Mapping[str, str]) -> tuple[str, str, str] | N
     if not match:
         return None
     component, number, role = match.groups()
-    try:
-        classes = json.loads(metadata.get(component, "null"))
-    except (ValueError, RecursionError):
-        classes = None
+    classes = json_or_none(metadata.get(component, "null"))
     named = [str(c) for c in classes] if isinstance(classes, list) else None
     return _HINT[component], module_name(named, int(number)), role
 

@@ -55,7 +55,7 @@ class Asked:
     Attributes:
         label: What to call it in messages.
         trusted: Whether the configuration's regular expressions are the caller's own.
-        blocks: Blocks that targets must be in: paths such as ``mid_block`` or ``transformer_blocks.3``, or a UNet's by LBW's ids
+        blocks: Blocks that targets must be in: paths such as ``mid_block`` or ``transformer_blocks.3``, or a UNet's or Flux's by LBW's ids
             such as ``M00``; None for all.
         eva_data: Batches for ``init_lora_weights="eva"``; None where there are none.
     """
@@ -150,7 +150,7 @@ def _paths(
                 Problem(
                     "blocks",
                     f"{', '.join(map(repr, odd))}: no such part of {type(tree.root).__name__}; name paths of modules "
-                    "such as 'mid_block', or a UNet's blocks by LBW's ids such as 'M00'.",
+                    "such as 'mid_block', or the blocks of a UNet or of Flux by LBW's ids such as 'M00' and 'S07'.",
                 )
             )
         elif not paths and not problems:

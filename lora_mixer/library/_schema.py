@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.library.entry import Entry
+from lora_mixer.parsing.json_text import loose_json
 
 if TYPE_CHECKING:
     import sqlite3
@@ -99,13 +99,13 @@ def entry_of(row: sqlite3.Row, hashes: Mapping[str, str], previews: Path) -> Ent
         folder=row["folder"],
         base=row["base"],
         format=row["format"],
-        algorithms=tuple(json.loads(row["algorithms"])),
-        ranks=tuple(json.loads(row["ranks"])),
+        algorithms=tuple(loose_json(row["algorithms"])),
+        ranks=tuple(loose_json(row["ranks"])),
         bytes=row["size"],
         mtime=row["mtime_ns"] / 1e9,
         title=row["title"],
-        trigger_words=tuple(json.loads(row["words"] if own_words is None else own_words)),
-        tags=tuple(json.loads(row["tags"])),
+        trigger_words=tuple(loose_json(row["words"] if own_words is None else own_words)),
+        tags=tuple(loose_json(row["tags"])),
         notes=row["notes"] if row["own_notes"] is None else row["own_notes"],
         weight=row["weight"] if row["own_weight"] is None else row["own_weight"],
         negative_text=row["negative_text"],
@@ -115,7 +115,7 @@ def entry_of(row: sqlite3.Row, hashes: Mapping[str, str], previews: Path) -> Ent
         offline=bool(row["offline"]),
         problem=row["problem"],
         favourite=bool(row["favourite"]),
-        labels=tuple(json.loads(row["labels"] or "[]")),
+        labels=tuple(loose_json(row["labels"] or "[]")),
         explicit=bool(row["explicit"] if row["own_explicit"] is None else row["own_explicit"]),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.errors import SaveError, SourceError
 from lora_mixer.library.adding import safe_name
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def from_trash(root: Path, token: str) -> tuple[str, list[Path]]:
     try:
         if Path(token).name != token:
             raise ValueError(token)  # noqa: TRY301 -- no path is one
-        kept = json.loads((place / _PLACES).read_text(encoding="utf-8"))
+        kept = loose_json((place / _PLACES).read_text(encoding="utf-8"))
         places = {place / name: root / where for name, where in kept["files"].items()}
         entry_id = str(kept["id"])
         if any(

@@ -22,6 +22,7 @@ from lora_mixer.library._searching import PAGE_AT_MOST, near_words, query, stora
 from lora_mixer.library._walking import within
 from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.values import as_float, as_hash, clean_text
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Library:
 
         def remembered(old: dict[str, Any]) -> dict[str, Any]:
             names = [
-                each for each in json.loads(old["former"] or "[]") if each not in (before.name, entry.name)
+                each for each in loose_json(old["former"] or "[]") if each not in (before.name, entry.name)
             ]
             return {**old, "former": json.dumps([before.name, *names][:_FORMER_AT_MOST], ensure_ascii=False)}
 
@@ -574,9 +575,9 @@ class Library:
         )
         counts = {
             "base": Counter(row["base"] for row in rows),
-            "algorithm": Counter(name for row in rows for name in json.loads(row["algorithms"])),
+            "algorithm": Counter(name for row in rows for name in loose_json(row["algorithms"])),
             "folder": Counter(row["folder"] for row in rows),
-            "label": Counter(label for row in rows for label in json.loads(row["labels"] or "[]")),
+            "label": Counter(label for row in rows for label in loose_json(row["labels"] or "[]")),
         }
         return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}
 

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.mixes import Mix
-from lora_mixer.parsing.values import as_list, as_table, clean_text, read_json
+from lora_mixer.parsing.json_text import read_json
+from lora_mixer.parsing.values import as_list, as_table, clean_text
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_mix_text
 
 if TYPE_CHECKING:

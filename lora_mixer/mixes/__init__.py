@@ -22,10 +22,12 @@ from lora_mixer.mixes.methods.table import METHODS
 from lora_mixer.mixes.mix import Mix
 from lora_mixer.mixes.patterns import B_LORA, LayerPatterns
 from lora_mixer.mixes.schedule import Constant, Keyframes, Ramp, Schedule, SliderStart, Window
+from lora_mixer.mixes.transformer_blocks import PRESETS as DEPTH_PRESETS
 from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, block_layouts
 
 __all__ = [
     "B_LORA",
+    "DEPTH_PRESETS",
     "LBW_IDS",
     "LBW_PRESETS",
     "METHODS",

@@ -76,7 +76,7 @@ class Blocks(ABC):
 
     def require_fit(self, layout: BlockLayout) -> None:
         """
-        Check the weights against a live UNet; other models have no blocks to check.
+        Check the weights against a live denoiser; other models have no blocks to check.
 
         Args:
             layout: The blocks of the model.
@@ -88,7 +88,7 @@ class Blocks(ABC):
         if self.__dict__.get("_fits") is layout:
             return
         reading = Reading()
-        for problem in self.misfits(layout) if layout.is_unet else ():
+        for problem in self.misfits(layout) if layout.is_unet or layout.double or layout.single else ():
             reading.problem("", problem)
         reading.finish("set of block weights")
         object.__setattr__(self, "_fits", layout)

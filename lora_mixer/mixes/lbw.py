@@ -1,10 +1,13 @@
 """
-Weights in depth as sd-webui-lora-block-weight (LBW) lists them: 12 or 20 numbers for SDXL, 17 or 26 for SD 1.x and 2.x.
+Weights in depth as sd-webui-lora-block-weight (LBW) lists them: 12 or 20 numbers for SDXL, 17 or 26 for SD 1.x and 2.x, 61 for Flux.
 
 Each number belongs to an id of the original UNet's blocks; the first, BASE, to the text encoders. As in LBW, a layer
 whose id the list leaves out has 0 (a list of 17 leaves out the samplers, which few files train), and a layer that has
 no id at all (``time_embedding``, ``add_embedding``, ``conv_norm_out``, ``conv_out``) keeps 1. Unlike LBW, a list of
 another length is an error, and so is one that leaves out transformers of the live model.
+
+Flux's ids are CLIP and T5 for the text encoders, IN for the embedders, D00 to D18, S00 to S37 and OUT. A list of 58, as
+ComfyUI's Inspire pack has it, is BASE (text encoders, embedders and the last layer), D00 to D18 and S00 to S37.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.mixes.unet_blocks import BlockPosition, block_position
+from lora_mixer.mixes.unet_blocks import BlockPosition, block_position, depth_of
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lora_mixer.mixes.unet_blocks import BlockLayout, BlockShape, Side
+
+
+_DOUBLE, _SINGLE = 19, 38
+"""The blocks of Flux, and of Chroma."""
 
 
 def _ids(prefix: str, *numbers: int) -> tuple[str, ...]:
@@ -39,6 +46,8 @@ LBW_IDS: Mapping[int, tuple[str, ...]] = FrozenMap(
         17: ("BASE", *_ids("IN", 1, 2, 4, 5, 7, 8), "M00", *_ids("OUT", *range(3, 12))),
         20: ("BASE", *_ids("IN", *range(9)), "M00", *_ids("OUT", *range(9))),
         26: ("BASE", *_ids("IN", *range(12)), "M00", *_ids("OUT", *range(12))),
+        58: ("BASE", *_ids("D", *range(_DOUBLE)), *_ids("S", *range(_SINGLE))),
+        61: ("CLIP", "T5", "IN", *_ids("D", *range(_DOUBLE)), *_ids("S", *range(_SINGLE)), "OUT"),
     }
 )
 """The ids that a list of each length gives weights to."""
@@ -55,12 +64,25 @@ LBW_PRESETS: Mapping[str, tuple[float, ...]] = FrozenMap(
         "OUTS": (1.0,) + (0.0,) * 11 + (1.0,) * 5,
         "OUTALL": (1.0,) + (0.0,) * 7 + (1.0,) * 9,
         "ALL0.5": (0.5,) * 17,
+        "FLUXALL": (1.0,) * 61,
     }
 )
-"""LBW's own presets, for SD 1.x and 2.x."""
+"""LBW's own presets, for SD 1.x and 2.x, and one for Flux."""
 
 _LAYERS = 2
-_LENGTHS = "12 or 20 (SDXL), 17 or 26 (SD 1.x and 2.x)"
+_LENGTHS = "12 or 20 (SDXL), 17 or 26 (SD 1.x and 2.x), 61 or 58 (Flux)"
+_ENDS = {
+    "x_embedder": "IN",
+    "context_embedder": "IN",
+    "time_text_embed": "IN",
+    "distilled_guidance_layer": "IN",
+    "norm_out": "OUT",
+    "proj_out": "OUT",
+}
+"""What Flux and Chroma have before and behind their blocks."""
+_DEPTH = 'write {"double": [...], "single": [...]} with a number for each block'
+_T5 = ("encoder.block.", "encoder.final_layer_norm", "encoder.embed_tokens", "shared")
+"""How the paths of a T5 begin; the other text encoder of Flux is a CLIP."""
 _TOKEN = re.compile(r"R|U|X(?:([+-])([\d.]+))?")
 
 
@@ -70,7 +92,7 @@ class LbwWeights(Blocks):
     One number for each id.
 
     Attributes:
-        values: 12, 17, 20 or 26 numbers.
+        values: 12, 17, 20, 26, 58 or 61 numbers.
 
     Example:
         >>> outs = LbwWeights(LBW_PRESETS["OUTS"])
@@ -94,16 +116,37 @@ class LbwWeights(Blocks):
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """Return the number of the layer's id, 0 for an id that is not listed, 1 for a layer without id."""
         if component in TEXT_ENCODERS:
-            return self.by_id["BASE"]
+            return (
+                self.by_id["T5" if module.startswith(_T5) else "CLIP"] if "T5" in self.by_id else self._base
+            )
         if layout is not None:
             self.require_fit(layout)
         block_id = id_of(module)
-        return 1.0 if block_id is None else self.by_id.get(block_id, 0.0)
+        if block_id is None:
+            return 1.0
+        return self.by_id.get(block_id, self._base if block_id in {"IN", "OUT"} else 0.0)
+
+    @property
+    def _base(self) -> float:
+        return self.by_id.get("BASE", 0.0)
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
-        """Tell transformers of the model that the list leaves out."""
+        """Tell transformers of the model that the list leaves out, and blocks that it has not."""
+        count = len(self.values)
+        if "D00" in self.by_id:
+            if (layout.double, layout.single) == (_DOUBLE, _SINGLE):
+                return ()
+            has = "is a UNet" if layout.is_unet else f"has {layout.double} and {layout.single}"
+            return (
+                (
+                    f"a list of {count} is for the {_DOUBLE} double and {_SINGLE} single blocks of Flux, and this model {has}; "
+                    f"{_DEPTH if not layout.is_unet else 'use a list for UNets'}."
+                ),
+            )
         if not layout.is_unet:
-            return ("LBW lists are for UNets, and this model is none; use layer patterns.",)
+            return (
+                f"LBW lists of {count} are for UNets, and this model is none; {_DEPTH}, or use layer patterns.",
+            )
         if any(shape.slots not in {0, _LAYERS} for shape in layout.down):
             return ("LBW ids are only known for UNets with two layers per block; use layer patterns.",)
         needed = _transformer_ids(layout)
@@ -113,7 +156,7 @@ class LbwWeights(Blocks):
         fitting = [str(length) for length, ids in LBW_IDS.items() if set(needed) <= set(ids)]
         return (
             (
-                f"a list of {len(self.values)} leaves out transformers of this model ({', '.join(left_out)}); "
+                f"a list of {count} leaves out transformers of this model ({', '.join(left_out)}); "
                 f"expected a list of {' or '.join(fitting) or 'no known length'}."
             ),
         )
@@ -133,16 +176,22 @@ class LbwWeights(Blocks):
 @lru_cache(maxsize=8192)
 def id_of(module: str) -> str | None:
     """
-    Name the LBW id of a layer.
+    Name the LBW id of a layer of a UNet or of Flux.
 
     Example:
         >>> [id_of(f"down_blocks.1.{name}") for name in ("attentions.0.proj_in", "downsamplers.0.conv")]
         ['IN04', 'IN06']
+        >>> id_of("single_transformer_blocks.7.proj_out"), id_of("x_embedder")
+        ('S07', 'IN')
     """
     place = block_position(module)
-    if place is None:
-        return "IN00" if module.removeprefix("_orig_mod.").split(".")[0] == "conv_in" else None
-    return _id_of_place(place)
+    if place is not None:
+        return _id_of_place(place)
+    depth = depth_of(module)
+    if depth is not None:
+        return f"{'D' if depth[0] == 'double' else 'S'}{depth[1]:02}"
+    first = module.removeprefix("_orig_mod.").split(".")[0]
+    return "IN00" if first == "conv_in" else _ENDS.get(first)
 
 
 def _id_of_place(place: BlockPosition) -> str:
@@ -164,9 +213,11 @@ def _transformer_ids(layout: BlockLayout) -> list[str]:
     ]
 
 
-def read_lbw(spec: str | Sequence[object], where: str, reading: Reading) -> LbwWeights | None:
+def read_lbw(
+    spec: str | Sequence[object], where: str, reading: Reading, others: Iterable[str] = ()
+) -> LbwWeights | None:
     """
-    Read a preset's name, a list, or a list as text.
+    Read a preset's name, a list, or a list as text; the names of other presets are for the message.
 
     Example:
         >>> read_lbw("1,0,0,0,1,1,1,1,1,1,1,1", "", Reading()).by_id["IN08"]
@@ -181,7 +232,7 @@ def read_lbw(spec: str | Sequence[object], where: str, reading: Reading) -> LbwW
         elif text in LBW_PRESETS:
             values = LBW_PRESETS[text]
         elif not re.search("[,;]", text):
-            known = [*reading.presets, *LBW_PRESETS]
+            known = [*reading.presets, *LBW_PRESETS, *others]
             reading.problem(
                 where,
                 f"unknown preset {shown(text)}; known are {list_of(known)}, and lists of {_LENGTHS} numbers."

@@ -15,7 +15,7 @@ from lora_mixer.mixes.grammar import line
 from lora_mixer.mixes.grammar.forms import is_full, is_name, read_parts
 from lora_mixer.mixes.methods.method import Method
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.parsing.data import dump_yaml, parsed
+from lora_mixer.parsing.data import dump_yaml
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.parsing.problems import fail
 from lora_mixer.problem import Problem
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_mixer.mixes.unet_blocks import BlockLayout
+    from lora_mixer.parsing.data import Form
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,10 @@ class Mix:
         """
         if isinstance(obj, cls):
             return obj
-        reading = Reading(presets, masks, folder)
+        return cls._read(obj, Reading(presets, masks, folder))
+
+    @classmethod
+    def _read(cls, obj: object, reading: Reading) -> Mix:
         adapters, method = read_parts(obj, reading)
         reading.finish()
         return cls(adapters, method)
@@ -396,7 +400,7 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed("json", text))
+        return cls._of_text("json", text)
 
     def to_yaml(self) -> str:
         """
@@ -421,4 +425,11 @@ class Mix:
         Raises:
             MixError: With everything that is wrong.
         """
-        return cls.of(parsed("yaml", text))
+        return cls._of_text("yaml", text)
+
+    @classmethod
+    def _of_text(cls, form: Form, text: str) -> Mix:
+        reading = Reading()
+        values = reading.load(form, text)
+        reading.finish()
+        return cls._read(values, reading)

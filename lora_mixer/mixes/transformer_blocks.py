@@ -4,13 +4,16 @@ Weights in depth for transformers: ``{"double": 0.5, "single": [0, 1, ...], "oth
 *Double* blocks have a stream for the text and one for the picture, *single* blocks one for both (Flux, Chroma, HunyuanVideo,
 AuraFlow). Where a transformer has one stack only (SD3, Qwen-Image, Wan, Z-Image, LTX), its blocks are the double ones. What is
 not written has 1; ``other`` is for what is in no block (embedders, refiners, the last layer).
+
+Presets name kinds (``dit:double``, ``dit:single``, ``dit:blocks``) and thirds of the depth: ``dit:early``, ``dit:middle`` and
+``dit:late`` of all blocks in the order in which they run, and those of one kind (``dit:double-early``, ..., ``dit:single-late``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.mixes.blocks import Blocks
@@ -76,8 +79,8 @@ class DepthWeights(Blocks):
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
         """Tell lists of other lengths, blocks that are not there, and models without any."""
-        if layout.is_unet or not (layout.double or layout.single):
-            return ("double and single are blocks of a transformer, and this model has none of them.",)
+        if _has_none(layout):
+            return (_NONE,)
         problems = []
         for kind in ("double", "single"):
             weights: Weights = getattr(self, kind)
@@ -154,11 +157,87 @@ def _spec(weights: Weights) -> object:
     return list(weights) if isinstance(weights, tuple) else weights
 
 
-PRESETS: Mapping[str, DepthWeights] = FrozenMap(
+Third = Literal["early", "middle", "late"]
+_THIRDS: tuple[Third, ...] = ("early", "middle", "late")
+_NONE = "double and single are blocks of a transformer, and this model has none of them."
+
+
+def _has_none(layout: BlockLayout) -> bool:
+    return layout.is_unet or not (layout.double or layout.single)
+
+
+@dataclass(frozen=True)
+class DepthThird(Blocks):
+    """
+    A third of a transformer's depth; all other layers of the transformer have 0.
+
+    Attributes:
+        third: Which. A block counts by its middle, so that the thirds mirror each other and share no block.
+        kind: Of which blocks; empty for all of them, double blocks before single ones, as they run.
+
+    Example:
+        >>> from lora_mixer.mixes import BlockLayout
+        >>> flux = BlockLayout(double=19, single=38)
+        >>> [n for n in range(19) if DepthThird("late", "double").weight("transformer", f"transformer_blocks.{n}.ff", flux)]
+        [13, 14, 15, 16, 17, 18]
+    """
+
+    third: Third
+    kind: Literal["", "double", "single"] = ""
+
+    def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
+        """Return 1 in the third and 0 elsewhere; text encoders have 1."""
+        if component in TEXT_ENCODERS:
+            return 1.0
+        found = depth_of(module)
+        if found is None:
+            return 0.0
+        if layout is None:
+            reading = Reading()
+            reading.problem(
+                "", f"{self.to_spec()} is a part of a model's depth: give the layout of the model."
+            )
+            reading.finish("set of block weights")
+            return 0.0
+        self.require_fit(layout)
+        kind, index = found
+        return float(self._has(kind, index, layout))
+
+    def _has(self, kind: str, index: int, layout: BlockLayout) -> bool:
+        if self.kind and kind != self.kind:
+            return False
+        count = getattr(layout, kind) if self.kind else layout.double + layout.single
+        place = index + (layout.double if kind == "single" and not self.kind else 0)
+        return _THIRDS[min(3 * (2 * place + 1) // (2 * count), 2)] == self.third
+
+    def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
+        """Tell models without such blocks."""
+        if _has_none(layout):
+            return (_NONE,)
+        kinds = [("double", layout.double), ("single", layout.single)]
+        if any(self._has(kind, index, layout) for kind, count in kinds for index in range(count)):
+            return ()
+        return (
+            (
+                f"{self.to_spec()}: this model has {layout.double} double and {layout.single} single blocks, none of which is in "
+                "that third: nothing would be left."
+            ),
+        )
+
+    def to_spec(self) -> object:
+        """Return the preset's name."""
+        return f"dit:{self.kind}{'-' if self.kind else ''}{self.third}"
+
+
+PRESETS: Mapping[str, Blocks] = FrozenMap(
     {
         "dit:double": DepthWeights(1.0, 0.0, 0.0),
         "dit:single": DepthWeights(0.0, 1.0, 0.0),
         "dit:blocks": DepthWeights(1.0, 1.0, 0.0),
+        **{
+            str(third.to_spec()): third
+            for third in (DepthThird(x, kind) for kind in ("", "double", "single") for x in _THIRDS)
+        },
     }
 )
-"""Presets by name: double blocks alone, single blocks alone, all blocks and nothing else."""
+"""Presets by name: double blocks alone, single blocks alone, all blocks and nothing else, and thirds of the depth."""

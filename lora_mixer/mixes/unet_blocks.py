@@ -52,6 +52,7 @@ def block_position(module: str) -> BlockPosition | None:
 _SINGLE = "single_transformer_blocks|single_stream_blocks"
 _DOUBLE = (
     "transformer_blocks|joint_transformer_blocks|double_stream_blocks|visual_transformer_blocks|blocks|layers"
+    r"|mode_blocks\.\w+"
 )
 _DEPTH = re.compile(rf"(?:({_SINGLE})|(?:{_DOUBLE}))\.(\d+)(?:\.|$)")
 

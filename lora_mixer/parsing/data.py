@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer.extras import require
-from lora_mixer.parsing.problems import Problems, named_twice
+from lora_mixer.parsing.json_text import NotJsonError, strict_json
+from lora_mixer.parsing.problems import Problems
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
@@ -78,14 +78,19 @@ def load(form: Form, text: str, reading: Problems, where: str = "") -> Any:
         >>> load("json", '{"a": 0.5}', Problems()), load("yaml", "a: {unet: 0.5}", Problems())
         ({'a': 0.5}, {'a': {'unet': 0.5}})
     """
-    own = Problems()
-    located = locate(form, text, own)
-    for problem in own.problems:
+    return load_located(form, text, reading, where).value
+
+
+def load_located(form: Form, text: str, reading: Problems, where: str = "") -> Located:
+    """Read JSON or YAML as :func:`load` does, and keep where everything stands; nothing where there was a problem."""
+    inner = Problems()
+    located = locate(form, text, inner)
+    for problem in inner.problems:
         if "\n" in text:
             reading.problem(where, f"{problem.text}.", line=problem.line)
         else:
             reading.problem(where, f"{problem.text}, got {shown(text)}.")
-    return None if own.problems else located.value
+    return Located() if inner.problems else located
 
 
 def locate(form: Form, text: str, problems: Problems) -> Located:
@@ -125,97 +130,6 @@ def _yaml(text: str, problems: Problems) -> Located:
 
     lines: dict[EntryPath, int] = {}
     return Located(read_nodes(text, problems, lines), lines)
-
-
-class NotJsonError(ValueError):
-    """
-    A text that is not JSON, or names a key twice.
-
-    Attributes:
-        text: What was expected, and what was there.
-        line: Where, from 1.
-        column: Where in that line, from 1; 0 where only the line is known.
-    """
-
-    def __init__(self, text: str, line: int = 1, column: int = 0) -> None:
-        super().__init__(text)
-        self.text, self.line, self.column = text, line, column
-
-
-def strict_json(text: str) -> Any:
-    r"""
-    Read JSON that names no key twice and has no numbers that JSON does not have.
-
-    Raises:
-        NotJsonError: It is something else, or nested too deeply.
-
-    Example:
-        >>> strict_json('{"a": NaN}')
-        Traceback (most recent call last):
-        lora_mixer.parsing.data.NotJsonError: expected JSON: NaN is not a number there
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise NotJsonError(f"expected JSON: {error.msg}", error.lineno, error.colno) from None
-    except _RepeatedKeyError as error:
-        raise NotJsonError(named_twice(error.key), _line_of_second(text, error.key)) from None
-    except NotJsonError:
-        raise
-    except ValueError as error:  # a number of more digits than Python reads
-        raise NotJsonError(f"expected JSON: {error}") from None
-    except RecursionError:
-        raise NotJsonError("is nested too deeply") from None
-
-
-class _RepeatedKeyError(Exception):
-    """A mapping names one key twice."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise _RepeatedKeyError(key)
-        seen[key] = value
-    return seen
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise NotJsonError(f"expected JSON: {name} is not a number there")
-
-
-def _line_of_second(text: str, key: str) -> int:
-    places = [match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)), text)]
-    return text.count("\n", 0, places[1]) + 1 if len(places) > 1 else 1
-
-
-def parsed(form: Form, text: str) -> Any:
-    """
-    Read a text, and raise where it cannot be read.
-
-    Args:
-        form: ``json`` or ``yaml``.
-        text: The text.
-
-    Returns:
-        What the text says.
-
-    Raises:
-        MixError: The text is not of that form.
-
-    Example:
-        >>> parsed("yaml", "a: 0.5")
-        {'a': 0.5}
-    """
-    reading = Problems()
-    data = load(form, text, reading)
-    reading.finish()
-    return data
 
 
 def dump_yaml(value: object) -> str:

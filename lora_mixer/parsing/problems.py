@@ -62,10 +62,17 @@ class Problems:
         if not isinstance(where, str):
             line = self.lines(where) if line is None and self.lines is not None else line
             where = path_text(where)
+        elif line is None:
+            line = self.line_at(where)
         problem = Problem(where, text, line)
         if problem not in self._noted:  # a million pictures may have one and the same
             self._noted.add(problem)
             self.problems.append(problem)
+
+    def line_at(self, where: str) -> int | None:
+        """Return the line of an entry by its path as text; None where what is read has no lines that are known by it."""
+        del where
+        return None
 
     def take(self, where: str | EntryPath, error: Exception) -> None:
         """Note what an error says of a part that stands at a place: each of its problems, or all of it as one."""
@@ -118,7 +125,8 @@ class Problems:
         """
         hint = did_you_mean(key, known) if isinstance(key, str) else ""
         extra = f" {more}" if more else ""
-        self.problem(where, f"unknown key {key!r}; known are {list_of(known)}.{hint}{extra}")
+        text = f"unknown key {key!r}; known are {list_of(known)}.{hint}{extra}"
+        self.problem(where, text, line=self.line_at(f"{where}.{key}".lstrip(".")))
 
     def finish(self, what: str = "mix") -> None:
         """

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-LONGEST_JSON = 8_000_000
-"""Characters; ComfyUI's largest workflows have some hundred thousand."""
 _LONGEST_NUMBER = 40
 _DIGITS = re.compile(r"(?:0x)?([0-9a-fA-F]{8,64})")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -139,76 +133,3 @@ def as_table(value: object) -> dict[str, Any]:
 def as_list(value: object) -> list[Any]:
     """Return the value if it is a JSON list, else an empty one."""
     return value if isinstance(value, list) else []
-
-
-def read_json(text: str) -> Any:
-    """
-    Read JSON that a stranger wrote.
-
-    Raises:
-        ValueError: It is too long or too deep, has numbers that are none, or is not JSON.
-    """
-    return _limited(text, lambda: _DECODER.decode(text))
-
-
-def json_at(text: str, start: int) -> tuple[Any, int]:
-    """
-    Read the JSON value that begins at a place in a text.
-
-    Returns:
-        The value, and the place behind it.
-
-    Raises:
-        ValueError: As ``read_json``.
-    """
-    found: tuple[Any, int] = _limited(text, lambda: _DECODER.raw_decode(text, start))
-    return found
-
-
-def without_trailing_commas(text: str) -> str:
-    """
-    Drop commas before closing brackets, outside of strings.
-
-    Example:
-        >>> without_trailing_commas('{"a, }": [1, 2, ], }')
-        '{"a, }": [1, 2 ] }'
-    """
-    return "".join(_untrailed(text))
-
-
-def _untrailed(text: str) -> Iterator[str]:
-    quoted = escaped = False
-    waiting = ""  # a comma, and the spaces behind it
-    for letter in text:
-        if waiting:
-            if letter.isspace():
-                waiting += letter
-                continue
-            yield waiting[1:] if letter in "}]" else waiting
-            waiting = ""
-        if quoted:
-            quoted = escaped or letter != '"'
-            escaped = letter == "\\" and not escaped
-        elif letter == ",":
-            waiting = letter
-            continue
-        else:
-            quoted = letter == '"'
-        yield letter
-    yield waiting
-
-
-def _limited(text: str, decode: Any) -> Any:
-    if len(text) > LONGEST_JSON:
-        raise ValueError(f"is {len(text)} characters long, at most {LONGEST_JSON} are read")
-    try:
-        return decode()
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"has {name} for a number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)

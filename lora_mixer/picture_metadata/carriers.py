@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureMetadataError, SourceNotFoundError
-from lora_mixer.parsing.values import LONGEST_JSON
+from lora_mixer.parsing.json_text import LONGEST_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

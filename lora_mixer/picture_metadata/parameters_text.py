@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.parsing.values import clean_text, json_at
+from lora_mixer.parsing.json_text import json_at, json_or_none
+from lora_mixer.parsing.values import clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,10 +98,7 @@ def quoted(value: object) -> str:
 def unquoted(text: str) -> str:
     """Read a value; text that is not a JSON string stays as it is."""
     if text.startswith('"') and text.endswith('"') and len(text) > 1:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
+        value = json_or_none(text)
         return value if isinstance(value, str) else text
     return text
 

@@ -12,8 +12,9 @@ from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 if TYPE_CHECKING:
     from lora_mixer.pictures.checkpoints import Checkpoint, find_models, read_checkpoint
     from lora_mixer.pictures.grid import GridAxis, grid_requests, grid_sheet, with_adapter
-    from lora_mixer.pictures.loading import load_outline, load_pipeline, own_defaults
-    from lora_mixer.pictures.maker import PictureMaker, StepProgress
+    from lora_mixer.pictures.loading import load_pipeline, own_defaults
+    from lora_mixer.pictures.maker import PictureMaker, SmallerSettingWarning, StepProgress
+    from lora_mixer.pictures.outline import load_outline
     from lora_mixer.pictures.proposals import Proposal, propose, propose_for
     from lora_mixer.pictures.queue import FairQueue
     from lora_mixer.pictures.samplers import SAMPLERS, SCHEDULES, Sampler, fitting_samplers, usual_name
@@ -38,6 +39,7 @@ __all__ = [
     "PictureRequest",
     "Proposal",
     "Sampler",
+    "SmallerSettingWarning",
     "StepProgress",
     "contact_sheet",
     "find_models",
@@ -63,6 +65,7 @@ _MODULES = {
     "Band": "sheet",
     "FairQueue": "queue",
     "PictureMaker": "maker",
+    "SmallerSettingWarning": "maker",
     "StepProgress": "maker",
     "Proposal": "proposals",
     "SAMPLERS": "samplers",
@@ -75,7 +78,7 @@ _MODULES = {
     "usual_name": "samplers",
     "grid_requests": "grid",
     "grid_sheet": "grid",
-    "load_outline": "loading",
+    "load_outline": "outline",
     "load_pipeline": "loading",
     "own_defaults": "loading",
     "with_adapter": "grid",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ from safetensors import SafetensorError
 
 from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, SourceNotFoundError
 from lora_mixer.extras import install
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.ip_adapters import load_ip_adapter
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
+from lora_mixer.pictures.placing import place
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -62,29 +64,9 @@ def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
         pipe = _load(wanted, dtype, more)
         if wanted.controlnet is not None:
             pipe = _with_controlnet(pipe, wanted, dtype)
-        return _placed(pipe, wanted, device)
-
-
-def _placed(pipe: Any, wanted: ModelOptions, device: torch.device) -> Any:
-    """Put a loaded pipeline where it shall run, with what saves memory there."""
-    vae = getattr(pipe, "vae", None)
-    for name, asked in (("tiling", wanted.vae_tiling), ("slicing", wanted.vae_slicing)):
-        enable = getattr(vae, f"enable_{name}", None)
-        if asked and enable is None:
-            raise PictureError(f"--vae-{name}: the VAE of {type(pipe).__name__} has no {name}")
-        if asked and enable is not None:
-            enable()
-    if wanted.offload == "none":
-        return pipe.to(device)
-    if device.type == "cpu":
-        raise PictureError(
-            "--offload keeps parts in host memory, off a GPU; on the CPU they are there already"
-        )
-    if wanted.offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.enable_sequential_cpu_offload(device=device)
-    return pipe
+        if wanted.ip_adapter is not None:
+            load_ip_adapter(pipe, wanted, dtype)
+        return place(pipe, wanted, device, dtype)
 
 
 def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:
@@ -257,7 +239,7 @@ def _class_of(folder: Path, name: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = loose_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(f"{path} cannot be read: {error}") from error
     return values if isinstance(values, dict) else {}
@@ -314,50 +296,3 @@ def own_defaults(model: str) -> dict[str, Any]:
     from lora_mixer.demo import GUIDANCE_SCALE, STEPS
 
     return {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
-
-
-def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
-    """
-    Build the modules of a pipeline without their weights, to check adapters and mixes against.
-
-    Args:
-        model: As for :func:`load_pipeline`; of a file and of a Hub repository only headers and configurations are read.
-        options: Likewise.
-
-    Returns:
-        Something with ``components``, as a pipeline has, on the meta device.
-
-    Raises:
-        SourceNotFoundError: When there is no such model, or its configurations cannot be understood.
-
-    Example:
-        >>> sorted(load_outline("demo").components)
-        ['text_encoder', 'unet']
-    """
-    from lora_mixer.writing.skeleton import of_folder
-
-    wanted = replace(model, **options) if isinstance(model, ModelOptions) else ModelOptions(model, **options)
-    name = wanted.model
-    if name == DEMO:
-        from lora_mixer.demo import demo_folder
-
-        return of_folder(demo_folder())
-    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
-        checkpoint = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
-        if checkpoint.kind == "denoiser" and wanted.config is not None:
-            return of_folder(wanted.config)
-        if checkpoint.kind != "pipeline":
-            raise SourceNotFoundError(f"{name} is {OTHERWISE[checkpoint.kind]}")
-        with config_of(checkpoint, wanted.config) as folder:
-            return replace(of_folder(folder), name=name, folder=None)
-    if not Path(name).expanduser().exists() and name.count("/") == 1:
-        from huggingface_hub import snapshot_download
-
-        try:
-            return of_folder(snapshot_download(name, allow_patterns=["*.json"], revision=wanted.revision))
-        except (OSError, ValueError) as error:
-            raise SourceNotFoundError(
-                f"the model {name!r} is not a folder here, and its configurations cannot be had from the Hub: "
-                f"{first_line(error)}"
-            ) from error
-    return of_folder(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from lora_mixer.errors import MissingExtraError, MixError, PictureError
 from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
+from lora_mixer.pictures.placing import free_memory, offload_of, smaller_than
 from lora_mixer.pictures.preview import Progress
 from lora_mixer.pictures.prompting import PromptEncoder
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
@@ -57,6 +59,10 @@ class StepProgress:
     previews: Callable[[], list[Image]]
 
 
+class SmallerSettingWarning(UserWarning):
+    """Memory was too small for a picture: it is made with a setting that takes less, which the message names."""
+
+
 class PictureMaker:
     """
     Makes the pictures of requests with one mixer's pipeline.
@@ -65,6 +71,9 @@ class PictureMaker:
         mixer: The mixer; its adapters are what requests' mixes may name.
         batch_size: The most pictures in one pipeline call. 1 gives the same bytes whatever is made together.
         defaults: Values for what requests leave open, such as ``steps`` and ``guidance_scale``.
+        smaller: What is done when a single picture does not fit into memory: ``any`` gives the pipeline the next setting that
+            takes less (``--offload model``, ``--vae-tiling``, ``--offload sequential``) and goes on, with a
+            :class:`SmallerSettingWarning`; ``same_pixels`` leaves those out that change pictures; ``none`` is an error at once.
 
     Raises:
         PictureError: When ``batch_size`` or a default makes no sense.
@@ -76,7 +85,12 @@ class PictureMaker:
     """
 
     def __init__(
-        self, mixer: LoraMixer, *, batch_size: int = 1, defaults: Mapping[str, Any] | None = None
+        self,
+        mixer: LoraMixer,
+        *,
+        batch_size: int = 1,
+        defaults: Mapping[str, Any] | None = None,
+        smaller: Literal["any", "same_pixels", "none"] = "any",
     ) -> None:
         """Look at what the pipeline takes."""
         given: object = batch_size
@@ -85,8 +99,11 @@ class PictureMaker:
         unknown = set(defaults or ()) - set(_OPEN)
         if unknown:
             raise PictureError(f"defaults are known for {', '.join(_OPEN)}; got {', '.join(sorted(unknown))}")
+        if smaller not in ("any", "same_pixels", "none"):
+            raise PictureError(f"smaller must be any, same_pixels or none, got {smaller!r}")
         self.mixer = mixer
         self.batch_size = batch_size
+        self._smaller = smaller
         self._schedulers: dict[tuple[int, str | None, str | None], tuple[Any, Any]] = {}
         self._prompts = PromptEncoder(mixer.pipe)
         self._images = ImageTasks(mixer.pipe)
@@ -223,21 +240,11 @@ class PictureMaker:
             batch, *more = self._of_one_length(requests, waiting.pop(0))
             waiting = more + waiting
             start = time.perf_counter()
+            full = False
             try:
                 images = self._call([requests[i] for i in batch], tuple(batch), on_step)
             except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise PictureError(
-                        out_of_memory(requests[batch[0]], str(self.mixer.pipe.device))
-                    ) from None
-                self.batch_size = max(1, len(batch) // 2)
-                torch.cuda.empty_cache()
-                waiting = [
-                    part[i : i + self.batch_size]
-                    for part in (batch, *waiting)
-                    for i in range(0, len(part), self.batch_size)
-                ]
-                continue
+                full = True  # what the error holds is free only after this block
             except MixError:
                 # a method, or an adapter without a low-rank form, that cannot have one mix per image
                 parts = _by_mix(requests, batch)
@@ -245,9 +252,42 @@ class PictureMaker:
                     raise
                 waiting = parts + waiting
                 continue
+            if full:
+                free_memory()
+                if len(batch) == 1:
+                    self._take_less(requests[batch[0]])
+                else:
+                    self.batch_size = max(1, len(batch) // 2)
+                waiting = [
+                    part[i : i + self.batch_size]
+                    for part in (batch, *waiting)
+                    for i in range(0, len(part), self.batch_size)
+                ]
+                continue
             seconds = (time.perf_counter() - start) / len(batch)
             for i, image in zip(batch, images, strict=True):
                 yield Picture(i, self._filled(requests[i], image), image, seconds, len(batch))
+
+    def _take_less(self, request: PictureRequest) -> None:
+        """Give the pipeline the next setting that takes less memory, or say what else there is."""
+        pipe = self.mixer.pipe
+        device = str(getattr(pipe, "_execution_device", pipe.device))
+        found = smaller_than(pipe, keeping_pixels=self._smaller == "same_pixels")
+        setting = None if self._smaller == "none" else next(found, None)
+        if setting is None:
+            raise PictureError(out_of_memory(request, device, pipe)) from None
+        mix = self.mixer.mix
+        self.mixer.set_mix({})  # offloading moves weights: it gets the base
+        try:
+            setting.apply(pipe)
+        finally:
+            self.mixer.set_mix(mix)
+        free_memory()
+        warnings.warn(
+            f"the memory of {device} is too small for {_size(request)}: it goes on with {setting.option}",
+            SmallerSettingWarning,
+            stacklevel=5,
+        )
 
     def _filled(self, request: PictureRequest, image: Image) -> PictureRequest:
         """Fill in what was used where nothing was said."""
@@ -298,8 +338,13 @@ class PictureMaker:
             arguments |= {"num_frames": 1, "output_type": "pil"}
         if on_step is not None and "callback_on_step_end" in known:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
-        with self._sampling(first, pipe) as sampling, self._mixed(batch), _quiet_bar(pipe):
-            arguments |= sampling
+        with (
+            self._sampling(first, pipe) as sampling,
+            self._images.shown(first) as shown,
+            self._mixed(batch),
+            _quiet_bar(pipe),
+        ):
+            arguments |= {**sampling, **shown}
             if "timesteps" in sampling:
                 arguments.pop("num_inference_steps", None)
             arguments |= self._texts(batch)
@@ -370,19 +415,25 @@ class PictureMaker:
         return self.mixer.applied(mixes, negative=negatives if negatives != mixes else None)
 
 
-def out_of_memory(request: PictureRequest, device: str) -> str:
+def out_of_memory(request: PictureRequest, device: str, pipe: Any = None) -> str:
     """
-    Say what takes less memory, the least loss first.
+    Say what takes less memory, the least loss first, and is not in use yet.
 
     Example:
         >>> out_of_memory(PictureRequest("a", width=1024, height=1024), "cuda:0")[:44]
         'the memory of cuda:0 is too small for 1024x1'
     """
-    size = f"{request.width}x{request.height}" if request.width and request.height else "its own size"
-    return (
-        f"the memory of {device} is too small for {size}; take, in this order: --vae-tiling, --dtype float16, "
-        "--offload model, --offload sequential, or a smaller width and height"
-    )
+    left = [each.option for each in smaller_than(pipe, keeping_pixels=False)]
+    if getattr(pipe, "dtype", None) is not torch.float16:
+        left.append("--dtype float16")
+    if offload_of(pipe) in ("none", "model"):
+        left.append("--fp8")
+    proposed = ", ".join(dict.fromkeys((*left, "--keep-base host", "or a smaller width and height")))
+    return f"the memory of {device} is too small for {_size(request)}; take, in this order: {proposed}"
+
+
+def _size(request: PictureRequest) -> str:
+    return f"{request.width}x{request.height}" if request.width and request.height else "its own size"
 
 
 def _by_mix(requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:

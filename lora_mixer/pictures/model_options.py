@@ -14,7 +14,7 @@ DEMO = "demo"
 """The name of the embedded pipeline."""
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """Endings of files that may be checkpoints."""
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "group", "sequential")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -33,11 +33,14 @@ class ModelOptions:
         variant: Of a folder's or repository's weights, such as ``fp16``.
         vae: A VAE in place of the model's own: a file or a diffusers folder.
         controlnet: A ControlNet beside the model: a file, a diffusers folder or a Hub repository.
+        ip_adapter: An IP-Adapter beside the model: a file, or one of a Hub repository (``user/repo/models/x.safetensors``).
+        image_encoder: Its image encoder, a diffusers folder or Hub repository; without it, ``image_encoder`` beside the file.
         config: For a single file: the diffusers folder with its configuration; without it, one that stands beside the
             file under its name, or what lora_mixer brings along for SD 1.x, SD 2.x and SDXL.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` is float16 on a GPU, and float32 on the CPU and for the demo.
-        offload: ``model`` or ``sequential``: parts wait in host memory until they are needed.
+        offload: ``model``, ``group`` or ``sequential``: parts wait in host memory until they are needed.
+        fp8: Store the denoiser in 8 bits (float8_e4m3fn); each layer computes in ``dtype``.
         vae_tiling: Decode in tiles.
         vae_slicing: Decode the pictures of a batch one by one.
         allow_pickle: Whether single files may be pickles (.ckpt).
@@ -67,6 +70,18 @@ class ModelOptions:
         default=None,
         metadata=_said("A ControlNet beside the model: a file, a diffusers folder or a Hub repository."),
     )
+    ip_adapter: str | None = field(
+        default=None,
+        metadata=_said(
+            "An IP-Adapter beside the model: a file, or one of a Hub repository (user/repo/models/x.safetensors)."
+        ),
+    )
+    image_encoder: str | None = field(
+        default=None,
+        metadata=_said(
+            "The IP-Adapter's image encoder: a folder or a Hub repository. Default: image_encoder beside the file."
+        ),
+    )
     config: str | None = field(
         default=None,
         metadata=_said(
@@ -83,8 +98,15 @@ class ModelOptions:
     offload: str = field(
         default="none",
         metadata=_said(
-            "Parts in host memory until they are needed: model (each component), sequential (each layer; slow, least memory).",
+            "Parts in host memory until they are needed: model (each component), group (each layer, the next one on its way while "
+            "one computes), sequential (each layer; slow, least memory).",
             *OFFLOADS,
+        ),
+    )
+    fp8: bool = field(
+        default=False,
+        metadata=_said(
+            "Store the denoiser in 8 bits (float8), computed in --dtype: half the memory of float16, and other pixels."
         ),
     )
     vae_tiling: bool = field(

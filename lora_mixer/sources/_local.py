@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
+from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
@@ -181,8 +181,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
             f"{path} must be a small JSON object (got {size} bytes). Is it the right file?"
         )
     try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        config = loose_json(path.read_bytes())
+    except NotJsonError as error:
         raise CorruptFileError(f"{path} must be a JSON object (got text that is none: {error}).") from error
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")

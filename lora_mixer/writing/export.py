@@ -2,7 +2,7 @@
 Adapters to adapter files: convert, merge, resize and extract files, and what a mixer's save shares with them.
 
 All end in :func:`write_adapters`: adapters' parts and a mix come in, one file or folder goes out. No pipeline is needed:
-the modules of SD 1.x, SD 2.x and SDXL are known by name and shape, ``model`` names a diffusers folder for other bases.
+the modules of SD 1.x, SD 2.x and SDXL are known by name and shape, ``model`` names the base for others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.merging import MergeMethod
@@ -19,19 +21,19 @@ from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
+from lora_mixer.writing.adapter_file import check_format, write_adapter
 from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
-from lora_mixer.writing.formats import WITH_LEAVES, check_format, write_adapter
-from lora_mixer.writing.kohya import with_one_alpha
+from lora_mixer.writing.formats.kohya import with_one_alpha
+from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located, open_files
 
 if TYPE_CHECKING:
-    import torch
-
+    from lora_mixer.adapter import AdapterInfo
     from lora_mixer.writing.compose import Progress
-    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer
+    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer, Part
     from lora_mixer.writing.names import Names
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
@@ -56,7 +58,7 @@ def convert(
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         rank: For layers that are not a low-rank pair, where the format has no place for them: the rank to write them at.
-        model: The base, a diffusers folder: for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
+        model: The base, as ``load_pipeline`` takes it (a checkpoint in one file, a diffusers folder, ...): for bases other than SD 1.x, SD 2.x and SDXL whose files have no dotted
             names, and for algorithms whose change depends on the base's weights.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
 
@@ -83,7 +85,7 @@ def convert(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         format=format,
         cut=Cut(rank),
         dtype=as_dtype(dtype),
@@ -120,7 +122,7 @@ def merge(
         energy: The share of each layer's squared norm to keep, above 0 and up to 1, at the lowest rank that does.
         sv_ratio: Keep a layer's singular values above its largest divided by this.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
-        model: The base, a diffusers folder, as for :func:`convert`.
+        model: The base, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
@@ -159,7 +161,7 @@ def merge(
         files.adapters,
         place,
         names=files.names,
-        locate=None if files.skeleton is None and format in WITH_LEAVES else files.locate,
+        locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         mix=mix,
         method=chosen,
         format=format,
@@ -195,7 +197,7 @@ def resize(
         sv_ratio: Keep a layer's singular values above its largest divided by this, as Kohya's ``sv_ratio``.
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
-        model: The base, a diffusers folder, as for :func:`convert`.
+        model: The base, as for :func:`convert`.
         allow_pickle: Open ``.pt`` and ``.bin`` files.
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
@@ -244,14 +246,16 @@ def extract(
     pairs_only: bool = False,
     format: str | None = None,  # noqa: A002
     dtype: torch.dtype | str | None = None,
+    allow_pickle: bool = False,
     progress: Progress = same,
 ) -> SaveReport:
     """
     Write what training changed in the denoiser and the text encoders as an adapter.
 
     Args:
-        base: The model to start from, a diffusers folder.
-        tuned: The same model after training, a diffusers folder.
+        base: The model to start from, as ``load_pipeline`` takes it: a checkpoint in one file, a diffusers folder, a Hub
+            repository, ``demo``.
+        tuned: The same model after training, likewise.
         path: A ``.safetensors`` file or a folder; a folder for ``peft``.
         rank: The rank of every layer; beside ``energy`` or ``sv_ratio``, the most that one gets.
         conv_rank: The same for convolutions with kernels above 1x1.
@@ -261,13 +265,14 @@ def extract(
         format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
             changed that only this has a place for.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
+        allow_pickle: Whether single files may be pickles (.ckpt).
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
     Returns:
         What was written, with what the rank lost of each layer.
 
     Raises:
-        SourceError: When a folder is not there.
+        SourceError: When a model is not there.
         MatchError: When the two are not the same model, or nothing changed.
         SaveError: When nothing says how far to cut, the format cannot carry something, or the disk refuses.
 
@@ -275,15 +280,15 @@ def extract(
         >>> extract("base", "tuned", "tuned.safetensors", rank=32)  # doctest: +SKIP
     """
     from lora_mixer.library import base_family
+    from lora_mixer.pictures.outline import load_outline
     from lora_mixer.writing.differences import changes
-    from lora_mixer.writing.skeleton import of_folder
 
     cut, place = Cut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
     if not cut.is_wanted:
         raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
     if format is not None:
         check_format(format, place)
-    before, after = of_folder(base), of_folder(tuned)
+    before, after = (load_outline(str(x), allow_pickle=allow_pickle) for x in (base, tuned))
     found = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
     only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
@@ -344,7 +349,8 @@ def write_adapters(
 
     Raises:
         MixError: When the mix changes from step to step, or its block weights do not fit.
-        SaveError: When the format cannot carry something, a rank is needed, or the disk refuses.
+        SaveError: When the format cannot carry something, an adapter holds NaN or Inf, a rank is needed, or the disk
+            refuses.
     """
     _refuse_unused(adapters)
     chosen, ranks = method or MergeMethod(), cut or Cut()
@@ -352,7 +358,8 @@ def write_adapters(
     layers: Sequence[NewLayer]
     if mix is None:
         (adapter,) = adapters
-        layers = as_loaded(adapter.parts, keep_leaves=format in WITH_LEAVES, cut=ranks)
+        _refuse_nonfinite(adapter.info, adapter.parts)
+        layers = as_loaded(adapter.parts, keep_leaves=FORMATS[format].holds_every_algorithm, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:
@@ -360,11 +367,16 @@ def write_adapters(
                 "this mix has schedules, masks or a method that changes it from step to step, which no adapter file can "
                 "hold; save each adapter, or give weights without them"
             )
-        layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
-        if format in WITH_LEAVES:
+        table = _shares(adapters, mix, names)
+        for info in infos:
+            acting = [x.part for own in table.values() for x in own if x.gain and x.adapter == info.name]
+            _refuse_nonfinite(info, acting)
+        layers = mixed(table, cut=ranks, method=chosen, progress=progress)
+        if FORMATS[format].holds_every_algorithm:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)
+        dtype = dtype or torch.float32
     return write_adapter(
         path,
         layers,
@@ -415,3 +427,20 @@ def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
             raise SaveError(
                 f"{len(lost)} keys would be lost: {listed}", file=adapter.info.source, problems=lost
             )
+
+
+def _refuse_nonfinite(info: AdapterInfo, parts: Sequence[Part]) -> None:
+    """Refuse NaN and Inf, which no method can weigh and which would be in the file for good; all modules are named."""
+    bad = [
+        SaveProblem(str(part.place), SaveReason.VALUES, "+".join(part.weights.algorithms))
+        for part in parts
+        if not all(bool(tensor.isfinite().all()) for tensor in part.weights.tensors())
+    ]
+    if bad:
+        listed = first_of([problem.place for problem in bad], 5)
+        raise SaveError(
+            f"{info.name} has NaN or Inf in {len(bad)} of {len(parts)} modules ({listed}): the training diverged or the file "
+            "is damaged; leave it out, or download it again",
+            file=info.source,
+            problems=bad,
+        )

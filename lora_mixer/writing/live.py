@@ -12,9 +12,9 @@ from torch import nn
 from lora_mixer.errors import MixError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix
+from lora_mixer.writing.adapter_file import check_format
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.export import write_adapters
-from lora_mixer.writing.formats import check_format
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located

@@ -7,10 +7,13 @@ dotted names, are taken by these names.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from lora_mixer.algorithms import Stack
@@ -31,17 +34,15 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.writing import skeleton as skeletons
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
-from lora_mixer.writing.skeleton import Skeleton, of_family, of_folder
+from lora_mixer.writing.skeleton import Skeleton, of_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    import torch
 
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.sources import AdapterSource
 
 _LEAVES = ("kohya", "lycoris", "comfyui")  # layouts whose leaf names are those of Kohya's files
 
@@ -91,7 +92,7 @@ def open_files(
         allow_pickle: Open ``.pt`` and ``.bin`` files.
 
     Returns:
-        The adapters, named after their files (twins get numbers), their modules under the same names.
+        The adapters, named after their files (twins get numbers, by where they lie), their modules under the same names.
 
     Raises:
         SourceError: When a file or the model is not there.
@@ -99,9 +100,9 @@ def open_files(
         MatchError: When adapters are for different bases, or do not fit the model in full.
     """
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
-    names = _different([own_name(source) for source in found])
+    names = _different([own_name(source) for source in found], [_identity(source) for source in found])
     adapters = [read_source(source, name=name) for source, name in zip(found, names, strict=True)]
-    skeleton = of_folder(model) if model is not None else _skeleton_for(adapters)
+    skeleton = _model(model, allow_pickle=allow_pickle) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
         for source, a in zip(found, adapters, strict=True)
@@ -121,15 +122,32 @@ def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) ->
     return tuple(AdapterParts(a.info, own, a.unused) for a, own in zip(adapters, parts, strict=True))
 
 
-def _different(names: Sequence[str]) -> list[str]:
-    different: list[str] = []
-    for name in names:
-        number, one = 1, name
-        while one in different:
+def _different(names: Sequence[str], identities: Sequence[str]) -> list[str]:
+    """Number names that stand twice, by what they are the names of: draws go by names, and must not go by an order."""
+    different: dict[int, str] = {}
+    for place in sorted(range(len(names)), key=lambda place: identities[place]):
+        number, one = 1, names[place]
+        while one in different.values():
             number += 1
-            one = f"{name}_{number}"
-        different.append(one)
-    return different
+            one = f"{names[place]}_{number}"
+        different[place] = one
+    return [different[place] for place in range(len(names))]
+
+
+def _identity(source: AdapterSource) -> str:
+    """Return where a source lies, or what it holds where it lies nowhere."""
+    weights = source.weights
+    if isinstance(weights, Path):
+        return f"{weights}"
+    digest = hashlib.sha256()
+    if isinstance(weights, bytes):
+        digest.update(weights)
+    else:
+        for key in sorted(weights):
+            held = weights[key].detach().cpu().contiguous().flatten()
+            digest.update(key.encode("utf-8", "replace"))
+            digest.update(held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
+    return digest.hexdigest()
 
 
 def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple[ModulePlace, LayerWeights]]:
@@ -149,6 +167,12 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
         )
         for b in binding.layers
     ]
+
+
+def _model(model: str | Path, *, allow_pickle: bool) -> Skeleton:
+    from lora_mixer.pictures.outline import load_outline
+
+    return load_outline(str(model), allow_pickle=allow_pickle)
 
 
 def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
@@ -276,7 +300,7 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         if own is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
             raise SaveError(
                 f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
-                "or shape cannot be told; name the base model, a diffusers folder (--model)"
+                "or shape cannot be told; name the base model, a checkpoint or a diffusers folder (--model)"
             )
         _refuse_unknown_bias(layer)
         hint = written if layer.target.hint is None and written is not None else layer.target.hint

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.algorithms import Dora
+from lora_mixer.algorithms.frobenius import pair_norm
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read_source
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
 
@@ -57,7 +57,7 @@ def check_written(
         if path.suffix.lower() != ".safetensors":
             continue
         config = staged.get(path.with_name("adapter_config.json"))
-        given = None if config is None else json.loads(config.read_text(encoding="utf-8"))
+        given = None if config is None else loose_json(config.read_text(encoding="utf-8"))
         try:
             adapter = read_source(AdapterSource(label=str(path), weights=spare, config=given))
             if locate is not None:
@@ -117,11 +117,8 @@ def _same(layer: NewLayer, weights: LayerWeights) -> bool:
     # |A B - C D| from the cores, without a full matrix
     left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)  # (out, 2 R)
     right = torch.cat([down, other_down])  # (2 R, in * kernel)
-    return _norm(left, right) <= _HALF * _norm(up * (layer.alpha / layer.rank), down) + 1e-12
-
-
-def _norm(left: torch.Tensor, right: torch.Tensor) -> float:
-    return math.sqrt(max(float(((left.T @ left) * (right @ right.T).T).sum()), 0.0))
+    wanted = pair_norm(up, down, layer.alpha / layer.rank)
+    return pair_norm(left, right, 1.0) <= _HALF * wanted + 1e-12
 
 
 def _near(got: torch.Tensor, wanted: torch.Tensor, share: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.wording import first_of
 
@@ -38,6 +38,24 @@ class SaveReport:
     def worst_error(self) -> float:
         """The largest of the errors."""
         return max(self.errors.values(), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Return it as plain values, for JSON.
+
+        Example:
+            >>> SaveReport((), "kohya", {"unet.a": 4}).to_dict()["ranks"]
+            {'unet.a': 4}
+        """
+        return {
+            "files": [str(file) for file in self.files],
+            "format": self.format,
+            "ranks": dict(self.ranks),
+            "errors": dict(self.errors),
+            "worst_error": self.worst_error,
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         """Say what was written, at which ranks and how exactly."""

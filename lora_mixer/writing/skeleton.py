@@ -8,7 +8,6 @@ for adapters that need them.
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES as _ROWS
 from lora_mixer.families import family_named
+from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -40,20 +40,20 @@ class Skeleton:
     Attributes:
         name: What it is, for messages.
         components: Modules by component name.
-        folder: The diffusers folder that has the weights, or None.
+        tables: Gives the tensors of a component by name, each as a function that reads it; None where there are no weights.
     """
 
     name: str
     components: Mapping[str, nn.Module]
-    folder: Path | None = None
+    tables: Callable[[str], dict[str, Callable[[], torch.Tensor]]] | None = None
     _open: dict[str, dict[str, Callable[[], torch.Tensor]]] = field(default_factory=dict, repr=False)
 
     def tensor(self, component: str, name: str) -> torch.Tensor | None:
-        """Read one parameter from the folder, or None where there is no folder or no such parameter."""
-        if self.folder is None:
+        """Read one parameter, or None where there are no weights or no such parameter."""
+        if self.tables is None:
             return None
         if component not in self._open:
-            self._open[component] = _lazy_tensors(self.folder / component)
+            self._open[component] = self.tables(component)
         table = self._open[component]
         for spelling in (name, f"text_model.{name}", name.removeprefix("text_model.")):
             if spelling in table:
@@ -142,7 +142,7 @@ def of_folder(folder: str | Path) -> Skeleton:
         )
     components: dict[str, nn.Module] = {}
     try:
-        for part, entry in json.loads(index.read_text(encoding="utf-8")).items():
+        for part, entry in loose_json(index.read_text(encoding="utf-8")).items():
             wanted = part in ("unet", "transformer") or part.startswith("text_encoder")
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
@@ -154,7 +154,7 @@ def of_folder(folder: str | Path) -> Skeleton:
         raise SourceNotFoundError(
             "model_index.json names no UNet, transformer or text encoder", file=str(folder)
         )
-    return Skeleton(str(folder), components, root)
+    return Skeleton(str(folder), components, lambda part: lazy_tensors(root / part))
 
 
 def _from_config(library: str, kind: str, folder: Path) -> nn.Module:
@@ -167,7 +167,7 @@ def _from_config(library: str, kind: str, folder: Path) -> nn.Module:
         return made
 
 
-def _lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+def lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     """List the tensors of a component's safetensors files, each with a function that reads it."""
     from safetensors import safe_open
 

@@ -87,9 +87,10 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
         LoraMixerError: When it cannot be written so.
     """
     fields = checks.table(given, "the fields")
-    form = checks.choice(fields.get("export-format"), "Format", FORMATS, "export-format")
+    form = checks.choice(fields.get("export-format"), "Format", tuple(FORMATS), "export-format")
     rank, dtype = fields.get("export-rank"), fields.get("export-dtype")
-    place = _place(app, fields.get("export-name"), "" if form == "peft" else ".safetensors", "export-name")
+    suffix = "" if FORMATS[form].is_folder else ".safetensors"
+    place = _place(app, fields.get("export-name"), suffix, "export-name")
     number = None if rank in (None, "", 0, "0") else checks.whole(rank, "Rank", 1, 4096, "export-rank")
     kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
     mix = read_rows(mix_rows).mix(app)

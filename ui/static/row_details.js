@@ -3,7 +3,8 @@ lm.blocksEditor = (row, kit, change) => {
   const { h } = lm;
   const body = h("div", {});
   const tree = kit.tree; // [["down 0", ["down", "block_0"]], ["mid", ["mid"]], ...]
-  const isTree = (blocks) => blocks && typeof blocks === "object" && !Array.isArray(blocks) && Object.keys(blocks).every((key) => ["down", "mid", "up"].includes(key));
+  const sides = [...new Set(tree.map(([, [side]]) => side))]; // down, mid and up of a UNet, double and single of a transformer
+  const isTree = (blocks) => blocks && typeof blocks === "object" && !Array.isArray(blocks) && Object.keys(blocks).every((key) => sides.includes(key));
   const get = (blocks, path) => path.reduce((at, key) => (typeof at === "number" ? at : at?.[key]), blocks);
   const grown = (value) => { const found = {}; tree.forEach(([, path], at) => { const [side, block] = path; if (block) (found[side] ||= {})[block] = value(path, at); else found[side] = value(path, at); }); return found; };
   const flat = (blocks) => tree.map(([, path]) => { const value = get(blocks, path); return typeof value === "number" ? value : 1; });
@@ -22,7 +23,7 @@ lm.blocksEditor = (row, kit, change) => {
     lm.draft?.();
   } },
     h("option", { value: "" }, "all layers alike"),
-    tree.length > 0 && [h("option", { value: "tree" }, `${tree.length} sliders by block`), ["down", "mid", "up"].map((side) => h("option", { value: `only ${side}` }, `${side} blocks only`))],
+    tree.length > 0 && [h("option", { value: "tree" }, `${tree.length} sliders by block`), sides.map((side) => h("option", { value: `only ${side}` }, `${side} blocks only`))],
     kit.counts.map((count) => h("option", { value: `sliders ${count}` }, `${count} LBW sliders`)),
     Object.keys(kit.presets).map((preset) => h("option", { value: preset }, preset)),
     kit.forms.map((form) => h("option", { value: form }, form)),

@@ -8,6 +8,7 @@ worked out once (:class:`_Plan`); a change of weights, or back to an earlier set
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,12 +22,13 @@ from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
+from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
-    BaseDevice,
+    KeepBase,
     KeptRecord,
     KeptWeight,
     Watch,
@@ -36,6 +38,7 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -173,16 +176,16 @@ class MergedEngine(Engine):
     Writes mixes into weights and puts the base back; it keeps the bases for all engines.
 
     Args:
-        keep_on: Where bases are kept: ``"device"`` beside the weights, ``"host"`` in (pinned) host memory.
+        keep_on: Where bases are kept; ``"none"`` has nothing written into weights.
         fused: Layers that are copies of others, which are copied anew when those are written.
     """
 
     name = "merged"
     is_asked_for = True
 
-    def __init__(self, keep_on: BaseDevice, fused: FusedProjections) -> None:
+    def __init__(self, keep_on: KeepBase, fused: FusedProjections) -> None:
         """Start with nothing touched."""
-        self._keep_on: BaseDevice = keep_on
+        self._keep_on: KeepBase = keep_on
         self._fused = fused
         self._generations: Counter[str] = (
             Counter()
@@ -315,17 +318,19 @@ class MergedEngine(Engine):
         """The modules that adapters change."""
         return [entry.module for entry in self._touched.values()]
 
-    def keep_on(self, place: BaseDevice) -> None:
+    def keep_on(self, place: KeepBase) -> None:
         """Keep bases elsewhere from now on."""
         self._keep_on = place
         for slot in self._all_slots():
             slot.keep_on = place
+        self._plans.clear()
 
     # --- all or nothing --------------------------------------------------------------------------------------------
 
     def record(self) -> MergedRecord:
         """Note what is held, for :meth:`roll_back`."""
         self._fresh.clear()
+        self._given_up = []
         return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
 
     def settle(self, *, undone: bool = False) -> None:
@@ -437,6 +442,8 @@ class MergedEngine(Engine):
 
     def cost(self, wish: Wish) -> float:
         """Return the cost: nothing for a constant mix; writing at each step is dearer than two more products."""
+        if self._keep_on == "none":
+            return math.inf
         return 2.0 if wish.is_moving or wish.is_by_place or wish.is_reserved else 0.0
 
     def share(self, wish: Wish) -> Shares:
@@ -444,9 +451,14 @@ class MergedEngine(Engine):
         Take all layers whose weights can be rewritten.
 
         Raises:
-            MixError: When gains differ by place.
+            MixError: When gains differ by place, or no base is to be kept.
             PipelineStateError: When this engine was asked for, and weights cannot be rewritten.
         """
+        if self._keep_on == "none":
+            raise MixError(
+                "keep_base='none' keeps no base that weights could be restored from, so that nothing is merged into them: "
+                "LoraMixer(pipe, keep_base='device') can"
+            )
         if wish.is_by_place:
             raise MixError(
                 "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
@@ -474,6 +486,8 @@ class MergedEngine(Engine):
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return why a layer's weight cannot be rewritten, as of the last :meth:`look`; None where it can."""
+        if self._keep_on == "none":
+            return "its weight could not be restored, since keep_base='none' keeps no base"
         component = wish.layers[name][place].live.component
         if wish.images > 1 or (wish.is_by_place and component not in TEXT_ENCODERS):
             return "its weight is one for all rows and places"
@@ -692,7 +706,7 @@ class MergedEngine(Engine):
             for entry, parts in plan.singles:
                 entry.weight.keep()  # where a module gets a weight of its own, that is made here
                 live = entry.weight.live
-                with _writing(live):
+                with writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -748,6 +762,8 @@ class MergedEngine(Engine):
                 if e.weight.locked or e.weight.stored
             ]
         )
+        if self._keep_on == "auto":
+            find_room([slot for entry in parts for slot in (entry.shared or entry).slots])
         for entry, own in parts.items():
             # a module's own weight has what all modules of its parameter have, too
             both = parts.get(entry.shared, []) if entry.shared is not None else []
@@ -784,20 +800,10 @@ class MergedEngine(Engine):
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
-        with _writing(live):
+        with writing(live):
             write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
-
-
-def _writing(live: torch.Tensor) -> torch.no_grad | torch.inference_mode:
-    """
-    Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients.
-
-    Torch's own object and no generator around it: one that Ctrl-C ends is closed when its traceback goes, and would turn gradients off
-    long after the call.
-    """
-    return torch.inference_mode() if live.is_inference() else torch.no_grad()

@@ -9,6 +9,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.engines.merged.group_files import write_tensors
+from lora_mixer.engines.merged.host_memory import copy_to_host
+from lora_mixer.engines.modes import writing
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
-BaseDevice = Literal["device", "host"]
-"""Where kept bases live: beside the weights, or in host memory (pinned when there is a GPU)."""
+KeepBase = Literal["device", "host", "none", "auto"]
+"""Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), nowhere, or where there is room."""
 
 
 KeptRecord = tuple["torch.Tensor | None", bool, "tuple[torch.Tensor, int, Any] | None"]
@@ -35,14 +37,14 @@ class KeptWeight:
         name: Component and path, for messages.
         module: The module that owns it.
         attribute: ``weight`` or ``bias``.
-        keep_on: Where the base is kept.
+        keep_on: Where the base is kept; with ``"none"`` it is let go of as soon as it is back.
 
     Attributes:
         locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
         stored: Where its values are read from at each call, where that is a file; None where it holds them.
     """
 
-    def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice) -> None:
+    def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: KeepBase) -> None:
         """Note the place; nothing is copied yet."""
         self.name = name
         self.module = module
@@ -188,13 +190,14 @@ class KeptWeight:
             self.base = self.base.to(live.dtype)
         if self.keep_on == "device" and self.base.device != live.device:
             self.base = self.base.to(live.device)
+        elif self.keep_on == "host" and self.base.device.type != "cpu":
+            self.base = copy_to_host(self.base)
         return self.base
 
     def _copy(self, live: torch.Tensor) -> torch.Tensor:
-        if self.keep_on == "device" or live.device.type == "cpu":
-            return live.detach().clone()
-        host = torch.empty_like(live, device="cpu", pin_memory=True)
-        return host.copy_(live)
+        if self.keep_on == "host" and live.device.type != "cpu":
+            return copy_to_host(live)
+        return live.detach().clone()
 
     @property
     def is_wide(self) -> bool:
@@ -276,17 +279,20 @@ def restore(slots: Iterable[KeptWeight]) -> None:
             continue
         live, base = slot.live, slot.keep()
         if live.is_inference():
-            with torch.inference_mode():
+            with writing(live):
                 live.copy_(base)
         else:
             own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
             own[0].append(live)
             own[1].append(base)
     for lives, bases in pairs.values():
-        with torch.no_grad():
+        with writing(lives[0]):
             torch._foreach_copy_(lives, bases)
     for slot in held:
         slot.blended = False
+    for slot in slots:
+        if slot.keep_on == "none" and not slot.is_wide:
+            slot.base = None
 
 
 def stored_values(module: nn.Module, attribute: str) -> tuple[Any, str] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.engines.merged.kept_weight import BaseDevice, KeptWeight
+from lora_mixer.engines.merged.kept_weight import KeepBase, KeptWeight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ class TiedUse(KeptWeight):
     """
 
     def __init__(
-        self, name: str, module: nn.Module, attribute: str, keep_on: BaseDevice, shared: KeptWeight
+        self, name: str, module: nn.Module, attribute: str, keep_on: KeepBase, shared: KeptWeight
     ) -> None:
         """Use the parameter until something is written."""
         super().__init__(name, module, attribute, keep_on)

@@ -10,6 +10,7 @@ import torch
 
 from lora_mixer.engines.engine import Call, Engine, Room
 from lora_mixer.engines.hooks import hook_output
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
@@ -430,7 +431,7 @@ def make_layers(
     for number, (live, _) in enumerate(wanted):
         groups.setdefault(_group_of(live, root) or number, []).append(number)
     layers: dict[int, SideLayer] = {}
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with lasting():
         ups = _ups(wanted, spans, buffers, root)
         for members in groups.values():
             live = wanted[members[0]][0]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lora_mixer.engines.engine import Own
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
@@ -185,7 +186,7 @@ def trained(
 
         return move
 
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with lasting(gradients=True):
         moved = tuple(
             replace(layer, weights=layer.weights.map(mover(compute_device(layer.live.module))))
             for layer in layers

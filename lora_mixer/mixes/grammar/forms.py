@@ -16,13 +16,13 @@ from lora_mixer.mixes.mask import read_mask
 from lora_mixer.mixes.methods.table import read_method
 from lora_mixer.mixes.patterns import B_LORA, looks_like_patterns, read_patterns
 from lora_mixer.mixes.transformer_blocks import PRESETS, read_depth
-from lora_mixer.parsing.data import load
 from lora_mixer.wording import did_you_mean, list_of, shown
 
 if TYPE_CHECKING:
     from lora_mixer.mixes.methods.method import Method
     from lora_mixer.mixes.reading import Reading
     from lora_mixer.mixes.schedule import Schedule
+    from lora_mixer.parsing.problems import EntryPath
 
 FULL_KEYS = ("adapters", "method")
 _PAIR = 2
@@ -90,9 +90,9 @@ def read_parts(obj: object, reading: Reading) -> tuple[dict[str, AdapterMix], Me
     return adapters, method
 
 
-def entries_of(obj: object, reading: Reading) -> Entries:
+def entries_of(obj: object, reading: Reading, path: EntryPath = ()) -> Entries:
     """
-    Take a mix in any form apart.
+    Take a mix in any form apart, which stands at a path of a text that was read.
 
     Example:
         >>> from lora_mixer.mixes.reading import Reading
@@ -103,17 +103,23 @@ def entries_of(obj: object, reading: Reading) -> Entries:
         return _entries_of_text(obj, reading)
     if isinstance(obj, Mapping):
         if not is_full(obj):
-            return Entries(list(obj.items()))
-        inner = obj["adapters"]
+            return _entries_of_table(obj, reading, path)
+        inner, below = obj["adapters"], (*path, "adapters")
+        reading.root("method", (*path, "method"))
         # An adapter may itself be named "adapters", so a dict in here is never taken for the full form again.
-        adapters = list(inner.items()) if isinstance(inner, Mapping) else entries_of(inner, reading).adapters
-        return Entries(adapters, obj.get("method"))
+        if isinstance(inner, Mapping):
+            entries = _entries_of_table(inner, reading, below)
+        else:
+            entries = entries_of(inner, reading, below)
+        return Entries(entries.adapters, obj.get("method"))
     if isinstance(obj, (list, tuple)):
         pairs: list[tuple[object, object]] = []
         for index, entry in enumerate(obj):
             if isinstance(entry, str):
+                reading.root(entry, (*path, index))
                 pairs.append((entry, 1.0))
             elif isinstance(entry, (list, tuple)) and len(entry) == _PAIR:
+                reading.root(entry[0], (*path, index, 1))
                 pairs.append((entry[0], entry[1]))
             else:
                 reading.problem(
@@ -124,14 +130,20 @@ def entries_of(obj: object, reading: Reading) -> Entries:
     return Entries()
 
 
+def _entries_of_table(table: Mapping[Any, object], reading: Reading, path: EntryPath) -> Entries:
+    for name in table:
+        reading.root(name, (*path, name))
+    return Entries(list(table.items()))
+
+
 def _entries_of_text(text: str, reading: Reading) -> Entries:
     stripped = text.strip()
     if not stripped:
         return Entries()
     if stripped[0] in "{[":
-        plain = load("json", stripped, reading)
+        plain = reading.load("json", text)
     elif "\n" in stripped:
-        plain = load("yaml", text, reading)
+        plain = reading.load("yaml", text)
     else:
         return Entries(*line.read_line(stripped, reading))
     if reading.problems:
@@ -251,7 +263,7 @@ def read_blocks(spec: object, where: str, reading: Reading) -> Blocks | None:
     if isinstance(spec, (str, list, tuple)):
         name = spec.strip() if isinstance(spec, str) else ""
         preset: Blocks | None = B_LORA.get(name) or PRESETS.get(name)
-        return preset or read_lbw(spec, where, reading)
+        return preset or read_lbw(spec, where, reading, (*B_LORA, *PRESETS))
     if isinstance(spec, Mapping):
         return _read_block_dict(spec, where, reading)
     reading.problem(

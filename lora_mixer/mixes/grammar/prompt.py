@@ -7,7 +7,7 @@ The grammar is AUTOMATIC1111's, with the arguments of sd-webui-loractl (schedule
 
 TE is the weight of the text encoders, 1 where it is missing; UNET that of all else, and the same as TE where it is
 missing. Each is a number or keyframes (``0@0,1@0.5``); in the place of UNET a preset or a list of LBW may stand. Keys are
-``te``, ``unet``, ``text_encoder``, ``text_encoder_2``, ``text_encoder_3``, ``lbw``, ``start``, ``stop``, ``step=a-b``
+``te``, ``unet``, ``text_encoder``, ``text_encoder_2`` to ``_4``, ``lbw``, ``start``, ``stop``, ``step=a-b``
 (whole numbers are steps, numbers with a point fractions) and ``schedule`` (``linear(0, 1)`` and the like).
 
 Tags of other kinds (``<hypernet:...>``) and whatever else looks odd stay in the prompt. ``<lyco:...>`` is read as
@@ -26,12 +26,21 @@ from lora_mixer.mixes.grammar.schedules import looks_like_schedule, read_span, r
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.lbw import LbwWeights, lbw_text
 from lora_mixer.mixes.mix import Mix
+from lora_mixer.mixes.patterns import B_LORA
 from lora_mixer.mixes.reading import Reading
+from lora_mixer.mixes.transformer_blocks import PRESETS as DEPTH_PRESETS
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from lora_mixer.mixes.blocks import Blocks
+
+_PRESETS = (*B_LORA, *DEPTH_PRESETS)
+_BETWEEN = re.compile(
+    "".join(f"(?<![=:]{name})" for name in dict.fromkeys(x.split(":")[0] for x in _PRESETS if ":" in x)) + ":"
+)
+"""The colon between the parts of a tag; the one in the name of a preset is none."""
 _TAG = re.compile(r"(?<!\\)<(lora|lyco):([^<>]+)>")
 _KEYS = ("te", "unet", *TEXT_ENCODERS, "lbw", "start", "stop", "step", "schedule")
 _LIMITED = {
@@ -72,7 +81,7 @@ def parse_prompt(
     for match in _TAG.finditer(text):
         clean = _joined(clean, text[end : match.start()]) if end else text[: match.start()]
         end = match.end()
-        name, *items = match[2].split(":")
+        name, *items = _BETWEEN.split(match[2])
         name = name.strip()
         if name not in known:
             hint = did_you_mean(name, known)
@@ -204,7 +213,8 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
     missing = [key for key in adapter.components if key not in {TE, "unet", *TEXT_ENCODERS}]
     if missing:
         reading.problem(name, f"tags cannot say weights of {list_of(missing)}; write the mix as JSON.")
-    if adapter.mask is not None or not (adapter.blocks is None or isinstance(adapter.blocks, LbwWeights)):
+    blocks = adapter.blocks and _lbw(adapter.blocks)
+    if adapter.mask is not None or (adapter.blocks is not None and blocks is None):
         reading.problem(
             name, "tags cannot say masks, nested blocks or layer patterns; write the mix as JSON."
         )
@@ -219,11 +229,19 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
             )
     parts = [name, weight] if te is None else [name, te, weight]
     parts += [f"{key}={value}" for key, value in own.items()]
-    if isinstance(adapter.blocks, LbwWeights):
-        parts.append(f"lbw={lbw_text(adapter.blocks)}")
+    if blocks:
+        parts.append(f"lbw={blocks}")
     if adapter.schedule is not None:
         parts.append(f"schedule={adapter.schedule.to_text()}")
     return f"<lora:{':'.join(parts)}>"
+
+
+def _lbw(blocks: Blocks) -> str | None:
+    """Return block weights as ``lbw=`` takes them: a preset's name or a list."""
+    if isinstance(blocks, LbwWeights):
+        return lbw_text(blocks)
+    spec = blocks.to_spec()
+    return spec if isinstance(spec, str) else None
 
 
 def _said(adapter: AdapterMix, key: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import (
     as_float,
     as_hash,
@@ -19,7 +20,6 @@ from lora_mixer.parsing.values import (
     as_text,
     clean_text,
     file_stem,
-    read_json,
     sides,
 )
 from lora_mixer.picture_metadata import parameters_text

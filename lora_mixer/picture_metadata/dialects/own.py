@@ -11,6 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import (
     as_float,
     as_hash,
@@ -18,7 +19,6 @@ from lora_mixer.parsing.values import (
     as_list,
     as_table,
     clean_text,
-    read_json,
 )
 from lora_mixer.picture_metadata.carriers import OWN_KEY
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.json_text import read_json, without_trailing_commas
 from lora_mixer.parsing.values import (
     as_float,
     as_hash,
@@ -18,8 +19,6 @@ from lora_mixer.parsing.values import (
     as_text,
     clean_text,
     file_stem,
-    read_json,
-    without_trailing_commas,
 )
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,27 +11,33 @@ import torch
 
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_named
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
+from lora_mixer.writing.formats.format import OutputFormat, safetensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from lora_mixer.writing.formats.format import Content, NewAdapter, Spelling
     from lora_mixer.writing.layers import NewLayer
-    from lora_mixer.writing.names import Names
 
 
-def to_kohya(
-    layers: Sequence[NewLayer], names: Names, dtype: torch.dtype | None, *, comfyui: bool = False
+def named_tensors(
+    layers: Sequence[NewLayer],
+    spelled: Spelling,
+    pair: Callable[[str, NewLayer, torch.dtype | None], dict[str, torch.Tensor]],
+    dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """
-    Spell layers as Kohya's trainer does, or as files for ComfyUI, whose modules and pairs have other names.
+    Spell layers as Kohya's trainer does, pairs and modules aside, for which formats that follow it have other names.
 
     Args:
         layers: What to write.
-        names: The spelling of modules.
+        spelled: Names a module.
+        pair: Returns the tensors of a pair, scale included, by key.
         dtype: To store in; None keeps each tensor's own. Alphas are always fp32, so that scales survive.
-        comfyui: Whether modules are spelled with dots, as ComfyUI's own models name them.
 
     Returns:
         Tensors by key.
@@ -42,8 +47,7 @@ def to_kohya(
     """
     table: dict[str, torch.Tensor] = {}
     owners: dict[str, str] = {}
-    spelled = names.comfyui if comfyui else names.kohya
-    for layer in names.fused(layers, comfyui=comfyui):
+    for layer in layers:
         name = spelled(layer.place)
         if owners.setdefault(name, layer.place.component) != layer.place.component:
             raise SaveError(
@@ -63,12 +67,7 @@ def to_kohya(
             table[f"{name}.w_norm"] = cast(layer.vector, dtype, layer.place)
         elif layer.up is not None:
             scale = layer.alpha / layer.rank
-            if comfyui:
-                table |= _comfyui_pair(name, layer, scale, dtype)
-            else:
-                up, down = shaped_pair(layer, dtype)
-                table[f"{name}.lora_up.weight"], table[f"{name}.lora_down.weight"] = up, down
-                table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
+            table |= pair(name, layer, dtype)
             if layer.lengths is not None:
                 keep = 0 if layer.by_output else 1
                 table[f"{name}.dora_scale"] = shaped_lengths(layer, dtype, keep=keep)
@@ -78,23 +77,13 @@ def to_kohya(
     return table
 
 
-def _comfyui_pair(
-    name: str, layer: NewLayer, scale: float, dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    """
-    Give the pair as trainers for ComfyUI write it: without an alpha, which not every reader of ``lora_A`` looks for.
-
-    Where the scale would be rounded into halves it stays beside the pair.
-    """
-    wide = (dtype or layer.pair[0].dtype) in (torch.float32, torch.float64)
-    exact = scale > 0 and math.frexp(scale)[0] == 0.5  # a power of two
-    folds = wide or exact
-    up = layer.pair[0] * scale if folds and scale != 1 else layer.pair[0]
-    up, down = shaped_pair(dataclasses.replace(layer, up=up), dtype)
-    table = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-    if not folds:
-        table[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
-    return table
+def _pair(name: str, layer: NewLayer, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    up, down = shaped_pair(layer, dtype)
+    return {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": torch.tensor(layer.alpha, dtype=torch.float32),
+    }
 
 
 def with_one_alpha(layers: Sequence[NewLayer]) -> list[NewLayer]:
@@ -176,3 +165,26 @@ def kohya_metadata(
 
 def _has_kernels(layers: Sequence[NewLayer]) -> bool:
     return any(max(layer.place.shape[2:], default=1) > 1 for layer in layers)
+
+
+def header_texts(adapter: NewAdapter, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the header of a file, with the denoiser's name where names of modules do not tell it: the second of two experts."""
+    texts = kohya_metadata(adapter.layers, tensors, adapter.metadata, adapter.family, adapter.title)
+    second = any(layer.place.component == "transformer_2" for layer in adapter.layers)
+    return texts | ({COMPONENT_KEY: "transformer_2"} if second else {})
+
+
+def _files(adapter: NewAdapter) -> dict[Path, Content]:
+    layers = adapter.names.fused(adapter.layers)
+    tensors = named_tensors(layers, adapter.names.kohya, _pair, adapter.dtype)
+    return {adapter.file: safetensors(tensors, header_texts(adapter, tensors))}
+
+
+KOHYA = OutputFormat(
+    "kohya",
+    "every algorithm's own tensors, norms and biases, as Kohya's and LyCORIS' trainers name them",
+    _files,
+    spelling=lambda names: names.kohya,
+    holds_every_algorithm=True,
+    dora="straight (dora_scale)",
+)

@@ -6,22 +6,29 @@ The same configuration stands in a folder's ``adapter_config.json`` and, by comp
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
+from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
+from lora_mixer.writing.formats.format import OutputFormat, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import torch
 
+    from lora_mixer.writing.formats.format import Content, NewAdapter
     from lora_mixer.writing.layers import NewLayer
 
 _SHOWN = 8
+WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
 
 
 def to_peft(
@@ -164,3 +171,45 @@ def _plain(number: float) -> float:
 def _pattern(path: str, paths: Sequence[str]) -> str:
     """Name one path so that it matches no other that ends alike; patterns match the ends of paths."""
     return f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path
+
+
+def _files(adapter: NewAdapter) -> dict[Path, Content]:
+    refuse_what_peft_lacks(adapter.layers, "PEFT's format", embeddings=True)
+    contents: dict[Path, Content] = {}
+    for component, layers in adapter.components.items():
+        folder = adapter.path if len(adapter.components) == 1 else adapter.path / component
+        config = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "bias": "none",
+            "lora_dropout": 0.0,
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "use_dora": False,
+            **lora_config(layers, [layer.place.path for layer in layers]),
+        }
+        tensors = to_peft(layers, lambda layer: f"base_model.model.{layer.place.path}", adapter.dtype)
+        texts = {"format": "pt", **adapter.metadata, COMPONENT_KEY: component}
+        contents[folder / WEIGHTS] = safetensors(tensors, texts)
+        contents[folder / _CONFIG] = _json(config)
+    return contents
+
+
+def _json(values: dict[str, Any]) -> Content:
+    text = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text)
+
+    return write
+
+
+PEFT = OutputFormat(
+    "peft",
+    f"pairs in {WEIGHTS} beside {_CONFIG}, a folder for each component",
+    _files,
+    is_folder=True,
+    keeps_what_was_read=True,
+)

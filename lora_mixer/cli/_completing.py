@@ -1,0 +1,123 @@
+"""What a shell offers after Tab: files and the demo's names, samplers, schedules, methods; no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_AT_MOST = 500
+
+
+def models(incomplete: str) -> list[str]:
+    """
+    Return what a model's name may go on as.
+
+    Example:
+        >>> models("dem")[0]
+        'demo'
+    """
+    return [*_beginning(incomplete, ["demo"]), *_paths(incomplete, _WEIGHTS)]
+
+
+def adapters(incomplete: str) -> list[str]:
+    """
+    Return what an adapter's name may go on as.
+
+    Example:
+        >>> adapters("demo:wat")
+        ['demo:watercolor']
+    """
+    found = _paths(incomplete, _WEIGHTS)
+    if "demo:".startswith(incomplete[:5]):
+        from lora_mixer.demo import demo_adapters
+        from lora_mixer.errors import LoraMixerError
+
+        try:
+            found = [*_beginning(incomplete, (f"demo:{name}" for name in demo_adapters())), *found]
+        except LoraMixerError:  # the demo is not installed
+            return found
+    return found
+
+
+def pictures(incomplete: str) -> list[str]:
+    """Return the pictures and folders that a path may go on as."""
+    return _paths(incomplete, _PICTURES)
+
+
+def plans(incomplete: str) -> list[str]:
+    """Return the plans and folders that a path may go on as."""
+    return _paths(incomplete, (".yaml", ".yml", ".json", ".jsonl", ".csv"))
+
+
+def samplers(incomplete: str) -> list[str]:
+    """
+    Return the samplers that a name may go on as.
+
+    Example:
+        >>> samplers("Euler")
+        ['Euler', 'Euler a']
+    """
+    from lora_mixer.pictures import SAMPLERS
+
+    return _beginning(incomplete, (each.name for each in SAMPLERS))
+
+
+def schedules(incomplete: str) -> list[str]:
+    """Return the words that a schedule may go on with."""
+    from lora_mixer.pictures import SCHEDULES
+
+    return _beginning(incomplete, SCHEDULES)
+
+
+def formats(incomplete: str) -> list[str]:
+    """
+    Return the formats that a name may go on as.
+
+    Example:
+        >>> formats("ko")
+        ['kohya']
+    """
+    from lora_mixer.writing import FORMATS
+
+    return _beginning(incomplete, FORMATS)
+
+
+def methods(incomplete: str) -> list[str]:
+    """
+    Return the merging methods that a name may go on as.
+
+    Example:
+        >>> methods("tie")
+        ['ties']
+    """
+    from lora_mixer.merging import METHODS
+
+    return _beginning(incomplete, METHODS)
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
+def _paths(incomplete: str, endings: tuple[str, ...]) -> list[str]:
+    """List the folders, with a slash, and the files of some endings whose paths begin so."""
+    front, slash, start = incomplete.rpartition("/")
+    folder = Path(f"{front}/" if slash else ".").expanduser()
+    found = []
+    try:
+        for place in sorted(folder.iterdir())[:_AT_MOST]:
+            hidden = place.name.startswith(".") and not start.startswith(".")
+            if not place.name.startswith(start) or hidden:
+                continue
+            if place.is_dir():
+                found.append(f"{front}{slash}{place.name}/")
+            elif place.suffix.lower() in endings:
+                found.append(f"{front}{slash}{place.name}")
+    except OSError:
+        return []
+    return found

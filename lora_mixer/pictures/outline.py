@@ -1,0 +1,124 @@
+"""The modules of a model by name, without their weights in memory: to check adapters against, to merge and to extract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.pictures.checkpoints import OTHERWISE, PICKLED, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.loading import config_of, load_pipeline
+from lora_mixer.pictures.model_options import DEMO, ModelOptions
+from lora_mixer.wording import first_line
+from lora_mixer.writing.skeleton import lazy_tensors, of_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from lora_mixer.writing.skeleton import Skeleton
+
+    Tables = dict[str, Callable[[], torch.Tensor]]
+
+
+def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Skeleton:
+    """
+    Build the modules of a pipeline without their weights; each weight is read when it is asked for.
+
+    Args:
+        model: As for :func:`~lora_mixer.load_pipeline`; of a file and of a Hub repository only headers and configurations are
+            read now.
+        options: Likewise.
+
+    Returns:
+        Something with ``components``, as a pipeline has, on the meta device.
+
+    Raises:
+        SourceNotFoundError: When there is no such model, or its configurations cannot be understood.
+
+    Example:
+        >>> sorted(load_outline("demo").components)
+        ['text_encoder', 'unet']
+    """
+    wanted = replace(model, **options) if isinstance(model, ModelOptions) else ModelOptions(model, **options)
+    name = wanted.model
+    if name == DEMO:
+        from lora_mixer.demo import demo_folder
+
+        return of_folder(demo_folder())
+    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
+        checkpoint = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
+        if checkpoint.kind == "denoiser" and wanted.config is not None:
+            outline = of_folder(wanted.config)
+        elif checkpoint.kind != "pipeline":
+            raise SourceNotFoundError(f"{name} is {OTHERWISE[checkpoint.kind]}")
+        else:
+            with config_of(checkpoint, wanted.config) as folder:
+                outline = of_folder(folder)
+        return replace(outline, name=name, tables=_OfFile(wanted))
+    if not Path(name).expanduser().exists() and name.count("/") == 1:
+        return replace(
+            of_folder(_downloaded(wanted, "*.json")), name=name, tables=partial(_of_repository, wanted)
+        )
+    return of_folder(name)
+
+
+def _downloaded(wanted: ModelOptions, pattern: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(wanted.model, allow_patterns=[pattern], revision=wanted.revision))
+    except (OSError, ValueError) as error:
+        raise SourceNotFoundError(
+            f"the model {wanted.model!r} is not a folder here, and its {pattern} cannot be had from the Hub: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _of_repository(wanted: ModelOptions, part: str) -> Tables:
+    return lazy_tensors(_downloaded(wanted, f"{part}/*.safetensors") / part)
+
+
+class _OfFile:
+    """
+    The weights of a single file by component, named as diffusers names them; loaded at the first look, and once.
+
+    Args:
+        wanted: The file, and how it is loaded.
+    """
+
+    def __init__(self, wanted: ModelOptions) -> None:
+        """Load nothing yet."""
+        self._wanted = wanted
+        self._pipe: Any = None
+
+    def __call__(self, part: str) -> Tables:
+        """Return the tensors of a component, each with a function that gives it."""
+        if self._pipe is None:
+            # in the file's own type tensors are views of it, and no sum loses anything
+            self._pipe = load_pipeline(
+                self._wanted, device="cpu", offload="none", fp8=False, dtype=_widest(self._wanted.model)
+            )
+        module = getattr(self._pipe, part, None)
+        state = {} if module is None else module.state_dict()
+        return {key: partial(_same, value) for key, value in state.items()}
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _widest(name: str) -> str:
+    """Return the type that holds all numbers of a file."""
+    from lora_mixer.formats.header import open_weights, read_header
+
+    place = Path(name).expanduser()
+    if place.suffix.lower() in PICKLED or place.suffix.lower() == ".gguf":
+        return "float32"
+    with open_weights(place, name) as stream:
+        found = {spec.dtype for spec in read_header(stream, name).tensors.values()}
+    halves = found & {"float16", "bfloat16"}
+    return next(iter(halves)) if len(halves) == 1 and not found & {"float32", "float64"} else "float32"
