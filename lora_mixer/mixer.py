@@ -30,7 +30,7 @@ from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
-from lora_mixer.errors import AdapterNameError, MatchError, MixError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
@@ -328,10 +328,12 @@ class LoraMixer:
                 allow_nonfinite=allow_nonfinite,
                 activate=activate and not hotswap,
             )
-        if _is_partial(report):
-            warnings.warn(
-                f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
-            )
+            if _is_partial(
+                report
+            ):  # before the call is over: who makes errors of warnings has nothing loaded then
+                warnings.warn(
+                    f"only a part of the adapter was matched:\n{report}", PartialMatchWarning, stacklevel=2
+                )
         return report
 
     def add_adapter(
@@ -800,8 +802,8 @@ class LoraMixer:
             state.tokens.change(shown=True)
             told = self._apply(state, wanted)
             state.held, state.enabled = wanted, True
-        for text in told:
-            warnings.warn(text, UnusedWeightWarning, stacklevel=2)
+            for text in told:
+                warnings.warn(text, UnusedWeightWarning, stacklevel=2)
 
     def check_mix(self, mix: Any) -> None:
         """
@@ -865,8 +867,8 @@ class LoraMixer:
             held, enabled = before.pop()
             try:
                 self._back_to(state, held, enabled=enabled)
-            except BaseException:
-                self._back_to(state, held, enabled=enabled)  # memory may be free again
+            except BaseException as error:
+                self._try_again(state, held, enabled=enabled, error=error)
                 raise
 
         return Interruptible(begin, end, state.lock)
@@ -1197,6 +1199,21 @@ class LoraMixer:
         told = [text for mix in wanted.every for text in _check_mix(state, mix, components)]
         state.controller.apply(wanted, components)
         return list(dict.fromkeys(told))
+
+    def _try_again(
+        self, state: MixerState, before: ActiveMixes, *, enabled: bool, error: BaseException
+    ) -> None:
+        """Put mixes into effect again after that has failed, as memory may be free by now; else none is in effect."""
+        try:
+            self._back_to(state, before, enabled=enabled)
+        except MixLostError:
+            raise
+        except BaseException as again:
+            self._back_to(state, before, enabled=False)
+            raise MixLostError(
+                f"{type(error).__name__} ({error}) as the block ended, and again {type(again).__name__} ({again}): no adapter "
+                "is active, the base is back; enable_lora() brings the mix from before the block again"
+            ) from again
 
     def _back_to(self, state: MixerState, before: ActiveMixes, *, enabled: bool) -> None:
         """Put mixes into effect again; adapters that were deleted since are gone from them, too."""

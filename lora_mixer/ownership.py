@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,7 +160,15 @@ class MixerState:
         def end(error: BaseException | None) -> None:
             try:
                 if error is None:
-                    self._commit(record[0])
+                    try:
+                        self._commit()
+                    except BaseException as own:
+                        error = own
+                        self._roll_back(record[0], own)
+                        raise
+                    # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
+                    with suppress(Exception):
+                        self.controller.settle()
                 elif record:
                     self._roll_back(record[0], error)
             finally:
@@ -171,14 +179,9 @@ class MixerState:
 
         return Interruptible(begin, end, self.lock)
 
-    def _commit(self, record: _Record) -> None:
-        try:
-            self.mark()
-            self._guard()
-            self.controller.settle()
-        except BaseException as error:
-            self._roll_back(record, error)
-            raise
+    def _commit(self) -> None:
+        self.mark()
+        self._guard()
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""

@@ -61,6 +61,8 @@ class SaveReason(str, Enum):
     """No layer uses the key."""
     FORMAT = "format"
     """The format has no place for it."""
+    VALUES = "values"
+    """It holds NaN or Inf."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class NoteKind(Enum):
     """All of its modules hold zeros."""
     BESIDE = "beside"
     """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
+    TRAINED_APART = "trained apart"
+    """Parts of its fused layers were trained apart, at a strength that no reader gives them."""
     EXPERT = "expert"
     """It does not say which of two experts it is for, and went to the first."""
 

@@ -3,7 +3,7 @@ Faults injected into a mixer's calls: at tensor operations and calls, and Ctrl-C
 
 ``python -m tests.faults --seed 1 --seconds 600`` draws states, calls and places as long as there is time; ``--count`` is another
 end, ``--kinds`` says which faults. What is found is printed with the words that bring it again
-(``--only "STATE / CALL / KIND PLACE"``).
+(``--only "STATE / CALL / AROUND / KIND PLACE SECOND"``).
 """
 
 from __future__ import annotations
@@ -317,6 +317,10 @@ CALLS: dict[str, Callable[[Held], Any]] = {
     "unload": lambda held: held.mixer.unload_lora_weights(),
     "disable": lambda held: held.mixer.disable_lora(),
     "enable": lambda held: held.mixer.enable_lora(),
+    "disable_adapters": lambda held: held.mixer.disable_adapters(),
+    "enable_adapters": lambda held: held.mixer.enable_adapters(),
+    "set_adapter": lambda held: held.mixer.set_adapter("b"),
+    "parameter_groups": lambda held: held.mixer.parameter_groups("t", lr=1e-3),
     "applied": _applied,
     "applied rows": _applied_rows,
     "nested": _nested,
@@ -347,6 +351,26 @@ KINDS = ("operation", "call", "signal", "signals", "fault and signal", "two oper
 SIGINT there, as Ctrl-C sends it. ``signals``: a second one while the first is dealt with. ``fault and signal``: an error at an
 operation, and SIGINT on the way back. ``two operations``: an error at an operation, and another one later.
 """
+
+
+AROUND: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "plain": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+"""What a call is made in; it has to be there afterwards as it was."""
+
+
+def surroundings() -> tuple[Any, ...]:
+    """Give what a thread has set of torch, which a call must leave as it is."""
+    matmul = torch.backends.cuda.matmul
+    return (
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled(), torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(), matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction, torch.backends.cudnn.allow_tf32, torch.initial_seed(),
+    )  # fmt: skip
 
 
 class FaultError(Exception):
@@ -466,15 +490,15 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 class Bench:
     """One state and one call, as they are without faults."""
 
-    def __init__(self, state: str, call: str) -> None:
-        self.state, self.call = state, call
+    def __init__(self, state: str, call: str, around: str = "plain") -> None:
+        self.state, self.call, self.around = state, call, around
         self.folder = Path(tempfile.gettempdir())
         held = self.made()
         before = self._said(held)
         self.before = seen(held), before
         held.blocks.pop_all()
         held, counter = self.made(), AtOperation()
-        with self._quiet(), counter:
+        with self._quiet(), AROUND[around](), counter:
             self.refused = True
             CALLS[call](held)
             self.refused = False
@@ -495,7 +519,7 @@ class Bench:
 
     def _counted(self, *, whole: bool) -> int:
         held = self.made()
-        with self._quiet(), AtCall(0, _fault, whole=whole) as counter:
+        with self._quiet(), AROUND[self.around](), AtCall(0, _fault, whole=whole) as counter:
             CALLS[self.call](held)
         held.blocks.pop_all()
         return counter.count
@@ -541,6 +565,9 @@ class Bench:
         handler = signal.getsignal(signal.SIGINT)  # that of an open block, in some states
         lost: BaseException | None = None
         failed = False
+        around = AROUND[self.around]()
+        around.__enter__()
+        before = surroundings()
         try:
             with warnings.catch_warnings(), injected(kind, k, second):
                 warnings.simplefilter("ignore")
@@ -555,6 +582,10 @@ class Bench:
             while lost is not None and not isinstance(lost, MixLostError):
                 lost = lost.__context__
             del error
+        after = surroundings()
+        around.__exit__(None, None, None)
+        if after != before:
+            return f"torch is set otherwise: {before} before, {after} after"
         if signal.signal(signal.SIGINT, signal.default_int_handler) is not handler:
             return "the handler of Ctrl-C is another one"
         try:
@@ -658,9 +689,9 @@ def injected(kind: str, k: int, second: int) -> Iterator[None]:
 
 
 @functools.cache
-def bench(state: str, call: str) -> Bench:
+def bench(state: str, call: str, around: str) -> Bench:
     """Give the bench of a state and a call, made once."""
-    return Bench(state, call)
+    return Bench(state, call, around)
 
 
 @contextlib.contextmanager
@@ -705,7 +736,8 @@ def inject(
                 state == "offloaded" and call in RUNNING
             ):  # accelerate leaves weights on the device when a call fails
                 continue
-            one = bench(state, call)
+            around = draw.choice(("plain", *AROUND))
+            one = bench(state, call, around)
             places = one.places(kind)
             if not places:
                 continue
@@ -713,16 +745,16 @@ def inject(
             done[kind] += 1
             problem = one.run(kind, k, second)
             if problem:
-                wrong.append(f"{state} / {call} / {kind} {k} {second}: {problem}")
+                wrong.append(f"{state} / {call} / {around} / {kind} {k} {second}: {problem}")
     return done, wrong
 
 
 def again(words_: str) -> str | None:
-    """Inject one fault that was printed: ``STATE / CALL / KIND PLACE SECOND``."""
-    state, call, rest = (part.strip() for part in words_.split(" / "))
+    """Inject one fault that was printed: ``STATE / CALL / AROUND / KIND PLACE SECOND``."""
+    state, call, around, rest = (part.strip() for part in words_.split(" / ", 3))
     kind, k, second = rest.partition(":")[0].rsplit(" ", 2)
     with _keys():
-        return Bench(state, call).run(kind, int(k), int(second))
+        return Bench(state, call, around).run(kind, int(k), int(second))
 
 
 def main() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from lora_mixer import MixLostError
+from lora_mixer import LoraMixer, MixError, MixLostError, PartialMatchWarning, UnusedWeightWarning
 from lora_mixer.engines.interrupts import Interruptible
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.side import engine as side
-from tests.faults import CALLS, KINDS, SCHEDULE, STATES, Bench, inject, seen
+from tests import faults
+from tests.faults import AROUND, KINDS, SCHEDULE, Bench, inject, said, same, seen, surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,23 +36,6 @@ def test_each_operation_of_a_call_may_fail(call: str) -> None:
     bench = Bench("merged", call)
     assert bench.operations or call == "rebase"
     assert [bench.run("operation", k) for k in range(1, bench.operations + 1)] == [None] * bench.operations
-
-
-def test_states_and_calls_are_all_that_they_are_called() -> None:
-    assert len(STATES) >= 8
-    public = {
-        "load",
-        "set_adapters",
-        "hotswap",
-        "delete",
-        "unload",
-        "disable",
-        "enable",
-        "applied",
-        "reserve",
-        "release",
-    }
-    assert public <= set(CALLS)
 
 
 @contextmanager
@@ -236,29 +222,131 @@ def test_real_ctrl_c_leaves_what_the_mixer_says() -> None:
         assert all(torch.equal(value, expected[key]) for key, value in seen(net).items())
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_ctrl_c_as_no_grad_ends_leaves_gradients_as_they_were(
-    enabled: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_ctrl_c_as_a_guard_of_torch_ends_leaves_torch_as_it_was(
+    around: str, guard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, mixer = Bench("base", "disable").make()
-    whole, left = torch.no_grad.__exit__, 0
+    """Also where it comes before the guard has put anything back."""
+    with torch.inference_mode(guard is torch.inference_mode):
+        _, mixer = Bench("base", "disable").make()
+    whole, left = guard.__exit__, 0
 
     def leave(self: Any, *error: Any) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            raise KeyboardInterrupt
+            interrupt()
         whole(self, *error)
 
-    monkeypatch.setattr(torch.no_grad, "__exit__", leave)
-    interrupted = 0
+    interrupted, kept = 0, []
     for number in range(1, 40):
-        with torch.set_grad_enabled(enabled):
-            left = number
-            try:
-                mixer.set_adapters("ab"[number % 2], 0.7)
-            except KeyboardInterrupt:
-                interrupted += 1
-            left = 0
-            assert torch.is_grad_enabled() == enabled
+        with AROUND[around]():
+            before = surroundings()
+            with monkeypatch.context() as patch:
+                patch.setattr(guard, "__exit__", leave)
+                left = number
+                try:
+                    mixer.set_adapters("ab"[number % 2], 0.7)
+                except KeyboardInterrupt as error:
+                    interrupted += 1
+                    kept.append(
+                        error
+                    )  # what its frames hold would put torch back later, in the middle of something
+                left = 0
+            assert surroundings() == before
     assert interrupted > 1
+    kept.clear()
+    assert surroundings()[:2] == (True, False)
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_is_set_as_before_whatever_a_call_is_made_in(around: str, kind: str) -> None:
+    bench = Bench("merged", "set_mix steps", around)
+    places = bench.places(kind)
+    for k in range(1, places + 1, max(1, places // 6)):
+        assert bench.run(kind, k, 7) is None
+
+
+@pytest.mark.parametrize("call", ["rebase", "set_adapters", "hotswap", "unload"])
+@pytest.mark.parametrize("state", ["merged", "side"])
+def test_a_fault_at_any_call_while_a_change_is_committed_takes_it_back_or_lets_it_stand(
+    state: str, call: str
+) -> None:
+    """The last calls of each are those that let the way back go."""
+    bench = Bench(state, call)
+    assert [bench.run("call", k) for k in range(max(1, bench.calls - 45), bench.calls + 1)] == [None] * 46
+
+
+@pytest.mark.parametrize("state", ["merged", "side"])
+def test_what_could_not_be_let_go_is_let_go_by_the_next_call(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, mixer = Bench(state, "disable").make()
+    with failing(MergedEngine, "settle", times=1):
+        mixer.rebase()
+    assert mixer.get_active_adapters() == []
+    now = seen(net)
+    with failing(MergedEngine, "_write", times=1), pytest.raises(MemoryError):
+        mixer.set_adapters("b", 0.3)
+    assert all(torch.equal(value, now[key]) for key, value in seen(net).items())
+
+
+def test_a_block_that_can_end_neither_time_leaves_the_base_and_says_so() -> None:
+    net, mixer = Bench("base", "disable").make()
+    base = seen(net)
+    mixer.set_adapters("a", 0.7)
+    before = seen(net)
+    with ExitStack() as stack:
+        stack.enter_context(pytest.raises(MixLostError, match="the base is back"))
+        with mixer.applied({"b": 1.0}):
+            whole, count = mixer._apply, 0  # its ends and their ways back write by the engine, too
+
+            def apply(state: Any, wanted: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count <= 2:
+                    raise MemoryError(f"{count}")
+                return whole(state, wanted)
+
+            mixer._apply = apply
+    del mixer._apply
+    assert mixer.get_active_adapters() == []
+    assert all(torch.equal(value, base[key]) for key, value in seen(net).items())
+    mixer.enable_lora()
+    assert mixer.get_active_adapters() == ["a"]
+    assert all(torch.equal(value, before[key]) for key, value in seen(net).items())
+
+
+def test_every_public_name_of_a_mixer_has_a_call_that_faults_are_injected_into() -> None:
+    source = inspect.getsource(faults)
+    public = [name for name in dir(LoraMixer) if not name.startswith("_")]
+    assert [name for name in public if f"mixer.{name}" not in source and f"Mixer.{name}" not in source] == []
+
+
+@pytest.mark.parametrize("state", ["base", "merged", "side", "schedule", "rows"])
+@pytest.mark.parametrize("engine", ["merged", "side"])
+def test_a_warning_that_is_made_an_error_is_one_and_changes_nothing(state: str, engine: str) -> None:
+    held = Bench(state, "disable").made()
+    before = seen(held), said(held.mixer)
+    partial = {
+        **held.lora(7),
+        "nothing.lora_A.weight": torch.ones(2, 8),
+        "nothing.lora_B.weight": torch.ones(8, 2),
+    }
+    useless = {"a": {"weight": 1.0, "components": {"unet": 0.2}}}
+    calls = [
+        (PartialMatchWarning, lambda: held.mixer.load_lora_weights(partial, "new")),
+        (PartialMatchWarning, lambda: held.mixer.load_lora_weights(partial, "a", hotswap=True)),
+        ((UnusedWeightWarning, MixError), lambda: held.mixer.set_mix(useless, engine=engine)),
+        ((UnusedWeightWarning, MixError), lambda: held.mixer.applied(useless, engine=engine).__enter__()),
+    ]
+    for kinds, call in calls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(kinds):
+                call()
+        assert same(seen(held), before[0])
+        assert said(held.mixer) == before[1]

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from lora_mixer.errors import MixError
+from lora_mixer.errors import MixError, SaveError
 from lora_mixer.merging import (
     METHODS,
     MergeMethod,
@@ -288,6 +288,70 @@ def test_orthogonal_adapters_are_added_as_they_are():
     up, down = orthogonal_sum(pairs, WEIGHTS)
 
     assert torch.allclose(up @ down, weighted_sum(deltas_of(pairs), WEIGHTS), atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-13, 1e-6, 1e6, 1e13])
+def test_where_the_size_of_a_pair_lies_does_not_change_which_inputs_are_its_own(size):
+    pairs = random_pairs()
+    spread = [pairs[0], (pairs[1][0] / size, pairs[1][1] * size), pairs[2]]
+
+    up, down = orthogonal_sum(pairs, WEIGHTS)
+    other_up, other_down = orthogonal_sum(spread, WEIGHTS)
+
+    assert torch.allclose(other_up @ other_down, up @ down, atol=1e-10)
+
+
+@pytest.mark.parametrize("dead", [(0, 1, 2), (1,)])
+def test_what_an_adapter_makes_nothing_of_is_left_to_the_others(dead):
+    """An up of zeros, in whole or in some ranks, as in a layer that was not trained."""
+    pairs = random_pairs((3, 3))
+    up = pairs[0][0].clone()
+    up[:, list(dead)] = 0
+    alive = [rank for rank in range(3) if rank not in dead]
+    shared = (up, pairs[1][1])  # looks at what the other looks at, in every rank
+
+    merged_up, merged_down = orthogonal_sum([shared, pairs[1]], [1.0, 1.0])
+
+    rows = pairs[1][1][alive]
+    off = torch.eye(IN, dtype=torch.float64) - torch.linalg.pinv(rows) @ rows
+    first, second = deltas_of([shared, pairs[1]])
+    assert torch.allclose(merged_up @ merged_down, first + second @ off, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"majority": "frequency"}, {"density": 0.3, "average": "weights"}])
+def test_knots_goes_by_changes_and_not_by_how_they_are_factored(settings):
+    pairs = random_pairs()
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    others = [(-up, -down) for up, down in pairs]
+    others[1] = (pairs[1][0] @ turn.T * 1e-7, turn @ pairs[1][1] * 1e7)
+
+    up, down = knots(pairs, WEIGHTS, **settings)
+    other_up, other_down = knots(others, WEIGHTS, **settings)
+
+    assert torch.allclose(other_up @ other_down, up @ down, atol=1e-9)
+
+
+def test_even_votes_in_the_common_basis_do_not_hang_on_a_librarys_signs():
+    """Singular vectors have no sign of their own; the largest entry of each output vector is made positive."""
+    pairs = random_pairs((2, 2))
+    deltas = deltas_of(pairs)
+    left, values, right = torch.linalg.svd(torch.cat(deltas, 1), full_matrices=False)
+    left, values, right = left[:, :4], values[:4], right[:4]
+    signs = torch.stack([column[column.abs().argmax()].sign() for column in left.T])
+    parts = (values[:, None] * right * signs[:, None]).split(IN, dim=1)
+
+    up, down = knots(pairs, [1.0, -0.5], density=0.4, majority="frequency")
+
+    close(up @ down, left * signs @ ties(list(parts), [1.0, -0.5], 0.4, "frequency"))
+
+
+@pytest.mark.parametrize("merge", [knots, orthogonal_sum])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_methods_by_decomposition_refuse_what_is_not_finite(merge, value):
+    pairs = random_pairs()
+    pairs[1][0][0, 0] = value
+    with pytest.raises(SaveError, match="not finite"):
+        merge(pairs, WEIGHTS)
 
 
 # --- every method -----------------------------------------------------------------------------------------------------

@@ -293,6 +293,32 @@ def test_a_dead_layer_leaves_the_choice_in_the_others_as_it_was(bench: Bench) ->
     assert abs(content["dead"] - content["b"]) <= 2  # the dead layer itself, and one at the edge
 
 
+@pytest.mark.parametrize("broken", ["a", "b"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_layer_of_nan_decides_nothing_for_the_others_and_has_no_place(
+    bench: Bench, broken: str, value: float
+) -> None:
+    places = [place for place in bench.pairs[broken] if place[0] == "unet"]
+    spoilt = dict(bench.pairs[broken])
+    pair = spoilt[places[2]]
+    spoilt[places[2]] = Pair(torch.full_like(pair.up, value), pair.down, pair.alpha)
+    bench.mixer.load_lora_weights(kohya(spoilt), "spoilt", allow_nonfinite=True)
+    bench.mixer.disable_lora()
+    unet, tables = bench.pipe.unet, {}
+    for names in ({"a": "a", "b": "b"}, {"a": "a", "b": "b", broken: "spoilt"}):
+        with bench.mixer.applied(f"{names['a']}:1, {names['b']}:1 | k_lora", engine="merged"):
+            tables[names[broken]] = {p: unet.get_submodule(p).weight.detach().clone() for _, p in places}
+    bench.mixer.delete_adapters("spoilt")
+
+    assert all(table.isfinite().all() for table in tables["spoilt"].values())
+    changed = [
+        path for path, table in tables[broken].items() if not torch.equal(table, tables["spoilt"][path])
+    ]
+    assert (
+        len([path for path in changed if path != places[2][1]]) <= 1
+    )  # gamma is the mean of one quotient less
+
+
 def test_an_adapter_without_ranks_is_refused_by_name(bench: Bench) -> None:
     weight = bench.pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.weight
     diff = {

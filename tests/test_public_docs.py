@@ -62,6 +62,7 @@ RUN_BY_TESTS = {
     "lora_mixer.ui.build": "tests/test_light_imports.py",
     "lora_mixer.ui.launch": "tests/browser.py",
     "lora_mixer.writing.bake": "tests/test_cli_writing.py",  # a pipeline
+    "lora_mixer.writing.push_to_hub": "tests/test_publishing.py",  # the Hub
     "lora_mixer.writing.extract": "tests/test_writing_api.py",
 }
 """Examples that no docstring can run here, and the test that does what they show."""

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from lora_mixer import LoraMixer, MatchError, MixError, SaveError, demo_adapters
 from lora_mixer.merging import METHODS, MergeMethod, pair_of
+from lora_mixer.problem import SaveReason
 from lora_mixer.writing import convert, export, extract, merge, parts, read_back, resize
 
 DENSITY = {name for name, spec in METHODS.items() if any(s.name == "density" for s in spec.settings)}
@@ -156,6 +157,50 @@ def test_layers_that_are_not_pairs_and_norms_follow_the_method(name, kind, monke
     assert torch.allclose(layers["norm"].vector.double(), wanted["norm.weight"], atol=1e-4)
     assert torch.allclose(layers["norm"].bias.double(), wanted["norm.bias"], atol=1e-4)
     assert torch.allclose(layers["linear"].bias.double(), wanted["linear.bias"], atol=1e-4)
+
+
+def low_rank_files():
+    """Changes of rank 1 or 2 that are no pairs where the layer is small, in fp32, with their values in fp64."""
+    g = torch.Generator().manual_seed(11)
+    loha = {f"linear.hada_{half}": torch.randn(8, 1, generator=g) for half in ("w1_a", "w2_a")}
+    loha |= {f"linear.hada_{half}": torch.randn(1, 8, generator=g) for half in ("w1_b", "w2_b")}
+    of_loha = (loha["linear.hada_w1_a"].double() @ loha["linear.hada_w1_b"].double()) * (
+        loha["linear.hada_w2_a"].double() @ loha["linear.hada_w2_b"].double()
+    )
+    lokr = {"linear.lokr_w1": torch.randn(2, 2, generator=g)}
+    lokr |= {
+        "linear.lokr_w2_a": torch.randn(4, 1, generator=g),
+        "linear.lokr_w2_b": torch.randn(1, 4, generator=g),
+    }
+    of_lokr = torch.kron(
+        lokr["linear.lokr_w1"].double(), lokr["linear.lokr_w2_a"].double() @ lokr["linear.lokr_w2_b"].double()
+    )
+    return {"loha": (loha, of_loha), "lokr": (lokr, of_lokr)}
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+@pytest.mark.parametrize("method", ["orthogonal", "knots(density=0.4)"])
+def test_rounding_of_a_change_without_a_pair_is_no_direction_of_its_own(method, kind, monkeypatch):
+    file, change = low_rank_files()[kind]
+    g = torch.Generator().manual_seed(12)
+    up, down = torch.randn(8, 3, generator=g), torch.randn(3, 8, generator=g)
+    mixer = LoraMixer(Small())
+    mixer.load_lora_weights(file, "a_first", strict=True)
+    mixer.load_lora_weights({"linear.lora_up.weight": up, "linear.lora_down.weight": down}, "b", strict=True)
+    mixer.disable_lora()
+
+    layer = composed(mixer, {"a_first": 0.8, "b": -0.6}, method, monkeypatch)["linear"]
+
+    left, values, right = torch.linalg.svd(change)
+    rank = int((values > 1e-9 * values[0]).sum())
+    exact = (left[:, :rank] * values[:rank], right[:rank])
+    pairs = {"a_first": exact, "b": (up.double(), down.double())}
+    merged_up, merged_down = MergeMethod.of(method).merge_pairs(
+        pairs, {"a_first": 0.8, "b": -0.6}, "model.linear"
+    )
+    wanted = merged_up @ merged_down
+    assert rank <= 2
+    assert (layer.up.double() @ layer.down.double() - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def composed(mixer, gains, method, monkeypatch):
@@ -321,3 +366,68 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(tmp_path):
         convert("a.safetensors", tmp_path / "m.safetensors", format="odd")
     with pytest.raises(SaveError, match="give a rank"):
         extract("base", "tuned", tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_merge_is_stored_in_fp32_where_no_type_is_asked_for(name, tmp_path, two):
+    for kind in (torch.float16, torch.float64):
+        for place, table in zip(two[1], two[0], strict=True):
+            save_file({key: value.to(kind) for key, value in table.items()}, place)
+        merge(two[1], tmp_path / "m.safetensors", method=name, rank=6)
+        assert {tensor.dtype for tensor in load_file(tmp_path / "m.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("given", ["files", "folders", "state dicts", "bytes"])
+@pytest.mark.parametrize("name", METHODS)
+def test_sources_of_one_name_are_told_apart_whatever_their_order(name, given, tmp_path):
+    """Draws go by names: two files of one name in two folders must not swap theirs with their places."""
+    sources = []
+    for number, folder in enumerate(("x", "y"), start=1):
+        table = pair(number, rank=3)
+        (tmp_path / folder / "style").mkdir(parents=True)
+        path = tmp_path / folder / ("style/style.safetensors" if given == "folders" else "style.safetensors")
+        save_file(table, path)
+        sources.append(
+            {"files": path, "folders": path.parent, "state dicts": table, "bytes": save(table)}[given]
+        )
+    weighted = list(zip(sources, (0.7, -0.4), strict=True))
+    method = MergeMethod(name)
+    if method.spec.ordered:
+        return
+    found = []
+    for order in (weighted, weighted[::-1]):
+        merge(order, tmp_path / "m.safetensors", method=method, energy=1.0)
+        found.append(change(load_file(tmp_path / "m.safetensors")))
+    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_not_finite_is_refused_by_adapter_and_module(name, value, tmp_path, two):
+    tables, weights = two
+    tables[1]["transformer.top.only_b.lora_B.weight"][1, 0] = value
+    save_file(tables[1], tmp_path / "b.safetensors")
+    with pytest.raises(
+        SaveError, match=r"b has NaN or Inf in 1 of 2 modules \(transformer.top.only_b\)"
+    ) as caught:
+        merge(weights, tmp_path / "m.safetensors", method=name, rank=4)
+    assert [(x.place, x.reason) for x in caught.value.problems] == [
+        ("transformer.top.only_b", SaveReason.VALUES)
+    ]
+    assert not (tmp_path / "m.safetensors").exists()
+    merge(dict(zip(weights, (0.7, 0.0), strict=True)), tmp_path / "m.safetensors", method=name, rank=4)
+    with pytest.raises(SaveError, match="NaN or Inf"):
+        convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", format="diffusers")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fp64_values_are_stored_as_the_nearest_half(dtype, tmp_path):
+    """By way of fp32 a value beside the middle of two halves goes to the wrong one."""
+    step = 2.0 ** (-10 if dtype is torch.float16 else -7)
+    above = torch.full((OUT, 2), 1 + step / 2 + 2.0**-40, dtype=torch.float64)
+    table = {key: above.clone() if "lora_B" in key else value.double() for key, value in pair(1).items()}
+    save_file(table, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "h.safetensors", format="diffusers", dtype=dtype)
+    halves = load_file(tmp_path / "h.safetensors")["transformer.blocks.0.to_q.lora_B.weight"]
+    assert halves.dtype is dtype
+    assert (halves == 1 + step).all()

@@ -302,5 +302,9 @@ class Engine(ABC):
         self.clear()
 
     def settle(self, *, undone: bool = False) -> None:
-        """Let go of what only a way back needs; ``undone`` says that the way back was gone."""
+        """
+        Let go of what only a way back needs; ``undone`` says that the way back was gone.
+
+        A change that is settled stands, so that an error here is nobody's: the next :meth:`record` lets go of what is left.
+        """
         del undone

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.engines.hooks import hook_output, output_hooks
+from lora_mixer.engines.modes import writing
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class FusedProjections:
             for name, live in fused._parameters.items():  # noqa: SLF001
                 if live is None:
                     continue
-                with torch.inference_mode() if live.is_inference() else torch.no_grad():
+                with writing(live):
                     live.data.copy_(_joined(parts, name))  # (sum of out, in), or (sum of out,)
 
     def stand(self) -> None:

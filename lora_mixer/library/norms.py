@@ -1,8 +1,4 @@
-"""
-How strongly an adapter changes each layer: the Frobenius norm of its weight change at weight 1, without any model.
-
-Of a low-rank pair only the small core is computed: ||s B A||^2 = s^2 tr((B^T B)(A A^T)), r x r instead of out x in.
-"""
+"""How strongly an adapter changes each layer: the Frobenius norm of its weight change at weight 1, without any model."""
 
 from __future__ import annotations
 
@@ -13,10 +9,11 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.algorithms.adalora import AdaLora
+from lora_mixer.algorithms.frobenius import Product, core_norm, hadamard_norm, hadamard_work, pair_norm
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
-from lora_mixer.algorithms.lora import LowRank, fold_core
+from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 
@@ -33,6 +30,10 @@ _BLOCK = re.compile(
 )
 
 
+WORK_AT_LEAST, WORK_A_NUMBER = 1 << 33, 1 << 12
+"""Multiplications that the norms of one file may take: so many, and so many for each number in it."""
+
+
 @dataclass(frozen=True)
 class LayerNorms:
     """
@@ -41,7 +42,8 @@ class LayerNorms:
     Attributes:
         layers: By layer, as the file spells it, with its component before it.
         blocks: By block, such as ``unet down 1`` or ``text_encoder layers 3``: the root of the sum of squares.
-        unknown: Layers whose change depends on the base (DoRA, OFT, ...), by algorithm.
+        unknown: Layers whose change depends on the base (DoRA, OFT, ...), or whose norm would take longer than its file's
+            size allows, by algorithm.
 
     Example:
         >>> LayerNorms({"unet.conv_in": 0.5}, {"unet in": 0.5}, {}).blocks
@@ -77,12 +79,15 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
     layers: dict[str, float] = {}
     squares: dict[str, float] = {}
     unknown: dict[str, int] = {}
-    for layer in read_source(resolve_source(source, **options)).layers:
-        norm = change_norm(layer.weights)
+    found = read_source(resolve_source(source, **options)).layers
+    work = WORK_AT_LEAST + WORK_A_NUMBER * sum(t.numel() for layer in found for t in layer.weights.tensors())
+    for layer in found:
+        norm = change_norm(layer.weights, work)
         if norm is None:
             name = ", ".join(layer.weights.algorithms)
             unknown[name] = unknown.get(name, 0) + 1
             continue
+        work -= _norm_work(layer.weights)
         component = _component(layer.target)
         layers[f"{component}.{layer.target.module}"] = norm
         block = f"{component} {block_of(layer.target.module)}"
@@ -109,74 +114,90 @@ def block_of(module: str) -> str:
     return f"{side or half or kind} {number or place or index}"
 
 
-def pair_norm(up: torch.Tensor, down: torch.Tensor, scale: float) -> float:
-    """
-    Return the Frobenius norm of ``scale * up @ down`` from its core.
-
-    Args:
-        up: (out, rank).
-        down: (rank, in).
-        scale: The factor.
-
-    Example:
-        >>> import torch
-        >>> up, down = torch.randn(9, 2).double(), torch.randn(2, 7).double()
-        >>> math.isclose(pair_norm(up, down, 0.5), (0.5 * up @ down).norm())
-        True
-    """
-    left, right = up.double(), down.double()
-    if left.shape[0] * right.shape[1] <= left.shape[1] ** 2:  # the product is smaller than what stands for it
-        return abs(scale) * float((left @ right).norm())
-    core = ((left.T @ left) * (right @ right.T).T).sum()  # (r, r): the trace of a product
-    return abs(scale) * math.sqrt(max(float(core), 0.0))
-
-
 @singledispatch
-def change_norm(weights: Any) -> float | None:
+def change_norm(weights: Any, work: float = math.inf) -> float | None:
     """
     Return the norm of a layer's change at weight 1.
 
     Args:
         weights: The layer's part of an adapter.
+        work: How many multiplications there is time for.
 
     Returns:
-        The norm; None where the change depends on the base.
+        The norm; None where the change depends on the base, or would take longer than that.
     """
-    del weights
+    del weights, work
     return None
 
 
 @change_norm.register
-def _(weights: LowRank) -> float:
-    down = weights.down if weights.mid is None else fold_core(weights.mid, weights.down)
-    return pair_norm(weights.up.flatten(1), down.flatten(1), weights.scale)
+def _(weights: LowRank, work: float = math.inf) -> float:
+    del work
+    if weights.mid is not None:
+        return core_norm(weights.up.flatten(1), weights.mid, weights.down.flatten(1), weights.scale)
+    return pair_norm(weights.up.flatten(1), weights.down.flatten(1), weights.scale)
 
 
 @change_norm.register
-def _(weights: AdaLora) -> float:
+def _(weights: AdaLora, work: float = math.inf) -> float:
+    del work
     pair = weights.factors((weights.up.shape[0], weights.down.shape[1]))
     return pair_norm(pair.up, pair.down, pair.scale)
 
 
 @change_norm.register
-def _(weights: Full) -> float:
+def _(weights: Full, work: float = math.inf) -> float:
+    del work
     return 0.0 if weights.weight is None else abs(weights.scale) * float(weights.weight.double().norm())
 
 
 @change_norm.register
-def _(weights: LoHa) -> float:
-    (a, b), (c, d) = weights._pairs()  # noqa: SLF001 -- its two products
-    return abs(weights.scale) * float(((a.double() @ b.double()) * (c.double() @ d.double())).norm())
+def _(weights: LoHa, work: float = math.inf) -> float | None:
+    norm = hadamard_norm(*_products(weights), work)
+    return None if norm is None else abs(weights.scale) * norm
 
 
 @change_norm.register
-def _(weights: LoKr) -> float:
+def _(weights: LoKr, work: float = math.inf) -> float:
+    del work
     # The norm of a Kronecker product is the product of the norms.
-    norms = [
-        pair_norm(left, right, 1.0) if right is not None else float(left.double().norm())
-        for left, right in (weights._left(), weights._right())  # noqa: SLF001
+    sides = [
+        (weights.w1, weights.w1_a, weights.w1_b, None),
+        (weights.w2, weights.w2_a, weights.w2_b, weights.t2),
     ]
-    return abs(weights.scale) * math.prod(norms)
+    return abs(weights.scale) * math.prod(_factor_norm(*side) for side in sides)
+
+
+def _factor_norm(
+    whole: torch.Tensor | None,
+    left: torch.Tensor | None,
+    right: torch.Tensor | None,
+    core: torch.Tensor | None,
+) -> float:
+    if whole is not None or left is None or right is None:
+        return 0.0 if whole is None else float(whole.double().norm())
+    return pair_norm(left, right, 1.0) if core is None else core_norm(left.T, core, right, 1.0)
+
+
+def _products(weights: LoHa) -> tuple[Product, Product]:
+    if weights.t1 is None or weights.t2 is None:
+        return Product(weights.w1_a, weights.w1_b), Product(weights.w2_a, weights.w2_b)
+    return (
+        Product(weights.w1_a.T, weights.w1_b, weights.t1.flatten(2)),
+        Product(weights.w2_a.T, weights.w2_b, weights.t2.flatten(2)),
+    )
+
+
+@singledispatch
+def _norm_work(weights: Any) -> int:
+    """Return what a norm costs beyond what its tensors do."""
+    del weights
+    return 0
+
+
+@_norm_work.register
+def _(weights: LoHa) -> int:
+    return hadamard_work(*_products(weights))
 
 
 def _component(target: Target) -> str:

@@ -3,7 +3,8 @@ KnOTS (arXiv:2410.19735): bring the adapters into one basis first, then merge th
 
 [Delta_1 ... Delta_n] = U S [V_1 ... V_n]; the S V_i, all in the basis U, are merged by TIES; the result is U times that.
 With a plain sum in place of TIES it is the weighted sum. Norms and biases are merged by TIES as they are. Since every Delta_i is B_i A_i, the basis comes from a core
-as small as the sum of the ranks, and the result has at most that rank: no full matrix is built.
+as small as the sum of the ranks, and the result has at most that rank: no full matrix is built. A singular vector has no
+sign of its own, and votes that are even go by signs: the largest entry of each vector of U is made positive.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.merging.low_rank import decomposed
 from lora_mixer.merging.method import MethodSpec
 from lora_mixer.merging.ties import TIES, ties
 
@@ -61,10 +63,12 @@ def knots(
     downs = _block_diagonal([down.double() for _, down in pairs])  # (R, n * in)
     q_up, r_up = torch.linalg.qr(ups)
     q_down, r_down = torch.linalg.qr(downs.T)
-    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    left, values, right = decomposed(r_up @ r_down.T)
     kept = max(int((values > NEGLIGIBLE * values.max()).sum()), 1)
     basis = q_up @ left[:, :kept]  # (out, k)
     parts = (values[:kept, None] * right[:kept]) @ q_down.T  # (k, n * in)
+    signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()  # (1, k)
+    basis, parts = basis * signs, parts * signs.T
     return basis, ties(list(parts.split(widths, dim=1)), weights, density, majority, average, scale)
 
 

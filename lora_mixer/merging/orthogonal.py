@@ -3,8 +3,9 @@ Orthogonal sum: adapters answer to input directions of their own.
 
 Orthogonal Adaptation (arXiv:2312.02432) trains adapters whose down projections are orthogonal to each other, so that
 their plain sum keeps each one intact. For adapters that were not trained so, this takes from each the input directions
-that those before it use, A_i' = A_i (I - Q Q^T) with Q an orthonormal basis of their rows, and then adds. The first is
-kept whole; the order counts. Norms and biases have no input directions: they are added.
+that those before it use, A_i' = A_i (I - Q Q^T) with Q an orthonormal basis of the rows of their changes, and then adds: rows of a
+down projection that its up makes nothing of take nothing away. The first is kept whole; the order counts. Norms and biases
+have no input directions: they are added.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.merging.low_rank import decomposed
 from lora_mixer.merging.method import MethodSpec
 from lora_mixer.merging.weighted_sum import concatenate, weighted_sum
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lora_mixer.merging.weighted_sum import Pair
 
 _TINY = 1e-10
+"""Directions up to this share of the change that an adapter came with are rounding."""
 
 
 def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
@@ -42,17 +45,19 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         >>> (up @ down)[0].tolist()
         [1.0, 1.0]
     """
-    basis: torch.Tensor | None = None  # (in, k), orthonormal columns
+    basis = pairs[0][1].new_zeros(
+        pairs[0][1].shape[1], 0, dtype=torch.float64
+    )  # (in, k), orthonormal columns
     freed = []
     for up, down in pairs:
-        own = down.double()
-        if basis is not None:
+        whole, own = down.double(), down.double()
+        for _ in range(2):  # once leaves rounding where nearly all is taken
             own = own - (own @ basis) @ basis.T
         freed.append((up.double(), own))
-        columns = down.double().T if basis is None else torch.cat([basis, own.T], dim=1)  # (in, k + r)
-        left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-        largest = float(values.max()) if len(values) else 0.0
-        basis = left[:, values > _TINY * largest] if largest else None
+        core = torch.linalg.qr(up.double())[1]  # (r, r): what each row of down is worth
+        _, values, right = decomposed(core @ own)
+        used = values > _TINY * torch.linalg.vector_norm(core @ whole)
+        basis = torch.cat([basis, right[used].T], dim=1)
     return concatenate(freed, weights)
 
 

@@ -1,8 +1,9 @@
 """
 Parts of adapters to the layers of a new one: as loaded, or several made one.
 
-Sums are made in fp32 (fp64 for fp64 tensors). A layer whose parts are all low-rank never becomes a full matrix, unless
-the method asks for that; one with parts that are not a pair does, alone, and needs a rank.
+Sums are made in fp32 (fp64 for fp64 tensors, and by methods that go by directions); what is stored is rounded once. A
+layer whose parts are all low-rank never becomes a full matrix, unless the method asks for that; one with parts that are
+not a pair does, alone, and needs a rank.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from lora_mixer.algorithms import Dora
 from lora_mixer.algorithms.full import Full
+from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.problem import SaveProblem, SaveReason
@@ -198,7 +200,7 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
     plain = weights.algorithm == "lora"
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):
         return NewLayer(place, leaves=part.leaves)
-    pair = weights.factors(place.shape) if len(place.shape) > 1 else None
+    pair = _factors(part)
     if pair is None:
         return _dense_layer(part, weights) if keep_leaves and isinstance(weights, Full) else None
     own_rank = pair.up.shape[1]
@@ -267,7 +269,8 @@ def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: Me
     for share in own:
         pair = _pair(share.part)
         if pair is None:
-            change = _change(share) if cut.is_wanted else None
+            # in fp64, so that rounding is not taken for directions of its own
+            change = _change(share, exact=True) if cut.is_wanted else None
             if change is None:
                 return None
             pair = pair_of(change.flatten(1))
@@ -278,8 +281,12 @@ def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: Me
     bias = _bias(place, own, method)
     short = cut.of_pair((up, down), place)
     if short is None:
-        return NewLayer(place, _narrow(up), _narrow(down), up.shape[1], bias, note=note)
+        return NewLayer(place, up, down, up.shape[1], bias, note=note)
     return NewLayer(place, short.up, short.down, short.rank, bias, error=short.error, note=note)
+
+
+FULL_AT_MOST = 1 << 30
+"""Numbers of one layer in full, 4 GiB in fp32: those of the largest table of words of any model that is known here."""
 
 
 def _gains(own: Sequence[Share]) -> dict[str, float]:
@@ -316,34 +323,60 @@ def _vector_layer(place: ModulePlace, own: Sequence[Share], method: MergeMethod)
     return NewLayer(place, vector=total, bias=_bias(place, own, method))
 
 
+def _factors(part: Part) -> Factors | None:
+    """Return the exact pair, or None; what is no pair in the file, and would be a huge one, is refused."""
+    if len(part.place.shape) < 2:
+        return None
+    if not isinstance(part.weights, LowRank) or part.weights.mid is not None:
+        _check_size(part)
+    return part.weights.factors(part.place.shape)
+
+
 def _pair(part: Part) -> Pair | None:
     """Return the pair with its scale in it, in fp32 at least; None where there is none."""
-    pair = part.weights.factors(part.place.shape) if len(part.place.shape) > 1 else None
+    pair = _factors(part)
     if pair is None:
         return None
     wide = torch.float64 if torch.float64 in (pair.up.dtype, pair.down.dtype) else torch.float32
     return pair.up.to(wide) * pair.scale, pair.down.to(wide)
 
 
-def _change(share: Share) -> torch.Tensor | None:
+def _change(share: Share, *, exact: bool = False) -> torch.Tensor | None:
     """Return a change at its weight, divided by the weight: what depends on the base is taken as it is there."""
-    delta = _delta(share.part, share.gain)
+    delta = _delta(share.part, share.gain, exact=exact)
     return None if delta is None else delta / share.gain
 
 
-def _delta(part: Part, gain: float) -> torch.Tensor | None:
-    """Return the full change, of the weight's shape; None where it depends on a base that is not at hand."""
+def _delta(part: Part, gain: float, *, exact: bool = False) -> torch.Tensor | None:
+    """
+    Return the full change, of the weight's shape; None where it depends on a base that is not at hand.
+
+    It is in fp64 where that is asked for, or what it is made of is.
+    """
     pair = _pair(part)
     if pair is not None:
+        _check_size(part)
         return ((pair[0] @ pair[1]) * gain).reshape(part.place.shape)
     base = _wide(part.base)
     if base is not None:
-        return part.weights.delta(base, gain)
+        return part.weights.delta(base.double() if exact else base, gain)
+    _check_size(part)
     # What comes out alike from two bases does not depend on the base.
-    zeros = torch.zeros(part.place.shape)
+    kind = torch.float64 if exact else torch.float32
+    zeros = torch.zeros(part.place.shape, dtype=kind)
     change = part.weights.delta(zeros, gain)
-    other = torch.randn(part.place.shape, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(part.place.shape, generator=torch.Generator().manual_seed(0)).to(kind)
     return change if torch.equal(change, part.weights.delta(other, gain)) else None
+
+
+def _check_size(part: Part) -> None:
+    """Refuse a full matrix that no layer has: a few KB can name one of any size."""
+    elements = math.prod(part.place.shape)
+    if elements > FULL_AT_MOST:
+        raise SaveError(
+            f"{part.place}: its change of {' x '.join(map(str, part.place.shape))} in full would have {elements:,} numbers, and "
+            f"{FULL_AT_MOST:,} is the most; merge LoRA pairs by a method for pairs (sum, ...), or leave the layer out"
+        )
 
 
 def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
@@ -358,10 +391,6 @@ def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torc
 
 def _wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.float()
-
-
-def _narrow(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float()
 
 
 def _problem(part: Part) -> SaveProblem:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.merged.rounding import write_rounded
 from lora_mixer.errors import SaveError
 
 if TYPE_CHECKING:
@@ -40,12 +41,17 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) -> torch.Tensor:
     """
-    Return a tensor in the dtype to store; None keeps its own.
+    Return a tensor in the dtype to store, each value rounded once; None keeps its own.
 
     Raises:
         SaveError: When finite values do not fit the dtype.
     """
-    stored = tensor.detach().to(dtype or tensor.dtype)
+    given = tensor.detach()
+    if given.dtype == torch.float64 and dtype is not None:
+        stored = torch.empty_like(given, dtype=dtype, device="cpu")
+        write_rounded(stored, given.cpu())
+    else:
+        stored = given.to(dtype or given.dtype)
     if stored.dtype != tensor.dtype and not stored.isfinite().all() and tensor.isfinite().all():
         raise SaveError(
             f"{place}: values up to {float(tensor.abs().max()):.3g} do not fit {dtype}; use bfloat16"

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer import __version__
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.merging import MergeMethod
@@ -29,10 +31,9 @@ from lora_mixer.writing.names import names_of
 from lora_mixer.writing.parts import located, open_files
 
 if TYPE_CHECKING:
-    import torch
-
+    from lora_mixer.adapter import AdapterInfo
     from lora_mixer.writing.compose import Progress
-    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer
+    from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer, Part
     from lora_mixer.writing.names import Names
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
@@ -348,7 +349,8 @@ def write_adapters(
 
     Raises:
         MixError: When the mix changes from step to step, or its block weights do not fit.
-        SaveError: When the format cannot carry something, a rank is needed, or the disk refuses.
+        SaveError: When the format cannot carry something, an adapter holds NaN or Inf, a rank is needed, or the disk
+            refuses.
     """
     _refuse_unused(adapters)
     chosen, ranks = method or MergeMethod(), cut or Cut()
@@ -356,6 +358,7 @@ def write_adapters(
     layers: Sequence[NewLayer]
     if mix is None:
         (adapter,) = adapters
+        _refuse_nonfinite(adapter.info, adapter.parts)
         layers = as_loaded(adapter.parts, keep_leaves=FORMATS[format].holds_every_algorithm, cut=ranks)
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
@@ -364,11 +367,16 @@ def write_adapters(
                 "this mix has schedules, masks or a method that changes it from step to step, which no adapter file can "
                 "hold; save each adapter, or give weights without them"
             )
-        layers = mixed(_shares(adapters, mix, names), cut=ranks, method=chosen, progress=progress)
+        table = _shares(adapters, mix, names)
+        for info in infos:
+            acting = [x.part for own in table.values() for x in own if x.gain and x.adapter == info.name]
+            _refuse_nonfinite(info, acting)
+        layers = mixed(table, cut=ranks, method=chosen, progress=progress)
         if FORMATS[format].holds_every_algorithm:
             layers = with_one_alpha(layers)
         metadata = provenance.of_mix(infos, mix.to_text(), chosen.to_text(), ranks.to_text() or None)
         title = " + ".join(mix.names)
+        dtype = dtype or torch.float32
     return write_adapter(
         path,
         layers,
@@ -419,3 +427,20 @@ def _refuse_unused(adapters: Sequence[AdapterParts]) -> None:
             raise SaveError(
                 f"{len(lost)} keys would be lost: {listed}", file=adapter.info.source, problems=lost
             )
+
+
+def _refuse_nonfinite(info: AdapterInfo, parts: Sequence[Part]) -> None:
+    """Refuse NaN and Inf, which no method can weigh and which would be in the file for good; all modules are named."""
+    bad = [
+        SaveProblem(str(part.place), SaveReason.VALUES, "+".join(part.weights.algorithms))
+        for part in parts
+        if not all(bool(tensor.isfinite().all()) for tensor in part.weights.tensors())
+    ]
+    if bad:
+        listed = first_of([problem.place for problem in bad], 5)
+        raise SaveError(
+            f"{info.name} has NaN or Inf in {len(bad)} of {len(parts)} modules ({listed}): the training diverged or the file "
+            "is damaged; leave it out, or download it again",
+            file=info.source,
+            problems=bad,
+        )

@@ -7,10 +7,13 @@ dotted names, are taken by these names.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from lora_mixer.algorithms import Stack
@@ -35,13 +38,11 @@ from lora_mixer.writing.skeleton import Skeleton, of_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    import torch
 
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.sources import AdapterSource
 
 _LEAVES = ("kohya", "lycoris", "comfyui")  # layouts whose leaf names are those of Kohya's files
 
@@ -91,7 +92,7 @@ def open_files(
         allow_pickle: Open ``.pt`` and ``.bin`` files.
 
     Returns:
-        The adapters, named after their files (twins get numbers), their modules under the same names.
+        The adapters, named after their files (twins get numbers, by where they lie), their modules under the same names.
 
     Raises:
         SourceError: When a file or the model is not there.
@@ -99,7 +100,7 @@ def open_files(
         MatchError: When adapters are for different bases, or do not fit the model in full.
     """
     found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
-    names = _different([own_name(source) for source in found])
+    names = _different([own_name(source) for source in found], [_identity(source) for source in found])
     adapters = [read_source(source, name=name) for source, name in zip(found, names, strict=True)]
     skeleton = _model(model, allow_pickle=allow_pickle) if model is not None else _skeleton_for(adapters)
     raws = [
@@ -121,15 +122,32 @@ def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) ->
     return tuple(AdapterParts(a.info, own, a.unused) for a, own in zip(adapters, parts, strict=True))
 
 
-def _different(names: Sequence[str]) -> list[str]:
-    different: list[str] = []
-    for name in names:
-        number, one = 1, name
-        while one in different:
+def _different(names: Sequence[str], identities: Sequence[str]) -> list[str]:
+    """Number names that stand twice, by what they are the names of: draws go by names, and must not go by an order."""
+    different: dict[int, str] = {}
+    for place in sorted(range(len(names)), key=lambda place: identities[place]):
+        number, one = 1, names[place]
+        while one in different.values():
             number += 1
-            one = f"{name}_{number}"
-        different.append(one)
-    return different
+            one = f"{names[place]}_{number}"
+        different[place] = one
+    return [different[place] for place in range(len(names))]
+
+
+def _identity(source: AdapterSource) -> str:
+    """Return where a source lies, or what it holds where it lies nowhere."""
+    weights = source.weights
+    if isinstance(weights, Path):
+        return f"{weights}"
+    digest = hashlib.sha256()
+    if isinstance(weights, bytes):
+        digest.update(weights)
+    else:
+        for key in sorted(weights):
+            held = weights[key].detach().cpu().contiguous().flatten()
+            digest.update(key.encode("utf-8", "replace"))
+            digest.update(held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
+    return digest.hexdigest()
 
 
 def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple[ModulePlace, LayerWeights]]:

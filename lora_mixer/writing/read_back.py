@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_mixer.algorithms import Dora
+from lora_mixer.algorithms.frobenius import pair_norm
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read_source
 from lora_mixer.parsing.json_text import loose_json
@@ -117,11 +117,8 @@ def _same(layer: NewLayer, weights: LayerWeights) -> bool:
     # |A B - C D| from the cores, without a full matrix
     left = torch.cat([up * (layer.alpha / layer.rank), -there.scale * other_up], dim=1)  # (out, 2 R)
     right = torch.cat([down, other_down])  # (2 R, in * kernel)
-    return _norm(left, right) <= _HALF * _norm(up * (layer.alpha / layer.rank), down) + 1e-12
-
-
-def _norm(left: torch.Tensor, right: torch.Tensor) -> float:
-    return math.sqrt(max(float(((left.T @ left) * (right @ right.T).T).sum()), 0.0))
+    wanted = pair_norm(up, down, layer.alpha / layer.rank)
+    return pair_norm(left, right, 1.0) <= _HALF * wanted + 1e-12
 
 
 def _near(got: torch.Tensor, wanted: torch.Tensor, share: float) -> bool:

@@ -7,7 +7,6 @@ on a CPU, in fp32 on a GPU.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 from lora_mixer.engines.merged.rounding import write_by_rows, write_rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from lora_mixer.algorithms import Factors, LayerWeights
 
@@ -35,26 +34,6 @@ class Term:
     weights: LayerWeights
     pair: Factors | None
     gain: float
-
-
-@contextmanager
-def exact_matmul() -> Iterator[None]:
-    """Keep TF32 and half-precision accumulators out of the update, whatever the process has set."""
-    matmul = torch.backends.cuda.matmul
-    kept = (
-        matmul.allow_tf32,
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-    )
-    matmul.allow_tf32 = False
-    matmul.allow_fp16_reduced_precision_reduction = False
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = kept[0]
-        matmul.allow_fp16_reduced_precision_reduction = kept[1]
-        matmul.allow_bf16_reduced_precision_reduction = kept[2]
 
 
 def accumulator(weight: torch.Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ worked out once (:class:`_Plan`); a change of weights, or back to an earlier set
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +25,7 @@ from lora_mixer.engines.hooks import HookHandle, hook_output
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
-from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, exact_matmul, write
+from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
@@ -38,6 +39,7 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -205,6 +207,8 @@ class MergedEngine(Engine):
         self._hooks: list[HookHandle] = []
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._watch: Watch | None = None
+        # for which table of touched modules, how large, and roots: the attributes of all modules under these
+        self._hooked: tuple[Any, int, tuple[nn.Module, ...], list[dict[str, Any]]] = (None, 0, (), [])
         self._watched = (0, 0)  # which table of touched modules, and how large
         self._has_locked = True  # as of the last look
         self._beside_only: set[str] = set()  # names of adapters with layers that no weight can hold
@@ -213,7 +217,14 @@ class MergedEngine(Engine):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the modules needs; plans hold addresses of these ones."""
         touched = list(self._touched.values())
-        return {**vars(self), "_plans": {}, "_watch": None, "_roots": {}, "_touched": touched}
+        return {
+            **vars(self),
+            "_plans": {},
+            "_watch": None,
+            "_hooked": (None, 0, (), []),
+            "_roots": {},
+            "_touched": touched,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
@@ -329,6 +340,7 @@ class MergedEngine(Engine):
     def record(self) -> MergedRecord:
         """Note what is held, for :meth:`roll_back`."""
         self._fresh.clear()
+        self._given_up = []
         return MergedRecord(dict(self._adapters), dict(self._wholes), dict(self._touched), self._active)
 
     def settle(self, *, undone: bool = False) -> None:
@@ -591,6 +603,8 @@ class MergedEngine(Engine):
             slot.blended = False
 
     def _find_stored(self) -> None:
+        if not self._has_stored and not self._may_be_stored():
+            return
         slots = self._all_slots()
         parts = {slot.name.partition(".")[0] for slot in slots} & self._roots.keys()
         stored = {
@@ -602,6 +616,16 @@ class MergedEngine(Engine):
             slot.stored = stored.get(id(slot.parameter))
         self._has_stored = bool(stored)
         self._plans.clear()
+
+    def _may_be_stored(self) -> bool:
+        """Look whether diffusers has hooks on any module; the walk through all of them is made once for a table of layers."""
+        roots = tuple(self._roots.values())
+        table, count, known, found = self._hooked
+        same = table is self._touched and count == len(self._touched) and len(known) == len(roots)
+        if not same or not all(map(operator.is_, known, roots)):
+            found = [module.__dict__ for root in roots for module in root.modules()]
+            self._hooked = (self._touched, len(self._touched), roots, found)
+        return any("_diffusers_hook" in own for own in found)
 
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
@@ -704,7 +728,7 @@ class MergedEngine(Engine):
             for entry, parts in plan.singles:
                 entry.weight.keep()  # where a module gets a weight of its own, that is made here
                 live = entry.weight.live
-                with _writing(live):
+                with writing(live):
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -798,20 +822,10 @@ class MergedEngine(Engine):
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
-        with _writing(live):
+        with writing(live):
             write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
-
-
-def _writing(live: torch.Tensor) -> torch.no_grad | torch.inference_mode:
-    """
-    Allow writing to a tensor: one made in inference mode may only be written in that mode, others without gradients.
-
-    Torch's own object and no generator around it: one that Ctrl-C ends is closed when its traceback goes, and would turn gradients off
-    long after the call.
-    """
-    return torch.inference_mode() if live.is_inference() else torch.no_grad()

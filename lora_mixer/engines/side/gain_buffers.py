@@ -14,6 +14,7 @@ import torch
 
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.denoiser.places import Places
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.side.masks import coverage, lay_out, scale_mask
 from lora_mixer.errors import MixError
 
@@ -195,7 +196,7 @@ class GainBuffers:
                 place, number = place + part.rank, number + 1
         self._owners, self._owners_at, self._shown = owners, {}, None
         written = {id(layer) for layer, _ in parts}
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with lasting():
             for layer, own in parts:
                 layer.load(own)
             for layer in self._layers:
@@ -209,7 +210,7 @@ class GainBuffers:
         dtype = torch.float32 if self.folds else layer.down.dtype
         key = (layer.down.device, dtype)
         if key not in self._flats:
-            with torch.inference_mode(mode=False):
+            with lasting():
                 flat = torch.zeros(
                     self._room, self._width, dtype=dtype, device=layer.down.device
                 )  # (rows, ranks)
@@ -264,7 +265,7 @@ class GainBuffers:
         self._shown = parts
         self._cache.clear()
         try:
-            with torch.inference_mode(mode=False), torch.no_grad():
+            with lasting():
                 self._write(count, parts)
         except BaseException:
             self._shown = None  # half of it is no state to go on from

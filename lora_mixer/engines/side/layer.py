@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lora_mixer.engines.denoiser.cuda_graph import in_graph
 from lora_mixer.engines.denoiser.places import sees_text
+from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.side.support import layer_kind
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class SideLayer:
 
     def _follow(self, device: torch.device, dtype: torch.dtype) -> None:
         """Go where the inputs are: written anew from the adapters' own factors, so that nothing is rounded twice."""
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with lasting():
             folded = self.up is not self.raw
             self.down = torch.zeros_like(self.down, device=device, dtype=dtype)
             self.raw = torch.zeros_like(self.raw, device=device, dtype=dtype)

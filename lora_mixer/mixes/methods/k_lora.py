@@ -10,11 +10,17 @@ For content c and style s, with r the ranks and D the weight changes at weight 1
     scale   = alpha * t / T + beta, beta 0.5; in the variant s*, that modulo alpha, beta 0.85 alpha
     choice  = content where (S_c / gamma) / (S_s * scale) > 1, else style
 
-S and gamma do not depend on t, so two numbers for each layer are kept.
+S and gamma do not depend on t, so two numbers for each layer are kept. Changes have the scale alpha / rank of their file
+in them, which the authors leave out (gamma makes up for one that is the same in all layers).
+
+The authors' files hold attention layers (q, k, v, out) alone, and their code patches those; any other layer of a file counts in
+gamma and then acts in no picture. Here layers outside of attention (feed-forward, convolutions) compete, too: whoever loads an
+adapter that has them gets no less of it than it says, and no layer has both.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -210,7 +216,8 @@ def contest(content: Sequence[AdapterLayer], style: Sequence[AdapterLayer]) -> C
             magnitude(x.weights, x.live.shape, x.live.weight, count) for x in (one, other)
         )
         sums[one.live.component, one.live.path] = (top, other_top)
-        quotients.append(whole / other_whole if other_whole else float("inf"))
+        quotient = whole / other_whole if other_whole else math.inf
+        quotients.append(quotient if math.isfinite(quotient) else math.inf)
     gamma = typical(quotients)
     return Contest({place: _ratio(top, other * gamma) for place, (top, other) in sums.items()})
 
@@ -220,7 +227,7 @@ def typical(quotients: Sequence[float]) -> float:
     Return the mean of those below three times the mean of all, so that a layer that one of both left dead decides nothing.
 
     Args:
-        quotients: One for each layer; infinite where the style's change is zero.
+        quotients: One for each layer; infinite where the style's change is zero, or either holds NaN or Inf.
 
     Returns:
         The mean; 1 where none is left.
@@ -235,7 +242,10 @@ def typical(quotients: Sequence[float]) -> float:
 
 
 def _ratio(content: float, style: float) -> float:
-    return content / style if style else float("inf") if content else 0.0
+    """Return the quotient; a layer of NaN or Inf, or of zeros, loses to any other."""
+    if not math.isfinite(content) or not content:
+        return 0.0
+    return content / style if style and math.isfinite(style) else math.inf
 
 
 def magnitude(
