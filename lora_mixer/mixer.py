@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
+from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.formats.table import FORMATS
@@ -603,7 +602,7 @@ class LoraMixer:
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: str | None = None,
+        token: str | Sequence[str] | None = None,
         *,
         weight_name: str | None = None,
         subfolder: str | None = None,
@@ -622,8 +621,10 @@ class LoraMixer:
         ``unload_lora_weights``. No weight changes: the embedding answers for the new tokens by hooks.
 
         Args:
-            pretrained_model_name_or_path: A file, a folder, a Hub repo id, an open binary file or a state dict.
-            token: The word; None takes the file's own, or its name where it has none.
+            pretrained_model_name_or_path: A file, a folder, a Hub repo id, an open binary file, a state dict, or the
+                vectors themselves, (n, width).
+            token: The word; None takes the file's own, or its name where it has none. Several name the file's words in
+                their order, or each row of its only word (``["<s0>", "<s1>"]`` of pivotal tuning).
             weight_name: The file in a folder or repository that has several.
             subfolder: A folder inside the repository.
             revision: Branch, tag or commit of the repository.
@@ -647,6 +648,8 @@ class LoraMixer:
             >>> mixer.load_textual_inversion("cat-toy.safetensors", token="<cat-toy>")  # doctest: +SKIP
             ('<cat-toy>',)
         """
+        if isinstance(pretrained_model_name_or_path, torch.Tensor):
+            pretrained_model_name_or_path = {"vectors": pretrained_model_name_or_path}
         with self._call() as state:
             source = resolve_source(
                 pretrained_model_name_or_path,
@@ -659,15 +662,8 @@ class LoraMixer:
                 force_download=force_download,
                 allow_pickle=allow_pickle,
             )
-            found = read_embeddings(source, name=token)
-            if token is not None and len(found) > 1:
-                raise MatchError(
-                    f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
-                    f"token={token!r} can rename one only; leave it out",
-                    file=source.label,
-                )
-            if token is not None:
-                found = (dataclasses.replace(found[0], token=token),)
+            found = read_embeddings(source, name=token if isinstance(token, str) else None)
+            found = named(found, token, source.label)
             found = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in found)
             state.let_go({embedding.token for embedding in found})
             words = state.tokens.fit(found, "", source.label)
