@@ -175,4 +175,11 @@ def test_every_python_of_the_classifiers_is_tested():
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
 
     assert matrix == claimed
+    oldest = workflow["jobs"]["oldest"]["steps"]
+    assert next(step["with"]["python-version"] for step in oldest if "with" in step) == claimed[0]
+    told = " ".join(step.get("run", "") for step in oldest)
+    assert "--resolution lowest-direct" in told
+    tests = [word for word in told.split() if word.startswith("tests/")]
+    assert len(tests) > 5
+    assert all((ROOT / path).is_file() for path in tests)
     assert f'requires-python = ">={claimed[0]}"' in project
