@@ -83,6 +83,10 @@ WORKS = {
     "show": (["shown.png"], lambda facts: facts["seed"] == 3),
     "find": (["shown.png"], lambda facts: facts["adapters"] == {}),
     "doctor": ([], lambda facts: facts["model"]["name"] == "demo"),
+    "bench": (
+        ["--lora", "demo:ink", "--steps", 0, "--repeats", 1],
+        lambda facts: facts["measurements"][-1]["value"] == 0,
+    ),
 }
 # Calls that end in one of the package's errors.
 FAILS = {
@@ -98,6 +102,7 @@ FAILS = {
     "show": ["gone.png"],
     "find": ["gone.png"],
     "doctor": ["--model", "gone.safetensors"],
+    "bench": ["--lora", "gone.safetensors", "--steps", 0],
     "ui": ["--auth", "x"],
 }
 

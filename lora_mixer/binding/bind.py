@@ -19,6 +19,7 @@ from lora_mixer.algorithms.rows import Placed
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
+from lora_mixer.binding.packed import refuse_packed
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
@@ -536,6 +537,11 @@ def _refuse_partial(
     A part by family is none: files of sibling models have modules that this one need not have.
     """
     info = adapter.info
+    left = {
+        part: [x for x, why in t.unmatched.items() if why.kind is AbsenceReason.NO_MODULE and x not in aside]
+        for part, t in tallies.items()
+    }
+    refuse_packed(left, indexes, len(adapter.layers), info.source)
     for part, tally in tallies.items():
         index = indexes.get(part)
         if index is None or index.family is None or not tally.named:

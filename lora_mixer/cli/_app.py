@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from lora_mixer import __version__
 from lora_mixer.cli._bake import bake
 from lora_mixer.cli._batch import batch
+from lora_mixer.cli._bench import bench
 from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
 from lora_mixer.cli._doctor import doctor
@@ -73,6 +74,7 @@ app.command("demo")(demo)
 app.command("find")(find)
 app.command("show")(show)
 app.command("doctor")(doctor)
+app.command("bench")(bench)
 app.command("ui")(ui)
 
 

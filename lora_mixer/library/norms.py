@@ -44,6 +44,10 @@ class LayerNorms:
         blocks: By block, such as ``unet down 1`` or ``text_encoder layers 3``: the root of the sum of squares.
         unknown: Layers whose change depends on the base (DoRA, OFT, ...), or whose norm would take longer than its file's
             size allows, by algorithm.
+
+    Example:
+        >>> LayerNorms({"unet.conv_in": 0.5}, {"unet in": 0.5}, {}).blocks
+        {'unet in': 0.5}
     """
 
     layers: Mapping[str, float]
