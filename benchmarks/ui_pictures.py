@@ -12,7 +12,10 @@ import argparse
 import io
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WIDE, MIDDLE, NARROW = ({"width": w, "height": h} for w, h in ((1440, 900), (1024, 768), (390, 844)))
 COLOURS = 192
@@ -34,12 +37,8 @@ def shot(desk: Any, path: Path, *, both: bool = False) -> None:
     print(path)
 
 
-def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
-    """Go through all views and draw each."""
-
-    def take(view: str) -> None:
-        shot(desk, out / f"ui-{view}-{name}.png", both=both)
-
+def views(desk: Any, take: Callable[[str], None], name: str, steps: int) -> None:
+    """Go through all views; each is drawn as it comes up."""
     desk.page.locator(".lm-first").wait_for()
     take("first")
     desk.add("ink", "watercolor", "neon")
@@ -61,12 +60,35 @@ def views(desk: Any, out: Path, name: str, steps: int, *, both: bool) -> None:
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.keyboard.press("Escape")
     take("make")
+    desk.page.get_by_role("button", name="Compare", exact=True).click()
+    desk.page.locator("#stage .lm-pick").first.click()
+    desk.page.locator("#stage .lm-cut").wait_for()
+    take("pair")
+    desk.page.get_by_role("button", name="End comparing").click()
+    desk.open_mix()
+    desk.page.get_by_label("More for ink").click()
+    desk.page.get_by_role("button", name="Paint a mask").click()
+    desk.page.get_by_label("ink: left half").click()
+    take("mask")
+    desk.page.keyboard.press("Escape")
+    desk.page.locator("dialog[open]").first.wait_for(state="detached")
+    desk.page.get_by_label("More for ink").click()
+    desk.page.keyboard.press("Escape")
+    other_views(desk, take, name)
+
+
+def other_views(desk: Any, take: Callable[[str], None], name: str) -> None:
+    """Go through the tabs beside Make."""
     desk.tab("Library")
     desk.page.get_by_role("button", name="Details of ink", exact=True).click()
     desk.page.locator(".lm-barline").first.wait_for()
     take("details")
     desk.page.keyboard.press("Escape")
     take("library")
+    desk.page.get_by_role("button", name="As a list").click()
+    desk.page.locator(".lm-cardline").first.wait_for()
+    take("list")
+    desk.page.get_by_role("button", name="As a list").click()
     desk.tab("Compare")
     desk.page.locator("#compare-button").click()
     desk.state("done", "#compare-state").wait_for(timeout=600_000)
@@ -106,7 +128,12 @@ def main() -> None:
             if size["width"] not in given.widths:
                 continue
             context = chromium.new_context(viewport=size, color_scheme=colours)
-            views(Desk(context, url), given.out, name, given.steps, both=given.both)
+            desk = Desk(context, url)
+
+            def take(view: str, desk: Any = desk, name: str = name) -> None:
+                shot(desk, given.out / f"ui-{view}-{name}.png", both=given.both)
+
+            views(desk, take, name, given.steps)
             context.close()
         chromium.close()
         playwright.stop()

@@ -26,8 +26,14 @@ MIXES = (
 PROMPT = "a castle"
 
 
-def compare(desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int) -> tuple[int, int]:
-    """Press Make in all sessions at once, then make each picture alone; gives how many are equal, and how many there are."""
+def compare(
+    desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int, *, reload: bool = False
+) -> tuple[int, int]:
+    """
+    Press Make in all sessions at once, then make each picture alone; gives how many are equal, and how many there are.
+
+    With ``reload`` each page is loaded again while its pictures are made.
+    """
     for number, (desk, mix) in enumerate(zip(desks, mixes, strict=True)):
         if mix:
             desk.page.get_by_text("Save and share").click()
@@ -37,6 +43,11 @@ def compare(desks: list[Any], app: Any, mixes: Any, pictures: int, steps: int) -
         desk.fill(PROMPT, seed=100 * number, steps=steps, count=pictures)
     for desk in desks:
         desk.page.locator("#make-button").click()
+    for desk in desks if reload else ():
+        desk.page.on("dialog", lambda dialog: dialog.accept())  # it asks before one leaves
+        desk.page.wait_for_function("lm.busy")
+        desk.page.reload()
+        desk.page.locator("#board h2").wait_for()
     found = []
     for desk in desks:
         desk.state("done").wait_for(timeout=1_800_000)

@@ -68,6 +68,7 @@ from .pictures import (
     load_pipeline,
 )
 from .problem import Problem
+from .speed import Measurement, SpeedReport, measure_speed
 from .writing import SaveReport
 
 __version__: str
@@ -100,6 +101,7 @@ __all__ = [
     "LoraMixerError",
     "MatchError",
     "MatchReport",
+    "Measurement",
     "MemoryReport",
     "MissingExtraError",
     "Mix",
@@ -125,6 +127,7 @@ __all__ = [
     "SavedMixes",
     "SourceError",
     "SourceNotFoundError",
+    "SpeedReport",
     "StepProgress",
     "TokenInfo",
     "TrainableTokensConfig",
@@ -147,6 +150,7 @@ __all__ = [
     "load_pipeline",
     "match_adapter",
     "match_adapters",
+    "measure_speed",
     "merging",
     "mixes",
     "picture_metadata",

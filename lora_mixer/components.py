@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 """The components that ``te`` stands for; they run once, before the denoiser."""
 
 TE = "te"

@@ -117,6 +117,8 @@ class NoteKind(Enum):
     """All of its modules hold zeros."""
     BESIDE = "beside"
     """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
+    TRAINED_APART = "trained apart"
+    """Parts of its fused layers were trained apart, at a strength that no reader gives them."""
     EXPERT = "expert"
     """It does not say which of two experts it is for, and went to the first."""
 

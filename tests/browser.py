@@ -91,7 +91,7 @@ class Desk:
 
     def __init__(self, context, url):
         self.page = context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(int(os.environ.get("LORA_MIXER_PATIENCE", "60")) * 1000)
         self.errors = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
@@ -144,7 +144,7 @@ class Desk:
             f"""before => {{
                 const view = document.querySelector("#stage .lm-stage");
                 const final = view?.querySelector(".lm-final");
-                return view?.dataset.state === "error" || (view?.dataset.state === "done" && final && {newest} !== before);
+                return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
             }}""",
             arg=before,
         )

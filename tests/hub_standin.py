@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class HubStandIn:
 
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    made: dict[str, dict] = field(default_factory=dict)  # repositories that were made, and how
+    messages: list[str] = field(default_factory=list)  # of commits
     broken: int | None = None  # answer everything with this status
 
     def __enter__(self):
@@ -73,6 +76,38 @@ class HubStandIn:
         etag = hashlib.sha256(content).hexdigest()
         return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}, content
 
+    def take(self, path, raw, token):
+        """Take what is pushed: a new repository, the question how files come, and a commit with all of them in it."""
+        if token != TOKEN:
+            return 401, {"error": "Invalid credentials"}
+        parts = path.strip("/").split("/")
+        if parts[:3] == ["api", "repos", "create"]:
+            given = json.loads(raw)
+            name = f"{given.get('organization') or 'me'}/{given['name']}"
+            known = name in self.repos
+            self.repos.setdefault(name, Repo({}))
+            self.made[name] = given
+            return (409 if known else 200), {"url": f"{self.endpoint}/{name}", "name": name}
+        if parts[:2] == ["api", "validate-yaml"]:
+            return 200, {"errors": [], "warnings": []}
+        name = f"{parts[2]}/{parts[3]}"
+        if parts[4] == "preupload":
+            files = [
+                {"path": x["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for x in json.loads(raw)["files"]
+            ]
+            return 200, {"files": files}
+        for line in map(json.loads, raw.splitlines()):
+            if line["key"] == "file":
+                self.repos[name].files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "header":
+                self.messages.append(line["value"]["summary"])
+        return 200, {
+            "commitOid": COMMIT,
+            "commitUrl": f"{self.endpoint}/{name}/commit/{COMMIT}",
+            "success": True,
+        }
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
 
@@ -82,6 +117,18 @@ class HubStandIn:
 
             def do_GET(self) -> None:
                 self._respond(with_body=True)
+
+            def do_POST(self) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+                status, answer = hub.take(urlsplit(self.path).path, raw, token)
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def _respond(self, *, with_body: bool) -> None:
                 hub.requests.append(f"{self.command} {self.path}")

@@ -335,6 +335,29 @@ def test_a_mix_alone_breaks_no_graph_that_is_compiled_after_it() -> None:
     assert distance(noise(pipe), plain) < CLOSE
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("engine", ["merged", "side"])
+def test_one_graph_that_is_compiled_after_a_mix_has_it_once_the_mix_is_set_again(
+    engine: Any, in_place: bool
+) -> None:
+    pipe, mixer = small()
+    torch._dynamo.reset()
+    mixer.set_mix({"a": 0.4}, engine=engine)
+    expected = noise(pipe)
+    mixer.set_mix({"a": 0.8}, engine=engine)
+    plain = noise(pipe)
+    if in_place:
+        pipe.unet.compile(backend="eager", fullgraph=True)
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
+    with pytest.raises(PipelineStateError, match="a call's scale"):
+        noise(pipe, 0.5)
+    assert distance(noise(pipe), plain) < CLOSE
+    mixer.set_mix({"a": 0.8}, engine=engine)
+    assert distance(noise(pipe, 0.5), expected) < CLOSE
+    assert distance(noise(pipe), plain) < CLOSE
+
+
 def test_reserved_side_paths_have_it(mixed: Any) -> None:
     pipe, mixer = mixed
     mixer.reserve(rank=16, rows=4)

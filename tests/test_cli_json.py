@@ -81,7 +81,12 @@ WORKS = {
         lambda facts: facts["restored"] is True and facts["steps"] == 1,
     ),
     "show": (["shown.png"], lambda facts: facts["seed"] == 3),
+    "find": (["shown.png"], lambda facts: facts["adapters"] == {}),
     "doctor": ([], lambda facts: facts["model"]["name"] == "demo"),
+    "bench": (
+        ["--lora", "demo:ink", "--steps", 0, "--repeats", 1],
+        lambda facts: facts["measurements"][-1]["value"] == 0,
+    ),
 }
 # Calls that end in one of the package's errors.
 FAILS = {
@@ -92,9 +97,12 @@ FAILS = {
     "resize": ["gone.safetensors", "-o", "@y.safetensors", "--rank", 1],
     "extract": ["gone.safetensors", "gone.safetensors", "-o", "@y.safetensors", "--rank", 1],
     "bake": ["--model", "gone.safetensors", "--lora", "demo:ink", "-o", "@y"],
+    "push": ["me/x", "--model", "gone.safetensors", "--lora", "demo:ink"],
     "demo": ["--out", "x.bmp"],
     "show": ["gone.png"],
+    "find": ["gone.png"],
     "doctor": ["--model", "gone.safetensors"],
+    "bench": ["--lora", "gone.safetensors", "--steps", 0],
     "ui": ["--auth", "x"],
 }
 
@@ -107,7 +115,7 @@ def test_every_command_has_it_and_is_tried_here():
     ]
 
     assert without == []
-    assert set(COMMANDS) == set(WORKS) | {"ui"} == set(FAILS) | {"inspect"}
+    assert set(COMMANDS) == set(WORKS) | {"ui", "push"} == set(FAILS) | {"inspect"}
 
 
 def placed(argument, things):

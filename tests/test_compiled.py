@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from lora_mixer import LoraMixer
+from lora_mixer import LoraMixer, PipelineStateError
 from tests.models import tiny_sd
 from tests.test_reserved import Pipe as UNetPipe
 from tests.test_reserved import file_of
@@ -312,3 +312,84 @@ def test_a_compiled_text_encoder_learns_words(kind: str) -> None:
     assert (text(pipe, "a <s> <s>_1 x") - wanted).abs().max() < CLOSE
     mixer.unload_textual_inversion()
     assert (text(pipe, "a cat") - base).abs().max() < CLOSE
+
+
+ONE_GRAPH: dict[str, Callable[[Any], Any]] = {
+    "module": lambda pipe: setattr(pipe, "unet", torch.compile(pipe.unet, backend="eager", fullgraph=True)),
+    "in place": lambda pipe: pipe.unet.compile(backend="eager", fullgraph=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [*(("module", name) for name in FEATURES), ("in place", "merged"), ("in place", "schedule")],
+)
+def test_what_is_read_at_calls_is_refused_by_name_where_one_graph_was_compiled_after_it(
+    how: str, name: str, expected: dict[str, torch.Tensor]
+) -> None:
+    torch._dynamo.reset()
+    mixer = loaded()
+    clean = Snapshot.of(mixer.pipe)
+    mix, options = FEATURES[name]
+    mixer.set_mix(mix, **options)
+    plain = mixer.pipe.unet
+    ONE_GRAPH[how](mixer.pipe)
+    if name not in ("merged", "side", "bias by hook"):  # which are read nowhere
+        with pytest.raises(
+            PipelineStateError, match=r"fullgraph=True after the mix was set.*set the mix once more"
+        ):
+            mixer.pipe.steps()
+        mixer.set_mix(mix, **options)
+    assert (mixer.pipe.steps() - expected[name]).abs().max() < CLOSE
+    mixer.disable_lora()
+    assert (mixer.pipe.steps() - expected["base"]).abs().max() < CLOSE
+    mixer.pipe.unet = plain
+    clean.assert_untouched(mixer.pipe)
+
+
+DENSE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "one mix": ({"d": 0.7}, {"engine": "side"}),
+    "schedule": ({"d": {"weight": 1.0, "schedule": "0@1,1@0"}}, {"engine": "side"}),
+    "rows": ([{"d": 1.0}, {"a": 0.4}], {"guidance_copies": 2}),
+}
+
+
+def with_whole_changes() -> LoraMixer:
+    """Load an adapter of LoHa on linear layers and of whole changes on convolutions, too."""
+    mixer, generator, file = loaded(), torch.Generator().manual_seed(7), {}
+    for path, layer in mixer.pipe.unet.named_modules():
+        front = "lora_unet_" + path.replace(".", "_")
+        if isinstance(layer, nn.Linear):
+            out, width = layer.weight.shape
+            for leaf, shape in (
+                ("w1_a", (out, 2)),
+                ("w1_b", (2, width)),
+                ("w2_a", (out, 2)),
+                ("w2_b", (2, width)),
+            ):
+                file[f"{front}.hada_{leaf}"] = torch.randn(*shape, generator=generator) * 0.4
+        elif isinstance(layer, nn.Conv2d):
+            file[f"{front}.diff"] = torch.randn(*layer.weight.shape, generator=generator) * 0.3
+    mixer.load_lora_weights(file, "d", activate=False)
+    return mixer
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_changes_without_pairs_are_compiled_beside_their_layers_in_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    mix, options = DENSE[name]
+    plain = with_whole_changes()
+    base = plain.pipe.steps()
+    plain.set_mix(mix, **options)
+    wanted = plain.pipe.steps()
+    assert (wanted - base).abs().max() > FAR
+    mixer = with_whole_changes()
+    KINDS["fullgraph"](mixer.pipe, backend="eager")
+    mixer.pipe.steps()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        mixer.set_mix(mix, **options)
+        assert (mixer.pipe.steps() - wanted).abs().max() < CLOSE
+        mixer.disable_lora()
+        assert torch.equal(mixer.pipe.steps(), base)
+        mixer.set_mix(mix, **options)
+        assert (mixer.pipe.steps() - wanted).abs().max() < CLOSE

@@ -29,6 +29,7 @@ FOREIGN = frozenset(
         *("--check", "--head", "--build-arg", "--gpus", "--rm", "HF_TOKEN"),  # ruff, Ray, Docker, the Hub
         *(
             "diff_m",
+            "img_attn_q",
             "_to_q",
             "lora_unet_down_blocks_0_",
             "lycoris_down_blocks_0_",

@@ -367,3 +367,29 @@ def test_modules_that_only_siblings_have_are_left_out_as_theirs(shared_data, mod
     assert [why.kind for part in report.components for why in part.unmatched.values()] == [
         AbsenceReason.NOT_IN_FAMILY
     ]
+
+
+# --- a fourth text encoder ----------------------------------------------------------------------------------------------
+
+
+def test_the_fourth_text_encoder_is_one_and_te_reaches_it(shared_data):
+    """HiDream's Llama stands behind two CLIPs and a T5: by name, by number, and where files count it as the only one."""
+    whole = parts_of(shared_data, reference(shared_data, "flux/kohya_te1_te3")).components
+    language = parts_of(shared_data, reference(shared_data, "lumina2/kohya_te_gemma")).components[
+        "text_encoder"
+    ]
+    model = parts_of(shared_data, reference(shared_data, "hidream/aitoolkit")).components["transformer"]
+    parts = Parts({"transformer": model, "text_encoder": whole["text_encoder"], "text_encoder_3": whole["text_encoder_2"],
+                   "text_encoder_4": language})  # fmt: skip
+    path = next(path for path, _ in language.named_modules() if path.endswith("layers.0.self_attn.q_proj"))
+    live = language.get_submodule(path).weight
+    before, (out, into) = live.detach().clone(), live.shape
+    dotted, flat = path.removeprefix("model."), path.removeprefix("model.").replace(".", "_")
+    for key in (f"text_encoder_4.{dotted}", f"lora_te4_{flat}", f"lora_te_{flat}"):
+        mixer = LoraMixer(parts)
+        report = mixer.load_lora_weights(pairs({key: (out, into)}), "a")
+        assert [part.component for part in report.components] == ["text_encoder_4"]
+        mixer.set_adapters("a", {"te": 0.5})
+        assert torch.allclose(live, before + 0.5)
+        mixer.unload_lora_weights()
+        assert torch.equal(live, before)

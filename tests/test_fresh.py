@@ -194,10 +194,14 @@ def test_modules_shapes_starts_and_gradients_are_those_of_peft(case: str, tmp_pa
         out.square().sum().backward()
         # PEFT's backward of LoHa's cores is wrong for the left factors (by differences): 250 % off its own forward
         wrong = ("hada_w1_a", "hada_w2_a") if fields.get("use_effective_conv2d") and kind is LOHA else ()
+        # biases of keys have no gradient but for rounding
+        least = 1e-9 * max(float(p.grad.norm()) for p in wanted.values())
         for key, parameter in found.items():
-            if key.endswith(wrong) and wrong:
-                continue
-            assert distance(parameter.grad, wanted[key].grad) < 2e-5 or not wanted[key].grad.any(), key
+            if (
+                not (wrong and key.endswith(wrong))
+                and float(parameter.grad.norm() + wanted[key].grad.norm()) > least
+            ):
+                assert distance(parameter.grad, wanted[key].grad) < 2e-5, key
     assert all(p.grad is None and not p.requires_grad for p in own)
 
     mixer.save_lora_weights(tmp_path, "mine", format="peft")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import AdapterMix, Mix
+from lora_mixer.mixes import TEXT_ENCODERS, AdapterMix, Mix
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -235,7 +235,7 @@ class TestEquality:
             ({"a": 0.0}, {"a": -0.0}),
             ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
             ({"a": {"unet": 1.0}}, {"a": 1}),
-            ({"a": {"te": 0.5}}, {"a": {"text_encoder": 0.5, "text_encoder_2": 0.5, "text_encoder_3": 0.5}}),
+            ({"a": {"te": 0.5}}, {"a": dict.fromkeys(TEXT_ENCODERS, 0.5)}),
             ({"a": {"te": 0.5}}, {"a": {"weight": 1, "components": {"te": 0.5, "unet": 1.0}}}),
         ],
     )

@@ -248,3 +248,45 @@ def test_nothing_stays_on_a_part_that_was_replaced(reached: str, mix: Any) -> No
     for name in ("unet", "text_encoder"):
         assert vars(getattr(pipe, name)).keys() == before[name][1]
         assert Snapshot.of(getattr(pipe, name)).hooks == before[name][0].hooks
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * 2
+
+
+def test_a_parametrisation_that_comes_onto_a_mix_has_the_base_under_it_and_the_mix_beside() -> None:
+    pipe = small_pipe()
+    base, pairs = values(pipe), pairs_for(pipe, 1)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    layer = pipe.components["unet"].linear
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+
+    mixer.set_adapters("a", 0.5)
+
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+    wanted = base["unet.linear.weight"].double() * 2 + mixed((pairs, 0.5))["unet", "linear"]
+    result = x.double() @ wanted.T + base["unet.linear.bias"].double()
+    assert torch.allclose(layer(x).double(), result, atol=1e-5)
+    mixer.disable_lora()
+    assert torch.equal(layer.parametrizations.weight.original, base["unet.linear.weight"])
+    nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    assert_same(values(pipe), base)
+
+
+@pytest.mark.parametrize("call", ["disable_lora", "set_adapters"])
+def test_a_parametrisation_that_took_a_mixed_weight_apart_is_an_error_by_name(call: str) -> None:
+    pipe = small_pipe()
+    base = values(pipe)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1)), "a")
+    layer = pipe.components["unet"].linear
+    nn.utils.parametrizations.weight_norm(layer)
+
+    with pytest.raises(PipelineStateError, match=r"unet\.linear\.weight.*computed from other parameters"):
+        getattr(mixer, call)(*(["a", 0.5] if call == "set_adapters" else []))
+
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    mixer.restore_base()
+    assert_same(values(pipe), base)

@@ -292,3 +292,129 @@ def test_timesteps_that_were_rounded_to_the_same_number_are_steps_of_their_own()
     levels = NoiseLevels.of([9.0, 5.0, 2.0, 2.0, 1.0], 5)
 
     assert (levels.total, levels.steps) == (5, (0, 1, 2, 4))
+
+
+LOOP = 7
+
+
+class Sampler:
+    """A loop that is a method, its scheduler an attribute beside the denoiser."""
+
+    def __init__(self, unet: Denoiser, scheduler: Any) -> None:
+        self.net = unet
+        self.noise_scheduler = scheduler
+
+    def one(self, t: Any) -> None:
+        self.net(torch.zeros(1, 4, 2, 2), t)
+
+    def run(self) -> None:
+        self.noise_scheduler.set_timesteps(LOOP)
+        for t in self.noise_scheduler.timesteps:
+            self.one(t)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, unet: Denoiser, scheduler: Any) -> None:
+        super().__init__()
+        self.net, self.solver = unet, scheduler
+
+    def forward(self, steps: int) -> None:
+        self.solver.set_timesteps(steps)
+        for t in self.solver.timesteps:
+            self.net(torch.zeros(1, 4, 2, 2), t.clone())
+
+
+class OtherNames:
+    """A pipeline whose scheduler has a name of its own."""
+
+    def __init__(self, unet: Denoiser, scheduler: Any) -> None:
+        self.components = {"unet": unet, "prior_scheduler": scheduler}
+        self.unet, self.prior_scheduler = unet, scheduler
+
+    def __call__(self) -> None:
+        self.prior_scheduler.set_timesteps(LOOP)
+        for t in self.prior_scheduler.timesteps:
+            self.unet(torch.zeros(1, 4, 2, 2), t)
+
+
+SHARED = diffusers.UniPCMultistepScheduler(**BETAS)
+
+
+def by_global(unet: Denoiser) -> None:
+    SHARED.set_timesteps(LOOP)
+    for place in range(LOOP):
+        unet(torch.zeros(1, 4, 2, 2), int(SHARED.timesteps[place]))
+
+
+def of_two(unet: Denoiser) -> None:
+    first, second = made("EulerDiscreteScheduler"), made("UniPCMultistepScheduler")
+    first.set_timesteps(LOOP - 3)
+    second.set_timesteps(LOOP)
+    for t in second.timesteps:
+        unet(torch.zeros(1, 4, 2, 2), int(t))
+
+
+def in_a_dict(unet: Denoiser) -> None:
+    kit = {"solver": made("DDIMScheduler")}
+    kit["solver"].set_timesteps(LOOP)
+    for t in kit["solver"].timesteps:
+        unet(torch.zeros(1, 4, 2, 2), t.float())
+
+
+def without_scheduler(unet: Denoiser) -> None:
+    for t in torch.linspace(971.5, 12.25, LOOP):
+        unet(torch.zeros(1, 4, 2, 2), t.expand(1))
+
+
+@torch.inference_mode()
+def without_views(unet: Denoiser) -> None:
+    levels = torch.linspace(971.5, 12.25, LOOP)
+    for t in levels:
+        unet(torch.zeros(1, 4, 2, 2), t)
+
+
+def of_numbers(unet: Denoiser) -> None:
+    timesteps = [970, 801, 640, 480, 313, 160, 9]
+    for t in timesteps:
+        unet(torch.zeros(1, 4, 2, 2), t)
+
+
+LOOPS: dict[str, Any] = {
+    "sampler": lambda unet: Sampler(unet, made("DPMSolverMultistepScheduler")).run(),
+    "module": lambda unet: Wrapped(unet, made("DEISMultistepScheduler"))(LOOP),
+    "pipeline with other names": lambda unet: OtherNames(unet, made("DDIMScheduler"))(),
+    "global": by_global,
+    "of two": of_two,
+    "dict": in_a_dict,
+    "no scheduler": without_scheduler,
+    "no views": without_views,
+    "numbers": of_numbers,
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_has_the_steps_of_the_run_that_it_takes_its_timesteps_from(unet: Denoiser, loop: str) -> None:
+    unet.mixer.pipe.scheduler.set_timesteps(3)  # type: ignore[operator, union-attr]
+    wanted = [round(step / (LOOP - 1), 4) for step in range(LOOP)]
+
+    assert gains(unet, "linear(0, 1)", lambda: LOOPS[loop](unet)) == wanted
+    within = [float(2 <= step < 4) for step in range(LOOP)]
+    assert gains(unet, "window(2s, 4s)", lambda: LOOPS[loop](unet)) == within
+
+
+def test_a_loop_whose_run_is_nowhere_in_reach_is_refused_and_only_where_steps_count(unet: Denoiser) -> None:
+    unet.mixer.pipe.scheduler.set_timesteps(3)  # type: ignore[operator, union-attr]
+
+    def loop() -> None:
+        for number in (812.25, 611.5, 402.125):
+            unet(torch.zeros(1, 4, 2, 2), torch.tensor(number))
+
+    with pytest.raises(MixError, match=r"a loop calls unet with timestep 812\.25, which is none of"):
+        gains(unet, "linear(0, 1)", loop)
+    mixer: Any = unet.mixer
+    ones = {"unet.layer.lora_A.weight": torch.ones(1, 1), "unet.layer.lora_B.weight": torch.ones(1, 1)}
+    mixer.load_lora_weights(ones, "b", activate=False)
+    with mixer.applied("a:1, b:1 | composite"):
+        loop()
+    with mixer.applied("a:1, b:1 | switch"), pytest.raises(MixError, match="Switch goes by the steps"):
+        loop()

@@ -116,8 +116,8 @@ def test_what_cannot_be_trained_is_refused_and_nothing_changes(tmp_path: Path) -
         )
     assert all(p.requires_grad for p in net.parameters())
     mixer.load_lora_weights(folder(tmp_path / "b", pair(0, 8, 6, 1)), "b", trainable=True)
-    with pytest.raises(MixError, match="one weight for all rows"):
-        mixer.set_mix([{"b": 1.0}, {"b": 0.5}])
+    with pytest.raises(MixError, match="one weight for each row, at all steps"):
+        mixer.set_mix("b:1,start=2")
     with pytest.raises(AdapterNameError, match="keeps its parameters"):
         mixer.load_lora_weights(tmp_path / "b", "b", hotswap=True)
     assert len(mixer.named_trainable_parameters("b")) == 2

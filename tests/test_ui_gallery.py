@@ -110,5 +110,6 @@ def test_pictures_without_settings_are_refused_with_words(desk, tmp_path):
     desk.tab("Gallery")
     for name, said in (("plain.png", "no known settings"), ("broken.png", "")):
         desk.upload("#picture-drop", tmp_path / name)
-        assert said in desk.toast(), name
-        desk.page.get_by_test_id("toast-close").first.click()
+        note = desk.page.get_by_test_id("lm-said").filter(has_text=said)
+        note.wait_for()
+        note.get_by_label("Close this message").click()

@@ -60,7 +60,10 @@ def test_a_job_goes_on_while_its_page_is_loaded_again(desk, app):
     desk.fill(PROMPT, seed=5, steps=60)
     desk.page.locator("#make-button").click()
     desk.page.locator("#stage .lm-preview").wait_for()
+    asked = []
+    desk.page.on("dialog", lambda dialog: asked.append(dialog.type))
     reload(desk)
+    assert asked == ["beforeunload"]  # leaving during a job asks
     desk.state("running").wait_for()
     desk.state("done").wait_for()
     desk.page.locator("#stage .lm-final").wait_for()

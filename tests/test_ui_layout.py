@@ -121,6 +121,9 @@ def test_rows_that_are_off_can_be_read(chromium, site, colours):
     context = chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme=colours)
     desk = Desk(context, site[0])
     desk.add("ink")
+    desk.page.get_by_label("More for ink").click()
+    desk.weight("ink", 0.3, "Text")
+    desk.page.get_by_label("More for ink").click()
     desk.row("ink").get_by_role("switch").focus()
     desk.page.keyboard.press("Space")
     for where in (".lm-title", ".lm-number", ".lm-te", ".lm-icon"):

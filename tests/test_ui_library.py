@@ -134,7 +134,7 @@ def test_an_adapter_comes_from_the_hub_into_the_mix(desk, app, hub):
     repo, file = (desk.page.locator(f"{at} input, {at} textarea") for at in ("#hub-repo", "#hub-file"))
     repo.fill("/etc/passwd")
     desk.page.locator("#hub-get").click()
-    assert "owner/name" in desk.toast()
+    desk.page.locator("#hub-repo .lm-fielderror").get_by_text("owner/name").wait_for()
     repo.fill("someone/inks")
     file.fill("from hub.safetensors")
     desk.page.locator("#hub-get").click()

@@ -21,6 +21,7 @@ def test_a_mix_changes_the_picture_and_all_off_is_the_base_to_the_byte(desk, app
 
     loads = app.loads
     desk.weight("ink", 0.3)
+    desk.page.get_by_label("More for ink").click()
     desk.weight("ink", 0.1, "Text")
     assert pixels(desk.make()) == alone(
         app, {"ink": {"weight": 0.3, "components": {"te": 0.1}}, "halftone": 0.4}

@@ -17,9 +17,8 @@ from tests.hub_standin import Repo
 def grid(desk, columns, values, rows="nothing", row_values=""):
     desk.tab("Compare")
     for name, kind, text in (("columns", columns, values), ("rows", rows, row_values)):
-        desk.page.locator(f"#{name}-kind input").fill(kind)
-        desk.page.keyboard.press("Enter")
-        desk.page.locator(f"#{name}-values input, #{name}-values textarea").fill(text)
+        desk.page.locator(f"#{name}-kind select").select_option(kind)
+        desk.page.locator(f"#{name}-values textarea").fill(text)
     desk.page.locator("#grid-button").click()
 
 
@@ -177,8 +176,7 @@ def test_an_export_says_in_colour_what_the_rank_costs_and_writes_peft(desk, app)
         desk.page.get_by_label("Rank (0: exact)").blur()
         desk.page.locator("#export-button").click()
         desk.page.locator(f"#export-verdict .lm-{level}").get_by_text(words).wait_for()
-    desk.page.locator("#export-format input").click()
-    desk.page.get_by_role("option", name="peft").click()
+    desk.page.get_by_label("Format").select_option("peft")
     desk.page.locator("#export-name input, #export-name textarea").fill("for peft")
     desk.page.locator("#export-button").click()
     desk.page.wait_for_function("document.querySelector('#export-report textarea').value.includes('peft')")

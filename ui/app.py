@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import ipaddress
-import socket
-import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from .api import add_api
 from .app_state import AppState, ServerOptions
 from .guard import LOOPBACK, Guard, outermost
 from .jobs import Jobs
+from .messages import words_of
 from .pages.compare import compare_page
 from .pages.export import export_page
 from .pages.gallery import gallery_page
@@ -26,10 +25,11 @@ from .pages.make import make_page
 from .pages.mix import make_mix_rows
 from .pages.shared import QUIET, Shared
 from .pressing import Pressing
-from .theme import css, head, theme
+from .reach import check_port, check_reach
+from .theme import css, head, part, theme
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CACHE_SECONDS = (3600, 24 * 3600)
 
@@ -50,8 +50,9 @@ def build(app: AppState) -> Any:
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="side", scale=0, min_width=300):
                 mix_rows = make_mix_rows(app, jobs)
+                voice = part("voice", value=None, elem_id="voice", elem_classes="lm-unseen")
             with gr.Column(elem_id="work"), gr.Tabs(elem_id="tabs", selected="make") as tabs:
-                shared = Shared(app, jobs, mix_rows, str(Path(blocks.GRADIO_CACHE).resolve()))
+                shared = Shared(app, jobs, mix_rows, str(Path(blocks.GRADIO_CACHE).resolve()), voice)
                 with gr.Tab("Make", id="make", elem_id="tab-make"):
                     fields = make_page(shared)
                 with gr.Tab("Library", id="library", elem_id="tab-library"):
@@ -74,6 +75,15 @@ def _nothing() -> None:
     """Do nothing: jobs end by themselves when nobody listens."""
 
 
+def _tell_of_the_model(app: AppState, tell: Callable[[str], object]) -> None:
+    try:
+        title = app.models.loaded().facts.title
+    except LoraMixerError as error:
+        tell(f"the model could not be loaded: {words_of(error)}")
+    else:
+        tell(f"the model {title} is there")
+
+
 def _top(app: AppState) -> str:
     waiting = len(app.queue)
     queue = "idle" if not waiting else f"{waiting} queued"
@@ -92,46 +102,6 @@ def _top(app: AppState) -> str:
     )
 
 
-def check_reach(host: str, *, share: bool, auth: tuple[str, str] | None) -> None:
-    """
-    Refuse to be reached from other machines without a password.
-
-    Raises:
-        LoraMixerError: When ``auth`` is needed and missing.
-    """
-    if auth is not None:
-        return
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if share or not local:
-        what = "--share" if share else f"--host {host}"
-        raise LoraMixerError(
-            f"{what} lets other machines in: give --auth USER:PASSWORD as well (or leave it at --host 127.0.0.1)"
-        )
-
-
-def check_port(host: str, port: int | None) -> None:
-    """
-    Look whether a port is free, before a model is loaded for nothing.
-
-    Raises:
-        LoraMixerError: When something listens there already.
-    """
-    if not port:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except OSError as error:
-            raise LoraMixerError(
-                f"port {port} of {host} cannot be had ({error.strerror}): end what uses it, or give another --port"
-            ) from error
-
-
 def launch(
     options: ServerOptions,
     *,
@@ -141,6 +111,7 @@ def launch(
     share: bool = False,
     block: bool = True,
     app: AppState | None = None,
+    tell: Callable[[str], object] = str,
 ) -> Any:
     """
     Serve the page.
@@ -153,6 +124,7 @@ def launch(
         share: Make a public link through Gradio's servers.
         block: Wait until it is ended.
         app: One that is open already.
+        tell: Takes what is being done, in words, one line after the other; the address is among them.
 
     Returns:
         The ``gr.Blocks`` that is served; its ``local_url`` is where.
@@ -165,7 +137,7 @@ def launch(
     """
     check_reach(host, share=share, auth=auth)
     check_port(host, port)
-    app = app or AppState(options)
+    app = app or AppState(options, tell)
     blocks = build(app)
     hosts = None if auth is not None else (*LOOPBACK, host)
     served: Sequence[str] = [str(app.pictures), str(app.downloads)]
@@ -194,15 +166,17 @@ def launch(
         app_kwargs={
             "middleware": [
                 Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads),
-                Middleware(Pressing),
+                Middleware(Pressing, sorted({each["type"] for each in blocks.config["components"]})),
             ]
         },
         inbrowser=False,
     )
     outermost(blocks.app)
     app.preloader.warm_up()
+    tell(f"{blocks.local_url}  (Ctrl+C ends it; pictures go to {app.pictures})")
+    threading.Thread(
+        target=_tell_of_the_model, args=(app, tell), name="word of the model", daemon=True
+    ).start()
     if block:
-        sys.stdout.write(f"lora_mixer: {blocks.local_url}  (Ctrl+C ends it; pictures go to {app.pictures})\n")
-        sys.stdout.flush()
         blocks.block_thread()
     return blocks

@@ -26,7 +26,7 @@ from .saved_rows import SavedRows
 from .starts import Starts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from lora_mixer import LoraMixer, PictureMaker, PictureRequest
     from lora_mixer.mixes import BlockLayout
@@ -74,12 +74,13 @@ class AppState:
 
     Args:
         options: How it was started.
+        tell: Takes what is being done, in words, for whoever waits at a terminal.
 
     Raises:
         LoraMixerError: When there is no such model.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, tell: Callable[[str], object] = str) -> None:
         """Open the folders, and begin to load the model."""
         self.options = options
         out = options.out.expanduser().resolve()
@@ -99,13 +100,21 @@ class AppState:
         self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
         self.scanning, self.scans = "", 0
+        tell(f"looking for adapters in {', '.join(map(str, folders)) or self.uploads}")
         self.scan(wait=SCAN_WAIT)
+        found = self.library.search(page_size=1).total
+        tell(
+            f"{found} adapters so far; the look goes on behind the page"
+            if self.scanning
+            else f"{found} adapters are there"
+        )
         self.mixes = SavedMixes(out / "mixes.json")
         self.saved_rows = SavedRows(out / "rows.json")
         self.masks = Masks(out / "masks")
         self.starts = Starts(out / "starts", self.masks)
         self.loads = 0
         self.hashing = False
+        tell(f"loading the model {options.model}; the page opens before it is there")
         self.models = Models(
             options.loading or ModelOptions(options.model),
             [Path(folder).expanduser().resolve() for folder in options.models],

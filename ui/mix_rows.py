@@ -18,7 +18,7 @@ from . import checks
 from .thumbs import thumbnail_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lora_mixer.library import Entry
     from lora_mixer.picture_metadata import AdapterMatches
@@ -266,6 +266,44 @@ def rows_of(mix: Mix) -> MixRows:
     """Return the mix_rows of a mix; all rows are on."""
     method = "" if mix.method.is_sum else mix.method.to_text()
     return MixRows(tuple(row_of(name, mix[name]) for name in mix), method)
+
+
+def halfway(first: MixRows, second: MixRows) -> tuple[MixRows, tuple[str, ...]]:
+    """
+    Return the mix that is half of each of two.
+
+    Weights are the mean of both, 0 where one has no such adapter. Blocks, schedules, masks and the method cannot be halved: where
+    both have others, those of the adapter's greater weight are taken, and the first's where they are alike.
+
+    Args:
+        first: A mix.
+        second: Another.
+
+    Returns:
+        The rows, the first's order before the second's, and the names of what could be only one's.
+    """
+    ones, others = ({row.name: row for row in mix.rows} for mix in (first, second))
+    rows, only = [], []
+    for name in dict.fromkeys((*ones, *others)):
+        pair = [mix[name] for mix in (ones, others) if name in mix]
+        most = max(pair, key=lambda row: abs(row.unet))
+        if any(_shape(row) != _shape(most) for row in pair if row.unet or row.te):
+            only.append(name)
+        own_text = any(row.te is not None for row in pair)
+        text = _half(row.unet if row.te is None else row.te for row in pair) if own_text else None
+        rows.append(replace(most, unet=_half(row.unet for row in pair), te=text))
+    if first.method != second.method:
+        only.append("the method")
+    return MixRows(tuple(rows), first.method), tuple(only)
+
+
+def _half(weights: Iterable[float]) -> float:
+    """Return half of a sum, to a millionth: people read it."""
+    return round(sum(weights) / 2, 6)
+
+
+def _shape(row: Row) -> tuple[Any, ...]:
+    return row.blocks, row.schedule, row.mask, row.feather if row.mask else 0, row.more
 
 
 def recalled_rows(recall: AdapterMatches) -> MixRows:

@@ -205,7 +205,17 @@ class Models:
             name: value
             for name, value in self._start.said().items()
             # what belongs to the first model alone does not go with another
-            if name not in ("model", "revision", "variant", "vae", "controlnet", "config")
+            if name
+            not in (
+                "model",
+                "revision",
+                "variant",
+                "vae",
+                "controlnet",
+                "ip_adapter",
+                "image_encoder",
+                "config",
+            )
         }
         options = {name: replace(type(self._start)(name), **plain) for name in dict.fromkeys(names)}
         options[self._start.model] = self._start

@@ -19,6 +19,7 @@ SCRIPTS = (
     "words.js",
     "library.js",
     "gallery.js",
+    "forms.js",
 )
 STYLES = ("base.css", "parts.css")
 NARROW = "narrow.css"
@@ -139,3 +140,13 @@ def part(name: str, *events: str, **options: Any) -> Any:
         apply_default_css=False,
         **options,
     )
+
+
+def note(words: str) -> Any:
+    """
+    Show a line of explanation.
+
+    Args:
+        words: HTML of this package's own.
+    """
+    return gr.HTML(f'<p class="lm-root lm-note">{words}</p>', padding=False, apply_default_css=False)

@@ -6,7 +6,6 @@ import abc
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -101,16 +100,25 @@ _PLAIN = frozenset(("None", "bool", "int", "float", "str"))
 _TENSOR = "torch.Tensor"
 
 
-@lru_cache
+_HELD: dict[Any, tuple[str, ...]] = {}
+_PARTS: dict[Any, tuple[str, ...]] = {}
+"""Names of fields by class; tables, since compilers look through these and not through ``dataclasses.fields``."""
+
+
 def _held_fields(kind: Any) -> tuple[str, ...]:
     """Return the fields that may hold tensors or other parts; files have thousands of modules, which are asked again and again."""
-    return _fields_beyond(kind, _PLAIN)
+    found = _HELD.get(kind)
+    if found is None:
+        found = _HELD[kind] = _fields_beyond(kind, _PLAIN)
+    return found
 
 
-@lru_cache
 def _part_fields(kind: Any) -> tuple[str, ...]:
     """Return the fields that may hold other parts."""
-    return _fields_beyond(kind, _PLAIN | {_TENSOR})
+    found = _PARTS.get(kind)
+    if found is None:
+        found = _PARTS[kind] = _fields_beyond(kind, _PLAIN | {_TENSOR})
+    return found
 
 
 def _fields_beyond(kind: Any, known: frozenset[str]) -> tuple[str, ...]:

@@ -152,14 +152,55 @@ class Dora(LayerWeights):
         up = pair.up.to(ratio) * ratio[:, None]  # (out, r)
         return OutputChange(rows=share * (ratio - 1), pair=Factors(up, pair.down, share * at * pair.scale))
 
+    def is_of_outputs(self, shape: tuple[int, ...]) -> bool:
+        """Say whether this is a pair with a length for each output, so that outputs can be multiplied beside a layer."""
+        return len(shape) > 1 and self.is_by_output(shape) and self.inner.factors(shape) is not None
+
+    def shares(self, gain: float) -> tuple[float, float]:
+        """Return the weight at which the change turns, and the share that the turned weight has at weight ``gain``."""
+        return (gain, 1.0) if self.strength == "peft" else (1.0, gain)
+
+    def length_in_ranks(
+        self,
+        squares: torch.Tensor,
+        met: torch.Tensor,
+        up: torch.Tensor,
+        down: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """
+        Return the lengths of the rows of W + s U D without any matrix as large as W.
+
+        n^2 = |w|^2 + 2 s ((W D^T) * U) + s^2 ((U D D^T) * U), summed over the ranks.
+
+        Args:
+            squares: |w|^2 of each row, (out,).
+            met: W D^T, (out, rank).
+            up: U, (out, rank).
+            down: D, (rank, in * kernel).
+            scale: s.
+
+        Example:
+            >>> up, down, weight = torch.randn(4, 2), torch.randn(2, 3), torch.randn(4, 3)
+            >>> pair = Dora(None, torch.ones(4), True, "peft", None)
+            >>> found = pair.length_in_ranks(weight.square().sum(1), weight @ down.T, up, down, 0.5)
+            >>> torch.allclose(found, (weight + 0.5 * up @ down).norm(dim=1), atol=1e-5)
+            True
+        """
+        inner = torch.addmm(met, up, down @ down.T, beta=2.0, alpha=scale)  # (out, rank)
+        return torch.add(squares, (inner * up).sum(1), alpha=scale).clamp_min_(0.0).sqrt_()
+
+    def ratio_to(self, length: torch.Tensor) -> torch.Tensor:
+        """Return what outputs are multiplied by: the magnitude over the length that the turned weight has, (out,)."""
+        info = torch.finfo(length.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
+        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
+        ratio: torch.Tensor = self.magnitude.flatten().to(length) / length
+        return ratio
+
     def _ratio(self, turned: torch.Tensor, others: list[int]) -> torch.Tensor:
         """Return the magnitude over the length that the turned weight has, which is a constant where it is trained."""
-        view = [1 if dim in others else -1 for dim in range(turned.ndim)]
-        length = torch.linalg.vector_norm(turned.detach(), dim=others, keepdim=True)
-        info = torch.finfo(turned.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
-        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
-        ratio: torch.Tensor = self.magnitude.flatten().to(turned).view(view) / length
-        return ratio
+        length = torch.linalg.vector_norm(turned.detach(), dim=others)
+        return self.ratio_to(length).view([1 if dim in others else -1 for dim in range(turned.ndim)])
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the change's own; a magnitude has no part in biases."""

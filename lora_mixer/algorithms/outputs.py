@@ -54,6 +54,11 @@ class OutputChange:
     pair: Factors | None = None
     dense: torch.Tensor | None = None
 
+    @property
+    def uses_own(self) -> bool:
+        """Whether :meth:`added` looks at what the layer itself computes."""
+        return self.rows is not None or self.columns is not None
+
     def plus(self, other: OutputChange) -> OutputChange:
         """Return the sum of two changes."""
 

@@ -132,7 +132,7 @@ def _model_parts(plan: Plan) -> list[str]:
     options = plan.options
     named = plan.model if isinstance(plan.model, str) else plan.model.source
     parts = [named, options.dtype]
-    for name in ("model", "vae", "controlnet"):
+    for name in ("model", "vae", "controlnet", "ip_adapter", "image_encoder"):
         given = getattr(options, name)
         if given is not None and Path(given).is_file():
             parts.append(f"{name}={_identity(given)}")

@@ -106,6 +106,8 @@ class ModelSpec(_Strict):
     variant: Annotated[str | None, Field(description=MODEL_FIELDS["variant"]["help"])] = None
     vae: Annotated[str | None, Field(description=MODEL_FIELDS["vae"]["help"])] = None
     controlnet: Annotated[str | None, Field(description=MODEL_FIELDS["controlnet"]["help"])] = None
+    ip_adapter: Annotated[str | None, Field(description=MODEL_FIELDS["ip_adapter"]["help"])] = None
+    image_encoder: Annotated[str | None, Field(description=MODEL_FIELDS["image_encoder"]["help"])] = None
     config: Annotated[str | None, Field(description=MODEL_FIELDS["config"]["help"])] = None
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
@@ -266,7 +268,7 @@ class Plan(_Strict):
         """Which model, and how it is loaded; files and folders are as seen from the plan's folder."""
         spec = ModelSpec(source=self.model) if isinstance(self.model, str) else self.model
         values = spec.model_dump(exclude={"source"}, exclude_none=True)
-        for name in ("vae", "controlnet", "config"):
+        for name in ("vae", "controlnet", "ip_adapter", "image_encoder", "config"):
             if name in values:
                 values[name] = self._here(values[name])
         for name in ("device", "dtype", "offload", "fp8", "vae_tiling", "vae_slicing"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,10 +14,12 @@ from lora_mixer.algorithms import Stack
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
+from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.rows import Placed
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
+from lora_mixer.binding.packed import refuse_packed
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 from lora_mixer.components import TEXT_HINTS
@@ -31,7 +34,7 @@ from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -226,7 +229,12 @@ def bind(
         tuple(bound),
         replace(
             report,
-            notes=(*report.notes, *_beside_only(bound), *_other_expert(adapter, report, indexes, component)),
+            notes=(
+                *report.notes,
+                *_beside_only(bound),
+                *_trained_apart(shares.values()),
+                *_other_expert(adapter, report, indexes, component),
+            ),
         ),
         tuple(tuple(share.layer for share in own) for own in shares.values()),
         _base(adapter.info.base, report, indexes),
@@ -358,6 +366,32 @@ def _other_expert(
     return [Remark(note, NoteKind.EXPERT)]
 
 
+def _trained_apart(shares: Iterable[Sequence[_Share]]) -> list[Remark[NoteKind]]:
+    """Say so where parts of a fused layer were trained apart (Kohya's ``split_qkv``) and alpha counts against all their ranks."""
+    fused = (share for own in shares for share in own if len(share.found.placements) > 1)
+    first = next((share for share in fused if isinstance(share.own, LowRank) and share.own.alpha), None)
+    if first is None or not isinstance(first.own, LowRank):
+        return []
+    heights = [sum(stop - start for start, stop in place.file_rows) for place in first.found.placements]
+    parts, rank = len(heights), first.own.rank
+    if (
+        rank % parts
+        or first.own.scale * parts > 1 + _SAME
+        or first.own.up.is_meta
+        or first.own.up.shape[0] != sum(heights)
+    ):
+        return []
+    rows = torch.split(first.own.up.flatten(1).float() != 0, heights)  # fp8 cannot be counted
+    own = rank // parts
+    if any(int(up.sum()) != int(up[:, n * own : (n + 1) * own].sum()) for n, up in enumerate(rows)):
+        return []
+    note = (
+        f"parts of its fused layers were trained apart, at rank {own} each: every reader, this one too, takes alpha "
+        f"{first.own.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
+    )
+    return [Remark(note, NoteKind.TRAINED_APART)]
+
+
 def _has_beside_only(weights: LayerWeights) -> bool:
     return weights.beside_only or any(_has_beside_only(part) for part in weights.inner_parts())
 
@@ -387,9 +421,37 @@ def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
     return weights
 
 
+def _patched(weights: LayerWeights, found: Found) -> LayerWeights:
+    """Return the change of a layer that cuts a picture into patches for the form that it has here: a convolution or linear."""
+    live = found.placements[0].live
+    own, kernel = getattr(weights, "shape", None), getattr(live.module, "kernel_size", None)
+    if isinstance(weights, Full) and weights.weight is not None:
+        own = tuple(weights.weight.shape)
+    cuts = kernel is None or getattr(live.module, "stride", None) == kernel
+    if (
+        live.is_bare
+        or not cuts
+        or own is None
+        or min(len(own), len(live.shape)) != 2
+        or len(own) == len(live.shape)
+    ):
+        return weights
+    if math.prod(own[1:]) != math.prod(live.shape[1:]):
+        return weights
+    if isinstance(weights, Full) and weights.weight is not None:
+        return replace(weights, weight=weights.weight.reshape(found.shape))
+    if isinstance(weights, LowRank) and weights.mid is None:
+        return replace(weights, up=weights.up.flatten(1), down=weights.down.reshape(-1, *live.shape[1:]))
+    return weights
+
+
 def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
     """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
-    weights = _over_all_inputs(weights, found)
+    weights = (
+        _over_all_inputs(_patched(weights, found), found)
+        if index.family
+        else _over_all_inputs(weights, found)
+    )
     live, columns = found.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
@@ -475,6 +537,11 @@ def _refuse_partial(
     A part by family is none: files of sibling models have modules that this one need not have.
     """
     info = adapter.info
+    left = {
+        part: [x for x, why in t.unmatched.items() if why.kind is AbsenceReason.NO_MODULE and x not in aside]
+        for part, t in tallies.items()
+    }
+    refuse_packed(left, indexes, len(adapter.layers), info.source)
     for part, tally in tallies.items():
         index = indexes.get(part)
         if index is None or index.family is None or not tally.named:

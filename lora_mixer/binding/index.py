@@ -217,6 +217,18 @@ class ModuleIndex:
                 if name not in ("weight", "bias"):
                     self._bare[f"{plain}.{name}".lstrip(".")] = (module, name)
 
+    @cached_property
+    def packed(self) -> dict[str, int]:
+        """Count, by class, the layers whose weights are packed in a form of their own, so that nothing here finds them."""
+        found: dict[str, int] = {}
+        for module in self.root.modules():
+            sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
+            alone = next(module.children(), None) is None  # no wrapper around the layer itself
+            if alone and all(type(x) is int for x in sizes) and getattr(module, "weight", None) is None:
+                name = type(module).__name__
+                found[name] = found.get(name, 0) + 1
+        return found
+
     def __len__(self) -> int:
         """Count the modules that have a weight."""
         return len(self._modules)

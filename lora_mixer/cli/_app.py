@@ -11,14 +11,17 @@ from typer.core import TyperGroup
 from lora_mixer import __version__
 from lora_mixer.cli._bake import bake
 from lora_mixer.cli._batch import batch
+from lora_mixer.cli._bench import bench
 from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
 from lora_mixer.cli._doctor import doctor
 from lora_mixer.cli._extract import extract
+from lora_mixer.cli._find import find
 from lora_mixer.cli._generate import generate
 from lora_mixer.cli._inspect import inspect
 from lora_mixer.cli._merge import MergeCommand, merge
 from lora_mixer.cli._options import WritingCommand
+from lora_mixer.cli._push import push
 from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
@@ -66,9 +69,12 @@ app.command("merge", cls=MergeCommand)(merge)
 app.command("resize", cls=WritingCommand)(resize)
 app.command("extract", cls=WritingCommand)(extract)
 app.command("bake")(bake)
+app.command("push")(push)
 app.command("demo")(demo)
+app.command("find")(find)
 app.command("show")(show)
 app.command("doctor")(doctor)
+app.command("bench")(bench)
 app.command("ui")(ui)
 
 

@@ -7,7 +7,6 @@ import re
 import secrets
 import warnings
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path  # noqa: TC003 -- typer reads it at runtime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ import typer
 
 from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._options import LoadEmbeddings, Strict  # noqa: TC001 -- typer reads them at runtime
+from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.mixer import LoraMixer
     from lora_mixer.mixes import Mix
-
-
-class KeepBase(str, Enum):
-    """Where the base of changed weights is kept."""
-
-    DEVICE = "device"
-    HOST = "host"
-    NONE = "none"
-    AUTO = "auto"
 
 
 @picture_options

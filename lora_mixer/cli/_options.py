@@ -30,6 +30,15 @@ LoadEmbeddings = Annotated[
 ]
 
 
+class KeepBase(str, Enum):
+    """Where the base of changed weights is kept."""
+
+    DEVICE = "device"
+    HOST = "host"
+    NONE = "none"
+    AUTO = "auto"
+
+
 class SaveType(str, Enum):
     """Types that adapters are stored in."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,24 +50,34 @@ def ui(
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
         raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty")
-    try:
-        from lora_mixer.ui.app import check_reach, launch
-        from lora_mixer.ui.app_state import ServerOptions
-    except ModuleNotFoundError as error:
-        raise explained(error, "ui") from error
+    from lora_mixer.ui.reach import check_port, check_reach
 
     pair = (user, password) if auth is not None else None
     check_reach(host, share=share, auth=pair)
+    check_port(host, port)
     for option, folders in (("--loras", loras), ("--models", models)):
         missing = [str(folder) for folder in folders or () if not folder.expanduser().is_dir()]
         if missing:
             raise LoraMixerError(f"{option}: there is no folder {', '.join(missing)}")
+    _tell("getting ready; what the page is made of takes some seconds to load", aside=as_json)
+    try:
+        from lora_mixer.ui.app import launch
+        from lora_mixer.ui.app_state import ServerOptions
+    except ModuleNotFoundError as error:
+        raise explained(error, "ui") from error
     server = ServerOptions(
         model=options.model, loras=tuple(loras or ()), models=tuple(models or ()), out=out, loading=options
     )
-    page = launch(server, host=host, port=port or None, auth=pair, share=share, block=not as_json)
+    tell = partial(_tell, aside=as_json)
+    page = launch(server, host=host, port=port or None, auth=pair, share=share, block=not as_json, tell=tell)
     if as_json:
         facts = {"url": page.local_url, "public_url": page.share_url, "pictures": str(out)}
         typer.echo(json.dumps(facts))
         sys.stdout.flush()
         page.block_thread()
+
+
+def _tell(words: str, *, aside: bool = False) -> None:
+    """Say what is being done; aside where the output is for programs."""
+    typer.echo(f"lora_mixer: {words}", err=aside)
+    (sys.stderr if aside else sys.stdout).flush()

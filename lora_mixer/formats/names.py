@@ -19,7 +19,7 @@ class Target:
 
     Attributes:
         hint: The component it is said to be in: ``denoiser``, ``text_encoder``, ``text_encoder_2``,
-            ``text_encoder_3``, ``transformer``, or the name of another component; None where the file does not say.
+            ``text_encoder_3``, ``text_encoder_4``, ``transformer``, or the name of another component; None where the file does not say.
         module: The module's spelling without the component.
         written: The whole spelling but for what wrappers put in front, for models whose own paths start like a
             component's name.
@@ -46,11 +46,13 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("lora_te1_", "text_encoder", "kohya"),
     ("lora_te2_", "text_encoder_2", "kohya"),
     ("lora_te3_", "text_encoder_3", "kohya"),
+    ("lora_te4_", "text_encoder_4", "kohya"),
     ("lora_te_", "text_encoder", "kohya"),
     ("lora_unet.", "denoiser", "kohya"),
     ("lora_te1.", "text_encoder", "kohya"),
     ("lora_te2.", "text_encoder_2", "kohya"),
     ("lora_te3.", "text_encoder_3", "kohya"),
+    ("lora_te4.", "text_encoder_4", "kohya"),
     ("lora_te.", "text_encoder", "kohya"),
     ("lora_transformer_", "transformer", "onetrainer"),
     ("oft_unet_", "denoiser", "kohya"),
@@ -77,6 +79,7 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("transformer_2.", "transformer_2", "diffusers"),
     ("transformer.", "transformer", "diffusers"),
     ("controlnet.", "controlnet", "diffusers"),
+    ("text_encoder_4.", "text_encoder_4", "diffusers"),
     ("text_encoder_3.", "text_encoder_3", "diffusers"),
     ("text_encoder_2.", "text_encoder_2", "diffusers"),
     ("text_encoder.", "text_encoder", "diffusers"),

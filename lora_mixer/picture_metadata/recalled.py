@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.errors import PictureError
 from lora_mixer.families import family_named
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
+from lora_mixer.pictures.samplers import WITHOUT_SIGMAS, read_sampler
 from lora_mixer.problem import Problem
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata.settings import PictureSettings
@@ -71,6 +74,9 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
             unused.append(problem)
         else:
             values[name] = value
+    if (problem := _uncarried(values)) is not None:
+        unused.append(problem)
+        del values["schedule"]
     mix = settings.mix
     if mix is None:
         mix = Mix({adapter.name: adapter.adapter_mix() for adapter in settings.adapters})
@@ -80,7 +86,31 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         for key, text in settings.extra.items()
         if key not in _SAID
     ]
+    if settings.dialect == "comfyui" and {"[", "]"} & set(request.prompt + request.negative_prompt):
+        unused.append(
+            Problem(
+                "emphasis",
+                "[ ] are plain text in ComfyUI, here they weaken: write \\[ and \\] to have them so",
+            )
+        )
     return Recalled(request, tuple(values), tuple(unused))
+
+
+def _uncarried(values: dict[str, Any]) -> Problem | None:
+    """Say why a schedule cannot go with its sampler here, though it does in the program that wrote it."""
+    sampler, schedule = values.get("sampler"), values.get("schedule")
+    if sampler is None or schedule is None:
+        return None
+    try:
+        choice = read_sampler(sampler, schedule)
+    except PictureError as error:  # "DPM++ 2M Karras" and "exponential"
+        return Problem("schedule", first_line(error))
+    words = [word for word in choice.words if word in ("karras", "exponential", "beta")]
+    if not words or choice.scheduler not in WITHOUT_SIGMAS:
+        return None
+    return Problem(
+        "schedule", f"diffusers' {choice.scheduler} cannot carry {words[0]}; it is made with its own"
+    )
 
 
 _SAID = frozenset(
@@ -93,5 +123,8 @@ _SAID = frozenset(
         "Clip skip",
         "clip_skip",
         "clipstopatlayer",
+        "App",
+        "LoRA networks",
+        "LoRA hashes",
     )
 )

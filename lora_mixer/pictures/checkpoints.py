@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     Keys = tuple[str, ...]
 
 CheckpointKind = Literal[
-    "pipeline", "denoiser", "vae", "text encoder", "controlnet", "adapter", "embedding", "unknown"
+    "pipeline",
+    "denoiser",
+    "vae",
+    "text encoder",
+    "controlnet",
+    "ip-adapter",
+    "adapter",
+    "embedding",
+    "unknown",
 ]
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _UNET = "model.diffusion_model."
@@ -177,6 +185,7 @@ def _is_controlnet(keys: Keys) -> bool:
 # The first that fits: parts of a name may stand in several kinds.
 _KINDS: tuple[tuple[CheckpointKind, Callable[[Keys], bool]], ...] = (
     ("adapter", lambda keys: any(_ADAPTER.search(key) for key in keys)),
+    ("ip-adapter", lambda keys: any("to_k_ip." in key for key in keys)),
     ("controlnet", _is_controlnet),
     ("pipeline", _is_pipeline),
     ("denoiser", _is_denoiser),
@@ -193,6 +202,7 @@ OTHERWISE = {
     "adapter": "an adapter, not a model: load it with --lora (load_lora_weights)",
     "vae": "a VAE alone: give it with --vae beside a model",
     "controlnet": "a ControlNet: give it with --controlnet beside a model",
+    "ip-adapter": "an IP-Adapter: give it with --ip-adapter beside a model",
     "text encoder": "a text encoder alone; a model has a denoiser and a VAE, too",
     "embedding": "a textual inversion: load it with load_textual_inversion beside a model",
     "denoiser": "a denoiser alone, without text encoders and VAE: name a diffusers folder that has them with --config",

@@ -235,6 +235,21 @@ class PictureFields:
             "How closely it is followed.", "number", 0, 10, argument="controlnet_conditioning_scale"
         ),
     )
+    ip_adapter_image: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said(
+            "What the model's IP-Adapter shows it (a style, a face): a file.",
+            "text",
+            high=MAX_PATH,
+            is_file=True,
+        ),
+    )
+    ip_adapter_scale: float | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_said("How strongly it is followed (1 where it is not said).", "number", 0, 10),
+    )
     second_pass: float | None = field(
         default=None,
         kw_only=True,

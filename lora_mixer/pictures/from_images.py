@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import io
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.pictures.ip_adapters import has_ip_adapter, scaled
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from PIL.Image import Image
 
@@ -53,6 +55,14 @@ class ImageTasks:
                 if request.control_image is not None
                 else "the model has a ControlNet, which needs a control_image"
             )
+        if (request.ip_adapter_image is not None) != has_ip_adapter(self.pipe):
+            raise PictureError(
+                "ip_adapter_image needs a model that was loaded with an IP-Adapter (--ip-adapter)"
+                if request.ip_adapter_image is not None
+                else "the model has an IP-Adapter, which needs an ip_adapter_image"
+            )
+        if request.ip_adapter_image is None and request.ip_adapter_scale is not None:
+            raise PictureError("ip_adapter_scale needs an ip_adapter_image")
         if request.second_pass is None and request.second_pass_strength is not None:
             raise PictureError("second_pass_strength needs a second_pass, such as 1.5")
         if request.image is None:
@@ -89,6 +99,18 @@ class ImageTasks:
         """
         if request.image is not None or request.control_image is not None:
             self._images(request)
+        if request.ip_adapter_image is not None:
+            read_image(request.ip_adapter_image, "ip_adapter_image")
+
+    @contextmanager
+    def shown(self, request: PictureRequest) -> Iterator[dict[str, Any]]:
+        """Give the IP-Adapter its strength, and the argument with its image; put the strength back."""
+        if request.ip_adapter_image is None:
+            yield {}
+            return
+        scale = 1.0 if request.ip_adapter_scale is None else request.ip_adapter_scale
+        with scaled(self.pipe, scale):
+            yield {"ip_adapter_image": read_image(request.ip_adapter_image, "ip_adapter_image")}
 
     def arguments(self, batch: Sequence[PictureRequest], pipe: Any) -> dict[str, Any]:
         """Return the images of a batch as the pipeline takes them."""

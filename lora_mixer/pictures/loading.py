@@ -18,6 +18,7 @@ from lora_mixer.extras import install
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.ip_adapters import load_ip_adapter
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.pictures.placing import place
 from lora_mixer.wording import first_line
@@ -63,6 +64,8 @@ def load_pipeline(model: str | ModelOptions = DEMO, **options: Any) -> Any:
         pipe = _load(wanted, dtype, more)
         if wanted.controlnet is not None:
             pipe = _with_controlnet(pipe, wanted, dtype)
+        if wanted.ip_adapter is not None:
+            load_ip_adapter(pipe, wanted, dtype)
         return place(pipe, wanted, device, dtype)
 
 

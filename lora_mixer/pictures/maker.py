@@ -338,8 +338,13 @@ class PictureMaker:
             arguments |= {"num_frames": 1, "output_type": "pil"}
         if on_step is not None and "callback_on_step_end" in known:
             arguments["callback_on_step_end"] = _watcher(pipe, indices, on_step)
-        with self._sampling(first, pipe) as sampling, self._mixed(batch), _quiet_bar(pipe):
-            arguments |= sampling
+        with (
+            self._sampling(first, pipe) as sampling,
+            self._images.shown(first) as shown,
+            self._mixed(batch),
+            _quiet_bar(pipe),
+        ):
+            arguments |= {**sampling, **shown}
             if "timesteps" in sampling:
                 arguments.pop("num_inference_steps", None)
             arguments |= self._texts(batch)

@@ -33,6 +33,8 @@ class ModelOptions:
         variant: Of a folder's or repository's weights, such as ``fp16``.
         vae: A VAE in place of the model's own: a file or a diffusers folder.
         controlnet: A ControlNet beside the model: a file, a diffusers folder or a Hub repository.
+        ip_adapter: An IP-Adapter beside the model: a file, or one of a Hub repository (``user/repo/models/x.safetensors``).
+        image_encoder: Its image encoder, a diffusers folder or Hub repository; without it, ``image_encoder`` beside the file.
         config: For a single file: the diffusers folder with its configuration; without it, one that stands beside the
             file under its name, or what lora_mixer brings along for SD 1.x, SD 2.x and SDXL.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
@@ -67,6 +69,18 @@ class ModelOptions:
     controlnet: str | None = field(
         default=None,
         metadata=_said("A ControlNet beside the model: a file, a diffusers folder or a Hub repository."),
+    )
+    ip_adapter: str | None = field(
+        default=None,
+        metadata=_said(
+            "An IP-Adapter beside the model: a file, or one of a Hub repository (user/repo/models/x.safetensors)."
+        ),
+    )
+    image_encoder: str | None = field(
+        default=None,
+        metadata=_said(
+            "The IP-Adapter's image encoder: a folder or a Hub repository. Default: image_encoder beside the file."
+        ),
     )
     config: str | None = field(
         default=None,

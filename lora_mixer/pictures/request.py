@@ -42,6 +42,8 @@ class PictureRequest(PictureFields):
         strength: How much of it is made anew.
         control_image: The path of what the model's ControlNet follows.
         controlnet_conditioning_scale: How closely it is followed.
+        ip_adapter_image: The path of what the model's IP-Adapter shows it.
+        ip_adapter_scale: How strongly it is followed.
         second_pass: By how much a second pass over the finished picture is larger.
         second_pass_strength: How much it makes anew.
         mix: What adapters do, in any form that ``Mix.of`` reads.

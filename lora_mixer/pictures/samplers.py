@@ -35,6 +35,20 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "epsilon": {"prediction_type": "epsilon"},
 }
 """Words of a schedule, and what they tell a scheduler; ``ays`` (Align Your Steps) chooses the timesteps themselves."""
+WITHOUT_SIGMAS = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        "EulerAncestralDiscrete",
+        "DDIM",
+        "DDPM",
+        "PNDM",
+        "IPNDM",
+        "LCM",
+        "TCD",
+        "FlowMatchHeunDiscrete",
+    )
+)
+"""The classes that cannot spread the noise itself in another way (karras, exponential, beta); a test asks diffusers."""
 _OF_TRAINING = ("zero_snr", "v_prediction", "epsilon")
 _SCHEDULE_ALIASES = {
     "k": "karras", "sgmuniform": "trailing", "simple": "trailing", "ddimuniform": "leading", "uniform": "linspace",

@@ -10,6 +10,7 @@ from lora_mixer.writing.bake import bake, free_folder
 from lora_mixer.writing.export import convert, extract, merge, resize
 from lora_mixer.writing.formats.format import OutputFormat
 from lora_mixer.writing.formats.table import FORMATS
+from lora_mixer.writing.publishing import model_card, push_to_hub
 from lora_mixer.writing.report import SaveReport
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "extract",
     "free_folder",
     "merge",
+    "model_card",
+    "push_to_hub",
     "resize",
 ]

@@ -129,7 +129,7 @@ class Names:
             return "lora_unet_" + place.path.replace(".", "_")
         numbered = {"text_encoder": "te1" if self._counts else "te", "text_encoder_2": "te2"}
         if self.family is not None:
-            numbered["text_encoder_3"] = "te3"
+            numbered |= {"text_encoder_3": "te3", "text_encoder_4": "te4"}
             if self._is_t5(place):  # Kohya's trainer counts T5 as the third, wherever the pipeline has it
                 numbered[place.component] = "te3" if self.family.t5 else "te"
         prefix = numbered.get(place.component)

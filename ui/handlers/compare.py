@@ -10,7 +10,7 @@ from lora_mixer.errors import LoraMixerError, PictureError
 
 from .. import checks, gallery
 from ..jobs import Jobs, Order, make_all
-from ..messages import FieldError, told
+from ..messages import FieldError, told, words_of
 from .make import IDLE, heard
 
 if TYPE_CHECKING:
@@ -38,19 +38,31 @@ AXES = {
 }
 
 
-def read_axis(app: AppState, label: Any, text: Any, adapter: Any) -> GridAxis:
+def read_axis(app: AppState, given: Any, name: str) -> GridAxis:
     """
-    Read an axis of the page.
+    Read one of the page's axes.
+
+    Args:
+        app: Where.
+        given: The fields of both, by their names on the page; None is a page that sent none.
+        name: ``columns`` or ``rows``.
 
     Raises:
-        PictureError: When it makes no sense.
+        FieldError: When it makes no sense, with the field that holds it.
     """
     from ..mix_rows import read_mix
 
-    kind = AXES[checks.choice(label, "axis", tuple(AXES))]
-    axis = GridAxis.read(kind, checks.text(text, "values", 4000), checks.text(adapter, "adapter", 256))
-    if kind == "mix":  # no file that a stranger names is opened
-        return GridAxis("mix", tuple(read_mix(value, app) for value in axis.values))
+    fields = {} if given is None else checks.table(given, "axes")
+    nothing = next(iter(AXES))
+    kind = AXES[checks.choice(fields.get(f"{name}-kind", nothing), "axis", tuple(AXES), f"{name}-kind")]
+    text = checks.text(fields.get(f"{name}-values"), "Values", 4000, f"{name}-values")
+    adapter = checks.text(fields.get(f"{name}-adapter"), "Adapter", 256, f"{name}-adapter")
+    try:
+        axis = GridAxis.read(kind, text, adapter)
+        if kind == "mix":  # no file that a stranger names is opened
+            return GridAxis("mix", tuple(read_mix(value, app) for value in axis.values))
+    except LoraMixerError as error:
+        raise FieldError(words_of(error), f"{name}-values") from error
     return axis
 
 

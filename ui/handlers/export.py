@@ -70,11 +70,15 @@ class Exported:
         }
 
 
-def one_file(
-    app: AppState, owner: str, mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any
-) -> Exported:
+def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
     """
     Write the mix as one adapter file, or as PEFT's folder of two.
+
+    Args:
+        app: Where.
+        owner: Whose turn of the device it takes.
+        mix_rows: The mix, as the browser has it.
+        given: The page's fields by their names: ``export-name``, ``export-format``, ``export-rank``, ``export-dtype``.
 
     Returns:
         What was written, with what the rank costs.
@@ -82,9 +86,12 @@ def one_file(
     Raises:
         LoraMixerError: When it cannot be written so.
     """
-    form = checks.choice(form, "Format", tuple(FORMATS), "export-format")
-    place = _place(app, name, "" if FORMATS[form].is_folder else ".safetensors", "export-name")
-    number = None if rank in (None, "", 0) else checks.whole(rank, "Rank", 1, 4096, "export-rank")
+    fields = checks.table(given, "the fields")
+    form = checks.choice(fields.get("export-format"), "Format", tuple(FORMATS), "export-format")
+    rank, dtype = fields.get("export-rank"), fields.get("export-dtype")
+    suffix = "" if FORMATS[form].is_folder else ".safetensors"
+    place = _place(app, fields.get("export-name"), suffix, "export-name")
+    number = None if rank in (None, "", 0, "0") else checks.whole(rank, "Rank", 1, 4096, "export-rank")
     kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
     mix = read_rows(mix_rows).mix(app)
     if not mix.names:
@@ -125,9 +132,15 @@ def offered(app: AppState, place: Path) -> dict[str, Any]:
     }
 
 
-def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
+def baked(app: AppState, owner: str, mix_rows: Any, given: Any) -> str:
     """
     Write the model with the mix in its weights, as a folder on the server.
+
+    Args:
+        app: Where.
+        owner: Whose turn of the device it takes.
+        mix_rows: The mix, as the browser has it.
+        given: The page's fields by their names: ``bake-name``.
 
     Returns:
         What was written.
@@ -135,7 +148,7 @@ def baked(app: AppState, owner: str, mix_rows: Any, name: Any) -> str:
     Raises:
         LoraMixerError: When it cannot be written so.
     """
-    place = _place(app, name, "", "bake-name")
+    place = _place(app, checks.table(given, "the fields").get("bake-name"), "", "bake-name")
     mix = read_rows(mix_rows).mix(app)
     with app.queue.turn(owner):
         app.ready(mix.names)

@@ -11,7 +11,7 @@ from lora_mixer.mixes import DEPTH_PRESETS, LBW_IDS, LBW_PRESETS, METHODS, LbwWe
 from .. import checks
 from ..masks import painted
 from ..messages import FieldError, words_of
-from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, read_rows, read_text, rows_of, shown_rows
+from ..mix_rows import MAX_ROWS, MAX_WEIGHT, facts_of, halfway, read_rows, read_text, rows_of, shown_rows
 from ..thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -115,6 +115,28 @@ def from_text(app: AppState, text: Any) -> dict[str, Any]:
     return shown_rows(found, app)
 
 
+def halfway_of(app: AppState, asked: Any) -> dict[str, Any]:
+    """
+    Return the mix that is half of each of two, and what is said of it.
+
+    Args:
+        app: Where.
+        asked: ``first`` and ``second``, mixes as text; empty is the base.
+
+    Raises:
+        LoraMixerError: When one of the two makes no sense.
+    """
+    given = checks.table(asked, "two pictures")
+    found, only = halfway(*(read_text(given.get(name), app) for name in ("first", "second")))
+    if not found.rows:
+        raise PictureError("Both pictures are the base's: there is nothing to mix.")
+    said = "The mix is half of each picture's now."
+    if only:
+        said += f" Blocks, schedule or mask could be only one's for {', '.join(only)}."
+    app.preloader.want([row.name for row in found.rows])
+    return {**shown_rows(found, app), "said": said}
+
+
 def keep_mask(app: AppState, png: Any) -> dict[str, str]:
     """
     Keep a painted mask.
@@ -137,9 +159,12 @@ def mask_png(app: AppState, digest: Any) -> str:
         return ""
 
 
-def keep_default(app: AppState, name: Any, weight: Any) -> str:
+def keep_default(app: AppState, name: Any, weight: Any) -> dict[str, Any]:
     """
-    Keep a row's weight as the adapter's own default.
+    Keep a row's weight as the adapter's own default; None takes it away.
+
+    Returns:
+        What is ``said``, and the default ``before``.
 
     Raises:
         PictureError: When there is no such adapter.
@@ -148,9 +173,11 @@ def keep_default(app: AppState, name: Any, weight: Any) -> str:
     entry = app.entry_named(wanted)
     if entry is None:
         raise PictureError(f"{wanted} is not in the library here")
-    number = checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+    number = None if weight is None else checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+    before = entry.weight
     app.library.set_default(entry.id, weight=number)
-    return f"{wanted} now starts at {number:g}"
+    said = f"{wanted} now starts at {1.0 if number is None else number:g}"
+    return {"said": said, "before": before}
 
 
 # --- saved mixes -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from ..handlers import compare as handlers
 from ..handlers.gallery import of_gallery, recalled, taken, with_off_rows
 from ..handlers.make import IDLE, read_request
 from ..messages import told
-from ..theme import part
-from .shared import QUIET, guarded
+from ..theme import note, part
+from .shared import QUIET, Said
 
 if TYPE_CHECKING:
     from .shared import Fields, Shared
@@ -27,9 +27,7 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
     given = [*fields.request, shared.mix_rows]
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="lm-panel"):
-            gr.Markdown(
-                "**Base against mix.** Same prompt and seed as on the Make page.", elem_classes="lm-note"
-            )
+            note("<b>Base against mix.</b> Same prompt and seed as on the Make page.")
             with gr.Row():
                 both = gr.Button("Compare", variant="primary", elem_id="compare-button", min_width=88)
                 alone = gr.Button("Each alone", elem_id="alone-button", min_width=92)
@@ -38,8 +36,16 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
             state = part("progress", value=IDLE, elem_id="compare-state")
         with gr.Column(scale=7, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
-                axes = [_axis("Left to right", "columns", "adapter's weight", "0-1 (+0.5)"),
-                        _axis("Top to bottom", "rows", "seed", "1-2")]  # fmt: skip
+                axes = part(
+                    "form",
+                    value=None,
+                    kept_as="axes",
+                    fields=[
+                        *_axis("Left to right", "columns", 0, "adapter's weight", "0-1 (+0.5)"),
+                        *_axis("Top to bottom", "rows", 1, "seed", "1-2"),
+                    ],
+                    elem_id="axes",
+                )
                 grid_button = gr.Button("Make the grid", variant="primary", elem_id="grid-button")
             grid = part("grid", "take", value=None, elem_id="grid")
 
@@ -81,57 +87,43 @@ def compare_page(shared: Shared, fields: Fields, tabs: Any) -> None:
 
     async def make_grid(
         prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
-        mix_rows: Any,
-        kind: Any, text: Any, adapter: Any, kind_2: Any, text_2: Any, adapter_2: Any, request: gr.Request,
+        mix_rows: Any, given: Any, request: gr.Request,
     ) -> Any:  # fmt: skip
         try:
             wanted = request_of(prompt, negative, seed, steps, guidance, wide, high, more, mix_rows)
-            columns = handlers.read_axis(app, kind, text, adapter)
-            rows = handlers.read_axis(app, kind_2, text_2, adapter_2)
+            columns, rows = (handlers.read_axis(app, given, name) for name in ("columns", "rows"))
         except LoraMixerError as error:
             yield {"state": "error", **told(error)}
             return
         async for shown in compared.grid(shared.owner_of(request), wanted, columns, rows):
             yield shown
 
-    grid_button.click(make_grid, [*given, *axes[0], *axes[1]], grid, **QUIET)
+    grid_button.click(make_grid, [*given, axes], grid, **QUIET)
 
     def halt(request: gr.Request) -> None:
         shared.jobs.stop(shared.owner_of(request))
 
     stop.click(halt, None, None, **QUIET)
 
-    @guarded
     def take(mix_rows: Any, event: gr.EventData) -> Any:
         settings = of_gallery(app, event.id)
         rows, _ = recalled(app, settings)
-        gr.Info("Mix, seed, steps and words are those of this cell now.")
         given = fields.values_of(taken(app, settings))
-        return [with_off_rows(rows, mix_rows), *given, gr.Tabs(selected="make")]
+        values = [with_off_rows(rows, mix_rows), *given, gr.Tabs(selected="make")]
+        return Said("Mix, seed, steps and words are those of this cell now.", values)
 
-    grid.take(take, shared.mix_rows, [shared.mix_rows, *fields.taken, tabs], **QUIET)
-
-    def named(mix_rows: Any, first: Any, second: Any) -> tuple[Any, Any]:
-        rows = mix_rows.get("rows", []) if isinstance(mix_rows, dict) else []
-        names = [str(row.get("name"))[:256] for row in rows if isinstance(row, dict)][:64]
-        return tuple(
-            gr.Dropdown(choices=names, value=chosen if chosen in names else names[0] if names else None)
-            for chosen in (first, second)
-        )  # type: ignore[return-value]
-
-    shared.mix_rows.change(
-        named, [shared.mix_rows, axes[0][2], axes[1][2]], [axes[0][2], axes[1][2]], **QUIET
-    )
+    shared.connect(grid.take, take, shared.mix_rows, [shared.mix_rows, *fields.taken, tabs])
 
 
-def _axis(label: str, name: str, kind: str, text: str) -> list[Any]:
-    with gr.Row():
-        chosen = gr.Dropdown(
-            label=label, choices=list(handlers.AXES), value=kind, elem_id=f"{name}-kind", min_width=190,
-            scale=3,
-        )  # fmt: skip
-        values = gr.Textbox(
-            label="Values", value=text, placeholder=_VALUES, elem_id=f"{name}-values", min_width=110, scale=2
-        )
-        adapter = gr.Dropdown(label="Adapter", choices=[], elem_id=f"{name}-adapter", min_width=110, scale=2)
-    return [chosen, values, adapter]
+def _axis(label: str, name: str, row: int, kind: str, text: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{name}-kind", "label": label, "kind": "select", "choices": list(handlers.AXES), "value": kind,
+            "row": row, "wide": 3, "least": 170,
+        },
+        {
+            "id": f"{name}-values", "label": "Values", "kind": "lines", "value": text, "placeholder": _VALUES,
+            "row": row, "wide": 2,
+        },
+        {"id": f"{name}-adapter", "label": "Adapter", "kind": "adapter", "row": row, "wide": 2},
+    ]  # fmt: skip

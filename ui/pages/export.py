@@ -9,11 +9,21 @@ import gradio as gr
 from lora_mixer.writing import FORMATS
 
 from ..handlers import export as handlers
-from ..theme import part
-from .shared import QUIET, guarded
+from ..theme import note, part
 
 if TYPE_CHECKING:
     from .shared import Shared
+
+_FIELDS: list[dict[str, Any]] = [
+    {"id": "export-name", "label": "Name", "kind": "text", "value": "my-mix", "longest": 80},
+    {"id": "export-format", "label": "Format", "kind": "select", "choices": list(FORMATS), "value": "kohya", "row": 1},
+    {"id": "export-rank", "label": "Rank (0: exact)", "kind": "number", "value": "0", "min": 0, "row": 1},
+    {
+        "id": "export-dtype", "label": "Type", "kind": "select", "choices": list(handlers.DTYPES),
+        "value": handlers.DTYPES[0], "row": 1,
+    },
+]  # fmt: skip
+_BAKE_FIELDS = [{"id": "bake-name", "label": "Name", "kind": "text", "value": "my-model", "longest": 80}]
 
 
 def export_page(shared: Shared) -> None:
@@ -21,64 +31,44 @@ def export_page(shared: Shared) -> None:
     app = shared.app
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
-            gr.Markdown(
-                "### One LoRA file\nThe mix as it is now, for other programs.", elem_classes="lm-note"
-            )
-            name = gr.Textbox(label="Name", value="my-mix", elem_id="export-name", max_length=80)
-            with gr.Row():
-                form = gr.Dropdown(
-                    label="Format", choices=list(FORMATS), value="kohya", elem_id="export-format",
-                    min_width=110,
-                )  # fmt: skip
-                rank = gr.Number(
-                    label="Rank (0: exact)",
-                    value=0,
-                    precision=0,
-                    elem_id="export-rank",
-                    min_width=100,
-                )
-                dtype = gr.Dropdown(
-                    label="Type", choices=list(handlers.DTYPES), value=handlers.DTYPES[0],
-                    elem_id="export-dtype", min_width=110,
-                )  # fmt: skip
+            note("<b>One LoRA file</b><br>The mix as it is now, for other programs.")
+            form = part("form", value=None, kept_as="export", fields=_FIELDS, elem_id="export-form")
             write = gr.Button("Export", variant="primary", elem_id="export-button")
             said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
             verdict = part("verdict", value=None, elem_id="export-verdict")
             file = part("downloads", value=None, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
-            gr.Markdown(
-                "### Baked model\nA diffusers folder with the mix in its weights; it stays on this machine, "
-                "under `exports`.",
-                elem_classes="lm-note",
+            note(
+                "<b>Baked model</b><br>A diffusers folder with the mix in its weights; it stays on this machine, "
+                "under <code>exports</code>."
             )
-            folder = gr.Textbox(label="Name", value="my-model", elem_id="bake-name", max_length=80)
+            folder = part("form", value=None, kept_as="bake", fields=_BAKE_FIELDS, elem_id="bake-form")
             bake = gr.Button("Bake", elem_id="bake-button")
             baked = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="bake-report")
 
-    @guarded
     async def export(
-        mix_rows: Any, name: Any, form: Any, rank: Any, dtype: Any, request: gr.Request
+        mix_rows: Any, given: Any, request: gr.Request
     ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
         owner = shared.owner_of(request)
         made = await shared.jobs.result(
             f"{owner}/export",
             "export",
             "an export",
-            lambda job: handlers.one_file(app, job.owner, mix_rows, name, form, rank, dtype),
+            lambda job: handlers.one_file(app, job.owner, mix_rows, given),
         )
         return [handlers.offered(app, place) for place in made.files], made.report, made.verdict
 
-    busy = {**QUIET, "show_progress": "minimal"}
-    write.click(export, [shared.mix_rows, name, form, rank, dtype], [file, said, verdict], **busy)
+    shared.connect(
+        write.click, export, [shared.mix_rows, form], [file, said, verdict], show_progress="minimal"
+    )
 
-    @guarded
-    async def to_folder(mix_rows: Any, name: Any, request: gr.Request) -> Any:
+    async def to_folder(mix_rows: Any, given: Any, request: gr.Request) -> Any:
         owner = shared.owner_of(request)
         return await shared.jobs.result(
             f"{owner}/export",
             "bake",
             "a baked model",
-            lambda job: handlers.baked(app, job.owner, mix_rows, name),
+            lambda job: handlers.baked(app, job.owner, mix_rows, given),
         )
 
-    bake.click(to_folder, [shared.mix_rows, folder], baked, **busy)
+    shared.connect(bake.click, to_folder, [shared.mix_rows, folder], baked, show_progress="minimal")

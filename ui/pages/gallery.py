@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_mixer.errors import LoraMixerError
-
 from .. import gallery
 from ..handlers import gallery as handlers
-from ..messages import words_of
-from ..theme import part
-from .shared import QUIET, guarded, plain
+from ..theme import note, part
+from .shared import Said
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata import PictureSettings
@@ -26,10 +23,9 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     with gr.Row(elem_classes="lm-row2", equal_height=False):
         with gr.Column(scale=6, min_width=320):
             with gr.Column(elem_classes="lm-panel"):
-                gr.Markdown(
-                    "**Get settings back** from a picture made here or by AUTOMATIC1111, Forge, SD.Next, Fooocus, "
-                    "InvokeAI, ComfyUI or SwarmUI.",
-                    elem_classes="lm-note",
+                note(
+                    "<b>Get settings back</b> from a picture made here or by AUTOMATIC1111, Forge, SD.Next, Fooocus, "
+                    "InvokeAI, ComfyUI or SwarmUI."
                 )
                 drop = gr.File(
                     label="Picture",
@@ -46,24 +42,19 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     def refresh() -> Any:
         return gallery.listing(app)
 
-    tab.select(refresh, None, pictures, **QUIET)
+    shared.connect(tab.select, refresh, None, pictures)
 
-    @guarded
     def turn(event: gr.EventData) -> Any:
         return gallery.listing(app, event.page)
 
-    pictures.turn(turn, None, pictures, **QUIET)
+    shared.connect(pictures.turn, turn, None, pictures)
 
-    @guarded
     def show(event: gr.EventData) -> Any:
         return gallery.details(app, event.id)
 
-    pictures.open(show, None, shot, **QUIET)
+    shared.connect(pictures.open, show, None, shot)
 
-    def afresh(event: gr.EventData) -> Any:
-        return gallery.listing(app, event.page)
-
-    pictures.fresh(guarded(afresh), None, pictures, **QUIET)
+    shared.connect(pictures.fresh, turn, None, pictures)
     outputs = [shared.mix_rows, *fields.taken, shot]
 
     def taken(settings: PictureSettings) -> list[Any]:
@@ -75,26 +66,21 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             handlers.report(app, settings, found, given.unused),
         ]
 
-    def dropped(path: Any) -> list[Any]:
-        # the field is emptied whatever came of it, so that the next picture can be dropped
-        try:
-            if path is not None:
-                return [*taken(handlers.dropped(path, shared.cache)), None]
-        except LoraMixerError as error:
-            gr.Warning(plain(words_of(error)), title="No settings read", duration=12)
-        return [*[gr.skip()] * len(outputs), None]
+    def dropped(path: Any) -> Any:
+        return taken(handlers.dropped(path, shared.cache))
 
-    drop.upload(dropped, drop, [*outputs, drop], **QUIET)
+    shared.connect(drop.upload, dropped, drop, outputs, emptied=[drop])
 
-    @guarded
-    def use(event: gr.EventData) -> list[Any]:
+    def use(event: gr.EventData) -> Any:
         found = taken(handlers.of_gallery(app, event.id))
         opened = gallery.details(app, event.id)
-        gr.Info("Prompt, settings and mix are those of the picture now.")
-        return [
-            *found[:-1],
-            {**found[-1], "id": opened["id"], "url": opened["url"]},
-            gr.Tabs(selected="make"),
-        ]
+        return Said(
+            "Prompt, settings and mix are those of the picture now.",
+            [
+                *found[:-1],
+                {**found[-1], "id": opened["id"], "url": opened["url"]},
+                gr.Tabs(selected="make"),
+            ],
+        )
 
-    shot.use(use, None, [*outputs, tabs], **QUIET)
+    shared.connect(shot.use, use, None, [*outputs, tabs])

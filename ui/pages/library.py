@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..handlers import library as handlers
 from ..theme import part
-from .shared import QUIET, answering, guarded
+from .shared import answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def library_page(shared: Shared) -> None:
     """Lay the page out and connect it."""
     app = shared.app
-    with gr.Accordion("Add adapters", open=False, elem_id="library-add"):
+    with gr.Column(elem_id="library-add", elem_classes="lm-panel"):
+        part("fold", value=None, words="Add adapters")
         files = gr.File(
             label="Adapter files",
             show_label=False,
@@ -46,7 +47,7 @@ def library_page(shared: Shared) -> None:
             weight_name = gr.Textbox(label="File in it, where it has several", elem_id="hub-file", scale=3)
             fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
         again = gr.Button("Look through the folders again", elem_id="library-refresh")
-    refused = gr.Markdown("", elem_id="library-refused", visible=False)
+    refused = part("refusals", value="", elem_id="library-refused")
     part("details", value=None, elem_id="details")
     cards = part(
         "cards",
@@ -56,14 +57,12 @@ def library_page(shared: Shared) -> None:
         elem_id="cards",
     )
 
-    @guarded
     def upload(given: Any, name: Any) -> Any:
         added, problems, nameless = handlers.take_uploads(app, given, shared.cache, name)
-        return None, "", _fresh(f"Added {added}" if added else "", nameless), _refusals(problems)
+        return None, "", _fresh(f"Added {added}" if added else "", nameless), problems
 
-    files.upload(upload, [files, called], [files, called, cards, refused], **QUIET)
+    shared.connect(files.upload, upload, [files, called], [files, called, cards, refused])
 
-    @guarded
     async def hub(repo: Any, name: Any, request: gr.Request) -> Any:
         owner = f"{shared.owner_of(request)}/hub"
         added = await shared.jobs.result(
@@ -71,13 +70,13 @@ def library_page(shared: Shared) -> None:
         )
         return _fresh(f"Added {added}")
 
-    fetch.click(hub, [repo, weight_name], cards, **{**QUIET, "show_progress": "minimal"})
+    shared.connect(fetch.click, hub, [repo, weight_name], cards, show_progress="minimal")
 
     def rescan() -> Any:
         app.scan(wait=20)
         return _fresh("")
 
-    again.click(rescan, None, cards, **{**QUIET, "show_progress": "minimal"})
+    shared.connect(again.click, rescan, None, cards, show_progress="minimal")
 
 
 def _fresh(status: str, nameless: str = "") -> dict[str, str]:
@@ -120,9 +119,3 @@ def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
     functions = (cards, adapter, keep_adapter, set_preview, rename_adapter, move_adapter, trash_adapter, restore_adapter,
                  duplicates)  # fmt: skip
     return [answering(function) for function in functions]
-
-
-def _refusals(problems: str) -> Any:
-    # text of files: shown as code, which is never read as Markdown or HTML
-    safe = problems.replace("`", "'").replace("<", "‹").replace(">", "›")
-    return gr.Markdown(f"Not added:\n\n```\n{safe}\n```" if problems else "", visible=bool(problems))

@@ -36,30 +36,30 @@ def make_page(shared: Shared) -> Fields:
                 make = gr.Button("Make", variant="primary", elem_id="make-button", min_width=80)
                 stop = gr.Button("Stop", elem_id="stop-button", min_width=60)
         with gr.Row(elem_classes="lm-bottom lm-settings"):
-            seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=120, scale=3)
-            dice = gr.Button("Random", elem_id="seed-random", min_width=84, scale=1)
+            seed = gr.Textbox(label="Seed", value=random_seed(), elem_id="seed", min_width=112, scale=3)
+            dice = gr.Button("Random", elem_id="seed-random", min_width=80, scale=0)
             locked = gr.Checkbox(
-                label="Keep this seed", value=True, elem_id="seed-lock", min_width=130, scale=2
+                label="Keep this seed", value=True, elem_id="seed-lock", min_width=136, scale=0
             )
             steps = gr.Number(
                 label="Steps",
                 value=app.defaults["steps"],
                 precision=0,
                 elem_id="steps",
-                min_width=72,
+                min_width=62,
                 scale=1,
             )
             guidance = gr.Number(
                 label="Guidance", value=app.defaults["guidance_scale"], step=0.5, elem_id="guidance",
-                min_width=72, scale=1,
+                min_width=62, scale=1,
             )  # fmt: skip
             wide = gr.Number(
-                label="Width", value=width, precision=0, step=8, elem_id="width", min_width=72, scale=1
+                label="Width", value=width, precision=0, step=8, elem_id="width", min_width=62, scale=1
             )
             high = gr.Number(
-                label="Height", value=height, precision=0, step=8, elem_id="height", min_width=72, scale=1
+                label="Height", value=height, precision=0, step=8, elem_id="height", min_width=62, scale=1
             )
-            count = gr.Number(label="Pictures", value=1, precision=0, elem_id="count", min_width=72, scale=1)
+            count = gr.Number(label="Pictures", value=1, precision=0, elem_id="count", min_width=62, scale=1)
         more = part(
             "more",
             value=dict(NOTHING_MORE),
@@ -120,7 +120,7 @@ def make_page(shared: Shared) -> Fields:
         handlers.stop(shared.owner_of(request))
 
     stop.click(halt, None, None, **QUIET)
-    dice.click(random_seed, None, seed, **QUIET)
+    dice.click(None, None, None, js="() => { lm.fields.roll(); }", **QUIET)  # where the history is
     return fields
 
 

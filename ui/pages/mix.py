@@ -45,6 +45,9 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
     def from_text(text: Any) -> Any:
         return handlers.from_text(app, text)
 
+    def halfway(asked: Any) -> Any:
+        return handlers.halfway_of(app, asked)
+
     def keep_mask(png: Any) -> Any:
         return handlers.keep_mask(app, png)
 
@@ -52,7 +55,7 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
         return {"png": handlers.mask_png(app, digest)}
 
     def keep_default(asked: Any) -> Any:
-        return {"said": handlers.keep_default(app, checks.table(asked, "row")["name"], asked.get("weight"))}
+        return handlers.keep_default(app, checks.table(asked, "row")["name"], asked.get("weight"))
 
     def saved(_: Any) -> Any:
         return {"names": handlers.saved(app)}
@@ -86,6 +89,6 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
     def restore_picture(picture: Any) -> Any:
         return {"id": gallery.restore(app, picture)}
 
-    functions = (curve, look_up, described, from_text, keep_mask, mask_png, keep_default, saved, save, load, delete,
+    functions = (curve, look_up, described, from_text, halfway, keep_mask, mask_png, keep_default, saved, save, load, delete,
                  undelete, rearrange, remove_picture, restore_picture)  # fmt: skip
     return [answering(function) for function in functions]

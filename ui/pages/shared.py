@@ -16,7 +16,7 @@ from lora_mixer.errors import LoraMixerError
 from ..messages import told, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..app_state import AppState
     from ..handlers.gallery import Taken
@@ -33,16 +33,82 @@ class Shared:
         jobs: The running jobs.
         mix_rows: The session's mix, as the browser has it.
         cache: The folder that uploads lie in.
+        voice: What says in the browser what was done, and what cannot be, at the field where it stands.
     """
 
     app: AppState
     jobs: Jobs
     mix_rows: Any
     cache: str
+    voice: Any
+
+    def connect(
+        self,
+        listener: Any,
+        handler: Callable[..., Any],
+        inputs: Any,
+        outputs: Any = None,
+        *,
+        emptied: Sequence[Any] = (),
+        **options: Any,
+    ) -> None:
+        """
+        Let a handler answer an event; errors of the package, and what it says, go to the page's one voice.
+
+        Args:
+            listener: The event, as ``button.click``.
+            handler: Returns values for ``outputs``, or :class:`Said` with some.
+            inputs: As Gradio takes them.
+            outputs: As Gradio takes them.
+            emptied: Components that are emptied whatever comes of it, so that they can be filled again.
+            options: Others than :data:`QUIET`.
+        """
+        targets = [] if outputs is None else outputs if isinstance(outputs, list) else [outputs]
+
+        def answer(found: Any) -> list[Any]:
+            words: Any = gr.skip()
+            if isinstance(found, Said):
+                found, words = found.values, {"said": found.words, "stamp": secrets.token_hex(8)}
+            values = [] if not targets else [found] if len(targets) == 1 else found
+            return [*values, *[None] * len(emptied), words]
+
+        def problem(error: LoraMixerError) -> list[Any]:
+            words = {**told(error), "stamp": secrets.token_hex(8)}
+            return [*[gr.skip()] * len(targets), *[None] * len(emptied), words]
+
+        if inspect.iscoroutinefunction(handler):
+
+            @functools.wraps(handler)
+            async def work_async(*values: Any, **named: Any) -> Any:
+                try:
+                    return answer(await handler(*values, **named))
+                except LoraMixerError as error:
+                    return problem(error)
+
+            work: Callable[..., Any] = work_async
+        else:
+
+            @functools.wraps(handler)
+            def work_at_once(*values: Any, **named: Any) -> Any:
+                try:
+                    return answer(handler(*values, **named))
+                except LoraMixerError as error:
+                    return problem(error)
+
+            work = work_at_once
+        listener(work, inputs, [*targets, *emptied, self.voice], **{**QUIET, **options})
 
     def owner_of(self, request: gr.Request) -> str:
         """Return who asks: the browser's own token where it brought one, else Gradio's session."""
         return self.app.sessions.owner(str(request.session_hash or "api"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """Values for a handler's outputs, and what is said of them."""
+
+    words: str
+    values: Any
 
 
 @dataclass(frozen=True)
@@ -118,20 +184,14 @@ def plain(message: object) -> str:
 
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show the package's errors as messages on the page, at their field where they have one; others as Gradio does."""
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise TypeError("streams show their own errors")
+    """Let the package's errors reach programs as Gradio's, in words; the page's own events are told by ``Shared.connect``."""
 
-    if inspect.iscoroutinefunction(handler):
-
-        @functools.wraps(handler)
-        async def guard_async(*values: Any, **named: Any) -> Any:
-            try:
-                return await handler(*values, **named)
-            except LoraMixerError as error:
-                raise _shown(error) from error
-
-        return guard_async
+    @functools.wraps(handler)
+    async def guard_async(*values: Any, **named: Any) -> Any:
+        try:
+            return await handler(*values, **named)
+        except LoraMixerError as error:
+            raise _shown(error) from error
 
     @functools.wraps(handler)
     def guard(*values: Any, **named: Any) -> Any:
@@ -140,7 +200,7 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
         except LoraMixerError as error:
             raise _shown(error) from error
 
-    return guard
+    return guard_async if inspect.iscoroutinefunction(handler) else guard
 
 
 def _shown(error: LoraMixerError) -> Exception:

@@ -54,7 +54,9 @@ window.lm = (() => {
     const now = [...root.querySelectorAll("button, input, select, textarea, a")].filter((each) => !each.disabled);
     const same = label && now.find((each) => each.getAttribute("aria-label") === label);
     const alike = now.filter((each) => kind && each.getAttribute("aria-label")?.startsWith(kind));
+    const typed = held.selectionStart ?? null, end = held.selectionEnd;
     (same || alike.find((each) => now.indexOf(each) >= at) || alike.at(-1) || now[Math.min(Math.max(at, 0), now.length - 1)])?.focus({ preventScroll: true });
+    if (same && typed !== null && same.value === held.value) same.setSelectionRange(typed, end);
   }
 
   const number = (value, digits = 2) => String(Math.round(value * 10 ** digits) / 10 ** digits);
@@ -135,7 +137,12 @@ lm.history = (() => {
   }
   const changed = () => watchers.forEach((each) => each(past.length));
   return {
-    push(undo) { past.push(undo); if (past.length > 200) past.shift(); changed(); },
+    push(undo) {
+      lm.fields?.settle(); // what was typed before is a step of its own
+      past.push(undo);
+      if (past.length > 200) past.shift();
+      changed();
+    },
     back() {
       const undo = past.pop();
       changed();
@@ -176,11 +183,13 @@ lm.store = (() => {
 lm.fields = (() => {
   const NAMES = ["prompt", "negative", "seed", "seed-lock", "steps", "guidance", "width", "height", "count"];
   const input = (name) => document.querySelector(`#${name} textarea, #${name} input`);
+  let was = null; // the field that has the focus, as it was when it got it
   const get = (name) => { const found = input(name); return found && (found.type === "checkbox" ? found.checked : found.value); };
   function set(name, value) {
     const found = input(name);
     if (!found || value === undefined || value === null || get(name) === value) return;
     if (found.type === "checkbox") { found.click(); return; }
+    if (was?.name === name) was.value = value; // not what the person typed there
     const kind = found.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
     Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(found, value);
     for (const event of ["input", "change", "blur"]) found.dispatchEvent(new Event(event, { bubbles: event !== "blur" }));
@@ -190,6 +199,23 @@ lm.fields = (() => {
   function remember() {
     const found = JSON.stringify(all());
     if (found !== JSON.stringify(lm.store.get("fields"))) lm.store.put("fields", JSON.parse(found));
+  }
+  // What a person changed in a field is one step of the history: it ends where the field is left, or where something else is done.
+  const nameOf = (node) => NAMES.find((name) => input(name) === node);
+  function settle() {
+    if (!was || get(was.name) === was.value) return;
+    const { name, value } = was;
+    was.value = get(name);
+    lm.history.push(() => set(name, value));
+  }
+  document.addEventListener("focusin", (event) => { settle(); const name = nameOf(event.target); was = name ? { name, value: get(name) } : null; });
+  document.addEventListener("change", (event) => { if (event.isTrusted && was && nameOf(event.target) === was.name) settle(); });
+  // Whether Ctrl+Z is the browser's own here: only for text that is being typed.
+  const typing = (node) => was && node.type !== "number" && node.type !== "checkbox" && nameOf(node) === was.name && get(was.name) !== was.value;
+  function roll() {
+    const before = get("seed");
+    lm.history.push(() => set("seed", before));
+    set("seed", String(crypto.getRandomValues(new Uint32Array(1))[0]));
   }
   // Words go in where the browser has the text, so that nothing that is typed or clicked meanwhile is lost.
   function addWord(word) {
@@ -201,6 +227,14 @@ lm.fields = (() => {
       if (at >= 0) set("prompt", (here.slice(0, at).replace(/,\s*$/, "") + here.slice(at + word.length)).replace(/^,\s*/, ""));
     });
   }
+  // Words leave where they stand as a piece between commas; what is written around them stays.
+  function dropWords(words) {
+    const text = get("prompt") || "", gone = new Set(words.map((word) => word.toLowerCase()));
+    const left = text.split(",").filter((piece) => !gone.has(piece.trim().toLowerCase())).join(",").replace(/^\s+/, "");
+    if (left === text) return;
+    lm.history.push(() => set("prompt", text));
+    set("prompt", left);
+  }
   there().then(() => {
     const kept = lm.store.before?.fields;
     if (kept) Object.entries(kept).forEach(([name, value]) => NAMES.includes(name) && set(name, value));
@@ -209,7 +243,7 @@ lm.fields = (() => {
     setInterval(remember, 500);
     addEventListener("pagehide", remember);
   });
-  return { get, set, all, there, addWord };
+  return { get, set, all, there, addWord, dropWords, settle, typing, roll };
 })();
 
 // The address carries the tab: a reload, a bookmark and Back come to the same place.
@@ -264,9 +298,35 @@ document.addEventListener("keydown", (event) => {
     const main = { compare: "#compare-button", export: "#export-button", library: null, gallery: null }[lm.tabs.shown()];
     if (main === undefined) document.querySelector("#make-button")?.click();
     else if (main) document.querySelector(main)?.click();
-  } else if (event.key === "z" && !event.shiftKey && !event.target.matches("textarea, input[type=text], input[type=search], [contenteditable]")) {
-    if (event.target.matches("input[type=number]") && !event.target.closest("#board")) return;
+  } else if (event.key === "z" && !event.shiftKey) {
+    const known = ["prompt", "negative", "seed"].some((name) => event.target.closest?.(`#${name}`));
+    if (known ? lm.fields.typing(event.target) : event.target.matches("textarea, input[type=text], input[type=search], [contenteditable]")) return;
     event.preventDefault();
+    lm.fields.settle();
     lm.history.back();
   }
 });
+
+// A picture's settings come from the server into many places at once: all of it is one step back.
+lm.snapshot = (() => {
+  let kept = null;
+  return {
+    take() { kept = { fields: lm.fields.all(), more: lm.more.value, mix: JSON.parse(JSON.stringify(lm.mix.value())) }; },
+    // Makes it a step of the history; says whether there was one.
+    push() {
+      if (!kept) return false;
+      const { fields, more, mix } = kept;
+      kept = null;
+      lm.history.push(() => { Object.entries(fields).forEach(([name, value]) => lm.fields.set(name, value)); lm.more.put(more); lm.mix.put(mix); lm.draft?.(); });
+      return true;
+    },
+  };
+})();
+for (const kind of ["drop", "change"]) document.addEventListener(kind, (event) => { if (event.target.closest?.("#picture-drop")) lm.snapshot.take(); }, true);
+
+// Told of each change of the mix, and of the mix as it is.
+lm.whenMix = (() => {
+  const told = [];
+  lm.mixChanged = (rows) => told.forEach((each) => each(rows));
+  return (work) => { told.push(work); work(lm.mix?.rows || []); };
+})();

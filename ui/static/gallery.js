@@ -57,7 +57,7 @@ lm.parts.shot = (root, { props, trigger, watch }) => {
       (v.slots || []).length > 0 && h("ul", { class: "lm-slots" }, v.slots.map((slot) => h("li", { class: slot.ok ? "" : "lm-missing" }, slot.text))),
       (v.notes || []).map((note) => h("p", { class: "lm-problem" }, note)),
       h("div", { class: "lm-line" },
-        v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => trigger("use", { id: v.id }) }, "Use these settings"),
+        v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => { lm.snapshot.take(); trigger("use", { id: v.id }); } }, "Use these settings"),
         v.url && h("a", { class: "lm-button lm-quiet", href: v.url, download: `${v.id}.png` }, "Download"),
         v.id && h("button", { class: "lm-button lm-quiet", onclick: () => remove(v) }, "Delete"))));
     reveal(root);

@@ -2,7 +2,7 @@
 lm.parts.job = (root, { props, trigger, watch }) => {
   const { h, picture, empty, number, redraw } = lm;
   const KEPT = 60;
-  let strip = (lm.store.get("strip") || []).filter((each) => each && each.id), chosen = null, other = null, picking = false, draft = null, held = false, problem = 0, spoken = "";
+  let strip = (lm.store.get("strip") || []).filter((each) => each && each.id), chosen = null, other = null, picking = false, draft = null, held = false, showing = null, problem = 0, spoken = "";
 
   const words = (v) => {
     const left = v.left > 0 ? ` · ${v.left < 90 ? `${Math.ceil(v.left)} s` : `${Math.round(v.left / 60)} min`} left` : "";
@@ -77,9 +77,12 @@ lm.parts.job = (root, { props, trigger, watch }) => {
     else shown = lm.firstScreen?.() || empty("Nothing made yet", "Write a prompt and press Make (Ctrl+Enter). With no adapters on you get the base picture.");
     const key = `${pair ? `${pair.id}|${each.id}` : shown.querySelector?.("img")?.src || shown.src || shown.className}`;
     if (canvas.dataset.key !== key) {
-      canvas.replaceChildren(shown);
       canvas.dataset.key = key;
-    } else canvas.querySelector("img")?.classList.toggle("lm-dim", going && !chosen && !v.preview);
+      showing = shown;
+      const image = shown.tagName === "IMG" ? shown : shown.querySelector?.("img"), swap = () => { if (canvas.dataset.key === key) canvas.replaceChildren(shown); };
+      if (!image || !canvas.querySelector("img")) swap();
+      else { image.loading = "eager"; image.decode().then(swap, swap); } // the one before stays until it can be seen
+    } else showing?.querySelector?.("img")?.classList.toggle("lm-dim", going && !chosen && !v.preview);
   }
   const label = (each) => `seed ${each.seed} · ${each.mix || "base"}`;
 
@@ -91,6 +94,7 @@ lm.parts.job = (root, { props, trigger, watch }) => {
         onkeydown: (e) => { if (e.key === " ") { held = true; drawCanvas(props.value); } }, onkeyup: () => { held = false; drawCanvas(props.value); } }, "Before"),
       h("button", { class: `lm-button lm-quiet${picking ? " lm-here" : ""}`, "aria-pressed": String(picking || !!other), disabled: strip.length < 2, title: "Then choose another picture below",
         onclick: () => { picking = !(picking || other); other = null; draw(); } }, other ? "End comparing" : picking ? "Choose the other" : "Compare"),
+      other && at(other) && h("button", { class: "lm-button lm-quiet", title: "A mix that is half of each; words and seed stay as they are", onclick: () => blend(at(other), each) }, "Mix the two"),
       h("button", { class: "lm-button lm-quiet", title: "The next pictures begin with this one", onclick: () => lm.more.startFrom({ picture: each.id }) }, "Start from it"),
       h("a", { class: "lm-button lm-quiet", href: each.url, download: `${each.id}.png` }, "Download")));
   }
@@ -98,6 +102,16 @@ lm.parts.job = (root, { props, trigger, watch }) => {
   const spell = (mix) => (!mix ? "base" : /^[[{]/.test(mix) ? "a mix with masks or blocks; its text is in the picture"
     : mix.replace(/(mask|blocks)=(\{[^}]*\}+|\[[^\]]*\])/g, (_, what) => (what === "mask" ? "painted mask" : "own blocks")));
 
+  async function blend(one, two) {
+    const found = await lm.ask("halfway", { first: one.mix || "", second: two.mix || "" });
+    if (!found) return;
+    other = null;
+    picking = false;
+    lm.mix.replaceAll(found);
+    lm.say(found.said, { undo: lm.history.back });
+    draw();
+    lm.draft();
+  }
   function drawQueue(v) {
     const waiting = v.waiting || [];
     redraw(queue, waiting.length > 0 && h("ol", { "aria-label": "What waits" }, waiting.map((each, index) => h("li", {}, h("span", {}, each.label),
@@ -215,10 +229,14 @@ lm.parts.progress = (root, { props, watch }) => {
 // A grid with labels; a click on a cell shows it large, from where all that made it can be taken.
 lm.parts.grid = (root, { props, trigger, watch }) => {
   const { h, picture, empty } = lm;
+  function take(cell) {
+    lm.snapshot.take();
+    trigger("take", { id: cell.id });
+  }
   function look(cell, label) {
     const box = h("dialog", { class: "lm-root lm-large-view", "aria-label": label }, picture(cell.url, label, "lm-whole"),
       h("div", { class: "lm-line lm-largefoot" }, h("span", {}, label), h("span", { class: "lm-space" }),
-        h("button", { class: "lm-button lm-main", onclick: () => { trigger("take", { id: cell.id }); box.close(); } }, "Use its settings"),
+        h("button", { class: "lm-button lm-main", onclick: () => { take(cell); box.close(); } }, "Use its settings"),
         h("button", { class: "lm-button", onclick: () => box.close() }, "Close")));
     box.addEventListener("close", () => box.remove());
     document.body.append(box);
@@ -240,7 +258,7 @@ lm.parts.grid = (root, { props, trigger, watch }) => {
         h("tbody", {}, rows.map((label, down) => h("tr", {}, h("th", { scope: "row" }, label), columns.map((column, across) => {
           const index = down * columns.length + across, cell = cells[index], name = `${label} ${column}`.trim();
           return h("td", {}, cell && !cell.id ? picture(cell.thumb, column, "lm-cellpic lm-dim") : cell ? h("div", { class: "lm-cellbox" },
-            h("button", { class: "lm-cell", "aria-label": `Take the mix of ${name}`, title: cell.mix || "base", onclick: () => trigger("take", { id: cell.id }) }, picture(cell.thumb, column, "lm-cellpic")),
+            h("button", { class: "lm-cell", "aria-label": `Take the mix of ${name}`, title: cell.mix || "base", onclick: () => take(cell) }, picture(cell.thumb, column, "lm-cellpic")),
             h("button", { class: "lm-icon lm-enlarge", "aria-label": `Enlarge ${name}`, onclick: () => look(cell, name) }, "⤢")) : h("div", { class: "lm-cellpic lm-blank" }));
         }))))))
         : v.state === "error" ? null : empty("No grid yet", "Choose what changes from left to right and from top to bottom, then make the grid.")));

@@ -77,7 +77,10 @@ lm.parts.cards = (root, { props, server, watch }) => {
 
   // --- what is found ---
   const star = (each) => h("button", { class: `lm-icon lm-star${each.favourite ? " lm-on" : ""}`, "aria-pressed": String(each.favourite), "aria-label": `Favourite ${each.title}`,
-    onclick: async () => { const answer = await ask("keep_adapter", { id: each.id, favourite: !each.favourite }); if (answer) { Object.assign(each, answer.card); draw(); } } }, each.favourite ? "★" : "☆");
+    onclick: async () => {
+      const set = async (favourite) => { const answer = await ask("keep_adapter", { id: each.id, favourite }); if (answer) { Object.assign(each, answer.card); draw(); } return answer; }, before = each.favourite;
+      if (await set(!before)) lm.history.push(() => set(before));
+    } }, each.favourite ? "★" : "☆");
   const cover = (each, cls) => picture(each.thumb, each.title, `${cls}${each.explicit && !liked.show ? " lm-blurred" : ""}`);
   const add = (each) => h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => lm.mix.add(each) }, "Add");
   const card = (each) => h("article", { class: `lm-card${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
@@ -124,6 +127,17 @@ lm.parts.cards = (root, { props, server, watch }) => {
 lm.parts.details = (root) => {
   const { h, picture, ask, say } = lm;
   let v = null, last = null, from = null;
+  // What is typed and not kept yet, by adapter: it outlives whatever draws the drawer anew, and a reload.
+  const typed = lm.store.get("typed") || {};
+  function keepTyped(id, field, value) {
+    (typed[id] ||= {})[field] = value;
+    lm.store.put("typed", typed);
+  }
+  function forget(id, ...fields) {
+    for (const field of fields) delete typed[id]?.[field];
+    if (typed[id] && !Object.keys(typed[id]).length) delete typed[id];
+    lm.store.put("typed", typed);
+  }
   // One bar for each layer, in the file's order; the name is in its tooltip.
   function layerPlot(layers) {
     const high = Math.max(1e-12, ...layers.map(([, size]) => size)), step = 300 / layers.length;
@@ -176,14 +190,16 @@ lm.parts.details = (root) => {
     }
     if (v.id !== last) from = document.activeElement;
     const id = v.id, high = Math.max(1e-12, ...(v.strengths || []).map(([, size]) => size));
-    const weight = h("input", { type: "number", class: "lm-number", step: 0.05, value: v.weight ?? "", placeholder: "1", "aria-label": "Default weight" });
-    const notes = h("textarea", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes", value: v.notes || "" });
-    const labels = h("input", { type: "text", class: "lm-input", "aria-label": "Labels", placeholder: "labels, with commas", value: v.labels.join(", ") });
-    const explicit = h("input", { type: "checkbox", "aria-label": "Blur its preview", checked: v.explicit });
-    const name = h("input", { type: "text", class: "lm-input", "aria-label": "New name", value: v.title, maxlength: 120 });
-    const folder = h("input", { type: "text", class: "lm-input", "aria-label": "Folder", value: v.folder, placeholder: "top" });
+    const own = typed[id] || {};
+    const field = (tag, name, value, options) => h(tag, { ...options, value: own[name] ?? value, oninput: (e) => keepTyped(id, name, e.target.value) });
+    const weight = field("input", "weight", v.weight ?? "", { type: "number", class: "lm-number", step: 0.05, placeholder: "1", "aria-label": "Default weight" });
+    const notes = field("textarea", "notes", v.notes || "", { class: "lm-input", rows: 3, "aria-label": "Notes", placeholder: "Notes" });
+    const labels = field("input", "labels", v.labels.join(", "), { type: "text", class: "lm-input", "aria-label": "Labels", placeholder: "labels, with commas" });
+    const explicit = h("input", { type: "checkbox", "aria-label": "Blur its preview", checked: own.explicit ?? v.explicit, onchange: (e) => keepTyped(id, "explicit", e.target.checked) });
+    const name = field("input", "name", v.title, { type: "text", class: "lm-input", "aria-label": "New name", maxlength: 120 });
+    const folder = field("input", "folder", v.folder, { type: "text", class: "lm-input", "aria-label": "Folder", placeholder: "top" });
     const shown = lm.shownPicture?.().match(/([\w-]+)\.png$/)?.[1];
-    root.replaceChildren(h("section", { class: "lm-details", "aria-label": `Details of ${v.title}` },
+    lm.redraw(root, h("section", { class: "lm-details", "aria-label": `Details of ${v.title}` },
       h("div", { class: "lm-panel-head" }, h("h2", {}, v.title), h("span", { class: "lm-space" }),
         h("button", { class: "lm-button", disabled: !!v.problem, onclick: () => lm.mix.add(v) }, "Add to mix"),
         h("button", { class: "lm-icon", "aria-label": "Close details", onclick: close }, "✕")),
@@ -196,12 +212,17 @@ lm.parts.details = (root) => {
       h("h3", {}, "Your notes and weight"),
       notes, labels, h("div", { class: "lm-line lm-keepline" }, h("label", { class: "lm-field" }, h("span", {}, "Weight"), weight), h("label", { class: "lm-field" }, explicit, "Blur its preview"),
         h("button", { class: "lm-button", onclick: async () => {
+          const before = { id, weight: v.weight ?? "", notes: v.notes || "", labels: v.labels.join(", "), explicit: v.explicit };
           const found = await ask("keep_adapter", { id, weight: weight.value, notes: notes.value, labels: labels.value, explicit: explicit.checked });
-          if (found) { lm.defaults[v.title] = found.card.weight; lm.cardsFresh?.(); say("Kept."); }
+          if (!found) return;
+          forget(id, "weight", "notes", "labels", "explicit");
+          const told = (card) => { lm.defaults[card.title] = card.weight; };
+          told(found.card);
+          done("Kept.", async () => { const again = await ask("keep_adapter", before); if (again) told(again.card); });
         } }, "Keep defaults")),
       v.changeable && fold("File",
-        h("div", { class: "lm-line", id: "adapter-name" }, name, h("button", { class: "lm-button", onclick: async () => { const before = v.title, card = await rename(id, name.value); if (card) done(`${before} is called ${card.title} now.`, () => rename(id, before)); } }, "Rename")),
-        h("div", { class: "lm-line", id: "adapter-folder" }, folder, h("button", { class: "lm-button", onclick: async () => { const found = await ask("move_adapter", { id, folder: folder.value }); if (found) done(`${v.title} is in ${found.card.folder || "the top folder"} now.`, () => ask("move_adapter", { id, folder: found.card.before })); } }, "Move")),
+        h("div", { class: "lm-line", id: "adapter-name" }, name, h("button", { class: "lm-button", onclick: async () => { const before = v.title, card = await rename(id, name.value); if (card) forget(id, "name"); if (card) done(`${before} is called ${card.title} now.`, () => rename(id, before)); } }, "Rename")),
+        h("div", { class: "lm-line", id: "adapter-folder" }, folder, h("button", { class: "lm-button", onclick: async () => { const found = await ask("move_adapter", { id, folder: folder.value }); if (found) forget(id, "folder"); if (found) done(`${v.title} is in ${found.card.folder || "the top folder"} now.`, () => ask("move_adapter", { id, folder: found.card.before })); } }, "Move")),
         h("div", { class: "lm-line" }, h("button", { class: "lm-button lm-quiet", onclick: async () => {
           const found = await ask("trash_adapter", id);
           if (!found) return;

@@ -1,8 +1,17 @@
 // A mask: painted over the picture in a window of its own, which keeps what is painted until it is used.
+// A small picture of a mask, which never changes under its digest.
+lm.maskThumb = (() => {
+  const known = new Map();
+  return (digest) => {
+    const box = lm.h("span", { class: "lm-maskthumb" });
+    if (!known.has(digest)) known.set(digest, lm.ask("mask_png", digest).then((found) => found?.png || ""));
+    known.get(digest).then((png) => png && box.replaceChildren(lm.picture(png, "The mask", "lm-small")));
+    return box;
+  };
+})();
 lm.maskEditor = (row, kit, change) => {
   const { h } = lm;
-  const thumb = h("span", { class: "lm-maskthumb" });
-  if (row.mask) lm.ask("mask_png", row.mask).then((found) => found?.png && thumb.replaceChildren(lm.picture(found.png, "The mask", "lm-small")));
+  const thumb = row.mask && lm.maskThumb(row.mask);
   const open = h("button", { class: "lm-button", onclick: () => lm.paintMask(row.name, kit) }, row.mask ? "Paint again" : "Paint a mask");
   return h("fieldset", {}, h("legend", {}, "Mask"),
     row.mask

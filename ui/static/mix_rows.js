@@ -12,6 +12,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   const told = later(250, () => { trigger("edited", {}); lm.share?.describe(); });
 
   function put(given) {
+    release();
     rows = (given?.rows || []).map((row) => ({ on: true, unet: 1, title: row.name, ...row }));
     method = given?.method || "";
     gesture = "";
@@ -36,6 +37,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   function change(what, work, again = false) {
     remember(again ? "" : what);
     work();
+    if (again) hold();
     commit();
     if (again) draw();
   }
@@ -59,6 +61,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
       else rows.push({ name: card.title, title: card.title, on: true, unet: lm.defaults[card.title] ?? card.weight ?? 1, te: null, blocks: null, schedule: "", mask: "", feather: 0, more: null,
         id: card.id, about: card.about, triggers: card.triggers, problem: card.problem, thumb: card.thumb, notes: card.notes });
     }, true);
+    if (along && card.triggers?.length) lm.fields.addWord(card.triggers[0]);
     if (innerWidth <= 900) lm.say(`${card.title} is in the mix now.`, { undo: lm.history.back });
     ask("look_up", [card.title]);
   }
@@ -66,6 +69,27 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     if (to < 0 || to >= rows.length || from === to) return;
     change("order", () => rows.splice(to, 0, ...rows.splice(from, 1)), true);
   }
+
+  // --- weights drawn from a range, and weights that are held at a sum ---
+  const weighing = { low: 0.2, high: 1, sum: 1, ...(lm.store.get("weighing") || {}), held: false };
+  const live = () => rows.filter((row) => row.on && !row.problem);
+  const shorter = (value) => Math.round(value * 1000) / 1000;
+  // The one that is being moved keeps its weight; the others share what is left as they shared it before.
+  function hold(moved = null) {
+    if (!weighing.held) return;
+    const others = live().filter((row) => row !== moved);
+    if (moved?.on && !moved.problem && (Math.abs(moved.unet) > weighing.sum || !others.length)) moved.unet = Math.sign(moved.unet || 1) * weighing.sum;
+    const rest = weighing.sum - (moved?.on && !moved.problem ? Math.abs(moved.unet) : 0), now = others.reduce((all, row) => all + Math.abs(row.unet), 0);
+    others.forEach((row) => { row.unet = shorter(now ? (row.unet * rest) / now : rest / others.length); });
+    rows.forEach((row) => shown.get(row.name)?.(row));
+  }
+  function release() {
+    weighing.held = false;
+    holdButton?.setAttribute("aria-pressed", "false");
+    holdButton?.classList.remove("lm-on");
+  }
+  function weigh(given) { Object.assign(weighing, given); lm.store.put("weighing", { ...weighing, held: false }); }
+  const shown = new Map(); // by name: puts a row's weights into its fields
 
   const undo = h("button", { class: "lm-button lm-quiet", onclick: () => lm.history.back(), title: "Undo (Ctrl+Z)", "aria-label": "Undo" }, "↶");
   lm.history.watch((count) => { undo.disabled = !count; });
@@ -77,15 +101,39 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   const list = h("div", { class: "lm-rows" });
   const methodInput = h("input", { class: "lm-input", list: "lm-methods", placeholder: "sum", "aria-label": "Method of the mix",
     oninput: (e) => change("method", () => { method = e.target.value; }) });
-  const each = (work) => change("many", () => rows.filter((row) => row.on).forEach(work), true);
+  const bound = (key, label, title) => h("input", { type: "number", class: "lm-number lm-bound", step: 0.1, value: weighing[key], "aria-label": label, title,
+    oninput: (e) => { if (e.target.value !== "" && Number.isFinite(Number(e.target.value))) weigh({ [key]: Number(e.target.value) }); } });
+  const holdButton = h("button", { class: "lm-chip", "aria-pressed": "false", title: "Move one weight, and the others make room: their sizes add up to this", onclick: () => {
+    if (weighing.held) return release();
+    change("hold", () => { if (weighing.sum > 0) { weighing.held = true; } }, true);
+    holdButton.setAttribute("aria-pressed", String(weighing.held));
+    holdButton.classList.toggle("lm-on", weighing.held);
+    lm.draft?.();
+  } }, "Hold the sum");
+  // Trigger words that come and go with their adapter, for who likes that.
+  const ALONG = "lora-mixer-words";
+  let along = localStorage.getItem(ALONG) === "on";
+  const alongButton = h("button", { class: `lm-chip${along ? " lm-on" : ""}`, "aria-pressed": String(along), title: "Adding an adapter puts its first trigger word into the prompt, removing it takes its words out", onclick: () => {
+    along = !along;
+    try { localStorage.setItem(ALONG, along ? "on" : "off"); } catch { /* full, or switched off */ }
+    alongButton.setAttribute("aria-pressed", String(along));
+    alongButton.classList.toggle("lm-on", along);
+  } }, "Words come along");
+  function remove(row) {
+    change("remove", () => rows.splice(rows.indexOf(row), 1), true);
+    const others = new Set(rows.flatMap((each) => each.triggers || []));
+    if (along) lm.fields.dropWords((row.triggers || []).filter((word) => !others.has(word)));
+  }
   const foot = h("div", { class: "lm-rows-foot" },
-    h("label", { class: "lm-field" }, h("span", {}, "Method"), methodInput),
+    h("label", { class: "lm-field lm-method" }, h("span", {}, "Method"), methodInput),
     h("datalist", { id: "lm-methods" }, kit.methods.map((name) => h("option", { value: name }))),
-    tool("Random", "Random weights from 0.2 to 1", () => each((row) => { row.unet = Math.round((0.2 + Math.random() * 0.8) * 20) / 20; row.te = null; })),
-    tool("Sum 1", "Scale the weights so that they add up to 1", () => {
-      const sum = rows.filter((row) => row.on).reduce((all, row) => all + Math.abs(row.unet), 0);
-      if (sum) each((row) => { row.unet = Math.round((row.unet / sum) * 1000) / 1000; });
-    }));
+    h("div", { class: "lm-weighing", role: "group", "aria-label": "Random weights" },
+      tool("Random", "Random weights within this range", () => {
+        const [low, high] = [weighing.low, weighing.high].sort((one, two) => one - two);
+        change("many", () => rows.filter((row) => row.on).forEach((row) => { row.unet = shorter(low + Math.round((Math.random() * (high - low)) / 0.05) * 0.05); row.te = null; }), true);
+        lm.draft?.();
+      }), bound("low", "Random from", "The least"), h("span", { "aria-hidden": "true" }, "–"), bound("high", "Random to", "The greatest")),
+    h("div", { class: "lm-weighing", role: "group", "aria-label": "Sum of the weights" }, holdButton, bound("sum", "The sum", "What the sizes of the weights add up to")), alongButton);
   const close = h("button", { class: "lm-icon lm-sheetclose", "aria-label": "Close the mix", onclick: () => sheet(false) }, "✕");
   const share = h("div", { class: "lm-share" });
   root.replaceChildren(
@@ -110,55 +158,64 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   function weights(row) {
     const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet slider`, style: `--at:${place(row.unet)}` });
     const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet`, title: "UNet weight" });
-    const text = h("input", { type: "number", class: `lm-number lm-te${row.te === null || row.te === undefined ? " lm-equal" : ""}`, step: 0.05, value: row.te ?? row.unet, "aria-label": `${row.title}: Text`, title: "Text encoders' weight; as the UNet's until you change it" });
+    const text = h("input", { type: "number", class: "lm-number lm-te", step: 0.05, value: row.te ?? row.unet, "aria-label": `${row.title}: Text`, title: "Text encoders' weight" });
+    const as = h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`, disabled: row.te === null || row.te === undefined, onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet");
+    shown.set(row.name, (now) => {
+      const follows = now.te === null || now.te === undefined;
+      for (const [input, value] of [[range, now.unet], [box, now.unet], [text, follows ? now.unet : now.te]])
+        if (input !== document.activeElement && Number(input.value) !== value) input.value = value;
+      range.style.setProperty("--at", place(now.unet));
+      as.disabled = follows;
+    });
     const set = (given, from) => {
       const next = Number(given);
       if (given === "" || !Number.isFinite(next)) return;
-      change(`${row.name} unet`, () => { row.unet = next; });
-      if (from !== range) range.value = next;
-      if (from !== box) box.value = next;
-      if (row.te === null || row.te === undefined) text.value = next;
-      range.style.setProperty("--at", place(next));
+      change(`${row.name} unet`, () => { row.unet = next; hold(row); });
+      if (from !== range) range.value = row.unet;
+      if (from !== box) box.value = row.unet;
+      shown.get(row.name)(row);
     };
     range.addEventListener("input", () => set(range.value, range));
     box.addEventListener("input", () => set(box.value, box));
-    range.addEventListener("change", () => lm.draft?.());
-    box.addEventListener("change", () => lm.draft?.());
-    text.addEventListener("change", () => lm.draft?.());
+    for (const input of [range, box, text]) input.addEventListener("change", () => {
+      range.value = box.value = row.unet; // held at a sum it may be less than was asked for
+      lm.draft?.();
+    });
     text.addEventListener("input", () => {
       const next = Number(text.value);
       if (text.value === "" || !Number.isFinite(next)) return;
       change(`${row.name} te`, () => { row.te = next; });
-      text.classList.remove("lm-equal");
+      as.disabled = false;
     });
-    return [range, box, text];
+    return { range, box, text, as };
   }
 
   function drawRow(row, index) {
-    const isOpen = open.has(row.name);
+    const isOpen = open.has(row.name), own = row.te !== null && row.te !== undefined && row.te !== row.unet;
+    const { range, box, text, as } = weights(row);
     const words = (row.triggers || []).map((word) =>
       h("button", { class: "lm-chip", title: "Put into the prompt", onclick: () => lm.fields.addWord(word) }, `+ ${word}`));
     const marks = [row.blocks && "blocks", row.schedule && "schedule"].filter(Boolean).map((mark) => h("span", { class: "lm-mark" }, mark));
-    if (row.mask) marks.push(h("span", { class: "lm-mark" }, "mask"));
+    if (row.mask) marks.push(h("span", { class: "lm-mark lm-maskmark" }, lm.maskThumb(row.mask), "mask"));
     const grip = h("button", { class: "lm-grip", draggable: "true", title: `${row.title}${row.about ? ` · ${row.about}` : ""}\nDrag, or Alt+Up and Alt+Down, to move`,
       "aria-label": `Move ${row.title}`, onkeydown: (e) => {
         if (e.altKey && e.key === "ArrowUp") { e.preventDefault(); move(index, index - 1); }
         if (e.altKey && e.key === "ArrowDown") { e.preventDefault(); move(index, index + 1); }
       } }, picture(row.thumb, row.title, "lm-thumb"));
     const node = h("section", { class: `lm-row${isOpen ? " lm-open" : ""}${row.on && !row.problem ? "" : " lm-off"}${row.problem ? " lm-bad" : ""}`, "data-name": row.name, "aria-label": row.title },
-      h("div", { class: "lm-row-head" }, grip,
+      h("div", { class: `lm-row-head${own && !isOpen ? " lm-two" : ""}` }, grip,
         h("div", { class: "lm-names" }, h("div", { class: "lm-title", title: row.title }, row.title),
           h("div", { class: "lm-under" }, marks.length ? marks : !isOpen && words.slice(0, 1))),
-        weights(row),
+        range, box, own && !isOpen && text,
         h("label", { class: "lm-switch" }, h("input", { type: "checkbox", role: "switch", checked: row.on, "aria-label": `${row.title} on`,
           onchange: (e) => { change("on", () => { row.on = e.target.checked; }, true); lm.draft?.(); } }), h("span", {})),
         h("button", { class: "lm-icon", "aria-expanded": String(isOpen), "aria-label": `More for ${row.title}`, title: "Blocks, schedule, mask",
           onclick: () => { isOpen ? open.delete(row.name) : open.add(row.name); draw(); } }, isOpen ? "▴" : "▾"),
         h("button", { class: "lm-icon", "aria-label": `Remove ${row.title}`, title: "Remove",
-          onclick: () => change("remove", () => rows.splice(rows.indexOf(row), 1), true) }, "✕")),
+          onclick: () => remove(row) }, "✕")),
       row.problem && h("p", { class: "lm-problem", role: "note" }, row.problem),
       isOpen && words.length > 0 && h("div", { class: "lm-chips" }, words),
-      isOpen && more(row, index));
+      isOpen && more(row, index, text, as));
     grip.addEventListener("dragstart", (e) => { e.dataTransfer.setData("text/lm-row", String(index)); e.dataTransfer.setDragImage(node, 10, 10); });
     node.addEventListener("dragover", (e) => { if (e.dataTransfer.types.includes("text/lm-row")) { e.preventDefault(); node.classList.add("lm-over"); } });
     node.addEventListener("dragleave", () => node.classList.remove("lm-over"));
@@ -166,17 +223,22 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     return node;
   }
 
-  function more(row, index) {
+  function more(row, index, text, as) {
     const shown = lm.shownPicture?.().match(/([\w-]+)\.png$/)?.[1];
     return h("div", { class: "lm-more" }, row.about && h("p", { class: "lm-sub" }, row.about), row.notes && h("p", { class: "lm-notes" }, row.notes),
+      h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Text encoders"), text), as),
       lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server), lm.maskEditor(row, kit, change),
       h("div", { class: "lm-line" },
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "Up"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "Down"),
-        h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`,
-          onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Keep the weights of ${row.title} as its default`,
-          onclick: async () => { const found = await ask("keep_default", { name: row.name, weight: row.unet }); if (found) { lm.defaults[row.name] = row.unet; lm.say(found.said); } } }, "Keep the weights"),
+          onclick: async () => {
+            const keep = async (weight) => { const found = await ask("keep_default", { name: row.name, weight }); if (found) lm.defaults[row.name] = weight ?? 1; return found; };
+            const found = await keep(row.unet);
+            if (!found) return;
+            lm.history.push(() => keep(found.before));
+            lm.say(found.said, { undo: lm.history.back });
+          } }, "Keep the weights"),
         shown && h("button", { class: "lm-button lm-quiet", "aria-label": `Picture as preview of ${row.title}`, title: "The picture that is shown becomes its preview in the library",
           onclick: async () => {
             if (!await ask("set_preview", { name: row.name, picture: shown })) return;
@@ -197,7 +259,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     allOff.setAttribute("aria-label", some ? "Switch all off or on" : "Switch all on or off");
     allOff.disabled = quick.disabled = !rows.length;
     if (document.activeElement !== methodInput) methodInput.value = method;
-    foot.hidden = rows.length < 2;
+    foot.hidden = !rows.length;
     redraw(list, rows.length ? rows.map(drawRow)
       : [empty("No adapters yet", "Add some in the Library, or write <lora:name:0.8> in the prompt. Without any you get the base.",
         h("button", { class: "lm-button", onclick: () => lm.tabs.open("library") }, "Open the Library"))]);
@@ -216,14 +278,15 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     commit();
     refresh([after]);
   }
-  lm.mix = { model, rename, add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
+  lm.mix = { put, model, rename, add, replaceAll, value, plain, change, refresh, get rows() { return rows; }, draw };
   // Only what a handler sent is taken: it has a stamp. Gradio also sets the value that the page began with, and what was put here.
   let stamp = "";
   watch("value", () => {
     const given = props.value;
     if (!given?.stamp || given.stamp === stamp) return;
     stamp = given.stamp;
-    replaceAll(given);
+    if (lm.snapshot.push()) put(given);
+    else replaceAll(given);
   });
 
   const kept = lm.store.before?.mix;

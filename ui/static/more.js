@@ -111,7 +111,7 @@ lm.parts.more = (root, { props, server, watch }) => {
         } }, each.title)))],
       h("h3", {}, "Your own model"),
       h("ol", {}, h("li", {}, facts.models.length > 1 ? "Choose it under Model, below." : ["Start with ", h("code", {}, "lora-mixer ui --model FILE_OR_FOLDER"), " (a checkpoint, a diffusers folder or a Hub repository)."]),
-        h("li", {}, h("button", { class: "lm-button lm-quiet", onclick: () => { lm.tabs.open("library"); document.querySelector("#library-add button[aria-expanded=false], #library-add .label-wrap:not(.open)")?.click(); } }, "Drop your LoRAs into the Library"))));
+        h("li", {}, h("button", { class: "lm-button lm-quiet", onclick: () => { lm.tabs.open("library"); document.querySelector("#library-add [aria-expanded=false]")?.click(); } }, "Drop your LoRAs into the Library"))));
   };
 
   // --- the model: one for all sessions ---

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import FrameType
 
 _NEAR = 3
@@ -33,6 +35,7 @@ class Caller:
     Attributes:
         pipe: The pipeline; None where none is on the stack.
         frames: The local names of its running methods, innermost first; without pipeline, those of the nearest functions.
+        globals: Without pipeline, what these functions name of their modules.
         frame: The frame of the outermost of them; who keeps it keeps its locals alive.
         sequences: How many sequences ``generate`` of transformers has been given, where that is running: beams and returned
             sequences are rows beside each other.
@@ -42,6 +45,7 @@ class Caller:
     frames: tuple[Mapping[str, Any], ...] = ()
     frame: FrameType | None = None
     sequences: int | None = None
+    globals: tuple[Mapping[str, Any], ...] = ()
 
     def local(self, *names: str) -> Any:
         """Return the innermost value that is not None under the first of some local names that has one."""
@@ -74,17 +78,32 @@ class Caller:
                 return value
         return None
 
-    @property
-    def scheduler(self) -> Any:
-        """The scheduler that steps: the pipeline's, or one that a loop has under a local name; None where there is none."""
+    def schedulers(self) -> list[Any]:
+        """
+        Return the schedulers in reach, those that step most likely first.
+
+        Of a pipeline, the one of that name, else its others; of a loop, those under a name of its functions, innermost first, then
+        those that something under such a name holds, such as a sampler that has the loop for a method.
+        """
         if self.pipe is not None:
-            return getattr(self.pipe, "scheduler", None)
-        for frame in self.frames:
-            for value in list(frame.values()):
-                kind = type(value)
-                if hasattr(kind, "set_timesteps") and hasattr(kind, "step") and hasattr(value, "timesteps"):
-                    return value
-        return None
+            own = getattr(self.pipe, "scheduler", None)
+            if own is not None:
+                return [own]
+            parts = getattr(self.pipe, "components", {})
+            every = list(parts.values()) if isinstance(parts, dict) else []
+        else:
+            every = [value for names in (*self.frames, *self.globals) for value in list(names.values())]
+            every += [one for value in every for one in _held_by(value)]
+        return list({id(one): one for one in every if _is_scheduler(one)}.values())
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors under local names, innermost first."""
+        return [
+            value
+            for names in self.frames
+            for value in list(names.values())
+            if isinstance(value, torch.Tensor)
+        ]
 
 
 def calling(part: str) -> Caller:
@@ -100,6 +119,7 @@ def calling(part: str) -> Caller:
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- inspect.currentframe is the same
     near: list[Mapping[str, Any]] = []
+    beyond: list[Mapping[str, Any]] = []
     while frame is not None:
         owner = _owner(frame)
         if owner is not None and hasattr(owner, part):
@@ -107,12 +127,26 @@ def calling(part: str) -> Caller:
         if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__") == _GENERATION:
             given = frame.f_locals.get("batch_size")
             if isinstance(given, int):
-                return Caller(None, tuple(near), None, given)
+                return Caller(None, tuple(near), None, given, tuple(beyond))
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if len(near) < _NEAR and package not in _PASSED:
             near.append(frame.f_locals)
+            shared = frame.f_globals
+            beyond.append({name: shared[name] for name in frame.f_code.co_names if name in shared})
         frame = frame.f_back
-    return Caller(None, tuple(near))
+    return Caller(None, tuple(near), globals=tuple(beyond))
+
+
+def _is_scheduler(value: Any) -> bool:
+    kind = type(value)
+    return hasattr(kind, "set_timesteps") and hasattr(kind, "step") and hasattr(value, "timesteps")
+
+
+def _held_by(value: Any) -> Sequence[Any]:
+    """Return what an object has as attributes, or a dict as values."""
+    if isinstance(value, type | ModuleType):
+        return ()
+    return tuple(value.values()) if isinstance(value, dict) else tuple(_attributes(value).values())
 
 
 def _owner(frame: FrameType) -> Any:

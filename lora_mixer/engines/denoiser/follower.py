@@ -13,6 +13,7 @@ from lora_mixer.engines.denoiser.passes import all_passes
 from lora_mixer.engines.denoiser.places import Places, places_of
 from lora_mixer.engines.denoiser.steps import StepReader, timestep_of
 from lora_mixer.engines.engine import Call
+from lora_mixer.errors import MixError
 from lora_mixer.families import family_of_class
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class DenoiserFollower:
         passes: How many forwards each mix takes: those of the prompts, then those of the halves without.
         negatives: How many of the latter there are.
         copies: How often guidance repeats the batch; None asks the pipeline that is calling.
+        by_steps: What changes a mix in time, in words; empty where nothing does.
         put: Puts the gains of a call into effect.
         prompts: Told that the prompts are read.
     """
@@ -44,6 +46,7 @@ class DenoiserFollower:
         passes: Sequence[int],
         negatives: int,
         copies: int | None,
+        by_steps: str,
         put: Callable[[Call], None],
         prompts: Prompts,
     ) -> None:
@@ -53,6 +56,7 @@ class DenoiserFollower:
         self._negatives = negatives
         self._prompts = prompts
         self._copies = copies
+        self._by_steps = by_steps
         self._put = put
         self._steps = StepReader(pipe)
         self._root: Any = None
@@ -79,7 +83,14 @@ class DenoiserFollower:
         if sample.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
         caller = calling(self._part)
-        step = self._steps.read(timestep_of(args, kwargs), caller)
+        timestep = timestep_of(args, kwargs)
+        step = self._steps.read(timestep, caller)
+        if self._by_steps and not step.is_told and caller.pipe is None:
+            raise MixError(
+                f"{self._by_steps} goes by the steps of a run, and a loop calls {self._part} with timestep {step.timestep:g}, "
+                "which is none of a scheduler's that the loop has, nor of the mixer's pipeline: take it from "
+                "scheduler.timesteps, or from one tensor of all timesteps (for t in timesteps), or set_mix anew at each step"
+            )
         rows = self._rows(caller, sample, text_of(args, kwargs), step)
         self._prompts.restart()
         places = Places()

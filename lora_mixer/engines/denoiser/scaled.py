@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.engines.compiling import outside
 from lora_mixer.engines.denoiser.caller import calling
-from lora_mixer.engines.denoiser.standing_in import outside
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.errors import MixError
 

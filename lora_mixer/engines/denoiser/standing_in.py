@@ -8,9 +8,7 @@ what stands there sees the call end, whatever it ends by. A copy of a compiled m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +17,6 @@ if TYPE_CHECKING:
 
     Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
     """Makes a call: it is given what makes it by itself, and the arguments."""
-
-Function = TypeVar("Function", bound="Callable[..., Any]")
-
-
-def outside(function: Function) -> Function:
-    """Keep a function out of compiled code: it breaks a graph that it is called in, and still runs."""
-    disabled: Any = torch.compiler.disable
-    kept: Function = disabled(function)
-    return kept
 
 
 class _StandIn:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,9 @@ _SAME = 8e-5
 _FOUND = 1e-4
 """The same for a timestep that was passed on, in half precision of a denoiser maybe."""
 
+_RUNS = 8
+"""How many runs' timesteps are remembered."""
+
 _TIMES = {"timestep", "timesteps", "timestep_ratio", "time", "t", "r", "sigma", "sigmas", "noise_labels"}
 """What the argument is called that says how much noise there is."""
 
@@ -45,12 +48,14 @@ class Step:
         timestep: The timestep of the call, as the scheduler counts.
         level: Which of the run's noise levels it is, from 0, and how many there are; some schedulers have levels between
             steps. None where they are the steps.
+        is_told: Whether the run is known that the call belongs to, else calls were counted.
     """
 
     index: int
     total: int
     timestep: float
     level: tuple[int, int] | None = None
+    is_told: bool = True
 
 
 START = Step(0, 1, 1000.0)
@@ -170,7 +175,16 @@ class StepClock:
         if known:
             return levels.step(position, self._first)
         index = position - self._first
-        return Step(index, max(levels.total - self._first, index + 1), timestep)
+        return Step(index, max(levels.total - self._first, index + 1), timestep, is_told=False)
+
+
+class _Read(NamedTuple):
+    """What was read of one run's timesteps, at which version, and their noise levels by what was asked."""
+
+    timesteps: Any
+    version: int
+    values: list[float]
+    levels: dict[tuple[int | None, int], NoiseLevels]
 
 
 class Timesteps:
@@ -178,46 +192,50 @@ class Timesteps:
 
     def __init__(self) -> None:
         """Read nothing yet."""
-        self._kept: tuple[Any, int] | None = None
-        self._values: list[float] = []
-        self._levels: dict[tuple[int | None, int], NoiseLevels] = {}
+        self._kept: list[_Read] = []
 
     def read(self, timesteps: Any) -> list[float]:
         """Return all of a scheduler's in order, read once until they change."""
+        return self._read(timesteps).values
+
+    def _read(self, timesteps: Any) -> _Read:
         version = _version(timesteps)
-        if self._kept is None or timesteps is not self._kept[0] or version != self._kept[1]:
-            self._kept = timesteps, version
-            self._values = [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
-            self._levels = {}
-        return self._values
+        for kept in self._kept:
+            if kept.timesteps is timesteps and kept.version == version:
+                return kept
+        values = [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
+        others = [kept for kept in self._kept if kept.timesteps is not timesteps]
+        self._kept = [_Read(timesteps, version, values, {}), *others][:_RUNS]
+        return self._kept[0]
 
     def levels(self, timesteps: Any, steps: int | None, order: int) -> NoiseLevels:
         """Return the noise levels of a scheduler's timesteps; :meth:`NoiseLevels.of` has the arguments."""
-        values = self.read(timesteps)
-        if (steps, order) not in self._levels:
-            self._levels[steps, order] = NoiseLevels.of(values, steps, order)
-        return self._levels[steps, order]
+        known = self._read(timesteps)
+        if (steps, order) not in known.levels:
+            known.levels[steps, order] = NoiseLevels.of(known.values, steps, order)
+        return known.levels[steps, order]
 
     def value(self, timestep: Any) -> float:
         """Return one timestep as a number."""
         if not isinstance(timestep, torch.Tensor):
             return float(timestep)
-        known = self._known(timestep)
-        return float(timestep.flatten()[0].item()) if known is None else known
+        for kept in self._kept:
+            place = _place_in(timestep, kept.timesteps)
+            if place is not None and kept.version == _version(kept.timesteps):
+                return kept.values[place]
+        return float(timestep.flatten()[0].item())
 
-    def _known(self, value: torch.Tensor) -> float | None:
-        """Return the value of a tensor that is a part of those read: reading it would wait for the GPU at each step."""
-        whole = self._kept[0] if self._values and self._kept is not None else None
-        if not isinstance(whole, torch.Tensor) or whole.ndim != 1 or value.numel() == 0:
-            return None
-        if value.dtype != whole.dtype or value.device != whole.device:
-            return None
-        if value.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-            return None
-        place, rest = divmod(
-            int(value.storage_offset()) - int(whole.storage_offset()), int(whole.stride(0)) or 1
-        )
-        return self._values[place] if not rest and 0 <= place < len(self._values) else None
+
+def _place_in(value: Any, whole: Any) -> int | None:
+    """Return which of some timesteps a tensor is a part of: reading it would wait for the GPU at each step."""
+    if not isinstance(value, torch.Tensor) or not isinstance(whole, torch.Tensor):
+        return None
+    if whole.ndim != 1 or value.numel() == 0 or value.dtype != whole.dtype or value.device != whole.device:
+        return None
+    if value.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    place, rest = divmod(int(value.storage_offset()) - int(whole.storage_offset()), int(whole.stride(0)) or 1)
+    return place if not rest and 0 <= place < len(whole) else None
 
 
 class StepReader:
@@ -225,7 +243,9 @@ class StepReader:
     Reads the step of each call of one denoiser.
 
     The pipeline that is calling has the timesteps of its run under a local name, and the one that it is at under
-    another; else its scheduler is asked, or one that a hand-written loop has, or that of the pipeline of the mixer.
+    another; else its schedulers are asked. A loop written by hand has its run where the timestep was taken from: the timesteps of a
+    scheduler in reach, or a tensor of its own. A timestep that was taken from none is looked up in those of the schedulers in
+    reach, and last in those of the mixer's pipeline.
 
     Args:
         pipe: The mixer's pipeline.
@@ -245,18 +265,17 @@ class StepReader:
             timestep: What the denoiser was called with; some denoisers are given it scaled.
             caller: Who is calling.
         """
+        schedulers = [one for one in caller.schedulers() if _timesteps_of(one) is not None]
         mine = getattr(self._pipe, "scheduler", None)
-        scheduler = caller.scheduler
-        if scheduler is None or _timesteps_of(scheduler) is None:
-            scheduler = mine
-        order = getattr(scheduler, "order", 1)
-        order = order if isinstance(order, int) else 1
+        if _timesteps_of(mine) is not None and all(one is not mine for one in schedulers):
+            schedulers.append(mine)
         given = [] if timestep is None else [timestep]
         if caller.pipe is not None:
             run, now = caller.local("timesteps"), caller.local("t")
-            steps = caller.local("num_inference_steps")
             values = [now, *given] if _is_number(now) else given
             if _is_list(run):
+                steps = caller.local("num_inference_steps")
+                order = _order_of(_taken_from([run], schedulers) or next(iter(schedulers), None))
                 levels = self._timesteps.levels(run, steps if isinstance(steps, int) else None, order)
                 for value in values:
                     level = levels.find(self._timesteps.value(value))
@@ -264,20 +283,99 @@ class StepReader:
                         return levels.step(level)
         else:
             values = given
-        known = _timesteps_of(scheduler)
-        if known is None:
-            levels = NoiseLevels()
-        else:
-            asked = getattr(scheduler, "num_inference_steps", None)
-            levels = self._timesteps.levels(known, asked if isinstance(asked, int) else None, order)
-        numbers = [self._timesteps.value(value) for value in values] or [0.0]
-        trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-        if isinstance(trained, int):
-            numbers.append(numbers[-1] * trained)  # flow models are given fractions
-        found = next((number for number in numbers if levels.find(number) is not None), None)
-        return self._clock.tick(
-            self._timesteps.value(given[0]) if found is None and given else found or 0.0, levels
+        levels, number = self._looked_up(values, given, schedulers, caller)
+        return self._clock.tick(number, levels)
+
+    def _looked_up(
+        self, values: Sequence[Any], given: Sequence[Any], schedulers: Sequence[Any], caller: Caller
+    ) -> tuple[NoiseLevels, float]:
+        """Return the noise levels of the run, and the timestep as they have it where it is among them."""
+        loop = caller.pipe is None
+        source = _taken_from(values, schedulers)
+        if (
+            source is None and loop and len(schedulers) > 1
+        ):  # what was passed on may be a copy of where the loop is
+            source = _taken_from((each for each in caller.tensors() if each.numel() == 1), schedulers)
+        if source is None and loop and (own := self._own_run(given, caller)) is not None:
+            return self._timesteps.levels(own, None, 1), self._timesteps.value(given[0])
+        candidates = [source] if source is not None else _set_first(schedulers)
+        number = self._timesteps.value(given[0]) if given else 0.0
+        for scheduler in candidates:
+            levels = self._levels_of(scheduler)
+            numbers = [self._timesteps.value(value) for value in values] or [0.0]
+            trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+            if isinstance(trained, int):
+                numbers.append(numbers[-1] * trained)  # flow models are given fractions
+            found = next((each for each in numbers if levels.find(each) is not None), None)
+            if found is not None:
+                return levels, found
+        return (self._levels_of(candidates[0]) if candidates else NoiseLevels()), number
+
+    def _levels_of(self, scheduler: Any) -> NoiseLevels:
+        asked = getattr(scheduler, "num_inference_steps", None)
+        return self._timesteps.levels(
+            _timesteps_of(scheduler), asked if isinstance(asked, int) else None, _order_of(scheduler)
         )
+
+    def _own_run(self, given: Sequence[Any], caller: Caller) -> Any:
+        """Return the tensor that a loop takes its timesteps from, where it goes one way; None where there is none."""
+        for value in given:
+            named = caller.local("timesteps")
+            for whole in (getattr(value, "_base", None), named, *caller.tensors()):
+                if not _is_list(whole) or len(whole) < 2:
+                    continue
+                within = _place_in(value, whole) is not None
+                if not within and (
+                    whole is not named or self._timesteps.value(value) not in self._timesteps.read(whole)
+                ):
+                    continue
+                run = self._timesteps.read(whole)
+                if run in (sorted(run), sorted(run, reverse=True)):
+                    return whole
+        return None
+
+
+def _order_of(scheduler: Any) -> int:
+    order = getattr(scheduler, "order", 1)
+    return order if isinstance(order, int) else 1
+
+
+def _taken_from(values: Iterable[Any], schedulers: Sequence[Any]) -> Any:
+    """Return the scheduler whose timesteps a value is a part of, by where it lies; None where there is none."""
+    for value in values:
+        for scheduler in schedulers:
+            if _place_in(value, _timesteps_of(scheduler)) is not None:
+                return scheduler
+    return None
+
+
+def _set_first(schedulers: Sequence[Any]) -> list[Any]:
+    """Return schedulers in their order, those last that no run was set in: they have all timesteps of training."""
+    return sorted(schedulers, key=lambda one: getattr(one, "num_inference_steps", 0) is None)
+
+
+def what_goes_by_steps(mix: Mix, part: str, root: nn.Module) -> str:
+    """
+    Name what changes a mix in time on a component.
+
+    Args:
+        mix: The mix.
+        part: The component's name.
+        root: The component.
+
+    Returns:
+        What it is, in words; empty where nothing does, and where the component is not called with a time.
+
+    Example:
+        >>> from lora_mixer.mixes import Mix
+        >>> what_goes_by_steps(Mix.of("a:1,start=5"), "model", torch.nn.Linear(2, 2))
+        ''
+    """
+    if not _has_steps(root):
+        return ""
+    if any(mix[name].component_schedule(part) is not None for name in mix.names):
+        return "a schedule"
+    return type(mix.method).__name__ if mix.method.goes_by_steps else ""
 
 
 def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -> None:

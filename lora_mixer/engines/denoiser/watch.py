@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.engines.denoiser.standing_in import StandIns, outside
+from lora_mixer.engines.compiling import outside
+from lora_mixer.engines.denoiser.standing_in import StandIns
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.engines.denoiser.follower import DenoiserFollower
 from lora_mixer.engines.denoiser.prompts import Prompts
+from lora_mixer.engines.denoiser.steps import what_goes_by_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -66,8 +67,14 @@ class CallWatcher:
         passes = [mix.passes for mix in effect.mixes]
         parts = {layer.live.component for name in setting.names for layer in effect.layers[name]}
         for part in sorted(parts - set(TEXT_ENCODERS)):
+            by_steps = next(
+                filter(
+                    None, (what_goes_by_steps(mix, part, effect.components[part]) for mix in setting.every)
+                ),
+                "",
+            )
             follower = DenoiserFollower(
-                pipe, part, passes, len(setting.negatives), setting.copies, shown, prompts
+                pipe, part, passes, len(setting.negatives), setting.copies, by_steps, shown, prompts
             )
             if any(engine.sees_places(part) for engine in engines):
                 follower.place_in(getattr(outer[part], "_orig_mod", outer[part]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.engines.compiling import while_traced
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.modes import lasting
@@ -65,6 +66,10 @@ class DenseLayer:
         owners = self._owners(int(output.shape[0]))
         total = output
         for number, mix in enumerate(self._mixes):
+            if any(mix) and torch.compiler.is_compiling():  # a graph has no rows that are chosen by values
+                chosen = (owners == number).view(-1, *[1] * (output.ndim - 1)).to(output.device)
+                total = torch.where(chosen, self._changed(module, args, output, mix), total)
+                continue
             own = (owners == number).nonzero().flatten().to(output.device)
             if any(mix) and len(own):
                 inputs = tuple(
@@ -94,8 +99,7 @@ class DenseLayer:
     def _changed(
         self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor, mix: tuple[float, ...]
     ) -> torch.Tensor:
-        if mix not in self._kept:
-            self._work_out(module, mix)
+        self._work_out(mix)
         if not self._is_linear:
             own_weight = {key: value.to(self.live.weight.device) for key, value in self._kept[mix].items()}
             result: torch.Tensor = standing_in(module, own_weight).forward(*args)
@@ -109,10 +113,16 @@ class DenseLayer:
             added = added + moved.to(output.device)
         return output + added.to(output.dtype)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # once for each mix; what it calls is not for compilers
-    def _work_out(self, module: nn.Module, mix: tuple[float, ...]) -> None:
-        with lasting():
-            self._kept[mix] = self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
+    @while_traced
+    def _work_out(self, mix: tuple[float, ...]) -> bool:
+        """Work out what a mix does, once for each mix; compilers look at what is kept only then."""
+        if mix not in self._kept:
+            module = self.live.module
+            with lasting():
+                self._kept[mix] = (
+                    self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
+                )
+        return True
 
     def _on_outputs(
         self, module: nn.Module, mix: tuple[float, ...]

@@ -9,6 +9,7 @@ worked out once (:class:`_Plan`); a change of weights, or back to an earlier set
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -206,6 +207,8 @@ class MergedEngine(Engine):
         self._hooks: list[HookHandle] = []
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._watch: Watch | None = None
+        # for which table of touched modules, how large, and roots: the attributes of all modules under these
+        self._hooked: tuple[Any, int, tuple[nn.Module, ...], list[dict[str, Any]]] = (None, 0, (), [])
         self._watched = (0, 0)  # which table of touched modules, and how large
         self._has_locked = True  # as of the last look
         self._beside_only: set[str] = set()  # names of adapters with layers that no weight can hold
@@ -214,7 +217,14 @@ class MergedEngine(Engine):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the modules needs; plans hold addresses of these ones."""
         touched = list(self._touched.values())
-        return {**vars(self), "_plans": {}, "_watch": None, "_roots": {}, "_touched": touched}
+        return {
+            **vars(self),
+            "_plans": {},
+            "_watch": None,
+            "_hooked": (None, 0, (), []),
+            "_roots": {},
+            "_touched": touched,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stand on copied modules."""
@@ -593,6 +603,8 @@ class MergedEngine(Engine):
             slot.blended = False
 
     def _find_stored(self) -> None:
+        if not self._has_stored and not self._may_be_stored():
+            return
         slots = self._all_slots()
         parts = {slot.name.partition(".")[0] for slot in slots} & self._roots.keys()
         stored = {
@@ -604,6 +616,16 @@ class MergedEngine(Engine):
             slot.stored = stored.get(id(slot.parameter))
         self._has_stored = bool(stored)
         self._plans.clear()
+
+    def _may_be_stored(self) -> bool:
+        """Look whether diffusers has hooks on any module; the walk through all of them is made once for a table of layers."""
+        roots = tuple(self._roots.values())
+        table, count, known, found = self._hooked
+        same = table is self._touched and count == len(self._touched) and len(known) == len(roots)
+        if not same or not all(map(operator.is_, known, roots)):
+            found = [module.__dict__ for root in roots for module in root.modules()]
+            self._hooked = (self._touched, len(self._touched), roots, found)
+        return any("_diffusers_hook" in own for own in found)
 
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one

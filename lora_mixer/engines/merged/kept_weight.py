@@ -75,7 +75,17 @@ class KeptWeight:
     @property
     def live(self) -> torch.Tensor:
         """The live values for writing; writes through here leave the parameter's version counter alone."""
-        return self.parameter.data
+        original = None if self.base is None else self._original
+        return self.parameter.data if original is None else original.data
+
+    @property
+    def _original(self) -> torch.Tensor | None:
+        """What a parametrisation that came after the mix computes the weight from; None without one, or where it has another form."""
+        own = getattr(self.module, "parametrizations", {})
+        if self.attribute not in own or any(hasattr(step, "right_inverse") for step in own[self.attribute]):
+            return None
+        original = getattr(own[self.attribute], "original", None)
+        return original if isinstance(original, nn.Parameter) else None
 
     def clean(self) -> torch.Tensor:
         """Return the base as it is kept, or the parameter itself while nothing is written to it."""
@@ -147,6 +157,8 @@ class KeptWeight:
         parameter = self.parameter
         if parameter.device.type == "meta":
             return stored_values(self.module, self.attribute) is not None
+        if not isinstance(parameter, nn.Parameter):  # computed: what is written to it goes nowhere
+            return self._original is not None
         return type(parameter.data) is torch.Tensor and parameter.is_floating_point()
 
     def write_base(self) -> bool:

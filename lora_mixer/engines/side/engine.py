@@ -77,6 +77,22 @@ class Reservation:
         self.layers = dict(zip(map(id, self.modules), self.layers.values(), strict=True))
 
 
+@dataclass(frozen=True)
+class _Built:
+    """
+    What stands beside the layers of a component; another mix of the same adapters needs other gains only.
+
+    Attributes:
+        key: What it was made for.
+        buffers: Its gains.
+        layers: In the order of what it was made for.
+    """
+
+    key: tuple[object, ...]
+    buffers: GainBuffers
+    layers: list[SideLayer]
+
+
 class SideEngine(Engine):
     """Runs low-rank pairs beside layers: holds the hooks of layers and the buffers of components."""
 
@@ -94,6 +110,8 @@ class SideEngine(Engine):
         self._names: Sequence[str] = ()
         self._pairs: dict[str, list[Factors | None]] = {}
         self._shown: dict[str, Call] = {}  # what was last put into effect in each component
+        self._built: dict[str, _Built] = {}  # without masks, by component
+        self._before: dict[str, _Built] = {}  # between clear() and enter(): what stood there
 
     # --- who carries out what ------------------------------------------------------------------------------------------
 
@@ -182,11 +200,13 @@ class SideEngine(Engine):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._before, self._built = self._built, {}
         self.buffers = {}
         self._mixes, self._shown = (), {}
 
     def empty(self) -> None:
         """Let what is reserved add nothing."""
+        self._before = {}
         for buffers in self._reserved.buffers.values() if self._reserved else ():
             buffers.load([])
             buffers.forget()
@@ -199,6 +219,7 @@ class SideEngine(Engine):
         Raises:
             MixError: When there is not enough room reserved.
         """
+        before, self._before = self._before, {}
         served = effect.served[self.name]
         names = sorted(served)
         if any(any(shares) for shares in served.values()):
@@ -212,7 +233,7 @@ class SideEngine(Engine):
                 for name in names
             }
             masks = stacked_masks(effect.setting.every, names)
-            self._build(effect.mixes, names, pairs, effect.components, masks)
+            self._build(effect.mixes, names, pairs, effect.components, masks, before)
         else:
             self.empty()
         self._pairs = {name: pairs for name, pairs in self._pairs.items() if name in served}
@@ -224,6 +245,7 @@ class SideEngine(Engine):
         pairs: Mapping[str, Sequence[Factors | None]],
         components: Mapping[str, nn.Module],
         masks: torch.Tensor | None,
+        before: Mapping[str, _Built],
     ) -> None:
         """
         Stand beside layers.
@@ -234,6 +256,7 @@ class SideEngine(Engine):
             pairs: The factors of each adapter's layers that the side path serves; None for those that it does not.
             components: The pipeline's modules.
             masks: (images * adapters, frames, height, width), or None.
+            before: What stood beside layers under the mix before, whose hooks are gone.
 
         Raises:
             MixError: When there is not enough room reserved.
@@ -258,8 +281,19 @@ class SideEngine(Engine):
             members = [one for one in wanted if one.live.component == component]
             # a text has no places: masks are no matter for what it is read with
             placed = None if component in TEXT_ENCODERS else masks
-            buffers = GainBuffers(folds=len(mixes) == 1, masks=placed)
-            layers = make_layers([(one.live, one.rank) for one in members], buffers, components[component])
+            key = (
+                len(mixes) == 1,
+                id(components[component]),
+                *(_place_of(one, components[component]) for one in members),
+            )
+            built = before.get(component)
+            if built is None or built.key != key or placed is not None:
+                buffers = GainBuffers(folds=len(mixes) == 1, masks=placed)
+                made = make_layers([(one.live, one.rank) for one in members], buffers, components[component])
+                built = _Built(key, buffers, made)
+            if placed is None:
+                self._built[component] = built
+            buffers, layers = built.buffers, built.layers
             buffers.load([(layer, one.parts) for layer, one in zip(layers, members, strict=True)])
             for one, layer in zip(members, layers, strict=True):
                 self._handles.append(hook_output(one.live.module, layer))
@@ -382,6 +416,7 @@ class SideEngine(Engine):
     def swept(self) -> None:
         """Know of no hook any more; what is reserved stays, for :meth:`roll_back`."""
         self.clear()
+        self._before = {}  # it may be half written
         self._held.clear()
 
     def release(self) -> None:
@@ -413,6 +448,18 @@ class SideEngine(Engine):
             problems.append(f"the mix needs rank {most}, reserved is {held.rank}: reserve with rank={most}")
         if problems:
             raise MixError(f"the reserved side path cannot hold this mix: {'; '.join(problems)}")
+
+
+def _place_of(one: LayerParts, root: nn.Module) -> tuple[object, ...]:
+    """Return what the tensors beside a layer are made for."""
+    live = one.live
+    return (
+        id(live.module),
+        one.rank,
+        live.beside_shape,
+        compute_device(live.module),
+        compute_dtype(live.module, root),
+    )
 
 
 def make_layers(

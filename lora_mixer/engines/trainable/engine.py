@@ -1,54 +1,37 @@
 """
 Trains adapters beside weights that stay as they are.
 
-A pair on a linear layer or a convolution is two products beside the layer's, and any other change of a linear layer is a product
-with it. Everything else is one idea: the layer's class computes with the live weight plus the change, which is a function of the parameters, so that its gradient is the formula's, for every
-kind of adapter and of layer (:func:`~lora_mixer.engines.merged.tied_use.standing_in`). Modules that share a parameter have
-their own changes. While any adapter is in training, no parameter of the model asks for a gradient.
+Each layer has the cheapest form that its change has (``forms.py``), and all forms of a module stand in one hook (``beside.py``). Rows
+of a batch may have mixes of their own, so that several adapters are trained in one pass over the base. Modules that share a
+parameter have their own changes. While any adapter is in training, no parameter of the model asks for a gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import nn
-from torch.nn import functional
-
-from lora_mixer.algorithms.adalora import AdaLora
-from lora_mixer.algorithms.combined import Stack
-from lora_mixer.algorithms.lora import LowRank
-from lora_mixer.algorithms.started import Started
-from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.scaled import Scales
 from lora_mixer.engines.denoiser.steps import START
-from lora_mixer.engines.engine import Engine
-from lora_mixer.engines.hooks import hook_output
-from lora_mixer.engines.merged.kept_weight import unsupported
-from lora_mixer.engines.merged.tied_use import standing_in
-from lora_mixer.engines.placement import compute_device
-from lora_mixer.engines.products import product, weight_of
-from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.engines.trainable.parameters import as_they_are
+from lora_mixer.engines.engine import Call, Engine
+from lora_mixer.engines.hooks import hook_output, output_hooks
+from lora_mixer.engines.trainable.beside import Beside
+from lora_mixer.engines.trainable.forms import Layer
 from lora_mixer.engines.trainable.registry import register, unregister
-from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.errors import MixError
+from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from lora_mixer.algorithms import LayerWeights
+    import torch
+    from torch import nn
+
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.engine import Effect, Wish
     from lora_mixer.engines.hooks import HookHandle
+    from lora_mixer.engines.trainable.forms import Clean
     from lora_mixer.engines.trainable.parameters import Trained
-
-    Clean = Callable[[], torch.Tensor]
-    """Gives a clean base."""
-    Held = tuple[torch.Tensor, torch.Tensor]
-    """A product of two matrices (out, rank) and (rank, in) that is not trained."""
-
-_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 class Bases(Protocol):
@@ -56,6 +39,9 @@ class Bases(Protocol):
 
     def clean_weights(self, name: str) -> Sequence[Clean]:
         """Return what gives the clean weight (out, in, *kernel) of each layer of an adapter."""
+
+    def blended(self, modules: Collection[int]) -> list[str]:
+        """Name those of some modules, by identity, that a mix is in."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,7 @@ class TrainableEngine(Engine):
         self._frozen: list[nn.Parameter] = []
         self._roots: dict[str, list[nn.Module]] = {}
         self._beside: list[Beside] = []
+        self._rows: dict[str, tuple[int, ...] | None] = {}
         self._scales = Scales()
 
     @property
@@ -98,6 +85,7 @@ class TrainableEngine(Engine):
             handle.remove()
         self._handles.clear()
         self._beside.clear()
+        self._rows.clear()
 
     def show_again(self, component: str) -> None:
         """Multiply what adapters in training add in a component by the scale that calls of it have now."""
@@ -163,47 +151,68 @@ class TrainableEngine(Engine):
 
     def look(self, wish: Wish) -> None:
         """
-        Check that adapters in training have one weight.
+        Check that adapters in training have one weight for each row.
 
         Raises:
-            MixError: Where they have not.
+            MixError: Where they have not, or rows with mixes of their own cannot be told apart.
         """
         names = [name for name in sorted(wish.setting.names) if name in self._own]
-        if names and (wish.is_by_place or wish.is_moving):
+        if not names:
+            return
+        masked = any(mix[name].mask is not None for mix in wish.setting.every for name in mix.names)
+        if masked or wish.is_moving:
             raise MixError(
-                f"{', '.join(names)}: an adapter in training has one weight for all rows and steps; set a mix without "
-                "schedules, masks and lists"
+                f"{', '.join(names)}: an adapter in training has one weight for each row, at all steps and places; set a mix "
+                "without schedules and masks"
             )
+        if wish.images == 1:
+            return
+        for name in names:
+            bare = next((layer.live for layer in wish.layers[name] if layer.live.is_bare), None)
+            if bare is not None:
+                raise MixError(
+                    f"{name} in {bare.component}.{bare.path}: a bare parameter has no rows of a batch: its module groups them "
+                    "by what they are routed to. Train this adapter by itself"
+                )
+
+    @property
+    def components(self) -> Collection[str]:
+        """The components beside whose modules anything stands."""
+        return dict.fromkeys(beside.component for beside in self._beside)
 
     def enter(self, effect: Effect) -> None:
         """
         Stand beside the modules that adapters in training reach.
 
         Raises:
-            PipelineStateError: When a change other than a pair's is for a weight that is packed.
+            PipelineStateError: When a change cannot be computed beside its module.
         """
         names = sorted(effect.served[self.name])
         if not names:
             return
-        gains, self._scales = effect.mixes[0].at(START), effect.mixes[0].scales
+        self._scales = effect.mixes[0].scales
+        mixes = [mix.at(START) for mix in effect.mixes]
         self._stand(
             [
-                (layer, clean, gain, self._own[name].dropout)
+                (layer, clean, gains, self._own[name].dropout)
                 for name in names
-                for layer, clean, gain in zip(
-                    effect.layers[name], self._bases.clean_weights(name), gains[name], strict=True
+                for place, (layer, clean) in enumerate(
+                    zip(effect.layers[name], self._bases.clean_weights(name), strict=True)
                 )
-                if gain
+                if any(gains := tuple(mix[name][place] if name in mix else 0.0 for mix in mixes))
             ],
             effect.components,
         )
+        self.show(Call())
 
     def _stand(
-        self, layers: Sequence[tuple[BoundLayer, Clean, float, float]], roots: Mapping[str, nn.Module]
+        self,
+        layers: Sequence[tuple[BoundLayer, Clean, Sequence[float], float]],
+        roots: Mapping[str, nn.Module],
     ) -> None:
-        """Stand beside modules: layers come with their clean base (out, in, *kernel), weight and dropout."""
+        """Stand beside modules: layers come with their clean base (out, in, *kernel), weight in each mix, and dropout."""
         by_module: dict[int, Beside] = {}
-        for layer, clean, gain, dropout in layers:
+        for layer, clean, gains, dropout in layers:
             live = layer.live
             modules = [live.module]
             if live.tied and layer.weights.reaches_twins:
@@ -214,220 +223,38 @@ class TrainableEngine(Engine):
                     if module._parameters.get("weight") is weight  # noqa: SLF001 -- shared by identity
                 ]
             for module in modules:
-                beside = by_module.setdefault(id(module), Beside(module, live.component))
-                shape = live.shape
-                beside.add(
-                    live.attribute, layer.weights, clean, gain, dropout, shape, transposed=live.transposed
+                is_alone = not output_hooks(module) and not self._bases.blended([id(module)])
+                beside = by_module.setdefault(
+                    id(module), Beside(module, live.component, live.path, is_alone=is_alone)
                 )
-        for beside in by_module.values():
-            beside.check()
+                beside.add(
+                    live.attribute,
+                    layer.weights,
+                    Layer(module, live.shape, clean, is_own=is_alone),
+                    gains,
+                    dropout,
+                    transposed=live.transposed,
+                )
         self._beside = list(by_module.values())
         for beside in self._beside:
-            self._handles.append(hook_output(beside.module, beside, first=True))
+            # behind what others of this package make of the output, before all else
+            self._handles.append(hook_output(beside.module, beside, first=not output_hooks(beside.module)))
 
+    def show(self, call: Call) -> None:
+        """Give each row of a call its mix; text encoders have theirs by :meth:`show_text`."""
+        for component in self.components:
+            if component not in TEXT_ENCODERS:
+                self._show_rows(component, call.rows)
 
-class Beside:
-    """
-    A forward hook that gives a module what its adapters in training make of it.
+    def show_text(self, component: str, rows: torch.Tensor) -> None:
+        """Give each text of a text encoder's batch its own mix."""
+        self._show_rows(component, rows)
 
-    Args:
-        module: The module.
-        component: The component that it is in.
-    """
-
-    def __init__(self, module: nn.Module, component: str = "") -> None:
-        """Start with no adapter."""
-        self.module, self.component, self.scale = module, component, 1.0
-        self._pairs: list[tuple[LayerWeights, Held | None, tuple[int, ...], float, float]] = []
-        self._products: list[tuple[LayerWeights, Clean, float]] = []
-        self._outputs: list[tuple[LayerWeights, tuple[int, ...], float]] = []
-        self._others: list[tuple[str, LayerWeights, Clean, float, bool]] = []
-
-    def add(
-        self,
-        attribute: str,
-        weights: LayerWeights,
-        clean: Clean,
-        gain: float,
-        dropout: float,
-        shape: tuple[int, ...],
-        *,
-        transposed: bool,
-    ) -> None:
-        """Take an adapter's part of one of the module's parameters; ``shape`` is the weight's as (out, in, *kernel)."""
-        has_groups = getattr(self.module, "groups", 1) != 1
-        kind = layer_kind(self.module) if attribute == "weight" and not has_groups else None
-        if isinstance(weights, Stack):  # each part is computed from the clean base
-            for part in weights.parts:
-                self.add(
-                    attribute,
-                    part,
-                    clean,
-                    gain,
-                    0.0 if isinstance(part, Values) else dropout,
-                    shape,
-                    transposed=transposed,
-                )
-        elif kind is not None and isinstance(weights, LowRank | AdaLora):
-            self._pairs.append((weights, None, shape, gain, dropout))
-        elif kind == "linear" and isinstance(weights, Started):
-            packed = self._is_packed
-            device = compute_device(self.module)
-            taken = weights.taken(weight_of(self.module, shape) if packed else _wide(clean().to(device)))
-            self._pairs.append((weights.pair, taken, shape, gain, dropout))
-        elif dropout and not isinstance(self.module, nn.Embedding):  # PEFT drops nothing of a lookup
-            raise PipelineStateError(
-                f"lora_dropout = {dropout} on {type(self.module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
-                "dropped of pairs on linear layers and convolutions only; set it to 0"
-            )
-        elif kind == "linear" and not transposed and self._is_packed:
-            self._outputs.append((weights, shape, gain))
-        elif kind == "linear":
-            self._products.append((weights, clean, gain))
-        else:
-            self._others.append((attribute, weights, clean, gain, transposed))
-
-    @property
-    def _is_packed(self) -> bool:
-        """Whether the module's weight cannot be read as a tensor."""
-        weight = getattr(self.module, "weight", None)
-        return isinstance(weight, torch.Tensor) and unsupported(weight) is not None
-
-    def check(self) -> None:
-        """
-        Check that what has to be computed anew can be.
-
-        Raises:
-            PipelineStateError: When the weight is packed.
-        """
-        for attribute, weights in (
-            *((attribute, weights) for attribute, weights, *_ in self._others),
-            *(("weight", weights) for weights, *_ in self._products),
-        ):
-            reason = unsupported(getattr(self.module, attribute))
-            if reason:
-                raise PipelineStateError(
-                    f"{type(self.module).__name__}: {reason}; {'+'.join(weights.algorithms)} cannot be trained beside it"
-                )
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Return the output with the adapters' part."""
-        for weights, *_ in self._products:
-            weights.confine()
-        for _, weights, *_ in self._others:
-            weights.confine()
-        for weights, *_ in self._outputs:
-            weights.confine()
-        own = output
-        if self._others:
-            output = standing_in(module, self._weights(module)).forward(*args)
-        for weights, clean, gain in self._products:
-            scaled = gain * self.scale
-            output = output + self._product(module, args[0], weights, clean, scaled).to(output.dtype)
-        for weights, shape, gain in self._outputs:
-            part = self._on_output(module, args[0], own, weights, shape, gain * self.scale)
-            output = output + part.to(output.dtype)
-        for weights, taken, shape, gain, dropout in self._pairs:
-            scaled = gain * self.scale
-            part = self._pair(module, args[0], weights, taken, shape, scaled, dropout)
-            output = output + part.to(output.dtype)
-        return output
-
-    @staticmethod
-    def _on_output(
-        module: nn.Module,
-        x: torch.Tensor,
-        output: torch.Tensor,
-        weights: LayerWeights,
-        shape: tuple[int, ...],
-        gain: float,
-    ) -> torch.Tensor:
-        """Return what a change adds to the output of a linear layer whose weight is packed."""
-        now, bias = as_they_are(weights), getattr(module, "bias", None)
-        change = now.on_outputs(lambda: weight_of(module, shape), shape, gain)
-        own = output if bias is None else output - bias.to(output.device)
-        part = change.added(x.to(output.device), own, lambda inputs: product(module, inputs))
-        moved = now.bias_delta(None if bias is None else _wide(bias), gain)
-        return part if moved is None else part + moved.to(part.device)
-
-    def _pair(
-        self,
-        module: nn.Module,
-        given: torch.Tensor,
-        weights: LayerWeights,
-        taken: Held | None,
-        shape: tuple[int, ...],
-        gain: float,
-        dropout: float,
-    ) -> torch.Tensor:
-        """Return what a pair adds to a layer's output, less what its start took out of the base."""
-        pair = weights.factors(shape)
-        assert pair is not None  # noqa: S101 -- kinds that are pairs
-        x = given.to(pair.down.dtype)
-        dropped = functional.dropout(x, dropout, module.training) if dropout else x
-        part = through(module, dropped, pair.down, pair.up, shape) * (gain * pair.scale)
-        if taken is not None:
-            part = part - through(module, x, taken[1], taken[0], shape)
-        moved = weights.bias_delta(None, gain)
-        if moved is None:
-            return part
-        return part + (moved if len(shape) == 2 else moved.view(-1, *[1] * (len(shape) - 2)))
-
-    @staticmethod
-    def _product(
-        module: nn.Module, x: torch.Tensor, weights: LayerWeights, clean: Clean, gain: float
-    ) -> torch.Tensor:
-        """Return what a change adds to a linear layer's output."""
-        bias, now = getattr(module, "bias", None), as_they_are(weights)
-        if not weights.changes_weight:
-            moved = now.bias_delta(None if bias is None else _wide(bias), gain)
-            return x.new_zeros(()) if moved is None else moved
-        base = _wide(clean().to(x.device))
-        return functional.linear(
-            x.to(base.dtype),
-            now.delta(base, gain),
-            now.bias_delta(None if bias is None else _wide(bias), gain),
-        )
-
-    def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the module's parameters with the changes in them."""
-        found: dict[str, torch.Tensor] = {}
-        for attribute, weights, clean, gain, transposed in self._others:
-            live = found.get(attribute, getattr(module, attribute))
-            base = _wide(clean().to(live.device))
-            gain = gain * self.scale  # noqa: PLW2901
-            change = as_they_are(weights).delta(base, gain)
-            found[attribute] = live + (change.T if transposed else change).to(live.dtype)
-            bias = found.get("bias", getattr(module, "bias", None)) if attribute == "weight" else None
-            moved = weights.bias_delta(bias, gain) if attribute == "weight" else None
-            if moved is not None:
-                found["bias"] = moved if bias is None else bias + moved.to(bias.dtype)
-        return found
-
-
-def through(
-    module: nn.Module, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """
-    Return what two matrices make of a layer's input: two products, or the layer's own convolution and one of size 1.
-
-    Args:
-        module: The layer, whose stride, padding and dilation are the first convolution's.
-        x: Its input.
-        down: (rank, in * kernel).
-        up: (out, rank).
-        shape: The layer's weight as (out, in, *kernel).
-    """
-    if len(shape) == 2:
-        return functional.linear(functional.linear(x, down), up)
-    layer: Any = module
-    convolve: Any = _CONVOLUTIONS[len(shape) - 2]
-    hidden = convolve(
-        x, down.view(-1, *shape[1:]), None, layer.stride, layer.padding, layer.dilation
-    )  # (b, r, *places)
-    out: torch.Tensor = convolve(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
-    return out
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype.itemsize > 2 else tensor.float()
+    def _show_rows(self, component: str, rows: torch.Tensor | None) -> None:
+        found = None if rows is None else tuple(rows.tolist())
+        if self._rows.get(component) == found:
+            return
+        self._rows[component] = found
+        for beside in self._beside:
+            if beside.component == component:
+                beside.show(found)

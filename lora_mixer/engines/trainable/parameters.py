@@ -212,13 +212,38 @@ def parameter_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if base is None else base
 
 
-def as_they_are(weights: LayerWeights) -> LayerWeights:
-    """Return weights whose views look at their parameters as these are by now: ``model.to`` gives parameters other memory."""
+class Live:
+    """
+    An adapter's part of a layer, whose views look at their parameters as these are by now: ``model.to`` gives these other memory.
 
-    def again(tensor: torch.Tensor) -> torch.Tensor:
-        base = parameter_of(tensor)
-        if base is tensor or not isinstance(base, nn.Parameter):
-            return tensor
-        return base.as_strided(tensor.shape, tensor.stride())
+    Which tensors are views of what is looked up once, so that compilers see nothing but the views.
 
-    return weights.map(again) if any(t._base is not None for t in weights.tensors()) else weights  # noqa: SLF001
+    Args:
+        weights: The part, made from parameters and views of them.
+    """
+
+    def __init__(self, weights: LayerWeights) -> None:
+        """Note the views."""
+        self._views: list[tuple[torch.Tensor, torch.Size, tuple[int, ...]] | None] = []
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            base = parameter_of(tensor)
+            is_view = base is not tensor and isinstance(base, nn.Parameter)
+            self._views.append((base, tensor.shape, tensor.stride()) if is_view else None)
+            return tensor.detach() if is_view else tensor  # what stands for a view takes no part
+
+        self.weights = weights.map(note)
+        self._has_views = any(view is not None for view in self._views)
+
+    @property
+    def now(self) -> LayerWeights:
+        """The part as it is by now."""
+        if not self._has_views:
+            return self.weights
+        views = iter(self._views)
+
+        def again(tensor: torch.Tensor) -> torch.Tensor:
+            view = next(views)
+            return tensor if view is None else view[0].as_strided(view[1], view[2])
+
+        return self.weights.map(again)

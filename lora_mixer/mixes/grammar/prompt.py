@@ -7,7 +7,7 @@ The grammar is AUTOMATIC1111's, with the arguments of sd-webui-loractl (schedule
 
 TE is the weight of the text encoders, 1 where it is missing; UNET that of all else, and the same as TE where it is
 missing. Each is a number or keyframes (``0@0,1@0.5``); in the place of UNET a preset or a list of LBW may stand. Keys are
-``te``, ``unet``, ``text_encoder``, ``text_encoder_2``, ``text_encoder_3``, ``lbw``, ``start``, ``stop``, ``step=a-b``
+``te``, ``unet``, ``text_encoder``, ``text_encoder_2`` to ``_4``, ``lbw``, ``start``, ``stop``, ``step=a-b``
 (whole numbers are steps, numbers with a point fractions) and ``schedule`` (``linear(0, 1)`` and the like).
 
 Tags of other kinds (``<hypernet:...>``) and whatever else looks odd stay in the prompt. ``<lyco:...>`` is read as

@@ -81,6 +81,7 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
         width=width,
         height=height,
         sampler=as_text(graph.value(inputs.get("sampler_name"))),
+        clip_skip=graph.clip_skip(sampler),
         model=checkpoint,
         adapters=tuple(adapters.values()),
         dialect=NAME,
@@ -156,6 +157,14 @@ class _Graph:
                 if key == name and isinstance(found, str):
                     return found.strip()
         return ""
+
+    def clip_skip(self, sampler: str) -> int | None:
+        """Return the layers that a node above the prompt's text encoder leaves out: ``-1`` there is the last one, none left out."""
+        for node in self._above(sampler, "positive"):
+            if self._kinds[node] == "CLIPSetLastLayer":
+                last = as_int(self.value(self.nodes[node].get("stop_at_clip_layer")), -100, 0)
+                return None if last is None or last > -1 else -last - 1
+        return None
 
     def size(self, sampler: str) -> tuple[int | None, int | None]:
         """Return the size of the latents that the sampler starts from."""

@@ -6,6 +6,7 @@ Its model hashes are BLAKE3 by default, which no other program computes, so its 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.parsing.json_text import read_json
@@ -28,8 +29,10 @@ _CHUNK = "invokeai_metadata"
 _LORAS_AT_MOST = 500
 _SAID = (
     *("positive_prompt", "negative_prompt", "seed", "steps", "cfg_scale", "scheduler", "width", "height"),
-    *("model", "loras", "app_version"),
+    *("model", "loras", "app_version", "clip_skip"),
 )
+# compel's marks: (word)1.2, word++, ("a", "b").blend(1, 2); without any, a prompt is plain text in both grammars
+_COMPEL = re.compile(r"\)[+\-\d.]|[^\s+\-][+\-]{1,9}(?=[\s,.)]|$)|\)\.(?:blend|and|swap)\(")
 
 
 def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
@@ -42,15 +45,18 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
         notes.append(f"InvokeAI's metadata cannot be read: {error}")
         return None
     model = as_table(table.get("model"))
+    texts_of_prompt = [clean_text(table.get(key) or "") for key in ("positive_prompt", "negative_prompt")]
     return PictureSettings(
-        prompt=clean_text(table.get("positive_prompt") or ""),
-        negative_prompt=clean_text(table.get("negative_prompt") or ""),
+        prompt=texts_of_prompt[0],
+        negative_prompt=texts_of_prompt[1],
         seed=as_int(table.get("seed")),
         steps=as_int(table.get("steps"), 0, 1 << 20),
         guidance_scale=as_float(table.get("cfg_scale")),
         width=as_side(table.get("width")),
         height=as_side(table.get("height")),
         sampler=as_text(table.get("scheduler")),
+        clip_skip=as_int(table.get("clip_skip"), 0, 100),
+        emphasis="compel" if any(_COMPEL.search(text) for text in texts_of_prompt) else None,
         model=_name(model),
         model_hash=as_text(model.get("hash")),
         adapters=tuple(_adapters(as_list(table.get("loras")))),

@@ -1,0 +1,197 @@
+"""What stands beside one module: the forms of all adapters in training that reach it, for each mix of a batch's rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.values import Values
+from lora_mixer.engines.denoiser.images import repeated_rows
+from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.trainable.forms import (
+    Layer,
+    PairForm,
+    WholeForm,
+    form_of,
+    with_pairs_of_blocks,
+)
+from lora_mixer.errors import MixError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_mixer.engines.trainable.forms import Form
+
+    Rows = slice | torch.Tensor
+    """Rows of a batch: those beside each other, or their indices."""
+
+
+class Beside:
+    """
+    A forward hook that gives a module what its adapters in training make of it.
+
+    Args:
+        module: The module.
+        component: The component that it is in.
+        path: Its path there, for messages.
+        is_alone: Whether no other mix stands beside the module or is in its weight.
+    """
+
+    def __init__(self, module: nn.Module, component: str, path: str, *, is_alone: bool) -> None:
+        """Start with no adapter and one mix for all rows."""
+        self.module, self.component, self.path, self.scale = module, component, path, 1.0
+        self._is_alone = is_alone
+        self._forms: list[tuple[Form, Sequence[float]]] = []
+        self._wholes: list[tuple[WholeForm, Sequence[float]]] = []
+        self._confined: list[LayerWeights] = []
+        self._rows: Sequence[int] | None = None
+        self._pieces: dict[int, list[tuple[int, Rows]]] = {}
+
+    def add(
+        self,
+        attribute: str,
+        weights: LayerWeights,
+        layer: Layer,
+        gains: Sequence[float],
+        dropout: float,
+        *,
+        transposed: bool,
+    ) -> None:
+        """
+        Take an adapter's part of one of the module's parameters.
+
+        Args:
+            attribute: Which parameter.
+            weights: The change.
+            layer: The module, as forms see it.
+            gains: Its weight in each mix that rows can have.
+            dropout: The share of inputs that training drops.
+            transposed: Whether the parameter is stored (in, out).
+
+        Raises:
+            PipelineStateError: When it cannot be computed beside this module.
+        """
+        if isinstance(weights, Stack):  # each part is computed from the clean base
+            for part in weights.parts:
+                share = 0.0 if isinstance(part, Values) else dropout
+                self.add(attribute, part, layer, gains, share, transposed=transposed)
+            return
+        form = form_of(layer, weights, attribute, dropout, transposed=transposed)
+        if isinstance(form, WholeForm):
+            self._wholes.append((form, gains))
+        else:
+            self._forms.append((form, gains))
+        if type(weights).confine is not LayerWeights.confine:
+            self._confined.append(weights)
+
+    def show(self, rows: Sequence[int] | None) -> None:
+        """Take the mix of each row of the calls to come; None where there is one for all."""
+        self._rows, self._pieces = rows, {}
+        if rows is not None:  # now, and not where a compiler looks on
+            self._pieces[len(rows)] = self._told_apart(rows, len(rows))
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output with the adapters' part."""
+        for weights in self._confined:
+            weights.confine()
+        if self._rows is None:
+            return self._with(module, args, output, 0)
+        batch = int(output.shape[0])
+        pieces = self._pieces_of(batch)
+        blocks = self._blocks(pieces, args[0], output)
+        if blocks is not None:
+            return blocks
+        found = [
+            self._with(
+                module,
+                tuple(arg[rows] if _has_rows(arg, batch) else arg for arg in args),
+                output[rows],
+                mix,
+            )
+            for mix, rows in pieces
+        ]
+        if all(isinstance(rows, slice) for _, rows in pieces):
+            return torch.cat(found)
+        places = torch.cat([rows for _, rows in pieces if isinstance(rows, torch.Tensor)])
+        return torch.empty_like(output).index_copy(0, places, torch.cat(found))
+
+    def _with(self, module: nn.Module, args: Any, output: Any, mix: int) -> Any:
+        """Return the output of rows that all have one mix."""
+        own = output
+        active = [(form, gains[mix]) for form, gains in self._wholes if gains[mix]]
+        if active:
+            table: dict[str, torch.Tensor] = {}
+            for whole, gain in active:
+                whole.into(table, gain * self.scale)
+            changed = standing_in(module, table).forward(*args)
+            # where others had a part in the output, the difference is added to theirs
+            output = changed if self._is_alone else output + (changed - module.forward(*args))
+        for form, gains in self._forms:
+            if gains[mix]:
+                output = form.added(args[0], output, own, gains[mix] * self.scale)
+        return output
+
+    def _blocks(
+        self, pieces: Sequence[tuple[int, Rows]], x: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return the output where rows lie in equal blocks, each with one pair of the same rank; else None."""
+        sizes = {rows.stop - rows.start for _, rows in pieces if isinstance(rows, slice)}
+        if self._wholes or len(sizes) != 1:
+            return None
+        pairs, scales = [], []
+        shape: tuple[int, ...] = ()
+        for mix, _ in pieces:
+            active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
+            form = active[0][0] if len(active) == 1 else None
+            if not isinstance(form, PairForm) or not form.is_plain:
+                return None
+            shape = form.layer.shape
+            pair = form.pair()
+            pairs.append(pair)
+            scales.append(active[0][1] * self.scale * pair.scale)
+        if len({(pair.down.shape, pair.down.dtype) for pair in pairs}) != 1:
+            return None
+        return with_pairs_of_blocks(self.module, output, x, pairs, scales, shape)
+
+    def _pieces_of(self, batch: int) -> list[tuple[int, Rows]]:
+        if batch not in self._pieces:
+            self._pieces[batch] = self._told_apart(self._rows or (), batch)
+        return self._pieces[batch]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # once for each size of a batch
+    def _told_apart(self, given: Sequence[int], batch: int) -> list[tuple[int, Rows]]:
+        """
+        Return which rows of a batch have which mix.
+
+        Raises:
+            MixError: When it cannot be told.
+        """
+        rows = torch.tensor(given)
+        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if found is None:
+            raise MixError(
+                f"{self.component}.{self.path}: got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be "
+                "told apart"
+            )
+        owners = found.expand(batch).tolist()
+        starts = [place for place in range(batch) if place == 0 or owners[place] != owners[place - 1]]
+        if len(starts) == len(set(owners)):  # rows of one mix lie beside each other
+            stops = [*starts[1:], batch]
+            return [(owners[start], slice(start, stop)) for start, stop in zip(starts, stops, strict=True)]
+        device = compute_device(self.module)
+        return [
+            (
+                mix,
+                torch.tensor([place for place, owner in enumerate(owners) if owner == mix], device=device),
+            )
+            for mix in sorted(set(owners))
+        ]
+
+
+def _has_rows(arg: Any, batch: int) -> bool:
+    return isinstance(arg, torch.Tensor) and arg.ndim > 0 and arg.shape[0] == batch
