@@ -599,6 +599,52 @@ class LoraMixer:
                 if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
+    def training_state(self, adapter_name: str) -> dict[str, torch.Tensor]:
+        """
+        Return what a run needs beside the adapter's file to go on exactly: AdaLoRA's ranks and what it knows of them.
+
+        What is saved of an AdaLoRA is cut to the ranks that stay, while the run still weighs all of them.
+
+        Args:
+            adapter_name: An adapter in training.
+
+        Returns:
+            Copies of tensors by name, for safetensors or ``torch.save``; none for every other kind.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+
+        Example:
+            >>> torch.save(mixer.training_state("mine"), "state.pt")  # doctest: +SKIP
+        """
+        with self._look() as state:
+            learnt = _learnt(state, adapter_name, "training_state")
+            return {} if learnt.allocation is None else learnt.allocation.state()
+
+    def load_training_state(self, adapter_name: str, state: Mapping[str, torch.Tensor]) -> None:
+        """
+        Go on from what :meth:`training_state` returned, in the parameters that the optimizer has.
+
+        Args:
+            adapter_name: An adapter in training.
+            state: The tensors; none for kinds that have none.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+            MatchError: When they are of another adapter; nothing is changed then.
+
+        Example:
+            >>> mixer.load_training_state("mine", torch.load("state.pt"))  # doctest: +SKIP
+        """
+        with self._look() as held:
+            learnt = _learnt(held, adapter_name, "load_training_state")
+            if learnt.allocation is not None:
+                learnt.allocation.take_state(state)
+            elif state:
+                raise MatchError(
+                    f"{adapter_name!r} is of a kind without a training state, and one of {len(state)} tensors was given"
+                )
+
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
