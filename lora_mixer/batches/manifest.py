@@ -82,6 +82,9 @@ def read_manifest(path: str | Path) -> list[Record]:
     Args:
         path: The file.
 
+    Returns:
+        Its records, as they were written.
+
     Raises:
         SaveError: When it cannot be read.
 
