@@ -44,6 +44,9 @@ def build(app: AppState) -> Any:
 
     Returns:
         The ``gr.Blocks``; :func:`launch` serves it safely.
+
+    Example:
+        >>> blocks = build(AppState(ServerOptions()))  # doctest: +SKIP
     """
     jobs = Jobs(present=app.sessions.present)
     with gr.Blocks(title="lora_mixer", delete_cache=CACHE_SECONDS, analytics_enabled=False) as blocks:
