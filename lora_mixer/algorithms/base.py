@@ -482,6 +482,13 @@ def all_zero(tensor: torch.Tensor | None) -> bool:
     return not bool(tensor.float().any())
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether no value is NaN or Inf; torch cannot tell that of types of one byte, and whole numbers always are."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
+
+
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor in fp32 at least: products of halves would round before they are summed."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
