@@ -31,7 +31,6 @@ from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
-from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
@@ -40,6 +39,7 @@ from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Loaded, MixerState, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
+from lora_mixer.word_keys import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.formats.table import FORMATS

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import InvalidAdapterError, MatchError, NotAnAdapterError
-from lora_mixer.formats.word_keys import WORD_KEY, token_of
 from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.word_keys import WORD_KEY, token_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
