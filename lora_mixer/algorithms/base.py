@@ -438,6 +438,11 @@ def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # (rows, ...)
 
 
+def take_bias(bias: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
+    """Return a bias's values for rows; with all rows all of them, which may be another number where weights are transposed."""
+    return bias.flatten() if ranges == ((0, total),) else take_rows(bias.flatten(), ranges)
+
+
 def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
     """Put rows at their places among ``total``, zeros elsewhere."""
     whole = rows.new_zeros(total, *rows.shape[1:])  # (total, ...)
