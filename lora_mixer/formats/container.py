@@ -6,7 +6,7 @@ It is read into one buffer and moved to a device in one copy; tensors are views 
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import torch
 
@@ -23,12 +23,13 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+Memory = Literal["plain", "pinned"]
 _PINNED_AT_MOST = 1 << 29
 """Bytes: torch keeps pinned memory for the next time, in powers of two."""
 
 
 def read_tensors(
-    stream: IO[bytes], header: Header, label: str, *, pinned: bool = False
+    stream: IO[bytes], header: Header, label: str, memory: Memory = "plain"
 ) -> dict[str, torch.Tensor]:
     """
     Read the whole data section with one read.
@@ -37,7 +38,7 @@ def read_tensors(
         stream: The stream that ``header`` came from.
         header: Its checked header.
         label: What to call the file in messages.
-        pinned: Whether to read into pinned memory, for tensors that go on to a GPU: torch keeps that memory from file to file,
+        memory: Where to read it; ``pinned`` is for tensors that go on to a GPU: torch keeps that memory from file to file,
             so that no new pages have to be mapped, which takes longer than reading a file that the system has in its cache.
 
     Returns:
@@ -45,7 +46,9 @@ def read_tensors(
     """
     try:
         buffer = torch.empty(
-            header.data_bytes, dtype=torch.uint8, pin_memory=pinned and header.data_bytes <= _PINNED_AT_MOST
+            header.data_bytes,
+            dtype=torch.uint8,
+            pin_memory=memory == "pinned" and header.data_bytes <= _PINNED_AT_MOST,
         )
     except RuntimeError:
         raise CorruptFileError(

@@ -35,6 +35,7 @@ from lora_mixer.word_keys import token_of
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
+    from lora_mixer.formats.container import Memory
     from lora_mixer.formats.header import Header
     from lora_mixer.problem import UnusedReason
     from lora_mixer.sources import AdapterSource
@@ -67,7 +68,7 @@ def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool 
     with stream_of(weights, label) as stream:
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
-            tensors = _read_unchanged(stream, header, label, pinned=pinned)
+            tensors = _map_tensors(stream, header, label, "pinned" if pinned else "plain")
             return _assemble(
                 tensors, header.metadata, source, name, hashes_of(source, stream, header.data_start)
             )
@@ -164,9 +165,7 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
-def _read_unchanged(
-    stream: IO[bytes], header: Header, label: str, *, pinned: bool
-) -> dict[str, torch.Tensor]:
+def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> dict[str, torch.Tensor]:
     """
     Give every key its tensor, read into memory.
 
@@ -176,7 +175,7 @@ def _read_unchanged(
         CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
     """
     before = stamp(stream)
-    tensors = read_tensors(stream, header, label, pinned=pinned)
+    tensors = read_tensors(stream, header, label, memory)
     if stamp(stream) != before:
         raise CorruptFileError(
             "the file changed while it was read; wait until the program that writes it is done", file=label
