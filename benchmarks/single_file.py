@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.models import _filled, write_kohya
+from lora_mixer.families.skeleton import of_family
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import Checkpoint
-from lora_mixer.writing.skeleton import of_family
 from tests import single_files
 from tests.models import tiny_sdxl
 

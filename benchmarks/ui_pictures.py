@@ -59,6 +59,8 @@ def views(desk: Any, take: Callable[[str], None], name: str, steps: int) -> None
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.keyboard.press("Escape")
+    desk.page.locator("#stage .lm-draftpic").wait_for()
+    desk.page.locator("#stage .lm-pick").last.click()  # the picture itself, not the draft over it
     take("make")
     desk.page.get_by_role("button", name="Compare", exact=True).click()
     desk.page.locator("#stage .lm-pick").first.click()

@@ -41,6 +41,11 @@ class DemoAdapter:
         kind: ``style`` or ``subject``.
         format: ``kohya``, ``kohya-loha``, ``peft-file`` or ``peft-folder``.
         held_out: Subjects that the pipeline knows and this adapter's training never saw.
+
+    Example:
+        >>> ink = demo_adapters()["ink"]
+        >>> ink.name, ink.path.name
+        ('ink', 'ink.safetensors')
     """
 
     name: str
@@ -100,6 +105,9 @@ def demo_folder() -> Path:
 def demo_adapters() -> dict[str, DemoAdapter]:
     """
     List the demo's adapters by name: the styles, then the subject.
+
+    Returns:
+        Each by its name, in the order of the table.
 
     Raises:
         SourceNotFoundError: When the demo's files are not there.

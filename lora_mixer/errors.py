@@ -56,6 +56,14 @@ class LoraMixerError(Exception):
         file: As above, or None.
         key: As above, or None.
         problems: As above; empty where the message is all.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> try:
+        ...     read_adapter(b"")
+        ... except LoraMixerError as error:
+        ...     print(type(error).__name__, "|", error.file, "|", error.key, "|", error.reason[:17])
+        NotAnAdapterError | 0 bytes | None | the file is empty
     """
 
     problems: tuple[Problem | SaveProblem, ...]
@@ -89,39 +97,126 @@ class LoraMixerError(Exception):
 
 
 class SourceError(LoraMixerError):
-    """An adapter was asked for in a place that does not give exactly one."""
+    """
+    An adapter was asked for in a place that does not give exactly one.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> try:
+        ...     read_adapter("nowhere/ink.safetensors")
+        ... except SourceError as error:
+        ...     print(isinstance(error, FileNotFoundError))
+        True
+    """
 
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
-    """There is no such file, folder, repository or file in a repository."""
+    """
+    There is no such file, folder, repository or file in a repository.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> read_adapter("nowhere/ink.safetensors")
+        Traceback (most recent call last):
+        lora_mixer.errors.SourceNotFoundError: 'nowhere/ink.safetensors' ...
+    """
 
 
 class AmbiguousSourceError(SourceError):
-    """Several files could be meant: name one with ``weight_name``."""
+    """
+    Several files could be meant: name one with ``weight_name``.
+
+    Example:
+        >>> from lora_mixer import demo_adapters, read_adapter
+        >>> read_adapter(demo_adapters()["ink"].path.parent)
+        Traceback (most recent call last):
+        lora_mixer.errors.AmbiguousSourceError: ... holds 6 files that could be the adapter: ...
+    """
 
 
 class FormatError(LoraMixerError, ValueError):
-    """The content is not an adapter that can be used."""
+    """
+    The content is not an adapter that can be used.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> try:
+        ...     read_adapter(b"<html>")
+        ... except FormatError as error:
+        ...     print(isinstance(error, ValueError), error.file)
+        True 6 bytes
+    """
 
 
 class CorruptFileError(FormatError):
-    """The file is damaged: truncated, oversized, wrong magic or an impossible header."""
+    """
+    The file is damaged: truncated, oversized, wrong magic or an impossible header.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> read_adapter((8).to_bytes(8, "little") + b'{"a": 1}')
+        Traceback (most recent call last):
+        lora_mixer.errors.CorruptFileError: 16 bytes: the header entry of 'a' is int, not an object; download the file again
+    """
 
 
 class NotAnAdapterError(FormatError):
-    """The file is fine but holds something else: a checkpoint, an embedding, a ControlNet."""
+    """
+    The file is fine but holds something else: a checkpoint, an embedding, a ControlNet.
+
+    Example:
+        >>> from lora_mixer import read_adapter
+        >>> read_adapter(b"<html>")
+        Traceback (most recent call last):
+        lora_mixer.errors.NotAnAdapterError: 6 bytes: not safetensors but an HTML page; download the file itself
+    """
 
 
 class UnsupportedAdapterError(FormatError):
-    """An adapter of an algorithm or a model family that is not supported; the message names it."""
+    """
+    An adapter of an algorithm or a model family that is not supported; the message names it.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> import torch
+        >>> from lora_mixer import read_adapter
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"base_model.model.x.lora_A.weight": torch.ones(1, 2)}, folder / "adapter_model.safetensors")
+        >>> _ = (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "VBLORA"}))
+        >>> read_adapter(folder)
+        Traceback (most recent call last):
+        lora_mixer.errors.UnsupportedAdapterError: ...
+    """
 
 
 class InvalidAdapterError(FormatError):
-    """An adapter with broken parts: a half without its other half, NaN, impossible shapes."""
+    """
+    An adapter with broken parts: a half without its other half, NaN, impossible shapes.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import read_adapter
+        >>> read_adapter({"proj.lora_A.weight": torch.ones(1, 2)})
+        Traceback (most recent call last):
+        lora_mixer.errors.InvalidAdapterError: state dict: 1 of 1 modules are broken:
+          proj: has lora down but no lora up; the file is incomplete
+    """
 
 
 class MatchError(LoraMixerError, ValueError):
-    """The adapter does not fit this pipeline, or ``strict=True`` asked for a full match."""
+    """
+    The adapter does not fit this pipeline, or ``strict=True`` asked for a full match.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> pair = {"1.lora_A.weight": torch.ones(1, 2), "1.lora_B.weight": torch.ones(2, 1)}
+        >>> LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).load_lora_weights(pair)
+        Traceback (most recent call last):
+        lora_mixer.errors.MatchError: state dict: none of its 1 modules is in this pipeline: ...
+    """
 
 
 class SaveError(LoraMixerError, ValueError):
@@ -130,13 +225,29 @@ class SaveError(LoraMixerError, ValueError):
 
     Attributes:
         problems: One entry for each module or key in the way; empty where the trouble is another.
+
+    Example:
+        >>> from lora_mixer import demo_adapters
+        >>> from lora_mixer.writing import convert
+        >>> convert(demo_adapters()["ink"].path, "ink.safetensors", format="sharp")
+        Traceback (most recent call last):
+        lora_mixer.errors.SaveError: format must be one of diffusers, kohya, comfyui, peft, got 'sharp'
     """
 
     problems: tuple[SaveProblem, ...]
 
 
 class AdapterNameError(LoraMixerError, ValueError):
-    """An adapter name is already in use, unknown, named twice or impossible."""
+    """
+    An adapter name is already in use, unknown, named twice or impossible.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).delete_adapters("ink")
+        Traceback (most recent call last):
+        lora_mixer.errors.AdapterNameError: delete_adapters names 'ink', which is not loaded; loaded are: none
+    """
 
 
 class MixError(LoraMixerError, ValueError):
@@ -151,6 +262,14 @@ class MixError(LoraMixerError, ValueError):
 
     Attributes:
         problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
+
+    Example:
+        >>> from lora_mixer import Mix
+        >>> try:
+        ...     Mix.of({"ink": "high", "wash": 0.4, "oil": float("nan")})
+        ... except MixError as error:
+        ...     print([problem.place for problem in error.problems])
+        ['ink', 'oil']
     """
 
     problems: tuple[Problem, ...]
@@ -181,6 +300,13 @@ class AdapterConfigError(LoraMixerError, ValueError):
 
     Attributes:
         problems: As above.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraConfig, LoraMixer
+        >>> LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).add_adapter(LoraConfig(r=0, target_modules=["0"]))
+        Traceback (most recent call last):
+        lora_mixer.errors.AdapterConfigError: This adapter cannot be made: r: ...
     """
 
     def __init__(self, message: str | None = None, *, problems: tuple[Problem, ...] = ()) -> None:
@@ -204,6 +330,13 @@ class PlanError(LoraMixerError, ValueError):
 
     Attributes:
         problems: Each thing that is wrong, once, by line; none where it is one sentence.
+
+    Example:
+        >>> from lora_mixer.batches import parse_plan
+        >>> parse_plan(b"jobs: 3", "yaml")
+        Traceback (most recent call last):
+        lora_mixer.errors.PlanError: This plan cannot be made:
+          line 1: jobs: expected a valid list, got 3 (an int)
     """
 
     problems: tuple[Problem, ...]
@@ -220,7 +353,16 @@ class PlanError(LoraMixerError, ValueError):
 
 
 class WorkersError(LoraMixerError, RuntimeError):
-    """The workers of a batch cannot be started, or all of them are gone for good."""
+    """
+    The workers of a batch cannot be started, or all of them are gone for good.
+
+    Example:
+        >>> try:
+        ...     raise WorkersError("2 of 2 workers are gone: the machine has no memory left")
+        ... except RuntimeError as error:
+        ...     print(error)
+        2 of 2 workers are gone: the machine has no memory left
+    """
 
 
 class PictureError(LoraMixerError, ValueError):
@@ -234,6 +376,14 @@ class PictureError(LoraMixerError, ValueError):
 
     Attributes:
         problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
+
+    Example:
+        >>> from lora_mixer import PictureRequest
+        >>> try:
+        ...     PictureRequest("a cat", steps=0)
+        ... except PictureError as error:
+        ...     print(error.problems[0].place)
+        steps
     """
 
     problems: tuple[Problem, ...]
@@ -250,15 +400,49 @@ class PictureError(LoraMixerError, ValueError):
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one
-    """Raise it in a maker's ``on_step`` to stop the work; it comes out of the iterator."""
+    """
+    Raise it in a maker's ``on_step`` to stop the work; it comes out of the iterator.
+
+    Example:
+        >>> def on_step(progress):
+        ...     raise PictureCancelled("the user left")
+        >>> on_step(None)
+        Traceback (most recent call last):
+        lora_mixer.errors.PictureCancelled: the user left
+    """
 
 
 class PictureMetadataError(LoraMixerError, ValueError):
-    """A picture holds no settings that can be read, or settings cannot be those of a picture."""
+    """
+    A picture holds no settings that can be read, or settings cannot be those of a picture.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from lora_mixer import read_picture
+        >>> bare = io.BytesIO()
+        >>> Image.new("RGB", (8, 8)).save(bare, "PNG")
+        >>> read_picture(bare.getvalue())
+        Traceback (most recent call last):
+        lora_mixer.errors.PictureMetadataError: the picture: no known settings among its texts ...
+    """
 
 
 class PipelineStateError(LoraMixerError, RuntimeError):
-    """The pipeline cannot be worked on as it is: weights on meta, quantised, or changed by others."""
+    """
+    The pipeline cannot be worked on as it is: weights on meta, quantised, or changed by others.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2, device="meta")))
+        >>> pair = {"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(2, 1)}
+        >>> mixer.load_lora_weights(pair, "ink", activate=False) is not None
+        True
+        >>> mixer.set_mix("ink:1", engine="merged")
+        Traceback (most recent call last):
+        lora_mixer.errors.PipelineStateError: ...
+    """
 
 
 class MixLostError(PipelineStateError):
@@ -267,10 +451,24 @@ class MixLostError(PipelineStateError):
 
     Attributes:
         unwritten: Weights that could not be given their base back either; it is kept, and the next call writes it.
+
+    Example:
+        >>> error = MixLostError("no adapter is active any more")
+        >>> isinstance(error, PipelineStateError), error.unwritten
+        (True, ())
     """
 
     unwritten: tuple[str, ...] = ()
 
 
 class MissingExtraError(LoraMixerError, ImportError):
-    """An optional package is missing; the message names the extra that installs it."""
+    """
+    An optional package is missing; the message names the extra that installs it.
+
+    Example:
+        >>> try:
+        ...     raise MissingExtraError("gradio is not installed; pip install 'lora-mixer[ui]' brings it")
+        ... except ImportError as error:
+        ...     print(error)
+        gradio is not installed; pip install 'lora-mixer[ui]' brings it
+    """

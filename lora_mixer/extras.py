@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("typer", "rich"),
     "ui": ("gradio",),
     "batch": ("pydantic", "yaml", "fsspec"),
+    "mcp": ("mcp",),
     "ray": ("ray",),
     "prompts": ("compel", "dynamicprompts"),
 }

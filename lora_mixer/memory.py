@@ -20,6 +20,10 @@ class MemoryReport:
         adapters: Tensors of each loaded adapter.
         base: Kept base weights by device; ``cpu`` is host memory.
         keep_base: Where bases are kept by choice, as ``LoraMixer(keep_base=...)`` has it; ``base`` says where they are.
+
+    Example:
+        >>> MemoryReport({"ink": 16}, {"cpu": 64}, "device").total
+        80
     """
 
     adapters: Mapping[str, int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -32,7 +31,6 @@ from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
-from lora_mixer.formats.word_keys import token_of
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
@@ -40,7 +38,8 @@ from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
 from lora_mixer.sources import resolve_source
-from lora_mixer.textual_inversion import Token, checked, choose_embeddings, with_words
+from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
+from lora_mixer.word_keys import token_of
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import Cut
 from lora_mixer.writing.formats.table import FORMATS
@@ -65,11 +64,35 @@ _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 
 class PartialMatchWarning(UserWarning):
-    """An adapter was loaded, but parts of it found no module; the message is the report."""
+    """
+    An adapter was loaded, but parts of it found no module; the message is the report.
+
+    Example:
+        >>> import torch, warnings
+        >>> pair = {"lora_A.weight": torch.ones(1, 2), "lora_B.weight": torch.ones(2, 1)}
+        >>> file = {f"{number}.{key}": value for number in "07" for key, value in pair.items()}
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     report = LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).load_lora_weights(file, "ink")
+        >>> told[0].category is PartialMatchWarning, report.unmatched
+        (True, 1)
+    """
 
 
 class UnusedWeightWarning(UserWarning):
-    """A mix says something of an adapter that changes nothing, such as a weight for a part in which it has no layers."""
+    """
+    A mix says something of an adapter that changes nothing, such as a weight for a part in which it has no layers.
+
+    Example:
+        >>> import torch, warnings
+        >>> mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+        >>> _ = mixer.load_lora_weights({"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(2, 1)}, "ink")
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     mixer.set_mix("ink:1,start=5")
+        >>> told[0].category is UnusedWeightWarning, str(told[0].message)[:39]
+        (True, 'ink: its schedule changes nothing after')
+    """
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,10 @@ class TokenInfo:
         vectors: Number of its vectors by text encoder; a word of n vectors becomes ``token token_1 ...``, which
             diffusers pipelines write into the prompt by themselves.
         adapter: The adapter that it came with; None for one that was loaded by itself.
+
+    Example:
+        >>> TokenInfo("<cat-toy>", {"text_encoder": 2}, None).vectors
+        {'text_encoder': 2}
     """
 
     token: str
@@ -123,6 +150,28 @@ class LoraMixer:
         >>> mixer.disable_lora()
         >>> torch.equal(model[0].weight, base)
         True
+        >>> mixer.enable_lora()  # the mix from before, which stays in effect around a block with another one
+        >>> with mixer.applied({"ones": 0.25}):
+        ...     mixer.get_active_adapters(), torch.allclose(model[0].weight, base + 0.25)
+        (['ones'], True)
+        >>> mixer.set_mix("ones:1 "), mixer.check_mix({"ones": {"weight": 0.5}}), mixer.set_adapter("ones")
+        (None, None, None)
+        >>> prompt, mix = mixer.parse_prompt("a castle <lora:ones:0.7>")
+        >>> prompt, mix.to_text()
+        ('a castle', 'ones:0.7')
+        >>> mixer.reserve(rank=2)  # a side path that stays, for compiled models; without it the mix goes into the weights again
+        >>> mixer.release(), mixer.is_in_parameters
+        (None, True)
+        >>> mixer.get_list_adapters(), LoraMixer.of(model) is mixer, mixer.memory().adapters
+        ({'model': ['ones']}, True, {'ones': 32})
+        >>> import tempfile
+        >>> mixer.save_lora_weights(f"{tempfile.mkdtemp()}/mine.safetensors", weights={"ones": 0.5}).format
+        'diffusers'
+        >>> mixer.disable_adapters(), mixer.enable_adapters(), mixer.restore_base(), torch.equal(model[0].weight, base)
+        (None, None, None, True)
+        >>> model[0].weight.data += 1  # on purpose: this is the base from now on
+        >>> mixer.rebase(), mixer.delete_adapters("ones"), mixer.unload_lora_weights(), mixer.hand_back()
+        (None, None, None, None)
     """
 
     def __init__(self, pipe: Any, *, keep_base: KeepBase = "device", take_over: bool = False) -> None:
@@ -487,6 +536,11 @@ class LoraMixer:
         Example:
             >>> groups = mixer.parameter_groups("mine", 1e-4, rates={"mid_block.*": 5e-5})  # doctest: +SKIP
             >>> optimizer = torch.optim.AdamW(groups)  # doctest: +SKIP
+            >>> from lora_mixer import LoraConfig
+            >>> mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
+            >>> _ = mixer.add_adapter(LoraConfig(r=1, target_modules=["0", "1"]), "mine")
+            >>> [(len(group["params"]), group["lr"]) for group in mixer.parameter_groups("mine", 1e-4, rates={"1": 5e-5})]
+            [(2, 0.0001), (2, 5e-05)]
         """
         return groups_of(
             self.named_trainable_parameters(adapter_name), lr, {} if rates is None else rates, lora_plus_ratio
@@ -507,6 +561,12 @@ class LoraMixer:
 
         Example:
             >>> loss = model(**batch).loss + mixer.adapter_loss("mine")  # doctest: +SKIP
+            >>> from lora_mixer import AdaLoraConfig
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+            >>> mixer = LoraMixer(model)
+            >>> _ = mixer.add_adapter(AdaLoraConfig(init_r=2, target_r=1, total_step=10, target_modules=["0"]), "mine")
+            >>> (model(torch.ones(1, 2)).sum() + mixer.adapter_loss("mine")).backward()
+            >>> mixer.after_step(0)
         """
         with self._look() as state:
             learnt = _learnt(state, adapter_name, "adapter_loss")
@@ -539,10 +599,56 @@ class LoraMixer:
                 if learnt is not None and learnt.allocation is not None:
                     learnt.allocation.after_step(step)
 
+    def training_state(self, adapter_name: str) -> dict[str, torch.Tensor]:
+        """
+        Return what a run needs beside the adapter's file to go on exactly: AdaLoRA's ranks and what it knows of them.
+
+        What is saved of an AdaLoRA is cut to the ranks that stay, while the run still weighs all of them.
+
+        Args:
+            adapter_name: An adapter in training.
+
+        Returns:
+            Copies of tensors by name, for safetensors or ``torch.save``; none for every other kind.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+
+        Example:
+            >>> torch.save(mixer.training_state("mine"), "state.pt")  # doctest: +SKIP
+        """
+        with self._look() as state:
+            learnt = _learnt(state, adapter_name, "training_state")
+            return {} if learnt.allocation is None else learnt.allocation.state()
+
+    def load_training_state(self, adapter_name: str, state: Mapping[str, torch.Tensor]) -> None:
+        """
+        Go on from what :meth:`training_state` returned, in the parameters that the optimizer has.
+
+        Args:
+            adapter_name: An adapter in training.
+            state: The tensors; none for kinds that have none.
+
+        Raises:
+            AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
+            MatchError: When they are of another adapter; nothing is changed then.
+
+        Example:
+            >>> mixer.load_training_state("mine", torch.load("state.pt"))  # doctest: +SKIP
+        """
+        with self._look() as held:
+            learnt = _learnt(held, adapter_name, "load_training_state")
+            if learnt.allocation is not None:
+                learnt.allocation.take_state(state)
+            elif state:
+                raise MatchError(
+                    f"{adapter_name!r} is of a kind without a training state, and one of {len(state)} tensors was given"
+                )
+
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: str | None = None,
+        token: str | Sequence[str] | None = None,
         *,
         weight_name: str | None = None,
         subfolder: str | None = None,
@@ -561,8 +667,10 @@ class LoraMixer:
         ``unload_lora_weights``. No weight changes: the embedding answers for the new tokens by hooks.
 
         Args:
-            pretrained_model_name_or_path: A file, a folder, a Hub repo id, an open binary file or a state dict.
-            token: The word; None takes the file's own, or its name where it has none.
+            pretrained_model_name_or_path: A file, a folder, a Hub repo id, an open binary file, a state dict, or the
+                vectors themselves, (n, width).
+            token: The word; None takes the file's own, or its name where it has none. Several name the file's words in
+                their order, or each row of its only word (``["<s0>", "<s1>"]`` of pivotal tuning).
             weight_name: The file in a folder or repository that has several.
             subfolder: A folder inside the repository.
             revision: Branch, tag or commit of the repository.
@@ -586,6 +694,8 @@ class LoraMixer:
             >>> mixer.load_textual_inversion("cat-toy.safetensors", token="<cat-toy>")  # doctest: +SKIP
             ('<cat-toy>',)
         """
+        if isinstance(pretrained_model_name_or_path, torch.Tensor):
+            pretrained_model_name_or_path = {"vectors": pretrained_model_name_or_path}
         with self._call(loads=True) as state:
             source = resolve_source(
                 pretrained_model_name_or_path,
@@ -598,15 +708,8 @@ class LoraMixer:
                 force_download=force_download,
                 allow_pickle=allow_pickle,
             )
-            found = read_embeddings(source, name=token)
-            if token is not None and len(found) > 1:
-                raise MatchError(
-                    f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and "
-                    f"token={token!r} can rename one only; leave it out",
-                    file=source.label,
-                )
-            if token is not None:
-                found = (dataclasses.replace(found[0], token=token),)
+            found = read_embeddings(source, name=token if isinstance(token, str) else None)
+            found = named(found, token, source.label)
             found = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in found)
             state.let_go({embedding.token for embedding in found})
             words = state.tokens.fit(found, "", source.label)
@@ -625,6 +728,9 @@ class LoraMixer:
 
         Raises:
             AdapterNameError: When a word is unknown or came with an adapter; nothing is taken away then.
+
+        Example:
+            >>> mixer.unload_textual_inversion("<cat-toy>")  # doctest: +SKIP
         """
         with self._call() as state:
             held = state.tokens.held.get(None, ())
@@ -647,6 +753,9 @@ class LoraMixer:
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """
         Take adapters out of the mix and out of memory; the others keep their weights.
+
+        Args:
+            adapter_names: One name, or several.
 
         Raises:
             AdapterNameError: When a name is unknown; nothing is deleted then.
@@ -742,6 +851,9 @@ class LoraMixer:
         """
         Check that a mix names loaded adapters and components that are there; nothing changes.
 
+        Args:
+            mix: A mix in any form that :meth:`set_mix` takes.
+
         Raises:
             AdapterNameError: When it names an unknown adapter.
             MixError: When it makes no sense.
@@ -767,6 +879,9 @@ class LoraMixer:
             negative: As in :meth:`set_mix`.
             engine: As in :meth:`set_mix`.
             guidance_copies: As in :meth:`set_mix`.
+
+        Returns:
+            A context manager, which gives the mixer.
 
         Example:
             >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
@@ -902,12 +1017,22 @@ class LoraMixer:
             return state.held.mixes if state.enabled else ()
 
     def get_active_adapters(self) -> list[str]:
-        """List the names in effect, in the order given to ``set_adapters``; none while disabled."""
+        """
+        List the names in effect, in the order given to ``set_adapters``; none while disabled.
+
+        Returns:
+            Names of loaded adapters.
+        """
         with self._look() as state:
             return list(state.held.names) if state.enabled else []
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """List the loaded adapters of each component that has any."""
+        """
+        List the loaded adapters of each component that has any.
+
+        Returns:
+            Names by component, in the order in which they were loaded.
+        """
         with self._look() as state:
             table: dict[str, list[str]] = {}
             for name, loaded in state.loaded.items():
@@ -923,7 +1048,12 @@ class LoraMixer:
             return state.controller.is_in_parameters
 
     def memory(self) -> MemoryReport:
-        """Count the bytes of adapters and kept bases."""
+        """
+        Count the bytes of adapters and kept bases.
+
+        Returns:
+            Bytes of each adapter, and of kept bases by device.
+        """
         with self._look() as state:
             sizes = {name: loaded.info.bytes for name, loaded in state.loaded.items()}
             return MemoryReport(sizes, state.controller.base_bytes(), state.keep_base)

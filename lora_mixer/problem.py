@@ -39,6 +39,9 @@ class Problem:
         """
         Return the problem with its place as seen from around.
 
+        Args:
+            outer: The place of what it is in; empty for the whole.
+
         Example:
             >>> str(Problem("[1]", "expected a name.").within("adapters")), Problem("", "odd").within("a").place
             ('adapters[1]: expected a name.', 'a')

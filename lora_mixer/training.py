@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file, save_file
+
 from lora_mixer.errors import SourceError
 from lora_mixer.mixer import LoraMixer
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FILE = "adapter_model.safetensors"
+_STATE = "adapter_training.state"
+"""What an AdaLoRA needs beside its file to go on, as safetensors; the name is that of no adapter. Other kinds have none."""
 
 
 def adapter_trainer(trainer: type[Any]) -> type[Any]:
@@ -83,11 +87,27 @@ class _AdapterTraining:
         ):  # models of transformers save their adapters
             above: Any = super()
             above._save(output_dir, state_dict)  # noqa: SLF001 -- the Trainer's own
+        elif self.args.should_save:
+            for name, place in self._places(output_dir):
+                mixer.save_lora_weights(place, name, format="peft")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint, and what its adapters need to go on exactly."""
+        trainer: Any = self
+        above: Any = super()
+        above._save_checkpoint(*args, **kwargs)  # noqa: SLF001 -- the Trainer's own
+        if not self.args.should_save:
             return
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            for name in names:
-                mixer.save_lora_weights(folder if len(names) == 1 else folder / name, name, format="peft")
+        folder = Path(trainer._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"  # noqa: SLF001
+        for name, place in self._places(str(folder)):
+            state = self._adapters()[0].training_state(name)
+            if state and place.is_dir():
+                save_file({key: value.contiguous() for key, value in state.items()}, place / _STATE)
+
+    def _places(self, folder: str | None) -> list[tuple[str, Path]]:
+        """Return the folder of each adapter in training: that of the checkpoint, or one of its name there."""
+        names, root = self._adapters()[1], Path(folder or self.args.output_dir)
+        return [(name, root if len(names) == 1 else root / name) for name in names]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Write a checkpoint's values into the adapters in training."""
@@ -107,7 +127,7 @@ class _AdapterTraining:
 
     def _read(self, folder: Path) -> None:
         mixer, names = self._adapters()
-        places = {name: folder if len(names) == 1 else folder / name for name in names}
+        places = dict(self._places(str(folder)))
         missing = [str(place / _FILE) for place in places.values() if not (place / _FILE).is_file()]
         if missing:
             raise SourceError(
@@ -117,6 +137,8 @@ class _AdapterTraining:
             mixer.load_lora_weights(
                 str(place), adapter_name=name, hotswap=True, trainable=True, activate=False
             )
+            if (place / _STATE).is_file():
+                mixer.load_training_state(name, load_file(place / _STATE))
 
 
 def _after_steps(trainer: Any) -> Any:

@@ -307,6 +307,8 @@ CALLS: dict[str, Callable[[Held], Any]] = {
     ),
     "after_step": lambda held: held.mixer.after_step(1),
     "adapter_loss": lambda held: held.mixer.adapter_loss("t"),
+    "training_state": lambda held: held.mixer.training_state("t"),
+    "load_training_state": lambda held: held.mixer.load_training_state("t", {}),
     "trained_adapters": lambda held: held.mixer.trained_adapters,
     "hand_back": lambda held: held.mixer.hand_back(),
     "load twice": lambda held: held.mixer.load_lora_weights(held.lora(7), "a"),

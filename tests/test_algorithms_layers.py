@@ -498,3 +498,36 @@ def test_a_bias_beside_a_convolution_stands_along_its_channels_with_and_without_
     LoraMixer(net).load_lora_weights({"net.diff_b": bias}, adapter_name="a")
 
     assert torch.allclose(net(x), base + bias.view(-1, *[1] * kernel))
+
+
+TRANSPOSED = {
+    "1d": (lambda: nn.ConvTranspose1d(8, 6, 3, stride=2), (1, 8, 5)),
+    "2d in groups": (lambda: nn.ConvTranspose2d(8, 6, (3, 2), groups=2), (2, 8, 4, 3)),
+    "3d": (lambda: nn.ConvTranspose3d(4, 7, 2), (1, 4, 2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("engine", ["merged", "side"])
+@pytest.mark.parametrize("with_weight", [True, False])
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_a_bias_of_a_transposed_convolution_has_its_outputs_which_are_not_the_rows_of_its_weight(
+    kind: str, with_weight: bool, engine: Any
+) -> None:
+    make, shape = TRANSPOSED[kind]
+    torch.manual_seed(4)
+    net, x = Net(make()), torch.randn(shape)
+    clean = copy.deepcopy(net)
+    weight, bias = torch.randn_like(net.net.weight), torch.randn_like(net.net.bias)
+    dense = {"net.diff": weight} if with_weight else {}
+    exact = copy.deepcopy(net).double()
+    exact.net.weight.data += 0.6 * weight.double() if with_weight else 0.0
+    exact.net.bias.data += 0.6 * bias.double()
+    mixer = LoraMixer(net)
+    with pytest.raises(MatchError, match=f"bias of {len(weight)} values, the module has {len(bias)} outputs"):
+        mixer.load_lora_weights({**dense, "net.diff_b": torch.randn(len(weight))}, adapter_name="rows")
+    assert_is(net, clean.state_dict())
+
+    mixer.load_lora_weights({**dense, "net.diff_b": bias}, adapter_name="a", activate=False)
+    with mixer.applied({"a": 0.6}, engine=engine):
+        assert off(net(x), exact(x.double())) < 1e-5
+    assert_is(net, clean.state_dict())

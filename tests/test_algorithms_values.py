@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_mixer import InvalidAdapterError, UnsupportedAdapterError
+from lora_mixer import InvalidAdapterError, LoraMixer, MatchError, UnsupportedAdapterError
 from tests.layers import close, delta, layer, randn
 
 BASE = randn(6, 4)
@@ -30,7 +30,9 @@ def test_bias_difference_alone_leaves_the_weight():
     weights = layer({"diff_b": randn(6)})
 
     assert torch.equal(delta(weights, BASE), torch.zeros(6, 4, dtype=torch.float64))
-    assert weights.misfit((5, 4)) == "bias of 6 values, the module has 5 outputs"
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5))
+    with pytest.raises(MatchError, match="bias of 6 values, the module has 5 outputs"):
+        LoraMixer(net).load_lora_weights({"0.diff_b": randn(6)}, adapter_name="a")
 
 
 def test_norm_weights_are_vectors():

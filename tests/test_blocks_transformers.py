@@ -14,6 +14,7 @@ from torch import nn
 from lora_mixer import LoraMixer, MixError
 from lora_mixer.families import family_of_class
 from lora_mixer.fresh.making import in_block
+from lora_mixer.library import layer_norms
 from lora_mixer.library.norms import block_of
 from lora_mixer.mixes import (
     DEPTH_PRESETS,
@@ -326,3 +327,25 @@ def test_a_fresh_adapter_is_kept_to_blocks_by_their_ids():
     assert in_block("single_transformer_blocks.3.proj_out", "S03")
     assert not in_block("single_transformer_blocks.3.proj_out", "D03")
     assert in_block("transformer_blocks.3.ff.net.2", "D03")
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        (
+            "flux/kohya_all_linear",
+            ["double_blocks 0", "double_blocks 1", "other", "single_blocks 0", "single_blocks 1"],
+        ),
+        ("wan/kohya", ["blocks 0", "blocks 1"]),
+        ("zimage/kohya_split", ["layers 0", "layers 1"]),
+        ("hidream/aitoolkit", ["double_stream_blocks 0", "single_stream_blocks 0"]),
+        ("ltx/comfy_same_names", ["transformer_blocks 0", "transformer_blocks 1"]),
+    ],
+)
+def test_norms_are_by_block_of_the_transformer(shared_data, name, blocks):
+    """Each block's is the root of the sum of squares of its layers', and no layer is left out."""
+    norms = layer_norms(reference(shared_data, name).adapter)
+    assert set(norms.blocks) >= {f"transformer {block}" for block in blocks}
+    assert all(block.startswith("transformer ") for block in norms.blocks)
+    whole = sum(norm**2 for norm in norms.layers.values())
+    assert sum(norm**2 for norm in norms.blocks.values()) == pytest.approx(whole)

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from lora_mixer import LoraMixer, Mix
 from lora_mixer.cli._app import app
 from lora_mixer.cli._lora_option import split_weights
+from lora_mixer.families.skeleton import FAMILIES, of_family
 from lora_mixer.merging import METHODS
-from lora_mixer.writing.skeleton import FAMILIES, of_family
 from tests.test_writing import make_lora, sd_pipe, weights_of, worst
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,7 +181,22 @@ def test_copies_in_host_memory_are_equal(
     if device == "cuda" and tensor.numel() and shape in ("matrix", "channels last", "a view"):
         host_memory._thread().submit(int).result()
         assert copy.is_pinned()
-        address = copy.data_ptr()
-        del copy
-        gc.collect()
-        assert torch.cuda.cudart().cudaHostUnregister(address) != torch.cuda.cudart().cudaError.success
+        assert same_bits(copy.to(device, non_blocking=True).cpu(), tensor.cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_copy_that_goes_is_unpinned_before_its_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, let_go = torch.cuda.cudart(), []
+
+    def unregister(address: int) -> None:
+        let_go.append((address, int(runtime.cudaHostUnregister(address))))
+
+    spied = SimpleNamespace(cudaHostRegister=runtime.cudaHostRegister, cudaHostUnregister=unregister)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: spied)
+    copy = copy_to_host(torch.randn(300, 300, device="cuda"))
+    host_memory._thread().submit(int).result()
+    address = copy.data_ptr()
+    assert let_go == []
+    del copy
+    gc.collect()
+    assert let_go == [(address, 0)]

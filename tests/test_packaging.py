@@ -176,3 +176,17 @@ def test_every_python_of_the_classifiers_is_tested():
 
     assert matrix == claimed
     assert f'requires-python = ">={claimed[0]}"' in project
+
+
+def test_the_floors_are_tested_at_their_lowest():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    commands = "\n".join(step.get("run", "") for step in workflow["jobs"]["lowest"]["steps"])
+    named = re.findall(r"tests/test_\w+\.py", commands)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    assert "--resolution lowest-direct" in commands
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+    assert '"pillow>=11.1"' in project  # earlier ones lose settings of JPEG and WebP
+    assert "gradio" not in project.partition("[project.optional-dependencies]")[0]
+    assert all("<7" in line for line in project.splitlines() if re.match(r"(ui|mcp) = .*gradio", line))

@@ -53,6 +53,13 @@ def pixels(picture):
     return np.asarray(picture.image).astype(int)
 
 
+def test_a_request_is_resolved_with_the_makers_defaults_and_its_own_fields(mixer):
+    wanted = maker(mixer).resolve(PictureRequest("a castle", seed=5, steps=3))
+
+    assert (wanted.steps, wanted.guidance_scale, wanted.seed) == (3, 3.0, 5)
+    assert maker(mixer).resolve(PictureRequest("a castle")).steps == STEPS
+
+
 def test_a_request_gives_what_a_plain_call_of_the_pipeline_gives(mixer):
     (picture,) = made(mixer, [PictureRequest("a castle", "blurry", seed=5, mix={"ink": 0.8})])
     with mixer.applied({"ink": 0.8}):

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_mixer import LoraMixer
+from lora_mixer import AdaLoraConfig, LoraConfig, LoraMixer
 from lora_mixer.errors import AdapterNameError, MatchError, PipelineStateError, SourceError
 from lora_mixer.training import adapter_trainer
 from tests.small_language_models import distance
@@ -385,6 +385,58 @@ def test_a_trainer_adds_the_loss_of_adalora_and_lets_ranks_go_as_a_loop_does(tmp
     for key, value in values(last).items():
         if key.endswith("lora_E"):
             assert torch.equal(value, found[0][key])
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "y"]])
+@pytest.mark.parametrize("at", [2, 4])
+def test_an_adalora_resumes_to_the_ranks_and_weights_of_a_run_that_went_on(
+    names: list[str], at: int, tmp_path: Path
+) -> None:
+    config = AdaLoraConfig(
+        init_r=4, target_r=2, total_step=6, tinit=1, tfinal=1, deltaT=1, target_modules=["q_proj", "fc2"]
+    )
+    kind = adapter_trainer(transformers.Trainer)
+    args = arguments(tmp_path / "out", save_strategy="steps", save_steps=2)
+
+    def run(start: str | None) -> dict[str, dict[str, torch.Tensor]]:
+        model = opt()
+        mixer = LoraMixer(model)
+        torch.manual_seed(3)
+        for name in names:
+            mixer.add_adapter(config, name)
+        mixer.set_adapters(names)
+        kind(model=model, args=args, train_dataset=rows()).train(resume_from_checkpoint=start)
+        return {name: values(dict(mixer.named_trainable_parameters(name))) for name in names}
+
+    wanted = run(None)
+    found = run(str(tmp_path / "out" / f"checkpoint-{at}"))
+    for name in names:
+        assert same(found[name], wanted[name])
+        gone = [int((value == 0).sum()) for key, value in found[name].items() if key.endswith("lora_E")]
+        assert sum(gone) == 4 * 4 - 4 * 2
+
+
+def test_a_training_state_of_another_adapter_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    mixer = LoraMixer(opt())
+    settings: dict[str, Any] = {"target_r": 2, "total_step": 6}
+    mixer.add_adapter(AdaLoraConfig(init_r=4, target_modules=["q_proj"], **settings), "x")
+    state = mixer.training_state("x")
+    start = values(dict(mixer.named_trainable_parameters("x")))
+    mixer.add_adapter(
+        AdaLoraConfig(init_r=3, target_modules=["q_proj"], **settings), "narrow", activate=False
+    )
+    mixer.add_adapter(AdaLoraConfig(init_r=4, target_modules=["fc1"], **settings), "other", activate=False)
+    mixer.add_adapter(LoraConfig(target_modules=["q_proj"]), "plain", activate=False)
+    for name in ("narrow", "other", "plain"):
+        with pytest.raises(MatchError, match="training state"):
+            mixer.load_training_state(name, state)
+    with pytest.raises(MatchError, match="not known"):
+        mixer.load_training_state("x", {**state, "more": torch.zeros(1)})
+    with pytest.raises(MatchError, match="missing"):
+        mixer.load_training_state("x", {})
+    assert same(values(dict(mixer.named_trainable_parameters("x"))), start)
+    assert mixer.training_state("plain") == {}
+    mixer.load_training_state("plain", {})
 
 
 def test_weight_decay_falls_on_the_parameters_that_it_falls_on_with_peft(tmp_path: Path) -> None:

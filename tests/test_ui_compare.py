@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest, load_pipeline
+from lora_mixer.merging import METHODS, MergeMethod
 from lora_mixer.picture_metadata import read_picture
+from lora_mixer.ui.handlers import export
+from lora_mixer.ui.messages import FieldError
 from tests.browser import PROMPT, STEPS, alone, pixels
+
+ROWS = {"rows": [{"name": "ink"}, {"name": "pixel", "unet": -0.5}]}
 
 
 def test_a_grid_has_labels_and_a_cell_gives_its_mix(desk, app):
@@ -59,6 +67,133 @@ def test_the_mix_is_exported_as_one_file(desk, app):
     assert info.ranks == (3,)
     desk.page.locator("#export-button").click()
     desk.page.locator("#export-name .lm-fielderror").get_by_text("already").wait_for()
+
+
+def seen_settings(desk):
+    shown = desk.page.locator("#export-form .lm-setting:visible")
+    return [one.removeprefix("export-") for one in shown.evaluate_all("all => all.map(each => each.id)")]
+
+
+def test_a_merging_method_is_chosen_with_its_settings_and_what_is_wrong_stands_at_them(desk, app, tmp_path):
+    desk.add("ink", "pixel")
+    desk.tab("Export")
+    always = ["name", "format", "rank", "dtype", "method"]
+    assert seen_settings(desk) == always
+    for name, spec in METHODS.items():
+        desk.page.locator("#export-method select").select_option(name)
+        assert seen_settings(desk) == [*always, *(f"{name}-{each.name}" for each in spec.settings)]
+        values = [
+            desk.page.locator(f"#export-{name}-{each.name} .lm-input").input_value() for each in spec.settings
+        ]
+        assert values == [str(each.default) for each in spec.settings]
+    desk.page.locator("#export-method select").select_option("ties")
+
+    def press(field="", words=""):
+        desk.page.locator("#export-button").click()
+        if field:
+            desk.page.locator(f"#{field} .lm-fielderror").get_by_text(words).wait_for()
+
+    desk.page.locator("#export-name input").fill("by ties")
+    press("export-rank", "ties")
+    desk.page.locator("#export-rank input").fill("3")
+    desk.page.locator("#export-ties-density input").fill("1.5")
+    press("export-ties-density", "at most 1")
+    desk.page.locator("#export-ties-density input").fill("0.25")
+    desk.page.locator("#export-ties-majority select").select_option("frequency")
+    press()
+    desk.page.locator("#export-file a").first.wait_for()
+
+    wanted = tmp_path / "wanted.safetensors"
+    app.mixer.save_lora_weights(
+        wanted,
+        weights={"ink": 1, "pixel": 1},
+        format="kohya",
+        rank=3,
+        method=MergeMethod("ties", density=0.25, majority="frequency"),
+    )
+    assert_same_tensors(app.exports / "by ties.safetensors", wanted)
+
+    desk.page.reload()
+    desk.page.locator("#export-form").wait_for(state="attached")
+    desk.tab("Export")
+    assert seen_settings(desk)[len(always) :] == [f"ties-{each.name}" for each in METHODS["ties"].settings]
+    assert desk.page.locator("#export-ties-density input").input_value() == "0.25"
+
+
+def assert_same_tensors(got, wanted):
+    a, b = load_file(got), load_file(wanted)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_exported_is_the_one_of_the_public_api(site, tmp_path, name):
+    _, app = site
+    settings = {each.name: _other(each) for each in METHODS[name].settings}
+    fields = {
+        "export-name": f"each method {name}",
+        "export-format": "comfyui",
+        "export-rank": "2",
+        "export-dtype": "float16",
+        "export-method": name,
+        # what belongs to other methods is not read
+        **{
+            export.setting_field(spec.name, each): str(settings[each.name])
+            if spec.name == name
+            else "nonsense"
+            for spec in METHODS.values()
+            for each in spec.settings
+        },
+    }
+    made = export.one_file(app, "me", ROWS, fields)
+    wanted = tmp_path / "wanted.safetensors"
+    app.mixer.save_lora_weights(
+        wanted,
+        weights={"ink": 1, "pixel": -0.5},
+        format="comfyui",
+        rank=2,
+        dtype="float16",
+        method=MergeMethod(name, **settings),
+    )
+    assert_same_tensors(made.files[0], wanted)
+    assert "error at most" in made.report
+    plain = tmp_path / "plain.safetensors"
+    app.mixer.save_lora_weights(
+        plain, weights={"ink": 1, "pixel": -0.5}, format="comfyui", rank=2, dtype="float16"
+    )
+    a, b = load_file(made.files[0]), load_file(plain)
+    # cut to two ranks the pairs of a method on pairs may fall together with the sum's
+    assert METHODS[name].works_on == "pairs" or any(not torch.equal(a[key], b[key]) for key in a)
+
+
+def _other(setting):
+    if setting.choices:
+        return setting.choices[-1]
+    return 7 if isinstance(setting.default, int) else setting.default / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"export-method": "mean of all"}, "Method"),
+        ({"export-method": ["ties"]}, "Method"),
+        ({"export-method": "ties", "export-ties-density": "0"}, "Density must be above 0"),
+        ({"export-method": "ties", "export-ties-density": {"a": 1}}, "Density must be a number"),
+        ({"export-method": "della", "export-della-epsilon": "nan"}, "Epsilon must be a number"),
+        ({"export-method": "dare", "export-dare-seed": "1.5"}, "Seed must be a whole number"),
+        ({"export-method": "ties", "export-ties-average": "median"}, "Average must be count or weights"),
+        ({"export-method": "ties", "export-ties-scale": "1" * 500}, "Scale: at most 40"),
+        ({"export-method": "ties", "export-rank": "0"}, "Rank: ties makes full matrices"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_at_its_field_and_nothing_is_written(site, given, words):
+    _, app = site
+    before = sorted(app.exports.iterdir()) if app.exports.is_dir() else []
+    fields = {"export-name": "never", "export-format": "kohya", "export-rank": "2", **given}
+    with pytest.raises(FieldError, match=words) as caught:
+        export.one_file(app, "me", ROWS, fields)
+    assert caught.value.field in fields
+    assert (sorted(app.exports.iterdir()) if app.exports.is_dir() else []) == before
 
 
 def test_each_adapter_alone_stands_beside_the_base_and_all_together(desk, app):

@@ -296,3 +296,27 @@ def test_notes_that_are_typed_outlive_a_rename_and_a_reload(desk, app, tidy):
     assert "Kept" in desk.toast()
     assert app.entry_named("second name").notes == "half a thou"
     assert desk.page.evaluate("JSON.stringify(lm.store.get('typed'))") == "{}"
+
+
+def test_of_sliders_let_go_one_after_the_other_the_last_draft_is_seen(desk, app):
+    desk.add("ink")
+    desk.fill(PROMPT)
+    desk.make()
+    desk.page.evaluate(
+        "() => { window.drafts = []; const show = lm.showDraft; lm.showDraft = each => { drafts.push(each.mix); show(each); }; }"
+    )
+    slider = desk.page.get_by_label("ink: UNet slider")
+    area = slider.bounding_box()
+    for share in (0.9, 0.6, 0.45):
+        desk.page.mouse.move(area["x"] + area["width"] * 0.66, area["y"] + area["height"] / 2)
+        desk.page.mouse.down()
+        desk.page.mouse.move(area["x"] + area["width"] * share, area["y"] + area["height"] / 2, steps=3)
+        desk.page.mouse.up()
+        assert (
+            desk.page.locator("#stage .lm-canvas img").count() == 1
+        )  # the old one stays until the new one is there
+    last = f"ink:{weights(desk, 'ink')[0]:g}"
+    desk.page.wait_for_function("last => drafts.at(-1) === last", arg=last)
+    desk.page.locator("#stage .lm-draftpic").wait_for()
+    assert len(set(desk.page.evaluate("drafts"))) <= 3
+    assert last != "ink:1"

@@ -175,7 +175,9 @@ def test_no_path_is_an_id_or_a_name_of_an_export(site, name):
     with pytest.raises(LoraMixerError):
         gallery.path_of(app, name)
     with pytest.raises(LoraMixerError):
-        export.one_file(app, "me", {"rows": [{"name": "ink"}]}, name, "kohya", 0, None)
+        export.one_file(
+            app, "me", {"rows": [{"name": "ink"}]}, {"export-name": name, "export-format": "kohya"}
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lora_mixer import LoraMixerError, demo_adapters
 from lora_mixer.ui import ServerOptions, launch
 from tests.browser import PROMPT, Desk
 from tests.hub_standin import Repo
+from tests.test_ui_kept import reload
 
 
 def grid(desk, columns, values, rows="nothing", row_values=""):
@@ -183,7 +184,7 @@ def test_an_export_says_in_colour_what_the_rank_costs_and_writes_peft(desk, app)
     assert list((app.exports / "for peft").rglob("adapter_config.json"))
 
 
-def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(desk, app):
+def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(desk, app, tmp_path):  # noqa: PLR0915 -- one visit
     desk.add("ink", "pixel")
     desk.fill(PROMPT)
     desk.make()
@@ -225,8 +226,24 @@ def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(
     assert canvas.evaluate(covered)[0] == pytest.approx(1 - one, abs=0.02)
     desk.page.get_by_role("button", name="Use this mask").click()
     desk.row("ink").get_by_text("painted").wait_for()
+    desk.row("ink").locator(".lm-row-head .lm-maskmark img").wait_for()
 
     desk.page.get_by_role("button", name="Paint again").click()  # begins with the mask that is there
     desk.page.wait_for_timeout(400)
     assert canvas.evaluate(covered)[0] == pytest.approx(1 - one, abs=0.03)
+    desk.page.get_by_label("ink: feather of the mask").fill("6")  # seen as it will be
+    assert canvas.evaluate("node => node.style.filter").startswith("blur(")
+    half = Image.new("L", (32, 32))
+    half.paste(255, (0, 0, 32, 8))
+    half.save(tmp_path / "quarter.png")
+    dialog.locator("input[type=file]").set_input_files(str(tmp_path / "quarter.png"))
+    desk.page.wait_for_function(
+        f"([node, one]) => Math.abs(({covered})(node)[0] - one) < 0.06", arg=[canvas.element_handle(), 0.25]
+    )
+    reload(desk)  # strokes that nobody used yet are there after it
+    desk.page.get_by_label("More for ink").click()
+    desk.page.get_by_role("button", name="Paint again").click()
+    desk.page.wait_for_function(
+        f"([node, one]) => Math.abs(({covered})(node)[0] - one) < 0.06", arg=[canvas.element_handle(), 0.25]
+    )
     desk.page.get_by_label("Close the mask").click()

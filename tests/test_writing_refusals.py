@@ -65,3 +65,35 @@ def test_biases_are_carried(tmp_path):
     mixer.save_lora_weights(tmp_path / "k.safetensors", format="kohya", weights={"a": 0.5})
     diff = load_file(tmp_path / "k.safetensors")["lora_unet_conv_in.diff_b"]
     assert torch.allclose(diff, 0.5 * tensors["unet.conv_in.lora_B.bias"])
+
+
+TYPES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("form", ["peft", "diffusers"])
+@pytest.mark.parametrize("into", [None, "float16"])
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_adapters_of_every_float_type_are_written_and_what_is_not_finite_is_refused(
+    tmp_path, kind, into, form
+):
+    net = torch.nn.ModuleDict({"net": torch.nn.Linear(8, 8)})
+    file = {
+        f"net.lora_{side}.weight": (torch.randn(*shape, generator=torch.Generator().manual_seed(3)) / 4).to(
+            kind
+        )
+        for side, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    mixer = LoraMixer(net)
+    mixer.load_lora_weights(file, "a")
+    place = tmp_path / ("out" if form == "peft" else "out.safetensors")
+    mixer.save_lora_weights(place, "a", format=form, dtype=into)
+    before = net["net"].weight.clone()
+    mixer.unload_lora_weights()
+    mixer.load_lora_weights(place, "a")
+    assert torch.allclose(net["net"].weight, before, atol=2e-3)
+    mixer.unload_lora_weights()
+
+    file["net.lora_A.weight"] = torch.full((2, 8), torch.nan).to(kind)
+    mixer.load_lora_weights(file, "b", allow_nonfinite=True, activate=False)
+    with pytest.raises(SaveError, match="NaN or Inf in 1 of 1"):
+        mixer.save_lora_weights(place.with_name(f"b{place.suffix}"), "b", format=form, dtype=into)

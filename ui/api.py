@@ -24,28 +24,57 @@ def add_api(shared: Shared) -> None:
     app = shared.app
 
     @guarded
-    async def make(
+    async def make(  # noqa: D417 -- the request is Gradio's own
         prompt: str,
-        mix: str,
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        width: int,
-        height: int,
-        negative_prompt: str,
-        count: int,
-        request: gr.Request,
+        mix: str = "",
+        seed: int = 0,
+        steps: int = 0,
+        guidance_scale: float = 0.0,
+        width: int = 0,
+        height: int = 0,
+        negative_prompt: str = "",
+        count: int = 1,
+        sampler: str = "",
+        schedule: str = "",
+        clip_skip: int = 0,
+        request: gr.Request | None = None,
     ) -> list[dict[str, Any]]:
-        """Make pictures: gives for each its id, its file's address (a PNG with its settings inside), seed and mix."""
+        """
+        Make pictures with a mix of adapters; gives for each its id, its file's address (a PNG with its settings inside), seed and mix.
+
+        Args:
+            prompt: What the pictures shall show; emphasis as (word:1.2).
+            mix: Adapters of the library with their weights, such as "ink:0.8, neon:0.3"; empty is the base.
+            seed: Of the first picture; the next have the next.
+            steps: Denoising steps; 0 is the model's own number.
+            guidance_scale: How strongly the prompt is followed; 0 is the model's own.
+            width: In pixels; 0 is the model's own.
+            height: In pixels; 0 is the model's own.
+            negative_prompt: What they shall not show.
+            count: How many pictures.
+            sampler: Its usual name, such as "DPM++ 2M Karras"; empty is the model's own.
+            schedule: Words such as "karras"; empty is the sampler's own.
+            clip_skip: Layers of the text encoder to leave out at its end.
+        """
+        facts = app.models.facts
         wanted = read_request(
-            app, prompt, negative_prompt, seed, steps, guidance_scale, width, height, None, None
+            app,
+            prompt,
+            negative_prompt,
+            seed,
+            steps or facts.defaults["steps"],
+            guidance_scale or facts.defaults["guidance_scale"],
+            width or facts.size[0],
+            height or facts.size[1],
+            {"sampler": sampler, "schedule": schedule, "clip_skip": clip_skip + 1},
+            None,
         )
         model = app.models.number
         requests = several(
             replace(wanted, mix=read_mix(mix, app)), checks.whole(count, "count", 1, MAX_COUNT)
         )
         made = await shared.jobs.result(
-            shared.owner_of(request),
+            shared.owner_of(request) if request is not None else "api",
             "api",
             "a program's pictures",
             lambda job: make_all(app, job, requests, lambda _: None, model=model),
@@ -62,8 +91,16 @@ def add_api(shared: Shared) -> None:
         ]
 
     @guarded
-    def adapters(text: str, base: str, sort: str, page: int) -> dict[str, Any]:
-        """List a page of the library: ``entries`` with name, base, trigger words and why one cannot be used here."""
+    def adapters(text: str = "", base: str = "", sort: str = "Name", page: int = 0) -> dict[str, Any]:
+        """
+        List a page of the library of adapters: entries with name, base, trigger words and why one cannot be used here.
+
+        Args:
+            text: Words of their names, triggers and tags; empty is all.
+            base: A family of base models, such as "SDXL"; empty is any.
+            sort: What they are sorted by, as the page's list says.
+            page: Which page, from 0.
+        """
         descending = sort in handlers.DESCENDING
         wanted = handlers.DESCENDING.get(sort, sort)
         asked = {"text": text, "base": base, "sort": wanted, "descending": descending, "page": page}
@@ -76,7 +113,12 @@ def add_api(shared: Shared) -> None:
 
     @guarded
     def picture(picture_id: str) -> dict[str, Any]:
-        """Say how a picture of the gallery was made."""
+        """
+        Say how a picture of the gallery was made.
+
+        Args:
+            picture_id: Its id, as make gave it.
+        """
         return gallery.about(of_gallery(app, picture_id))
 
     for function in (make, adapters, picture):

@@ -11,6 +11,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.extras import require
 
 from .api import add_api
 from .app_state import AppState, ServerOptions
@@ -43,6 +44,9 @@ def build(app: AppState) -> Any:
 
     Returns:
         The ``gr.Blocks``; :func:`launch` serves it safely.
+
+    Example:
+        >>> blocks = build(AppState(ServerOptions()))  # doctest: +SKIP
     """
     jobs = Jobs(present=app.sessions.present)
     with gr.Blocks(title="lora_mixer", delete_cache=CACHE_SECONDS, analytics_enabled=False) as blocks:
@@ -112,6 +116,7 @@ def launch(
     block: bool = True,
     app: AppState | None = None,
     tell: Callable[[str], object] = str,
+    mcp: bool = False,
 ) -> Any:
     """
     Serve the page.
@@ -125,6 +130,7 @@ def launch(
         block: Wait until it is ended.
         app: One that is open already.
         tell: Takes what is being done, in words, one line after the other; the address is among them.
+        mcp: Offer the API as tools to programs that speak the Model Context Protocol, too (the extra ``mcp``).
 
     Returns:
         The ``gr.Blocks`` that is served; its ``local_url`` is where.
@@ -137,6 +143,8 @@ def launch(
     """
     check_reach(host, share=share, auth=auth)
     check_port(host, port)
+    if mcp:
+        require("mcp", "mcp")
     app = app or AppState(options, tell)
     blocks = build(app)
     hosts = None if auth is not None else (*LOOPBACK, host)
@@ -158,7 +166,7 @@ def launch(
         footer_links=["api"],
         show_error=True,
         ssr_mode=False,
-        mcp_server=False,
+        mcp_server=mcp,
         strict_cors=True,
         state_session_capacity=2000,
         quiet=True,

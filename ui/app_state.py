@@ -57,6 +57,10 @@ class ServerOptions:
         loading: How the model is loaded; None is as ``load_pipeline`` does it.
         max_upload: The largest file taken, in bytes.
         grid_batch: Cells of a grid in one call; with 1 they are, to the byte, what they would be alone.
+
+    Example:
+        >>> ServerOptions(model="demo").model
+        'demo'
     """
 
     model: str = DEMO
@@ -78,6 +82,9 @@ class AppState:
 
     Raises:
         LoraMixerError: When there is no such model.
+
+    Example:
+        >>> app = AppState(ServerOptions())  # doctest: +SKIP
     """
 
     def __init__(self, options: ServerOptions, tell: Callable[[str], object] = str) -> None:

@@ -1,4 +1,8 @@
-"""Adapter algorithms, one room each: pure functions and values on tensors, no pipeline in sight."""
+"""
+Adapter algorithms, one file each: pure functions and values on tensors, no pipeline in sight.
+
+The table of all of them, with how files name their keys, is :mod:`lora_mixer.formats.kinds`: headers are read by it without torch.
+"""
 
 from __future__ import annotations
 

@@ -438,6 +438,11 @@ def take_rows(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # (rows, ...)
 
 
+def take_bias(bias: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
+    """Return a bias's values for rows; with all rows all of them, which may be another number where weights are transposed."""
+    return bias.flatten() if ranges == ((0, total),) else take_rows(bias.flatten(), ranges)
+
+
 def spread_rows(rows: torch.Tensor, ranges: Ranges, total: int) -> torch.Tensor:
     """Put rows at their places among ``total``, zeros elsewhere."""
     whole = rows.new_zeros(total, *rows.shape[1:])  # (total, ...)
@@ -475,6 +480,13 @@ def all_zero(tensor: torch.Tensor | None) -> bool:
     if tensor is None or tensor.is_meta or tensor.numel() == 0 or float(tensor[(0,) * tensor.ndim]) != 0:
         return False
     return not bool(tensor.float().any())
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether no value is NaN or Inf; torch cannot tell that of types of one byte, and whole numbers always are."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.base import LayerWeights, all_zero, squeezed, take_bias, take_rows
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +47,11 @@ class Full(LayerWeights):
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
 
-    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the change knows its rows
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of the weight's change and of the bias's."""
         weight = None if self.weight is None else take_rows(self.weight, ranges)
         return replace(
-            self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
+            self, weight=weight, bias=None if self.bias is None else take_bias(self.bias, ranges, total)
         )
 
     @property
@@ -65,7 +65,7 @@ class Full(LayerWeights):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
-        return value_misfit(self.weight, self.bias, shape)
+        return value_misfit(self.weight, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * diff, or zeros where only the bias changes."""
@@ -89,12 +89,8 @@ class Norm(Full):
     _roles: ClassVar[tuple[str, str]] = ("norm_w", "norm_b")
 
 
-def value_misfit(
-    weight: torch.Tensor | None, bias: torch.Tensor | None, shape: tuple[int, ...]
-) -> str | None:
-    """Say why a tensor of a weight's shape, or of its bias's, does not belong to a weight of ``shape``, or None."""
+def value_misfit(weight: torch.Tensor | None, shape: tuple[int, ...]) -> str | None:
+    """Say why a tensor of a weight's shape does not belong to a weight of ``shape``, or None; biases are for who has the module."""
     if weight is not None and squeezed(tuple(weight.shape)) != squeezed(shape):
         return f"made for a weight {squeezed(tuple(weight.shape))}, the module has {squeezed(shape)}"
-    if bias is not None and bias.numel() != shape[0]:
-        return f"bias of {bias.numel()} values, the module has {shape[0]} outputs"
     return None

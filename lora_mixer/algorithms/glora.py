@@ -8,6 +8,7 @@ the side on which all four agree on the rank. The change depends on the base; it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -108,7 +109,7 @@ def _agree(a1: torch.Tensor, a2: torch.Tensor, b1: torch.Tensor, b2: torch.Tenso
     rank = a2.shape[0]
     return (
         a1.shape[1] == b1.shape[1] == b2.shape[0] == rank
-        and a1.shape[0] == a2[0].numel()
-        and b1[0].numel() == rank
+        and a1.shape[0] == math.prod(a2.shape[1:])
+        and math.prod(a1.shape[1:]) == math.prod(b1.shape[1:]) == rank
         and b2.shape[1] == a1.shape[0]
     )

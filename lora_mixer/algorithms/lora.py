@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import Factored, LayerWeights, all_zero, squeezed, take_rows
+from lora_mixer.algorithms.base import Factored, LayerWeights, all_zero, squeezed, take_bias, take_rows
 from lora_mixer.algorithms.outputs import Factors
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 
@@ -125,9 +125,9 @@ class LowRank(Factored):
             return self
         return replace(self, up=self.up[:, :rank], down=self.down[:rank])
 
-    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the pair knows its rows
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of ``up`` and of its bias, and the same ``down`` and scale."""
-        bias = None if self.up_bias is None else take_rows(self.up_bias.flatten(), ranges)
+        bias = None if self.up_bias is None else take_bias(self.up_bias, ranges, total)
         return replace(self, up=take_rows(self.up, ranges), up_bias=bias)
 
     @property
@@ -144,8 +144,6 @@ class LowRank(Factored):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None; 1x1 convolutions and linears are one."""
         own = self.shape
-        if self.up_bias is not None and self.up_bias.numel() != shape[0]:
-            return f"bias of {self.up_bias.numel()} values, the module has {shape[0]} outputs"
         if len(shape) > 1 and own[:2] == shape[:2] and math.prod(own[2:]) == math.prod(shape[2:]):
             return None
         if self._pads(shape):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.base import LayerWeights, take_bias, take_rows
 from lora_mixer.algorithms.full import value_misfit
 from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
@@ -54,16 +54,16 @@ class Values(LayerWeights):
         """Input width."""
         return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
 
-    def take(self, ranges: Ranges, total: int) -> LayerWeights:  # noqa: ARG002 -- the values know their rows
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of the weight and of the bias."""
         weight = None if self.weight is None else take_rows(self.weight, ranges)
         return replace(
-            self, weight=weight, bias=None if self.bias is None else take_rows(self.bias.flatten(), ranges)
+            self, weight=weight, bias=None if self.bias is None else take_bias(self.bias, ranges, total)
         )
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot take the place of a weight of ``shape``, or None."""
-        return value_misfit(self.weight, self.bias, shape)
+        return value_misfit(self.weight, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return V - W, or zeros."""

@@ -43,6 +43,11 @@ class CheckedPlan:
         identities: A short digest of what each file holds.
         folder: Where the pictures go.
         manifest: Where the manifest is.
+
+    Example:
+        >>> checked = check_plan({"jobs": [{"prompt": "a cat", "repeat": 2}]})
+        >>> len(checked.pictures), len({checked.key(picture) for picture in checked.pictures})
+        (2, 2)
     """
 
     plan: Plan
@@ -54,7 +59,12 @@ class CheckedPlan:
     manifest: Path
 
     def key(self, picture: PlannedPicture) -> str:
-        """Return 32 digits that tell whether a picture that is there is the one that the plan wants."""
+        """
+        Return 32 digits that tell whether a picture that is there is the one that the plan wants.
+
+        Args:
+            picture: One of its pictures.
+        """
         plan = self.plan
         parts = [
             picture.request.digest(),
@@ -74,6 +84,9 @@ def check_plan(source: Any, *, outline: Any = None) -> CheckedPlan:
     Args:
         source: A file, the values, or a plan.
         outline: What :func:`~lora_mixer.pictures.load_outline` gave for the plan's model, where many plans are checked.
+
+    Returns:
+        The plan with all of its pictures.
 
     Raises:
         PlanError: With everything that is wrong.

@@ -32,6 +32,10 @@ class DryRun:
         loads: How often an adapter is read, by one worker.
         seconds: Expected time of one worker; None where no trial was made.
         memory: Expected bytes of one worker: on its GPU, or of its whole process on a CPU; None as above.
+
+    Example:
+        >>> dry_run({"jobs": [{"prompt": "a cat"}]}, trial=False).seconds is None
+        True
     """
 
     pictures: int
@@ -51,6 +55,9 @@ def dry_run(source: Any, *, trial: bool = True) -> DryRun:
     Args:
         source: A file, the values, a plan, or what :func:`check_plan` gave.
         trial: Load the pipeline and make pictures of one and two steps, for time and memory.
+
+    Returns:
+        Counts, the order of work and, after a trial, time and memory.
 
     Raises:
         PlanError: With everything that is wrong.

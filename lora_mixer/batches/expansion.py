@@ -38,6 +38,12 @@ class PlannedPicture:
         cell: Its place in its job.
         request: What it shall be.
         file: The file's name below the plan's folder.
+
+    Example:
+        >>> from lora_mixer.batches import check_plan
+        >>> picture = check_plan({"jobs": [{"prompt": "a cat", "repeat": 2}]}).pictures[1]
+        >>> picture.job, picture.cell, picture.request.prompt
+        (0, 1, 'a cat')
     """
 
     index: int

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +81,9 @@ def read_manifest(path: str | Path) -> list[Record]:
 
     Args:
         path: The file.
+
+    Returns:
+        Its records, as they were written.
 
     Raises:
         SaveError: When it cannot be read.
@@ -214,7 +217,8 @@ class _Lines:
                 os.fsync(self._stream.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            self._stream.truncate(before)
+            with suppress(OSError):  # else the next run cuts the torn line off
+                self._stream.truncate(before)
             raise SaveError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def close(self) -> None:

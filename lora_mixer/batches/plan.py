@@ -211,13 +211,17 @@ class RunOptions(_Strict):
 
 
 class Plan(_Strict):
-    """
+    r"""
     A whole plan.
 
     Example:
         >>> plan = Plan.model_validate({"model": "demo", "jobs": [{"prompt": "a castle", "grid": {"seed": "1..3"}}]})
         >>> plan.jobs[0].grid
         {'seed': '1..3'}
+        >>> from lora_mixer.batches import parse_plan
+        >>> read = parse_plan(b"jobs:\n- prompt: a cat\n", "yaml", folder=Path("plans"))
+        >>> read.line("jobs", 0, "prompt"), read.place("wash.png"), read.mix("ink:0.5").to_text(), read.problems().problems
+        (2, 'plans/wash.png', 'ink:0.5', [])
     """
 
     model: Annotated[
@@ -252,7 +256,12 @@ class Plan(_Strict):
         return self._folder
 
     def line(self, *path: str | int) -> int | None:
-        """Return the line of the plan's file at which something stands; None where it is from no file."""
+        """
+        Return the line of the plan's file at which something stands; None where it is from no file.
+
+        Args:
+            *path: Keys and numbers that lead to it.
+        """
         return None if self._located is None else self._located.line(path)
 
     def problems(self) -> Problems:
@@ -260,7 +269,12 @@ class Plan(_Strict):
         return _problems(self._label, lambda path: self.line(*path))
 
     def place(self, path: str) -> str:
-        """Return a path as seen from the plan's folder; addresses stay as they are."""
+        """
+        Return a path as seen from the plan's folder; addresses stay as they are.
+
+        Args:
+            path: A path as the plan has it.
+        """
         return path if "://" in path else str(self._folder / Path(path).expanduser())
 
     @property
@@ -286,6 +300,12 @@ class Plan(_Strict):
     def mix(self, given: Any) -> Mix:
         """
         Read a mix; paths of masks are seen from the plan's folder, as all others are.
+
+        Args:
+            given: A mix in any form.
+
+        Returns:
+            The mix.
 
         Raises:
             MixError: When it makes no sense.
@@ -341,6 +361,9 @@ def parse_plan(raw: bytes, kind: str, *, label: str = "", folder: Path | None = 
         kind: ``yaml``, ``json``, ``jsonl`` or ``csv``.
         label: What to call it in messages; nothing is "this plan".
         folder: What its paths are relative to.
+
+    Returns:
+        The plan, whose values know their lines.
 
     Raises:
         PlanError: With everything that is wrong, and its line.
@@ -399,6 +422,9 @@ def sentence(error: Mapping[str, Any]) -> str:
 def plan_schema() -> dict[str, Any]:
     """
     Return the JSON Schema of plans, for editors.
+
+    Returns:
+        The schema, in the form of draft 2020-12.
 
     Example:
         >>> sorted(plan_schema()["properties"])[:3]

@@ -52,6 +52,15 @@ class BatchResult:
         seconds: Its share of the pipeline call.
         attempts: How often it was tried in this run.
         error: Why it failed.
+
+    Example:
+        >>> from lora_mixer import PictureRequest
+        >>> result = BatchResult(0, 0, "pictures/0.png", "failed", PictureRequest("a cat"), error="out of memory")
+        >>> try:
+        ...     result.open()
+        ... except SaveError as error:
+        ...     print(error)
+        pictures/0.png is not there (failed)
     """
 
     index: int
@@ -67,6 +76,9 @@ class BatchResult:
     def open(self) -> Image:
         """
         Read the picture from its file.
+
+        Returns:
+            The picture (PIL).
 
         Raises:
             SaveError: When it is not there.

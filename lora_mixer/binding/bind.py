@@ -46,6 +46,8 @@ _SHOWN = 8
 _SAME = 1e-3  # two spellings of one change, each rounded by itself
 _COPIES = ("controlnet", "motion_adapter")
 """Components with copies of the denoiser's modules: files that do not name them are hardly meant for them."""
+_TRANSPOSED = torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d
+"""Their weights stand the other way round: (in, out / groups, *kernel)."""
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")
 
 
@@ -317,15 +319,25 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
             )
         return None
     misfit = weights.misfit(found.shape)
-    if (
-        misfit is None
-        and hasattr(live.module, "num_embeddings")
-        and weights.bias_delta(None, 1.0) is not None
-    ):
-        misfit = "changes a bias, and an embedding has none"
+    if misfit is None:
+        misfit = _bias_misfit(weights, found)
     if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
+
+
+def _bias_misfit(weights: LayerWeights, found: Found) -> str | None:
+    """Say why a change of a bias is not for this module; the rows of a weight are its outputs, but not where it is transposed."""
+    bias = weights.bias_delta(None, 1.0)
+    if bias is None:
+        return None
+    module = found.placements[0].live.module
+    if hasattr(module, "num_embeddings"):
+        return "changes a bias, and an embedding has none"
+    outputs = module.out_channels if isinstance(module, _TRANSPOSED) else found.shape[0]
+    if bias.numel() != outputs:
+        return f"bias of {bias.numel()} values, the module has {outputs} outputs"
+    return None
 
 
 def _within(layer: AdapterLayer, found: Found) -> str:

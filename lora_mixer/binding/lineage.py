@@ -7,6 +7,7 @@ Parts that others have replaced since adapters were bound to them: noticed at li
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -48,13 +49,15 @@ class Lineage:
         known = {id(root) for root in roots.values()} | edges.keys()
         self._is_whole = all(number in known for number in modules)
         self._edges = [(parent._modules, name, child) for parent, name, child in edges.values()]  # noqa: SLF001
+        self._lookups = [(children.get, name) for children, name, _ in self._edges]
+        self._children = [child for _, _, child in self._edges]
 
     def holds(self, components: Mapping[str, nn.Module]) -> bool:
         """Say whether all are where they were; a component that is not there at all counts as set aside."""
         return (
             self._is_whole
             and all(components.get(part, root) is root for part, root in self._roots.items())
-            and all(children.get(name) is child for children, name, child in self._edges)
+            and all(map(operator.is_, [get(name) for get, name in self._lookups], self._children))
         )
 
     def put_back(self, modules: Collection[int]) -> None:

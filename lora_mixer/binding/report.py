@@ -26,6 +26,11 @@ class ComponentMatch:
         unmatched: Modules as the file spells them, with the reason why none was found: a text with its ``kind``.
         keys_used: Number of keys that ended up in matched modules.
         keys_unused: Keys of unmatched modules.
+
+    Example:
+        >>> part = ComponentMatch("unet", ("conv_in",), {}, keys_used=2)
+        >>> len(part.matched), part.keys_unused
+        (1, ())
     """
 
     component: str
@@ -47,6 +52,11 @@ class MatchReport:
         components: One entry for each component that the keys name or that was matched.
         unused_keys: Keys that belong to no module at all, with the reason: a text with its ``kind``.
         notes: Remarks on the file, such as embeddings that are not applied: texts with their ``kind``.
+
+    Example:
+        >>> report = MatchReport("ink", "ink.safetensors", "kohya", (ComponentMatch("unet", ("conv_in",), {}, 2),))
+        >>> report.matched, report.unmatched
+        (1, 0)
     """
 
     adapter_name: str

@@ -44,6 +44,9 @@ def ui(
         typer.Option(metavar="USER:PASSWORD", envvar="LORA_MIXER_AUTH", help="Ask for a password."),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link; needs --auth.")] = False,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Offer the API as tools of the Model Context Protocol, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
@@ -69,7 +72,9 @@ def ui(
         model=options.model, loras=tuple(loras or ()), models=tuple(models or ()), out=out, loading=options
     )
     tell = partial(_tell, aside=as_json)
-    page = launch(server, host=host, port=port or None, auth=pair, share=share, block=not as_json, tell=tell)
+    page = launch(
+        server, host=host, port=port or None, auth=pair, share=share, block=not as_json, tell=tell, mcp=mcp
+    )
     if as_json:
         facts = {"url": page.local_url, "public_url": page.share_url, "pictures": str(out)}
         typer.echo(json.dumps(facts))

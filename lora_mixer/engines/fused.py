@@ -189,7 +189,9 @@ def _detach(holder: nn.Module) -> None:
 
 def _has_hooks(holder: nn.Module) -> bool:
     children: Mapping[str, Any] = holder._modules  # noqa: SLF001
-    return any(children.get(leaf) is not None and output_hooks(children[leaf]) for leaf in _LEAVES)
+    return any(
+        leaf in _LEAVES and child is not None and output_hooks(child) for leaf, child in children.items()
+    )
 
 
 def _in_use(holder: nn.Module) -> bool:

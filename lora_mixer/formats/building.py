@@ -144,13 +144,15 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
         if name
     }
     if magnitude is None:
-        return _together(list(built.values()))
+        return _together(list(built.values()), parts)
     turned = [built.pop(name) for name in list(built) if KINDS[name].is_turned]
     if not turned:
         raise InvalidAdapterError(
             "a DoRA magnitude without a change beside it; the file is incomplete", key=parts.label
         )
-    return _together([Dora.wrap(_together(turned), replace(parts, tensors=magnitude)), *built.values()])
+    return _together(
+        [Dora.wrap(_together(turned, parts), replace(parts, tensors=magnitude)), *built.values()], parts
+    )
 
 
 def _parameters(
@@ -170,12 +172,21 @@ def _parameters(
     return tuple(parameters)
 
 
-def _together(weights: Sequence[LayerWeights]) -> LayerWeights:
-    return (
-        weights[0]
-        if len(weights) == 1
-        else Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
-    )
+def _together(weights: Sequence[LayerWeights], parts: ModuleTensors) -> LayerWeights:
+    """
+    Add up parts of one module.
+
+    Raises:
+        InvalidAdapterError: When they change biases of different lengths, which no module has.
+    """
+    if len(weights) == 1:
+        return weights[0]
+    biases = [change.numel() for part in weights if (change := part.bias_delta(None, 1.0)) is not None]
+    if len(set(biases)) > 1:
+        raise parts.broken(
+            f"change biases of {' and '.join(map(str, biases))} values, and a module has one bias"
+        )
+    return Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
 
 
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:

@@ -11,8 +11,8 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.kinds import shared_roles
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
-from lora_mixer.formats.word_keys import token_of
 from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.word_keys import token_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence

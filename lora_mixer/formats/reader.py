@@ -29,9 +29,9 @@ from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
-from lora_mixer.formats.word_keys import token_of
 from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import alone, bundled
+from lora_mixer.word_keys import token_of
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer

@@ -46,6 +46,14 @@ class AdapterConfig:
         modules_to_save: Suffixes of modules that are trained and saved whole.
         layers_to_transform: Only layers of these numbers, with suffixes only.
         layers_pattern: The name of the list whose numbers these are, such as ``"layers"``; the first number of a path when None.
+
+    Example:
+        >>> import tempfile
+        >>> from lora_mixer import LoraConfig
+        >>> LoraConfig(r=4, target_modules=["to_q"]).save(tempfile.mkdtemp()).name
+        'adapter_config.json'
+        >>> list(LoraConfig().common_problems())
+        []
     """
 
     peft_type: ClassVar[str] = ""
@@ -88,6 +96,9 @@ class AdapterConfig:
         """
         Write ``adapter_config.json`` into a folder, which is made where there is none.
 
+        Args:
+            folder: Where to; it is made where it is not there.
+
         Returns:
             The file.
         """
@@ -97,7 +108,12 @@ class AdapterConfig:
         return path
 
     def common_problems(self) -> Iterator[Problem]:
-        """Find what is wrong with the fields that all kinds have."""
+        """
+        Find what is wrong with the fields that all kinds have.
+
+        Returns:
+            Each with the field that it is about.
+        """
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value: Any = getattr(self, name)
             text = isinstance(value, str) and name != "modules_to_save" and value.strip()

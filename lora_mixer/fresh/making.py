@@ -44,7 +44,18 @@ _SHOWN = 8
 
 
 class UnmatchedTargetsWarning(UserWarning):
-    """A configuration names something that the model does not have, beside what it has."""
+    """
+    A configuration names something that the model does not have, beside what it has.
+
+    Example:
+        >>> import torch, warnings
+        >>> from lora_mixer import LoraConfig, LoraMixer
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     report = LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).add_adapter(LoraConfig(r=1, target_modules=["0", "to_q"]))
+        >>> told[0].category is UnmatchedTargetsWarning, report.matched
+        (True, 1)
+    """
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def safe_name(name: str) -> str:
     Args:
         name: What a browser or a stranger calls it.
 
+    Returns:
+        The name; ``adapter`` where nothing of it is left.
+
     Example:
         >>> safe_name("../../etc/pass:wd.safetensors"), safe_name("C:\\x\\ink v1.5.safetensors"), safe_name("..")
         ('pass_wd', 'ink v1.5', 'adapter')

@@ -40,6 +40,11 @@ class Compatibility(NamedTuple):
     Attributes:
         fits: Whether it does, as far as names tell.
         reason: A text, empty where they are of one family; its ``kind`` is a :class:`Fit`.
+
+    Example:
+        >>> found = Compatibility(False, Remark("made for SDXL, this pipeline is SD 1.x", Fit.OTHER_BASE))
+        >>> found.fits, found.reason.kind.name
+        (False, 'OTHER_BASE')
     """
 
     fits: bool

@@ -43,6 +43,12 @@ class Entry:
         favourite: Whether the user marked it.
         labels: The user's own words to sort it by.
         explicit: Whether its preview is not for everybody's eyes: as the user says, else what came with the file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> entry = Entry("7f3a", "ink", Path("styles/ink.safetensors"), Path("styles"), base="SDXL", ranks=(8,))
+        >>> entry.base, entry.weight, entry.offline
+        ('SDXL', None, False)
     """
 
     id: str
@@ -83,6 +89,10 @@ class Page:
         page: The page's number, from 0.
         pages: How many pages there are, at least 1.
         read_as: The words that were searched for in place of those asked for, which nothing has; else empty.
+
+    Example:
+        >>> Page((), total=0, page=0, pages=1).entries
+        ()
     """
 
     entries: tuple[Entry, ...]
@@ -105,6 +115,10 @@ class Refreshed:
         offline: Files of these folders that are not there now.
         unreadable: Files among the added and changed that cannot be used, with the reason in their entries.
         notes: Folders that could not be listed, and the like.
+
+    Example:
+        >>> Refreshed(added=2, unchanged=5, offline=1).total
+        7
     """
 
     added: int = 0

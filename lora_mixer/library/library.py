@@ -62,6 +62,31 @@ class Library:
         0
         >>> library.search("ink").entries[0].algorithms
         ('lora',)
+        >>> import shutil
+        >>> own = Path(tempfile.mkdtemp())
+        >>> _ = shutil.copy(folder / "ink.safetensors", own)
+        >>> library = Library([own], index=Path(tempfile.mkdtemp()) / "index.sqlite")
+        >>> library.refresh().added
+        1
+        >>> (ink,) = library.find("ink")
+        >>> library.set_default(ink.id, weight=0.7).weight, library.used(ink.id).uses
+        (0.7, 1)
+        >>> library.rename(ink.id, "tusche").name, library.move(ink.id, "styles").folder, library.get(ink.id).name
+        ('tusche', 'styles', 'tusche')
+        >>> library.source(ink.id).name, library.info(ink.id).algorithms, len(library.hashes(ink.id)["sha256"])
+        ('tusche.safetensors', ('lora',), 64)
+        >>> library.by_hash(library.hashes(ink.id)["sha256"])[0].id == ink.id, library.duplicates()
+        (True, ())
+        >>> list(library.tree().values()), sorted(library.facets()), list(library.known())
+        ([{'styles': 1}], ['algorithm', 'base', 'folder', 'label'], ['tusche'])
+        >>> library.set_preview(ink.id, None).preview, library.thumbnail(ink.id), library.compatible(ink, "SDXL").fits
+        (None, None, False)
+        >>> token = library.trash(ink.id)
+        >>> library.restore(token)[0].name, library.add(folder / "pixel.safetensors", "pixel").name
+        ('tusche', 'pixel')
+        >>> (own / "styles" / "tusche.safetensors").unlink()
+        >>> library.refresh().offline, library.forget(ink.id), len(library.search().entries)
+        (1, None, 1)
     """
 
     def __init__(
@@ -145,6 +170,9 @@ class Library:
             labels: The user's own words to sort it by; none where there are none.
             explicit: Whether its preview is not for everybody's eyes; None takes what came with the file.
 
+        Returns:
+            The entry as it is now.
+
         Raises:
             SourceNotFoundError: There is no such entry.
             SourceError: A value is none that can be kept.
@@ -186,6 +214,9 @@ class Library:
             id: The entry.
             picture: A picture's file, of which a small copy is kept; None takes the one that came with the file again.
 
+        Returns:
+            The entry as it is now.
+
         Raises:
             SourceNotFoundError: There is no such entry.
             SourceError: It is not a picture that can be read.
@@ -209,6 +240,9 @@ class Library:
         Args:
             id: The entry.
             name: The new name, without an ending; made safe.
+
+        Returns:
+            The entry as it is now.
 
         Raises:
             SourceError: Something is called so already, or the file is away.
@@ -234,6 +268,9 @@ class Library:
             folder: Below the library's folder, with ``/`` between; empty is the top. It is made where it is not there.
             root: Which of the library's folders; the one that it is in unless said.
 
+        Returns:
+            The entry as it is now.
+
         Raises:
             SourceError: It leads out of the library, something is called so there already, or the file is away.
             SaveError: The disk refuses.
@@ -252,6 +289,9 @@ class Library:
         """
         Put an adapter's file, and what lies beside it under its name, into the trash of its folder.
 
+        Args:
+            id: The entry.
+
         Returns:
             What :meth:`restore` takes.
 
@@ -267,6 +307,12 @@ class Library:
     def restore(self, token: str) -> tuple[Entry, ...]:
         """
         Put what :meth:`trash` took away where it was.
+
+        Args:
+            token: What :meth:`trash` returned.
+
+        Returns:
+            The entries that are back.
 
         Raises:
             SourceError: It is not in the trash, or something else took its place.
@@ -294,7 +340,15 @@ class Library:
         return found[0] if found else self.get(id)
 
     def used(self, id: str) -> Entry:  # noqa: A002
-        """Count one use of an adapter, for ``sort="uses"``."""
+        """
+        Count one use of an adapter, for ``sort="uses"``.
+
+        Args:
+            id: The entry.
+
+        Returns:
+            The entry as it is now.
+        """
         return self._say(id, lambda old: {**old, "uses": old["uses"] + 1})
 
     def add(
@@ -315,6 +369,9 @@ class Library:
             folder: One of the library's folders; the first unless said.
             limit: How many bytes it may have.
             config: The ``adapter_config.json`` that belongs to it, for PEFT's files; both go into a folder of their own.
+
+        Returns:
+            The new entry.
 
         Raises:
             SourceError: It is larger than allowed, cannot be read, or the folder is none of the library's.
@@ -341,9 +398,15 @@ class Library:
             folder: As for :meth:`add`.
             options: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
+        Returns:
+            The new entry.
+
         Raises:
             SourceError: There is no such repository or file, several could be meant, or nobody answers.
             FormatError: As :meth:`add`.
+
+        Example:
+            >>> library.add_from_hub("user/repository", weight_name="ink.safetensors")  # doctest: +SKIP
         """
         root = self._root(folder)
         found = adding.from_hub(repo_id, weight_name, options)
@@ -352,6 +415,9 @@ class Library:
     def forget(self, id: str) -> None:  # noqa: A002
         """
         Take an entry out of the index that is away for good; what the user said of it is kept.
+
+        Args:
+            id: The entry.
 
         Raises:
             SourceError: The file is there, so the next scan would find it again.
@@ -534,6 +600,9 @@ class Library:
         """
         Return one entry.
 
+        Args:
+            id: The entry.
+
         Raises:
             SourceNotFoundError: There is none of this id in these folders.
         """
@@ -543,7 +612,12 @@ class Library:
         return found[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a name, but for case; those that are there first. Where none has it, those that had it."""
+        """
+        Return the entries of a name, but for case; those that are there first. Where none has it, those that had it.
+
+        Args:
+            name: A file's name without its ending, or what it was called before.
+        """
         found = self._where("name = ? COLLATE NOCASE", name)
         return found or self._where("instr(former, ?) > 0", json.dumps(name, ensure_ascii=False))
 
@@ -565,7 +639,12 @@ class Library:
         )
 
     def facets(self) -> dict[str, dict[str, int]]:
-        """Count the entries by base, algorithm, folder and the user's labels, for filters."""
+        """
+        Count the entries by base, algorithm, folder and the user's labels, for filters.
+
+        Returns:
+            How many entries have each value, by field: ``base``, ``algorithm``, ``folder``, ``label``.
+        """
         places = ", ".join("?" * len(self._roots))
         rows = self._index.read(
             lambda connection: connection.execute(
@@ -582,7 +661,12 @@ class Library:
         return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}
 
     def tree(self) -> dict[Path, dict[str, int]]:
-        """Count the entries by folder, for each of the library's folders: those right in it, not those below."""
+        """
+        Count the entries by folder, for each of the library's folders: those right in it, not those below.
+
+        Returns:
+            By library folder, the folders below it with how many entries they have.
+        """
         rows = self._index.read(
             lambda connection: connection.execute(
                 "SELECT root, folder, COUNT(*) AS count FROM files GROUP BY root, folder ORDER BY folder"
@@ -625,6 +709,9 @@ class Library:
         """
         Return the file of an entry, for loading, after a look that it is still in its folder.
 
+        Args:
+            id: The entry.
+
         Raises:
             SourceNotFoundError: It is not there now.
             SourceError: A link leads out of the folder.
@@ -637,12 +724,23 @@ class Library:
         return entry.path
 
     def info(self, id: str) -> AdapterInfo:  # noqa: A002
-        """Read the full description of an entry, with its metadata; raises as :meth:`source` and ``read_adapter``."""
+        """
+        Read the full description of an entry, with its metadata; raises as :meth:`source` and ``read_adapter``.
+
+        Args:
+            id: The entry.
+
+        Returns:
+            The adapter's description, as :func:`~lora_mixer.read_adapter` gives it.
+        """
         return read_adapter(self.source(id))
 
     def hashes(self, id: str) -> Mapping[str, str]:  # noqa: A002
         """
         Return the hashes of an entry, by kind; computed at the first call, which reads the whole file, and remembered.
+
+        Args:
+            id: The entry.
 
         Raises:
             SourceError: As :meth:`source`.
@@ -668,6 +766,10 @@ class Library:
         """
         Return a small picture of an entry, written anew into :attr:`thumbnails_folder`.
 
+        Args:
+            id: The entry.
+            size: The longer side in pixels.
+
         Returns:
             A WebP file; None where there is no preview, or none that can be shown (``notes`` says why).
         """
@@ -681,7 +783,16 @@ class Library:
             return None
 
     def compatible(self, entry: Entry, base: str) -> Compatibility:
-        """Tell whether an entry is for a base, as :func:`base_family` names it, and why not; see :func:`compatible`."""
+        """
+        Tell whether an entry is for a base, as :func:`base_family` names it, and why not; see :func:`compatible`.
+
+        Args:
+            entry: The entry.
+            base: The base's family, as :func:`base_family` names it.
+
+        Returns:
+            Whether it fits, and the reason.
+        """
         return compatible(entry, base)
 
     def _where(self, clause: str, *values: object) -> tuple[Entry, ...]:

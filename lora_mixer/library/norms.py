@@ -14,6 +14,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
 from lora_mixer.algorithms.lora import LowRank
+from lora_mixer.families.telling import TRANSFORMERS
 from lora_mixer.formats import read_source
 from lora_mixer.sources import resolve_source
 
@@ -44,6 +45,10 @@ class LayerNorms:
         blocks: By block, such as ``unet down 1`` or ``text_encoder layers 3``: the root of the sum of squares.
         unknown: Layers whose change depends on the base (DoRA, OFT, ...), or whose norm would take longer than its file's
             size allows, by algorithm.
+
+    Example:
+        >>> LayerNorms({"unet.conv_in": 0.5}, {"unet in": 0.5}, {}).blocks
+        {'unet in': 0.5}
     """
 
     layers: Mapping[str, float]
@@ -75,7 +80,9 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
     layers: dict[str, float] = {}
     squares: dict[str, float] = {}
     unknown: dict[str, int] = {}
-    found = read_source(resolve_source(source, **options)).layers
+    adapter = read_source(resolve_source(source, **options))
+    denoiser = "transformer" if adapter.info.base in TRANSFORMERS else "unet"
+    found = adapter.layers
     work = WORK_AT_LEAST + WORK_A_NUMBER * sum(t.numel() for layer in found for t in layer.weights.tensors())
     for layer in found:
         norm = change_norm(layer.weights, work)
@@ -84,7 +91,7 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
             unknown[name] = unknown.get(name, 0) + 1
             continue
         work -= _norm_work(layer.weights)
-        component = _component(layer.target)
+        component = _component(layer.target, denoiser)
         layers[f"{component}.{layer.target.module}"] = norm
         block = f"{component} {block_of(layer.target.module)}"
         squares[block] = squares.get(block, 0.0) + norm * norm
@@ -196,5 +203,5 @@ def _(weights: LoHa) -> int:
     return hadamard_work(*_products(weights))
 
 
-def _component(target: Target) -> str:
-    return "unet" if target.hint in (None, "denoiser") else target.hint or "unet"
+def _component(target: Target, denoiser: str) -> str:
+    return denoiser if target.hint in (None, "denoiser") else target.hint or denoiser

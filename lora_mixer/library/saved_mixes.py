@@ -46,6 +46,10 @@ class SavedMixes:
         'deletion of "evening"'
         >>> book.list()
         ('evening',)
+        >>> book.rename("evening", "night")
+        >>> text = book.export_text("night")
+        >>> text, book.import_text(text, "shared"), book.list()
+        ('ink:0.8, oil:0.2', 'shared', ('night', 'shared'))
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -60,6 +64,9 @@ class SavedMixes:
     def load(self, name: str) -> Mix:
         """
         Return a mix.
+
+        Args:
+            name: The mix's name.
 
         Raises:
             MixError: There is none of this name, or it cannot be read.
@@ -92,6 +99,9 @@ class SavedMixes:
         """
         Take a mix out.
 
+        Args:
+            name: The mix's name.
+
         Raises:
             MixError: There is none of this name.
         """
@@ -103,6 +113,10 @@ class SavedMixes:
     def rename(self, old: str, new: str) -> None:
         """
         Give a mix another name; it stays in its place.
+
+        Args:
+            old: The mix's name.
+            new: Another, which no mix has.
 
         Raises:
             MixError: There is none of the old name, or one of the new name.
@@ -139,6 +153,12 @@ class SavedMixes:
     def export_text(self, name: str) -> str:
         """
         Write a mix as text to be shared: one line, or JSON where pictures of masks go with it.
+
+        Args:
+            name: The mix's name.
+
+        Returns:
+            The text, which :meth:`import_text` reads.
 
         Raises:
             MixError: There is none of this name.

@@ -24,6 +24,11 @@ class LowRankForm:
         up: (out, rank).
         down: (rank, in).
         error: What was left out, as a share of the Frobenius norm of the whole; 0 where nothing was.
+
+    Example:
+        >>> import torch
+        >>> LowRankForm(torch.ones(4, 2), torch.ones(2, 3), 0.0).rank
+        2
     """
 
     up: torch.Tensor

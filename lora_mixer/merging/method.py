@@ -50,6 +50,9 @@ class Setting:
         """
         Return a value, from text too, as what the setting takes.
 
+        Args:
+            value: A number, a word, or the text of one.
+
         Raises:
             MixError: When it is something else; its text says what is expected.
 
@@ -110,6 +113,11 @@ class MethodSpec:
         ordered: Whether the order of the adapters counts.
         is_sum: Whether it is the weighted sum itself, of pairs and full matrices alike.
         check: Says what is wrong with settings that do not go together, or None.
+
+    Example:
+        >>> from lora_mixer.merging import METHODS
+        >>> METHODS["ties"].works_on, METHODS["ties"].check({"density": 0.5}) is None
+        ('changes', True)
     """
 
     name: str

@@ -54,6 +54,16 @@ class MergeMethod:
     Example:
         >>> MergeMethod("ties", density=0.2)
         MergeMethod('ties(density=0.2, majority=total, average=count, scale=1.0)')
+        >>> import torch
+        >>> changes = {"ink": torch.tensor([[1.0, -2.0]]), "oil": torch.tensor([[3.0, 2.0]])}
+        >>> MergeMethod.of("ties(density=1)").merge_changes(changes, {"ink": 1.0, "oil": 1.0}).shape
+        torch.Size([1, 2])
+        >>> MergeMethod.of("ties(density=1)").merge_vectors({name: change[0] for name, change in changes.items()}, {"ink": 1.0, "oil": 1.0}).shape
+        torch.Size([2])
+        >>> pairs = {name: (torch.ones(3, 1), change) for name, change in changes.items()}
+        >>> up, down = MergeMethod.of("sum").merge_pairs(pairs, {"ink": 1.0, "oil": 0.5})
+        >>> (up @ down)[0]
+        tensor([ 2.5000, -1.0000])
     """
 
     spec: MethodSpec
@@ -75,6 +85,9 @@ class MergeMethod:
         Args:
             method: A method, or text: a name, or ``name(setting=value, ...)``.
             **more: Settings beside those in the text.
+
+        Returns:
+            The method with its settings.
 
         Raises:
             MixError: When it cannot be read.

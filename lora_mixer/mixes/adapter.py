@@ -37,6 +37,11 @@ class AdapterMix:
         >>> adapter = AdapterMix(0.8, {"te": 0.3})
         >>> adapter.component_weight("unet"), adapter.component_weight("text_encoder_2")
         (0.8, 0.3)
+        >>> half = AdapterMix(0.8, {"text_encoder": 0.3})
+        >>> half.has_own("text_encoder"), half.gain("unet", "conv_in"), half.share_at("unet", 0, 20), half.component_schedule("unet")
+        (True, 0.8, 1.0, None)
+        >>> half.to_spec(), sorted(half.meaning())[:2]
+        ({'weight': 0.8, 'components': {'text_encoder': 0.3}}, ['blocks', 'components'])
     """
 
     weight: float = 1.0

@@ -33,7 +33,21 @@ Weights = float | tuple[float, ...]
 
 
 class Blocks(ABC):
-    """Weights by the place of a layer; they multiply the component's weight."""
+    """
+    Weights by the place of a layer; they multiply the component's weight.
+
+    Example:
+        >>> from lora_mixer import Mix
+        >>> from lora_mixer.mixes import BlockLayout
+        >>> blocks = Mix.of({"ink": {"blocks": {"down": 0.5}}})["ink"].blocks
+        >>> layout = BlockLayout.from_module_names(["down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv1"])
+        >>> blocks.weight("unet", "down_blocks.0.resnets.0.conv1", layout), blocks.weight("unet", "mid_block.resnets.0.conv1", layout)
+        (0.5, 1.0)
+        >>> list(blocks.misfits(layout)), list(blocks.unmatched([])), blocks.require_fit(layout), blocks.to_spec()
+        ([], [], None, {'down': 0.5})
+        >>> isinstance(blocks.meaning(), dict | list | tuple)
+        True
+    """
 
     @abstractmethod
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:

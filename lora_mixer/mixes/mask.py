@@ -46,6 +46,10 @@ class Mask:
         >>> left[:, :4] = 1
         >>> Mask.of(left) == Mask.of((left * 255).astype(np.uint8)), Mask.of(left).load().mean()
         (True, np.float32(0.5))
+        >>> from lora_mixer import Mix
+        >>> whole = Mask.of([[0.0, 1.0], [0.0, 1.0]])
+        >>> sorted(whole.to_spec()), sorted(whole.meaning())
+        (['digest'], ['digest', 'feather'])
     """
 
     digest: str

@@ -46,6 +46,9 @@ class Mix:
         (('watercolor', '3d'), 0.2)
         >>> mix == Mix.of({"3d": {"unet": 0.8, "te": 0.2}, "watercolor": 0.7})
         True
+        >>> mix = Mix.from_json('{"ink": 0.8, "oil": {"weight": 0.2}}')
+        >>> mix.check({}), Mix.from_dict(mix.to_dict()) == Mix.from_yaml(mix.to_yaml()) == mix, mix.to_json()
+        (None, True, '{"ink": 0.8, "oil": 0.2}')
     """
 
     adapters: Mapping[str, AdapterMix] = field(default_factory=FrozenMap)

@@ -25,7 +25,15 @@ Unit = Literal["fraction", "step"]
 
 
 class Schedule(ABC):
-    """A curve over the steps of the denoiser."""
+    """
+    A curve over the steps of the denoiser.
+
+    Example:
+        >>> from lora_mixer import Mix
+        >>> ramp = Mix.of("ink:1,schedule=linear(0, 1)")["ink"].schedule
+        >>> ramp.to_text(), [ramp.simplest().at(step, 3) for step in range(3)]
+        ('linear(0, 1)', [0.0, 0.5, 1.0])
+    """
 
     unit: Unit | None = None
 

@@ -79,6 +79,10 @@ class BlockShape:
     Attributes:
         attentions: How many transformers.
         resnets: How many residual blocks.
+
+    Example:
+        >>> BlockShape(attentions=3, resnets=4).slots
+        3
     """
 
     attentions: int = 0
@@ -154,6 +158,9 @@ def block_layouts(components: Mapping[str, Any]) -> dict[str, BlockLayout]:
 
     Args:
         components: By name, a module, or the dotted paths of its modules.
+
+    Returns:
+        A layout for each component.
 
     Example:
         >>> block_layouts({"unet": ["mid_block.attentions.0.proj_in"]})["unet"].mid

@@ -43,6 +43,11 @@ class AdapterMatch:
         found_by: ``hash`` or ``name``; ``missing`` or ``ambiguous`` where there is no match.
         candidates: The names that could be meant, where there are several.
         note: A remark for people, or an empty text.
+
+    Example:
+        >>> from lora_mixer import PictureAdapter
+        >>> AdapterMatch(PictureAdapter("ink", 0.8), None, "missing").match is None
+        True
     """
 
     adapter: PictureAdapter
@@ -62,6 +67,10 @@ class AdapterMatches:
         mix: Those that were found, under their names here, with all that the picture says; weight 0 included.
         cleared: Names here that the picture does not have: they take no part.
         notes: Remarks on the whole.
+
+    Example:
+        >>> AdapterMatches((), Mix(), ("oil",)).cleared
+        ('oil',)
     """
 
     slots: tuple[AdapterMatch, ...]

@@ -26,6 +26,10 @@ class Recalled:
         request: With everything that can be used; adapters are named as the picture names them.
         used: The fields that came from the picture.
         unused: What the picture says and the request does not: its field or key as the place, and why.
+
+    Example:
+        >>> Recalled(PictureRequest("a cat"), ("prompt",), ()).used
+        ('prompt',)
     """
 
     request: PictureRequest

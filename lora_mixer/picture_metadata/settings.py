@@ -38,6 +38,8 @@ class PictureAdapter:
     Example:
         >>> PictureAdapter("ink", 0.8, 0.2).adapter_mix().component_weight("text_encoder")
         0.2
+        >>> PictureAdapter.of("ink", AdapterMix(0.8, {"te": 0.3})).weight
+        0.8
     """
 
     name: str
@@ -172,6 +174,9 @@ class PictureSettings(PictureFields):
         Args:
             request: The request of a finished picture, with the defaults that were used filled in.
             more: ``sampler``, ``model``, ``extra`` and the like.
+
+        Returns:
+            The settings.
 
         Example:
             >>> from lora_mixer import PictureRequest

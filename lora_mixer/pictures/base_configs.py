@@ -2,7 +2,7 @@
 Configurations of the base models that single files are made of, so that one file is enough, without the Hub.
 
 A folder as diffusers reads it: model_index.json, a config for each component, CLIP's tokenizer. Shapes of UNets and text
-encoders are those that :mod:`lora_mixer.writing.skeleton` knows, the rest stands in the families' rows.
+encoders are those that :mod:`lora_mixer.families.skeleton` knows, the rest stands in the families' rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_config_folder(checkpoint: Checkpoint, folder: Path) -> Path:
             f"configuration lora_mixer brings along ({known}); name a diffusers folder with --config",
             file=str(checkpoint.path),
         )
-    from lora_mixer.writing.skeleton import of_family
+    from lora_mixer.families.skeleton import of_family
 
     kind, more = base.pipelines[checkpoint.task]
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.34.0", **more}

@@ -58,6 +58,10 @@ class Checkpoint:
         task: ``text``, ``inpainting`` or ``edit`` (instructions), by the denoiser's inputs.
         prediction: ``v_prediction`` where the file says so itself, else empty.
         zero_snr: Whether the file says that it was trained down to pure noise.
+
+    Example:
+        >>> Checkpoint(Path("juggernaut.safetensors"), "pipeline", "SDXL").task
+        'text'
     """
 
     path: Path
@@ -86,6 +90,9 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     Args:
         path: The file.
         allow_pickle: Whether .ckpt, .pt and .bin files may be opened, by torch's ``weights_only`` loader.
+
+    Returns:
+        What it holds.
 
     Raises:
         SourceNotFoundError: When there is no such file, or it is a pickle and none may be opened.

@@ -75,6 +75,9 @@ class PictureField:
         """
         Return why a value cannot be, or None where it can.
 
+        Args:
+            value: What is given for it.
+
         Example:
             >>> print(PictureField("Steps.", "whole", 1, 100, name="steps").problem(0))
             steps: expected a whole number from 1 to 100, got 0 (an int)
@@ -127,6 +130,11 @@ class PictureFields:
     What requests and recalled settings have in common: the one place where a field of a picture stands.
 
     A new field is one more attribute here, given by name; limits, names elsewhere and meaning go with it.
+
+    Example:
+        >>> from lora_mixer.pictures import PICTURE_FIELDS
+        >>> sorted(PICTURE_FIELDS)[:3], PICTURE_FIELDS["steps"].low
+        (['clip_skip', 'control_image', 'controlnet_conditioning_scale'], 1)
     """
 
     prompt: str = field(

@@ -37,6 +37,9 @@ class GridAxis:
     Example:
         >>> GridAxis("weight", (0.0, 0.5), adapter="ink").labels
         ('ink 0', 'ink 0.5')
+        >>> from lora_mixer import PictureRequest
+        >>> GridAxis("seed", (7, 8)).at(PictureRequest("a cat"), 8).seed
+        8
     """
 
     kind: str
@@ -69,6 +72,9 @@ class GridAxis:
             text: Values with commas between (mixes with semicolons or line ends; ``base`` is not an adapter); numbers
                 also as ranges: ``0-1 (+0.25)`` by step, ``0-1 [5]`` by count, ``1-4`` in ones.
             adapter: Whose weight or blocks change.
+
+        Returns:
+            The axis.
 
         Raises:
             PictureError: With the value that makes no sense.
@@ -109,6 +115,10 @@ class GridAxis:
         """
         Return a request as one value of the axis wants it.
 
+        Args:
+            request: A request.
+            value: One of ``values``.
+
         Raises:
             PictureError: When the value makes no sense.
             MixError: Likewise, for weights, blocks and mixes.
@@ -131,6 +141,9 @@ def with_adapter(mix: Mix, name: str, **changes: Any) -> Mix:
         mix: The mix.
         name: The adapter.
         changes: Fields of :class:`~lora_mixer.AdapterMix`.
+
+    Returns:
+        The other mix.
 
     Example:
         >>> with_adapter(Mix.of("a:0.5"), "b", weight=0.2).to_text()
@@ -279,8 +292,17 @@ def grid_sheet(images: Sequence[Any], columns: GridAxis, rows: GridAxis | None =
         columns: The axis of the columns.
         rows: That of the rows.
 
+    Returns:
+        The sheet (PIL).
+
     Raises:
         PictureError: When the number of pictures is another.
+
+    Example:
+        >>> from PIL import Image
+        >>> cells = [Image.new("RGB", (64, 64)) for _ in range(4)]
+        >>> grid_sheet(cells, GridAxis("seed", (7, 8)), GridAxis("steps", (10, 20))).width > 128
+        True
     """
     from lora_mixer.pictures.sheet import Band, contact_sheet
 

@@ -287,6 +287,12 @@ def own_defaults(model: str) -> dict[str, Any]:
     """
     Return what pictures of a model are best made with, where that is known: the demo's.
 
+    Args:
+        model: As :func:`load_pipeline` takes it.
+
+    Returns:
+        Fields of a picture, as :class:`PictureRequest` names them.
+
     Example:
         >>> own_defaults("demo"), own_defaults("user/repo")
         ({'steps': 20, 'guidance_scale': 3.0}, {})

@@ -51,6 +51,10 @@ class StepProgress:
         step: Steps done, from 1.
         steps: Steps in all.
         previews: Decodes small looks at the forming pictures, one per index; costs time only when called.
+
+    Example:
+        >>> StepProgress(indices=(0, 1), step=3, steps=20, previews=list).step
+        3
     """
 
     indices: tuple[int, ...]
@@ -60,7 +64,17 @@ class StepProgress:
 
 
 class SmallerSettingWarning(UserWarning):
-    """Memory was too small for a picture: it is made with a setting that takes less, which the message names."""
+    """
+    Memory was too small for a picture: it is made with a setting that takes less, which the message names.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     warnings.warn("made with vae_tiling", SmallerSettingWarning)
+        >>> issubclass(told[0].category, UserWarning)
+        True
+    """
 
 
 class PictureMaker:
@@ -123,10 +137,17 @@ class PictureMaker:
         """
         Return a request with the defaults filled in and ``<lora:...>`` tags moved into its mixes.
 
+        Args:
+            request: A request.
+
         Raises:
             PictureError: When the pipeline does not take something that the request asks for.
             MixError: When a tag makes no sense.
             AdapterNameError: When the mix names an adapter that is not loaded.
+
+        Example:
+            >>> maker.resolve(PictureRequest("a cat")).steps  # doctest: +SKIP
+            20
         """
         full = request.with_tags(self.mixer.adapters).with_defaults(self._defaults)
         for mix in (full.mix, full.negative_mix):
@@ -228,6 +249,9 @@ class PictureMaker:
         Raises:
             PictureError: When a request cannot be made with this pipeline.
             MixError: When a mix cannot be applied.
+
+        Example:
+            >>> pictures = list(maker.make([PictureRequest("a castle", seed=seed) for seed in range(4)]))  # doctest: +SKIP
         """
         full = [self.resolve(request) for request in requests]
         return self._run(full, on_step)

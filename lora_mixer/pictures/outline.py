@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.families.skeleton import lazy_tensors, of_folder
 from lora_mixer.pictures.checkpoints import OTHERWISE, PICKLED, is_checkpoint_name, read_checkpoint
 from lora_mixer.pictures.loading import config_of, load_pipeline
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.wording import first_line
-from lora_mixer.writing.skeleton import lazy_tensors, of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-    from lora_mixer.writing.skeleton import Skeleton
+    from lora_mixer.families.skeleton import Skeleton
 
     Tables = dict[str, Callable[[], torch.Tensor]]
 

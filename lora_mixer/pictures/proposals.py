@@ -23,6 +23,10 @@ class Proposal:
         guidance_scale: Guidance; 1 is none, which also halves the work.
         sampler: The sampler.
         schedule: Its schedule's words, or None.
+
+    Example:
+        >>> Proposal("LCM", 4, 1.0, "LCM").fields["steps"]
+        4
     """
 
     method: str
@@ -114,6 +118,9 @@ def propose_for(adapters: Mapping[str, AdapterInfo]) -> dict[str, Proposal]:
 
     Args:
         adapters: As ``mixer.adapters``.
+
+    Returns:
+        A proposal for each of them that does; no entry for the others.
 
     Example:
         >>> propose_for({})

@@ -63,6 +63,9 @@ class FairQueue:
             on_move: Called with the number of turns ahead, at once and whenever it changes while waiting.
             stopped: Looked at while waiting; true gives the place in the queue up.
 
+        Yields:
+            The turn, which says how many are ahead.
+
         Raises:
             PictureError: When the queue is full.
             PictureCancelled: When ``stopped`` said so.

@@ -212,6 +212,11 @@ class Picture:
         image: The picture.
         seconds: What it took: its share of the batch's time.
         batch: How many pictures were made together with it.
+
+    Example:
+        >>> from PIL import Image
+        >>> Picture(0, PictureRequest("a cat", seed=7), Image.new("RGB", (8, 8)), seconds=1.5).request.seed
+        7
     """
 
     index: int

@@ -69,6 +69,10 @@ class Sampler:
         config: What the class is told.
         aliases: What ComfyUI, InvokeAI and others call it; spaces, dashes, underscores and capitals do not count.
         note: Where it is only close to what bears that name elsewhere.
+
+    Example:
+        >>> Sampler("Euler a", "EulerAncestralDiscreteScheduler").scheduler
+        'EulerAncestralDiscreteScheduler'
     """
 
     name: str

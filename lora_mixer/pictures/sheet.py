@@ -20,7 +20,17 @@ _INK = (34, 34, 34)
 
 @dataclass(frozen=True)
 class Band:
-    """Rows under headings of their own; a heading may have two lines."""
+    """
+    Rows under headings of their own; a heading may have two lines.
+
+    Attributes:
+        headings: What stands above the columns.
+        rows: Each row's label and its pictures, all of one size.
+
+    Example:
+        >>> Band(["base", "ink"], []).headings
+        ['base', 'ink']
+    """
 
     headings: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Image]]]
@@ -32,6 +42,9 @@ def contact_sheet(bands: Sequence[Band]) -> Image:
 
     Args:
         bands: At least one with at least one row; all pictures have one size.
+
+    Returns:
+        The sheet (PIL).
 
     Example:
         >>> from PIL import Image

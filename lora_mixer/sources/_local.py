@@ -170,8 +170,18 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """
     Return a PEFT ``adapter_config.json`` as a dict, or None where there is no such file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Its fields.
+
     Raises:
         CorruptFileError: It is there and is not a JSON object.
+
+    Example:
+        >>> read_config(Path("no-such-folder/adapter_config.json")) is None
+        True
     """
     if not path.is_file():
         return None
@@ -193,9 +203,20 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Return a PEFT configuration from its file or its folder.
 
+    Args:
+        path: The file, or the folder that it is in.
+
+    Returns:
+        Its fields.
+
     Raises:
         SourceNotFoundError: There is no such file.
         CorruptFileError: It is not a JSON object.
+
+    Example:
+        >>> read_config_file("no-such-folder")
+        Traceback (most recent call last):
+        lora_mixer.errors.SourceNotFoundError: there is no configuration no-such-folder; ...
     """
     place = Path(path)
     place = place / CONFIG_NAME if place.is_dir() else place
@@ -215,6 +236,11 @@ def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
     Returns:
         The files, sorted.
+
+    Example:
+        >>> from lora_mixer import demo_adapters
+        >>> [file.stem for file in adapter_files(demo_adapters()["ink"].path.parent)][:2]
+        ['blueprint', 'halftone']
     """
     suffixes = ADAPTER_SUFFIXES if allow_pickle else (SAFETENSORS_SUFFIX,)
     names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())

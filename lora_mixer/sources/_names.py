@@ -92,6 +92,13 @@ def candidates(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
     """
     Return the names that may be adapters: the right ending, and no model's or trainer's own file.
 
+    Args:
+        names: Names of files, with ``/`` between folders.
+        suffixes: Endings that count, in lower case.
+
+    Returns:
+        Those that may be adapters, sorted.
+
     Example:
         >>> candidates(["x.safetensors", "model-00001-of-00002.safetensors", "README.md"], [".safetensors"])
         ['x.safetensors']

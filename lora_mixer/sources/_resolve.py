@@ -137,6 +137,13 @@ def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | 
         repo_id: ``"user/name"``.
         name: The file.
         said: ``revision``, ``token``, ``cache_dir`` and ``local_files_only``, as far as they are said.
+
+    Returns:
+        The file's path, or None.
+
+    Example:
+        >>> repository_file("no-such-user/no-such-repository", "README.md", {"local_files_only": True}) is None
+        True
     """
     from lora_mixer.sources import hub
 

@@ -37,6 +37,10 @@ class Sidecars:
         texts: Content by ending, in the order of :data:`TEXTS`.
         preview: The picture's path, or empty.
         problems: Files that are there and were not read, with the reason.
+
+    Example:
+        >>> Sidecars().texts
+        {}
     """
 
     texts: Mapping[str, bytes] = field(default_factory=dict)
@@ -56,6 +60,11 @@ def find_sidecars(weights: Path) -> Sidecars:
 
     Returns:
         What is there; a sidecar that cannot be read is a problem in it, never an error.
+
+    Example:
+        >>> from lora_mixer import demo_adapters
+        >>> find_sidecars(demo_adapters()["ink"].path).problems
+        {}
     """
     stem = os.fspath(weights.with_suffix(""))
     there = _listing(os.path.dirname(stem) or ".")  # noqa: PTH120 -- Path is slow for folders of thousands

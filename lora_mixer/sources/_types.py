@@ -26,6 +26,11 @@ class AdapterSource:
         component: The pipeline component that its folder is named after, or None.
         parts: The single components' sources, where a folder holds one below it for each; ``weights`` is the first's.
         is_fresh: Whether it was made just now, so that tensors of zeros are what training begins with.
+
+    Example:
+        >>> from pathlib import Path
+        >>> AdapterSource(label="ink.safetensors", weights=Path("ink.safetensors")).config is None
+        True
     """
 
     label: str
@@ -40,7 +45,25 @@ class AdapterSource:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller said about a file or repository besides its name; meanings as in diffusers."""
+    """
+    What a caller said about a file or repository besides its name; meanings as in diffusers.
+
+    Attributes:
+        weight_name: The file, where there are several.
+        subfolder: The folder in a repository or folder.
+        revision: A branch, tag or commit of a repository.
+        token: For private repositories; True takes the one that was logged in with.
+        cache_dir: Where downloads are kept.
+        local_files_only: Whether nothing may be downloaded.
+        force_download: Whether files are downloaded anew.
+        proxies: By protocol or host, as ``requests`` takes them.
+        use_safetensors: Whether nothing but safetensors will do; False prefers pickles.
+        allow_pickle: Whether ``.pt`` and ``.bin`` files may be opened.
+
+    Example:
+        >>> Request(weight_name="ink.safetensors").allow_pickle
+        False
+    """
 
     weight_name: str | None = None
     subfolder: str | None = None

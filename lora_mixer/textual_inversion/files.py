@@ -7,17 +7,17 @@ One word has vectors for one or for several text encoders. Which of a pipeline's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError
-from lora_mixer.formats.word_keys import WORD_KEY, token_of
+from lora_mixer.errors import InvalidAdapterError, MatchError, NotAnAdapterError
 from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.word_keys import WORD_KEY, token_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5", "t5xxl": "t5"}
 _LONGEST = 64  # letters of a word
@@ -115,6 +115,50 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
             file=label,
         )
     return words
+
+
+def named(
+    found: tuple[Embedding, ...], tokens: str | Sequence[str] | None, label: str
+) -> tuple[Embedding, ...]:
+    """
+    Give the words of a file the names that a caller has for them.
+
+    Args:
+        found: The file's words.
+        tokens: None leaves them; one name is that of the only word; several are those of the words in their order, or of the
+            rows of the only word, one each, as pivotal tuning has them (``["<s0>", "<s1>"]``).
+        label: What to call the file in messages.
+
+    Raises:
+        MatchError: When there are not as many.
+    """
+    if tokens is None:
+        return found
+    names: tuple[object, ...] = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    words = [name for name in names if isinstance(name, str)]
+    if not names or len(set(words)) != len(names):
+        raise MatchError(f"token must be a word, or different words, got {names[:5]!r}", file=label)
+    if len(words) == len(found):
+        return tuple(replace(word, token=name) for word, name in zip(found, words, strict=True))
+    if len(found) > 1:
+        raise MatchError(
+            f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and token={tokens!r} names "
+            f"{len(names)}; leave it out, or name each",
+            file=label,
+        )
+    (word,) = found
+    rows = {part: vectors.shape[0] if vectors.ndim > 1 else 1 for part, vectors in word.vectors.items()}
+    if set(rows.values()) != {len(names)}:
+        told = ", ".join(f"{count} in {part or 'the file'}" for part, count in rows.items())
+        raise MatchError(f"token names {len(names)} words, and there are vectors for {told}", file=label)
+    return tuple(
+        replace(
+            word,
+            token=name,
+            vectors={part: vectors[number : number + 1] for part, vectors in word.vectors.items()},
+        )
+        for number, name in enumerate(words)
+    )
 
 
 def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) -> Embedding:

@@ -20,8 +20,18 @@ def free_folder(path: Any) -> Path:
     """
     Return the folder to write to, which must be empty or not there yet.
 
+    Args:
+        path: The folder.
+
+    Returns:
+        Its path, ``~`` written out.
+
     Raises:
         SaveError: When something is there.
+
+    Example:
+        >>> free_folder("no-such-folder").name
+        'no-such-folder'
     """
     folder = Path(path).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -15,8 +15,8 @@ from lora_mixer.writing.layers import ModulePlace, NewLayer
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_mixer.families.skeleton import Skeleton
     from lora_mixer.writing.compose import Cut, Progress
-    from lora_mixer.writing.skeleton import Skeleton
 
     Job = tuple[str, str, nn.Module]
 

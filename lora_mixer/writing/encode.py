@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.algorithms.base import all_finite
 from lora_mixer.engines.merged.rounding import write_rounded
 from lora_mixer.errors import SaveError
 
@@ -52,9 +53,9 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) ->
         write_rounded(stored, given.cpu())
     else:
         stored = given.to(dtype or given.dtype)
-    if stored.dtype != tensor.dtype and not stored.isfinite().all() and tensor.isfinite().all():
+    if stored.dtype != tensor.dtype and not all_finite(stored) and all_finite(tensor):
         raise SaveError(
-            f"{place}: values up to {float(tensor.abs().max()):.3g} do not fit {dtype}; use bfloat16"
+            f"{place}: values up to {float(tensor.float().abs().max()):.3g} do not fit {dtype}; use bfloat16"
         )
     return stored.contiguous()
 

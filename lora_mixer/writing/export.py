@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer import __version__
+from lora_mixer.algorithms.base import all_finite
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
@@ -434,7 +435,7 @@ def _refuse_nonfinite(info: AdapterInfo, parts: Sequence[Part]) -> None:
     bad = [
         SaveProblem(str(part.place), SaveReason.VALUES, "+".join(part.weights.algorithms))
         for part in parts
-        if not all(bool(tensor.isfinite().all()) for tensor in part.weights.tensors())
+        if not all(map(all_finite, part.weights.tensors()))
     ]
     if bad:
         listed = first_of([problem.place for problem in bad], 5)

@@ -22,6 +22,8 @@ from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.binding import bind
 from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named
+from lora_mixer.families import skeleton as skeletons
+from lora_mixer.families.skeleton import Skeleton, of_family
 from lora_mixer.families.telling import TRANSFORMERS
 from lora_mixer.formats import read_source
 from lora_mixer.formats.container import read_tensors
@@ -31,10 +33,8 @@ from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import block_position
 from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.sources import resolve_source
-from lora_mixer.writing import skeleton as skeletons
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
-from lora_mixer.writing.skeleton import Skeleton, of_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lora_mixer.errors import PictureError
+from lora_mixer.errors import MixError, PictureError
+from lora_mixer.merging import METHODS, MergeMethod, Setting
 from lora_mixer.writing import FORMATS, bake
 
 from .. import checks
@@ -49,18 +50,21 @@ class Exported:
         report: What was written, in words.
         lost: The share of the worst layer's change that the rank left out.
         layer: That layer.
+        method: How the adapters came together.
     """
 
     files: tuple[Path, ...]
     report: str
     lost: float = 0.0
     layer: str = ""
+    method: str = "sum"
 
     @property
     def verdict(self) -> dict[str, Any]:
         """What the loss means, for the page to show in its colour."""
         if not self.lost:
-            return {"level": "good", "text": "Exact: the file does what the mix does."}
+            what = "the mix does" if METHODS[self.method].is_sum else f"{self.method} makes of the mix"
+            return {"level": "good", "text": f"Exact: the file does what {what}."}
         text = f"At most {self.lost:.0%} of what a layer does is lost (most in {self.layer})."
         if self.lost < SMALL_LOSS:
             return {"level": "good", "text": f"{text} That is hard to see."}
@@ -68,6 +72,29 @@ class Exported:
             "level": "fair" if self.lost < LARGE_LOSS else "bad",
             "text": f"{text} A higher rank keeps more.",
         }
+
+
+def setting_field(method: str, setting: Setting) -> str:
+    """Return the id of a setting's field on the page."""
+    return f"export-{method}-{setting.name}"
+
+
+def _method(fields: dict[str, Any]) -> MergeMethod:
+    name = checks.choice(fields.get("export-method") or "sum", "Method", tuple(METHODS), "export-method")
+    settings = {}
+    for setting in METHODS[name].settings:
+        field = setting_field(name, setting)
+        given = fields.get(field)
+        if given is None or given == "":
+            continue
+        try:
+            settings[setting.name] = setting.read(
+                checks.text(given, setting.name.capitalize(), 40, field) if isinstance(given, str) else given
+            )
+        except MixError as error:
+            text = str(error)
+            raise FieldError(text[:1].upper() + text[1:], field) from None
+    return MergeMethod(name, **settings)
 
 
 def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
@@ -78,7 +105,8 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
         app: Where.
         owner: Whose turn of the device it takes.
         mix_rows: The mix, as the browser has it.
-        given: The page's fields by their names: ``export-name``, ``export-format``, ``export-rank``, ``export-dtype``.
+        given: The page's fields by their names: ``export-name``, ``export-format``, ``export-rank``, ``export-dtype``,
+            ``export-method``, and the settings of the method as ``setting_field`` names them.
 
     Returns:
         What was written, with what the rank costs.
@@ -93,6 +121,11 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
     place = _place(app, fields.get("export-name"), suffix, "export-name")
     number = None if rank in (None, "", 0, "0") else checks.whole(rank, "Rank", 1, 4096, "export-rank")
     kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
+    method = _method(fields)
+    if method.needs_rank and number is None:
+        raise FieldError(
+            f"Rank: {method.name} makes full matrices; say the rank to cut them to", "export-rank"
+        )
     mix = read_rows(mix_rows).mix(app)
     if not mix.names:
         raise PictureError("The mix is empty: there is nothing to export. Switch an adapter on.")
@@ -100,11 +133,16 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
     with app.queue.turn(owner):
         app.ready(mix.names)
         report = app.mixer.save_lora_weights(
-            place, weights=mix, format=form, rank=number, dtype=None if kind == DTYPES[0] else kind
+            place,
+            weights=mix,
+            format=form,
+            rank=number,
+            method=method,
+            dtype=None if kind == DTYPES[0] else kind,
         )
     layer = max(report.errors, key=report.errors.__getitem__, default="")
     words = str(report).replace(str(place), place.name)
-    return Exported(report.files, words, report.worst_error, layer)
+    return Exported(report.files, words, report.worst_error, layer, method.name)
 
 
 def offered(app: AppState, place: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_mixer.merging import METHODS, Setting
 from lora_mixer.writing import FORMATS
 
 from ..handlers import export as handlers
@@ -13,6 +14,17 @@ from ..theme import note, part
 
 if TYPE_CHECKING:
     from .shared import Shared
+
+
+def _setting_field(method: str, setting: Setting) -> dict[str, Any]:
+    field: dict[str, Any] = {
+        "id": handlers.setting_field(method, setting), "label": setting.name.capitalize(), "hint": setting.summary,
+        "value": str(setting.default), "row": 2, "only": {"field": "export-method", "value": method},
+    }  # fmt: skip
+    if setting.choices:
+        return field | {"kind": "select", "choices": list(setting.choices)}
+    return field | {"kind": "number", "step": "1" if isinstance(setting.default, int) else "any"}
+
 
 _FIELDS: list[dict[str, Any]] = [
     {"id": "export-name", "label": "Name", "kind": "text", "value": "my-mix", "longest": 80},
@@ -22,6 +34,8 @@ _FIELDS: list[dict[str, Any]] = [
         "id": "export-dtype", "label": "Type", "kind": "select", "choices": list(handlers.DTYPES),
         "value": handlers.DTYPES[0], "row": 1,
     },
+    {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 2},
+    *(_setting_field(spec.name, setting) for spec in METHODS.values() for setting in spec.settings),
 ]  # fmt: skip
 _BAKE_FIELDS = [{"id": "bake-name", "label": "Name", "kind": "text", "value": "my-model", "longest": 80}]
 

@@ -1,12 +1,17 @@
 // Fields of Compare and Export: kept in the browser as those of the Make page are, and with a way back.
 lm.parts.form = (root, { props }) => {
-  const { h } = lm, key = `form ${props.kept_as}`, inputs = new Map();
+  const { h } = lm, key = `form ${props.kept_as}`, inputs = new Map(), labels = new Map();
   const kept = lm.store.get(key);
   const now = Object.fromEntries(props.fields.map((field) => [field.id, kept && field.id in kept ? kept[field.id] : field.value ?? ""]));
+  // some fields belong to one choice of another, and are seen beside it alone
+  function show() {
+    for (const { id, only } of props.fields) if (only) labels.get(id).style.display = now[only.field] === only.value ? "" : "none";
+  }
   function put(id, value) {
     now[id] = value;
     props.value = { ...now };
     lm.store.put(key, now);
+    show();
   }
   function take(id, value) {
     const before = now[id];
@@ -18,7 +23,7 @@ lm.parts.form = (root, { props }) => {
   function draw(field) {
     const options = { class: "lm-input", "aria-label": field.label, placeholder: field.placeholder };
     const input = field.kind === "select" || field.kind === "adapter" ? h("select", options, (field.choices || []).map((each) => option(each)))
-      : field.kind === "number" ? h("input", { ...options, type: "number", min: field.min, max: field.max, step: 1 })
+      : field.kind === "number" ? h("input", { ...options, type: "number", min: field.min, max: field.max, step: field.step || 1 })
         : field.kind === "lines" ? h("textarea", { ...options, rows: 1 }) : h("input", { ...options, type: "text", maxlength: field.longest });
     // typing is one step, which ends where the field is left; what is asked for meanwhile has the newest value
     let before = null;
@@ -31,10 +36,13 @@ lm.parts.form = (root, { props }) => {
     });
     inputs.set(field.id, input);
     input.value = now[field.id];
-    return h("label", { class: "lm-setting", id: field.id, style: `flex:${field.wide || 1} 1 ${field.least || 110}px` }, h("span", {}, field.label), input);
+    const label = h("label", { class: "lm-setting", id: field.id, title: field.hint, style: `flex:${field.wide || 1} 1 ${field.least || 110}px` }, h("span", {}, field.label), input);
+    labels.set(field.id, label);
+    return label;
   }
   const rows = [...new Set(props.fields.map((field) => field.row || 0))];
   root.replaceChildren(...rows.map((row) => h("div", { class: "lm-formrow" }, props.fields.filter((field) => (field.row || 0) === row).map(draw))));
+  show();
   // Adapters to choose from are those of the mix.
   lm.whenMix((mixed) => props.fields.filter((field) => field.kind === "adapter").forEach((field) => {
     const input = inputs.get(field.id), names = mixed.map((row) => row.name);

@@ -40,7 +40,10 @@ lm.paintMask = (name, kit) => {
 lm.paint = (() => {
   const { h } = lm;
   const COLOUR = "#ff2d9b"; // seen on white, on black and on skin
-  const unfinished = new Map(); // strokes of a window that was closed, by what it is for
+  // Strokes of a window that was closed, or was open when the page was loaded again, by what it is for.
+  const KEY = "lora-mixer-strokes";
+  const unfinished = new Map((() => { try { return Object.entries(JSON.parse(sessionStorage.getItem(KEY)) || {}); } catch { return []; } })());
+  const note = () => { try { sessionStorage.setItem(KEY, JSON.stringify(Object.fromEntries(unfinished))); } catch { /* full, or switched off */ } };
   return ({ key, title, mask, size: [wide, high], behind, feather: softness = null, hint, empty, use: done_with }) => {
     const scale = Math.min(1, 1024 / Math.max(wide, high), Math.max(1, 512 / Math.max(wide, high)));
     const canvas = h("canvas", { width: Math.max(8, Math.round(wide * scale)), height: Math.max(8, Math.round(high * scale)), class: "lm-paint", "aria-label": `${title}: mask`, tabindex: 0 });
@@ -120,6 +123,7 @@ lm.paint = (() => {
       if (!found) return;
       done_with(found.digest, Math.max(0, Number(feather.value) || 0));
       unfinished.delete(key);
+      note();
       done = true;
       window_.close();
     }
@@ -137,7 +141,9 @@ lm.paint = (() => {
         h("button", { class: "lm-chip", onclick: () => file.click() }, "From a picture"), file),
       h("div", { class: "lm-line" }, softness !== null && h("label", { class: "lm-field" }, "Feather", feather), h("span", { class: "lm-space" }), h("button", { class: "lm-button lm-main", onclick: use }, "Use this mask")));
     window_.addEventListener("keydown", (e) => { if ((e.ctrlKey || e.metaKey) && e.key === "z") { e.preventDefault(); undo(); } });
-    window_.addEventListener("close", () => { if (!done && past.length) unfinished.set(key, canvas.toDataURL("image/png")); window_.remove(); });
+    const leave = () => { if (!done && past.length) { unfinished.set(key, canvas.toDataURL("image/png")); note(); } };
+    addEventListener("pagehide", leave);
+    window_.addEventListener("close", () => { leave(); removeEventListener("pagehide", leave); window_.remove(); });
     document.body.append(window_);
     window_.showModal();
     canvas.focus();

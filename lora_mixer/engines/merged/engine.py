@@ -13,6 +13,7 @@ import operator
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -625,7 +626,7 @@ class MergedEngine(Engine):
         if not same or not all(map(operator.is_, known, roots)):
             found = [module.__dict__ for root in roots for module in root.modules()]
             self._hooked = (self._touched, len(self._touched), roots, found)
-        return any("_diffusers_hook" in own for own in found)
+        return any(map(operator.contains, found, repeat("_diffusers_hook")))
 
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.merged.group_files import StoredTensor
 
+_its_version: Any = operator.attrgetter("_version")
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
 KeepBase = Literal["device", "host", "none", "auto"]
@@ -359,8 +361,8 @@ class Watch:
 
     def __init__(self, slots: Sequence[KeptWeight]) -> None:
         """Note where and what they are."""
-        self._owners = [(slot.module._parameters, slot.attribute) for slot in slots]  # noqa: SLF001
-        self._seen = [owner.get(name) for owner, name in self._owners]
+        self._lookups = [(slot.module._parameters.get, slot.attribute) for slot in slots]  # noqa: SLF001
+        self._seen = [get(name) for get, name in self._lookups]
         self.is_whole = all(parameter is not None for parameter in self._seen)
         plain = [slot.parameter for slot in slots if not slot.locked]
         self._plain, self._addresses = plain, [parameter.data_ptr() for parameter in plain]
@@ -368,17 +370,16 @@ class Watch:
         self._versions = [parameter._version for parameter in self._counted]  # noqa: SLF001
         # an address alone says little: .to() and back may get the freed memory again
         self._storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in plain]  # type: ignore[no-untyped-call]
+        self._references = [storage.cdata for storage in self._storages]
 
     def holds(self) -> bool:
-        """Whether all parameters are where and what they were, but for our own writes."""
+        """Whether all parameters are where and what they were, but for our own writes; every switch asks, so it is maps of C's."""
         return (
             self.is_whole
-            and all(
-                owner.get(name) is seen for (owner, name), seen in zip(self._owners, self._seen, strict=True)
-            )
-            and [parameter.data_ptr() for parameter in self._plain] == self._addresses
-            and [parameter._version for parameter in self._counted] == self._versions  # noqa: SLF001
-            and not any(_expired(storage.cdata) for storage in self._storages)
+            and all(map(operator.is_, [get(name) for get, name in self._lookups], self._seen))
+            and list(map(torch.Tensor.data_ptr, self._plain)) == self._addresses
+            and list(map(_its_version, self._counted)) == self._versions
+            and not any(map(_expired, self._references))
         )
 
 

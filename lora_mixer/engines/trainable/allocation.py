@@ -9,8 +9,9 @@ import torch
 
 from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.rank_allocation import Importance, Schedule, kept, orthogonality, triplet_scores
-from lora_mixer.errors import PipelineStateError
+from lora_mixer.errors import MatchError, PipelineStateError
 from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,6 +160,65 @@ class RankAllocation:
     def _clear(one: _Triplets) -> None:
         if one.mask is not None:
             one.values.masked_fill_(~one.mask.reshape(one.values.shape), 0.0)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all that a run needs to go on: values at every rank, what is known of their importance, which ranks stay."""
+        found: dict[str, torch.Tensor] = {}
+        for one in self._triplets:
+            for key, parameter in zip(one.keys, one.parameters, strict=True):
+                found[key] = parameter.detach().clone()
+            if one.importance is not None:
+                for key, known in zip(one.keys, one.importance, strict=True):
+                    found[f"{key}:mean"], found[f"{key}:spread"] = known.mean.clone(), known.spread.clone()
+            if one.mask is not None:
+                found[f"{one.name}:mask"] = one.mask.clone()
+        return found
+
+    def take_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """
+        Go on from what :meth:`state` has returned.
+
+        Raises:
+            MatchError: When it is of another adapter; nothing is changed then.
+        """
+        odd = [
+            key
+            for one in self._triplets
+            for key, parameter in zip(one.keys, one.parameters, strict=True)
+            if key not in state
+            or any(
+                state[name].shape != parameter.shape
+                for name in (key, f"{key}:mean", f"{key}:spread")
+                if name in state
+            )
+            or (f"{key}:mean" in state) != (f"{key}:spread" in state)
+        ]
+        known = {
+            f"{key}{end}" for one in self._triplets for key in one.keys for end in ("", ":mean", ":spread")
+        }
+        odd += [key for key in state if key not in known | {f"{one.name}:mask" for one in self._triplets}]
+        odd += [
+            f"{one.name}:mask"
+            for one in self._triplets
+            if f"{one.name}:mask" in state and state[f"{one.name}:mask"].shape != one.values.shape[:1]
+        ]
+        if odd:
+            raise MatchError(
+                f"the training state is of another adapter than the one in training: {first_of(odd, 5)} are missing, of other "
+                "shapes or not known"
+            )
+        with torch.no_grad():
+            for one in self._triplets:
+                for key, parameter in zip(one.keys, one.parameters, strict=True):
+                    parameter.copy_(state[key])
+                found = [
+                    Importance(state[f"{key}:mean"].to(p), state[f"{key}:spread"].to(p))
+                    for key, p in zip(one.keys, one.parameters, strict=True)
+                    if f"{key}:mean" in state
+                ]
+                one.importance = (found[0], found[1], found[2]) if len(found) == 3 else None
+                mask = state.get(f"{one.name}:mask")
+                one.mask = None if mask is None else mask.to(one.values.device, torch.bool, copy=True)
 
     def written(
         self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]

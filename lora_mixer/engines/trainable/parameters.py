@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lora_mixer.engines.engine import Own
 from lora_mixer.engines.modes import lasting
@@ -160,6 +161,14 @@ def trained(
         )
         raise UnsupportedAdapterError(
             f"{what}: this cannot be trained by this version; nothing was changed", file=label
+        )
+    idle = [x.live for x in layers if isinstance(x.live.module, NonDynamicallyQuantizableLinear)]
+    if idle:
+        raise UnsupportedAdapterError(
+            f"{idle[0].component}.{idle[0].path}: its forward is never called (the attention around it reads its weight), so that "
+            f"nothing that stands beside it would be trained; leave it out ({len(idle)} such layers). Loaded without "
+            "trainable=True it goes into the weights; nothing was changed",
+            file=label,
         )
     by_place = {tensor.data_ptr(): key for key, tensor in tensors.items() if tensor.numel()}
     parameters: dict[str, nn.Parameter] = {}

@@ -38,6 +38,14 @@ class AdaLoraConfig(AdapterConfig):
         total_step: Optimizer steps of the whole training; must be given.
         init_lora_weights: Whether it begins without an effect.
         fan_in_fan_out: Whether weights lie as (in, out); found out where an adapter is made.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(AdaLoraConfig(init_r=4, target_r=2, total_step=100, target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "ADALORA"

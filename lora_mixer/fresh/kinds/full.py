@@ -24,6 +24,14 @@ class FullConfig(AdapterConfig):
 
     Attributes:
         train_bias: Whether biases of the targets are trained as well.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(FullConfig(target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "FULL"

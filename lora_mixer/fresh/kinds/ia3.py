@@ -28,6 +28,14 @@ class IA3Config(AdapterConfig):
         feedforward_modules: Those of the targets whose inputs are scaled: suffixes or a regular expression.
         init_ia3_weights: Whether all factors begin at 1; else they are drawn.
         fan_in_fan_out: Whether weights lie as (in, out); found out where an adapter is made.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(IA3Config(target_modules=["0"], feedforward_modules=[]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "IA3"

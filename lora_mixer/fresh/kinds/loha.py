@@ -32,6 +32,14 @@ class LoHaConfig(AdapterConfig):
         init_weights: Whether it begins without an effect.
         rank_dropout: Must be 0: rows are not dropped here.
         module_dropout: Must be 0: layers are not left out here.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(LoHaConfig(r=4, target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "LOHA"

@@ -35,6 +35,14 @@ class LoKrConfig(AdapterConfig):
         rank_dropout: Must be 0: rows are not dropped here.
         rank_dropout_scale: Has no meaning without ``rank_dropout``.
         module_dropout: Must be 0: layers are not left out here.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(LoKrConfig(r=4, target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "LOKR"

@@ -37,6 +37,10 @@ class EvaConfig:
         label_mask_value: As above.
         whiten: Whether directions are divided by the root of their singular values.
         adjust_scaling_factors: Whether a layer's alpha follows its rank, so that its scale stays.
+
+    Example:
+        >>> EvaConfig(rho=2.0).rho
+        2.0
     """
 
     rho: float = 2.0

@@ -35,6 +35,14 @@ class OFTConfig(AdapterConfig):
         init_weights: Whether it begins without an effect.
         module_dropout: Must be 0: layers are not left out here.
         fan_in_fan_out: Whether weights lie as (in, out); found out where an adapter is made.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(OFTConfig(oft_block_size=2, target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "OFT"

@@ -27,6 +27,14 @@ class TrainableTokensConfig(AdapterConfig):
         token_indices: The tokens.
         target_modules: The tables; the input embedding when None.
         init_weights: Whether they begin as the base has them; else they are drawn.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(8, 4))
+        >>> mixer = LoraMixer(model)
+        >>> mixer.add_adapter(TrainableTokensConfig(token_indices=[7], target_modules=["0"]), "mine").matched
+        1
     """
 
     peft_type: ClassVar[str] = "TRAINABLE_TOKENS"

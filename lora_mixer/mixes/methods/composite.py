@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Composite(Method):
-    """LoRA Composite (arXiv 2402.16843): one forward for each adapter, and the mean of the guided results."""
+    """
+    LoRA Composite (arXiv 2402.16843): one forward for each adapter, and the mean of the guided results.
+
+    Example:
+        >>> Composite().passes(("ink", "oil"))
+        2
+    """
 
     name: ClassVar[str] = "composite"
     example: ClassVar[str] = "composite"

@@ -58,6 +58,8 @@ class KLora(Method):
         [0.5, 0.875, 1.25, 1.625]
         >>> round(KLora(modulo=True).advantage(0, 4), 3), round(KLora(modulo=True).advantage(1, 4), 3)
         (1.275, 0.15)
+        >>> KLora().roles(("thing", "style"))
+        ('thing', 'style')
     """
 
     name: ClassVar[str] = "k_lora"
@@ -106,7 +108,12 @@ class KLora(Method):
         return self.roles(names)
 
     def compare(self, layers: Sequence[Sequence[AdapterLayer]]) -> Contest:
-        """Sum up the largest elements of both."""
+        """
+        Sum up the largest elements of both.
+
+        Returns:
+            What the layers weigh against each other.
+        """
         content, style = layers
         return contest(content, style)
 
@@ -125,7 +132,13 @@ class KLora(Method):
         return [comparison.share(layer, content=name == content, scale=scale) for layer in layers]
 
     def advantage(self, step: int, steps: int) -> float:
-        """Return by how much the style is favoured: alpha * step / steps + beta; with ``modulo``, what is left over alpha."""
+        """
+        Return by how much the style is favoured: alpha * step / steps + beta; with ``modulo``, what is left over alpha.
+
+        Args:
+            step: The step, from 0.
+            steps: How many there are.
+        """
         scale = self.alpha * step / steps + (self.beta or 0.0)
         return scale % self.alpha if self.modulo and self.alpha else scale
 

@@ -40,6 +40,18 @@ class Method:
     The plain weighted sum, and the base of the other methods.
 
     A new method is a file with a frozen dataclass, whose fields are its parameters, and a row in ``METHODS``.
+
+    Example:
+        >>> from lora_mixer import Mix
+        >>> method, names = Mix.of("ink:1, oil:1 | switch(2)").method, ("ink", "oil")
+        >>> [method.share("ink", names, step) for step in range(5)], method.to_text()
+        ([1.0, 1.0, 0.0, 0.0, 1.0], 'switch(tau=2)')
+        >>> method.misfits(names), method.passes(names), method.compared(names), method.compare([])
+        ([], 1, (), None)
+        >>> method.layer_shares("ink", names, [], None, 0, 5), method.to_spec()
+        (None, {'name': 'switch', 'tau': 2})
+        >>> sorted(method.meaning(names))[:1]
+        ['adapters']
     """
 
     name: ClassVar[str] = "sum"
@@ -107,6 +119,9 @@ class Method:
 
         Args:
             layers: The layers in denoisers of each of the adapters in :meth:`compared`.
+
+        Returns:
+            What :meth:`layer_shares` needs, worked out once for a layout of adapters.
 
         Raises:
             MixError: When the method cannot work on them.

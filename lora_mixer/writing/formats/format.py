@@ -75,6 +75,11 @@ class OutputFormat:
         is_folder: Whether it is a folder of several files.
         keeps_what_was_read: Whether an adapter that was read from this format goes back with its own keys and configuration.
         dora: What readers of the format do with weights other than 1 of a DoRA.
+
+    Example:
+        >>> from lora_mixer.writing import FORMATS
+        >>> [name for name, row in FORMATS.items() if row.holds_every_algorithm], FORMATS["peft"].is_folder
+        (['kohya', 'comfyui'], True)
     """
 
     name: str

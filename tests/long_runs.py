@@ -1,0 +1,239 @@
+"""
+Long runs: a page with people coming and going, and batches whose workers are killed; memory, handles, threads and files stay flat.
+
+``python -m tests.long_runs page --pictures 2000`` makes a day's pictures of eight sessions at once, some of which leave in the
+middle, while adapters come to the library and go; ``python -m tests.long_runs batch --engine ray --rounds 50`` runs a plan again
+and again and kills a worker at random in each. Both print what they measured; the exit code says whether it was flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from lora_mixer import demo_adapters
+from lora_mixer.batches import run_plan
+from tests.batch_plans import GRID, hashes, make_model, plan_for, statuses
+from tests.browser import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SESSIONS = 8
+LEAVES = 0.1
+"""The share of pictures whose session goes away before they are there."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    What a process holds at one time.
+
+    Attributes:
+        mib: Resident memory.
+        handles: Open files and sockets.
+        threads: Threads.
+        temporary: Files in temporary folders.
+    """
+
+    mib: float
+    handles: int
+    threads: int
+    temporary: int
+
+
+MORE = Sample(mib=48.0, handles=6, threads=6, temporary=6)
+"""What may come to be beside what is held already: pools, caches of a fixed size, a call that is just under way."""
+
+
+def sample(*folders: Path) -> Sample:
+    """Look at this process, and count the files in some folders."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text().split("VmRSS:")[1]
+    count = sum(1 for folder in folders for path in folder.rglob("*") if path.is_file())
+    return Sample(
+        int(status.split()[0]) / 1024,
+        len(list(Path("/proc/self/fd").iterdir())),
+        threading.active_count(),
+        count,
+    )
+
+
+def growth(samples: Sequence[Sample]) -> Sample:
+    """Tell by how much the last quarter is above the second: the first is what it takes to get warm."""
+    quarter = max(1, len(samples) // 4)
+    early, late = samples[quarter : 2 * quarter] or samples[:1], samples[-quarter:]
+    return Sample(
+        *(
+            statistics.median(b) - statistics.median(a)
+            for a, b in zip(
+                zip(*map(astuple, early), strict=True), zip(*map(astuple, late), strict=True), strict=True
+            )
+        )
+    )
+
+
+def grown(samples: Sequence[Sample]) -> list[str]:
+    """Name what has grown by more than :data:`MORE`."""
+    found = growth(samples)
+    return [
+        f"{each.name} by {getattr(found, each.name):.1f}"
+        for each in fields(Sample)
+        if getattr(found, each.name) > getattr(MORE, each.name)
+    ]
+
+
+class Person:
+    """A session of the page, without a browser."""
+
+    def __init__(self, url: str, number: int, make: int) -> None:
+        self.url, self.make, self.name = url, make, f"person{number}-{time.monotonic_ns()}"
+
+    def picture(self, seed: int, *, leave: bool) -> str:
+        """Ask for a picture and wait until it is there, or leave before."""
+        data = ["a castle", "ink:0.5", seed, 2, 3.0, 64, 64, "", 1]
+        body = {"fn_index": self.make, "data": data, "session_hash": self.name, "trigger_id": 1}
+        with httpx.Client(timeout=120) as client:
+            client.post(f"{self.url}gradio_api/queue/join", json=body).raise_for_status()
+            with client.stream(
+                "GET", f"{self.url}gradio_api/queue/data", params={"session_hash": self.name}
+            ) as lines:
+                for line in lines.iter_lines():
+                    if leave:
+                        return "left"
+                    if "process_completed" in line:
+                        return "made" if "pictures/" in line else f"refused: {line[:300]}"
+        return "nothing came"
+
+
+def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+    """
+    Let people make pictures on one page, while the library changes.
+
+    Returns:
+        A sample after every so many pictures, and how often each outcome came.
+    """
+    dice, samples, came = random.Random(seed), [], dict.fromkeys(("made", "left"), 0)
+    cache, library = folder / "cache", folder / "library"
+    library.mkdir()
+    files = [each.path for each in demo_adapters().values() if Path(each.path).is_file()]
+    shutil.copy(next(path for path in files if Path(path).stem == "ink"), library / "ink.safetensors")
+    with (
+        serving(folder / "out", cache, loras=(library,)) as (url, app),
+        ThreadPoolExecutor(sessions) as pool,
+    ):
+        found = httpx.get(f"{url}config", timeout=60).json()["dependencies"]
+        make = next(each["id"] for each in found if each.get("api_name") == "make")
+        people = [Person(url, number, make) for number in range(sessions)]
+        every = max(sessions, pictures // 40)
+        for start in range(0, pictures, sessions):
+            turn = range(min(sessions, pictures - start))
+            leaving = [dice.random() < LEAVES for _ in turn]
+            for outcome in pool.map(lambda n, go: people[n].picture(start + n, leave=go), turn, leaving):  # noqa: B023
+                came[outcome] = came.get(outcome, 0) + 1
+            for number, gone in zip(turn, leaving, strict=True):
+                if gone or dice.random() < 0.1:  # and somebody else comes
+                    people[number] = Person(url, number, make)
+            place = library / f"new{start % 7}.safetensors"
+            place.unlink(missing_ok=True) if place.exists() else shutil.copy(dice.choice(files), place)
+            app.scan(wait=30)
+            for old in sorted(app.pictures.glob("*.png"))[:-64]:  # a day's pictures are the disk's matter
+                old.unlink(missing_ok=True)
+            if start // every != (start + sessions) // every:
+                samples.append(sample(cache, folder / "out" / "downloads"))
+    return samples, came
+
+
+def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+    """
+    Run one plan again and again, each time from nothing, and kill a worker in the middle of each.
+
+    Returns:
+        A sample after each round, and how many runs there were, how many workers were killed, how many runs made the same.
+    """
+    dice, samples = random.Random(seed), []
+    came = {"runs": 0, "killed": 0, "same": 0, "failed": 0}
+    make_model(folder)
+    statuses(plan_for(folder, folder / "wanted", [GRID]))
+    wanted = hashes(folder / "wanted")
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    for number in range(rounds):
+        out, pids, victim = folder / f"out{number}", {}, dice.randrange(1, 7)
+        made = itertools.count(1)
+
+        def on_event(event: dict[str, Any], pids: Any = pids, made: Any = made, victim: int = victim) -> None:
+            if event.get("state") == "ready":
+                pids[event["worker"]] = event["pid"]
+            if event["event"] == "picture" and next(made) == victim:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(dice.choice(sorted(pids.values())), signal.SIGKILL)
+                    came["killed"] += 1
+
+        results = list(run_plan(plan_for(folder, out, [GRID]), engine=engine, workers=2, on_event=on_event))
+        came["runs"] += 1
+        came["failed"] += sum(each.status == "failed" for each in results)
+        came["same"] += hashes(out) == wanted
+        shutil.rmtree(out)
+        samples.append(sample(temporary))
+    return samples, came
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("page", "batch"))
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--sessions", type=int, default=SESSIONS)
+    parser.add_argument("--engine", choices=("processes", "ray"), default="ray")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if chosen.what == "page":
+            samples, came = page(chosen.pictures, chosen.sessions, folder, chosen.seed)
+        else:
+            if chosen.engine == "ray":
+                import ray
+
+                ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+            os.environ["TMPDIR"] = str(folder / "tmp")
+            samples, came = batch(chosen.engine, chosen.rounds, folder, chosen.seed)
+    for number, each in enumerate(samples):
+        print(  # noqa: T201
+            f"{number:3}  {each.mib:8.1f} MiB  {each.handles:4} handles  {each.threads:4} threads  {each.temporary:4} files"
+        )
+    print(json.dumps(came))  # noqa: T201
+    wrong = grown(samples)
+    print("grown: " + ", ".join(wrong) if wrong else f"flat: {growth(samples)}")  # noqa: T201
+    odd = came.get("runs", 0) != came.get("same", 0) or came.get("failed") or set(came) - {
+        "made", "left", "runs", "same", "killed", "failed"
+    }  # fmt: skip
+    sys.exit(bool(wrong or odd))
+
+
+if __name__ == "__main__":
+    main()
