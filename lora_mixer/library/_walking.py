@@ -59,10 +59,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or _leads_out(entry, real, links):
-                        continue
-                    if _leads_nowhere(entry):
-                        broken.append(entry.path)
+                    if entry.name.startswith(".") or _is_left_out(entry, real, links, broken):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         if folder.count("/") < _DEPTH_AT_MOST:
@@ -75,11 +72,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         for name in candidates(facts, (SAFETENSORS_SUFFIX,)):
             yield _found(path, folder, name, facts)
     problems.extend(_of_links(root, links))
-    if broken:
-        problems.append(
-            f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
-            "bring back what they lead to"
-        )
+    problems.extend(_of_broken(root, broken))
 
 
 def _of_links(root: Path, links: list[str]) -> list[str]:
@@ -93,6 +86,26 @@ def _of_links(root: Path, links: list[str]) -> list[str]:
             f"give the library the folder that they lead to ({where}) as one of its own"
         )
     ]
+
+
+def _of_broken(root: Path, broken: list[str]) -> list[str]:
+    """Say what links lead nowhere."""
+    if not broken:
+        return []
+    return [
+        f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
+        "bring back what they lead to"
+    ]
+
+
+def _is_left_out(entry: os.DirEntry[str], real_root: str, links: list[str], broken: list[str]) -> bool:
+    """Say whether this is a link that is not followed, and note which kind."""
+    if _leads_out(entry, real_root, links):
+        return True
+    if _leads_nowhere(entry):
+        broken.append(entry.path)
+        return True
+    return False
 
 
 def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> bool:
