@@ -93,8 +93,10 @@ def _of_broken(root: Path, broken: list[str]) -> list[str]:
     if not broken:
         return []
     return [
-        f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
-        "bring back what they lead to"
+        (
+            f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
+            "bring back what they lead to"
+        )
     ]
 
 
