@@ -36,7 +36,7 @@ from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
-from lora_mixer.ownership import Loaded, MixerState, state_of
+from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
@@ -294,7 +294,7 @@ class LoraMixer:
             PartialMatchWarning: When only a part of the file was matched.
         """
         component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
-        with self._call() as state:
+        with self._call(loads=True) as state:
             name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
             _check_free(state, name, hotswap=hotswap, trainable=trainable)
             source = resolve_source(
@@ -385,7 +385,7 @@ class LoraMixer:
             [(2, 6), (4, 2)]
         """
         found, kind = read_config(config)
-        with self._call() as state:
+        with self._call(loads=True) as state:
             name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
             _check_free(state, name, hotswap=False, trainable=True)
             components = state.components()
@@ -696,7 +696,7 @@ class LoraMixer:
         """
         if isinstance(pretrained_model_name_or_path, torch.Tensor):
             pretrained_model_name_or_path = {"vectors": pretrained_model_name_or_path}
-        with self._call() as state:
+        with self._call(loads=True) as state:
             source = resolve_source(
                 pretrained_model_name_or_path,
                 weight_name=weight_name,
@@ -889,11 +889,14 @@ class LoraMixer:
         """
         wanted = ActiveMixes.of(mix, engine, guidance_copies, negative)
         state = self._state
-        before: list[tuple[ActiveMixes, bool]] = []
+        if state.is_empty:
+            refuse_beside(state, self.pipe)
+        before: list[Before] = []
 
         @uninterrupted
         def begin() -> LoraMixer:
-            before.append((state.held, state.enabled))
+            before.append(Before(state.held, state.enabled))
+            state.blocks.append(before[-1])
             if not (
                 state.enabled and wanted == state.held
             ):  # else in effect already: nothing is written twice
@@ -906,7 +909,14 @@ class LoraMixer:
 
         @uninterrupted
         def end(_: BaseException | None) -> None:
-            held, enabled = before.pop()
+            own = before.pop()
+            at = state.blocks.index(own)
+            for later in state.blocks[
+                at + 1 : at + 2
+            ]:  # still open: it ends with what was there before this one
+                later.held, later.enabled = own.held, own.enabled
+            del state.blocks[at]
+            held, enabled = own.held, own.enabled
             try:
                 self._back_to(state, held, enabled=enabled)
             except BaseException as error:
@@ -1230,9 +1240,12 @@ class LoraMixer:
         state = self._state
         return Interruptible(lambda: state, lambda _: None, state.lock)
 
-    def _call(self, parts: Parts = "bind") -> Interruptible[MixerState]:
-        """Change the state, all or nothing."""
-        return self._state.transaction(self, parts)
+    def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
+        """Change the state, all or nothing; what is no load has to have something to change, or nobody else may have it."""
+        state = self._state
+        if not loads and state.is_empty:
+            refuse_beside(state, self.pipe)
+        return state.transaction(self, parts)
 
     @staticmethod
     def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:

@@ -63,6 +63,14 @@ class Loaded:
     original: Original | None = None
 
 
+@dataclass(eq=False)
+class Before:
+    """What was in effect before a block; another one that ends first may change it."""
+
+    held: ActiveMixes
+    enabled: bool
+
+
 @dataclass(frozen=True)
 class _Record:
     """What a state held at one time."""
@@ -94,6 +102,7 @@ class MixerState:
         enabled: Whether they are in effect.
         roots: The parts that adapters and words reach, by component, as they were when these were bound.
         owner: The mixer that works on it, as long as it is alive.
+        blocks: What was in effect before each block of ``applied`` that is open, in the order in which they began.
     """
 
     def __init__(self, pipe: Any, keep_base: KeepBase) -> None:
@@ -106,6 +115,7 @@ class MixerState:
         self.inherited_tokens: set[str] = set()
         self.held = BASE
         self.enabled = True
+        self.blocks: list[Before] = []
         self.roots: dict[str, nn.Module] = {}
         self._reach: tuple[str, ...] = ()
         self._lineage: Lineage | None = None
@@ -119,7 +129,7 @@ class MixerState:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
         own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
-        return {**vars(self), **own, "_claimed": [], "_claimed_modules": set()}
+        return {**vars(self), **own, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
@@ -514,6 +524,13 @@ class MixerState:
             f"({', '.join(dict(own))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
         )
 
+    def refuse_beside(self, pipe: Any, components: Mapping[str, nn.Module]) -> None:
+        """Raise where this is all that is on a pipeline, or has left a mix on a part of it with no mixer to take it away."""
+        if self.is_on(pipe, components):
+            self._refuse(self.roots or components, set())
+        elif self.mixer is None and self.enabled and self.controller.acts:
+            self._refuse(components, set())
+
     def adopt(self, mixer: Any) -> bool:
         """Be a mixer's from now on, where there is none; tell whether it is: of several that ask, one is."""
         with _claims:
@@ -568,6 +585,19 @@ def state_of(pipe: Any) -> MixerState | None:
             "call its unload_lora_weights() first"
         )
     return found[0] if found else None
+
+
+def refuse_beside(state: MixerState, pipe: Any) -> None:
+    """
+    Refuse what a mixer without adapters is asked where another's are: it would leave as it is what it seems to change.
+
+    Raises:
+        PipelineStateError: Naming the parts, the adapters and the way out.
+    """
+    components = find_components(pipe)
+    for other in _all_states():
+        if other is not state:
+            other.refuse_beside(pipe, components)
 
 
 def forget_all() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lora_mixer import AdapterNameError, MixError
+from lora_mixer import AdapterNameError, MixError, PipelineStateError
 from tests.small_pipe import Bench, assert_same, pairs_for, written
 from tests.weights import same_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 WAIT = 30.0  # seconds until a test that hangs fails; none waits for it
 
@@ -183,3 +187,51 @@ def test_threads_that_load_delete_and_mix_leave_the_base(bench: Bench) -> None:
     assert list(bench.mixer.adapters) == ["a", "b", "c"]
     bench.mixer.disable_lora()
     bench.assert_base()
+
+
+def test_blocks_that_end_in_another_order_leave_what_was_there_before_the_first(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    mixes: tuple[dict[str, float], ...] = ({"a": 0.7}, {"c": 0.3}, {"a": -0.2, "b": 1.0})
+    for order in itertools.permutations(range(3)):
+        blocks = [bench.mixer.applied(mix) for mix in mixes]
+        for block in blocks:
+            block.__enter__()
+        bench.assert_mix(**mixes[2])
+        for number in order:
+            blocks[number].__exit__(None, None, None)
+            if number == 0:  # what is still open does not keep the first one from putting back what was there
+                bench.assert_mix(b=0.5)
+        bench.assert_mix(b=0.5)
+
+
+def test_a_generator_that_outlives_the_block_around_it_brings_nothing_back(bench: Bench) -> None:
+    def held() -> Generator[None]:
+        with bench.mixer.applied({"a": 0.7}):
+            yield
+
+    bench.mixer.set_adapters("b", 0.5)
+    with bench.mixer.applied({"c": 0.3}):
+        one = held()
+        next(one)
+    bench.assert_mix(b=0.5)
+    one.close()
+    bench.assert_mix(b=0.5)
+
+
+def test_a_block_is_not_ended_by_another_thread_nor_twice(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    block = bench.mixer.applied({"a": 0.7})
+    with pytest.raises(PipelineStateError, match="not open"):
+        block.__exit__(None, None, None)
+    block.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(block.__exit__, None, None, None)
+        with pytest.raises(PipelineStateError, match="began in another thread"):
+            ended.result(WAIT)
+        bench.assert_mix(a=0.7)
+        block.__exit__(None, None, None)
+        bench.assert_mix(b=0.5)
+        pool.submit(bench.mixer.set_adapters, "c", 0.3).result(WAIT)  # the lock is free
+    bench.assert_mix(c=0.3)
+    with pytest.raises(PipelineStateError, match="not open"):
+        block.__exit__(None, None, None)

@@ -285,3 +285,20 @@ def test_links_inside_a_library_are_no_problem(tmp_path):
     path = write_lora(tmp_path / "loras" / "a.safetensors")
     (path.parent / "b.safetensors").symlink_to(path)
     assert not Library(path.parent, index=tmp_path / "i.sqlite").refresh().notes
+
+
+def test_links_to_adapters_that_lead_nowhere_or_in_a_circle_are_told(tmp_path):
+    path = write_lora(tmp_path / "loras" / "a.safetensors")
+    for name, target in (
+        ("gone", "other.safetensors"),
+        ("round", "round.safetensors"),
+        ("words", "none.txt"),
+    ):
+        path.with_name(f"{name}.safetensors").symlink_to(path.with_name(target))
+    path.with_name("readme.txt").symlink_to(path.with_name("nothing.txt"))  # no adapter
+    library = Library(path.parent, index=tmp_path / "i.sqlite")
+
+    (problem,) = library.refresh().notes
+
+    assert f"3 links to adapters lead nowhere and are left out, such as {path.with_name('gone')}" in problem
+    assert [entry.path for entry in library.search().entries] == [path]

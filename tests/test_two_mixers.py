@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from typing import TYPE_CHECKING, Any
@@ -372,3 +373,70 @@ def test_of_two_mixers_that_go_on_at_once_one_does(monkeypatch: Any) -> None:
     clean.assert_holds(pipe, mixed((pairs, 1.0)))
     other.unload_lora_weights()
     clean.assert_untouched(pipe)
+
+
+WORDS: dict[str, Callable[[LoraMixer], Any]] = {
+    "disable_lora": lambda mixer: mixer.disable_lora(),
+    "enable_lora": lambda mixer: mixer.enable_lora(),
+    "unload_lora_weights": lambda mixer: mixer.unload_lora_weights(),
+    "restore_base": lambda mixer: mixer.restore_base(),
+    "rebase": lambda mixer: mixer.rebase(),
+    "set_mix": lambda mixer: mixer.set_mix({}),
+    "applied": lambda mixer: mixer.applied({}).__enter__(),
+    "unload_textual_inversion": lambda mixer: mixer.unload_textual_inversion(),
+    "release": lambda mixer: mixer.release(),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("how", ["merged", "schedule", "disabled", "another object"])
+def test_a_second_mixer_beside_one_at_work_is_refused_whatever_it_is_asked(word: str, how: str) -> None:
+    pipe = small_pipe() if how != "schedule" else tiny_sd()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    first = two_lines(pipe, written(pairs), adapter_name="a")
+    if how == "schedule":
+        first.set_mix(SCHEDULE)
+    elif how == "disabled":
+        first.disable_lora()
+    said = first.get_active_adapters()
+
+    second = LoraMixer(SmallPipe(**components(pipe)) if how == "another object" else pipe)
+    with pytest.raises(
+        PipelineStateError, match=r"another LoraMixer has adapters loaded on .* \(a\); use that one"
+    ):
+        WORDS[word](second)
+
+    assert first.get_active_adapters() == said
+    first.unload_lora_weights()
+    clean.assert_untouched(pipe)
+    WORDS[word](second)  # now there is nothing that it could leave as it is
+    clean.assert_untouched(pipe)
+
+
+@pytest.mark.parametrize("word", ["disable_lora", "unload_lora_weights", "restore_base", "set_mix"])
+def test_a_mix_that_is_left_on_some_parts_is_told_where_nothing_is_loaded(word: str) -> None:
+    pipe, other = small_pipe(), small_pipe(seed=5)
+    clean = {key: value.clone() for key, value in pipe.components["unet"].state_dict().items()}
+    two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")
+    for part in (pipe.components["unet"], copy.deepcopy(pipe.components["unet"])):
+        shared = SmallPipe(**{**components(other), "unet": part})
+        with pytest.raises(
+            PipelineStateError, match=r"unet carries what a LoraMixer has loaded that is gone \(a\)"
+        ):
+            WORDS[word](LoraMixer(shared))
+        LoraMixer(part).unload_lora_weights()
+        WORDS[word](LoraMixer(shared))
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, clean[key])
+
+
+def test_words_on_parts_of_ones_own_go_on_where_another_mixer_has_a_shared_one() -> None:
+    base, refiner = small_pipe(), small_pipe(seed=5)
+    refiner = SmallPipe(**{**components(refiner), "text_encoder": base.components["text_encoder"]})
+    one, two = LoraMixer(base), LoraMixer(refiner)
+    one.load_lora_weights(written(pairs_for(base, 1)), "a")
+    two.unload_lora_weights()
+    two.load_lora_weights(written(pairs_for(refiner, 2, lambda part, _: part == "unet")), "b")
+    two.disable_lora()
+    assert (one.get_active_adapters(), two.get_active_adapters()) == (["a"], [])

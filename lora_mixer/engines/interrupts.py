@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lora_mixer.errors import PipelineStateError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType, TracebackType
@@ -58,6 +60,7 @@ class Interruptible(Generic[T]):
         self._begin, self._end, self._lock = begin, end, lock
         self._before: Any = None
         self._came = 0
+        self._threads: list[int] = []
 
     @uninterrupted
     def __enter__(self) -> T:
@@ -77,6 +80,7 @@ class Interruptible(Generic[T]):
         except BaseException:
             self._release(outside)
             raise
+        self._threads.append(threading.get_ident())
         try:
             self._pass_on(outside)
         except BaseException as error:
@@ -88,7 +92,20 @@ class Interruptible(Generic[T]):
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        """End the block, whatever comes meanwhile."""
+        """
+        End the block, whatever comes meanwhile.
+
+        Raises:
+            PipelineStateError: When it is not open, or began in another thread, which holds the lock; nothing has changed then.
+        """
+        if not self._threads:
+            raise PipelineStateError("this block is not open: it has ended, or has not begun") from error
+        if self._threads[-1] != threading.get_ident():
+            raise PipelineStateError(
+                "this block began in another thread, which keeps all others out until it ends: end it in the thread in which "
+                "it began (a generator that holds it has to be closed there)"
+            ) from error
+        self._threads.pop()
         try:
             self._end(error)
         finally:

@@ -51,6 +51,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
     """
     waiting = [("", os.fspath(root))]
     links: list[str] = []
+    broken: list[str] = []
     real = os.path.realpath(root)
     while waiting:
         folder, path = waiting.pop()
@@ -58,7 +59,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or _leads_out(entry, real, links):
+                    if entry.name.startswith(".") or _is_left_out(entry, real, links, broken):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         if folder.count("/") < _DEPTH_AT_MOST:
@@ -71,6 +72,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
         for name in candidates(facts, (SAFETENSORS_SUFFIX,)):
             yield _found(path, folder, name, facts)
     problems.extend(_of_links(root, links))
+    problems.extend(_of_broken(root, broken))
 
 
 def _of_links(root: Path, links: list[str]) -> list[str]:
@@ -86,6 +88,28 @@ def _of_links(root: Path, links: list[str]) -> list[str]:
     ]
 
 
+def _of_broken(root: Path, broken: list[str]) -> list[str]:
+    """Say what links lead nowhere."""
+    if not broken:
+        return []
+    return [
+        (
+            f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
+            "bring back what they lead to"
+        )
+    ]
+
+
+def _is_left_out(entry: os.DirEntry[str], real_root: str, links: list[str], broken: list[str]) -> bool:
+    """Say whether this is a link that is not followed, and note which kind."""
+    if _leads_out(entry, real_root, links):
+        return True
+    if _leads_nowhere(entry):
+        broken.append(entry.path)
+        return True
+    return False
+
+
 def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> bool:
     """Say whether this is a link to an adapter or a folder that lies elsewhere, and note it."""
     if not entry.is_symlink():
@@ -98,6 +122,17 @@ def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> boo
         return False
     links.append(entry.path)
     return True
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Say whether this is named as an adapter and is a link to nothing, or in a circle."""
+    if not entry.is_symlink() or not entry.name.lower().endswith(SAFETENSORS_SUFFIX):
+        return False
+    try:
+        entry.stat()
+    except OSError:
+        return True
+    return False
 
 
 def _facts(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:
