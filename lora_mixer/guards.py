@@ -86,6 +86,14 @@ class Guard:
             with self._state.scaled_texts(self._lora_scale(args, kwargs)):
                 return self._method(*args, **kwargs)
         if self._word in _BASE_FIRST:
+            kind = self._beyond_rewriting(args, kwargs)
+            merged = self._state.asked_to_merge(self._owner) if kind else []
+            if merged:
+                raise PipelineStateError(
+                    f"{where} would leave weights {kind}, into which no mix can be written, and the mix of {', '.join(merged)} "
+                    "is asked for as engine='merged': set it with engine='auto' first, which runs beside such weights, or call "
+                    "disable_lora(). Nothing was changed"
+                )
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
             learnt = (
@@ -125,6 +133,21 @@ class Guard:
             )
         if is_main_process:
             self._state.write_trained(Path(save_directory), names)
+
+    def _beyond_rewriting(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """Say how a word would leave weights where no mix can be written into them; None where it can, or who knows."""
+        try:
+            bound = inspect.signature(self._method).bind(*args, **kwargs)
+        except TypeError:  # the method says so in its own words
+            return None
+        bound.apply_defaults()
+        given = bound.arguments.get
+        if given("offload_to_disk_path") is not None:
+            return "in files that are read at each call"
+        dtype = given("storage_dtype")
+        if given("skip_modules_pattern") is not None or given("skip_modules_classes") is not None:
+            return None  # maybe all that is mixed: seen when the mix is brought again
+        return f"stored as {dtype}" if getattr(dtype, "itemsize", 0) == 1 else None
 
     def _lora_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         try:

@@ -421,6 +421,11 @@ class MixerState:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
 
+    def asked_to_merge(self, root: nn.Module) -> list[str]:
+        """Name the adapters in effect on a part whose mix may be nowhere but in its weights."""
+        parts = {part for part, module in self.components().items() if module is root}
+        return self.controller.asked_to_merge(parts) if self.enabled else []
+
     def on_base(self, call: Callable[[], Any]) -> Any:
         """
         Call what makes something of the weights while they hold the base, then bring the mix again.

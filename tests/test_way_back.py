@@ -79,6 +79,53 @@ def test_after_layerwise_casting(way: str) -> None:
     )
 
 
+def to_disk(model: Any, folder: Any) -> None:
+    model.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="leaf_level", offload_to_disk_path=str(folder)
+    )
+
+
+LOCKING: dict[str, Callable[[Any, Any], None]] = {
+    "float8": lambda model, _: model.enable_layerwise_casting(compute_dtype=torch.float32),
+    "float8, by place": lambda model, _: model.enable_layerwise_casting(torch.float8_e5m2, torch.float32),
+    "files": to_disk,
+}
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("word", LOCKING)
+def test_a_mix_for_the_weights_alone_is_asked_for_before_they_are_taken_away(
+    word: str, part: str, moving: bool, tmp_path: Any
+) -> None:
+    pipe, plain = tiny_sd(), tiny_sd()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1, lambda part, _: part == "unet")), "a", activate=False)
+    mix = {"a": {"weight": 0.7, "schedule": "0.5@0,0.5@1"} if moving else 0.7}
+    mixer.set_mix(mix, engine="merged")
+    mixed = values(pipe)
+    if part == "vae":  # no adapter reaches it
+        LOCKING[word](pipe.vae, tmp_path)
+        assert mixer.get_active_adapters() == ["a"]
+        return
+
+    with pytest.raises(PipelineStateError, match=r"UNet2DConditionModel\.enable_\w+\(\).*a .*engine='auto'"):
+        LOCKING[word](pipe.unet, tmp_path)
+
+    assert mixer.get_active_adapters() == ["a"]
+    assert_same(values(pipe), mixed)
+    assert not any(tmp_path.iterdir())
+    mixer.set_mix(mix)
+    LOCKING[word](pipe.unet, tmp_path)
+    LOCKING[word](plain.unet, tmp_path)
+    assert mixer.get_active_adapters() == ["a"]
+    mixer.disable_lora()
+    if word != "files":
+        for found, wanted in zip(pipe.unet.parameters(), plain.unet.parameters(), strict=True):
+            assert found.dtype == wanted.dtype
+            assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_after_pipeline_sequential_offload(way: str) -> None:
     pipe = tiny_sd()
