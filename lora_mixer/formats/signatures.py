@@ -99,7 +99,8 @@ def _decoded(first: bytes) -> str | None:
     if marked is not None:
         mark, name = marked
         return _read(first[len(mark) :], name)
-    texts = (_read(first, name) for name in _UNMARKED)
+    names = _UNMARKED if len(first) > _HEADER else _UNMARKED[:1]  # a header's length begins as UTF-16 does
+    texts = (_read(first, name) for name in names)
     # nearly any bytes are UTF-16: without a mark it is told by ASCII at its start
     found = next((text for text in texts if text and (text[:_TELLING].isascii() or _is_utf8(first))), None)
     if found is not None:
