@@ -615,7 +615,13 @@ class LoraMixer:
             AdapterNameError: When there is no such adapter, or it was not loaded to be trained.
 
         Example:
-            >>> torch.save(mixer.training_state("mine"), "state.pt")  # doctest: +SKIP
+            >>> import torch
+            >>> from lora_mixer import AdaLoraConfig, LoraMixer
+            >>> mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+            >>> config = AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["0"])
+            >>> _ = mixer.add_adapter(config, "mine")
+            >>> sorted(name.rpartition(".")[2] for name in mixer.training_state("mine"))
+            ['lora_A', 'lora_B', 'lora_E']
         """
         with self._look() as state:
             learnt = _learnt(state, adapter_name, "training_state")
@@ -634,7 +640,13 @@ class LoraMixer:
             MatchError: When they are of another adapter; nothing is changed then.
 
         Example:
-            >>> mixer.load_training_state("mine", torch.load("state.pt"))  # doctest: +SKIP
+            >>> import torch
+            >>> from lora_mixer import AdaLoraConfig, LoraMixer
+            >>> mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+            >>> config = AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["0"])
+            >>> _ = mixer.add_adapter(config, "mine")
+            >>> state = mixer.training_state("mine")  # a file of its own beside the optimizer's
+            >>> mixer.load_training_state("mine", state)
         """
         with self._look() as held:
             learnt = _learnt(held, adapter_name, "load_training_state")

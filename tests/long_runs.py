@@ -110,7 +110,7 @@ class Person:
 
     def picture(self, seed: int, *, leave: bool) -> str:
         """Ask for a picture and wait until it is there, or leave before."""
-        data = ["a castle", "ink:0.5", seed, 2, 3.0, 64, 64, "", 1]
+        data = ["a castle", "ink:0.5", seed, 2, 3.0, 64, 64, "", 1, "", "", 0]
         body = {"fn_index": self.make, "data": data, "session_hash": self.name, "trigger_id": 1}
         with httpx.Client(timeout=120) as client:
             client.post(f"{self.url}gradio_api/queue/join", json=body).raise_for_status()

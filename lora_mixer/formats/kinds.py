@@ -330,28 +330,30 @@ def builder(name: str) -> Callable[[ModuleTensors], LayerWeights]:
     return found
 
 
-@cache
 def shared_roles() -> frozenset[str]:
     """Return the roles whose tensors serve all modules of a component."""
-    return frozenset(role for kind in KINDS.values() for role in kind.shared)
+    return _roles(tuple(KINDS), "shared")
 
 
-@cache
 def whole_numbers() -> frozenset[str]:
     """Return the roles that hold whole numbers."""
-    return frozenset(role for kind in KINDS.values() for role in kind.whole_numbers)
+    return _roles(tuple(KINDS), "whole_numbers")
 
 
-@cache
 def peft_types() -> frozenset[str]:
     """Return what ``peft_type`` may be."""
     return frozenset(name for kind in KINDS.values() for name in kind.peft_types)
 
 
-@cache
 def peft_fields() -> frozenset[str]:
     """Return the fields of configurations that single algorithms know."""
     return frozenset(name for kind in KINDS.values() for name in kind.peft_fields)
+
+
+@cache
+def _roles(names: tuple[str, ...], which: str) -> frozenset[str]:
+    """Return the roles of kinds that are in a field of theirs; files ask for each of thousands of keys."""
+    return frozenset(role for name in names for role in getattr(KINDS[name], which))
 
 
 @cache

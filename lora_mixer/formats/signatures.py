@@ -37,6 +37,10 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codec
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # fmt: skip
 _UNMARKED = ("utf-8", "utf-16-le", "utf-16-be")
 _SHOWN, _TELLING = 40, 8
+_HEADER = 8
+"""Where the table of a safetensors file begins."""
+_DIFFERENT = 4
+"""Letters that a text has at least."""
 
 
 def is_pickle(first: bytes) -> bool:
@@ -76,7 +80,7 @@ def text_kind(first: bytes) -> str | None:
         >>> text_kind("Доступ запрещён".encode())
         "a text ('Доступ запрещён'...); download the file itself"
     """
-    text = _decoded(first)
+    text = _decoded(first) if len(first) > 1 else None  # one letter tells nothing
     start = "" if text is None else text.lstrip()
     if not start:
         return None
@@ -100,7 +104,13 @@ def _decoded(first: bytes) -> str | None:
     found = next((text for text in texts if text and (text[:_TELLING].isascii() or _is_utf8(first))), None)
     if found is not None:
         return found
-    return first.decode("latin-1") if first and not any(_is_control(chr(byte)) for byte in first) else None
+    return first.decode("latin-1") if _may_be_letters(first) else None
+
+
+def _may_be_letters(first: bytes) -> bool:
+    """Say whether bytes may be a text in 8 bits: no control characters, and not one byte again and again, or a damaged header."""
+    plain = not any(_is_control(chr(byte)) for byte in first)
+    return plain and first[_HEADER : _HEADER + 1] != b"{" and len(set(first)) >= _DIFFERENT
 
 
 def _read(raw: bytes, name: str) -> str | None:
