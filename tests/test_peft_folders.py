@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_mixer import LoraMixer, UnsupportedAdapterError, read_adapter
+from lora_mixer import LoraMixer, SourceError, UnsupportedAdapterError, read_adapter
 
 
 class Small(nn.Module):
@@ -198,6 +198,34 @@ def test_a_folders_name_says_which_component_is_meant(part, how, tmp_path):
     source, options = (tmp_path, {"subfolder": part}) if how == "subfolder" else (tmp_path / part, {})
     report = LoraMixer(pipe).load_lora_weights(source, adapter_name="a", **options)
     assert [each.component for each in report.components] == [part]
+
+
+@pytest.mark.parametrize("lost", ["unet", "text_encoder_2", "prior"])
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_a_component_whose_configuration_is_lost_is_not_left_out_without_a_word(lost, weights, tmp_path):
+    pipe = _Twins(*PARTS)
+    for part in PARTS:
+        _component_folder(tmp_path / part, (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    (tmp_path / lost / "adapter_config.json").unlink()
+    (tmp_path / lost / "adapter_model.safetensors").rename(tmp_path / lost / weights)
+    before = {part: pipe.components[part]["proj"].weight.clone() for part in PARTS}
+    mixer = LoraMixer(pipe)
+    with pytest.raises(SourceError, match=rf"{lost}/{weights}: expected adapter_config\.json.*subfolder="):
+        mixer.load_lora_weights(tmp_path, adapter_name="a")
+    assert all(torch.equal(pipe.components[part]["proj"].weight, before[part]) for part in PARTS)
+    kept = next(part for part in PARTS if part != lost)
+    report = mixer.load_lora_weights(tmp_path, adapter_name="a", subfolder=kept)
+    assert [each.component for each in report.components] == [kept]
+
+
+def test_a_models_own_weights_beside_an_adapters_folder_are_no_lost_part(tmp_path):
+    pipe = _Twins("unet", "text_encoder")
+    _component_folder(tmp_path / "unet", (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    (tmp_path / "text_encoder").mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"):
+        save_file({"proj.weight": torch.randn(6, 6)}, tmp_path / "text_encoder" / name)
+    report = LoraMixer(pipe).load_lora_weights(tmp_path, adapter_name="a")
+    assert [each.component for each in report.components] == ["unet"]
 
 
 def test_a_folders_name_does_not_keep_a_file_from_another_pipeline(tmp_path):

@@ -127,13 +127,23 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
         ...            for name in ("adapter_config.json", "adapter_model.safetensors")]
         >>> component_files(folders, Request())
         ['text_encoder/adapter_model.safetensors', 'unet/adapter_model.safetensors']
+
+    Raises:
+        SourceError: A component's adapter has no configuration where others have theirs.
     """
     names = list(names)
-    found = []
+    found, bare = [], []
     for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
         if component_of(folder) and CONFIG_NAME in inside:
             found.append(f"{folder}/{choose_file(inside, folder, request)}")
+        elif component_of(folder):
+            bare += [f"{folder}/{name}" for name in candidates(inside, ADAPTER_SUFFIXES) if "/" not in name]
+    if found and bare:
+        raise SourceError(
+            f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(found, 5)} has; without it the scale is not known, "
+            "and the adapter would be loaded without this part. Put the file there, or name one component by subfolder="
+        )
     return found
 
 
