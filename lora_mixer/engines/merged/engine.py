@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
@@ -48,6 +49,7 @@ from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
 
 
 _READ_FROM_FILES = "its weights are read from files at each call (group offloading, offload_to_disk_path)"
+
+_FREE: AbstractContextManager[None] = nullcontext()
+"""Gradients are off already where weights are written: a guard for each of a thousand layers costs as much as small layers do."""
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -729,7 +734,7 @@ class MergedEngine(Engine):
             for entry, parts in plan.singles:
                 entry.weight.keep()  # where a module gets a weight of its own, that is made here
                 live = entry.weight.live
-                with writing(live):
+                with writing(live) if live.is_inference() else _FREE:
                     blend_weight(
                         live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
                     )
@@ -823,7 +828,7 @@ class MergedEngine(Engine):
         live = entry.bias.live
         base = entry.bias.keep().to(live.device, accumulator(live))
         change = bias_change(base, terms)
-        with writing(live):
+        with writing(live) if live.is_inference() else _FREE:
             write(live, base if change is None else base + change.to(base))
 
     def _drop_hooks(self) -> None:
