@@ -128,8 +128,11 @@ class Desk:
     def fill(self, prompt, seed=1, steps=STEPS, count=1):
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         for label, value in (("Seed", seed), ("Steps", steps), ("Pictures", count)):
-            self.page.get_by_label(label, exact=True).fill(str(value))
-            self.page.get_by_label(label, exact=True).blur()
+            field = self.page.get_by_label(label, exact=True).filter(
+                visible=True
+            )  # others have such fields, too
+            field.fill(str(value))
+            field.blur()
 
     def state(self, name, where="#stage"):
         return self.page.locator(f"{where} [data-state={name}]")

@@ -257,7 +257,7 @@ def test_ctrl_c_as_a_guard_of_torch_ends_leaves_torch_as_it_was(
                     )  # what its frames hold would put torch back later, in the middle of something
                 left = 0
             assert surroundings() == before
-    assert interrupted > 1
+    assert interrupted
     kept.clear()
     assert surroundings()[:2] == (True, False)
 

@@ -45,10 +45,10 @@ def answer(url, number, data, session):
 def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens(calls, app, monkeypatch):
     url, numbers = calls
     for number in range(40):
-        data = [f"flood {number}", "", number, 500, 3.0, 64, 64, "", 64]
+        data = [f"flood {number}", "", number, 500, 3.0, 64, 64, "", 64, "", "", 0]
         join(url, numbers["make"], data, f"flood{number}")
     assert "entries" in answer(url, numbers["adapters"], ["", "", "Name", 0], "reader")
-    refused = answer(url, numbers["make"], ["one more", "", 1, 500, 3.0, 64, 64, "", 1], "late")
+    refused = answer(url, numbers["make"], ["one more", "", 1, 500, 3.0, 64, 64, "", 1, "", "", 0], "late")
     assert "work for 32 sessions already" in refused
     monkeypatch.setattr(ui_jobs, "GRACE", 1.0)
     end = time.monotonic() + 120
@@ -187,7 +187,9 @@ def test_the_brake_lets_go_and_holds_each_address_alone():
 
 def test_answers_hold_no_path_of_the_server(calls, app):
     url, numbers = calls
-    found = answer(url, numbers["make"], ["a castle", "ink:0.5", 3, STEPS, 3.0, 64, 64, "", 1], "pathless")
+    found = answer(
+        url, numbers["make"], ["a castle", "ink:0.5", 3, STEPS, 3.0, 64, 64, "", 1, "", "", 0], "pathless"
+    )
     assert str(app.out) not in found
     name = max(app.pictures.glob("*.png")).name
     assert f'"url":"pictures/{name}"' in found.replace(" ", "")
