@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 
 from . import gallery
+from .ending import start_computing
 from .messages import FieldError, told
 from .thumbs import data_uri
 
@@ -190,7 +191,7 @@ class Jobs:
             if self._present is not None and not self._watching:
                 self._watching = True
                 threading.Thread(target=self._watch, name="absent sessions", daemon=True).start()
-        threading.Thread(target=self._run, args=(job,), name=f"work of {owner[:8]}", daemon=True).start()
+        start_computing(self._run, f"work of {owner[:8]}", (job,))
         return job, True
 
     async def result(self, owner: str, kind: str, label: str, work: Callable[[Job], Any]) -> Any:

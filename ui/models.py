@@ -17,6 +17,7 @@ from lora_mixer.mixes import BlockLayout, block_layouts
 from lora_mixer.pictures import find_models as models_in
 from lora_mixer.pictures import fitting_samplers, load_outline, own_defaults
 
+from .ending import start_computing
 from .messages import words_of
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ class Models:
             if self._problem is not None:
                 raise self._problem from None
         else:
-            thread = threading.Thread(target=self._load_first, name="model", daemon=True)
-            thread.start()
-            thread.join(START_WAIT)
+            start_computing(self._load_first, "model").join(START_WAIT)
 
     def _load_first(self) -> None:
         began = time.monotonic()

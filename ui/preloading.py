@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_mixer import PictureRequest
 
+from .ending import start_computing
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -87,8 +89,7 @@ class Preloader:
 
     def _go(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=_OWNER, daemon=True)
-            self._thread.start()
+            self._thread = start_computing(self._run, _OWNER)
 
     def _run(self) -> None:
         while True:
