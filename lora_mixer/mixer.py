@@ -20,7 +20,7 @@ from lora_mixer.binding import (
     refuse_unusable,
     without_effect,
 )
-from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.components import DENOISERS, TEXT_ENCODERS
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, KeepBase
 from lora_mixer.engines.denoiser.cuda_graph import captured
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
     from lora_mixer.writing.report import SaveReport
-
-_DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 
 
 class PartialMatchWarning(UserWarning):
@@ -1140,7 +1138,7 @@ class LoraMixer:
             parts = {
                 name: module
                 for name, module in callers(self.pipe).items()
-                if name in _DENOISERS and name not in TEXT_ENCODERS
+                if name in DENOISERS and name not in TEXT_ENCODERS
             }
             with captured(parts, state.controller.generation) as held:
                 yield held
@@ -1357,7 +1355,7 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
         if component not in components:
             raise MatchError(f"there is no component {component!r}; this pipeline has {there}")
         return component
-    found = next((name for name in _DENOISERS if name in components), None)
+    found = next((name for name in DENOISERS if name in components), None)
     if found is None and len(components) > 1:
         raise MatchError(
             f"say which component the adapter is for with component=...; this pipeline has {there}"

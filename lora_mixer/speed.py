@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_mixer import __version__
 from lora_mixer.binding import find_components
-from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.components import DENOISERS, TEXT_ENCODERS
 from lora_mixer.errors import MatchError, MixError
 from lora_mixer.mixer import LoraMixer
 from lora_mixer.mixes import Mix
@@ -31,7 +31,6 @@ __all__ = ["Measurement", "SpeedReport", "measure_speed"]
 
 Unit = Literal["seconds", "bytes", "times", "values"]
 _WEIGHTS = (0.7, -0.3, 0.5, 0.21, 0.9, 0.13, 0.37, 0.41)
-_DENOISERS = ("unet", "transformer", "transformer_2", "prior", "model")
 _UP = 0.02
 """The spread of random factors, whose changes are small beside most weights."""
 
@@ -283,7 +282,7 @@ def _random_files(pipe: Any, folder: Path, rank: int) -> list[Path]:
     shapes = {
         f"{part}.{path}": (layer.out_features, layer.in_features)
         for part, root in find_components(pipe).items()
-        if part in (*TEXT_ENCODERS, *_DENOISERS)
+        if part in (*TEXT_ENCODERS, *DENOISERS)
         for path, layer in root.named_modules()
         if isinstance(getattr(layer, "in_features", None), int)
     }

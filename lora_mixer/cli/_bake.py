@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._generate import mix_into
-from lora_mixer.cli._lora_option import read_options
+from lora_mixer.cli._lora_option import Loras, read_options
 from lora_mixer.cli._options import AsJson, Strict  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.cli._saying import say
@@ -20,14 +19,7 @@ from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at
 def bake(
     *,
     options: ModelOptions,
-    lora: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE[:WEIGHTS]",
-            help="F, F:0.7 or F:te=0.2,unet=0.9. May be given several times.",
-            autocompletion=adapters,
-        ),
-    ],
+    lora: Loras,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FOLDER", help="A folder that is not there yet.")
     ],

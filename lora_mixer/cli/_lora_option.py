@@ -5,14 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from lora_mixer.cli._completing import adapters
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_mixer.mixes import AdapterMix
+
+
+Loras = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FILE[:WEIGHTS]",
+        help="F, F:0.7 or F:te=0.2,unet=0.9. May be given several times.",
+        autocompletion=adapters,
+    ),
+]
+"""The option of commands that cannot do without adapters."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._completing import adapters, pictures
+from lora_mixer.cli._completing import pictures
 from lora_mixer.cli._generate import mix_into
-from lora_mixer.cli._lora_option import read_options
+from lora_mixer.cli._lora_option import Loras, read_options
 from lora_mixer.cli._options import AsJson, Strict, To  # noqa: TC001 -- typer reads them at runtime
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.cli._saying import say
@@ -31,14 +31,7 @@ def push(
     ],
     *,
     options: ModelOptions,
-    lora: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE[:WEIGHTS]",
-            help="F, F:0.7 or F:te=0.2,unet=0.9. May be given several times.",
-            autocompletion=adapters,
-        ),
-    ],
+    lora: Loras,
     form: Annotated[
         Form, typer.Option("--as", help="One adapter, or the model with the mix in its weights.")
     ] = Form.ADAPTER,
