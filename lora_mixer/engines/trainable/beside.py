@@ -20,12 +20,15 @@ from lora_mixer.engines.trainable.forms import (
     form_of,
     with_pairs_of_blocks,
 )
+from lora_mixer.engines.trainable.joined import can_join, joined
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.engines.trainable.forms import Form
+    from lora_mixer.engines.trainable.joined import Terms
+    from lora_mixer.engines.trainable.together import Together
 
     Rows = slice | torch.Tensor
     """Rows of a batch: those beside each other, or their indices."""
@@ -51,6 +54,8 @@ class Beside:
         self._confined: list[LayerWeights] = []
         self._rows: Sequence[int] | None = None
         self._pieces: dict[int, list[tuple[int, Rows]]] = {}
+        self._blocks_by_batch: dict[int, tuple[int, ...] | None] = {}
+        self.together: Together | None = None
 
     def add(
         self,
@@ -91,9 +96,75 @@ class Beside:
 
     def show(self, rows: Sequence[int] | None) -> None:
         """Take the mix of each row of the calls to come; None where there is one for all."""
-        self._rows, self._pieces = rows, {}
+        self._rows, self._pieces, self._blocks_by_batch = rows, {}, {}
         if rows is not None:  # now, and not where a compiler looks on
             self._pieces[len(rows)] = self._told_apart(rows, len(rows))
+
+    @property
+    def can_join(self) -> bool:
+        """Whether the module's own product and what adapters add to it may be one operation."""
+        forms = [form for form, _ in self._forms]
+        alone = self._is_alone and not self._wholes and not self._confined
+        return alone and bool(forms) and all(form.can_join for form in forms) and can_join(self.module)
+
+    def at_once(self, args: Any) -> torch.Tensor | None:
+        """Return the output of inputs with the adapters' part; None where it is made of the module's own."""
+        x = args[0] if len(args) == 1 else None
+        if not isinstance(x, torch.Tensor):
+            return None
+        pieces = self._blocks_of(len(x)) if x.ndim else None
+        if pieces is None:
+            return None
+        kind = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+        ready = self.together.take(self, pieces, kind) if self.together is not None else None
+        terms = self.terms(pieces)
+        return None if terms is None else joined(self.module, x, terms, ready)
+
+    def _blocks_of(self, batch: int) -> tuple[int, ...] | None:
+        """Return the mix of each block of rows; None where these are of other sizes, or not beside each other."""
+        if self._rows is None:
+            return (0,)
+        if batch not in self._blocks_by_batch:
+            found = self._pieces_of(batch)
+            sizes = {rows.stop - rows.start if isinstance(rows, slice) else 0 for _, rows in found}
+            equal = len(sizes) == 1 and sizes != {0}
+            self._blocks_by_batch[batch] = tuple(mix for mix, _ in found) if equal else None
+        return self._blocks_by_batch[batch]
+
+    def versions(self, pieces: Sequence[int]) -> list[int]:
+        """Return how often each of the factors of blocks has been written to, as far as torch counts that."""
+        return [
+            tensor._version  # noqa: SLF001 -- how torch tells
+            for mix in pieces
+            for form, gains in self._forms
+            if gains[mix]
+            for tensor in form.weights.tensors()
+            if not tensor.is_inference()
+        ]
+
+    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
+        """
+        Return what is added to each of equal blocks of rows; None where that cannot be one operation with the module's own product.
+
+        Args:
+            pieces: The mix of each block.
+        """
+        found = []
+        for mix in pieces:
+            active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
+            term = active[0][0].terms(active[0][1] * self.scale) if len(active) == 1 else None
+            if term is None or (len(pieces) > 1 and term.turn is not None):
+                return None
+            found.append(term)
+        first = found[0]
+        same = all(
+            (one.down.shape, one.down.dtype, one.up.dtype)
+            == (first.down.shape, first.down.dtype, first.up.dtype)
+            for one in found
+        )
+        return found if same else None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
