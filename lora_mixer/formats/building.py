@@ -67,9 +67,10 @@ def build_layers(
     if problems:
         state = "cannot be applied" if unsupported else "are broken"
         listed = first_of([str(problem) for problem in problems], _SHOWN, between="\n  ", last="\n  ")
-        msg = f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}"
         kind = UnsupportedAdapterError if unsupported else InvalidAdapterError
-        raise kind(msg, file=label, problems=problems)
+        raise kind(
+            f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}", file=label, problems=problems
+        )
     return tuple(layers)
 
 
@@ -166,8 +167,8 @@ def _parameters(
         spelled = [f"{owner}.{name}" for owner in owners]
         if rule is None or not any(s == str(e) or s.endswith(f".{e}") for s in spelled for e in names):
             continue
-        alpha, own = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
-        divisor = math.sqrt(own) if rule.rank_stabilised else own
+        alpha, own_rank = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
+        divisor = math.sqrt(own_rank) if rule.rank_stabilised else own_rank
         parameters.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
     return tuple(parameters)
 

@@ -142,15 +142,15 @@ def split_component(spelling: str) -> tuple[Target, str]:
         front = _front_of(module, hint, flat=flat)
         if front is None:
             break
-        prefix, named, found = front
+        prefix, named, marked = front
         module = module[len(prefix) :]
         if named is not None:
             hint = hint or named
-        layout = found if layout == "plain" or found == "peft" else layout
+        layout = marked if layout == "plain" or marked == "peft" else layout
         flat = flat or prefix.endswith("_")
-        if found == "plain" or (found == "peft" and hint is None):
+        if marked == "plain" or (marked == "peft" and hint is None):
             written = module if hint is None else written
-            if found == "peft":
+            if marked == "peft":
                 seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
         seen.append(module)
     module = _unwrapped_inside(module, flat=flat)
@@ -173,8 +173,8 @@ def behind(front: str, spelling: str) -> str:
     """
     flat, module = front.endswith("_"), spelling
     wrappers = [wrapper.replace(".", "_") if flat else wrapper for wrapper in _WRAPPERS]
-    while (found := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
-        module = module[len(found) :]
+    while (before := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+        module = module[len(before) :]
     return _unwrapped_inside(module, flat=flat)
 
 

@@ -187,8 +187,8 @@ def trained(
             if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
-                own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
-                parameters[key] = nn.Parameter(own.clone())
+                start = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
+                parameters[key] = nn.Parameter(start.clone())
             held = parameters[key]
             same = tensor.shape == held.shape and tensor.stride() == held.stride()
             return held if same else held.as_strided(tensor.shape, tensor.stride())
