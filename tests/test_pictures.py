@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from lora_mixer import (
 )
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import heading_for, noise_levels
+from tests.models import tiny_sdxl
 
 STEPS = 2
 
@@ -326,3 +328,21 @@ def test_pictures_that_need_another_call_share_no_batch(change):
     asked = [PictureRequest("a"), PictureRequest("b", **change), PictureRequest("c", seed=1)]
 
     assert batches(asked, 4) == [[0, 2], [1]]
+
+
+def test_a_picture_of_sdxl_in_halves_says_nothing_that_nobody_can_change(caplog):
+    mixer = LoraMixer(tiny_sdxl().to(torch.float16))
+    mixer.pipe.vae.register_to_config(force_upcast=True)
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addHandler(caplog.handler)
+    caplog.clear()  # what making the pipeline said
+    try:
+        PictureMaker(mixer).make([PictureRequest("a cat", seed=1, steps=1, width=32, height=32)])
+        assert caplog.messages == []
+        mixer.pipe.vae._keep_in_fp32_modules = ["decoder"]
+        PictureMaker(mixer).make([PictureRequest("a cat", seed=1, steps=1, width=32, height=32)])
+    finally:
+        logger.removeHandler(caplog.handler)
+
+    assert any("kept in float32: ['decoder']" in message for message in caplog.messages)
+    assert logger.filters == []
