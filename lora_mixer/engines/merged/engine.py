@@ -28,6 +28,7 @@ from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
+from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
@@ -731,15 +732,7 @@ class MergedEngine(Engine):
             slot.blended = True
         with exact_matmul():
             plan.groups.write(flat)
-            for entry, parts in plan.singles:
-                entry.weight.keep()  # where a module gets a weight of its own, that is made here
-                live = entry.weight.live
-                with writing(live) if live.is_inference() else _FREE:
-                    blend_weight(
-                        live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
-                    )
-                if isinstance(entry.weight, TiedUse):
-                    self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
+            self._write_singles(plan.singles, flat)
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
@@ -749,6 +742,25 @@ class MergedEngine(Engine):
         if not self._is_pruned:
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
+
+    def _write_singles(self, singles: Sequence[tuple[_Touched, list[_Part]]], flat: Sequence[float]) -> None:
+        writes: list[Callable[[], None]] = []
+        weights = 0
+        for entry, parts in singles:
+            entry.weight.keep()  # where a module gets a weight of its own, that is made here
+            live, terms = entry.weight.live, [p.term(flat) for p in parts]
+            blend = partial(blend_weight, live, entry.weight.keep(), terms, transposed=entry.transposed)
+            if live.is_inference():
+                with writing(live):
+                    blend()
+            elif live.device.type == "cpu" and all(term.pair is not None for term in terms):
+                writes.append(blend)  # the changes of others may share what they compute
+                weights += live.numel()
+            else:
+                blend()
+            if isinstance(entry.weight, TiedUse):
+                self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
+        on_all_cores(writes, weights)
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
