@@ -28,7 +28,7 @@ from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
-from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
+from lora_mixer.formats.fronts import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of

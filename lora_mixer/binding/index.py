@@ -11,7 +11,7 @@ from lora_mixer.families import counted_names, family_of_class, flatten, may_be_
 from lora_mixer.families.earlier_names import earlier_names
 from lora_mixer.families.text_names import is_clip, text_names
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import Dora, LayerWeights, ModuleTensors, Stack
+from lora_mixer.algorithms.table import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
-from lora_mixer.formats.kinds import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from lora_mixer.formats.fronts import Target
     from lora_mixer.formats.grouping import ModuleKeys
-    from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
 
 _OUT_OF_ATTENTION = ".base_layer.out_proj"

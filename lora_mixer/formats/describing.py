@@ -26,8 +26,8 @@ from lora_mixer.sources import find_sidecars
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from lora_mixer.formats.fronts import Target
     from lora_mixer.formats.header import Header
-    from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
     from lora_mixer.sources import AdapterSource

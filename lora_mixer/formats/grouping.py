@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lora_mixer.algorithms.table import shared_roles
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
-from lora_mixer.formats.kinds import shared_roles
+from lora_mixer.formats.fronts import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
-from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.problem import Remark, UnusedReason
 from lora_mixer.word_keys import token_of
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.algorithms.table import peft_fields, peft_types
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
-from lora_mixer.formats.kinds import peft_fields, peft_types
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.fronts import Target
 
 HEADER_KEY = "lora_adapter_metadata"
 

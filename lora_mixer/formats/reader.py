@@ -24,9 +24,9 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
+from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
-from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lora_mixer.errors import AdapterConfigError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.peft_config import scale_rule
 from lora_mixer.fresh.eva import spread
 from lora_mixer.fresh.kinds.lora import EvaConfig

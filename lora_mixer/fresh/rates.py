@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import AdapterConfigError
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown

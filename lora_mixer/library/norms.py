@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.fronts import Target
 
 _BLOCK = re.compile(
     r"(?:^|[._])(?:(down|up)_blocks[._](\d+)|(mid)_block|(input|output)_blocks[._](\d+)|(middle)_block"

@@ -10,7 +10,7 @@ import torch
 from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.rank_allocation import Importance, Schedule, kept, orthogonality, triplet_scores
 from lora_mixer.errors import MatchError, PipelineStateError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ import torch
 
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_named
-from lora_mixer.formats.names import COMPONENT_KEY
+from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors

@@ -1,7 +1,7 @@
 """
 Every algorithm as files hold it: how its keys end, what PEFT calls it, and what builds it.
 
-A new algorithm is a file in :mod:`lora_mixer.algorithms` and a row here. Headers are read by these rows too, so nothing here
+A new algorithm is a file beside this one and a row here. Headers are read by these rows too, so nothing here
 imports torch; builders are named, not imported.
 """
 
