@@ -94,8 +94,8 @@ class _Within:
         if hook is None:
             return type(module).forward(module, *args, **kwargs)
         given = args or tuple(kwargs.values())
-        if not torch.compiler.is_compiling() and (found := hook.at_once(given)) is not None:
-            return found
+        if not torch.compiler.is_compiling() and (output := hook.at_once(given)) is not None:
+            return output
         return hook(module, given, type(module).forward(module, *args, **kwargs))
 
 

@@ -127,10 +127,10 @@ class Beside:
         if self._rows is None:
             return (0,)
         if batch not in self._blocks_by_batch:
-            found = self._pieces_of(batch)
-            sizes = {rows.stop - rows.start if isinstance(rows, slice) else 0 for _, rows in found}
+            parts = self._pieces_of(batch)
+            sizes = {rows.stop - rows.start if isinstance(rows, slice) else 0 for _, rows in parts}
             equal = len(sizes) == 1 and sizes != {0}
-            self._blocks_by_batch[batch] = tuple(mix for mix, _ in found) if equal else None
+            self._blocks_by_batch[batch] = tuple(mix for mix, _ in parts) if equal else None
         return self._blocks_by_batch[batch]
 
     def versions(self, pieces: Sequence[int]) -> list[int]:
@@ -151,20 +151,20 @@ class Beside:
         Args:
             pieces: The mix of each block.
         """
-        found = []
+        terms = []
         for mix in pieces:
             active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
             term = active[0][0].terms(active[0][1] * self.scale) if len(active) == 1 else None
             if term is None or (len(pieces) > 1 and term.turn is not None):
                 return None
-            found.append(term)
-        first = found[0]
+            terms.append(term)
+        first = terms[0]
         same = all(
             (one.down.shape, one.down.dtype, one.up.dtype)
             == (first.down.shape, first.down.dtype, first.up.dtype)
-            for one in found
+            for one in terms
         )
-        return found if same else None
+        return terms if same else None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""
@@ -177,7 +177,7 @@ class Beside:
         blocks = self._blocks(pieces, args[0], output)
         if blocks is not None:
             return blocks
-        found = [
+        outputs = [
             self._with(
                 module,
                 tuple(arg[rows] if _has_rows(arg, batch) else arg for arg in args),
@@ -187,13 +187,13 @@ class Beside:
             for mix, rows in pieces
         ]
         if all(isinstance(rows, slice) for _, rows in pieces):
-            return torch.cat(found)
+            return torch.cat(outputs)
         places = torch.cat([rows for _, rows in pieces if isinstance(rows, torch.Tensor)])
-        return torch.empty_like(output).index_copy(0, places, torch.cat(found))
+        return torch.empty_like(output).index_copy(0, places, torch.cat(outputs))
 
     def _with(self, module: nn.Module, args: Any, output: Any, mix: int) -> Any:
         """Return the output of rows that all have one mix."""
-        own = output
+        plain = output
         active = [(form, gains[mix]) for form, gains in self._wholes if gains[mix]]
         if active:
             table: dict[str, torch.Tensor] = {}
@@ -204,7 +204,7 @@ class Beside:
             output = changed if self._is_alone else output + (changed - module.forward(*args))
         for form, gains in self._forms:
             if gains[mix]:
-                output = form.added(args[0], output, own, gains[mix] * self.scale)
+                output = form.added(args[0], output, plain, gains[mix] * self.scale)
         return output
 
     def _blocks(
@@ -243,13 +243,13 @@ class Beside:
             MixError: When it cannot be told.
         """
         rows = torch.tensor(given)
-        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
-        if found is None:
+        by_row = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if by_row is None:
             raise MixError(
                 f"{self.component}.{self.path}: got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be "
                 "told apart"
             )
-        owners = found.expand(batch).tolist()
+        owners = by_row.expand(batch).tolist()
         starts = [place for place in range(batch) if place == 0 or owners[place] != owners[place - 1]]
         if len(starts) == len(set(owners)):  # rows of one mix lie beside each other
             stops = [*starts[1:], batch]

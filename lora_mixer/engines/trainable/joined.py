@@ -123,16 +123,17 @@ def made_ready(layers: Sequence[Sequence[Terms]], kind: torch.dtype) -> list[Rea
     """
     stacks = [half for terms in layers for half in zip(*(one.factors for one in terms), strict=True)]
     cast = _all_cast(stacks, kind)
-    found = [Ready(down, up) for down, up in zip(cast[::2], cast[1::2], strict=True)]
+    ready = [Ready(down, up) for down, up in zip(cast[::2], cast[1::2], strict=True)]
     turned = [
         (place, terms[0], turn) for place, terms in enumerate(layers) if (turn := terms[0].turn) is not None
     ]
     if not turned:
-        return found
+        return ready
     parts = []
     for place, (down, up, scale, _), turn in turned:
-        own, ready = turn.weight, found[place].down
-        met = _product(own, (ready if ready.dtype is own.dtype else down.to(own.dtype)).T, up.dtype)
+        weight, short = turn.weight, ready[place].down
+        narrow = short if short.dtype is weight.dtype else down.to(weight.dtype)
+        met = _product(weight, narrow.T, up.dtype)
         parts.append(RankParts(turn.squares, met, up, down, scale))
     lengths = lengths_in_ranks(parts)
     kinds = [
@@ -145,26 +146,26 @@ def made_ready(layers: Sequence[Sequence[Terms]], kind: torch.dtype) -> list[Rea
         shifts = (torch.stack([turn.magnitude for turn in turns]).to(divisors) / divisors - 1).to(kind)
         for place, shift, divisor in zip(places, shifts, divisors, strict=True):
             layer = turned[place][0]
-            found[layer] = found[layer]._replace(shift=shift, divisor=divisor)
-    return found
+            ready[layer] = ready[layer]._replace(shift=shift, divisor=divisor)
+    return ready
 
 
 def _all_cast(stacks: Sequence[Sequence[torch.Tensor]], kind: torch.dtype) -> list[torch.Tensor]:
     """Return tensors of one shape as one each, in a type; all that is not in it yet goes there by one operation for each device."""
-    apart_ = [place for place, stack in enumerate(stacks) if stack[0].dtype is not kind]
-    found = {
+    short = [place for place, stack in enumerate(stacks) if stack[0].dtype is not kind]
+    whole = {
         place: stack[0] if len(stack) == 1 else torch.stack(tuple(stack))
         for place, stack in enumerate(stacks)
         if stack[0].dtype is kind
     }
-    for places in alike([(stacks[place][0].dtype, stacks[place][0].device) for place in apart_]):
-        members = [apart_[place] for place in places]
+    for places in alike([(stacks[place][0].dtype, stacks[place][0].device) for place in short]):
+        members = [short[place] for place in places]
         flat = torch.cat([one.reshape(-1) for place in members for one in stacks[place]]).to(kind)
         sizes = [len(stacks[place]) * stacks[place][0].numel() for place in members]
         for place, piece in zip(members, torch.split(flat, sizes), strict=True):
             shape = stacks[place][0].shape
-            found[place] = piece.view(shape if len(stacks[place]) == 1 else (len(stacks[place]), *shape))
-    return [found[place] for place in range(len(stacks))]
+            whole[place] = piece.view(shape if len(stacks[place]) == 1 else (len(stacks[place]), *shape))
+    return [whole[place] for place in range(len(stacks))]
 
 
 def type_of(x: torch.Tensor, terms: Terms, weight: torch.Tensor) -> torch.dtype | None:
@@ -243,11 +244,11 @@ class _Joined(torch.autograd.Function):
         *factors: torch.Tensor,
     ) -> torch.Tensor:
         kind, (down, up, shift, divisor) = x.dtype, ready
-        own, added = weight.to(kind), None if bias is None or shift is not None else bias.to(kind)
+        clean, added = weight.to(kind), None if bias is None or shift is not None else bias.to(kind)
         if kept is None:
-            hidden, out = _linear(x, own, added, down, up, scales)
+            hidden, out = _linear(x, clean, added, down, up, scales)
         else:
-            hidden, out = _convolution(x, own, added, down, up, scales, kept)
+            hidden, out = _convolution(x, clean, added, down, up, scales, kept)
         turned = None
         if shift is not None:
             # the shift is small: a short type rounds the change only
@@ -278,11 +279,11 @@ class _Joined(torch.autograd.Function):
         )
         single = len(scales) == 1
         halves = (*((of_down,) if single else of_down.unbind()), *((of_up,) if single else of_up.unbind()))
-        found = [
+        of_factors = [
             one.view_as(like) if need else None
             for one, like, need in zip(halves, factors, wanted[7:], strict=True)
         ]
-        return (of_x, *fixed, of_magnitude, None, *fixed, *found)
+        return (of_x, *fixed, of_magnitude, None, *fixed, *of_factors)
 
 
 def apart(
@@ -338,8 +339,8 @@ def _again(
     shift = None if divisor is None else seen[1].to(divisor) / divisor - 1
     out = apart(seen[0], weight, ctx.bias, shift, ctx.kept, ctx.scales, *seen[2:])
     asked = [one for one, need in zip(seen, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(out, asked, g, create_graph=True))
-    of_x, of_magnitude, *others = [next(found) if need else None for need in needs]
+    gradients = iter(torch.autograd.grad(out, asked, g, create_graph=True))
+    of_x, of_magnitude, *others = [next(gradients) if need else None for need in needs]
     return (of_x, None, None, of_magnitude, None, None, None, *others)
 
 
@@ -447,8 +448,8 @@ def _convolution_back(
     inner = inner.reshape(*inner.shape[:2], *g.shape[2:])
     of_x, of_down, _ = back(inner, x, kernel, None, *map(list, kept), False, zeros, 1, [wants_x, True, False])
     if wants_x:
-        own, _, _ = back(g, x, weight, None, *map(list, kept), False, zeros, 1, [True, False, False])
-        of_x = own.add_(of_x)
+        through, _, _ = back(g, x, weight, None, *map(list, kept), False, zeros, 1, [True, False, False])
+        of_x = through.add_(of_x)
     of_down = of_down.reshape(blocks, rank, -1).to(to)
     return (of_x, of_down[0], of_up[0]) if blocks == 1 else (of_x, of_down, of_up)
 
@@ -468,9 +469,9 @@ def _of_own_block(hidden: torch.Tensor, blocks: int) -> torch.Tensor:
     if blocks == 1:
         return hidden
     rows, ranks, n = hidden.shape
-    apart_ = hidden.view(blocks, rows // blocks, blocks, ranks // blocks, n)
-    own = apart_.diagonal(dim1=0, dim2=2).permute(3, 0, 1, 2)  # (blocks, rows of one, rank, n)
-    return own.reshape(rows, ranks // blocks, n)
+    by_block = hidden.view(blocks, rows // blocks, blocks, ranks // blocks, n)
+    diagonal = by_block.diagonal(dim1=0, dim2=2).permute(3, 0, 1, 2)  # (blocks, rows of one, rank, n)
+    return diagonal.reshape(rows, ranks // blocks, n)
 
 
 def _of_rows(up: torch.Tensor, rows: int) -> torch.Tensor:
@@ -506,8 +507,8 @@ def _product(left: torch.Tensor, right: torch.Tensor, to: torch.dtype) -> torch.
         return left @ right
     if to is torch.float32 and left.is_cuda and _sums_wide(left.dtype):
         product = torch.mm if left.ndim == 2 else torch.bmm
-        found: torch.Tensor = product(left, right, out_dtype=to)
-        return found
+        summed: torch.Tensor = product(left, right, out_dtype=to)
+        return summed
     return (left @ right).to(to)
 
 

@@ -9,7 +9,7 @@ by the steps of all optimizers, since fused ones raise no counter.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.engines.trainable.beside import Beside
-    from lora_mixer.engines.trainable.joined import Ready
+    from lora_mixer.engines.trainable.joined import Ready, Terms
+
+
+class Joining(Protocol):
+    """What stands beside a layer and is one operation with it."""
+
+    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
+        """Return what is added to each of equal blocks of rows, or None."""
+
+    def versions(self, pieces: Sequence[int]) -> list[int]:
+        """Return how often each of the factors has been written to."""
 
 
 class _Steps:
@@ -59,7 +68,7 @@ class Together:
         layers: What stands beside the component's layers.
     """
 
-    def __init__(self, layers: Sequence[Beside]) -> None:
+    def __init__(self, layers: Sequence[Joining]) -> None:
         """Start outside of a call."""
         self._layers = layers
         self._is_new = False
@@ -72,7 +81,7 @@ class Together:
             self._is_new = True
             self._made = {}
 
-    def take(self, layer: Beside, pieces: tuple[int, ...], kind: torch.dtype) -> Ready | None:
+    def take(self, layer: Joining, pieces: tuple[int, ...], kind: torch.dtype) -> Ready | None:
         """
         Return what a layer computes with, once for each call of the component; None where it has to make its own.
 
@@ -92,15 +101,15 @@ class Together:
     @torch.no_grad()
     def _make(self, pieces: tuple[int, ...], kind: torch.dtype) -> None:
         """Make what all layers need for a call whose rows have these mixes."""
-        found = [(layer, terms) for layer in self._layers if (terms := layer.terms(pieces)) is not None]
+        asking = [(layer, terms) for layer in self._layers if (terms := layer.terms(pieces)) is not None]
         self._of = _circumstances(kind)
-        if not found:
+        if not asking:
             return
-        with torch.autocast(found[0][1][0].down.device.type, enabled=False):
-            ready = made_ready([terms for _, terms in found], kind)
+        with torch.autocast(asking[0][1][0].down.device.type, enabled=False):
+            ready = made_ready([terms for _, terms in asking], kind)
         self._made = {
-            id(layer): _Made(pieces, own, layer.versions(pieces))
-            for (layer, _), own in zip(found, ready, strict=True)
+            id(layer): _Made(pieces, part, layer.versions(pieces))
+            for (layer, _), part in zip(asking, ready, strict=True)
         }
 
 
