@@ -116,10 +116,9 @@ def operations(model: nn.Module) -> int:
     return seen.count
 
 
-@pytest.mark.parametrize(("dora", "share"), [(False, 0.6), (True, 0.5)])
-def test_a_step_takes_fewer_operations_than_that_of_peft(dora: bool, share: float) -> None:
+def test_a_step_of_dora_takes_half_the_operations_of_peft() -> None:
     config = peft.LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], use_dora=dora
+        r=4, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], use_dora=True
     )
     base = build("llama").bfloat16().requires_grad_(False)
     base.get_input_embeddings().weight.requires_grad_()
@@ -131,27 +130,14 @@ def test_a_step_takes_fewer_operations_than_that_of_peft(dora: bool, share: floa
     own = operations(base)
     mine, other = operations(ours) - own, operations(theirs) - own
 
-    assert 0 < mine < share * other, (mine, other)
+    assert 0 < mine < 0.5 * other, (mine, other)
 
 
-def test_several_adapters_in_a_batch_take_few_more_operations_than_one() -> None:
-    model = build("llama")
-    mixer = LoraMixer(model)
-    names = [f"a{number}" for number in range(len(inputs("llama")["input_ids"]))]
-    for name in names:
-        mixer.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "up_proj"]), name)
-    alone = operations(model)
-    mixer.set_mix([{name: 1.0} for name in names], guidance_copies=1)
-
-    assert len(names) > 1
-    assert operations(model) < 1.1 * alone
-
-
-def trained(**fields: Any) -> tuple[nn.Module, LoraMixer, dict[str, nn.Parameter]]:
+def trained() -> tuple[nn.Module, LoraMixer, dict[str, nn.Parameter]]:
     """Return a model with a stirred adapter in training."""
     model = build("llama")
     mixer = LoraMixer(model)
-    mixer.add_adapter(LoraConfig(r=3, target_modules=["q_proj", "up_proj"], **fields), "mine")
+    mixer.add_adapter(LoraConfig(r=3, target_modules=["q_proj", "up_proj"], use_dora=True), "mine")
     parameters = dict(mixer.named_trainable_parameters("mine"))
     torch.manual_seed(2)
     with torch.no_grad():
@@ -164,12 +150,11 @@ def layers_of(model: nn.Module) -> Sequence[nn.Module]:
     return [module for path, module in model.named_modules() if path.endswith(("q_proj", "up_proj"))]
 
 
-@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("step", ["fused", "in place"])
 def test_factors_of_a_call_that_broke_off_are_not_those_of_a_part_that_is_called_later(
-    step: str, dora: bool
+    step: str,
 ) -> None:
-    model, _, parameters = trained(use_dora=dora)
+    model, _, parameters = trained()
     first, *_, last = layers_of(model)
     x = torch.randn(2, last.in_features)  # type: ignore[call-overload]
 
@@ -228,7 +213,7 @@ def test_transforms_of_torch_func_see_the_same_gradients() -> None:
 
 
 def test_two_calls_before_their_backward_passes_have_gradients_of_both() -> None:
-    model, _, parameters = trained(use_dora=True)
+    model, _, parameters = trained()
     one, other = inputs("llama"), {key: value.flip(0) for key, value in inputs("llama").items()}
     (output(model, one).square().mean() + 2 * output(model, other).tanh().mean()).backward()
     both = {key: p.grad.clone() for key, p in parameters.items() if p.grad is not None}

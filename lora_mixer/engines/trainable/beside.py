@@ -54,7 +54,6 @@ class Beside:
         self._confined: list[LayerWeights] = []
         self._rows: Sequence[int] | None = None
         self._pieces: dict[int, list[tuple[int, Rows]]] = {}
-        self._blocks_by_batch: dict[int, tuple[int, ...] | None] = {}
         self.together: Together | None = None
 
     def add(
@@ -96,7 +95,7 @@ class Beside:
 
     def show(self, rows: Sequence[int] | None) -> None:
         """Take the mix of each row of the calls to come; None where there is one for all."""
-        self._rows, self._pieces, self._blocks_by_batch = rows, {}, {}
+        self._rows, self._pieces = rows, {}
         if rows is not None:  # now, and not where a compiler looks on
             self._pieces[len(rows)] = self._told_apart(rows, len(rows))
 
@@ -112,26 +111,15 @@ class Beside:
         x = args[0] if len(args) == 1 else None
         if not isinstance(x, torch.Tensor):
             return None
-        pieces = self._blocks_of(len(x)) if x.ndim else None
-        if pieces is None:
+        if self._rows is not None:  # rows of several mixes are put together from their own outputs
             return None
+        pieces = (0,)
         kind = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
         ready = self.together.take(self, pieces, kind) if self.together is not None else None
         terms = self.terms(pieces)
         return None if terms is None else joined(self.module, x, terms, ready)
-
-    def _blocks_of(self, batch: int) -> tuple[int, ...] | None:
-        """Return the mix of each block of rows; None where these are of other sizes, or not beside each other."""
-        if self._rows is None:
-            return (0,)
-        if batch not in self._blocks_by_batch:
-            parts = self._pieces_of(batch)
-            sizes = {rows.stop - rows.start if isinstance(rows, slice) else 0 for _, rows in parts}
-            equal = len(sizes) == 1 and sizes != {0}
-            self._blocks_by_batch[batch] = tuple(mix for mix, _ in parts) if equal else None
-        return self._blocks_by_batch[batch]
 
     def versions(self, pieces: Sequence[int]) -> list[int]:
         """Return how often each of the factors of blocks has been written to, as far as torch counts that."""

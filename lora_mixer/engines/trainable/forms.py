@@ -148,7 +148,7 @@ class PairForm(Form):
         if self.taken is not None:
             left, right = self.taken
             total = with_pair(module, total, x, right, left, -1.0, shape)
-        moved = self.weights.bias_delta(None, gain)
+        moved = self.weights.bias_delta(None, gain) if self._adds_more else None
         return total if moved is None else total + spread(moved, total, shape).to(total.dtype)
 
     def pair(self) -> Factors:
@@ -156,18 +156,6 @@ class PairForm(Form):
         pair = self.weights.factors(self.layer.shape)
         assert pair is not None  # noqa: S101 -- kinds that are pairs
         return pair
-
-    @property
-    def can_join(self) -> bool:
-        """Where there is nothing beside the two products."""
-        return not self._adds_more
-
-    def terms(self, gain: float) -> Terms | None:
-        """Return the two products, where inputs are not dropped."""
-        if self.dropout and self.layer.module.training:
-            return None
-        pair = self.pair()
-        return Terms(pair.down, pair.up, gain * pair.scale)
 
     def __post_init__(self) -> None:
         """Look once for what there is beside the two products."""
