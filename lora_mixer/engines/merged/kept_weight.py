@@ -83,8 +83,12 @@ class KeptWeight:
     @property
     def _original(self) -> torch.Tensor | None:
         """What a parametrisation that came after the mix computes the weight from; None without one, or where it has another form."""
-        own = getattr(self.module, "parametrizations", {})
-        if self.attribute not in own or any(hasattr(step, "right_inverse") for step in own[self.attribute]):
+        own: Any = self.module._modules.get("parametrizations")  # noqa: SLF001 -- ten times faster than getattr
+        if (
+            own is None
+            or self.attribute not in own
+            or any(hasattr(step, "right_inverse") for step in own[self.attribute])
+        ):
             return None
         original = getattr(own[self.attribute], "original", None)
         return original if isinstance(original, nn.Parameter) else None
