@@ -397,7 +397,7 @@ def _maybe_apart(shares: Iterable[Sequence[_Share]]) -> tuple[LowRank, Sequence[
         or first.change.up.shape[0] != sum(heights)
     ):
         return None
-    return first.own, heights
+    return first.change, heights
 
 
 def _trained_apart(apart: tuple[LayerWeights, Sequence[int]] | None) -> list[Remark[NoteKind]]:
