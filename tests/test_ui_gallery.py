@@ -90,7 +90,7 @@ def test_what_is_missing_is_fetched_from_a_site_when_one_says_so(desk, app, tidy
         desk.page.get_by_text("signs: Night signs").wait_for()
         desk.page.get_by_label("Get it: signs").click()
         desk.row("signs").get_by_role("note").wait_for(state="detached")
-        assert app.entry_named("signs").hashes["sha256"] == sha
+        assert app.library.hashes(app.entry_named("signs").id)["sha256"] == sha
         desk.page.get_by_test_id("lm-said").get_by_role("button", name="Undo").click()
         desk.row("signs").get_by_role("note").wait_for()
         assert app.entry_named("signs") is None

@@ -95,7 +95,7 @@ lm.parts.cards = (root, { props, server, watch }) => {
       each.problem && h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem)),
     h("div", { class: "lm-cardfoot" }, add(each), h("button", { class: "lm-button lm-quiet", "aria-label": `Show details of ${each.title}`, onclick: () => lm.details(each.id) }, "Details")));
   const line = (each) => h("article", { class: `lm-card lm-cardline${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
-    cover(each, "lm-thumb"), star(each), h("button", { class: "lm-linename", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, h("b", {}, each.title, inMix()), h("span", {}, [each.about, bytes(each.bytes), each.folder].filter(Boolean).join(" · "))),
+    cover(each, "lm-thumb"), star(each), h("button", { class: "lm-linename", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, h("b", {}, each.title), h("span", {}, inMix(), [each.about, bytes(each.bytes), each.folder].filter(Boolean).join(" · "))),
     each.problem ? h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem) : h("span", { class: "lm-sub" }, each.triggers.slice(0, 2).join(", ")), add(each));
 
   const body = h("div", {});
