@@ -11,13 +11,13 @@ from lora_mixer.hashes import Hashes
 from lora_mixer.sidecar_facts import About
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.algorithms.dora import DoraStrength
-    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.fronts import Target
     from lora_mixer.problem import NoteKind, Remark, UnusedReason
     from lora_mixer.textual_inversion.files import Embedding
 
@@ -118,7 +118,7 @@ class Adapter:
     """
 
     info: AdapterInfo
-    layers: tuple[AdapterLayer, ...]
+    layers: Sequence[AdapterLayer]
     unused: Mapping[str, Remark[UnusedReason]]
     notes: tuple[Remark[NoteKind], ...] = ()
     embeddings: tuple[Embedding, ...] = ()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_mixer import guards
-from lora_mixer.binding import Lineage, Rebinder, find_components
+from lora_mixer.binding import Lineage, ModelMemory, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
@@ -100,6 +100,7 @@ class MixerState:
         inherited_tokens: The same for words that were loaded by themselves.
         held: The mixes in effect, or those that ``enable_lora`` brings back.
         enabled: Whether they are in effect.
+        memory: What was worked out of the pipeline's modules, for adapters to come.
         roots: The parts that adapters and words reach, by component, as they were when these were bound.
         owner: The mixer that works on it, as long as it is alive.
         blocks: What was in effect before each block of ``applied`` that is open, in the order in which they began.
@@ -110,6 +111,7 @@ class MixerState:
         self.keep_base: KeepBase = keep_base
         self.controller = EngineController(pipe, keep_base)
         self.tokens = TokenSet(pipe)
+        self.memory = ModelMemory()
         self.loaded: dict[str, Loaded] = {}
         self.inherited: set[str] = set()
         self.inherited_tokens: set[str] = set()
@@ -119,6 +121,7 @@ class MixerState:
         self.roots: dict[str, nn.Module] = {}
         self._reach: tuple[str, ...] = ()
         self._lineage: Lineage | None = None
+        self._is_noted = True  # whether that knows all modules that adapters change
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
@@ -128,8 +131,8 @@ class MixerState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
-        return {**vars(self), **own, "_claimed": [], "_claimed_modules": set(), "blocks": []}
+        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True, "memory": ModelMemory()}
+        return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
@@ -172,9 +175,9 @@ class MixerState:
                 if error is None:
                     try:
                         self._commit()
-                    except BaseException as own:
-                        error = own
-                        self._roll_back(record[0], own)
+                    except BaseException as raised:
+                        error = raised
+                        self._roll_back(record[0], raised)
                         raise
                     # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
                     with suppress(Exception):
@@ -315,14 +318,14 @@ class MixerState:
         name: str,
         loaded: Loaded,
         layers: Sequence[BoundLayer],
-        own: Own | None = None,
+        trained: Own | None = None,
         roots: Sequence[nn.Module] = (),
     ) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
-        self.controller.replace(name, layers, own, roots)
+        self.controller.replace(name, layers, trained, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
-        self._lineage = None
+        self._is_noted = False
 
     def forget(self, names: Iterable[str]) -> None:
         """Let adapters go that are in no mix any more."""
@@ -361,12 +364,14 @@ class MixerState:
 
     def trained(self, name: str) -> Trained | None:
         """Return what is trained of an adapter; None where it is not in training."""
-        own = self.controller.own(name)
-        return own if isinstance(own, Trained) else None
+        trained = self.controller.own(name)
+        return trained if isinstance(trained, Trained) else None
 
     def trained_on(self, root: nn.Module) -> list[str]:
         """Name the adapters in training that reach a component."""
-        return [name for name in self.loaded if (own := self.trained(name)) is not None and own.on(root)]
+        return [
+            name for name in self.loaded if (trained := self.trained(name)) is not None and trained.on(root)
+        ]
 
     def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
         """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
@@ -387,14 +392,14 @@ class MixerState:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
         with self.lock:
-            found = {name: self.peft_tensors(name) for name in names}
-            odd = [name for name, parts in found.items() if parts is None]
+            tensors = {name: self.peft_tensors(name) for name in names}
+            odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
                 raise SaveError(
                     f"{', '.join(odd)}: not read from a PEFT folder, so there is no configuration to write; use the mixer's "
                     "save_lora_weights()"
                 )
-            for name, parts in found.items():
+            for name, parts in tensors.items():
                 if parts is not None:
                     write_peft(folder if len(names) == 1 else folder / name, *parts)
 
@@ -466,7 +471,10 @@ class MixerState:
         """Let the parts hold the state that adapters and words reach now, and no others."""
         reach = (*self.controller.components, *self.tokens.components)
         if reach == self._reach and self._lineage is not None:
-            return
+            # what is there was looked at as this change began
+            self._is_noted = self._is_noted or self._lineage.covers(self.controller.modules)
+            if self._is_noted:
+                return
         components = self.components()
         reached, self._reach = set(reach), reach
         roots = {part: self.roots.get(part, components.get(part)) for part in reached}
@@ -481,7 +489,7 @@ class MixerState:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
         # now, not at the next call: by then others may have replaced what is bound
-        self._lineage = Lineage(self.roots, self.controller.modules)
+        self._lineage, self._is_noted = Lineage(self.roots, self.controller.modules), True
 
     def guard(self) -> None:
         """Refuse diffusers' and PEFT's words for adapters that are none of theirs."""
@@ -511,8 +519,8 @@ class MixerState:
 
     def _refuse(self, roots: Mapping[str, nn.Module], touched: set[int]) -> None:
         """Raise where another state reaches for what this one has, or is just loading."""
-        own = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
-        mine = {id(root) for _, root in own}
+        mine_by_name = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
+        mine = {id(root) for _, root in mine_by_name}
         shared = [name for name, root in roots.items() if id(root) in mine]
         held = () if self.is_empty else self.controller.modules
         if not shared and touched.isdisjoint(held) and touched.isdisjoint(self._claimed_modules):
@@ -526,7 +534,7 @@ class MixerState:
             )
         raise PipelineStateError(
             f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
-            f"({', '.join(dict(own))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+            f"({', '.join(dict(mine_by_name))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
         )
 
     def refuse_beside(self, pipe: Any, components: Mapping[str, nn.Module]) -> None:
@@ -582,14 +590,14 @@ def state_of(pipe: Any) -> MixerState | None:
         PipelineStateError: When several mixers have left adapters on it.
     """
     components = find_components(pipe)
-    found = [state for state in _all_states() if state.is_on(pipe, components)]
-    if len(found) > 1:
-        parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in found)
+    states = [state for state in _all_states() if state.is_on(pipe, components)]
+    if len(states) > 1:
+        parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in states)
         raise PipelineStateError(
             f"several mixers have left adapters on this pipeline ({parts}); make a LoraMixer of each of these parts and "
             "call its unload_lora_weights() first"
         )
-    return found[0] if found else None
+    return states[0] if states else None
 
 
 def refuse_beside(state: MixerState, pipe: Any) -> None:

@@ -173,9 +173,9 @@ class Guard:
             seconds = self._brake.waits(str((scope.get("client") or ("",))[0]))
             if seconds:
                 return 429, f"Too many wrong passwords: try again in {seconds:.0f} seconds."
-        own = {host, headers.get("x-forwarded-host", host)}
+        hosts = {host, headers.get("x-forwarded-host", host)}
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc not in own:
+        if origin is not None and urlsplit(origin).netloc not in hosts:
             return 403, "Requests from other sites are refused."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "Requests from other sites are refused."
@@ -214,7 +214,7 @@ def _stream_of(scope: Scope) -> str:
     if "/heartbeat/" in path:
         return str(path.rpartition("/")[2])
     if path.endswith("/queue/data"):
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        query: dict[str, list[str]] = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         return query.get("session_hash", [""])[0]
     return ""
 

@@ -262,15 +262,15 @@ class Jobs:
             PictureError: When it is not known any more, or too much is under way.
         """
         with self._lock:
-            found = self._taken.pop((owner, number), None)
-        if found is None:
+            taken = self._taken.pop((owner, number), None)
+        if taken is None:
             raise PictureError("What was taken out of the queue is not known any more; press Make again.")
-        order, job = found
+        order, job = taken
         try:
             _, fresh = self.submit(owner, job.kind, order, job.first, job.heard)
         except PictureError:
             with self._lock:
-                self._taken[owner, number] = found
+                self._taken[owner, number] = taken
             raise
         if not fresh:
             self.rearrange(owner, number, to)

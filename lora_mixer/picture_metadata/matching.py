@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import LoraMixerError, MixError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.values import as_hash, file_stem
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -149,8 +150,8 @@ class _Here:
         entry: Any = self._known[name]
         table = getattr(entry, "hashes", entry)
         stated = getattr(entry, "metadata", {}).get("sshs_model_hash")
-        found = [as_hash(text) for text in getattr(table, "known", table).values()]
-        return [digits for digits in (*found, as_hash(stated)) if digits] + self._computed.get(name, [])
+        listed = [as_hash(text) for text in getattr(table, "known", table).values()]
+        return [digits for digits in (*listed, as_hash(stated)) if digits] + self._computed.get(name, [])
 
     def hashes(self, name: str) -> list[str]:
         """Return the hashes of one adapter; those of a file that nobody has computed yet as far as the bound reaches."""
@@ -172,11 +173,9 @@ class _Here:
         """Say which files were not looked into."""
         if not self._skipped:
             return []
-        names = list(self._skipped)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        said = ", ".join(f"{name}: {self._skipped[name]}" for name in names[:3])
+        said = first_of([f"{name}: {why}" for name, why in self._skipped.items()], 3)
         return [
-            f"the hashes of {len(names)} adapters here are not known ({said}{more}): a picture's adapter may be one of them"
+            f"the hashes of {len(self._skipped)} adapters here are not known ({said}): a picture's adapter may be one of them"
         ]
 
     def named(self, wanted: str) -> list[str]:
@@ -187,22 +186,22 @@ class _Here:
 
     def hashed(self, digits: list[str]) -> list[str]:
         """Return the adapters that have one of these hashes; of several those with most digits in common."""
-        found: dict[str, int] = {}
+        lengths: dict[str, int] = {}
         for text in digits:
-            for name, own in self._by_start.get(text[:_SHORTEST], ()):
-                if same_hash(text, own):
-                    found[name] = max(found.get(name, 0), min(len(text), len(own)))
-        most = max(found.values(), default=0)
-        return [name for name, common in found.items() if common == most]
+            for name, known in self._by_start.get(text[:_SHORTEST], ()):
+                if same_hash(text, known):
+                    lengths[name] = max(lengths.get(name, 0), min(len(text), len(known)))
+        most = max(lengths.values(), default=0)
+        return [name for name, common in lengths.items() if common == most]
 
     def looked_into(self, digits: list[str]) -> list[str]:
         """Return the same from files that nobody has hashed yet: they are read until one of them is it."""
         for name in self._known:
             before = self.known_hashes(name)
-            fresh = [own for own in self.hashes(name) if own not in before]
-            for own in fresh:
-                self._by_start.setdefault(own[:_SHORTEST], []).append((name, own))
-            if any(same_hash(text, own) for text in digits for own in fresh):
+            fresh = [hash_here for hash_here in self.hashes(name) if hash_here not in before]
+            for hash_here in fresh:
+                self._by_start.setdefault(hash_here[:_SHORTEST], []).append((name, hash_here))
+            if any(same_hash(text, hash_here) for text in digits for hash_here in fresh):
                 return [name]
         return []
 
@@ -210,8 +209,8 @@ class _Here:
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:
         table: dict[str, list[tuple[str, str]]] = {}
         for name in self._known:
-            for own in self.known_hashes(name):
-                table.setdefault(own[:_SHORTEST], []).append((name, own))
+            for digits in self.known_hashes(name):
+                table.setdefault(digits[:_SHORTEST], []).append((name, digits))
         return table
 
     @cached_property
@@ -245,9 +244,9 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
     digits = [
-        found
+        wanted_hash
         for kind, text in adapter.hashes.items()
-        if kind not in _FOREIGN_KINDS and (found := as_hash(text))
+        if kind not in _FOREIGN_KINDS and (wanted_hash := as_hash(text))
     ]
     by_name = here.named(adapter.name)
     # Files of that name first, then what is known, then the rest: computing a hash reads the whole file.
@@ -287,9 +286,9 @@ def _mix(settings: PictureSettings, slots: list[AdapterMatch], notes: list[str])
     renamed: dict[str, str] = {}
     for slot in slots:
         if slot.match is not None:
-            own = whole is not None and slot.adapter.name in whole
+            is_whole = whole is not None and slot.adapter.name in whole
             adapters[slot.match] = (
-                whole[slot.adapter.name] if whole is not None and own else slot.adapter.adapter_mix()
+                whole[slot.adapter.name] if whole is not None and is_whole else slot.adapter.adapter_mix()
             )
             renamed[slot.adapter.name] = slot.match
     if whole is None or whole.method.is_sum:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 MAX_ASKED = 32
 
 
-def missing(found: AdapterMatches) -> list[dict[str, Any]]:
+def missing(matches: AdapterMatches) -> list[dict[str, Any]]:
     """Return the adapters of a picture that are not here and have hashes to ask by, as browsers keep them."""
     return [
         {"name": slot.adapter.name, "hashes": dict(slot.adapter.hashes)}
-        for slot in found.slots
+        for slot in matches.slots
         if slot.match is None and slot.adapter.hashes
     ]
 
@@ -55,8 +55,8 @@ def ask(given: Any) -> dict[str, Any]:
     if not isinstance(named, list) or len(named) > MAX_ASKED:
         raise PictureError(f"At most {MAX_ASKED} adapters are asked for at a time.")
     adapters = [_adapter(each) for each in named]
-    found = ModelSite().find(adapters)
-    return {"found": [{"name": name, **_facts(file)} for name, file in found.items()]}
+    known = ModelSite().find(adapters)
+    return {"found": [{"name": name, **_facts(file)} for name, file in known.items()]}
 
 
 def get(app: AppState, given: Any) -> Added:
@@ -73,13 +73,13 @@ def get(app: AppState, given: Any) -> Added:
     asked = checks.table(given, "adapter")
     name = checks.text(asked.get("name"), "Name", checks.MAX_NAME).strip()
     site = ModelSite()
-    found = site.by_hash(checks.text(asked.get("digits"), "Hash", 64))
-    if found is None:
+    offered = site.by_hash(checks.text(asked.get("digits"), "Hash", 64))
+    if offered is None:
         raise PictureError("The site does not have it any more.")
-    if found.size > app.options.max_upload:
-        raise PictureError(f"{found.name} is larger than what is taken here; get it from its page.")
+    if offered.size > app.options.max_upload:
+        raise PictureError(f"{offered.name} is larger than what is taken here; get it from its page.")
     with tempfile.TemporaryDirectory(prefix=".site-", dir=app.uploads) as folder:
-        file = site.download(found, Path(folder))
+        file = site.download(offered, Path(folder))
         wanted = safe_name(name)
         entry = app.library.add(file, app.free_name(wanted), folder=app.uploads, limit=app.options.max_upload)
     return Added(told_of(app, entry, wanted, None), (entry.id,))
@@ -97,13 +97,13 @@ def _adapter(given: Any) -> PictureAdapter:
     )
 
 
-def _facts(found: SiteFile) -> dict[str, Any]:
-    about = " · ".join(part for part in (found.title, found.version, found.base) if part)
+def _facts(file: SiteFile) -> dict[str, Any]:
+    about = " · ".join(part for part in (file.title, file.version, file.base) if part)
     return {
         "about": about,
-        "bytes": found.size,
-        "page": found.page,
-        "words": list(found.words[:8]),
-        "licence": found.licence,
-        "digits": found.hashes.get("sha256", ""),
+        "bytes": file.size,
+        "page": file.page,
+        "words": list(file.words[:8]),
+        "licence": file.licence,
+        "digits": file.hashes.get("sha256", ""),
     }

@@ -19,7 +19,8 @@ from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,9 +106,8 @@ class Trained(Own):
             if config and self.config and (config.get(field) or None) != (self.config.get(field) or None)
         ]
         if problems:
-            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise MatchError(
-                f"{label} is another adapter than the one in training: {'; '.join(problems[:_SHOWN])}{more}"
+                f"{label} is another adapter than the one in training: {first_of(problems, _SHOWN, between='; ')}"
             )
         with torch.no_grad():
             for key, held in self.parameters.items():
@@ -187,8 +187,8 @@ def trained(
             if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
-                own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
-                parameters[key] = nn.Parameter(own.clone())
+                start = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
+                parameters[key] = nn.Parameter(start.clone())
             held = parameters[key]
             same = tensor.shape == held.shape and tensor.stride() == held.stride()
             return held if same else held.as_strided(tensor.shape, tensor.stride())
