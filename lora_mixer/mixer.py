@@ -1252,7 +1252,7 @@ class LoraMixer:
         return Interruptible(lambda: state, lambda _: None, state.lock)
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
-        """Change the state, all or nothing; what is no load has to have something to change, or nobody else may have it."""
+        """Change the state, all or nothing; what is not a load has to have something to change, or nobody else may have it."""
         state = self._state
         if not loads and state.is_empty:
             refuse_beside(state, self.pipe)
