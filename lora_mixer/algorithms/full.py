@@ -29,6 +29,7 @@ class Full(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "full"
+    told_by_shapes: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
     _roles: ClassVar[tuple[str, str]] = ("diff", "diff_b")
 
@@ -86,6 +87,7 @@ class Norm(Full):
     """A dense change of a normalisation layer's weight and bias."""
 
     algorithm: ClassVar[str] = "norm"
+    told_by_shapes: ClassVar[bool] = True
     _roles: ClassVar[tuple[str, str]] = ("norm_w", "norm_b")
 
 
