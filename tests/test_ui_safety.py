@@ -279,7 +279,6 @@ def test_with_a_password_nothing_answers_without(site):
     from lora_mixer.ui import launch
 
     _, app = site
-    app.models.loaded()  # as `serving` does
     blocks = launch(app.options, app=app, block=False, auth=("user", "word"))
     try:
         with httpx.Client(timeout=60) as client:
