@@ -354,10 +354,9 @@ def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
     names = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
     if not names:
         return []
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     note = (
         f"{len(names)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
-        f"beside them in every mix ({', '.join(names[:_SHOWN])}{more})"
+        f"beside them in every mix ({first_of(names, _SHOWN)})"
     )
     return [Remark(note, NoteKind.BESIDE)]
 
