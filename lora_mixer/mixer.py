@@ -1388,8 +1388,15 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
 
 def _unknown(state: MixerState, names: Sequence[str], where: str) -> AdapterNameError:
     loaded = ", ".join(state.loaded) or "none"
+    texts = [name for name in names if ":" in name and name.partition(":")[0].strip() in state.loaded]
+    hint = (
+        f" (a list of names has no weights in it: write one text, {', '.join(texts)!r}, for one mix, and a list of dicts, "
+        "[{'name': weight}, ...], for a mix per image)"
+        if texts
+        else ""
+    )
     return AdapterNameError(
-        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}{hint}"
     )
 
 
