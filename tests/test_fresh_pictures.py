@@ -11,6 +11,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import safe_open
 
 import lora_mixer
 from lora_mixer import AdapterConfigError, LoHaConfig, LoKrConfig, LoraConfig, LoraMixer
@@ -103,15 +104,24 @@ def test_a_unet_trains_in_a_plain_loop_and_loads_again(kind: str, tmp_path: Path
     with torch.no_grad():
         wanted = pipe.unet(**given)[0]
     assert all(torch.equal(value, base[key]) for key, value in pipe.unet.state_dict().items())
-    pairs = kind in ("lora", "locon", "dora")
-    place = tmp_path / "style.safetensors" if pairs else tmp_path
-    mixer.save_lora_weights(place, "style", format="kohya" if pairs else "peft")
+    places = {"kohya": tmp_path / "style.safetensors", "comfyui": tmp_path / "comfy.safetensors"}
+    if kind not in ("lora", "locon"):
+        places["peft"] = tmp_path / "folder"
+    for form, place in places.items():
+        mixer.save_lora_weights(place, "style", format=form)
     mixer.unload_lora_weights()
     assert all(torch.equal(value, base[key]) for key, value in pipe.unet.state_dict().items())
-    mixer.load_lora_weights(place, strict=True, component="unet")
-    with torch.no_grad():
-        assert distance(pipe.unet(**given)[0], wanted) < 1e-4
-    mixer.unload_lora_weights()
+    for form, place in places.items():
+        mixer.load_lora_weights(place, "style", strict=True, component="unet")
+        with torch.no_grad():
+            assert distance(pipe.unet(**given)[0], wanted) < 1e-4, form
+        mixer.unload_lora_weights()
+    if kind in ("loha", "lokr"):  # in LyCORIS' own keys, as few numbers as were trained
+        leaf = "hada_w1_a" if kind == "loha" else "lokr_w1"
+        with safe_open(places["kohya"], "pt") as file:
+            keys = set(file.keys())
+        assert any(key.endswith(f".{leaf}") for key in keys)
+        assert not any("lora_up" in key or "lora_down" in key for key in keys)
     if kind in ("lora", "locon"):  # what diffusers reads
         pipe.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
         with torch.no_grad():

@@ -256,6 +256,10 @@ class LayerWeights(abc.ABC):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape`` (out, in, *kernel), or None if it can."""
 
+    def lycoris_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by the ends of the keys that LyCORIS gives them, scale included; none where it has no such kind."""
+        return {}
+
     def factors(self, shape: tuple[int, ...]) -> Factors | None:  # noqa: ARG002 -- most algorithms have none
         """Return the exact low-rank form for a weight of ``shape``, or None if there is none worth using."""
         return None

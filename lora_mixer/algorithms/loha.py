@@ -107,6 +107,18 @@ class LoHa(LayerWeights):
             raise parts.broken("do not multiply: expected w_a (out, rank) and w_b (rank, in * kernel), twice")
         return product
 
+    def lycoris_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the quadruple, the cores and an alpha."""
+        tensors = {
+            ".hada_w1_a": self.w1_a,
+            ".hada_w1_b": self.w1_b,
+            ".hada_w2_a": self.w2_a,
+            ".hada_w2_b": self.w2_b,
+        }
+        if self.t1 is not None and self.t2 is not None:
+            tensors |= {".hada_t1": self.t1, ".hada_t2": self.t2}
+        return tensors | {".alpha": torch.tensor(self.scale * self.rank, dtype=torch.float32)}
+
     @property
     def rank(self) -> int:
         """The rank of each of the two matrices."""

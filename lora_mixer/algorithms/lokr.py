@@ -87,6 +87,16 @@ class LoKr(LayerWeights):
         inner = self.w2_b if self.w2_b is not None else self.w1_b
         return None if inner is None else inner.shape[0]
 
+    def lycoris_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the factors and an alpha; two full factors have no rank that an alpha could be over, so the first takes the scale."""
+        names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+        tensors = {f".lokr_{name}": half for name in names if (half := getattr(self, name)) is not None}
+        rank = self.rank
+        if rank is None and self.w1 is not None and self.scale != 1:
+            tensors[".lokr_w1"] = self.w1 * self.scale
+        alpha = 1.0 if rank is None else self.scale * rank
+        return tensors | {".alpha": torch.tensor(alpha, dtype=torch.float32)}
+
     def is_zero(self) -> bool:
         """Say whether a factor is zero."""
         return any(map(all_zero, (self.w1, self.w1_a, self.w1_b, self.w2, self.w2_a, self.w2_b, self.t2)))

@@ -136,7 +136,7 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = Non
     chosen = cut or Cut()
     layers, refused = [], []
     for part in parts:
-        layer = _own_layer(part, keep_leaves=keep_leaves)
+        layer = _own_layer(part, keep_leaves=keep_leaves, by_kind=keep_leaves and not chosen.is_wanted)
         if layer is None:
             layer = _summed_layer(part.place, [Share("", part, 1.0)], chosen)
         if layer is None:
@@ -190,8 +190,15 @@ def mixed(
     return layers
 
 
-def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
-    """Return a part as it is, or None if it is not a pair and has no leaves to keep."""
+def _own_layer(part: Part, *, keep_leaves: bool, by_kind: bool = False) -> NewLayer | None:
+    """
+    Return a part as it is, or None if it is not a pair and has no leaves to keep.
+
+    Args:
+        part: The part.
+        keep_leaves: Whether it may keep leaves of the file that it was read from.
+        by_kind: Whether it may have those that its kind has with LyCORIS, whatever file it was read from.
+    """
     place, weights = part.place, part.weights
     if isinstance(weights, Dora) and not (keep_leaves and part.leaves):
         return _dora_layer(part, weights)
@@ -201,13 +208,17 @@ def _own_layer(part: Part, *, keep_leaves: bool) -> NewLayer | None:
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):
         return NewLayer(place, leaves=part.leaves)
     pair = _factors(part)
+    leaves = {leaf: t.detach() for leaf, t in weights.lycoris_tensors().items()} if by_kind else {}
+    if pair is None and leaves:
+        return NewLayer(place, leaves=leaves)
     if pair is None:
         return _dense_layer(part, weights) if keep_leaves and isinstance(weights, Full) else None
     own_rank = pair.up.shape[1]
     known = weights.alpha is not None and weights.alpha / own_rank == pair.scale
     alpha = weights.alpha if known and weights.alpha is not None else pair.scale * own_rank
-    note = "" if plain else f"{weights.algorithm} is written as the pair that it equals"
-    return NewLayer(place, pair.up, pair.down, alpha, _own_bias(part, pair), note=note)
+    note = "" if plain or leaves else f"{weights.algorithm} is written as the pair that it equals"
+    # the pair is for rows of a layer that this format has as one with others
+    return NewLayer(place, pair.up, pair.down, alpha, _own_bias(part, pair), leaves=leaves, note=note)
 
 
 def _dora_layer(part: Part, weights: Dora) -> NewLayer | None:
