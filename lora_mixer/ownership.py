@@ -20,10 +20,10 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.full_as_values import full_as_values
 from lora_mixer.writing.trained import write_peft
@@ -122,13 +122,14 @@ class MixerState:
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
+        self._open = 0
         self.lock = threading.RLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
+        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0}
         return {**vars(self), **own, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -142,6 +143,8 @@ class MixerState:
     def transaction(self, mixer: Any, parts: Parts = "bind") -> Interruptible[MixerState]:
         """
         Change what is held, alone; if that fails, all is exactly as before.
+
+        One that begins within another is a part of it: what fails in it takes the outer one back as well.
 
         Args:
             mixer: The mixer that works on it from now on.
@@ -157,8 +160,10 @@ class MixerState:
 
         @uninterrupted
         def begin() -> MixerState:
+            self._open += 1
             try:
-                record.append(self._record())
+                if self._open == 1:
+                    record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
             except BaseException as error:
@@ -168,26 +173,34 @@ class MixerState:
 
         @uninterrupted
         def end(error: BaseException | None) -> None:
-            try:
-                if error is None:
-                    try:
-                        self._commit()
-                    except BaseException as own:
-                        error = own
-                        self._roll_back(record[0], own)
-                        raise
-                    # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
-                    with suppress(Exception):
-                        self.controller.settle()
-                elif record:
-                    self._roll_back(record[0], error)
-            finally:
-                if error is not None:
-                    # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
-                    torch.set_grad_enabled(gradients)
-                self._claimed, self._claimed_modules = [], set()
+            self._open -= 1
+            if not self._open:
+                self._close(record, error, gradients)
+            elif error is None:
+                self._commit()
 
         return Interruptible(begin, end, self.lock)
+
+    def _close(self, record: Sequence[_Record], error: BaseException | None, gradients: bool) -> None:
+        """End the outermost transaction: let the change stand, or take it back where there is a record."""
+        try:
+            if error is None:
+                try:
+                    self._commit()
+                except BaseException as own:
+                    error = own
+                    self._roll_back(record[0], own)
+                    raise
+                # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
+                with suppress(Exception):
+                    self.controller.settle()
+            elif record:
+                self._roll_back(record[0], error)
+        finally:
+            if error is not None:
+                # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
+                torch.set_grad_enabled(gradients)
+            self._claimed, self._claimed_modules = [], set()
 
     def _commit(self) -> None:
         self.mark()

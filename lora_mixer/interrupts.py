@@ -147,3 +147,32 @@ class Interruptible(Generic[T]):
             self._before(number, frame)
         else:
             self._came += 1
+
+
+def at_once(work: Callable[[], T], undo: Callable[[], object]) -> T:
+    """
+    Do what Ctrl-C does not interrupt; where it fails it is undone.
+
+    Args:
+        work: What is done; Ctrl-C that comes meanwhile is heard when it has ended.
+        undo: What takes back whatever part of it was done.
+
+    Returns:
+        What ``work`` returns.
+
+    Example:
+        >>> at_once(lambda: 3, lambda: None)
+        3
+    """
+
+    @uninterrupted
+    def begin() -> T:
+        try:
+            return work()
+        except BaseException:
+            undo()
+            raise
+
+    with Interruptible(begin, lambda _: None) as found:
+        pass
+    return found
