@@ -208,8 +208,8 @@ class DiffusersWords:
                 path, adapter_name, format="diffusers", dtype="float32" if upcast_before_saving else None
             )
             front = f"{part}."
-            own = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
-        whole = save(own, {"format": "pt"})
+            tensors = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
+        whole = save(tensors, {"format": "pt"})
         write_files({folder / (weight_name or _WEIGHTS_NAME): lambda stream: stream.write(whole) and None})
 
     # --- mixing ----------------------------------------------------------------------------------------------------
@@ -229,13 +229,13 @@ class DiffusersWords:
             raise MixError(f"expected one weight for each of {len(names)} adapters, got {len(given)}")
         parts = dict(self._parts)
         for component in self._chosen(part):
-            own = {}
+            weight_of = {}
             for name, weight in zip(names, given, strict=True):
                 if part is None and isinstance(weight, dict):
                     self._check_components(name, weight)
                     weight = weight.get(component)  # noqa: PLW2901
-                own[name] = 1.0 if weight is None else weight
-            parts[component] = replace(parts[component], weights=own)
+                weight_of[name] = 1.0 if weight is None else weight
+            parts[component] = replace(parts[component], weights=weight_of)
         self._apply(parts)
 
     def set_adapter(self, part: str, adapter_name: str | Sequence[str]) -> None:
@@ -323,8 +323,8 @@ class DiffusersWords:
         def end(error: BaseException | None) -> None:
             try:
                 inside.__exit__(None if error is None else type(error), error, None)
-            except BaseException as own:
-                error = own
+            except BaseException as again:
+                error = again
                 raise
             finally:
                 if error is not None:
