@@ -6,13 +6,13 @@ import base64
 import io
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lora_mixer import PictureRequest
+from lora_mixer import LoraMixerError, PictureRequest
 
 STEPS = 2
 PROMPT = "a castle"
@@ -53,6 +53,9 @@ def serving(out, cache, **options):
     os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(cache), "False"
     reach = {name: options.pop(name) for name in ("auth",) if name in options}
     app = AppState(ServerOptions(out=Path(out), **options))
+    # `catch_warnings` is no thread's own: what diffusers and FastAPI silence while they are at work side by side would be errors here.
+    with suppress(LoraMixerError):
+        app.models.loaded()
     blocks = launch(app.options, app=app, block=False, **reach)
     try:
         yield blocks.local_url, app
