@@ -16,7 +16,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.atomic import write_files
 from lora_mixer.binding.components import component_name, find_components
@@ -210,7 +210,11 @@ class DiffusersWords:
             front = f"{part}."
             tensors = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
         whole = save(tensors, {"format": "pt"})
-        write_files({folder / (weight_name or _WEIGHTS_NAME): lambda stream: stream.write(whole) and None})
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(whole)
+
+        write_files({folder / (weight_name or _WEIGHTS_NAME): write})
 
     # --- mixing ----------------------------------------------------------------------------------------------------
 
