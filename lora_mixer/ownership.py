@@ -421,10 +421,10 @@ class MixerState:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
 
-    def asked_to_merge(self, root: nn.Module) -> list[str]:
-        """Name the adapters in effect on a part whose mix may be nowhere but in its weights."""
+    def asked_to_merge(self, root: nn.Module, modules: Collection[nn.Module] | None = None) -> list[str]:
+        """Name the adapters in effect on a part, or on some of its modules, whose mix may be nowhere but in its weights."""
         parts = {part for part, module in self.components().items() if module is root}
-        return self.controller.asked_to_merge(parts) if self.enabled else []
+        return self.controller.asked_to_merge(parts, modules) if self.enabled else []
 
     def on_base(self, call: Callable[[], Any]) -> Any:
         """
