@@ -148,10 +148,10 @@ def local_source(source: str) -> str:
     """
     if not source.startswith(_MARK):
         return source
-    found, name = demo_adapters(), source.removeprefix(_MARK)
-    if name not in found:
-        raise SourceNotFoundError(f"the demo has no adapter {name!r}; it has {', '.join(found)}")
-    return str(found[name].path)
+    adapters, name = demo_adapters(), source.removeprefix(_MARK)
+    if name not in adapters:
+        raise SourceNotFoundError(f"the demo has no adapter {name!r}; it has {', '.join(adapters)}")
+    return str(adapters[name].path)
 
 
 def _folder(name: str, holds: str) -> Path:

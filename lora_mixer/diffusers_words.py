@@ -179,9 +179,9 @@ class DiffusersWords:
                 path, adapter_name, format="diffusers", dtype="float32" if upcast_before_saving else None
             )
             front = f"{part}."
-            own = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
+            tensors = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(own, folder / (weight_name or _WEIGHTS_NAME), {"format": "pt"})
+        save_file(tensors, folder / (weight_name or _WEIGHTS_NAME), {"format": "pt"})
 
     # --- mixing ----------------------------------------------------------------------------------------------------
 
@@ -200,13 +200,13 @@ class DiffusersWords:
             raise MixError(f"expected one weight for each of {len(names)} adapters, got {len(given)}")
         parts = dict(self._parts)
         for component in self._chosen(part):
-            own = {}
+            weight_of = {}
             for name, weight in zip(names, given, strict=True):
                 if part is None and isinstance(weight, dict):
                     self._check_components(name, weight)
                     weight = weight.get(component)  # noqa: PLW2901
-                own[name] = 1.0 if weight is None else weight
-            parts[component] = replace(parts[component], weights=own)
+                weight_of[name] = 1.0 if weight is None else weight
+            parts[component] = replace(parts[component], weights=weight_of)
         self._apply(parts)
 
     def set_adapter(self, part: str, adapter_name: str | Sequence[str]) -> None:

@@ -53,9 +53,9 @@ def compute(stream: IO[bytes], data_start: int | None) -> dict[str, str]:
     if data_start is not None and stream.seek(0, os.SEEK_END) > data_start:
         tensors = _digest(stream, data_start)
         table |= {"sshs_model_hash": tensors, "autov3": tensors[:12]}
-        own = _sshs_legacy(stream, data_start)
-        if own is not None:
-            table["sshs_legacy_hash"] = own
+        legacy_hash = _sshs_legacy(stream, data_start)
+        if legacy_hash is not None:
+            table["sshs_legacy_hash"] = legacy_hash
     return table
 
 
@@ -80,8 +80,8 @@ def _sshs_legacy(stream: IO[bytes], data_start: int) -> str | None:
 def _window(stream: IO[bytes], start: int) -> str | None:
     """Return AutoV1's digits of the bytes at a place; None where there are none, since all such files would have one hash."""
     stream.seek(start)
-    found = stream.read(_LEGACY_SIZE)
-    return hashlib.sha256(found).hexdigest()[:8] if found else None
+    window = stream.read(_LEGACY_SIZE)
+    return hashlib.sha256(window).hexdigest()[:8] if window else None
 
 
 class Hashes(LazyMap[str, str]):

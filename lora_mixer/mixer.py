@@ -382,7 +382,7 @@ class LoraMixer:
             >>> [tuple(p.shape) for _, p in mixer.named_trainable_parameters("mine")]
             [(2, 6), (4, 2)]
         """
-        found, kind = read_config(config)
+        fresh, kind = read_config(config)
         with self._call(loads=True) as state:
             name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
             _check_free(state, name, hotswap=False, trainable=True)
@@ -395,10 +395,10 @@ class LoraMixer:
                 eva_data=eva_data,
             )
             if (
-                getattr(found, "init_lora_weights", None) == "eva"
+                getattr(fresh, "init_lora_weights", None) == "eva"
             ):  # directions are those of the base's inputs
                 state.controller.apply(BASE, components)
-            source = fresh_source(found, kind, part, components[part], state.controller.clean_of, asked)
+            source = fresh_source(fresh, kind, part, components[part], state.controller.clean_of, asked)
             report = self._load(
                 state, source, name, component=part, trainable=True, strict=True, activate=activate
             )
@@ -441,8 +441,7 @@ class LoraMixer:
             refuse_unusable(binding, self.pipe)
             report = binding.report
             if strict and not report.complete:
-                msg = f"strict=True, and not all of the file was matched:\n{report}"
-                raise MatchError(msg)
+                raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
             reached = {layer.live.component for layer in binding.layers}
             reached |= {word.component for word in words}
             state.claim(
@@ -718,11 +717,11 @@ class LoraMixer:
                 force_download=force_download,
                 allow_pickle=allow_pickle,
             )
-            found = read_embeddings(source, name=token if isinstance(token, str) else None)
-            found = named(found, token, source.label)
-            found = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in found)
-            state.let_go({embedding.token for embedding in found})
-            words = state.tokens.fit(found, "", source.label)
+            embeddings = read_embeddings(source, name=token if isinstance(token, str) else None)
+            embeddings = named(embeddings, token, source.label)
+            embeddings = tuple(checked(e, source.label, allow_nonfinite=allow_nonfinite) for e in embeddings)
+            state.let_go({embedding.token for embedding in embeddings})
+            words = state.tokens.fit(embeddings, "", source.label)
             components = state.components()
             state.claim({word.component: components[word.component] for word in words}, ())
             state.tokens.change({None: (*state.tokens.held.get(None, ()), *words)})
@@ -813,13 +812,15 @@ class LoraMixer:
             >>> mixer.set_adapters(["watercolor", "3d"], [0.7, {"unet": 0.4, "te": 0}])  # doctest: +SKIP
         """
         if isinstance(adapter_names, Mapping):
-            msg = "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
-            raise MixError(msg)
+            raise MixError(
+                "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+            )
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            msg = f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
-            raise AdapterNameError(msg)
+            raise AdapterNameError(
+                f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
+            )
         self.set_mix(Mix.from_weights(names, adapter_weights))
 
     def set_mix(
@@ -919,14 +920,14 @@ class LoraMixer:
 
         @uninterrupted
         def end(_: BaseException | None) -> None:
-            own = before.pop()
-            at = state.blocks.index(own)
+            block = before.pop()
+            at = state.blocks.index(block)
             for later in state.blocks[
                 at + 1 : at + 2
             ]:  # still open: it ends with what was there before this one
-                later.held, later.enabled = own.held, own.enabled
+                later.held, later.enabled = block.held, block.enabled
             del state.blocks[at]
-            held, enabled = own.held, own.enabled
+            held, enabled = block.held, block.enabled
             try:
                 self._back_to(state, held, enabled=enabled)
             except BaseException as error:
@@ -1355,12 +1356,12 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
         if component not in components:
             raise MatchError(f"there is no component {component!r}; this pipeline has {there}")
         return component
-    found = next((name for name in DENOISERS if name in components), None)
-    if found is None and len(components) > 1:
+    denoiser = next((name for name in DENOISERS if name in components), None)
+    if denoiser is None and len(components) > 1:
         raise MatchError(
             f"say which component the adapter is for with component=...; this pipeline has {there}"
         )
-    return found or next(iter(components))
+    return denoiser or next(iter(components))
 
 
 def _free_name(state: MixerState) -> str:
@@ -1395,8 +1396,9 @@ def _one_component(component: str | None, *, load_into_transformer_2: bool) -> s
     if not load_into_transformer_2:
         return component
     if component not in (None, "transformer_2"):
-        msg = f"component={component!r} and load_into_transformer_2=True name two components; leave one out"
-        raise MatchError(msg)
+        raise MatchError(
+            f"component={component!r} and load_into_transformer_2=True name two components; leave one out"
+        )
     return "transformer_2"
 
 
@@ -1407,6 +1409,5 @@ def _is_partial(report: MatchReport) -> bool:
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        msg = f"an adapter name must be printable text, got {name!r}"
-        raise AdapterNameError(msg)
+        raise AdapterNameError(f"an adapter name must be printable text, got {name!r}")
     return name

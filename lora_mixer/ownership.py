@@ -128,8 +128,8 @@ class MixerState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        own = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
-        return {**vars(self), **own, "_claimed": [], "_claimed_modules": set(), "blocks": []}
+        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
+        return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
@@ -172,9 +172,9 @@ class MixerState:
                 if error is None:
                     try:
                         self._commit()
-                    except BaseException as own:
-                        error = own
-                        self._roll_back(record[0], own)
+                    except BaseException as raised:
+                        error = raised
+                        self._roll_back(record[0], raised)
                         raise
                     # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
                     with suppress(Exception):
@@ -315,11 +315,11 @@ class MixerState:
         name: str,
         loaded: Loaded,
         layers: Sequence[BoundLayer],
-        own: Own | None = None,
+        trained: Own | None = None,
         roots: Sequence[nn.Module] = (),
     ) -> None:
         """Take an adapter, in the place of one of that name; nothing takes effect yet."""
-        self.controller.replace(name, layers, own, roots)
+        self.controller.replace(name, layers, trained, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
         self._lineage = None
@@ -361,12 +361,14 @@ class MixerState:
 
     def trained(self, name: str) -> Trained | None:
         """Return what is trained of an adapter; None where it is not in training."""
-        own = self.controller.own(name)
-        return own if isinstance(own, Trained) else None
+        trained = self.controller.own(name)
+        return trained if isinstance(trained, Trained) else None
 
     def trained_on(self, root: nn.Module) -> list[str]:
         """Name the adapters in training that reach a component."""
-        return [name for name in self.loaded if (own := self.trained(name)) is not None and own.on(root)]
+        return [
+            name for name in self.loaded if (trained := self.trained(name)) is not None and trained.on(root)
+        ]
 
     def peft_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, object]] | None:
         """Return an adapter's tensors by PEFT's keys and its configuration; None where it was not read from a PEFT folder."""
@@ -387,14 +389,14 @@ class MixerState:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
         with self.lock:
-            found = {name: self.peft_tensors(name) for name in names}
-            odd = [name for name, parts in found.items() if parts is None]
+            tensors = {name: self.peft_tensors(name) for name in names}
+            odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
                 raise SaveError(
                     f"{', '.join(odd)}: not read from a PEFT folder, so there is no configuration to write; use the mixer's "
                     "save_lora_weights()"
                 )
-            for name, parts in found.items():
+            for name, parts in tensors.items():
                 if parts is not None:
                     write_peft(folder if len(names) == 1 else folder / name, *parts)
 
@@ -511,8 +513,8 @@ class MixerState:
 
     def _refuse(self, roots: Mapping[str, nn.Module], touched: set[int]) -> None:
         """Raise where another state reaches for what this one has, or is just loading."""
-        own = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
-        mine = {id(root) for _, root in own}
+        mine_by_name = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
+        mine = {id(root) for _, root in mine_by_name}
         shared = [name for name, root in roots.items() if id(root) in mine]
         held = () if self.is_empty else self.controller.modules
         if not shared and touched.isdisjoint(held) and touched.isdisjoint(self._claimed_modules):
@@ -526,7 +528,7 @@ class MixerState:
             )
         raise PipelineStateError(
             f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
-            f"({', '.join(dict(own))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+            f"({', '.join(dict(mine_by_name))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
         )
 
     def refuse_beside(self, pipe: Any, components: Mapping[str, nn.Module]) -> None:
@@ -582,14 +584,14 @@ def state_of(pipe: Any) -> MixerState | None:
         PipelineStateError: When several mixers have left adapters on it.
     """
     components = find_components(pipe)
-    found = [state for state in _all_states() if state.is_on(pipe, components)]
-    if len(found) > 1:
-        parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in found)
+    states = [state for state in _all_states() if state.is_on(pipe, components)]
+    if len(states) > 1:
+        parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in states)
         raise PipelineStateError(
             f"several mixers have left adapters on this pipeline ({parts}); make a LoraMixer of each of these parts and "
             "call its unload_lora_weights() first"
         )
-    return found[0] if found else None
+    return states[0] if states else None
 
 
 def refuse_beside(state: MixerState, pipe: Any) -> None:

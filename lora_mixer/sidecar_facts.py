@@ -169,28 +169,28 @@ def sidecar_facts(
         >>> words, rest.title, rest.sources["title"]
         (('wtrclr style', 'soft'), 'wtrclr', 'header: ss_output_name')
     """
-    found = _Found()
+    collected = _Found()
     for key in _HEADER_WORDS:
-        found.take("trigger_words", _words(metadata.get(key)), f"header: {key}")
+        collected.take("trigger_words", _words(metadata.get(key)), f"header: {key}")
     prompt = (config or {}).get("instance_prompt")
-    found.take("trigger_words", _words(prompt), "adapter_config.json: instance_prompt")
+    collected.take("trigger_words", _words(prompt), "adapter_config.json: instance_prompt")
     for fact, keys in _HEADER_TEXTS.items():
         for key in keys:
-            found.take(fact, _text(metadata.get(key)), f"header: {key}")
+            collected.take(fact, _text(metadata.get(key)), f"header: {key}")
     if sidecars is not None:
-        found.read(sidecars, stem)
+        collected.read(sidecars, stem)
     tags = metadata.get("ss_tag_frequency", "")
     if tags:
-        found.sources["training_tags"] = "header: ss_tag_frequency"
-    words = found.facts.pop("trigger_words", ())
-    if not (found.sources or found.sidecars or found.problems):
+        collected.sources["training_tags"] = "header: ss_tag_frequency"
+    words = collected.facts.pop("trigger_words", ())
+    if not (collected.sources or collected.sidecars or collected.problems):
         return words, _NOTHING
     said = About(
-        **found.facts,
+        **collected.facts,
         training_tags=Tags(tags),
-        sources=found.sources,
-        sidecars=tuple(found.sidecars),
-        problems=found.problems,
+        sources=collected.sources,
+        sidecars=tuple(collected.sidecars),
+        problems=collected.problems,
     )
     return words, said
 

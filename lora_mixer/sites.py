@@ -121,30 +121,26 @@ class ModelSite:
         if version is None:
             return None
         return next(
-            (
-                found
-                for found in self._files(version)
-                if any(_alike(wanted, x) for x in found.hashes.values())
-            ),
+            (file for file in self._files(version) if any(_alike(wanted, x) for x in file.hashes.values())),
             None,
         )
 
-    def newest(self, found: SiteFile) -> SiteFile | None:
+    def newest(self, file: SiteFile) -> SiteFile | None:
         """
         Return the newest version of a file's model, where that is another one.
 
         Raises:
             SourceError: When the site does not answer.
         """
-        model = self._json(f"/models/{found.model_id}") if found.model_id else None
+        model = self._json(f"/models/{file.model_id}") if file.model_id else None
         if model is None:
             return None
         for version in map(as_table, as_list(model.get("modelVersions"))[:_LISTED_AT_MOST]):
-            if version.get("baseModel", found.base) != found.base:
+            if version.get("baseModel", file.base) != file.base:
                 continue  # the same model for another base is no newer version of this file
-            if as_int(version.get("id")) == found.version_id:
+            if as_int(version.get("id")) == file.version_id:
                 return None
-            files = self._files({**version, "modelId": found.model_id, "model": model})
+            files = self._files({**version, "modelId": file.model_id, "model": model})
             if files:
                 return files[0]
         return None
@@ -162,17 +158,17 @@ class ModelSite:
         Raises:
             SourceError: When the site does not answer.
         """
-        found = {}
+        files = {}
         for adapter in adapters:
             for digits in adapter.hashes.values():
                 if as_hash(digits) is not None and (file := self.by_hash(digits)) is not None:
-                    found[adapter.name] = file
+                    files[adapter.name] = file
                     break
-        return found
+        return files
 
     def download(
         self,
-        found: SiteFile,
+        file: SiteFile,
         folder: str | os.PathLike[str],
         *,
         progress: Callable[[int], object] = lambda _: None,
@@ -181,7 +177,7 @@ class ModelSite:
         Fetch a file into a folder; it is there only when it is whole and has the hash that the site states.
 
         Args:
-            found: The file, as :meth:`by_hash` gave it.
+            file: The file, as :meth:`by_hash` gave it.
             folder: Where it goes, under its name there.
             progress: Called with the bytes that came.
 
@@ -193,36 +189,34 @@ class ModelSite:
             CorruptFileError: When what came is something else.
             SaveError: When the disk refuses.
         """
-        place = Path(folder).expanduser() / found.name
-        digest = found.hashes.get("sha256", "")
-        if not found.name.lower().endswith(".safetensors"):
-            raise SourceError(
-                f"{found.name!r} is not a .safetensors file; get it from its page: {found.page}"
-            )
+        place = Path(folder).expanduser() / file.name
+        digest = file.hashes.get("sha256", "")
+        if not file.name.lower().endswith(".safetensors"):
+            raise SourceError(f"{file.name!r} is not a .safetensors file; get it from its page: {file.page}")
         if not digest:
             raise SourceError(
-                f"the site states no SHA-256 of {found.name!r}, so what comes could not be checked"
+                f"the site states no SHA-256 of {file.name!r}, so what comes could not be checked"
             )
         if place.exists():
             raise SourceError(f"{place} is there already")
-        _host_of(found.address, like=self._host)
+        _host_of(file.address, like=self._host)
 
         def write(stream: IO[bytes]) -> None:
             sha, came = hashlib.sha256(), 0
-            most = min(_FILE_AT_MOST, int(found.size * 1.05) + (1 << 20) if found.size else _FILE_AT_MOST)
-            with self._open(found.address) as answer:
+            most = min(_FILE_AT_MOST, int(file.size * 1.05) + (1 << 20) if file.size else _FILE_AT_MOST)
+            with self._open(file.address) as answer:
                 while part := answer.read(_CHUNK):
                     came += len(part)
                     if came > most:
                         raise CorruptFileError(
-                            f"more than the {found.size} bytes that the site states came", file=found.name
+                            f"more than the {file.size} bytes that the site states came", file=file.name
                         )
                     sha.update(part)
                     stream.write(part)
                     progress(len(part))
             if sha.hexdigest() != digest:
                 raise CorruptFileError(
-                    f"what came has the SHA-256 {sha.hexdigest()}, the site states {digest}", file=found.name
+                    f"what came has the SHA-256 {sha.hexdigest()}, the site states {digest}", file=file.name
                 )
 
         write_files({place: write})

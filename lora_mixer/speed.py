@@ -225,11 +225,11 @@ class _Run:
         counts = sorted({1, 2, 4, 8, len(self.names)} & set(range(1, len(self.names) + 1)))
         for count in counts:
             signs = iter(range(1 << 62))
-            own = self.names[:count]
+            names = self.names[:count]
 
-            def switch(own: list[str] = own, signs: Any = signs) -> None:
+            def switch(names: list[str] = names, signs: Any = signs) -> None:
                 sign = 1 if next(signs) % 2 else -1
-                mixer.set_adapters(own, [sign * weight for weight in weights[: len(own)]])
+                mixer.set_adapters(names, [sign * weight for weight in weights[: len(names)]])
 
             self.note(
                 f"set a mix of {count}", self.median(switch), "seconds", self.copy, "a copy of the weights"

@@ -68,14 +68,14 @@ class _AdapterTraining:
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return the model's loss with the adapters' own terms, as PEFT's models do in training."""
         above: Any = super()
-        found = above.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        loss = above.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         if not model.training:
-            return found
+            return loss
         mixer, names = self._adapters()
         terms = [mixer.adapter_loss(name) for name in names]
         if return_outputs:
-            return sum(terms, start=found[0]), found[1]
-        return sum(terms, start=found)
+            return sum(terms, start=loss[0]), loss[1]
+        return sum(terms, start=loss)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapters, whatever the model's class."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 
 from lora_mixer.algorithms import LayerWeights
+from lora_mixer.algorithms.table import Kind
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
-from lora_mixer.formats.kinds import Kind
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
 from lora_mixer.writing import OutputFormat

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_mixer import LoraMixer, LoraMixerError, SaveError, read_adapter
 from lora_mixer.algorithms.frobenius import Product, core_norm, hadamard_norm, hadamard_work
-from lora_mixer.formats.kinds import KINDS
+from lora_mixer.algorithms.table import KINDS
 from lora_mixer.library import layer_norms
 from lora_mixer.library.norms import WORK_A_NUMBER, WORK_AT_LEAST
 from lora_mixer.writing import convert, merge, resize

@@ -13,7 +13,7 @@ from lora_mixer import LoraMixer, MatchError
 from lora_mixer.algorithms import Dora, ModuleTensors
 from lora_mixer.algorithms.base import Sliced
 from lora_mixer.algorithms.rows import Placed
-from lora_mixer.formats.kinds import builder
+from lora_mixer.algorithms.table import builder
 from tests.transformers_data import Parts as Components
 from tests.transformers_data import distance, parts_of, reference, state
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from lora_mixer import LoraMixer, read_adapter
+from lora_mixer.algorithms import table
 from lora_mixer.errors import UnsupportedAdapterError
-from lora_mixer.formats import kinds, peft_config
+from lora_mixer.formats import peft_config
 from tests.small_language_models import distance, reference, run
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def test_what_a_configuration_asks_for_and_is_not_known_is_refused_by_name(
 @pytest.mark.parametrize("kind", sorted(peft.PEFT_TYPE_TO_CONFIG_MAPPING))
 def test_every_field_of_the_kinds_that_are_read_is_known(kind: Any) -> None:
     name = str(getattr(kind, "value", kind))
-    if name not in kinds.peft_types():
+    if name not in table.peft_types():
         pytest.skip(f"{name} is refused by name")
     fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
 
-    assert fields <= peft_config._KNOWN | kinds.peft_fields() | peft_config._REFUSED.keys()
+    assert fields <= peft_config._KNOWN | table.peft_fields() | peft_config._REFUSED.keys()

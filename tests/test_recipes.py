@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_mixer import LoraMixer, Mix, MixError, SaveError, read_adapter
+from lora_mixer import LoraMixer, MatchError, Mix, MixError, SaveError, read_adapter
+from lora_mixer.algorithms import table as algorithm_table
 from lora_mixer.cli._app import app
 from lora_mixer.engines.table import ENGINES
-from lora_mixer.formats import kinds, leaves
+from lora_mixer.formats import fronts, leaves
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
 from lora_mixer.writing import FORMATS, convert, merge
@@ -157,7 +158,7 @@ class TestMethodOfAMix:
 class TestAlgorithm:
     @pytest.fixture(autouse=True)
     def _row(self, monkeypatch):
-        monkeypatch.setitem(kinds.KINDS, "outer", recipe_parts.OUTER)
+        monkeypatch.setitem(algorithm_table.KINDS, "outer", recipe_parts.OUTER)
         leaves._table.cache_clear()
         yield
         leaves._table.cache_clear()
@@ -192,6 +193,24 @@ class TestAlgorithm:
     def test_what_does_not_fit_is_told(self, net):
         with pytest.raises(Exception, match=r"made for \(4, 4\), the module has \(6, 6\)"):
             LoraMixer(net).load_lora_weights({f"one.outer_{side}": torch.ones(4) for side in "ab"})
+
+
+def test_a_spelling_of_keys_is_one_row(net, monkeypatch):
+    before = weights(net)
+    file = {f"studio.{key}": value for key, value in adapter(1).items()}
+    mixer = LoraMixer(net)
+    with pytest.raises(MatchError, match="studio"):
+        mixer.load_lora_weights(file, "a")
+
+    monkeypatch.setattr(fronts, "FRONTS", (*fronts.FRONTS, ("studio.", None, "studio")))
+    fronts.split_component.cache_clear()
+    try:
+        report = mixer.load_lora_weights(file, "a")
+        assert report.complete
+        assert read_adapter(file).format == "studio"
+    finally:
+        fronts.split_component.cache_clear()
+    assert torch.allclose(net.one.weight, before["one.weight"] + change(adapter(1), "one"), atol=1e-6)
 
 
 class TestEngine:

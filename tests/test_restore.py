@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer.engines.merged import cores
 from lora_mixer.engines.merged import engine as merged
 from tests.small_pipe import Bench, assert_same, mixed, pairs_for, pointers, small_pipe, values, written
 from tests.weights import Pair, Snapshot, same_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WAYS: dict[str, Callable[[LoraMixer], object]] = {
     "disable": lambda mixer: mixer.disable_lora(),
@@ -30,9 +32,18 @@ WAYS: dict[str, Callable[[LoraMixer], object]] = {
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def bench() -> Bench:
-    return Bench()
+@pytest.fixture(params=["in this thread"])
+def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A small pipeline with adapters; its weights are written by this thread, or "on all cores"."""
+    threads = torch.get_num_threads()
+    if request.param == "on all cores":
+        monkeypatch.setattr(cores, "WORTH_IT", 1)
+        torch.set_num_threads(3)
+    yield Bench()
+    torch.set_num_threads(threads)
+
+
+on_either = pytest.mark.parametrize("bench", ["in this thread", "on all cores"], indirect=True)
 
 
 def model_pair(shape: tuple[int, ...], seed: int = 0) -> Pair:
@@ -256,6 +267,7 @@ class Fuse:
         return self.call(*args, **kwargs)
 
 
+@on_either
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
 @pytest.mark.parametrize("before", [{}, {"a": 1.0}, {"a": 0.3, "b": -2.0}])
@@ -278,6 +290,7 @@ def test_a_write_that_fails_half_way_leaves_the_mix_from_before(
     bench.assert_base()
 
 
+@on_either
 def test_a_load_whose_write_fails_leaves_no_trace(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.mixer.set_adapters(["a", "b"], [0.5, 2.0])
     held, memory = bench.bits(), bench.mixer.memory()
@@ -292,6 +305,7 @@ def test_a_load_whose_write_fails_leaves_no_trace(bench: Bench, monkeypatch: pyt
     bench.assert_mix(a=0.5, b=2.0)
 
 
+@on_either
 def test_when_the_way_back_fails_too_the_base_is_in_effect(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +341,59 @@ def test_a_failure_while_the_base_is_put_back_can_be_repeated(
     bench.assert_mix(a=0.5, b=2.0)
     bench.mixer.disable_lora()
     bench.assert_base()
+
+
+def test_writes_on_all_cores_are_those_of_one_thread_and_leave_no_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.mixer.set_adapters(["a", "b", "c"], [0.5, 2.0, -0.3])
+    alone = bench.bits()
+    bench.mixer.disable_lora()
+    monkeypatch.setattr(cores, "WORTH_IT", 1)
+    before, running = torch.get_num_threads(), threading.active_count()
+    torch.set_num_threads(3)
+    writers = set()
+    blend = merged.blend_weight
+
+    def seen(*args: Any, **kwargs: Any) -> None:
+        writers.add((threading.current_thread().name, torch.get_num_threads(), torch.is_grad_enabled()))
+        blend(*args, **kwargs)
+
+    monkeypatch.setattr(merged, "blend_weight", seen)
+    try:
+        bench.mixer.set_adapters(["a", "b", "c"], [0.5, 2.0, -0.3])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+    assert_same(bench.bits(), alone)
+    assert all(name.startswith("lora_mixer writes") for name, _, _ in writers)
+    assert {(count, grads) for _, count, grads in writers} == {(1, False)}
+    assert threading.active_count() == running
+
+
+def test_a_machine_without_a_thread_left_says_so_and_nothing_changes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.mixer.set_adapters("a", 0.5)
+    held, before = bench.bits(), torch.get_num_threads()
+    monkeypatch.setattr(cores, "WORTH_IT", 1)
+    torch.set_num_threads(3)
+    refused = Fuse(threading.Thread.start, 1, RuntimeError("can't start new thread"))
+
+    def start(thread: threading.Thread) -> None:
+        refused(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    try:
+        with pytest.raises(RuntimeError, match="new thread"):
+            bench.mixer.set_adapters("b")
+    finally:
+        torch.set_num_threads(before)
+
+    assert_same(bench.bits(), held)
+    bench.mixer.set_adapters("b")
+    bench.assert_mix(b=1)
 
 
 # --- copies and files -----------------------------------------------------------------------------------------------

@@ -104,12 +104,12 @@ def add_api(shared: Shared) -> None:
         descending = sort in handlers.DESCENDING
         wanted = handlers.DESCENDING.get(sort, sort)
         asked = {"text": text, "base": base, "sort": wanted, "descending": descending, "page": page}
-        found = handlers.search(app, asked)
+        answer = handlers.search(app, asked)
         kept = ("called", "about", "bytes", "triggers", "problem")
-        found["entries"] = [
-            {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in found["entries"]
+        answer["entries"] = [
+            {"name": entry["title"], **{key: entry[key] for key in kept}} for entry in answer["entries"]
         ]
-        return {key: found[key] for key in ("entries", "total", "page", "pages")}
+        return {key: answer[key] for key in ("entries", "total", "page", "pages")}
 
     @guarded
     def picture(picture_id: str) -> dict[str, Any]:

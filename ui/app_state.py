@@ -109,11 +109,11 @@ class AppState:
         self.scanning, self.scans = "", 0
         tell(f"looking for adapters in {', '.join(map(str, folders)) or self.uploads}")
         self.scan(wait=SCAN_WAIT)
-        found = self.library.search(page_size=1).total
+        count = self.library.search(page_size=1).total
         tell(
-            f"{found} adapters so far; the look goes on behind the page"
+            f"{count} adapters so far; the look goes on behind the page"
             if self.scanning
-            else f"{found} adapters are there"
+            else f"{count} adapters are there"
         )
         self.mixes = SavedMixes(out / "mixes.json")
         self.saved_rows = SavedRows(out / "rows.json")
@@ -183,9 +183,9 @@ class AppState:
 
     def entry_named(self, name: str) -> Entry | None:
         """Find the entry that a mix calls by this name."""
-        found = self._in_turn(self.library.find(name))
-        if found:
-            return next((entry for entry in found if entry.name == name), found[0])
+        entries = self._in_turn(self.library.find(name))
+        if entries:
+            return next((entry for entry in entries if entry.name == name), entries[0])
         stem, _, start = name.rpartition("-")
         alike = self.library.find(stem) if stem and len(start) == ID_DIGITS else ()
         return next((entry for entry in alike if entry.id.startswith(start)), None)
@@ -210,13 +210,13 @@ class AppState:
 
     def every_entry(self) -> list[Entry]:
         """List the whole library."""
-        found: list[Entry] = []
+        entries: list[Entry] = []
         page, pages = 0, 1
         while page < pages:
             part = self.library.search(page=page, page_size=1000)
-            found += part.entries
+            entries += part.entries
             page, pages = page + 1, part.pages
-        return found
+        return entries
 
     def entry(self, entry_id: str) -> Entry:
         """
@@ -364,8 +364,8 @@ class AppState:
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return adapters' hashes by name, for a picture's metadata."""
-        found = {name: self.entry_named(name) for name in names}
-        return {name: dict(self.library.hashes(e.id)) for name, e in found.items() if e is not None}
+        entries = {name: self.entry_named(name) for name in names}
+        return {name: dict(self.library.hashes(e.id)) for name, e in entries.items() if e is not None}
 
 
 def _state(entry: Entry) -> tuple[str, int, float]:

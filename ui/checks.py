@@ -48,12 +48,12 @@ def number(value: Any, what: str, low: float, high: float, field: str = "") -> f
         FieldError: When it is not such a number.
     """
     try:
-        found = float(value)
+        number_read = float(value)
     except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if isinstance(value, bool) or not math.isfinite(found) or not low <= found <= high:
+        number_read = math.nan
+    if isinstance(value, bool) or not math.isfinite(number_read) or not low <= number_read <= high:
         raise FieldError(f"{what}: a number from {low:g} to {high:g} is needed{_instead(value)}", field)
-    return found
+    return number_read
 
 
 def whole(value: Any, what: str, low: int, high: int, field: str = "") -> int:
@@ -71,14 +71,14 @@ def whole(value: Any, what: str, low: int, high: int, field: str = "") -> int:
         FieldError: When it is not such a number.
     """
     try:
-        found = int(value) if isinstance(value, str) and len(value) <= MAX_NAME else value
+        number_read = int(value) if isinstance(value, str) and len(value) <= MAX_NAME else value
     except ValueError:
-        found = None
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
+        number_read = None
+    if isinstance(number_read, float) and number_read.is_integer():
+        number_read = int(number_read)
+    if isinstance(number_read, bool) or not isinstance(number_read, int) or not low <= number_read <= high:
         raise FieldError(f"{what}: a whole number from {low} to {high} is needed{_instead(value)}", field)
-    return found
+    return number_read
 
 
 def _instead(value: Any) -> str:

@@ -46,8 +46,8 @@ def styles_for(types: Iterable[str], assets: Path = ASSETS) -> dict[str, str]:
         The text of each file by its name, in the order in which they are asked for; empty where they cannot be told.
     """
     try:
-        found = dict.fromkeys([*_of_the_frame(assets), *_of_components(frozenset(types), assets)])
-        texts = {name: (assets / name).read_text(encoding="utf-8") for name in found}
+        names = dict.fromkeys([*_of_the_frame(assets), *_of_components(frozenset(types), assets)])
+        texts = {name: (assets / name).read_text(encoding="utf-8") for name in names}
     except (OSError, ValueError, IndexError):
         return {}
     # what brings files of its own along would look for them beside the page
@@ -65,8 +65,8 @@ def _styles(listed: list[str], numbers: str) -> list[str]:
 
 
 def _listed(script: str) -> list[str]:
-    found = _LISTED.search(script)
-    return [] if found is None else [name.strip("\"'").removeprefix("./") for name in found[1].split(",")]
+    match = _LISTED.search(script)
+    return [] if match is None else [name.strip("\"'").removeprefix("./") for name in match[1].split(",")]
 
 
 def _of_the_frame(assets: Path) -> list[str]:
@@ -75,9 +75,9 @@ def _of_the_frame(assets: Path) -> list[str]:
         frame = _one(assets, "Index-*.js", "./Blocks-")
     except StopIteration:
         return []
-    found = _BLOCKS.search(frame)
+    match = _BLOCKS.search(frame)
     every = ",".join(str(number) for number in range(len(_listed(first))))
-    return [*_styles(_listed(first), every), *(_styles(_listed(frame), found[1]) if found else [])]
+    return [*_styles(_listed(first), every), *(_styles(_listed(frame), match[1]) if match else [])]
 
 
 def _of_components(types: frozenset[str], assets: Path) -> list[str]:
@@ -85,11 +85,11 @@ def _of_components(types: frozenset[str], assets: Path) -> list[str]:
         script = _one(assets, "core-*.js", "accordion:{")
     except StopIteration:
         return []
-    listed, found = _listed(script), []
+    listed, styles = _listed(script), []
     for name, body in _ENTRY.findall(script):
         if name in types:
-            found += [style for numbers in _NUMBERS.findall(body) for style in _styles(listed, numbers)]
-    return found
+            styles += [style for numbers in _NUMBERS.findall(body) for style in _styles(listed, numbers)]
+    return styles
 
 
 def with_styles(page: str, styles: Mapping[str, str]) -> str:

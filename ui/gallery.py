@@ -50,16 +50,16 @@ def keep(app: AppState, picture: Picture) -> str:
         Its id. The file is there, whole, when this returns.
     """
     settings = PictureSettings.of_request(picture.request, model=app.models.facts.title, version=__version__)
-    found, hashes = new_id(), app.hashes(picture.request.adapters)
-    save_picture(picture.image, app.pictures / f"{found}.png", settings, hashes=hashes)
-    return found
+    picture_id, hashes = new_id(), app.hashes(picture.request.adapters)
+    save_picture(picture.image, app.pictures / f"{picture_id}.png", settings, hashes=hashes)
+    return picture_id
 
 
 def keep_sheet(app: AppState, sheet: Image) -> str:
     """Write a labelled grid; its cells have the settings."""
-    found = new_id(sheet=True)
-    write_files({app.pictures / f"{found}.png": lambda stream: sheet.save(stream, format="png")})
-    return found
+    sheet_id = new_id(sheet=True)
+    write_files({app.pictures / f"{sheet_id}.png": lambda stream: sheet.save(stream, format="png")})
+    return sheet_id
 
 
 def path_of(app: AppState, value: Any) -> Path:
@@ -124,11 +124,11 @@ def details(app: AppState, value: Any) -> dict[str, Any]:
         PictureError: When there is none.
     """
     path = path_of(app, value)
-    found = {"id": path.stem, "url": url_of(path), "sheet": path.stem.endswith("-sheet")}
+    facts = {"id": path.stem, "url": url_of(path), "sheet": path.stem.endswith("-sheet")}
     try:
-        return {**found, **about(read_picture(path))}
+        return {**facts, **about(read_picture(path))}
     except PictureMetadataError:
-        return {**found, "prompt": "", "mix": "", "facts": []}
+        return {**facts, "prompt": "", "mix": "", "facts": []}
 
 
 def listing(app: AppState, page: Any = 0) -> dict[str, Any]:

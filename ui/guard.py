@@ -173,9 +173,9 @@ class Guard:
             seconds = self._brake.waits(str((scope.get("client") or ("",))[0]))
             if seconds:
                 return 429, f"Too many wrong passwords: try again in {seconds:.0f} seconds."
-        own = {host, headers.get("x-forwarded-host", host)}
+        hosts = {host, headers.get("x-forwarded-host", host)}
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc not in own:
+        if origin is not None and urlsplit(origin).netloc not in hosts:
             return 403, "Requests from other sites are refused."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "Requests from other sites are refused."

@@ -64,7 +64,7 @@ def without_python(text: str) -> str:
 def _line_without_python(line: str) -> str:
     line = _ASIDE.sub("", _TYPE.sub("", line))
     while (code := _CODE.search(line)) is not None:
-        start = max((found.start() for found in _BEGINS.finditer(line, 0, code.start())), default=0)
+        start = max((begin.start() for begin in _BEGINS.finditer(line, 0, code.start())), default=0)
         ends = _ENDS.search(line, code.end())
         end = ends.start() if ends else len(line)
         keeps = line[start : start + 1] in (".", ";") and line[end : end + 1] == line[start : start + 1]
@@ -85,7 +85,7 @@ def without_paths(text: str) -> str:
         >>> without_paths("in /home/ann/loras/ink.safetensors, key 7"), without_paths("1/2 and a/b")
         ('in ink.safetensors, key 7', '1/2 and a/b')
     """
-    return _PATH.sub(lambda found: found[1] or "a folder", text)
+    return _PATH.sub(lambda match: match[1] or "a folder", text)
 
 
 def told(error: LoraMixerError) -> dict[str, Any]:

@@ -145,11 +145,11 @@ def read_rows(value: Any) -> MixRows:
     rows = given.get("rows", [])
     if not isinstance(rows, list) or len(rows) > MAX_ROWS:
         raise PictureError(f"the mix: expected at most {MAX_ROWS} adapters")
-    found = tuple(_row(checks.table(row, "a row of the mix")) for row in rows)
-    names = [row.name for row in found]
+    read = tuple(_row(checks.table(row, "a row of the mix")) for row in rows)
+    names = [row.name for row in read]
     if len(set(names)) < len(names):
         raise PictureError("the mix: an adapter stands in it twice; take one of the two out")
-    return MixRows(found, checks.text(given.get("method"), "method", 300))
+    return MixRows(read, checks.text(given.get("method"), "method", 300))
 
 
 def _row(given: dict[str, Any]) -> Row:
@@ -202,9 +202,9 @@ def read_text(text: Any, app: AppState) -> MixRows:
     off = [line[len(OFF) :] for line in lines if line.lower().startswith(OFF)]
     mix = read_mix("\n".join(line for line in lines if not line.lower().startswith(OFF)), app)
     rows = {row.name: row for line in off for row in rows_of(read_mix(line, app)).rows}
-    found = rows_of(mix)
+    read = rows_of(mix)
     others = (replace(row, on=False) for name, row in rows.items() if name not in mix.names)
-    return replace(found, rows=(*found.rows, *others))
+    return replace(read, rows=(*read.rows, *others))
 
 
 def read_mix(text: Any, app: AppState) -> Mix:
@@ -310,11 +310,11 @@ def recalled_rows(recall: AdapterMatches) -> MixRows:
     """Return the mix_rows of a picture: what it does not have is gone, what is missing here keeps its place."""
     kept = rows_of(recall.mix)
     rows = {row.name: row for row in kept.rows}
-    found = [
+    recalled = [
         rows[slot.match] if slot.match is not None else row_of(slot.adapter.name, slot.adapter.adapter_mix())
         for slot in recall.slots
     ]
-    return MixRows(tuple(found), kept.method)
+    return MixRows(tuple(recalled), kept.method)
 
 
 def shown_rows(mix_rows: MixRows, app: AppState) -> dict[str, Any]:

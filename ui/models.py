@@ -274,8 +274,8 @@ class Models:
         mixer, defaults = LoraMixer(pipe), own_defaults(options.model)
         maker = PictureMaker(mixer, defaults=defaults)
         grid_maker = PictureMaker(mixer, batch_size=self._grid_batch, defaults=defaults)
-        own = getattr(pipe, "scheduler", None)
-        samplers = {} if own is None else fitting_samplers(own)
+        scheduler = getattr(pipe, "scheduler", None)
+        samplers = {} if scheduler is None else fitting_samplers(scheduler)
         facts = replace(_facts(options, pipe), samplers=samplers, emphasis_problem=maker.emphasis_problem)
         return LoadedModel(facts, mixer, maker, grid_maker)
 
@@ -290,8 +290,8 @@ def _facts(options: ModelOptions, pipe: Any) -> ModelFacts:
 
 
 def _part(pipe: Any, name: str) -> Any:
-    found = getattr(pipe, "components", {}).get(name)
-    return found if found is not None else getattr(pipe, name, None)
+    part = getattr(pipe, "components", {}).get(name)
+    return part if part is not None else getattr(pipe, name, None)
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:
@@ -303,6 +303,6 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 
 
 def _layout(pipe: Any) -> BlockLayout | None:
-    found = ((part, _part(pipe, part)) for part in ("unet", "transformer", "prior"))
-    denoiser = next(((part, root) for part, root in found if root is not None), None)
+    parts = ((part, _part(pipe, part)) for part in ("unet", "transformer", "prior"))
+    denoiser = next(((part, root) for part, root in parts if root is not None), None)
     return None if denoiser is None else block_layouts(dict([denoiser]))[denoiser[0]]

@@ -61,8 +61,9 @@ class ModuleTensors:
         missing = [role for role in roles if role not in self.tensors]
         if missing:
             there = ", ".join(self.tensors) or "nothing else"
-            msg = f"{', '.join(missing)} is missing beside {there}; the file is incomplete"
-            raise InvalidAdapterError(msg, key=self.label)
+            raise InvalidAdapterError(
+                f"{', '.join(missing)} is missing beside {there}; the file is incomplete", key=self.label
+            )
         return tuple(self.tensors[role] for role in roles)
 
     def scale_for(self, rank: int) -> float:
@@ -85,8 +86,10 @@ class ModuleTensors:
         """
         value = self.config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            msg = f"{name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}"
-            raise InvalidAdapterError(msg, key=self.label)
+            raise InvalidAdapterError(
+                f"{name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}",
+                key=self.label,
+            )
         return value
 
     def broken(self, why: str) -> InvalidAdapterError:
@@ -107,18 +110,18 @@ _PARTS: dict[Any, tuple[str, ...]] = {}
 
 def _held_fields(kind: Any) -> tuple[str, ...]:
     """Return the fields that may hold tensors or other parts; files have thousands of modules, which are asked again and again."""
-    found = _HELD.get(kind)
-    if found is None:
-        found = _HELD[kind] = _fields_beyond(kind, _PLAIN)
-    return found
+    names = _HELD.get(kind)
+    if names is None:
+        names = _HELD[kind] = _fields_beyond(kind, _PLAIN)
+    return names
 
 
 def _part_fields(kind: Any) -> tuple[str, ...]:
     """Return the fields that may hold other parts."""
-    found = _PARTS.get(kind)
-    if found is None:
-        found = _PARTS[kind] = _fields_beyond(kind, _PLAIN | {_TENSOR})
-    return found
+    names = _PARTS.get(kind)
+    if names is None:
+        names = _PARTS[kind] = _fields_beyond(kind, _PLAIN | {_TENSOR})
+    return names
 
 
 def _fields_beyond(kind: Any, known: frozenset[str]) -> tuple[str, ...]:
@@ -131,7 +134,7 @@ class LayerWeights(abc.ABC):
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.formats.kinds.KINDS` and needs nothing else. Its fields are tensors, other layer weights
+    :data:`lora_mixer.algorithms.table.KINDS` and needs nothing else. Its fields are tensors, other layer weights
     (what it modifies) or plain values.
     """
 
@@ -369,8 +372,7 @@ class Sliced(Wrapped):
             TypeError: When other rows of the base are needed, so that :meth:`delta_of` has to be asked.
         """
         if self.needs_whole(tuple(base.shape)):
-            msg = f"{'+'.join(self.algorithms)} on a fused layer needs the base of the whole layer"
-            raise TypeError(msg)
+            raise TypeError(f"{'+'.join(self.algorithms)} on a fused layer needs the base of the whole layer")
         return self.delta_of(spread_rows(base, self.ranges, self.total), gain)
 
     def delta_of(self, whole: torch.Tensor, gain: float) -> torch.Tensor:
@@ -397,8 +399,7 @@ class Factored(LayerWeights):
         """Return gain * scale * up @ down in the base's dtype and shape."""
         pair = self.factors(tuple(base.shape))
         if pair is None:
-            msg = f"{type(self).__name__} must give factors for every weight it fits"
-            raise TypeError(msg)
+            raise TypeError(f"{type(self).__name__} must give factors for every weight it fits")
         return (pair.up.to(base) @ pair.down.to(base)).mul_(gain * pair.scale).reshape(base.shape)
 
 
@@ -463,15 +464,15 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if math.prod(shape[2:]) == 1 else shape
 
 
-def flat_misfit(own: tuple[int, int], shape: tuple[int, ...]) -> str | None:
+def flat_misfit(made_for: tuple[int, int], shape: tuple[int, ...]) -> str | None:
     """Compare (out, in * kernel) with a weight's shape; say what differs, or None."""
     if len(shape) < 2:
-        return f"made for a weight of {own[0]} x {own[1]}, the module has a vector of {math.prod(shape)}"
+        return f"made for a weight of {made_for[0]} x {made_for[1]}, the module has a vector of {math.prod(shape)}"
     there = rows_and_columns(shape)
     return (
         None
-        if own == there
-        else f"made for a weight of {own[0]} x {own[1]}, the module has {there[0]} x {there[1]}"
+        if made_for == there
+        else f"made for a weight of {made_for[0]} x {made_for[1]}, the module has {there[0]} x {there[1]}"
     )
 
 

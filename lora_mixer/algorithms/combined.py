@@ -99,8 +99,8 @@ class Stack(LayerWeights):
         self, base: Callable[[], torch.Tensor], shape: tuple[int, ...], gain: float
     ) -> OutputChange:
         """Return the sum of what the parts do."""
-        found = [part.on_outputs(base, shape, gain) for part in self.parts]
-        return functools.reduce(OutputChange.plus, found)
+        changes = [part.on_outputs(base, shape, gain) for part in self.parts]
+        return functools.reduce(OutputChange.plus, changes)
 
 
 @dataclass(frozen=True)

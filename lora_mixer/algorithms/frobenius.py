@@ -127,8 +127,8 @@ def hadamard_norm(one: Product, other: Product, work: float = math.inf) -> float
             continue
         rows = max(1, _BLOCK_AT_MOST // max(1, right.shape[1]))
         for start in range(0, height, rows):
-            own = slice(start, start + rows)
-            total += float(((left[own] @ right) * (more_left[own] @ more_right)).square().sum())
+            chunk = slice(start, start + rows)
+            total += float(((left[chunk] @ right) * (more_left[chunk] @ more_right)).square().sum())
     return math.sqrt(total)
 
 

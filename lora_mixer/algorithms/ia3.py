@@ -57,16 +57,17 @@ class IA3(LayerWeights):
         if "ia3_l" in parts.tensors:
             (vector,) = parts.need("ia3_l")
             side = _peft_side(vector, parts)
-            found = cls(vector, 1.0, side, with_bias=True)
+            scaling = cls(vector, 1.0, side, with_bias=True)
         else:
             vector, flag = parts.need("ia3_weight", "on_input")
             if flag.numel() != 1:
-                msg = f"on_input has shape {tuple(flag.shape)}, expected one number, 0 or 1"
-                raise InvalidAdapterError(msg, key=parts.label)
-            found = cls(vector, 0.0, bool(flag.item()), with_bias=False)
+                raise InvalidAdapterError(
+                    f"on_input has shape {tuple(flag.shape)}, expected one number, 0 or 1", key=parts.label
+                )
+            scaling = cls(vector, 0.0, bool(flag.item()), with_bias=False)
         if vector.numel() != max(vector.shape, default=0):
             raise parts.broken("expected one number for each channel")
-        return found
+        return scaling
 
     def _columns(self, shape: tuple[int, ...]) -> bool:
         if self.on_input is not None:
@@ -122,19 +123,22 @@ def _peft_side(vector: torch.Tensor, parts: ModuleTensors) -> bool | None:
         return None if not parts.config else False
     if isinstance(names, str):
         try:
-            found = compiled(names)
+            pattern = compiled(names)
         except PatternTooHardError as error:
             raise InvalidAdapterError(f"feedforward_modules: {error}", key=parts.label) from None
-        if found is None:
-            msg = f"feedforward_modules is {names[:200]!r}, no regular expression"
-            raise InvalidAdapterError(msg, key=parts.label)
+        if pattern is None:
+            raise InvalidAdapterError(
+                f"feedforward_modules is {names[:200]!r}, no regular expression", key=parts.label
+            )
         module = parts.module
-        if len(module) ** found[1] > _STEPS:
+        if len(module) ** pattern[1] > _STEPS:
             raise InvalidAdapterError(
                 f"the name is too long for the pattern {names[:200]!r}", key=parts.label[:200]
             )
         return re.fullmatch(names, module) is not None
     if not isinstance(names, list):
-        msg = f"feedforward_modules is {names!r}, expected a list of names or a regular expression"
-        raise InvalidAdapterError(msg, key=parts.label)
+        raise InvalidAdapterError(
+            f"feedforward_modules is {names!r}, expected a list of names or a regular expression",
+            key=parts.label,
+        )
     return any(parts.module.endswith(str(name)) for name in names)

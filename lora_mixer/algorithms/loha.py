@@ -89,7 +89,7 @@ class LoHa(LayerWeights):
         t1, t2 = parts.tensors.get("hada_t1"), parts.tensors.get("hada_t2")
         if any(t.ndim != 2 for t in (w1_a, w1_b, w2_a, w2_b)) or (t1 is None) != (t2 is None):
             raise parts.broken("expected four matrices, and both cores t1 and t2 or none")
-        found = cls(w1_a, w1_b, w2_a, w2_b, t1, t2, parts.scale_for(w1_b.shape[0]), parts.alpha)
+        product = cls(w1_a, w1_b, w2_a, w2_b, t1, t2, parts.scale_for(w1_b.shape[0]), parts.alpha)
         if t1 is not None and t2 is not None:
             fits = all(
                 t.ndim > 2 and t.shape[:2] == (a.shape[0], b.shape[0])
@@ -104,7 +104,7 @@ class LoHa(LayerWeights):
             )
         if not fits or w1_b.shape[1] != w2_b.shape[1]:
             raise parts.broken("do not multiply: expected w_a (out, rank) and w_b (rank, in * kernel), twice")
-        return found
+        return product
 
     @property
     def rank(self) -> int:
@@ -130,10 +130,10 @@ class LoHa(LayerWeights):
         """Say why this cannot change a weight of ``shape``, or None."""
         if self.t1 is None:
             return flat_misfit((self.w1_a.shape[0], self.w1_b.shape[1]), shape)
-        own = (self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:])
+        made_for = (self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:])
         # PEFT gives cores two axes of kernels, also where the layer has one
-        fits = own == shape or (own[-1] == 1 and own[:-1] == shape)
-        return None if fits else f"made for a weight {own}, the module has {shape}"
+        fits = made_for == shape or (made_for[-1] == 1 and made_for[:-1] == shape)
+        return None if fits else f"made for a weight {made_for}, the module has {shape}"
 
     def _pairs(self) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         if self.t1 is None or self.t2 is None:

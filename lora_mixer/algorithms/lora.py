@@ -84,20 +84,21 @@ class LowRank(Factored):
         up, down, mid = tensors.get("up"), tensors.get("down"), tensors.get("mid")
         if up is None or down is None:
             there, missing = ("down", "up") if up is None else ("up", "down")
-            msg = f"has lora {there} but no lora {missing}; the file is incomplete"
-            raise InvalidAdapterError(msg, key=parts.label)
+            raise InvalidAdapterError(
+                f"has lora {there} but no lora {missing}; the file is incomplete", key=parts.label
+            )
         if up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim < 3):
             raise parts.broken("expected matrices or convolution kernels")
         rank = mid.shape[0] if mid is not None else down.shape[0]
         inner = mid.shape[1] if mid is not None else rank
         groups = groups_of(up, down) if mid is None else 1
         if groups > 1:
-            msg = (
+            raise UnsupportedAdapterError(
                 f"up {tuple(up.shape)} works in {groups} groups on all that down {tuple(down.shape)} makes of "
                 "all inputs (PEFT on a convolution in groups): each output hears every input then, which no weight of "
-                f"such a layer can hold, (out, in / {groups}, ...), nor what this file makes of it"
+                f"such a layer can hold, (out, in / {groups}, ...), nor what this file makes of it",
+                key=parts.label,
             )
-            raise UnsupportedAdapterError(msg, key=parts.label)
         if (
             0 in (rank, inner)
             or up.shape[1] != rank
@@ -143,18 +144,22 @@ class LowRank(Factored):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None; 1x1 convolutions and linears are one."""
-        own = self.shape
-        if len(shape) > 1 and own[:2] == shape[:2] and math.prod(own[2:]) == math.prod(shape[2:]):
+        made_for = self.shape
+        if len(shape) > 1 and made_for[:2] == shape[:2] and math.prod(made_for[2:]) == math.prod(shape[2:]):
             return None
         if self._pads(shape):
             return None
-        return f"made for a weight {squeezed(own)}, the module has {squeezed(shape)}"
+        return f"made for a weight {squeezed(made_for)}, the module has {squeezed(shape)}"
 
     def _pads(self, shape: tuple[int, ...]) -> bool:
-        own = self.shape
-        if len(own) != 4 or len(shape) != 4:  # two kernel dimensions
+        made_for = self.shape
+        if len(made_for) != 4 or len(shape) != 4:  # two kernel dimensions
             return False
-        return own[0] == shape[0] and own[2:] == shape[2:] and (own[1], shape[1]) == INPAINT_CHANNELS
+        return (
+            made_for[0] == shape[0]
+            and made_for[2:] == shape[2:]
+            and (made_for[1], shape[1]) == INPAINT_CHANNELS
+        )
 
     def factors(self, shape: tuple[int, ...]) -> Factors:
         """Return ``up`` (out, rank) and ``down`` (rank, in * kernel); inpainting's extra channels get zeros."""

@@ -81,14 +81,14 @@ class OutputChange:
         )
 
     def added(
-        self, x: torch.Tensor, own: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor]
+        self, x: torch.Tensor, plain: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """
         Return what is added to the output, in fp32 at least where rows are multiplied, else in the inputs' type.
 
         Args:
             x: Inputs, (..., in).
-            own: What the layer computes without its bias, (..., out).
+            plain: What the layer computes without its bias, (..., out).
             product: Multiplies inputs by the layer's own weight.
 
         Example:
@@ -97,12 +97,12 @@ class OutputChange:
             >>> change.added(x, x @ weight.T, lambda x: x @ weight.T)
             tensor([[6.]])
         """
-        total = torch.zeros((), dtype=own.dtype, device=own.device)
+        total = torch.zeros((), dtype=plain.dtype, device=plain.device)
         if self.rows is not None:
-            total = total + own * self.rows.to(own.device)
+            total = total + plain * self.rows.to(plain.device)
         if self.columns is not None:
             # one product of the inputs as they are to be: packed layers round them
-            total = total + product((x * (1 + self.columns.to(x.device))).to(x.dtype)) - own
+            total = total + product((x * (1 + self.columns.to(x.device))).to(x.dtype)) - plain
         if self.pair is not None:
             down, up = (half.to(x.device, x.dtype) for half in (self.pair.down, self.pair.up))
             total = total + functional.linear(functional.linear(x, down), up) * self.pair.scale

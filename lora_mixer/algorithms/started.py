@@ -169,9 +169,9 @@ class Started(LayerWeights):
         """Return P, what training took out of a base (out, in), as a product of (out, rank) and (rank, in)."""
         key = (_mark(base), self.start, self.rank, self.pair.scale, base.dtype, base.device)
         if key not in self.kept:
-            found = started_from(self.start, base, self.rank, self.pair.scale)
+            halves = started_from(self.start, base, self.rank, self.pair.scale)
             self.kept.clear()
-            self.kept[key] = tuple(half.contiguous() for half in found)
+            self.kept[key] = tuple(half.contiguous() for half in halves)
         left, right = self.kept[key]
         return left, right
 
@@ -182,8 +182,8 @@ class Started(LayerWeights):
         if not gain:
             return OutputChange()
         left, right = self.taken(base())
-        own = self.pair.on_outputs(base, shape, gain)
-        return own.plus(OutputChange(pair=Factors(-left, right, 1.0)))
+        trained = self.pair.on_outputs(base, shape, gain)
+        return trained.plus(OutputChange(pair=Factors(-left, right, 1.0)))
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the pair's own."""

@@ -120,11 +120,11 @@ class Tokens(LayerWeights):
             table = next((ids for name, ids in table.items() if _ends(parts.module, str(name))), None)
         numbers = isinstance(table, list) and all(type(i) is int and 0 <= i < 2**31 for i in table)
         if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
-            msg = (
+            raise InvalidAdapterError(
                 f"trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
-                f"{table!r}; expected one id for each row"
+                f"{table!r}; expected one id for each row",
+                key=parts.label,
             )
-            raise InvalidAdapterError(msg, key=parts.label)
         return cls(rows, torch.tensor(table, dtype=torch.long))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:

@@ -50,11 +50,11 @@ class Vera(Factored):
         """
         lambda_b, lambda_d = parts.need("vera_lambda_b", "vera_lambda_d")
         if not {"vera_A", "vera_B"} <= set(parts.tensors):
-            msg = (
+            raise UnsupportedAdapterError(
                 "VeRA without its shared matrices vera_A and vera_B; save it again with "
-                "save_projection=True, only then does the file hold the whole adapter"
+                "save_projection=True, only then does the file hold the whole adapter",
+                key=parts.label,
             )
-            raise UnsupportedAdapterError(msg, key=parts.label)
         down, up = parts.need("vera_A", "vera_B")
         rank = lambda_d.numel()
         if up.ndim != 2 or down.ndim != 2 or (down.shape[0], up.shape[1]) != (rank, rank):

@@ -86,14 +86,14 @@ def from_adapter(
         >>> tokens = mixer.pipe.generate(**inputs)  # doctest: +SKIP
     """
     request: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    own = {
+    reading = {
         **request,
         "weight_name": weight_name,
         "subfolder": subfolder,
         "revision": revision,
         "allow_pickle": allow_pickle,
     }
-    source = resolve_source(pretrained_model_name_or_path, **own)
+    source = resolve_source(pretrained_model_name_or_path, **reading)
     named = list(named_bases(source, {**request, "revision": revision}))
     chosen = _chosen(source, named, base, base_revision)
     kind = _kind_of(chosen, request)
@@ -112,7 +112,7 @@ def from_adapter(
         raise _missing(source, chosen, named, request, error) from error
     mixer = LoraMixer(pipe)
     mixer.load_lora_weights(
-        pretrained_model_name_or_path, adapter_name=adapter_name, trainable=trainable, **own
+        pretrained_model_name_or_path, adapter_name=adapter_name, trainable=trainable, **reading
     )
     return mixer
 
@@ -237,20 +237,20 @@ def _class_of(source: AdapterSource, config: Any) -> Any:
     """Return the class to load the base with: of the task, of ``auto_mapping``, or the base's own."""
     import transformers
 
-    own: Mapping[str, Any] = source.config or {}
-    task = own.get("task_type")
+    adapter_config: Mapping[str, Any] = source.config or {}
+    task = adapter_config.get("task_type")
     if isinstance(task, str) and task in _TASKS:
         return getattr(transformers, _TASKS[task])
-    mapping = own.get("auto_mapping")
+    mapping = adapter_config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     if not isinstance(name, str):
         architectures = getattr(config, "architectures", None) or [None]
         name = architectures[0]
-    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise UnsupportedAdapterError(
             f"neither task_type ({task!r}) nor auto_mapping ({mapping!r}) of its configuration nor the base's architectures name a "
             "model class of transformers; load the base yourself and call LoraMixer(model).load_lora_weights(...)",
             file=source.label,
         )
-    return found
+    return kind

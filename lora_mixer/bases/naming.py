@@ -136,10 +136,10 @@ def _of_card(source: AdapterSource, request: Mapping[str, Any]) -> list[str]:
     if card.stat().st_size > _CARD_BYTES_AT_MOST:
         return []
     try:
-        found: Any = metadata_load(card)
+        card_data: Any = metadata_load(card)
     except Exception:  # noqa: BLE001 -- a card that cannot be read names nothing
         return []
-    names = found.get("base_model") if isinstance(found, dict) else None
+    names = card_data.get("base_model") if isinstance(card_data, dict) else None
     names = [names] if isinstance(names, str) else names
     return (
         [name.strip() for name in names if isinstance(name, str) and name.strip()]

@@ -64,14 +64,14 @@ def draw(text: str, seed: int, values: Mapping[str, Sequence[str]], place: str =
             wildcard_manager=_manager(values),
             rand=Random(int.from_bytes(digest[:8], "big")),  # noqa: S311 -- a draw, no secret
         )
-        found = next(iter(sampling.sample_prompts(_parsed(text), 1)), "")
+        sample = next(iter(sampling.sample_prompts(_parsed(text), 1)), "")
     except RecursionError as error:
         raise PlanError(f"variants or wildcards name each other without end in {text[:60]!r}") from error
     except Exception as error:  # whatever the parser finds wrong
         raise PlanError(
             f"{text[:60]!r} is not a dynamic prompt: {first_line(error, 160)}; write \\{{ for a brace itself"
         ) from error
-    drawn = str(found)
+    drawn = str(sample)
     for escape, sign in _ESCAPES.items():
         drawn = drawn.replace(sign, escape[1])
     return drawn

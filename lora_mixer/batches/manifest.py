@@ -103,13 +103,13 @@ def read_manifest(path: str | Path) -> list[Record]:
         _refuse_irregular(place)
         if place.suffix == ".jsonl":
             with place.open("rb") as stream:
-                found = _last_of_each(_whole_lines(stream))
+                records = _last_of_each(_whole_lines(stream))
         else:
             with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as base:
-                found = _rows(base)
+                records = _rows(base)
     except (OSError, sqlite3.Error) as error:
         raise SaveError(f"the manifest {path} cannot be read: {error}") from error
-    pictures = [record for record in found.values() if record.get("status") not in INNER]
+    pictures = [record for record in records.values() if record.get("status") not in INNER]
     return sorted(pictures, key=lambda record: _number(record.get("index")))
 
 
@@ -139,10 +139,10 @@ def _refuse_foreign(path: Path) -> None:
     if path.suffix == ".jsonl":
         with path.open("rb") as stream:
             first = stream.readline(_LINE_BYTES_AT_MOST)
-        own = first.startswith(_FIRST) if not first.endswith(b"\n") else "file" in (_record(first) or {})
+        is_own = first.startswith(_FIRST) if not first.endswith(b"\n") else "file" in (_record(first) or {})
     else:
-        own = _is_own_table(path)
-    if not own:
+        is_own = _is_own_table(path)
+    if not is_own:
         raise SaveError(
             f"{path} is there and is not a manifest of lora_mixer; give this plan another output.manifest, so that it stays "
             "as it is"

@@ -112,8 +112,8 @@ class RayActors:
     def poll(self, handles: Sequence[Any], seconds: float) -> Iterable[Any]:
         """Wait for the first."""
         done, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds)
-        found: list[Any] = done
-        return found
+        answers: list[Any] = done
+        return answers
 
     def result(self, handle: Any) -> Any:
         """Return the result."""
@@ -121,7 +121,7 @@ class RayActors:
         worker = self._of.pop(handle)
         self._begun.discard(worker)
         try:
-            found = self._ray.get(handle)
+            answer = self._ray.get(handle)
         except errors.ActorUnavailableError as error:
             raise WorkerGoneError(f"its actor is being started again: {first_line(error)}") from error
         except errors.RayActorError as error:
@@ -134,7 +134,7 @@ class RayActors:
             raise WorkerGoneError(f"its node is gone: {first_line(error)}") from error
         else:
             self._begun.add(worker)
-            return found
+            return answer
 
     def close(self, *, at_once: bool = False) -> None:
         """End the actors, and Ray where it was started here."""

@@ -125,9 +125,9 @@ class TaskQueue:
         self._held.pop(worker, None)
 
     def _choose(self, worker: int, resident: Collection[str]) -> Names | None:
-        own = self._held.get(worker)
-        if own in self._groups:
-            return own
+        held = self._held.get(worker)
+        if held in self._groups:
+            return held
         if not self._groups:
             return None
         others = {group for number, group in self._held.items() if number != worker}

@@ -69,24 +69,24 @@ def decode(raw: bytes, problems: Problems) -> str:
 
 
 def _jsonl(text: str, problems: Problems) -> Located:
-    found = Located({"jobs": []}, {(): 1})
-    jobs: list[Any] = found.value["jobs"]
+    plan = Located({"jobs": []}, {(): 1})
+    jobs: list[Any] = plan.value["jobs"]
     for number, row in enumerate(text.split("\n"), 1):
         if not row.strip():
             continue
         value = _json_row(row, number, problems)
         if isinstance(value, dict) and set(value) == {"plan"}:
-            if jobs or len(found.value) > 1:
+            if jobs or len(plan.value) > 1:
                 problems.problem("", "the line with the plan's own settings must be the first", line=number)
             elif isinstance(value["plan"], dict):
-                found.value = {**value["plan"], "jobs": jobs}
-                found.lines |= {(key,): number for key in value["plan"]}
+                plan.value = {**value["plan"], "jobs": jobs}
+                plan.lines |= {(key,): number for key in value["plan"]}
             else:
                 problems.problem("plan", f"expected an object, got {shown(value['plan'])}", line=number)
             continue
-        found.lines["jobs", len(jobs)] = number
+        plan.lines["jobs", len(jobs)] = number
         jobs.append(value)
-    return found
+    return plan
 
 
 def _json_row(row: str, number: int, problems: Problems) -> Any:
@@ -106,19 +106,19 @@ def _csv(text: str, problems: Problems) -> Located:
     head = 0
     while head < len(rows) and rows[head].startswith("#"):
         head += 1
-    found = (
+    plan = (
         locate("yaml", "".join(re.sub(r"^# ?", "", row) for row in rows[:head]), problems)
         if head
         else Located({})
     )
-    if found.value is None:
-        found.value = {}
-    if not isinstance(found.value, dict) or "jobs" in found.value:
+    if plan.value is None:
+        plan.value = {}
+    if not isinstance(plan.value, dict) or "jobs" in plan.value:
         problems.problem(
             "", "the lines that begin with # must be YAML with the plan's own settings, without jobs", line=1
         )
-        found.value = {}
-    found.lines[()] = 1
+        plan.value = {}
+    plan.lines[()] = 1
     jobs: list[dict[str, Any]] = []
     columns: list[str] | None = None
     for line, row in _csv_rows("".join(rows[head:]), head, problems):
@@ -137,11 +137,11 @@ def _csv(text: str, problems: Problems) -> Located:
             problems.problem(
                 "", f"expected at most {len(columns)} cells, as the first row has, got {len(row)}", line=line
             )
-        found.lines["jobs", len(jobs)] = line
+        plan.lines["jobs", len(jobs)] = line
         cells = {name: _cell(name, cell) for name, cell in zip(columns, row, strict=False) if cell.strip()}
         jobs.append(cells)
-    found.value["jobs"] = jobs
-    return found
+    plan.value["jobs"] = jobs
+    return plan
 
 
 def _csv_rows(text: str, before: int, problems: Problems) -> Iterator[tuple[int, list[str]]]:

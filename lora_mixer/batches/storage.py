@@ -111,10 +111,10 @@ class Storage:
         if self.path is not None:
             return [name for name in names if os.path.lexists(self._path / name)]
         try:
-            found = self._remote.find(self._root)
+            paths = self._remote.find(self._root)
         except OSError:
             return []
-        known = {str(place).removeprefix(self._root).lstrip("/") for place in found}
+        known = {str(place).removeprefix(self._root).lstrip("/") for place in paths}
         return [name for name in names if name in known]
 
     def is_link(self, name: str) -> bool:

@@ -160,9 +160,9 @@ class WorkerPool:
         if not isinstance(result, Reply):
             return Event(worker, result)
         self._failed_starts[worker] = 0
-        own = self._open[worker]
+        open_tasks = self._open[worker]
         # one that was thought lost may tell of what others were given since
-        known = [(task, x) for x in result.outcomes if (task := own.pop(x.picture.index, None))]
+        known = [(task, x) for x in result.outcomes if (task := open_tasks.pop(x.picture.index, None))]
         return Event(worker, result, tuple(known))
 
     def _gone(self, worker: int, error: WorkerGoneError, *, starting: bool) -> Event:
@@ -174,11 +174,11 @@ class WorkerPool:
             raise WorkersError(
                 f"all workers were lost {STARTS_AT_MOST} times in a row before they did anything; the last one: {error}"
             ) from error
-        own, self._open[worker] = self._open[worker], {}
+        open_tasks, self._open[worker] = self._open[worker], {}
         # task by task, with those of its pictures that nothing is known of
-        tasks = {id(task): task for task in own.values()}
+        tasks = {id(task): task for task in open_tasks.values()}
         left = [
-            replace(task, pictures=tuple(x for x in task.pictures if x.index in own))
+            replace(task, pictures=tuple(x for x in task.pictures if x.index in open_tasks))
             for task in tasks.values()
         ]
         return Event(worker, error, lost=tuple(left))

@@ -28,7 +28,7 @@ from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
 from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
-from lora_mixer.formats.names import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
+from lora_mixer.formats.fronts import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
 from lora_mixer.wording import first_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.binding.index import Found, LiveModule, Placement
+    from lora_mixer.binding.index import LiveModule, ModuleMatch, Placement
 
 _SHOWN = 8
 _SAME = 1e-3  # two spellings of one change, each rounded by itself
@@ -130,18 +130,18 @@ class _Share:
     """What one layer of the file is to one live module."""
 
     layer: AdapterLayer
-    found: Found
+    match: ModuleMatch
     placement: Placement
-    own: LayerWeights
+    change: LayerWeights
     widening: Widening | None
 
     @property
     def weights(self) -> LayerWeights:
         """The change of the live module's rows."""
-        live, own = self.placement.live, self.own
-        if live.is_bare and not live.is_packed and isinstance(own, Full) and own.weight is not None:
-            return replace(own, weight=own.weight.reshape(live.shape))
-        weights = own.take(self.placement.file_rows, self.found.total)
+        live, change = self.placement.live, self.change
+        if live.is_bare and not live.is_packed and isinstance(change, Full) and change.weight is not None:
+            return replace(change, weight=change.weight.reshape(live.shape))
+        weights = change.take(self.placement.file_rows, self.match.total)
         if self.placement.live_rows is None:
             return weights
         return Placed(weights, self.placement.live_rows, live.shape[0], weights.alpha)
@@ -165,8 +165,7 @@ def bind(
             nothing has been changed.
     """
     if component is not None and component not in components:
-        msg = f"component {component!r} is not in this pipeline; it has {', '.join(components)}"
-        raise MatchError(msg)
+        raise MatchError(f"component {component!r} is not in this pipeline; it has {', '.join(components)}")
     if component is not None:
         _refuse_several(adapter, component)
     chosen = {component: components[component]} if component is not None else components
@@ -189,26 +188,26 @@ def bind(
     twins: dict[int, str] = {}
     for layer in adapter.layers:
         names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
-        found = _find(layer, names, indexes)
-        if found is None:
+        match = _find(layer, names, indexes)
+        if match is None:
             tally = tallies.setdefault(names[0] if names else "unnamed", _Tally())
             tally.unmatched[layer.target.module] = _absence(layer, names, indexes)
             tally.keys_unused.extend(layer.keys)
             continue
-        live = found.placements[0].live
+        live = match.placements[0].live
         tallies.setdefault(live.component, _Tally()).named.add(layer.target.module)
-        weights, widening = _resized(_turned(layer.weights, found), found, indexes[live.component])
-        misfit = None if widening is not None else _misfit(weights, found)
+        weights, widening = _resized(_turned(layer.weights, match), match, indexes[live.component])
+        misfit = None if widening is not None else _misfit(weights, match)
         if misfit:
-            misfits.append(Problem(f"{live.component}.{live.path}", misfit + _within(layer, found)))
+            misfits.append(Problem(f"{live.component}.{live.path}", misfit + _within(layer, match)))
             continue
         tally = tallies.setdefault(live.component, _Tally())
         tally.keys_used += len(layer.keys)
-        for placement in found.placements:
+        for placement in match.placements:
             tally.matched[placement.live.path] = None
             place = _place(placement.live, weights, twins)
             shares.setdefault((placement.live.component, place), []).append(
-                _Share(layer, found, placement, weights, widening)
+                _Share(layer, match, placement, weights, widening)
             )
     aside = _for_others(adapter.layers, component)
     _refuse_partial(adapter, components, tallies, indexes, aside, fits=not misfits)
@@ -226,7 +225,7 @@ def bind(
     if component not in TEXT_HINTS and not misfits:
         _refuse_foreign(adapter, components, report)
     _judge(adapter, components, report, misfits, [] if misfits else _twice(shares, indexes))
-    bound = [_bound(own) for own in shares.values()]
+    bound = [_bound(group) for group in shares.values()]
     return Binding(
         tuple(bound),
         replace(
@@ -238,7 +237,7 @@ def bind(
                 *_other_expert(adapter, report, indexes, component),
             ),
         ),
-        tuple(tuple(share.layer for share in own) for own in shares.values()),
+        tuple(tuple(share.layer for share in group) for group in shares.values()),
         _base(adapter.info.base, report, indexes),
     )
 
@@ -256,8 +255,8 @@ def _twice(
     """List the modules that several layers of the file change in ways that contradict each other."""
     return [
         f"{part}.{path}"
-        for (part, path), own in shares.items()
-        if _differ(own, known=indexes[part].family is not None or own[0].placement.live.tied)
+        for (part, path), group in shares.items()
+        if _differ(group, known=indexes[part].family is not None or group[0].placement.live.tied)
     ]
 
 
@@ -296,14 +295,14 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
         )
 
 
-def _misfit(weights: LayerWeights, found: Found) -> str | None:
+def _misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
-    live = found.placements[0].live
+    live = match.placements[0].live
     what = "+".join(weights.algorithms)
     held = not weights.beside_only and _has_beside_only(weights)
     if held or any(
-        p.live_rows is not None and weights.take(p.file_rows, found.total).needs_whole(p.live.shape)
-        for p in found.placements
+        p.live_rows is not None and weights.take(p.file_rows, match.total).needs_whole(p.live.shape)
+        for p in match.placements
     ):
         of = "of a pair over all inputs of a convolution in groups"
         return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
@@ -318,42 +317,42 @@ def _misfit(weights: LayerWeights, found: Found) -> str | None:
                 f"a parameter {live.shape} that is not a module's weight takes a change of its own size only"
             )
         return None
-    misfit = weights.misfit(found.shape)
+    misfit = weights.misfit(match.shape)
     if misfit is None:
-        misfit = _bias_misfit(weights, found)
-    if misfit is None and len({p.live.shape[1:] for p in found.placements}) > 1:
+        misfit = _bias_misfit(weights, match)
+    if misfit is None and len({p.live.shape[1:] for p in match.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
 
 
-def _bias_misfit(weights: LayerWeights, found: Found) -> str | None:
+def _bias_misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     """Say why a change of a bias is not for this module; the rows of a weight are its outputs, but not where it is transposed."""
     bias = weights.bias_delta(None, 1.0)
     if bias is None:
         return None
-    module = found.placements[0].live.module
+    module = match.placements[0].live.module
     if hasattr(module, "num_embeddings"):
         return "changes a bias, and an embedding has none"
-    outputs = module.out_channels if isinstance(module, _TRANSPOSED) else found.shape[0]
+    outputs = module.out_channels if isinstance(module, _TRANSPOSED) else match.shape[0]
     if bias.numel() != outputs:
         return f"bias of {bias.numel()} values, the module has {outputs} outputs"
     return None
 
 
-def _within(layer: AdapterLayer, found: Found) -> str:
+def _within(layer: AdapterLayer, match: ModuleMatch) -> str:
     """Name the file's layer where the live module is a part of it only."""
-    return "" if found.is_whole else f" (in the file with others as one layer, {layer.target.written})"
+    return "" if match.is_whole else f" (in the file with others as one layer, {layer.target.written})"
 
 
 def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
     """Say which layers of a load are in no weight, whatever the mix."""
-    found = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
-    if not found:
+    names = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
+    if not names:
         return []
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     note = (
-        f"{len(found)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
-        f"beside them in every mix ({', '.join(found[:_SHOWN])}{more})"
+        f"{len(names)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
+        f"beside them in every mix ({', '.join(names[:_SHOWN])}{more})"
     )
     return [Remark(note, NoteKind.BESIDE)]
 
@@ -380,26 +379,26 @@ def _other_expert(
 
 def _trained_apart(shares: Iterable[Sequence[_Share]]) -> list[Remark[NoteKind]]:
     """Say so where parts of a fused layer were trained apart (Kohya's ``split_qkv``) and alpha counts against all their ranks."""
-    fused = (share for own in shares for share in own if len(share.found.placements) > 1)
-    first = next((share for share in fused if isinstance(share.own, LowRank) and share.own.alpha), None)
-    if first is None or not isinstance(first.own, LowRank):
+    fused = (share for each in shares for share in each if len(share.match.placements) > 1)
+    first = next((share for share in fused if isinstance(share.change, LowRank) and share.change.alpha), None)
+    if first is None or not isinstance(first.change, LowRank):
         return []
-    heights = [sum(stop - start for start, stop in place.file_rows) for place in first.found.placements]
-    parts, rank = len(heights), first.own.rank
+    heights = [sum(stop - start for start, stop in place.file_rows) for place in first.match.placements]
+    parts, rank = len(heights), first.change.rank
     if (
         rank % parts
-        or first.own.scale * parts > 1 + _SAME
-        or first.own.up.is_meta
-        or first.own.up.shape[0] != sum(heights)
+        or first.change.scale * parts > 1 + _SAME
+        or first.change.up.is_meta
+        or first.change.up.shape[0] != sum(heights)
     ):
         return []
-    rows = torch.split(first.own.up.flatten(1).float() != 0, heights)  # fp8 cannot be counted
-    own = rank // parts
-    if any(int(up.sum()) != int(up[:, n * own : (n + 1) * own].sum()) for n, up in enumerate(rows)):
+    rows = torch.split(first.change.up.flatten(1).float() != 0, heights)  # fp8 cannot be counted
+    each = rank // parts
+    if any(int(up.sum()) != int(up[:, n * each : (n + 1) * each].sum()) for n, up in enumerate(rows)):
         return []
     note = (
-        f"parts of its fused layers were trained apart, at rank {own} each: every reader, this one too, takes alpha "
-        f"{first.own.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
+        f"parts of its fused layers were trained apart, at rank {each} each: every reader, this one too, takes alpha "
+        f"{first.change.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
     )
     return [Remark(note, NoteKind.TRAINED_APART)]
 
@@ -408,69 +407,71 @@ def _has_beside_only(weights: LayerWeights) -> bool:
     return weights.beside_only or any(_has_beside_only(part) for part in weights.inner_parts())
 
 
-def _over_all_inputs(weights: LayerWeights, found: Found) -> LayerWeights:
+def _over_all_inputs(weights: LayerWeights, match: ModuleMatch) -> LayerWeights:
     """Return a pair without groups on a convolution in groups as what runs beside it; all else as it is."""
-    live = found.placements[0].live
+    live = match.placements[0].live
     groups = getattr(live.module, "groups", 1)
     if groups == 1 or live.is_bare or len(live.shape) < 3 or weights.beside_only:
         return weights
     wide = Ungrouped(weights, groups, weights.alpha)
-    whole = wide.whole_shape(found.shape)
-    fits = weights.misfit(found.shape) is not None and weights.misfit(whole) is None
-    return wide if fits and wide.factors(found.shape) is not None else weights
+    whole = wide.whole_shape(match.shape)
+    fits = weights.misfit(match.shape) is not None and weights.misfit(whole) is None
+    return wide if fits and wide.factors(match.shape) is not None else weights
 
 
-def _turned(weights: LayerWeights, found: Found) -> LayerWeights:
+def _turned(weights: LayerWeights, match: ModuleMatch) -> LayerWeights:
     """Return whole weights as (out, in, ...) where the module, and the file with it, stores them the other way round."""
-    live = found.placements[0].live
+    live = match.placements[0].live
     if not live.transposed:
         return weights
     if isinstance(weights, Stack):
-        return replace(weights, parts=tuple(_turned(part, found) for part in weights.parts))
+        return replace(weights, parts=tuple(_turned(part, match) for part in weights.parts))
     stored = live.shape[::-1]
     if isinstance(weights, Values) and weights.weight is not None and tuple(weights.weight.shape) == stored:
         return replace(weights, weight=weights.weight.T)
     return weights
 
 
-def _patched(weights: LayerWeights, found: Found) -> LayerWeights:
+def _patched(weights: LayerWeights, match: ModuleMatch) -> LayerWeights:
     """Return the change of a layer that cuts a picture into patches for the form that it has here: a convolution or linear."""
-    live = found.placements[0].live
-    own, kernel = getattr(weights, "shape", None), getattr(live.module, "kernel_size", None)
+    live = match.placements[0].live
+    made_for, kernel = getattr(weights, "shape", None), getattr(live.module, "kernel_size", None)
     if isinstance(weights, Full) and weights.weight is not None:
-        own = tuple(weights.weight.shape)
+        made_for = tuple(weights.weight.shape)
     cuts = kernel is None or getattr(live.module, "stride", None) == kernel
     if (
         live.is_bare
         or not cuts
-        or own is None
-        or min(len(own), len(live.shape)) != 2
-        or len(own) == len(live.shape)
+        or made_for is None
+        or min(len(made_for), len(live.shape)) != 2
+        or len(made_for) == len(live.shape)
     ):
         return weights
-    if math.prod(own[1:]) != math.prod(live.shape[1:]):
+    if math.prod(made_for[1:]) != math.prod(live.shape[1:]):
         return weights
     if isinstance(weights, Full) and weights.weight is not None:
-        return replace(weights, weight=weights.weight.reshape(found.shape))
+        return replace(weights, weight=weights.weight.reshape(match.shape))
     if isinstance(weights, LowRank) and weights.mid is None:
         return replace(weights, up=weights.up.flatten(1), down=weights.down.reshape(-1, *live.shape[1:]))
     return weights
 
 
-def _resized(weights: LayerWeights, found: Found, index: ModuleIndex) -> tuple[LayerWeights, Widening | None]:
+def _resized(
+    weights: LayerWeights, match: ModuleMatch, index: ModuleIndex
+) -> tuple[LayerWeights, Widening | None]:
     """Return a layer of the inputs that the live module has, or what the module has to become, where its family knows both."""
     weights = (
-        _over_all_inputs(_patched(weights, found), found)
+        _over_all_inputs(_patched(weights, match), match)
         if index.family
-        else _over_all_inputs(weights, found)
+        else _over_all_inputs(weights, match)
     )
-    live, columns = found.placements[0].live, weights.in_width
+    live, columns = match.placements[0].live, weights.in_width
     shape = live.shape
     if columns is None or len(shape) < 2 or columns == shape[1] or not index.may_widen(live.path):
         return weights, None
     if columns < shape[1]:
         return Padded(weights, columns, weights.alpha), None
-    fits = found.is_whole and weights.misfit((shape[0], columns, *shape[2:])) is None
+    fits = match.is_whole and weights.misfit((shape[0], columns, *shape[2:])) is None
     return weights, Widening(columns, index.root) if fits else None
 
 
@@ -481,9 +482,9 @@ def _bound(shares: Sequence[_Share]) -> BoundLayer:
     if len(partial) > 1:
         parts = tuple(share.weights for share in partial)
         return BoundLayer(live, Stack(parts, parts[0].alpha))
-    weights, found = shares[0].weights, shares[0].found
-    mixes = not found.is_whole and not partial and weights.needs_whole(live.shape)
-    siblings = Siblings(found.placements, found.total) if mixes else None
+    weights, match = shares[0].weights, shares[0].match
+    mixes = not match.is_whole and not partial and weights.needs_whole(live.shape)
+    siblings = Siblings(match.placements, match.total) if mixes else None
     return BoundLayer(live, weights, siblings, shares[0].widening)
 
 
@@ -595,7 +596,7 @@ def _refuse_several(adapter: Adapter, component: str) -> None:
     hints = {layer.target.hint for layer in adapter.layers} - {None, *TEXT_HINTS}
     named = {str(hint): set(COMPONENTS_OF_HINT.get(str(hint), (hint,))) for hint in hints}
     apart = sorted(
-        hint for hint, own in named.items() if any(own.isdisjoint(other) for other in named.values())
+        hint for hint, parts in named.items() if any(parts.isdisjoint(other) for other in named.values())
     )
     if apart and component not in TEXT_HINTS:
         raise MatchError(
@@ -639,7 +640,7 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
     matched = sum(len(part.matched) for part in report.components if part.component not in TEXT_HINTS)
     if info.base not in TRANSFORMERS or matched or not denoising:
         return
-    msg = (
+    message = (
         f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
@@ -650,16 +651,16 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         and any(why.kind is AbsenceReason.NO_COMPONENT for why in part.unmatched.values())
     ]
     if lacking:
-        msg += (
+        message += (
             f": it has no {' and no '.join(lacking)}, which they name; component= says what else they are for"
         )
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
-        msg += (
+        message += (
             "; other names than its own are not known of this class, so that adapters for it load when their keys are the "
             "module paths of the diffusers model (as diffusers and PEFT save them): convert this one to those names first"
         )
-    raise MatchError(msg)
+    raise MatchError(message)
 
 
 def _judge(
@@ -675,19 +676,24 @@ def _judge(
     made_for = f"the adapter is for {made_with}, this pipeline is {describe_base(components)}"
     if misfits:
         listed = first_of([str(misfit) for misfit in misfits], _SHOWN, between="\n  ", last="\n  ")
-        msg = f"{len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  {listed}"
-        raise MatchError(msg, file=info.source, problems=misfits)
+        raise MatchError(
+            f"{len(misfits)} of {len(adapter.layers)} modules have another shape here ({made_for}):\n  {listed}",
+            file=info.source,
+            problems=misfits,
+        )
     if report.matched == 0:
         reasons = sorted({why for part in report.components for why in part.unmatched.values()})
         first = [spelling for part in report.components for spelling in part.unmatched][:3]
-        msg = (
+        raise MatchError(
             f"none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
-            f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}"
+            f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}",
+            file=info.source,
         )
-        raise MatchError(msg, file=info.source)
     if twice:
-        msg = f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}"
-        raise MatchError(msg, file=info.source)
+        raise MatchError(
+            f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}",
+            file=info.source,
+        )
 
 
 def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) -> dict[str, str]:
@@ -699,12 +705,12 @@ def _routes(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex]) 
     """
     routes: dict[str, str] = {}
     for hint in {layer.target.hint for layer in layers if layer.target.hint in TEXT_HINTS}:
-        own = [layer for layer in layers if layer.target.hint == hint]
+        hinted = [layer for layer in layers if layer.target.hint == hint]
         named = [part for part in COMPONENTS_OF_HINT.get(hint or "", (hint,)) if part in indexes]
-        if any(_find(layer, [str(part)], indexes) is not None for part in named for layer in own):
+        if any(_find(layer, [str(part)], indexes) is not None for part in named for layer in hinted):
             continue
         fits = {
-            part: sum(_fits(layer, index) for layer in own)
+            part: sum(_fits(layer, index) for layer in hinted)
             for part, index in indexes.items()
             if part in TEXT_HINTS and part not in named
         }
@@ -739,7 +745,9 @@ def _candidates(
     return present[:1] or (("model",) if "model" in indexes else named[:1])
 
 
-def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]) -> Found | None:
+def _find(
+    layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, ModuleIndex]
+) -> ModuleMatch | None:
     for part in names:
         index = indexes.get(part)
         if index is None:
@@ -748,14 +756,14 @@ def _find(layer: AdapterLayer, names: Sequence[str], indexes: Mapping[str, Modul
     return None
 
 
-def _module(layer: AdapterLayer, index: ModuleIndex) -> Found | None:
+def _module(layer: AdapterLayer, index: ModuleIndex) -> ModuleMatch | None:
     # Spellings with more of their front serve models whose own paths start like a component's or a wrapper's name.
-    return next((found for x in _spellings(layer, index) if (found := index.find(x)) is not None), None)
+    return next((match for x in _spellings(layer, index) if (match := index.find(x)) is not None), None)
 
 
 def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
-    found = _module(layer, index)
-    return found is not None and _misfit(layer.weights, found) is None
+    match = _module(layer, index)
+    return match is not None and _misfit(layer.weights, match) is None
 
 
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
@@ -765,11 +773,11 @@ def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) ->
         (target.written, target.module)
     )  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
-        own = [spelling for spelling in spelled if spelling.startswith(front)]
+        inside = [spelling for spelling in spelled if spelling.startswith(front)]
         part = index.component
-        if own and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
+        if inside and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
             return layer  # that is how it is understood anyway
-        for spelling in own:
+        for spelling in inside:
             for module in (spelling[len(front) :], behind(front, spelling)):
                 if index.find(module) is not None:
                     return replace(layer, target=replace(target, hint=part, module=module))
@@ -829,9 +837,9 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
     if len(originals) == 1:
         return originals[0]
     if len(winners) > 1:
-        msg = (
+        raise MatchError(
             f"its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
-            f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}"
+            f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}",
+            file=label,
         )
-        raise MatchError(msg, file=label)
     return winners[0]

@@ -23,13 +23,13 @@ def find_components(pipe: Any) -> dict[str, nn.Module]:
         return {component_name(pipe): unwrap(pipe)}
     table = getattr(pipe, "components", None)
     if not isinstance(table, dict):
-        msg = f"expected a diffusers pipeline or a torch.nn.Module, got {type(pipe).__name__}"
-        raise PipelineStateError(msg)
-    found = {name: unwrap(part) for name, part in table.items() if isinstance(part, nn.Module)}
-    if not found:
-        msg = f"this {type(pipe).__name__} has no components that are torch modules"
-        raise PipelineStateError(msg)
-    return found
+        raise PipelineStateError(
+            f"expected a diffusers pipeline or a torch.nn.Module, got {type(pipe).__name__}"
+        )
+    modules = {name: unwrap(part) for name, part in table.items() if isinstance(part, nn.Module)}
+    if not modules:
+        raise PipelineStateError(f"this {type(pipe).__name__} has no components that are torch modules")
+    return modules
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from lora_mixer.families import counted_names, family_of_class, flatten, may_be_
 from lora_mixer.families.earlier_names import earlier_names
 from lora_mixer.families.text_names import is_clip, text_names
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Found:
+class ModuleMatch:
     """
     What a spelling means on a live model.
 
@@ -220,14 +220,14 @@ class ModuleIndex:
     @cached_property
     def packed(self) -> dict[str, int]:
         """Count, by class, the layers whose weights are packed in a form of their own, so that nothing here finds them."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for module in self.root.modules():
             sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
             alone = next(module.children(), None) is None  # no wrapper around the layer itself
             if alone and all(type(x) is int for x in sizes) and getattr(module, "weight", None) is None:
                 name = type(module).__name__
-                found[name] = found.get(name, 0) + 1
-        return found
+                counts[name] = counts.get(name, 0) + 1
+        return counts
 
     def __len__(self) -> int:
         """Count the modules that have a weight."""
@@ -318,7 +318,7 @@ class ModuleIndex:
             return LiveModule(self.component, path, module, tied=self._uses.get(id(weight), 0) > 1)
         return LiveModule(self.component, path, *self._bare[path])
 
-    def find(self, spelling: str) -> Found | None:
+    def find(self, spelling: str) -> ModuleMatch | None:
         """
         Find what a file spells so: modules, and rows of them.
 
@@ -336,10 +336,10 @@ class ModuleIndex:
             elif (path := self._own(spelling)) is not None:
                 live = self.live(path)
                 rows = live.shape[0] if live.shape else 1
-                return Found((Placement(live, ((0, rows),)),), rows)
+                return ModuleMatch((Placement(live, ((0, rows),)),), rows)
         return None
 
-    def _rows_of_attention(self, spelling: str) -> Found | None:
+    def _rows_of_attention(self, spelling: str) -> ModuleMatch | None:
         """Find queries, keys or values that a file has apart and ``nn.MultiheadAttention`` in one matrix."""
         above, _, last = spelling.rpartition(".")
         if last not in _ROWS or above not in self._attention:
@@ -347,9 +347,9 @@ class ModuleIndex:
         live, number = self.live(self._attention[above]), _ROWS.index(last)
         count = live.shape[0] // len(_ROWS)
         place = Placement(live, ((0, count),), ((number * count, (number + 1) * count),))
-        return Found((place,), count)
+        return ModuleMatch((place,), count)
 
-    def _placed(self, meaning: tuple[Pieces, ...]) -> Found:
+    def _placed(self, meaning: tuple[Pieces, ...]) -> ModuleMatch:
         placements: list[Placement] = []
         total = 0
         for pieces in meaning:
@@ -369,7 +369,7 @@ class ModuleIndex:
             total = start
             for path, spans in rows.items():
                 placements.append(self._placement(path, sorted(spans)))
-        return Found(tuple(placements), total)
+        return ModuleMatch(tuple(placements), total)
 
     def _by_head(self, pieces: Pieces) -> Iterator[tuple[str, int, int]]:
         """Return the rows of modules that alternate head by head: path, first row and how many, in the file's order."""
@@ -384,12 +384,12 @@ class ModuleIndex:
         live = self.live(path)
         file_rows: list[tuple[int, int]] = []
         live_rows: list[tuple[int, int]] = []
-        for own, theirs, count in spans:
-            if file_rows and file_rows[-1][1] == theirs and live_rows[-1][1] == own:
+        for live_start, theirs, count in spans:
+            if file_rows and file_rows[-1][1] == theirs and live_rows[-1][1] == live_start:
                 file_rows[-1] = (file_rows[-1][0], theirs + count)
-                live_rows[-1] = (live_rows[-1][0], own + count)
+                live_rows[-1] = (live_rows[-1][0], live_start + count)
             else:
                 file_rows.append((theirs, theirs + count))
-                live_rows.append((own, own + count))
+                live_rows.append((live_start, live_start + count))
         whole = sum(stop - start for start, stop in live_rows) == live.shape[0]
         return Placement(live, tuple(file_rows), None if whole else tuple(live_rows))

@@ -35,8 +35,9 @@ def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
         if not has_text and mix[name].components.get(TE):
             odd.append(f"{TE} (a text encoder)")
         if odd:
-            msg = f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}{te}"
-            raise MixError(msg)
+            raise MixError(
+                f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}{te}"
+            )
 
 
 def without_effect(mix: Mix, layers: Mapping[str, BoundLayers]) -> list[str]:
@@ -57,14 +58,14 @@ def without_effect(mix: Mix, layers: Mapping[str, BoundLayers]) -> list[str]:
     problems: list[Problem] = []
     for name in mix.names:
         parts = sorted(layers[name].components)
-        own = mix[name]
+        adapter = mix[name]
         lost = [
             part
-            for part, weight in own.components.items()
+            for part, weight in adapter.components.items()
             if weight and not any(p == part or (part == TE and p in TEXT_ENCODERS) for p in parts)
         ]
         where = f"it changes {', '.join(parts) or 'nothing here'} only"
-        if lost and not any(own.component_weight(part) for part in parts):
+        if lost and not any(adapter.component_weight(part) for part in parts):
             problems.append(
                 Problem(name, f"a weight for {', '.join(lost)}, and {where}: this mix would be the base.")
             )
@@ -73,11 +74,11 @@ def without_effect(mix: Mix, layers: Mapping[str, BoundLayers]) -> list[str]:
         if not set(parts) - set(TEXT_ENCODERS):
             if not mix.method.is_sum:
                 problems.append(Problem(name, f"{mix.method.name} goes by the denoiser, and {where}."))
-            if own.schedule is not None or own.schedules:
+            if adapter.schedule is not None or adapter.schedules:
                 told.append(
                     f"{name}: its schedule changes nothing after the start, {where}, which reads prompts once"
                 )
-        if own.blocks is not None and (idle := own.blocks.unmatched(layers[name].places)):
+        if adapter.blocks is not None and (idle := adapter.blocks.unmatched(layers[name].places)):
             told.append(f"{name}: {', '.join(idle[:5])}: no layer that it changes matches")
     if problems:
         raise MixError(problems=tuple(problems))

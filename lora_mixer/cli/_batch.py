@@ -177,31 +177,31 @@ def _shown(*, as_json: bool, total: int) -> Iterator[Callable[[dict[str, Any]], 
         yield show
 
 
-def _show(found: DryRun, *, as_json: bool) -> None:
+def _show(outcome: DryRun, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps(asdict(outcome)))
         return
     out = console()
-    jobs = first_of([f"{name}: {count}" for name, count in found.jobs.items()], _SHOWN, what="jobs")
-    out.print(f"{found.pictures} pictures ({plain(jobs)})", soft_wrap=True)
+    jobs = first_of([f"{name}: {count}" for name, count in outcome.jobs.items()], _SHOWN, what="jobs")
+    out.print(f"{outcome.pictures} pictures ({plain(jobs)})", soft_wrap=True)
     out.print(
-        f"{len(found.adapters)} adapters, read {found.loads} times, weights rewritten {found.rewrites} times"
+        f"{len(outcome.adapters)} adapters, read {outcome.loads} times, weights rewritten {outcome.rewrites} times"
     )
-    for name, adapter in list(found.adapters.items())[:_SHOWN]:
+    for name, adapter in list(outcome.adapters.items())[:_SHOWN]:
         out.print(
             f"  {plain(name)}: {plain(adapter['base'])}, {', '.join(adapter['algorithms'])}, "
             f"{adapter['bytes'] / 1e6:.1f} MB, in {adapter['pictures']} pictures ({plain(adapter['source'])})",
             soft_wrap=True,
         )
     out.print("order:")
-    for names, count in found.order[:_SHOWN]:
+    for names, count in outcome.order[:_SHOWN]:
         out.print(f"  {plain(', '.join(names) or 'no adapter')}: {count}", soft_wrap=True)
-    if len(found.order) > _SHOWN:
-        out.print(f"  and {len(found.order) - _SHOWN} more groups")
-    if found.seconds is not None and found.memory is not None:
-        each = found.seconds / max(found.pictures, 1)
+    if len(outcome.order) > _SHOWN:
+        out.print(f"  and {len(outcome.order) - _SHOWN} more groups")
+    if outcome.seconds is not None and outcome.memory is not None:
+        each = outcome.seconds / max(outcome.pictures, 1)
         out.print(
-            f"expected: {_time(found.seconds)} with one worker ({each:.2f} s per picture), {found.memory / 1e9:.2f} GB"
+            f"expected: {_time(outcome.seconds)} with one worker ({each:.2f} s per picture), {outcome.memory / 1e9:.2f} GB"
         )
 
 

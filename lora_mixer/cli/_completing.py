@@ -32,16 +32,16 @@ def adapters(incomplete: str) -> list[str]:
         >>> adapters("demo:wat")
         ['demo:watercolor']
     """
-    found = _paths(incomplete, _WEIGHTS)
+    choices = _paths(incomplete, _WEIGHTS)
     if "demo:".startswith(incomplete[:5]):
         from lora_mixer.demo import demo_adapters
         from lora_mixer.errors import LoraMixerError
 
         try:
-            found = [*_beginning(incomplete, (f"demo:{name}" for name in demo_adapters())), *found]
+            choices = [*_beginning(incomplete, (f"demo:{name}" for name in demo_adapters())), *choices]
         except LoraMixerError:  # the demo is not installed
-            return found
-    return found
+            return choices
+    return choices
 
 
 def pictures(incomplete: str) -> list[str]:
@@ -108,16 +108,16 @@ def _paths(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     """List the folders, with a slash, and the files of some endings whose paths begin so."""
     front, slash, start = incomplete.rpartition("/")
     folder = Path(f"{front}/" if slash else ".").expanduser()
-    found = []
+    paths = []
     try:
         for place in sorted(folder.iterdir())[:_AT_MOST]:
             hidden = place.name.startswith(".") and not start.startswith(".")
             if not place.name.startswith(start) or hidden:
                 continue
             if place.is_dir():
-                found.append(f"{front}{slash}{place.name}/")
+                paths.append(f"{front}{slash}{place.name}/")
             elif place.suffix.lower() in endings:
-                found.append(f"{front}{slash}{place.name}")
+                paths.append(f"{front}{slash}{place.name}")
     except OSError:
         return []
-    return found
+    return paths

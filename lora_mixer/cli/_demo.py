@@ -155,12 +155,14 @@ def _style_columns(styles: list[DemoAdapter]) -> list[_Column]:
 
 
 def _subject_columns(subject: DemoAdapter, styles: list[DemoAdapter]) -> list[_Column]:
-    own = subject.name
+    subject_name = subject.name
     return [
         _Column("base"),
-        *(_Column(f"{own}\n{weight:g}", {own: weight}) for weight in (*WEIGHTS, 1.0)),
+        *(_Column(f"{subject_name}\n{weight:g}", {subject_name: weight}) for weight in (*WEIGHTS, 1.0)),
         *(
-            _Column(f"{own} 1\n{style.name} 0.8", {own: 1.0, style.name: 0.8}, (style.trigger,))
+            _Column(
+                f"{subject_name} 1\n{style.name} 0.8", {subject_name: 1.0, style.name: 0.8}, (style.trigger,)
+            )
             for style in styles
         ),
         _Column("base again"),

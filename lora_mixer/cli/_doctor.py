@@ -118,16 +118,16 @@ def _model(options: ModelOptions) -> dict[str, Any]:
 
 def _advice(devices: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any]) -> list[str]:
     whole, largest = sum(model["parts"].values()), max(model["parts"].values())
-    found = []
+    lines = []
     for name, device in devices.items():
         if device["free"] == 0:
-            found.append(f"{name}: how much memory is free is not told here")
+            lines.append(f"{name}: how much memory is free is not told here")
         elif whole * _WORK <= device["free"]:
-            found.append(f"{name}: fits as it is")
+            lines.append(f"{name}: fits as it is")
         elif name == "cpu":
-            found.append("cpu: does not fit; take a smaller model, or --dtype bfloat16")
+            lines.append("cpu: does not fit; take a smaller model, or --dtype bfloat16")
         elif largest * _WORK <= device["free"]:
-            found.append(f"{name}: fits with --offload model and --keep-base host")
+            lines.append(f"{name}: fits with --offload model and --keep-base host")
         else:
-            found.append(f"{name}: fits with --offload sequential, --vae-tiling and --keep-base host only")
-    return found
+            lines.append(f"{name}: fits with --offload sequential, --vae-tiling and --keep-base host only")
+    return lines

@@ -75,16 +75,16 @@ def _known(folders: Any) -> Mapping[str, Any]:
     from lora_mixer.inspection import read_adapter
     from lora_mixer.sources import adapter_files
 
-    found: dict[str, Any] = {}
+    adapters: dict[str, Any] = {}
     for folder in folders:
         if not folder.expanduser().is_dir():
             raise LoraMixerError(f"--loras: there is no folder {folder}")
         for file in adapter_files(folder.expanduser()):
             try:
-                found[str(file)] = read_adapter(file)
+                adapters[str(file)] = read_adapter(file)
             except LoraMixerError:
                 continue
-    return found
+    return adapters
 
 
 def _wanted(thing: str, known: Mapping[str, Any]) -> list[tuple[PictureAdapter, str | None]]:
@@ -111,31 +111,31 @@ def _row(
     row: dict[str, Any] = {"path": here, "hashes": dict(adapter.hashes), "site": None, "newest": None}
     if site is None:
         return row
-    found = site.find([adapter]).get(adapter.name)
-    if found is None:
+    match = site.find([adapter]).get(adapter.name)
+    if match is None:
         return row
-    row["site"] = _facts(found)
-    newest = site.newest(found)
+    row["site"] = _facts(match)
+    newest = site.newest(match)
     row["newest"] = None if newest is None else _facts(newest)
     if here is None and get is not None:
-        row["path"] = str(site.download(found, get))
+        row["path"] = str(site.download(match, get))
     return row
 
 
-def _facts(found: SiteFile) -> dict[str, Any]:
+def _facts(file: SiteFile) -> dict[str, Any]:
     names = ("name", "title", "version", "base", "licence", "size", "page")
-    return {**{name: getattr(found, name) for name in names}, "words": list(found.words)}
+    return {**{name: getattr(file, name) for name in names}, "words": list(file.words)}
 
 
 def _line(name: str, row: Mapping[str, Any]) -> str:
     parts = [row["path"] or "not here"]
-    if (found := row["site"]) is not None:
-        words = f", words: {', '.join(found['words'])}" if found["words"] else ""
+    if (on_site := row["site"]) is not None:
+        words = f", words: {', '.join(on_site['words'])}" if on_site["words"] else ""
         parts.append(
-            f"on the site: {found['title']} {found['version']} ({found['base']}{words}) {found['page']}"
+            f"on the site: {on_site['title']} {on_site['version']} ({on_site['base']}{words}) {on_site['page']}"
         )
-        if found["licence"]:
-            parts.append(found["licence"])
+        if on_site["licence"]:
+            parts.append(on_site["licence"])
     if (newest := row["newest"]) is not None:
         parts.append(f"newer: {newest['version']} {newest['page']}")
     return f"{name}: {'; '.join(parts)}"

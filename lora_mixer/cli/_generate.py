@@ -150,16 +150,16 @@ def _proposed(mixer: LoraMixer, mix: Mix, model: str, *, taken: bool, quiet: boo
     """Say what few-step adapters and models are made for, and give it where it is to be taken."""
     from lora_mixer.pictures import propose, propose_for
 
-    found = propose_for({name: mixer.adapters[name] for name in mix.names if name in mixer.adapters})
+    proposals = propose_for({name: mixer.adapters[name] for name in mix.names if name in mixer.adapters})
     if (of_model := propose(model)) is not None:
-        found[model] = of_model
-    for name, proposal in found.items():
+        proposals[model] = of_model
+    for name, proposal in proposals.items():
         values = ", ".join(f"{key} {value}" for key, value in proposal.fields.items())
         more = "taken where nothing else is said" if taken else "--as-proposed takes these"
         console(stderr=quiet).print(
             plain(f"{name} is of the kind {proposal.method}, made for {values} ({more})"), soft_wrap=True
         )
-    return next(iter(found.values())).fields if found and taken else {}
+    return next(iter(proposals.values())).fields if proposals and taken else {}
 
 
 def load_adapters(

@@ -48,23 +48,23 @@ def inspect(
     """Show format, base model, algorithm, ranks, modules and trigger words of adapters."""
     rows = list(_read_all(sources, allow_pickle=allow_pickle))
     if as_json:
-        typer.echo(json.dumps([_as_object(name, found) for name, found in rows], indent=2))
+        typer.echo(json.dumps([_as_object(name, result) for name, result in rows], indent=2))
     else:
         console().print(_table(rows))
-    if any(isinstance(found, Exception) for _, found in rows):
+    if any(isinstance(result, Exception) for _, result in rows):
         raise typer.Exit(EXIT_SOME_BAD)
 
 
 def _read_all(sources: Iterable[str], *, allow_pickle: bool) -> Iterator[Row]:
     from lora_mixer.inspection import read_adapter
 
-    found: list[tuple[str, Exception | None]] = []
+    sources_read: list[tuple[str, Exception | None]] = []
     for source in sources:
         try:
-            found += [(name, None) for name in _expand(source, allow_pickle=allow_pickle)]
+            sources_read += [(name, None) for name in _expand(source, allow_pickle=allow_pickle)]
         except (LoraMixerError, OSError) as error:
-            found.append((source, error))
-    for name, problem in bar(found, "reading headers"):
+            sources_read.append((source, error))
+    for name, problem in bar(sources_read, "reading headers"):
         if problem is not None:
             yield name, problem
             continue
@@ -90,10 +90,10 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
     return [str(file) for file in files]
 
 
-def _as_object(name: str, found: AdapterInfo | Exception) -> dict[str, Any]:
-    if isinstance(found, Exception):
-        return {"source": name, "error": {"type": type(found).__name__, "message": str(found)}}
-    return found.to_dict()
+def _as_object(name: str, result: AdapterInfo | Exception) -> dict[str, Any]:
+    if isinstance(result, Exception):
+        return {"source": name, "error": {"type": type(result).__name__, "message": str(result)}}
+    return result.to_dict()
 
 
 def _table(rows: Iterable[Row]) -> Table:
@@ -105,13 +105,13 @@ def _table(rows: Iterable[Row]) -> Table:
     for heading in ("Format", "Base", "Algorithm", "Rank", "Alpha", "Modules", "Type", "Size", "Best at"):
         table.add_column(heading)
     table.add_column("Words", overflow="fold")
-    for name, found in rows:
-        if isinstance(found, Exception):
+    for name, result in rows:
+        if isinstance(result, Exception):
             # One cell for the file and the reason: in a column of its own it would squeeze all others.
-            reason = found.reason if isinstance(found, LoraMixerError) else str(found)
+            reason = result.reason if isinstance(result, LoraMixerError) else str(result)
             table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
             continue
-        table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(found))))
+        table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(result))))
     return table
 
 

@@ -115,9 +115,9 @@ def with_options(
     command: Command, name: str, added: Mapping[str, inspect.Parameter], read: Callable[[dict[str, Any]], Any]
 ) -> Command:
     """Give a command more options in place of one argument, which gets what ``read`` makes of their values."""
-    own = inspect.signature(command, eval_str=True)
+    signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
-    for each in own.parameters.values():
+    for each in signature.parameters.values():
         parameters += added.values() if each.name == name else [each]
 
     @functools.wraps(command)
@@ -125,7 +125,7 @@ def with_options(
         values = {key: _plain(given.pop(key)) for key in added}
         command(**given, **{name: read(values)})
 
-    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapped
 

@@ -19,10 +19,10 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console for standard output or error as they are at this moment."""
     from rich.console import Console
 
-    found = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not found.is_terminal:
-        found.width = _WIDTH_WITHOUT_A_TERMINAL
-    return found
+    terminal = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not terminal.is_terminal:
+        terminal.width = _WIDTH_WITHOUT_A_TERMINAL
+    return terminal
 
 
 def plain(text: object) -> str:

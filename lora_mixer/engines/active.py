@@ -52,8 +52,9 @@ class ActiveMixes:
         mixes = _read(mix)
         negatives = mixes if negative is None else _read(negative)
         if len(negatives) != len(mixes):
-            msg = f"expected one negative mix for each of the {len(mixes)} mixes, got {len(negatives)}"
-            raise MixError(msg)
+            raise MixError(
+                f"expected one negative mix for each of the {len(mixes)} mixes, got {len(negatives)}"
+            )
         return cls(mixes, engine, copies, negatives if negatives != mixes else ())
 
     @property

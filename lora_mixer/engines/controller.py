@@ -99,7 +99,7 @@ class EngineController:
         self,
         name: str,
         layers: Sequence[BoundLayer],
-        own: Own | None = None,
+        trained: Own | None = None,
         roots: Sequence[nn.Module] = (),
     ) -> None:
         """
@@ -108,7 +108,7 @@ class EngineController:
         Args:
             name: The name.
             layers: The layers.
-            own: What goes with them where one engine is to have the adapter alone.
+            trained: What goes with them where one engine is to have the adapter alone.
             roots: The components that it reaches then.
         """
         self._comparisons.forget(name)
@@ -116,12 +116,12 @@ class EngineController:
         self._layers[name] = layers
         for engine in self._engines:
             engine.take(name, layers)
-            if own is not None and engine.name == own.engine:
-                engine.claim(name, own, roots)
+            if trained is not None and engine.name == trained.engine:
+                engine.claim(name, trained, roots)
 
     def own(self, name: str) -> Own | None:
         """Return what one engine alone has of an adapter; None where mixes share it out."""
-        return next((own for engine in self._engines if (own := engine.own(name)) is not None), None)
+        return next((trained for engine in self._engines if (trained := engine.own(name)) is not None), None)
 
     @property
     def layers(self) -> Mapping[str, BoundLayers]:
@@ -295,9 +295,9 @@ class EngineController:
         """Tell which engine has which layers: all of an adapter that one has alone, the others as they share them out."""
         served = choose(wish, self._engines)
         for name in wish.setting.names:
-            own = self.own(name)
-            if own is not None:
-                served[own.engine][name] = [True] * len(self._layers[name])
+            trained = self.own(name)
+            if trained is not None:
+                served[trained.engine][name] = [True] * len(self._layers[name])
         return served
 
     def _enter(
@@ -372,12 +372,12 @@ class EngineController:
         self._layers = dict(record.layers)
         self._comparisons.clear()
         if not self._changing:
-            for engine, own in zip(self._engines, record.engines, strict=True):
-                engine.put_back(own)
+            for engine, state in zip(self._engines, record.engines, strict=True):
+                engine.put_back(state)
             return
         self._sweep(components)
-        for engine, own in zip(self._engines, record.engines, strict=True):
-            engine.roll_back(own)
+        for engine, state in zip(self._engines, record.engines, strict=True):
+            engine.roll_back(state)
         self._fused.copy_again()
         wish = self._wish(record.now)
         self._enter(wish, components, self._share(wish))
@@ -396,8 +396,8 @@ class EngineController:
         self._sweep(components)
         left = [
             name
-            for engine, own in zip(self._engines, record.engines, strict=True)
-            for name in engine.force_base(own)
+            for engine, state in zip(self._engines, record.engines, strict=True)
+            for name in engine.force_base(state)
         ]
         self._fused.copy_again()
         self._changing = False

@@ -157,7 +157,7 @@ class Engine(ABC):
         """Take an adapter's layers, in the place of those that it has; nothing takes effect yet."""
         del name, layers
 
-    def claim(self, name: str, own: Any, roots: Sequence[nn.Module]) -> None:
+    def claim(self, name: str, trained: Any, roots: Sequence[nn.Module]) -> None:
         """Have an adapter alone from now on, with what goes with it; ``roots`` are the components that it reaches."""
         raise NotImplementedError(f"{self.name} has no adapters of its own")
 

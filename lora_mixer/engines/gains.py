@@ -78,14 +78,14 @@ class MixGains:
 
     def constant(self, name: str) -> list[float]:
         """Return the gains of an adapter's layers without schedule and method."""
-        own = self.layers[name]
+        layers = self.layers[name]
         if name not in self.mix:
-            return [0.0] * len(own)
+            return [0.0] * len(layers)
         if self.mix[name].blocks is None:
-            return own.spread({part: self.mix.gain(name, part, "") for part in own.components})
+            return layers.spread({part: self.mix.gain(name, part, "") for part in layers.components})
         return [
             self.mix.gain(name, x.live.component, x.live.path, self.layouts.get(x.live.component))
-            for x in own
+            for x in layers
         ]
 
     def share(self, name: str, component: str, step: Step, turn: int | None = None) -> float:
@@ -125,8 +125,8 @@ class MixGains:
         """Return the gain of every layer of every adapter of the mix."""
         table = {}
         for name in self.mix.names:
-            own = self.layers[name]
-            shares = own.spread({part: self.share(name, part, step, turn) for part in own.components})
+            layers = self.layers[name]
+            shares = layers.spread({part: self.share(name, part, step, turn) for part in layers.components})
             gains = [gain and gain * share for gain, share in zip(self.constant(name), shares, strict=True)]
             choice = self.choice(name, step)
             table[name] = (
@@ -175,7 +175,7 @@ def _check_patterns(mix: Mix, paths: Mapping[str, Sequence[str]]) -> None:
         )
         for name in mix.names
         if (blocks := mix[name].blocks) is not None
-        and (lost := blocks.unmatched((part, path) for part, own in paths.items() for path in own))
+        and (lost := blocks.unmatched((part, path) for part, modules in paths.items() for path in modules))
     ]
     if problems:
         raise MixError(problems=tuple(problems))

@@ -78,11 +78,11 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
             if not good:
                 bad.setdefault(name)
     if bad:
-        msg = (
+        raise InvalidAdapterError(
             f"NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
-            "diverged or the file is damaged. allow_nonfinite=True loads it all the same"
+            "diverged or the file is damaged. allow_nonfinite=True loads it all the same",
+            file=source,
         )
-        raise InvalidAdapterError(msg, file=source)
 
 
 def computes_on_cuda(components: Iterable[nn.Module]) -> bool:

@@ -30,14 +30,14 @@ def weight_of(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
         (t.dtype for t in module.parameters() if t.is_floating_point() and t.dtype.itemsize > 1), None
     )
     device = next(module.parameters()).device
-    found = torch.empty(shape, device=device if device.type != "meta" else "cpu", dtype=torch.float32)
+    weight = torch.empty(shape, device=device if device.type != "meta" else "cpu", dtype=torch.float32)
     with torch.no_grad():
         for start in range(0, shape[1], _AT_ONCE):
             stop = min(start + _AT_ONCE, shape[1])
-            units = torch.zeros(stop - start, shape[1], device=found.device, dtype=kind or torch.float32)
-            units[:, start:stop] = torch.eye(stop - start, device=found.device)
-            found[:, start:stop] = product(module, units).float().T
-    return found
+            units = torch.zeros(stop - start, shape[1], device=weight.device, dtype=kind or torch.float32)
+            units[:, start:stop] = torch.eye(stop - start, device=weight.device)
+            weight[:, start:stop] = product(module, units).float().T
+    return weight
 
 
 def product(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

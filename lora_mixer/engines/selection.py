@@ -36,16 +36,16 @@ def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequenc
     shares: dict[str, dict[str, Sequence[bool]]] = {engine.name: {} for engine in engines}
     takers = [engine for engine in engines if engine is first or engine.cost(wish) is not None]
     for engine in takers:
-        shares[engine.name] = {name: [False] * len(own) for name, own in taken.items()}
+        shares[engine.name] = {name: [False] * len(taken_places) for name, taken_places in taken.items()}
     shares[first.name] = dict(taken)
     others = [*(engine for engine in takers if engine is not first), first]
     problems = []
-    for name, own in taken.items():
-        if all(own):
+    for name, taken_places in taken.items():
+        if all(taken_places):
             continue
         given = {engine.name: list(shares[engine.name][name]) for engine in takers}
         for place, layer in enumerate(wish.layers[name]):
-            if own[place]:
+            if taken_places[place]:
                 continue
             taker = next((one for one in others if one.refusal(wish, name, place) is None), None)
             if taker is None:

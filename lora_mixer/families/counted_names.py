@@ -59,13 +59,13 @@ def count_modules(
             blocks.append((place, path))
         elif layer and clip:
             layers.append((int(layer[2]), path))
-    found: list[str] = []
+    modules: list[str] = []
     for _, path in sorted(blocks):
         for part in order:
             if part == "ff" and geglu:
-                found.append(f"{path}.ff.net.0.proj")
+                modules.append(f"{path}.ff.net.0.proj")
             elif part != "ff" and attention:
-                found += [f"{path}.{part}.{name}" for name in _QKV]
+                modules += [f"{path}.{part}.{name}" for name in _QKV]
     for _, path in sorted(layers):
-        found += [f"{path}.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj")]
-    return found
+        modules += [f"{path}.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj")]
+    return modules

@@ -114,8 +114,8 @@ def pattern_of(path: str, separator: str = r"\.") -> re.Pattern[str]:
 
 def fill(path: str, values: tuple[str, ...]) -> str:
     """Put values for the placeholders of a path, in order."""
-    found = iter(values)
-    return ".".join(next(found) if name in _TOKEN else name for name in path.split("."))
+    numbers = iter(values)
+    return ".".join(next(numbers) if name in _TOKEN else name for name in path.split("."))
 
 
 def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
@@ -133,7 +133,7 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
         >>> spell("b.N.qkv -> blocks.N.to_q .to_k", ["blocks.3.to_q", "blocks.3.to_k"])["b.3.qkv"]
         ((Piece(path='blocks.3.to_q', chunks=(), by_head=False), Piece(path='blocks.3.to_k', chunks=(), by_head=False)),)
     """
-    found: dict[str, tuple[Pieces, ...]] = {}
+    meanings: dict[str, tuple[Pieces, ...]] = {}
     by_leaf: dict[str, list[str]] = {}
     for path in paths:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
@@ -152,8 +152,8 @@ def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
             )
             if all(piece.path in paths for share in shares for piece in share):
                 for spelling, meaning in _with_aliases(fill(rule.spelling, groups), shares):
-                    found.setdefault(spelling, meaning)
-    return found
+                    meanings.setdefault(spelling, meaning)
+    return meanings
 
 
 def _with_aliases(spelling: str, shares: tuple[Pieces, ...]) -> Iterator[tuple[str, tuple[Pieces, ...]]]:

@@ -181,12 +181,14 @@ def _declared(metadata: Mapping[str, str]) -> str | None:
     text = " ".join(
         (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
     ).lower()
-    found = [(len(mark), family.name) for family in FAMILIES for mark in family.headers if mark in text]
-    return max(found)[1] if found else None
+    matches = [(len(mark), family.name) for family in FAMILIES for mark in family.headers if mark in text]
+    return max(matches)[1] if matches else None
 
 
 def _said(base: str) -> str | None:
     """Read the names that users and model sites give to bases; the longest beginning counts."""
     text = base.lower()
-    found = [(len(mark), family.name) for family in FAMILIES for mark in family.said if text.startswith(mark)]
-    return max(found)[1] if found else None
+    matches = [
+        (len(mark), family.name) for family in FAMILIES for mark in family.said if text.startswith(mark)
+    ]
+    return max(matches)[1] if matches else None

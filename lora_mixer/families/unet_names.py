@@ -53,9 +53,9 @@ def block_prefixes(paths: Iterable[str]) -> dict[str, str]:
     """
     counts: dict[tuple[str, int, str], int] = {}
     for path in paths:
-        found = _BLOCK.match(path)
-        if found:
-            side, block, kind, number = found[1], int(found[2]), found[3], int(found[4])
+        match = _BLOCK.match(path)
+        if match:
+            side, block, kind, number = match[1], int(match[2]), match[3], int(match[4])
             key = (side, block, kind)
             counts[key] = max(counts.get(key, 0), number + 1)
     table = dict(_TOP)

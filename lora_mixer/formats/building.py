@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import Dora, LayerWeights, ModuleTensors, Stack
+from lora_mixer.algorithms.table import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
-from lora_mixer.formats.kinds import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from lora_mixer.formats.fronts import Target
     from lora_mixer.formats.grouping import ModuleKeys
-    from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
 
 _OUT_OF_ATTENTION = ".base_layer.out_proj"
@@ -67,9 +67,10 @@ def build_layers(
     if problems:
         state = "cannot be applied" if unsupported else "are broken"
         listed = first_of([str(problem) for problem in problems], _SHOWN, between="\n  ", last="\n  ")
-        msg = f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}"
         kind = UnsupportedAdapterError if unsupported else InvalidAdapterError
-        raise kind(msg, file=label, problems=problems)
+        raise kind(
+            f"{len(problems)} of {len(modules)} modules {state}:\n  {listed}", file=label, problems=problems
+        )
     return tuple(layers)
 
 
@@ -166,8 +167,8 @@ def _parameters(
         spelled = [f"{owner}.{name}" for owner in owners]
         if rule is None or not any(s == str(e) or s.endswith(f".{e}") for s in spelled for e in names):
             continue
-        alpha, own = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
-        divisor = math.sqrt(own) if rule.rank_stabilised else own
+        alpha, own_rank = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
+        divisor = math.sqrt(own_rank) if rule.rank_stabilised else own_rank
         parameters.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
     return tuple(parameters)
 

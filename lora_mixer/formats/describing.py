@@ -26,8 +26,8 @@ from lora_mixer.sources import find_sidecars
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from lora_mixer.formats.fronts import Target
     from lora_mixer.formats.header import Header
-    from lora_mixer.formats.names import Target
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
     from lora_mixer.sources import AdapterSource
@@ -259,8 +259,8 @@ def _place(key: str) -> tuple[int, Target, str] | None:
     """Say which slot of which module a key of a plain LoRA fills, and its layout; None for every other key."""
     if is_foreign(key) or safeloras.KEY.fullmatch(key) or safeloras.PREFIX in key:
         return None
-    found = split_key(key)
-    if found is None or found[1].role not in _SLOTS or found[1].inner:
+    split = split_key(key)
+    if split is None or split[1].role not in _SLOTS or split[1].inner:
         return None
     target, leaf, layout = locate(key, {}, {})
     if target is None or leaf is None:

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lora_mixer.algorithms.table import shared_roles
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
-from lora_mixer.formats.kinds import shared_roles
+from lora_mixer.formats.fronts import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
-from lora_mixer.formats.names import PEFT_ROOT, Target, modernise, split_component
 from lora_mixer.problem import Remark, UnusedReason
 from lora_mixer.word_keys import token_of
 
@@ -146,22 +146,25 @@ def _refuse_unknown(keys: Sequence[str], label: str) -> None:
     """
     if keys:
         more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        msg = (
+        raise UnsupportedAdapterError(
             f"{len(keys)} keys beside the PEFT configuration are of no part that this version knows "
             f"({', '.join(key[:200] for key in keys[:5])}{more}), so that a part of what was trained would be left out; take "
-            "them out of the file to load the rest"
+            "them out of the file to load the rest",
+            file=label,
         )
-        raise UnsupportedAdapterError(msg, file=label)
 
 
 def _check_once(names: Sequence[str], twice: Sequence[str], label: str) -> None:
     """Refuse files of several adapters, and parts that two keys stand for."""
     if len(names) > 1:
-        msg = f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own", file=label
+        )
     if twice:
-        msg = f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}"
-        raise InvalidAdapterError(msg, file=label)
+        raise InvalidAdapterError(
+            f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}",
+            file=label,
+        )
 
 
 def said_again(key: str, tensors: Container[str]) -> str | None:
@@ -205,10 +208,10 @@ def locate(
     if counted:
         hint, module, role = counted
         return Target(hint, module, key.rpartition(":")[0]), Leaf(role, "lora"), "safeloras"
-    found = split_key(key) or _bare_value(key, tensors)
-    if found is None:
+    split = split_key(key) or _bare_value(key, tensors)
+    if split is None:
         return None, None, ""
-    spelling, leaf = found
+    spelling, leaf = split
     if spelling.startswith(safeloras.PREFIX):
         return Target(None, spelling, spelling), leaf, "safeloras"
     if (

@@ -30,18 +30,18 @@ def read_info(source: AdapterSource) -> AdapterInfo:
             return _in_full(source)
         header = read_header(stream, source.label)
         rules = scale_rules(source, header.metadata)
-        found = survey(header, _Slices(stream, source.label), rules)
-        if found is None:
+        outline = survey(header, _Slices(stream, source.label), rules)
+        if outline is None:
             from lora_mixer.formats.reader import read_outline
 
             return read_outline(source, stream, header)
         return describe_adapter(
             source,
             None,
-            found.modules,
-            layouts=found.layouts,
-            dtypes=found.dtypes,
-            size=found.size,
+            outline.modules,
+            layouts=outline.layouts,
+            dtypes=outline.dtypes,
+            size=outline.size,
             embeddings=(),
             metadata=header.metadata,
             hashes=hashes_of(source, stream, header.data_start),

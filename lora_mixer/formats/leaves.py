@@ -1,7 +1,7 @@
 """
 The ends of keys: which spelling stands for which part of which algorithm.
 
-A key is ``<module><leaf>``. The rows of :mod:`lora_mixer.formats.kinds` map every leaf that trainers write to a role.
+A key is ``<module><leaf>``. The rows of :mod:`lora_mixer.algorithms.table` map every leaf that trainers write to a role.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from lora_mixer.formats.kinds import KINDS
+from lora_mixer.algorithms.table import KINDS
 
 # PEFT leaves the adapter's name in: lora_A.default.weight
 _NAME = r"(?:\.(?P<inner>(?!(?:weight|bias)$)[^.]+))?"

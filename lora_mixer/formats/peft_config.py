@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.algorithms.table import peft_fields, peft_types
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
-from lora_mixer.formats.kinds import peft_fields, peft_types
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.fronts import Target
 
 HEADER_KEY = "lora_adapter_metadata"
 
@@ -108,14 +108,14 @@ class ScaleRule:
         Raises:
             InvalidAdapterError: When the patterns need too much work.
         """
-        found = _look_up(self._alphas, spellings)
-        return self.alpha if found is None else found
+        alpha = _look_up(self._alphas, spellings)
+        return self.alpha if alpha is None else alpha
 
     def rank_of(self, *spellings: str) -> int | None:
         """Look a module's rank up in the same way; the tensors' own rank comes first where they show one."""
-        found = _look_up(self._ranks, spellings)
-        found = self.rank if found is None else found
-        return None if found is None or found < 1 else int(found)
+        rank = _look_up(self._ranks, spellings)
+        rank = self.rank if rank is None else rank
+        return None if rank is None or rank < 1 else int(rank)
 
     @cached_property
     def _alphas(self) -> ModulePatterns[float]:
@@ -187,19 +187,19 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
         UnsupportedAdapterError: Naming each such field, or the PEFT method.
     """
     kind = config.get("peft_type")
-    found = [name for key, name in _REFUSED.items() if config.get(key)]
-    found += _odd_starts(config)
+    refused = [name for key, name in _REFUSED.items() if config.get(key)]
+    refused += _odd_starts(config)
     if kind is not None and (not isinstance(kind, str) or kind not in peft_types()):
-        found.insert(0, f"PEFT method {kind}")
+        refused.insert(0, f"PEFT method {kind}")
     elif kind is not None:  # diffusers' headers have fields of their own and no peft_type
         known = _KNOWN | peft_fields() | _REFUSED.keys()
         odd = sorted(str(key) for key, value in config.items() if key not in known and value)
-        found += [
+        refused += [
             f"the field {key[:80]} = {str(config[key])[:80]}, which this version does not know" for key in odd
         ]
-    if found:
+    if refused:
         raise UnsupportedAdapterError(
-            f"{', '.join(found)}: cannot be applied to weights by this version; the file is left untouched",
+            f"{', '.join(refused)}: cannot be applied to weights by this version; the file is left untouched",
             file=label,
         )
 

@@ -24,9 +24,9 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
+from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
-from lora_mixer.formats.names import COMPONENT_KEY
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark
@@ -103,12 +103,12 @@ def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[s
                 )
             header = read_header(stream, label)
             tensors, metadata = read_tensors(stream, header, label), dict(header.metadata)
-    own = {
+    held = {
         key: tensor.detach().contiguous().clone()
         for key, tensor in tensors.items()
         if said_again(key, tensors) is None  # what is written again would be what it was before the training
     }
-    return _assemble(own, metadata, source, name, hashes.Hashes(None)), own
+    return _assemble(held, metadata, source, name, hashes.Hashes(None)), held
 
 
 def _joined(source: AdapterSource, adapters: Sequence[Adapter], name: str | None) -> Adapter:
@@ -198,17 +198,17 @@ def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> Ad
 
 def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.Tensor]:
     """Return tensors for a description: those that are small as they are, of others the shape and dtype only."""
-    found = {}
+    tensors = {}
     for key, spec in header.tensors.items():
         if spec.end - spec.start > _SMALL:
-            found[key] = torch.ones((), dtype=torch_dtype(spec.dtype)).expand(spec.shape)
+            tensors[key] = torch.ones((), dtype=torch_dtype(spec.dtype)).expand(spec.shape)
             continue
         raw = read_at(stream, header.data_start + spec.start, spec.end - spec.start, label)
         flat = (
             torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
         )
-        found[key] = flat.view(torch_dtype(spec.dtype)).view(spec.shape)
-    return found
+        tensors[key] = flat.view(torch_dtype(spec.dtype)).view(spec.shape)
+    return tensors
 
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:

@@ -68,8 +68,8 @@ def other_kind(stream: IO[bytes]) -> str | None:
         return _zip_kind(stream)
     if first[257:262] == b"ustar":
         return f"a tar {_ARCHIVE}"
-    found = next((kind for signature, kind in _SIGNATURES if first.startswith(signature)), None)
-    return found or text_kind(first)
+    kind_by_start = next((kind for signature, kind in _SIGNATURES if first.startswith(signature)), None)
+    return kind_by_start or text_kind(first)
 
 
 def text_kind(first: bytes) -> str | None:
@@ -102,9 +102,9 @@ def _decoded(first: bytes) -> str | None:
     names = _UNMARKED if len(first) > _HEADER else _UNMARKED[:1]  # a header's length begins as UTF-16 does
     texts = (_read(first, name) for name in names)
     # nearly any bytes are UTF-16: without a mark it is told by ASCII at its start
-    found = next((text for text in texts if text and (text[:_TELLING].isascii() or _is_utf8(first))), None)
-    if found is not None:
-        return found
+    decoded = next((text for text in texts if text and (text[:_TELLING].isascii() or _is_utf8(first))), None)
+    if decoded is not None:
+        return decoded
     return first.decode("latin-1") if _may_be_letters(first) else None
 
 

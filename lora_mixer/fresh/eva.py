@@ -96,21 +96,21 @@ def spread(
                 Problem("eva_data", f"too few inputs for the ranks: {', '.join(few[:5])}; give more data."),
             )
         )
-    found = {path: inputs.directions() for path, inputs in held.items()}
+    directions = {path: inputs.directions() for path, inputs in held.items()}
     shares = sorted(
-        ((float(share), path) for path, (_, _, ratio) in found.items() for share in ratio[: most[path]]),
+        ((float(share), path) for path, (_, _, ratio) in directions.items() for share in ratio[: most[path]]),
         key=lambda entry: -entry[0],
     )
     budget = sum(one.rank for one in targets)
-    counts = dict.fromkeys(found, 0)
+    counts = dict.fromkeys(directions, 0)
     for _, path in shares[:budget]:
         counts[path] += 1
     result = {}
-    for path, (vectors, values, _) in found.items():
-        own = vectors[: counts[path]]
+    for path, (vectors, values, _) in directions.items():
+        chosen = vectors[: counts[path]]
         if config.whiten:
-            own = own / values[: counts[path]].sqrt()[:, None]
-        result[path] = own.float()
+            chosen = chosen / values[: counts[path]].sqrt()[:, None]
+        result[path] = chosen.float()
     return result
 
 

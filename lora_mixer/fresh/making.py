@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lora_mixer.errors import AdapterConfigError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.peft_config import scale_rule
 from lora_mixer.fresh.eva import spread
 from lora_mixer.fresh.kinds.lora import EvaConfig
@@ -141,15 +141,15 @@ def _paths(
 ) -> tuple[list[str], list[str]]:
     """Return the paths of the targets, and remarks."""
     if kind.takes_tokens and config.target_modules is None:
-        found = tree.asked("get_input_embeddings")
-        if found is None:
+        embedding = tree.asked("get_input_embeddings")
+        if embedding is None:
             problems.append(
                 Problem(
                     "target_modules",
                     "is not given, and the model does not say which its input embedding is; name it.",
                 )
             )
-        return [] if found is None else [found], []
+        return [] if embedding is None else [embedding], []
     if _only_values(config, saved):
         return [], []
     paths, notes = find_targets(config, tree, saved, problems, trusted=asked.trusted)
@@ -199,12 +199,12 @@ def _only_values(config: AdapterConfig, saved: Sequence[str]) -> bool:
 def _targets(config: AdapterConfig, tree: Tree, paths: Sequence[str]) -> list[Target]:
     """Return the targets with the ranks and scales that patterns give them, as files are read."""
     rule = scale_rule(config.to_dict(), "the configuration")
-    found = []
+    targets = []
     for path in paths:
         rank, alpha = rule.rank_of(path) or 0, rule.alpha_of(path)
         scale = 1.0 if not rank or alpha is None else alpha / (rank**0.5 if rule.rank_stabilised else rank)
-        found.append(replace(tree.target(path), rank=rank, scale=scale))
-    return found
+        targets.append(replace(tree.target(path), rank=rank, scale=scale))
+    return targets
 
 
 def _written(
@@ -249,8 +249,8 @@ def _by_data(
                 Problem("init_lora_weights", "'eva' needs eva_data: batches that the model is called with."),
             )
         )
-    found = spread(config.eva_config, tree.root, targets, asked.eva_data)
-    kept = [replace(one, rank=len(found[one.path])) for one in targets if len(found[one.path])]
+    directions = spread(config.eva_config, tree.root, targets, asked.eva_data)
+    kept = [replace(one, rank=len(directions[one.path])) for one in targets if len(directions[one.path])]
     ranks = {one.path: one.rank for one in kept if one.rank != config.r}
     alphas = {}
     before = {one.path: one for one in targets}
@@ -278,7 +278,7 @@ def _by_data(
         kept,
         saved,
         asked,
-        {f"{path}.lora_A.weight": down for path, down in found.items()},
+        {f"{path}.lora_A.weight": down for path, down in directions.items()},
     )
 
 
@@ -319,14 +319,14 @@ def _add_values(
     front: str,
 ) -> None:
     """Add the weights and biases that are trained as they are, under their own names."""
-    found = _saved_values(tree, saved)
+    values = _saved_values(tree, saved)
     which = getattr(config, "bias", "none")
     if which != "none":
         wrapped = set(targets)  # PEFT's files know the layers of targets by where its own wrappers keep them
         for path, bias in biases(tree, targets, which):
-            if f"{path}.bias" not in found:
-                found[f"{path}{'.base_layer' if path in wrapped else ''}.bias"] = bias.detach()
-    if found and front != PEFT_ROOT:
+            if f"{path}.bias" not in values:
+                values[f"{path}{'.base_layer' if path in wrapped else ''}.bias"] = bias.detach()
+    if values and front != PEFT_ROOT:
         raise AdapterConfigError(
             problems=(
                 Problem(
@@ -334,24 +334,24 @@ def _add_values(
                 ),
             )
         )
-    tensors |= {f"{front}{key}": tensor.float().cpu().contiguous() for key, tensor in found.items()}
+    tensors |= {f"{front}{key}": tensor.float().cpu().contiguous() for key, tensor in values.items()}
 
 
 def _saved_values(tree: Tree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return what the modules that are saved whole hold."""
-    found: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
     odd = []
     for name, module in tree.modules.items():
         if not any(name == path or name.startswith(f"{path}.") for path in saved):
             continue
-        for own, parameter in module.named_parameters(recurse=False):
-            if own == "weight":
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if leaf == "weight":
                 target = tree.target(name)
-                found[f"{name}.weight"] = target.clean().T if target.live.transposed else target.clean()
-            elif own == "bias":
-                found[f"{name}.bias"] = parameter.detach()
+                values[f"{name}.weight"] = target.clean().T if target.live.transposed else target.clean()
+            elif leaf == "bias":
+                values[f"{name}.bias"] = parameter.detach()
             else:
-                odd.append(f"{name}.{own}")
+                odd.append(f"{name}.{leaf}")
     if odd:
         raise AdapterConfigError(
             problems=(
@@ -361,7 +361,7 @@ def _saved_values(tree: Tree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
                 ),
             )
         )
-    return found
+    return values
 
 
 def _add_parameters(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tensor]) -> None:
@@ -398,14 +398,14 @@ def _add_tokens(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tens
     else:
         tables = {}
         for name, tokens in table.items():
-            found = [path for path in tree.modules if _ends(path, name)]
-            if not found:
+            paths = [path for path in tree.modules if _ends(path, name)]
+            if not paths:
                 raise AdapterConfigError(
                     problems=(
                         Problem("trainable_token_indices", f"no module of the model ends with {name!r}."),
                     )
                 )
-            tables |= dict.fromkeys(found, tokens)
+            tables |= dict.fromkeys(paths, tokens)
     for path, tokens in tables.items():
         target = tree.target(path)
         why = refuses_tokens(tokens, target)

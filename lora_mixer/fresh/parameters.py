@@ -38,10 +38,10 @@ def parameter_pairs(
     Returns:
         A (experts * rank, in) and B (out, rank * experts) of each.
     """
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     used: set[str] = set()
     for path, module in tree.modules.items():
-        own: list[tuple[str, tuple[int, ...]]] = []
+        parameters: list[tuple[str, tuple[int, ...]]] = []
         for name, parameter in module.named_parameters(recurse=False):
             spelled = f"{path}.{name}"
             ends = [one for one in names if spelled == one or spelled.endswith(f".{one}")]
@@ -53,9 +53,9 @@ def parameter_pairs(
                     )
                 )
             elif ends:
-                own.append((spelled, tuple(parameter.shape)))
+                parameters.append((spelled, tuple(parameter.shape)))
         layer: Any = module
-        for depth, (spelled, shape) in enumerate(reversed(own)):
+        for depth, (spelled, shape) in enumerate(reversed(parameters)):
             rank = rank_of(spelled)
             if len(shape) not in (2, 3) or getattr(layer, "is_transposed", False) or rank > min(shape[-2:]):
                 problems.append(
@@ -68,12 +68,12 @@ def parameter_pairs(
                 continue
             experts, (rows, columns) = shape[0] if len(shape) == 3 else 1, shape[-2:]
             front = f"{path}{'.base_layer' * depth}"
-            found[f"{front}.lora_A.weight"] = kaiming(experts * rank, columns)
+            tensors[f"{front}.lora_A.weight"] = kaiming(experts * rank, columns)
             up = (rows, rank * experts)
-            found[f"{front}.lora_B.weight"] = torch.zeros(up) if idle else kaiming(*up)
+            tensors[f"{front}.lora_B.weight"] = torch.zeros(up) if idle else kaiming(*up)
     problems += [
         Problem("target_parameters", f"no parameter of the model ends with {name!r}.")
         for name in names
         if name not in used
     ]
-    return found
+    return tensors

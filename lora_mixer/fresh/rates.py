@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import AdapterConfigError
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.formats.names import PEFT_ROOT
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
@@ -58,8 +58,8 @@ def groups_of(
     patterns = ModulePatterns(rates)
     groups: dict[float, list[nn.Parameter]] = {}
     for key, parameter in named:
-        found = patterns.find(paths[key])
-        rate = (lr if found is None else found) * (ratio if any(part in key for part in _UP) else 1.0)
+        own_rate = patterns.find(paths[key])
+        rate = (lr if own_rate is None else own_rate) * (ratio if any(part in key for part in _UP) else 1.0)
         groups.setdefault(rate, []).append(parameter)
     return [{"params": held, "lr": rate} for rate, held in groups.items()]
 
@@ -73,8 +73,8 @@ def _unmatched(rates: Mapping[str, float], paths: Iterable[str]) -> list[Problem
     there, problems = list(dict.fromkeys(paths)), []
     for pattern in rates:
         try:
-            own = ModulePatterns({pattern: True})
-            if not any(own.find(path) for path in there):
+            patterns = ModulePatterns({pattern: True})
+            if not any(patterns.find(path) for path in there):
                 problems.append(
                     Problem(f"rates[{pattern!r}]", f"matches none of the {len(there)} modules in training.")
                 )
@@ -84,6 +84,6 @@ def _unmatched(rates: Mapping[str, float], paths: Iterable[str]) -> list[Problem
 
 
 def _path(key: str) -> str:
-    found = split_key(key)
-    module = key.rpartition(".")[0] if found is None else found[0]
+    split = split_key(key)
+    module = key.rpartition(".")[0] if split is None else split[0]
     return module.removeprefix(PEFT_ROOT)

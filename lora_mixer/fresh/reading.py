@@ -50,7 +50,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, Kind]:
         (4, 'LoraConfig')
     """
     if isinstance(config, AdapterConfig):
-        found = config
+        fresh = config
         kind = KINDS[config.peft_type]
     else:
         table, label = _as_table(config)
@@ -62,11 +62,11 @@ def read_config(config: Any) -> tuple[AdapterConfig, Kind]:
                 problems=(Problem("peft_type", f"{label}: {said}; fresh adapters are of {known}."),)
             )
         kind = KINDS[name]
-        found = _from_table(kind, table, label)
-    problems = (*found.common_problems(), *kind.problems(found))
+        fresh = _from_table(kind, table, label)
+    problems = (*fresh.common_problems(), *kind.problems(fresh))
     if problems:
         raise AdapterConfigError(problems=problems)
-    return found, kind
+    return fresh, kind
 
 
 def _as_table(config: Any) -> tuple[dict[str, Any], str]:

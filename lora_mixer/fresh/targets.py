@@ -74,8 +74,8 @@ class Target:
     @property
     def bias(self) -> torch.Tensor | None:
         """The module's own bias, or None."""
-        found: torch.Tensor | None = getattr(self.live.module, "bias", None)
-        return found
+        bias: torch.Tensor | None = getattr(self.live.module, "bias", None)
+        return bias
 
 
 class Tree:
@@ -99,8 +99,8 @@ class Tree:
     @property
     def model_type(self) -> str | None:
         """What kind of model it is, as Transformers names it; None for others."""
-        found = getattr(getattr(self.root, "config", None), "model_type", None)
-        return found if isinstance(found, str) else None
+        name = getattr(getattr(self.root, "config", None), "model_type", None)
+        return name if isinstance(name, str) else None
 
     def target(self, path: str) -> Target:
         """Return the module at a path as a target; it must have a weight."""
@@ -121,10 +121,10 @@ class Tree:
         if not callable(getter):
             return None
         try:
-            found = getter()
+            module = getter()
         except (NotImplementedError, AttributeError):
             return None
-        return None if found is None else self.path_of(found)
+        return None if module is None else self.path_of(module)
 
 
 def _layer(module: nn.Module) -> _Layer:
@@ -138,15 +138,15 @@ def _layer(module: nn.Module) -> _Layer:
 def saved_modules(config: AdapterConfig, tree: Tree, problems: list[Problem]) -> list[str]:
     """Return the paths of the modules that are trained and saved whole, the heads of the task included."""
     names = list(config.modules_to_save or ())
-    found: dict[str, None] = {}
+    matches: dict[str, None] = {}
     for name in names:
         paths = [path for path in tree.modules if _ends(path, name)]
         if not paths:
             problems.append(Problem("modules_to_save", f"no module of the model ends with {name!r}."))
-        found |= dict.fromkeys(paths)
+        matches |= dict.fromkeys(paths)
     for name in _HEADS.get(config.task_type or "", ()):
-        found |= dict.fromkeys(path for path in tree.modules if _ends(path, name))
-    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+        matches |= dict.fromkeys(path for path in tree.modules if _ends(path, name))
+    return [path for path in matches if not any(path.startswith(f"{other}.") for other in matches)]
 
 
 def heads_of(config: AdapterConfig) -> tuple[str, ...]:
@@ -209,10 +209,10 @@ def find_targets(
     except re.error as error:
         problems.append(Problem("target_modules", f"expected a regular expression ({error})."))
         return [], []
-    found = [path for path in paths if path not in is_excluded]
-    if not found and not problems:
+    targets = [path for path in paths if path not in is_excluded]
+    if not targets and not problems:
         problems.append(_nothing(wanted, tree, len(paths)))
-    return found, notes
+    return targets, notes
 
 
 def _by_suffix(
@@ -224,7 +224,7 @@ def _by_suffix(
     notes: list[str],
 ) -> list[str]:
     """Return the paths that end with one of the names; a name for nothing but what is saved whole is a problem."""
-    found: dict[str, None] = {}
+    matches: dict[str, None] = {}
     for name in wanted:
         ends = [path for path in tree.modules if _ends(path, name)]
         if ends and all(_within(path, saved) for path in ends):
@@ -237,13 +237,13 @@ def _by_suffix(
             )
         elif not ends:
             notes.append(f"no module ends with {name!r}, which target_modules names")
-        found |= dict.fromkeys(ends)
+        matches |= dict.fromkeys(ends)
     if config.layers_to_transform is not None:
         layers = config.layers_to_transform
         numbers = {layers} if isinstance(layers, int) else set(layers)
-        there = {path: _number(path, config.layers_pattern) for path in found}
-        found = {path: None for path, number in there.items() if number in numbers}
-        if there and not found:
+        there = {path: _number(path, config.layers_pattern) for path in matches}
+        matches = {path: None for path, number in there.items() if number in numbers}
+        if there and not matches:
             known = sorted({number for number in there.values() if number is not None})
             problems.append(
                 Problem(
@@ -252,7 +252,7 @@ def _by_suffix(
                     f"theirs are {', '.join(map(str, known)) or 'none: no numbers in their paths'}.",
                 )
             )
-    return [path for path in tree.modules if path in found]
+    return [path for path in tree.modules if path in matches]
 
 
 def _number(path: str, pattern: list[str] | str | None) -> int | None:
@@ -266,9 +266,9 @@ def _number(path: str, pattern: list[str] | str | None) -> int | None:
     parts = path.split(".")
     places = [place for place, part in enumerate(parts[:-1]) if part.isdecimal()]
     for name in [pattern] if isinstance(pattern, str) else pattern or ():
-        found = compiled(name)
+        expression = compiled(name)
         for place in places:
-            if found is not None and found[0].match(".".join(parts[:place])):
+            if expression is not None and expression[0].match(".".join(parts[:place])):
                 return int(parts[place])
     return None if pattern else next((int(parts[place]) for place in places if place > 1), None)
 
@@ -289,17 +289,20 @@ def _excluder(config: AdapterConfig, tree: Tree, saved: Sequence[str], *, truste
     """Return the paths that are not targets."""
     excluded = config.exclude_modules
     if isinstance(excluded, str):
-        found = set(_whole(excluded, tree.modules, trusted=trusted))
+        left_out = set(_whole(excluded, tree.modules, trusted=trusted))
     else:
-        found = {path for path in tree.modules if any(_ends(path, name) for name in excluded or ())}
-    return found | {path for path in tree.modules if _within(path, saved)}
+        left_out = {path for path in tree.modules if any(_ends(path, name) for name in excluded or ())}
+    return left_out | {path for path in tree.modules if _within(path, saved)}
 
 
 def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[str]:
     """Return the paths that a regular expression matches whole; one from a file gets bounded work."""
     if not trusted:
-        found = compiled(pattern)
-        if found is not None and sum(len(path) ** min(found[1], 8) for path in paths) > _STEPS:
+        compiled_pattern = compiled(pattern)
+        if (
+            compiled_pattern is not None
+            and sum(len(path) ** min(compiled_pattern[1], 8) for path in paths) > _STEPS
+        ):
             raise PatternTooHardError(
                 f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes"
             )

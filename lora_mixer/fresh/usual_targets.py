@@ -90,8 +90,8 @@ def usual_targets(kind: str, model_type: str | None) -> tuple[str, ...] | str | 
         (('q_proj', 'v_proj'), ('q_proj', 'k_proj', 'fc2'), None)
     """
     if kind == "IA3":
-        found = _IA3.get(model_type or "")
-        return None if found is None else found[0]
+        row = _IA3.get(model_type or "")
+        return None if row is None else row[0]
     return (_ADALORA if kind == "ADALORA" else _LORA).get(model_type or "")
 
 

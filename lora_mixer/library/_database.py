@@ -141,18 +141,18 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
         try:
             tables = self._refuse_foreign(connection)  # another process may have been first
-            found = _pragma(connection, "user_version")
-            while found in self._upgrades and tables:
-                for statement in self._upgrades[found].split(";"):
+            version = _pragma(connection, "user_version")
+            while version in self._upgrades and tables:
+                for statement in self._upgrades[version].split(";"):
                     connection.execute(statement)
-                found += 1
-                connection.execute(f"PRAGMA user_version = {found}")
-            if found != self._version:
-                if found and tables and self._irreplaceable:
-                    raise _OtherVersionError(f"is of version {found}, this is {self._version}")  # noqa: TRY301
-                if found:
+                version += 1
+                connection.execute(f"PRAGMA user_version = {version}")
+            if version != self._version:
+                if version and tables and self._irreplaceable:
+                    raise _OtherVersionError(f"is of version {version}, this is {self._version}")  # noqa: TRY301
+                if version:
                     self._notes.append(
-                        f"{self.path} is of version {found}, this is {self._version}: made anew"
+                        f"{self.path} is of version {version}, this is {self._version}: made anew"
                     )
                 for name in tables:
                     connection.execute(f'DROP TABLE "{name}"')

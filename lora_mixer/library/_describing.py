@@ -14,7 +14,7 @@ from lora_mixer.parsing.values import as_hash, clean_text
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
-    from lora_mixer.library._walking import Found
+    from lora_mixer.library._walking import WalkedFile
 
 _HEAD_AT_MOST = 4 << 20
 _TAGS = 30
@@ -22,24 +22,24 @@ _TEXT_AT_MOST = 20_000
 _WORD_AT_MOST = 500
 
 
-def describe_file(found: Found) -> dict[str, Any]:
+def describe_file(file: WalkedFile) -> dict[str, Any]:
     """
     Return the row of a file.
 
     Args:
-        found: The file.
+        file: The file.
 
     Returns:
         Values by column, for the part of the index that a scan fills.
     """
-    path = Path(found.path)
+    path = Path(file.path)
     row: dict[str, Any] = {
-        "path": found.path,
-        "folder": found.folder,
-        "size": found.size,
-        "mtime_ns": found.mtime_ns,
-        "beside": found.beside,
-        "preview": found.preview,
+        "path": file.path,
+        "folder": file.folder,
+        "size": file.size,
+        "mtime_ns": file.mtime_ns,
+        "beside": file.beside,
+        "preview": file.preview,
         "name": clean_text(path.stem),
         "base": "unknown",
         "format": "",
@@ -57,7 +57,7 @@ def describe_file(found: Found) -> dict[str, Any]:
         "problem": "",
     }
     try:
-        row["content"] = content_key(path, found.size)
+        row["content"] = content_key(path, file.size)
         row |= _of_info(read_adapter(path))
     except (LoraMixerError, OSError) as error:
         row["problem"] = clean_text(error)[:_TEXT_AT_MOST]
@@ -65,7 +65,7 @@ def describe_file(found: Found) -> dict[str, Any]:
         row["problem"] = f"cannot be read ({type(error).__name__}: {clean_text(error)[:500]})"
     row["rank"] = max(row["ranks"], default=0)
     row["haystack"] = haystack(
-        row["name"], row["title"], row["words"], row["tags"], path.name, found.folder, row["notes"]
+        row["name"], row["title"], row["words"], row["tags"], path.name, file.folder, row["notes"]
     )
     return {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.library._describing import describe_file
 from lora_mixer.library._schema import SAID, SCANNED
-from lora_mixer.library._walking import Found, walk
+from lora_mixer.library._walking import WalkedFile, walk
 from lora_mixer.library.entry import Refreshed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _BATCH = 50  # so much is lost at most when the process is killed, and others ca
 class _ScanPlan:
     """What a look at the folders says is to be done."""
 
-    todo: list[tuple[str, Found]] = field(default_factory=list)
+    todo: list[tuple[str, WalkedFile]] = field(default_factory=list)
     back: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     unchanged: int = 0
@@ -63,8 +63,8 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
         progress(done, total, "")
     for start in range(0, len(plan.todo), _BATCH):
         rows = []
-        for root, found in plan.todo[start : start + _BATCH]:
-            rows.append({"root": root, **describe_file(found)})
+        for root, file in plan.todo[start : start + _BATCH]:
+            rows.append({"root": root, **describe_file(file)})
             done += 1
             if progress is not None:
                 progress(done, total, rows[-1]["name"])
@@ -95,16 +95,16 @@ def _plan(index: Database, roots: Sequence[Path]) -> _ScanPlan:
             }
         )
         plan.known |= set(rows)
-        for found in walk(root, plan.problems):
-            row = rows.pop(found.path, None)
-            if not _is_text(found.path):
-                plan.problems.append(f"{found.path!r}: the name is in no known encoding; rename the file")
-            elif row is None or tuple(row)[1:5] != (found.size, found.mtime_ns, found.beside, found.preview):
-                plan.todo.append((str(root), found))
+        for file in walk(root, plan.problems):
+            row = rows.pop(file.path, None)
+            if not _is_text(file.path):
+                plan.problems.append(f"{file.path!r}: the name is in no known encoding; rename the file")
+            elif row is None or tuple(row)[1:5] != (file.size, file.mtime_ns, file.beside, file.preview):
+                plan.todo.append((str(root), file))
             else:
                 plan.unchanged += 1
                 if row["offline"]:
-                    plan.back.append(found.path)
+                    plan.back.append(file.path)
         plan.gone += rows
     return plan
 
@@ -122,15 +122,15 @@ def _put_all(
 ) -> list[str]:
     """Write rows with what the user said; read while nobody else writes the index, so that nothing old replaces newer."""
     said = user.read(lambda other: [_said(other, row) for row in rows])
-    return [_put(connection, row, own, plan) for row, own in zip(rows, said, strict=True)]
+    return [_put(connection, row, words, plan) for row, words in zip(rows, said, strict=True)]
 
 
 def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]:
     """Return what the user said of a file: of this content, or else of what lay in this place before."""
     for column in ("content", "path"):
-        found = connection.execute(f"SELECT * FROM said WHERE {column} = ?", (row[column],)).fetchone()
-        if found is not None:
-            return {own: found[column] for own, column in SAID.items()}
+        known = connection.execute(f"SELECT * FROM said WHERE {column} = ?", (row[column],)).fetchone()
+        if known is not None:
+            return {name: known[column] for name, column in SAID.items()}
     return {}
 
 

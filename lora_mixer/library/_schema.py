@@ -122,11 +122,11 @@ def entry_of(row: sqlite3.Row, hashes: Mapping[str, str], previews: Path) -> Ent
 
 def hashes_of(connection: sqlite3.Connection, ids: list[str]) -> dict[str, dict[str, str]]:
     """Return the known hashes of some entries, by kind, by id."""
-    found: dict[str, dict[str, str]] = {each: {} for each in ids}
+    digits: dict[str, dict[str, str]] = {each: {} for each in ids}
     for start in range(0, len(ids), 500):  # SQLite counts the places for values
         part = ids[start : start + 500]
         places = ", ".join("?" * len(part))
         rows: Any = connection.execute(f"SELECT id, kind, digits FROM hashes WHERE id IN ({places})", part)
         for row in rows:
-            found[row["id"]][row["kind"]] = row["digits"]
-    return found
+            digits[row["id"]][row["kind"]] = row["digits"]
+    return digits

@@ -124,15 +124,15 @@ def near_words(text: str, written: Iterable[str]) -> str:
 
     texts = list(written)
     known: set[str] | None = None
-    found = []
+    words = []
     for word in text.casefold().split()[:_WORDS_AT_MOST]:
         if any(word in each for each in texts):
-            found.append(word)
+            words.append(word)
             continue
         if known is None:
             known = {each for each in re.split(r"[\W_]+", " ".join(texts)) if 3 <= len(each) <= _LONGEST}
         near = difflib.get_close_matches(word[:_LONGEST], known, 1, _ALIKE)
         if not near:
             return ""
-        found += near
-    return " ".join(found)
+        words += near
+    return " ".join(words)

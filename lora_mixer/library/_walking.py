@@ -18,7 +18,7 @@ _DEPTH_AT_MOST = 32
 
 
 @dataclass(frozen=True)
-class Found:
+class WalkedFile:
     """
     One file that may be an adapter.
 
@@ -39,7 +39,7 @@ class Found:
     preview: str
 
 
-def walk(root: Path, problems: list[str]) -> Iterator[Found]:
+def walk(root: Path, problems: list[str]) -> Iterator[WalkedFile]:
     """
     Yield the files below a folder that may be adapters.
 
@@ -70,7 +70,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[Found]:
             problems.append(f"{path}: cannot be listed ({error.strerror or error})")
             continue
         for name in candidates(facts, (SAFETENSORS_SUFFIX,)):
-            yield _found(path, folder, name, facts)
+            yield _walked(path, folder, name, facts)
     problems.extend(_of_links(root, links))
     problems.extend(_of_broken(root, broken))
 
@@ -150,12 +150,12 @@ def within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
     return real == top or real.startswith(top.rstrip(os.sep) + os.sep)
 
 
-def _found(path: str, folder: str, name: str, facts: dict[str, os.stat_result]) -> Found:
+def _walked(path: str, folder: str, name: str, facts: dict[str, os.stat_result]) -> WalkedFile:
     stem = name[: -len(SAFETENSORS_SUFFIX)]
     belonging = [f"{stem}{ending}" for ending in _SIDECARS] + [CONFIG_NAME]
     told = [(each, facts[each].st_size, facts[each].st_mtime_ns) for each in belonging if each in facts]
     preview = next((f"{stem}{ending}" for ending in PICTURES if f"{stem}{ending}" in facts), "")
-    return Found(
+    return WalkedFile(
         path=str(Path(path) / name),
         folder=folder,
         size=facts[name].st_size,

@@ -147,10 +147,10 @@ def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         SourceError: There is no such file.
         CorruptFileError: It is not a JSON object.
     """
-    found = read_config(Path(path))
-    if found is None:
+    config = read_config(Path(path))
+    if config is None:
         raise SourceError("there is no such file", file=str(Path(path).name))
-    return found
+    return config
 
 
 def _named(place: Callable[[Path], None], folder: Path, stem: str, ending: str) -> Path:
@@ -228,13 +228,13 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
         raise SourceError(f"add_from_hub takes {', '.join(sorted(_HUB_OPTIONS))}, got {min(unknown)!r}")
     request = Request(weight_name=weight_name, use_safetensors=True, **options)
     if repo_id.startswith(("https://", "http://")):
-        found = from_url(repo_id, request)
+        source = from_url(repo_id, request)
     elif _REPO_ID.fullmatch(repo_id):
-        found = from_repo(repo_id, request)
+        source = from_repo(repo_id, request)
     else:
         raise SourceError(
             f"expected the name of a repository such as user/name, or its address at the Hub, got {repo_id[:100]!r}"
         )
-    weights = Path(str(found.weights))
-    name = (found.repo_id or "").rpartition("/")[2] if weights.stem in _GENERIC else weights.stem
-    return Downloaded(weights, name, dict(found.config) if found.config is not None else None)
+    weights = Path(str(source.weights))
+    name = (source.repo_id or "").rpartition("/")[2] if weights.stem in _GENERIC else weights.stem
+    return Downloaded(weights, name, dict(source.config) if source.config is not None else None)

@@ -139,10 +139,10 @@ class Library:
         """
         with self._lock:
             before = self._index.renewals
-            found = refresh(self._index, self._user, self._roots, progress)
+            changes = refresh(self._index, self._user, self._roots, progress)
             # Made anew in the middle, the index has only a part.
             return (
-                found
+                changes
                 if self._index.renewals == before
                 else refresh(self._index, self._user, self._roots, progress)
             )
@@ -196,10 +196,10 @@ class Library:
         if favourite is not _KEEP:
             changes["favourite"] = int(favourite)
         if labels is not _KEEP:
-            found = dict.fromkeys(clean_text(each).strip()[:_LABEL_AT_MOST] for each in labels)
+            kept = dict.fromkeys(clean_text(each).strip()[:_LABEL_AT_MOST] for each in labels)
             changes["labels"] = (
-                json.dumps([each for each in found if each][:_LABELS_AT_MOST], ensure_ascii=False)
-                if found
+                json.dumps([each for each in kept if each][:_LABELS_AT_MOST], ensure_ascii=False)
+                if kept
                 else None
             )
         if explicit is not _KEEP:
@@ -324,10 +324,10 @@ class Library:
         id, back = changing.from_trash(self._roots[int(number)], name)  # noqa: A001 -- what it is called everywhere
         self.refresh()
         places = {str(path) for path in back}
-        found = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
-        if len(found) == 1 and found[0].id != id:
-            self._index.write(lambda connection: _called(connection, found[0].id, id))
-        return tuple(self._where("path = ?", str(entry.path))[0] for entry in found)
+        entries = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
+        if len(entries) == 1 and entries[0].id != id:
+            self._index.write(lambda connection: _called(connection, entries[0].id, id))
+        return tuple(self._where("path = ?", str(entry.path))[0] for entry in entries)
 
     def _there(self, id: str) -> Entry:  # noqa: A002
         self.source(id)
@@ -336,8 +336,8 @@ class Library:
     def _elsewhere(self, id: str, path: Path) -> Entry:  # noqa: A002
         """Let the index see that a file is elsewhere now."""
         self.refresh()
-        found = self._where("path = ?", str(path))
-        return found[0] if found else self.get(id)
+        entries = self._where("path = ?", str(path))
+        return entries[0] if entries else self.get(id)
 
     def used(self, id: str) -> Entry:  # noqa: A002
         """
@@ -409,8 +409,8 @@ class Library:
             >>> library.add_from_hub("user/repository", weight_name="ink.safetensors")  # doctest: +SKIP
         """
         root = self._root(folder)
-        found = adding.from_hub(repo_id, weight_name, options)
-        return self._added(adding.put(found.weights, root, found.name, config=found.config))
+        download = adding.from_hub(repo_id, weight_name, options)
+        return self._added(adding.put(download.weights, root, download.name, config=download.config))
 
     def forget(self, id: str) -> None:  # noqa: A002
         """
@@ -434,11 +434,11 @@ class Library:
     def _say(self, id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Entry:  # noqa: A002
         entry = self.get(id)
         columns = _schema.SAID
-        own = ", ".join(columns)
+        listed = ", ".join(columns)
         row = self._index.read(
             lambda connection: dict(
                 connection.execute(
-                    f"SELECT content, path, {own} FROM files WHERE id = ?", (entry.id,)
+                    f"SELECT content, path, {listed} FROM files WHERE id = ?", (entry.id,)
                 ).fetchone()
             )
         )
@@ -472,10 +472,10 @@ class Library:
 
     def _added(self, path: Path) -> Entry:
         self.refresh()
-        found = self._where("path = ?", str(path))
-        if not found:
+        entries = self._where("path = ?", str(path))
+        if not entries:
             raise SourceNotFoundError(f"{path} was written and is not there any more")
-        return found[0]
+        return entries[0]
 
     # --- looking: nothing here changes a file ---
 
@@ -557,26 +557,26 @@ class Library:
             "descending": descending,
             "first": [storable(each) for each in first][:_FIRST_AT_MOST],
         }
-        found = self._page(query(self._roots, storable(text), **options), page, page_size)
-        if found.total or not text.strip():
-            return found
+        hits = self._page(query(self._roots, storable(text), **options), page, page_size)
+        if hits.total or not text.strip():
+            return hits
         near = near_words(storable(text), self._written())
         if not near or near == " ".join(text.casefold().split()):
-            return found
+            return hits
         return replace(self._page(query(self._roots, near, **options), page, page_size), read_as=near)
 
-    def _page(self, found: Query, page: int, page_size: int) -> Page:
+    def _page(self, wanted: Query, page: int, page_size: int) -> Page:
         def work(connection: sqlite3.Connection) -> Page:
             total = int(
                 connection.execute(
-                    f"SELECT COUNT(*) FROM files WHERE {found.where}", found.values
+                    f"SELECT COUNT(*) FROM files WHERE {wanted.where}", wanted.values
                 ).fetchone()[0]
             )
             pages = max(-(-total // page_size), 1)
             number = min(page, pages - 1)
             rows = connection.execute(
-                f"SELECT * FROM files WHERE {found.where} ORDER BY {found.order} LIMIT ? OFFSET ?",
-                (*found.values, *found.order_values, page_size, number * page_size),
+                f"SELECT * FROM files WHERE {wanted.where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",
+                (*wanted.values, *wanted.order_values, page_size, number * page_size),
             ).fetchall()
             return Page(self._entries(connection, rows), total, number, pages)
 
@@ -606,10 +606,10 @@ class Library:
         Raises:
             SourceNotFoundError: There is none of this id in these folders.
         """
-        found = self._where("id = ?", id)
-        if not found:
+        entries = self._where("id = ?", id)
+        if not entries:
             raise SourceNotFoundError(f"the library has no adapter {str(id)[:40]!r}; search for it again")
-        return found[0]
+        return entries[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
         """
@@ -618,8 +618,8 @@ class Library:
         Args:
             name: A file's name without its ending, or what it was called before.
         """
-        found = self._where("name = ? COLLATE NOCASE", name)
-        return found or self._where("instr(former, ?) > 0", json.dumps(name, ensure_ascii=False))
+        entries = self._where("name = ? COLLATE NOCASE", name)
+        return entries or self._where("instr(former, ?) > 0", json.dumps(name, ensure_ascii=False))
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """
@@ -749,7 +749,7 @@ class Library:
         known = {kind: digits for kind, digits in entry.hashes.items() if kind != "declared"}
         if known:
             return known
-        found = {
+        table = {
             kind: digits
             for kind, digits in read_adapter(self.source(id)).hashes.items()
             if kind in file_hashes.NAMES
@@ -757,10 +757,10 @@ class Library:
         self._index.write(
             lambda connection: connection.executemany(
                 "INSERT OR REPLACE INTO hashes (id, kind, digits) VALUES (?, ?, ?)",
-                [(entry.id, kind, digits) for kind, digits in found.items()],
+                [(entry.id, kind, digits) for kind, digits in table.items()],
             )
         )
-        return found
+        return table
 
     def thumbnail(self, id: str, size: int = 256) -> Path | None:  # noqa: A002
         """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.formats.names import Target
+    from lora_mixer.formats.fronts import Target
 
 _BLOCK = re.compile(
     r"(?:^|[._])(?:(down|up)_blocks[._](\d+)|(mid)_block|(input|output)_blocks[._](\d+)|(middle)_block"
@@ -82,9 +82,11 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
     unknown: dict[str, int] = {}
     adapter = read_source(resolve_source(source, **options))
     denoiser = "transformer" if adapter.info.base in TRANSFORMERS else "unet"
-    found = adapter.layers
-    work = WORK_AT_LEAST + WORK_A_NUMBER * sum(t.numel() for layer in found for t in layer.weights.tensors())
-    for layer in found:
+    adapter_layers = adapter.layers
+    work = WORK_AT_LEAST + WORK_A_NUMBER * sum(
+        t.numel() for layer in adapter_layers for t in layer.weights.tensors()
+    )
+    for layer in adapter_layers:
         norm = change_norm(layer.weights, work)
         if norm is None:
             name = ", ".join(layer.weights.algorithms)

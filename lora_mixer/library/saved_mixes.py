@@ -85,9 +85,9 @@ class SavedMixes:
             MixError: The mix makes no sense, or the name is none.
             SaveError: The disk refuses.
         """
-        found = Mix.of(mix)
-        entry: dict[str, Any] = {"mix": portable(found).to_dict()}
-        if masks := masks_of(found):
+        value = Mix.of(mix)
+        entry: dict[str, Any] = {"mix": portable(value).to_dict()}
+        if masks := masks_of(value):
             entry["masks"] = masks
         name = _checked(name)
         with self._changing() as book:
@@ -185,16 +185,16 @@ class SavedMixes:
         told, mix = _shared(text)
         wanted = _checked(name or told or "imported")
         with self._changing() as book:
-            found, number = wanted, 1
-            while found in book["mixes"]:
+            free_name, number = wanted, 1
+            while free_name in book["mixes"]:
                 number += 1
-                found = f"{wanted} {number}"
-            _remember(book, f'import of "{found}"', found)
+                free_name = f"{wanted} {number}"
+            _remember(book, f'import of "{free_name}"', free_name)
             entry: dict[str, Any] = {"mix": portable(mix).to_dict()}
             if masks := masks_of(mix):
                 entry["masks"] = masks
-            book["mixes"][found] = entry
-        return found
+            book["mixes"][free_name] = entry
+        return free_name
 
     def _entry(self, book: dict[str, Any], name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = book["mixes"].get(name)

@@ -26,7 +26,7 @@ class PreviewError(LoraMixerError, ValueError):
     """Why a preview cannot be shown."""
 
 
-def thumbnail(entry: Entry, folder: Path, size: int, own: Path | None = None) -> Path | None:
+def thumbnail(entry: Entry, folder: Path, size: int, user_folder: Path | None = None) -> Path | None:
     """
     Return a small picture of an entry.
 
@@ -34,7 +34,7 @@ def thumbnail(entry: Entry, folder: Path, size: int, own: Path | None = None) ->
         entry: The entry.
         folder: Where small pictures are kept.
         size: The longer side in pixels, brought within :data:`SIZES`.
-        own: The folder of previews that the user chose.
+        user_folder: The folder of previews that the user chose.
 
     Returns:
         A WebP file in that folder; None where the entry has no picture, or that is away.
@@ -45,7 +45,9 @@ def thumbnail(entry: Entry, folder: Path, size: int, own: Path | None = None) ->
     source = entry.preview
     if source is None or entry.offline:
         return None
-    if not within(source, entry.root) and (own is None or source.parent != own or source.is_symlink()):
+    if not within(source, entry.root) and (
+        user_folder is None or source.parent != user_folder or source.is_symlink()
+    ):
         raise PreviewError("leads out of the library's folder")
     try:
         facts = os.stat(source)  # noqa: PTH116 -- one call for both

@@ -50,12 +50,12 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     )  # (in, k), orthonormal columns
     freed = []
     for up, down in pairs:
-        whole, own = down.double(), down.double()
+        whole, rest = down.double(), down.double()
         for _ in range(2):  # once leaves rounding where nearly all is taken
-            own = own - (own @ basis) @ basis.T
-        freed.append((up.double(), own))
+            rest = rest - (rest @ basis) @ basis.T
+        freed.append((up.double(), rest))
         core = torch.linalg.qr(up.double())[1]  # (r, r): what each row of down is worth
-        _, values, right = decomposed(core @ own)
+        _, values, right = decomposed(core @ rest)
         used = values > _TINY * torch.linalg.vector_norm(core @ whole)
         basis = torch.cat([basis, right[used].T], dim=1)
     return concatenate(freed, weights)

@@ -65,8 +65,8 @@ def weighted_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> to
 
 def wide_type(tensors: object) -> torch.dtype:
     """Return fp64 where any of the tensors has it, else fp32: sums of halves would round."""
-    found: list[torch.Tensor] = list(tensors)  # type: ignore[call-overload]
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in found) else torch.float32
+    listed: list[torch.Tensor] = list(tensors)  # type: ignore[call-overload]
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in listed) else torch.float32
 
 
 SUM = MethodSpec(

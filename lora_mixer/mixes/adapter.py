@@ -61,22 +61,24 @@ class AdapterMix:
         reading = Reading()
         weight = reading.number("weight", self.weight)
         components = _checked_components(self.components, reading)
-        own = dict(self.schedules)
-        _check_kinds(self, own, reading)
+        schedules = dict(self.schedules)
+        _check_kinds(self, schedules, reading)
         reading.finish("adapter's mix")
         schedule = self.schedule and self.schedule.simplest()
         if isinstance(schedule, Constant):
             # A text encoder with a weight of its own has no part in the adapter's schedule.
-            kept = {*own, TE, *TEXT_ENCODERS}
+            kept = {*schedules, TE, *TEXT_ENCODERS}
             for name in (name for name in components if name not in kept):
                 components[name] = reading.number(f"components.{name}", components[name] * schedule.value)
             weight = reading.number("weight", weight * schedule.value)
             reading.finish("adapter's mix")
             schedule = None
-        for name, curve in own.items():
+        for name, curve in schedules.items():
             simple = curve.simplest()
             components[name] = simple.value if isinstance(simple, Constant) else 1.0
-        moving = {name: curve for name, curve in own.items() if not isinstance(curve.simplest(), Constant)}
+        moving = {
+            name: curve for name, curve in schedules.items() if not isinstance(curve.simplest(), Constant)
+        }
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "components", FrozenMap(components))
         object.__setattr__(self, "schedule", self.schedule if schedule else None)

@@ -204,29 +204,29 @@ def read_tree(spec: Mapping[object, object], where: str, reading: Reading) -> Bl
     for key in spec:
         if key not in TREE_KEYS:
             reading.unknown_key(where, key, TREE_KEYS, 'Layer patterns go under "patterns".')
-    found: dict[str, object] = {}
+    sides: dict[str, object] = {}
     for side in ("down", "up"):
-        found[side] = _read_side(
+        sides[side] = _read_side(
             _by_index(spec.get(side, 1.0), f"{where}.{side}", reading), f"{where}.{side}", reading
         )
-    found["mid"] = _read_weights(spec.get("mid", 1.0), f"{where}.mid", reading)
-    if isinstance(mid := found["mid"], tuple) and len(mid) != 1:
+    sides["mid"] = _read_weights(spec.get("mid", 1.0), f"{where}.mid", reading)
+    if isinstance(mid := sides["mid"], tuple) and len(mid) != 1:
         reading.problem(f"{where}.mid", f"expected a number or a list of 1, got a list of {len(mid)}.")
-    found["other"] = reading.number(f"{where}.other", spec.get("other", 1.0))
-    return BlockTree(**found) if len(reading.problems) == before else None  # type: ignore[arg-type]
+    sides["other"] = reading.number(f"{where}.other", spec.get("other", 1.0))
+    return BlockTree(**sides) if len(reading.problems) == before else None  # type: ignore[arg-type]
 
 
 def _by_index(spec: object, where: str, reading: Reading) -> object:
     if not isinstance(spec, Mapping):
         return spec
-    found: dict[int, object] = {}
+    weights: dict[int, object] = {}
     for key, value in spec.items():
         digits = key.removeprefix("block_") if isinstance(key, str) else ""
         if digits.isdecimal() and f"block_{int(digits)}" == key:
-            found[int(digits)] = value
+            weights[int(digits)] = value
         else:
             reading.problem(where, f'expected keys such as "block_0", got {shown(key)}.')
-    return found
+    return weights
 
 
 def _read_side(spec: object, where: str, reading: Reading) -> Weights | FrozenMap[int, Weights]:

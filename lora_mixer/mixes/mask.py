@@ -186,8 +186,8 @@ def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str
             where, "expected the digest of a mask that is here; masks are not opened by path: paint it again."
         )
         return None
-    found = Mask.of(picture)
-    return Mask(found.digest, feather, None, found.picture if found.picture is not None else found.load())
+    known = Mask.of(picture)
+    return Mask(known.digest, feather, None, known.picture if known.picture is not None else known.load())
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:

@@ -225,9 +225,9 @@ class Mix:
             MixError: Lists have other lengths than the blocks, blocks do not exist, or there is no denoiser of that kind.
         """
         reading = Reading()
-        named = {name: x for name, x in layouts.items() if name in DENOISERS}
-        found = [x for name, x in (named or layouts).items() if name not in TEXT_ENCODERS]
-        unets = [x for x in found if x.is_unet or x.double or x.single] or found[:1]
+        named = {name: layout for name, layout in layouts.items() if name in DENOISERS}
+        denoisers = [layout for name, layout in (named or layouts).items() if name not in TEXT_ENCODERS]
+        unets = [x for x in denoisers if x.is_unet or x.double or x.single] or denoisers[:1]
         for name, adapter in self.adapters.items():
             for layout in unets if adapter.blocks is not None else ():
                 for problem in adapter.blocks.misfits(layout) if adapter.blocks is not None else ():

@@ -67,9 +67,9 @@ class LayerPatterns(Blocks):
     def weight(self, component: str, module: str, layout: BlockLayout | None = None) -> float:
         """Return the number of the last pattern that matches, else 1."""
         del layout
-        if (found := self._found.get((component, module))) is None:
-            found = self._found[component, module] = self._last_match(component, module)
-        return found
+        if (weight := self._found.get((component, module))) is None:
+            weight = self._found[component, module] = self._last_match(component, module)
+        return weight
 
     @cached_property
     def _found(self) -> dict[tuple[str, str], float]:

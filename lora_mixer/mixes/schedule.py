@@ -226,8 +226,8 @@ def read_positions(positions: Sequence[object], unit: object, reading: Problems)
         reading.problem("unit", f'expected "fraction" or "step", got {shown(unit)}.')
     highest = 1.0 if unit == "fraction" else math.inf
     numbers = [reading.number("position", position, low=0.0, high=highest) for position in positions]
-    found = "step" if unit == "step" or max(numbers, default=0.0) > 1.0 else "fraction"
-    return numbers, cast("Unit", found)
+    told = "step" if unit == "step" or max(numbers, default=0.0) > 1.0 else "fraction"
+    return numbers, cast("Unit", told)
 
 
 def position_text(position: float, unit: Unit | None) -> str:

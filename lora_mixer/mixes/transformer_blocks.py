@@ -66,10 +66,10 @@ class DepthWeights(Blocks):
             for problem in self.misfits(layout):
                 reading.problem("", problem)
             reading.finish("set of block weights")
-        found = depth_of(module)
-        if found is None:
+        depth = depth_of(module)
+        if depth is None:
             return self.other
-        kind, index = found
+        kind, index = depth
         weights: Weights = getattr(self, kind)
         if isinstance(weights, Mapping):
             return weights.get(index, 1.0)
@@ -118,7 +118,7 @@ def read_depth(spec: Mapping[object, object], where: str, reading: Reading) -> D
     for key in spec:
         if key not in DEPTH_KEYS:
             reading.unknown_key(where, key, DEPTH_KEYS, 'Layer patterns go under "patterns".')
-    found: dict[str, object] = {}
+    weights: dict[str, object] = {}
     for kind in ("double", "single"):
         given = spec.get(kind, 1.0)
         if isinstance(given, Mapping):
@@ -130,9 +130,9 @@ def read_depth(spec: Mapping[object, object], where: str, reading: Reading) -> D
                 else:
                     reading.problem(f"{where}.{kind}", f'expected keys such as "block_0", got {shown(key)}.')
             given = by_index
-        found[kind] = _read(given, f"{where}.{kind}", reading)
-    found["other"] = reading.number(f"{where}.other", spec.get("other", 1.0))
-    return DepthWeights(**found) if len(reading.problems) == before else None  # type: ignore[arg-type]
+        weights[kind] = _read(given, f"{where}.{kind}", reading)
+    weights["other"] = reading.number(f"{where}.other", spec.get("other", 1.0))
+    return DepthWeights(**weights) if len(reading.problems) == before else None  # type: ignore[arg-type]
 
 
 def _read(given: object, where: str, reading: Reading) -> Weights:
@@ -189,8 +189,8 @@ class DepthThird(Blocks):
         """Return 1 in the third and 0 elsewhere; text encoders have 1."""
         if component in TEXT_ENCODERS:
             return 1.0
-        found = depth_of(module)
-        if found is None:
+        depth = depth_of(module)
+        if depth is None:
             return 0.0
         if layout is None:
             reading = Reading()
@@ -200,7 +200,7 @@ class DepthThird(Blocks):
             reading.finish("set of block weights")
             return 0.0
         self.require_fit(layout)
-        kind, index = found
+        kind, index = depth
         return float(self._has(kind, index, layout))
 
     def _has(self, kind: str, index: int, layout: BlockLayout) -> bool:

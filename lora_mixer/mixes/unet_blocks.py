@@ -131,8 +131,8 @@ class BlockLayout:
         counts: dict[tuple[Side, int], dict[str, int]] = {}
         depth = {"double": 0, "single": 0}
         for name in names:
-            if found := depth_of(name):
-                depth[found[0]] = max(depth[found[0]], found[1] + 1)
+            if position := depth_of(name):
+                depth[position[0]] = max(depth[position[0]], position[1] + 1)
             if place := block_position(name):
                 kinds = counts.setdefault((place.side, place.block), {})
                 kinds[place.kind] = max(kinds.get(place.kind, 0), place.index + 1)

@@ -130,8 +130,8 @@ def json_at(text: str, start: int) -> tuple[Any, int]:
     Raises:
         NotJsonError: As ``read_json``.
     """
-    found: tuple[Any, int] = _limited(text, lambda: _DECODER.raw_decode(text, start))
-    return found
+    value: tuple[Any, int] = _limited(text, lambda: _DECODER.raw_decode(text, start))
+    return value
 
 
 def without_trailing_commas(text: str) -> str:

@@ -102,14 +102,18 @@ class ModulePatterns(Generic[Value]):
     def _names(self) -> dict[str, list[int]]:
         """Places of plain names by what they come to without dots, underscores and anchors."""
         names: dict[str, list[int]] = {}
-        for place, (pattern, found, _) in enumerate(self._entries):
-            if found is None or found[1] == 1:
+        for place, (pattern, expression, _) in enumerate(self._entries):
+            if expression is None or expression[1] == 1:
                 names.setdefault(_squeezed(pattern), []).append(place)
         return names
 
     @cached_property
     def _others(self) -> list[int]:
-        return [place for place, (_, found, _) in enumerate(self._entries) if found and found[1] > 1]
+        return [
+            place
+            for place, (_, expression, _) in enumerate(self._entries)
+            if expression and expression[1] > 1
+        ]
 
     def find(self, *spellings: str) -> Value | None:
         """
@@ -135,14 +139,14 @@ class ModulePatterns(Generic[Value]):
         return [place for end in ends for place in self._names.get(_squeezed(end), ())] + self._others
 
     def _matches(self, place: int, name: str) -> bool:
-        pattern, found, _ = self._entries[place]
-        if found is None:
+        pattern, expression, _ = self._entries[place]
+        if expression is None:
             return name == pattern or name.endswith("." + pattern)
-        if found[1] > 1:
-            self._spent += len(name) ** min(found[1], 8)
+        if expression[1] > 1:
+            self._spent += len(name) ** min(expression[1], 8)
             if self._spent > _STEPS:
                 raise PatternTooHardError("its patterns of module names need too much work; use plain names")
-        return found[0].match(name) is not None
+        return expression[0].match(name) is not None
 
 
 def _squeezed(name: str) -> str:

@@ -165,30 +165,30 @@ def decode_comment(value: object) -> str:
     return body.decode(order, "replace").strip("\0\ufeff")
 
 
-def exif_of(parameters: str, own: str) -> bytes:
+def exif_of(parameters: str, own_text: str) -> bytes:
     """
     Return EXIF that holds both texts.
 
     Args:
         parameters: For the UserComment, ``UNICODE`` and UTF-16.
-        own: ASCII, for the maker's note.
+        own_text: ASCII, for the maker's note.
     """
     from PIL.Image import Exif
 
     exif = Exif()
     inner = exif.get_ifd(EXIF_IFD)
     inner[USER_COMMENT] = UNICODE + parameters.encode("utf-16-be")
-    inner[MAKER_NOTE] = OWN_NOTE + own.encode("ascii")
+    inner[MAKER_NOTE] = OWN_NOTE + own_text.encode("ascii")
     return exif.tobytes()
 
 
-def png_texts(parameters: str, own: str) -> Any:
+def png_texts(parameters: str, own_text: str) -> Any:
     """Return a PNG's chunks that hold both texts."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(PARAMETERS, parameters)
-    info.add_text(OWN_KEY, own)
+    info.add_text(OWN_KEY, own_text)
     return info
 
 

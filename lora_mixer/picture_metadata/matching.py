@@ -149,8 +149,8 @@ class _Here:
         entry: Any = self._known[name]
         table = getattr(entry, "hashes", entry)
         stated = getattr(entry, "metadata", {}).get("sshs_model_hash")
-        found = [as_hash(text) for text in getattr(table, "known", table).values()]
-        return [digits for digits in (*found, as_hash(stated)) if digits] + self._computed.get(name, [])
+        listed = [as_hash(text) for text in getattr(table, "known", table).values()]
+        return [digits for digits in (*listed, as_hash(stated)) if digits] + self._computed.get(name, [])
 
     def hashes(self, name: str) -> list[str]:
         """Return the hashes of one adapter; those of a file that nobody has computed yet as far as the bound reaches."""
@@ -187,22 +187,22 @@ class _Here:
 
     def hashed(self, digits: list[str]) -> list[str]:
         """Return the adapters that have one of these hashes; of several those with most digits in common."""
-        found: dict[str, int] = {}
+        lengths: dict[str, int] = {}
         for text in digits:
-            for name, own in self._by_start.get(text[:_SHORTEST], ()):
-                if same_hash(text, own):
-                    found[name] = max(found.get(name, 0), min(len(text), len(own)))
-        most = max(found.values(), default=0)
-        return [name for name, common in found.items() if common == most]
+            for name, known in self._by_start.get(text[:_SHORTEST], ()):
+                if same_hash(text, known):
+                    lengths[name] = max(lengths.get(name, 0), min(len(text), len(known)))
+        most = max(lengths.values(), default=0)
+        return [name for name, common in lengths.items() if common == most]
 
     def looked_into(self, digits: list[str]) -> list[str]:
         """Return the same from files that nobody has hashed yet: they are read until one of them is it."""
         for name in self._known:
             before = self.known_hashes(name)
-            fresh = [own for own in self.hashes(name) if own not in before]
-            for own in fresh:
-                self._by_start.setdefault(own[:_SHORTEST], []).append((name, own))
-            if any(same_hash(text, own) for text in digits for own in fresh):
+            fresh = [hash_here for hash_here in self.hashes(name) if hash_here not in before]
+            for hash_here in fresh:
+                self._by_start.setdefault(hash_here[:_SHORTEST], []).append((name, hash_here))
+            if any(same_hash(text, hash_here) for text in digits for hash_here in fresh):
                 return [name]
         return []
 
@@ -210,8 +210,8 @@ class _Here:
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:
         table: dict[str, list[tuple[str, str]]] = {}
         for name in self._known:
-            for own in self.known_hashes(name):
-                table.setdefault(own[:_SHORTEST], []).append((name, own))
+            for digits in self.known_hashes(name):
+                table.setdefault(digits[:_SHORTEST], []).append((name, digits))
         return table
 
     @cached_property
@@ -245,9 +245,9 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
     digits = [
-        found
+        wanted_hash
         for kind, text in adapter.hashes.items()
-        if kind not in _FOREIGN_KINDS and (found := as_hash(text))
+        if kind not in _FOREIGN_KINDS and (wanted_hash := as_hash(text))
     ]
     by_name = here.named(adapter.name)
     # Files of that name first, then what is known, then the rest: computing a hash reads the whole file.
@@ -287,9 +287,9 @@ def _mix(settings: PictureSettings, slots: list[AdapterMatch], notes: list[str])
     renamed: dict[str, str] = {}
     for slot in slots:
         if slot.match is not None:
-            own = whole is not None and slot.adapter.name in whole
+            is_whole = whole is not None and slot.adapter.name in whole
             adapters[slot.match] = (
-                whole[slot.adapter.name] if whole is not None and own else slot.adapter.adapter_mix()
+                whole[slot.adapter.name] if whole is not None and is_whole else slot.adapter.adapter_mix()
             )
             renamed[slot.adapter.name] = slot.match
     if whole is None or whole.method.is_sum:

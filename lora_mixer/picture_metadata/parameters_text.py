@@ -66,14 +66,14 @@ def parse(text: str) -> Infotext | None:
     """
     blocks: dict[str, Any] = {}
     lines = _without_json(text[:LONGEST], blocks).strip().split("\n")
-    found = list(islice(_PAIR.finditer(lines[-1]), _PAIRS_AT_MOST))
-    if len(found) >= _PAIRS_AT_LEAST:
+    matches = list(islice(_PAIR.finditer(lines[-1]), _PAIRS_AT_MOST))
+    if len(matches) >= _PAIRS_AT_LEAST:
         lines.pop()
     elif not blocks:
         return None
     else:
-        found = []
-    pairs = {match[1].strip(): unquoted(match[2].strip()) for match in found}
+        matches = []
+    pairs = {match[1].strip(): unquoted(match[2].strip()) for match in matches}
     start = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), None)
     if start is None:
         return Infotext(_joined(lines), "", pairs, blocks)

@@ -79,7 +79,7 @@ def read_mix(spec: object, masks: object, notes: list[str]) -> Mix | None:
             kept = replace(kept, blocks=None)
             notes.append(f'"{name}": its layer patterns could take for ever to match and were left out')
         if adapter.mask is not None:
-            kept = replace(kept, mask=_found(name, adapter.mask, pictures, notes))
+            kept = replace(kept, mask=_mask_here(name, adapter.mask, pictures, notes))
         adapters[name] = kept
     return Mix(adapters, mix.method)
 
@@ -140,7 +140,7 @@ def _encoded(mask: Mask) -> str | None:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _found(name: str, mask: Mask, pictures: Mapping[str, Any], notes: list[str]) -> Mask:
+def _mask_here(name: str, mask: Mask, pictures: Mapping[str, Any], notes: list[str]) -> Mask:
     encoded = pictures.get(mask.digest)
     if isinstance(encoded, str) and len(encoded) <= _MASK_BYTES_AT_MOST and len(pictures) <= _MASKS_AT_MOST:
         decoded = _decoded(encoded)

@@ -25,16 +25,16 @@ _ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 
 
 def _from_extra(settings: PictureSettings) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if settings.dialect == own.NAME:  # which says them itself
-        return found
+        return fields
     for name, keys in _ELSEWHERE.items():
         value = next((settings.extra[key] for key in keys if settings.extra.get(key)), None)
         if getattr(settings, name) is None and value is not None:
-            found[name] = value
+            fields[name] = value
     if settings.clip_skip is None and (skip := _clip_skip(settings.extra)) is not None:
-        found["clip_skip"] = skip
-    return found
+        fields["clip_skip"] = skip
+    return fields
 
 
 def _clip_skip(extra: Mapping[str, str]) -> int | None:

@@ -193,5 +193,5 @@ def _quality(kind: str, quality: int | None) -> dict[str, Any]:
 
 
 def _shown_hash(adapter: PictureAdapter) -> str | None:
-    found = next((adapter.hashes[kind] for kind in _SHOWN_HASHES if adapter.hashes.get(kind)), None)
-    return found[:12] if found else None
+    digits = next((adapter.hashes[kind] for kind in _SHOWN_HASHES if adapter.hashes.get(kind)), None)
+    return digits[:12] if digits else None

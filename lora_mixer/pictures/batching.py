@@ -32,8 +32,8 @@ def batches(requests: Sequence[PictureRequest], size: int) -> list[list[int]]:
     shapes: dict[object, dict[str, list[int]]] = {}
     for i, request in enumerate(requests):
         shapes.setdefault(request.call_shape, {}).setdefault(request.mix_key, []).append(i)
-    found = []
+    groups = []
     for by_mix in shapes.values():
         row = [i for group in by_mix.values() for i in group]
-        found += [row[start : start + size] for start in range(0, len(row), size)]
-    return found
+        groups += [row[start : start + size] for start in range(0, len(row), size)]
+    return groups

@@ -70,9 +70,9 @@ def parse_emphasis(prompt: str) -> list[list[Fragment]]:
             "write BREAK, or 'and' in small letters",
             field="prompt",
         )
-    if (found := _EDITING.search(prompt)) is not None:
+    if (editing := _EDITING.search(prompt)) is not None:
         raise PictureError(
-            f"{found[0][:60]!r} changes the prompt between steps elsewhere (editing, alternation), which is not "
+            f"{editing[0][:60]!r} changes the prompt between steps elsewhere (editing, alternation), which is not "
             "supported; a mix can do so by its schedule",
             field="prompt",
         )
@@ -130,11 +130,11 @@ def _weight(sign: str) -> float:
 
 
 def _joined(pieces: list[list[object]]) -> list[Fragment]:
-    found: list[Fragment] = []
+    joined: list[Fragment] = []
     for text, weight in pieces:
         number = float(str(weight))
-        if found and found[-1].weight == number:
-            found[-1] = Fragment(found[-1].text + str(text), number)
+        if joined and joined[-1].weight == number:
+            joined[-1] = Fragment(joined[-1].text + str(text), number)
         else:
-            found.append(Fragment(str(text), number))
-    return found or [Fragment("")]
+            joined.append(Fragment(str(text), number))
+    return joined or [Fragment("")]

@@ -195,7 +195,7 @@ def _sized(image: Image, size: tuple[int | None, int | None]) -> Image:
     from PIL.Image import Resampling
 
     wanted = tuple(
-        asked or max(_SIDE, own // _SIDE * _SIDE) for asked, own in zip(size, image.size, strict=True)
+        asked or max(_SIDE, side // _SIDE * _SIDE) for asked, side in zip(size, image.size, strict=True)
     )
     return image if image.size == wanted else image.resize((wanted[0], wanted[1]), Resampling.LANCZOS)
 

@@ -201,13 +201,13 @@ _RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})(?:\s*(?:\(\s*({_NUMBER})\s*
 
 def _pieces(text: str, marks: str) -> list[str]:
     """Split at marks that are in no brackets."""
-    found, depth, start = [], 0, 0
+    pieces, depth, start = [], 0, 0
     for at, sign in enumerate(text):
         depth += (sign in "[(") - (sign in "])")
         if sign in marks and depth <= 0:
-            found.append(text[start:at])
+            pieces.append(text[start:at])
             start = at + 1
-    return [piece.strip() for piece in (*found, text[start:]) if piece.strip()]
+    return [piece.strip() for piece in (*pieces, text[start:]) if piece.strip()]
 
 
 def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:

@@ -51,8 +51,8 @@ def load_ip_adapter(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> None
         source, below, file = str(place.parent), "", place.name
         beside = place.parent / _ENCODER
         encoder = wanted.image_encoder or (str(beside) if beside.is_dir() else None)
-    elif (found := _ON_HUB.fullmatch(name)) is not None and not place.is_absolute():
-        source, below, file = found[1], found[2] or "", found[3]
+    elif (on_hub := _ON_HUB.fullmatch(name)) is not None and not place.is_absolute():
+        source, below, file = on_hub[1], on_hub[2] or "", on_hub[3]
         encoder = wanted.image_encoder
     else:
         raise SourceNotFoundError(
@@ -105,5 +105,5 @@ def scaled(pipe: Any, scale: float) -> Iterator[None]:
     try:
         yield
     finally:
-        for each, own in zip(processors, before, strict=True):
-            each.scale = own
+        for each, scale_before in zip(processors, before, strict=True):
+            each.scale = scale_before

@@ -276,11 +276,11 @@ def _device(name: str) -> torch.device:
         accelerator = "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda" if torch.cuda.is_available() else accelerator)
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        device = torch.device(name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise PictureError(f"the device {name!r} cannot be used here: {first_line(error)}") from error
-    return found
+    return device
 
 
 def own_defaults(model: str) -> dict[str, Any]:

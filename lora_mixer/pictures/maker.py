@@ -190,18 +190,18 @@ class PictureMaker:
 
     def _scheduler(self, request: PictureRequest) -> Any:
         """Return the scheduler that a request asks for; each is made once."""
-        own = getattr(self.mixer.pipe, "scheduler", None)
+        scheduler = getattr(self.mixer.pipe, "scheduler", None)
         choice = read_sampler(request.sampler, request.schedule)
         if not choice.changes:
-            return own
-        if own is None:
+            return scheduler
+        if scheduler is None:
             raise PictureError(f"{type(self.mixer.pipe).__name__} has no scheduler, so it takes no sampler")
-        key = (id(own), request.sampler, request.schedule)
+        key = (id(scheduler), request.sampler, request.schedule)
         if key not in self._schedulers:
-            made = make_scheduler(own, choice)
+            made = make_scheduler(scheduler, choice)
             if AYS in choice.words:
                 self._ays(made, request.steps or 10)
-            self._schedulers[key] = (own, made)  # the own one stays, so that its id is no other's
+            self._schedulers[key] = (scheduler, made)  # the own one stays, so that its id is no other's
         return self._schedulers[key][1]
 
     def _ays(self, scheduler: Any, steps: int) -> list[int]:
@@ -216,18 +216,18 @@ class PictureMaker:
     def _sampling(self, request: PictureRequest, also: Any) -> Iterator[dict[str, Any]]:
         """Give the pipelines the scheduler of a request, and the arguments that go with it; put the own one back."""
         pipe = self.mixer.pipe
-        own, wanted = getattr(pipe, "scheduler", None), self._scheduler(request)
+        scheduler, wanted = getattr(pipe, "scheduler", None), self._scheduler(request)
         more: dict[str, Any] = {}
         if AYS in read_sampler(request.sampler, request.schedule).words:
             more = {"timesteps": self._ays(wanted, request.steps or 10)}
-        if wanted is own and also is pipe:
+        if wanted is scheduler and also is pipe:
             yield more
             return
         pipe.scheduler = also.scheduler = wanted
         try:
             yield more
         finally:
-            pipe.scheduler = also.scheduler = own
+            pipe.scheduler = also.scheduler = scheduler
 
     def make(
         self,
@@ -296,8 +296,8 @@ class PictureMaker:
         """Give the pipeline the next setting that takes less memory, or say what else there is."""
         pipe = self.mixer.pipe
         device = str(getattr(pipe, "_execution_device", pipe.device))
-        found = smaller_than(pipe, keeping_pixels=self._smaller == "same_pixels")
-        setting = None if self._smaller == "none" else next(found, None)
+        smaller = smaller_than(pipe, keeping_pixels=self._smaller == "same_pixels")
+        setting = None if self._smaller == "none" else next(smaller, None)
         if setting is None:
             raise PictureError(out_of_memory(request, device, pipe)) from None
         mix = self.mixer.mix
@@ -373,7 +373,7 @@ class PictureMaker:
                 arguments.pop("num_inference_steps", None)
             arguments |= self._texts(batch)
             try:
-                found = pipe(
+                output = pipe(
                     generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
                     **arguments,
                 )
@@ -382,10 +382,10 @@ class PictureMaker:
                 raise
             if pipe is not self.mixer.pipe:  # whose hooks keep parts in host memory, where there are any
                 self.mixer.pipe.maybe_free_model_hooks()
-        if hasattr(found, "images"):
-            images: list[Image] = found.images
+        if hasattr(output, "images"):
+            images: list[Image] = output.images
             return images
-        return [film[0] for film in found.frames]
+        return [film[0] for film in output.frames]
 
     def _of_one_length(self, requests: Sequence[PictureRequest], batch: Sequence[int]) -> list[list[int]]:
         """Part a batch where prompts have other lengths: padding one to another would change its picture."""
@@ -421,12 +421,12 @@ class PictureMaker:
             pooled.append(torch.zeros_like(made[1]) if zeros and made[1] is not None else made[1])
         together = torch.cat(rows)  # (prompts + negative prompts, tokens, width)
         count = len(batch)
-        found = {"prompt_embeds": together[:count], "negative_prompt_embeds": together[count:]}
+        embeds = {"prompt_embeds": together[:count], "negative_prompt_embeds": together[count:]}
         of_all = [each for each in pooled if each is not None]
         if of_all:
-            found["pooled_prompt_embeds"] = torch.cat(of_all[:count])
-            found["negative_pooled_prompt_embeds"] = torch.cat(of_all[count:])
-        return found
+            embeds["pooled_prompt_embeds"] = torch.cat(of_all[:count])
+            embeds["negative_pooled_prompt_embeds"] = torch.cat(of_all[count:])
+        return embeds
 
     def _mixed(self, batch: Sequence[PictureRequest]) -> AbstractContextManager[object]:
         """Hold the mixes of a batch: one for all where they are equal, else one for each picture."""

@@ -119,6 +119,6 @@ def _widest(name: str) -> str:
     if place.suffix.lower() in PICKLED or place.suffix.lower() == ".gguf":
         return "float32"
     with open_weights(place, name) as stream:
-        found = {spec.dtype for spec in read_header(stream, name).tensors.values()}
-    halves = found & {"float16", "bfloat16"}
-    return next(iter(halves)) if len(halves) == 1 and not found & {"float32", "float64"} else "float32"
+        dtypes = {spec.dtype for spec in read_header(stream, name).tensors.values()}
+    halves = dtypes & {"float16", "bfloat16"}
+    return next(iter(halves)) if len(halves) == 1 and not dtypes & {"float32", "float64"} else "float32"

@@ -62,10 +62,10 @@ def store_in_eight_bits(pipe: Any, dtype: torch.dtype) -> None:
     Raises:
         PictureError: When a denoiser cannot be stored so.
     """
-    found = [module for name in _DENOISERS if (module := getattr(pipe, name, None)) is not None]
-    if not found or not all(hasattr(module, "enable_layerwise_casting") for module in found):
+    denoisers = [module for name in _DENOISERS if (module := getattr(pipe, name, None)) is not None]
+    if not denoisers or not all(hasattr(module, "enable_layerwise_casting") for module in denoisers):
         raise PictureError(f"--fp8: {type(pipe).__name__} has no denoiser that can be stored in 8 bits")
-    for module in found:
+    for module in denoisers:
         try:
             module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:

@@ -111,19 +111,19 @@ class PromptEncoder:
         """
         parts = self._parts(text, emphasis)
         plain = " ".join(" ".join(x.text for x in part).strip() for part in parts)
-        found, pooled = [], None
+        states, pooled = [], None
         with torch.no_grad():
             for number, (tokenizer, encoder) in enumerate(self._pairs()):
                 compel = self._compel(tokenizer, _View(encoder, clip_skip, last=self._is_sd))
                 rows = [self._of_part(compel, part, tokenizer) for part in parts]
-                found.append(torch.cat(rows, dim=1))  # (1, 77 n, width of one encoder)
+                states.append(torch.cat(rows, dim=1))  # (1, 77 n, width of one encoder)
                 if not self._is_sd and number == len(self._pairs()) - 1:
                     pooled = compel.conditioning_provider.get_pooled_embeddings(
                         [self._converted(plain, tokenizer)]
                     )
-        longest = max(chunks * (self._room + 2), *(each.shape[1] for each in found))
-        found = [self._padded(each, longest, i, clip_skip) for i, each in enumerate(found)]
-        return torch.cat(found, dim=-1), pooled  # (1, 77 n, width), (1, width)
+        longest = max(chunks * (self._room + 2), *(each.shape[1] for each in states))
+        states = [self._padded(each, longest, i, clip_skip) for i, each in enumerate(states)]
+        return torch.cat(states, dim=-1), pooled  # (1, 77 n, width), (1, width)
 
     # --- parts ---------------------------------------------------------------------------------------------------------
 

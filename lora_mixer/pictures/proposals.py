@@ -126,12 +126,12 @@ def propose_for(adapters: Mapping[str, AdapterInfo]) -> dict[str, Proposal]:
         >>> propose_for({})
         {}
     """
-    found = {}
+    proposals = {}
     for name, info in adapters.items():
         proposal = propose(name, *_names_of(info))
         if proposal is not None:
-            found[name] = proposal
-    return found
+            proposals[name] = proposal
+    return proposals
 
 
 def _names_of(info: AdapterInfo) -> Iterable[str]:

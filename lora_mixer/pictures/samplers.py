@@ -176,12 +176,12 @@ def read_sampler(sampler: str | None, schedule: str | None = None) -> SamplerCho
     words = _words(schedule)
     if sampler is None or not sampler.strip():
         return SamplerChoice("", _told(words), words)
-    found, more = _find(sampler)
+    known, more = _find(sampler)
     words = tuple(dict.fromkeys((*more, *words)))
-    if isinstance(found, Sampler):
+    if isinstance(known, Sampler):
         # "DPM++ 2M" means even steps of noise, whatever the pipeline's own scheduler was told
-        return SamplerChoice(found.scheduler, {**_SIGMAS, **found.config, **_told(words)}, words)
-    return SamplerChoice(found, _told(words), words)
+        return SamplerChoice(known.scheduler, {**_SIGMAS, **known.config, **_told(words)}, words)
+    return SamplerChoice(known, _told(words), words)
 
 
 def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
@@ -232,12 +232,12 @@ def _told(words: Sequence[str]) -> dict[str, Any]:
     return {**(_SIGMAS if any(config.get(key) for key in _SIGMAS) else {}), **config}
 
 
-def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
+def make_scheduler(scheduler: Any, choice: SamplerChoice) -> Any:
     """
     Make the scheduler of a choice.
 
     Args:
-        own: The pipeline's own scheduler, whose training (betas, prediction) stays.
+        scheduler: The pipeline's own, whose training (betas, prediction) stays.
         choice: What :func:`read_sampler` gave.
 
     Returns:
@@ -246,15 +246,15 @@ def make_scheduler(own: Any, choice: SamplerChoice) -> Any:
     Raises:
         PictureError: When diffusers has no such class, or it cannot carry what is asked or what the model was trained for.
     """
-    return _made(own, choice) if choice.changes else own
+    return _made(scheduler, choice) if choice.changes else scheduler
 
 
-def _made(own: Any, choice: SamplerChoice, **probing: Any) -> Any:
+def _made(scheduler: Any, choice: SamplerChoice, **probing: Any) -> Any:
     import inspect
 
     import diffusers
 
-    kind: Any = getattr(diffusers, choice.scheduler, None) if choice.scheduler else type(own)
+    kind: Any = getattr(diffusers, choice.scheduler, None) if choice.scheduler else type(scheduler)
     try:
         # classes whose library is missing are there in name only, and say so at the first look
         if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "set_timesteps"):
@@ -272,21 +272,21 @@ def _made(own: Any, choice: SamplerChoice, **probing: Any) -> Any:
             f"{kind.__name__} cannot carry {word} (it has no {', '.join(lost)})", field="schedule"
         )
     given = {key: value for key, value in choice.config.items() if key in takes}
-    given |= _flow(own, kind, takes)
+    given |= _flow(scheduler, kind, takes)
     try:
-        return kind.from_config(own.config, **given, **probing)
+        return kind.from_config(scheduler.config, **given, **probing)
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:
         raise PictureError(
             f"{kind.__name__} cannot be made for this model: {first_line(error)}", field="sampler"
         ) from error
 
 
-def fitting_samplers(own: Any) -> dict[str, tuple[str, ...]]:
+def fitting_samplers(scheduler: Any) -> dict[str, tuple[str, ...]]:
     """
     List the samplers that can carry a model, each with the schedules that it can have; for a choice that cannot be wrong.
 
     Args:
-        own: The pipeline's own scheduler.
+        scheduler: The pipeline's own.
 
     Returns:
         Schedules by the usual names of samplers. Under the empty name stand those that the pipeline's own can have.
@@ -300,9 +300,9 @@ def fitting_samplers(own: Any) -> dict[str, tuple[str, ...]]:
     """
     import warnings
 
-    found: dict[str, tuple[str, ...]] = {}
+    samplers: dict[str, tuple[str, ...]] = {}
     probing: dict[str, Any] = (
-        {} if own.config.get("trained_betas") is not None else {"num_train_timesteps": 20}
+        {} if scheduler.config.get("trained_betas") is not None else {"num_train_timesteps": 20}
     )
     for name in ("", *(sampler.name for sampler in SAMPLERS)):
         fits = []
@@ -311,24 +311,24 @@ def fitting_samplers(own: Any) -> dict[str, tuple[str, ...]]:
                 choice = read_sampler(name, word)
                 with warnings.catch_warnings():  # of libraries; whoever takes the sampler meets them then
                     warnings.simplefilter("ignore")
-                    made = _made(own, choice, **probing) if choice.changes else own
+                    made = _made(scheduler, choice, **probing) if choice.changes else scheduler
                 if word == AYS:
                     ays_timesteps(made, 10, sdxl=False)
             except PictureError:
                 continue
             fits.append(word)
         if "" in fits:
-            found[name] = tuple(word for word in fits if word)
-    return found
+            samplers[name] = tuple(word for word in fits if word)
+    return samplers
 
 
-def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
+def _flow(usual: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
     """Keep samplers of flow matching and of noise prediction apart."""
 
     def is_flow(scheduler: Any, config: Any) -> bool:
         return "FlowMatch" in scheduler.__name__ or bool(config.get("use_flow_sigmas"))
 
-    flows = is_flow(type(own), own.config)
+    flows = is_flow(type(usual), usual.config)
     if flows and not is_flow(kind, {}):
         if "use_flow_sigmas" not in takes:
             raise PictureError(
@@ -336,7 +336,7 @@ def _flow(own: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
                 f"take Flow Euler, or one that can, such as DPM++ 2M or UniPC",
                 field="sampler",
             )
-        shift = own.config.get("shift")
+        shift = usual.config.get("shift")
         given: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         return given | ({"flow_shift": shift} if shift is not None else {})
     if not flows and is_flow(kind, {}):
@@ -408,7 +408,7 @@ def usual_name(scheduler: str, config: Mapping[str, Any] | None = None) -> tuple
         best = max(rows, key=lambda row: sum(told.get(key) == value for key, value in row.config.items()))
         return best.name, word
     try:
-        found, words = _find(scheduler)
+        known, words = _find(scheduler)
     except PictureError:
         return scheduler, word
-    return (found.name if isinstance(found, Sampler) else found), word or " ".join(words)
+    return (known.name if isinstance(known, Sampler) else known), word or " ".join(words)

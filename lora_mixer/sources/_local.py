@@ -220,10 +220,10 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     place = Path(path)
     place = place / CONFIG_NAME if place.is_dir() else place
-    found = read_config(place)
-    if found is None:
+    config = read_config(place)
+    if config is None:
         raise SourceNotFoundError(f"there is no configuration {place}; name an {CONFIG_NAME}, or its folder")
-    return found
+    return config
 
 
 def adapter_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:

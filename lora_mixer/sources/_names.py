@@ -103,13 +103,13 @@ def candidates(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
         >>> candidates(["x.safetensors", "model-00001-of-00002.safetensors", "README.md"], [".safetensors"])
         ['x.safetensors']
     """
-    found = []
+    paths = []
     for name in names:
         file_name = name.rpartition("/")[2]
         suffix = next((s for s in suffixes if file_name.lower().endswith(s)), None)
         if suffix and not _NOT_AN_ADAPTER.fullmatch(file_name[: -len(suffix)]):
-            found.append(name)
-    return sorted(found)
+            paths.append(name)
+    return sorted(paths)
 
 
 def component_of(folder: str) -> str | None:
@@ -132,19 +132,19 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
         SourceError: A component's adapter has no configuration where others have theirs.
     """
     names = list(names)
-    found, bare = [], []
+    paths, bare = [], []
     for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
         if component_of(folder) and CONFIG_NAME in inside:
-            found.append(f"{folder}/{choose_file(inside, folder, request)}")
+            paths.append(f"{folder}/{choose_file(inside, folder, request)}")
         elif component_of(folder):
             bare += [f"{folder}/{name}" for name in candidates(inside, ADAPTER_SUFFIXES) if "/" not in name]
-    if found and bare:
+    if paths and bare:
         raise SourceError(
-            f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(found, 5)} has; without it the scale is not known, "
+            f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(paths, 5)} has; without it the scale is not known, "
             "and the adapter would be loaded without this part. Put the file there, or name one component by subfolder="
         )
-    return found
+    return paths
 
 
 def choose_file(names: Iterable[str], where: str, request: Request) -> str:
@@ -168,17 +168,17 @@ def choose_file(names: Iterable[str], where: str, request: Request) -> str:
     """
     names = list(names)
     here = [name for name in names if "/" not in name]
-    found = [] if request.use_safetensors is False else candidates(here, [SAFETENSORS_SUFFIX])
-    if not found and not request.use_safetensors:
-        found = candidates(here, PICKLE_SUFFIXES)
-        for name in found:
+    files = [] if request.use_safetensors is False else candidates(here, [SAFETENSORS_SUFFIX])
+    if not files and not request.use_safetensors:
+        files = candidates(here, PICKLE_SUFFIXES)
+        for name in files:
             check_allowed(name, f"{where}: {name}", request)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(files) == 1:
+        return files[0]
+    if files:
         raise AmbiguousSourceError(
-            f"{where} holds {len(found)} files that could be the adapter: {listing(found)}. "
-            f"Name one with weight_name=, for example weight_name={found[0]!r}."
+            f"{where} holds {len(files)} files that could be the adapter: {listing(files)}. "
+            f"Name one with weight_name=, for example weight_name={files[0]!r}."
         )
     raise SourceNotFoundError(_none_found(names, where, request))
 

@@ -68,8 +68,8 @@ def find_sidecars(weights: Path) -> Sidecars:
     """
     stem = os.fspath(weights.with_suffix(""))
     there = _listing(os.path.dirname(stem) or ".")  # noqa: PTH120 -- Path is slow for folders of thousands
-    own = os.path.basename(stem)  # noqa: PTH119
-    if there is not None and not any(f"{own}{ending}" in there for ending in (*TEXTS, *PICTURES)):
+    name = os.path.basename(stem)  # noqa: PTH119
+    if there is not None and not any(f"{name}{ending}" in there for ending in (*TEXTS, *PICTURES)):
         return NONE
     texts: dict[str, bytes] = {}
     problems: dict[str, str] = {}

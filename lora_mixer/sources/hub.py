@@ -75,12 +75,12 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
     subfolder = safe_relative(request.subfolder, "subfolder") if request.subfolder else ""
     names = [request.weight_name] if request.weight_name else _chosen(repo_id, subfolder, request)
     names = [safe_relative(name, "weight_name") for name in names]
-    found = [_one(repo_id, f"{subfolder}/{name}" if subfolder else name, request) for name in names]
-    if len(found) == 1:
-        return found[0]
+    parts = [_one(repo_id, f"{subfolder}/{name}" if subfolder else name, request) for name in names]
+    if len(parts) == 1:
+        return parts[0]
     label = f"{repo_id}: {subfolder}" if subfolder else repo_id
     return AdapterSource(
-        label, found[0].weights, repo_id=repo_id, revision=found[0].revision, parts=tuple(found)
+        label, parts[0].weights, repo_id=repo_id, revision=parts[0].revision, parts=tuple(parts)
     )
 
 

@@ -58,14 +58,14 @@ def bundled(
     keys: dict[str, list[str]] = {}
     odd: dict[str, Remark[UnusedReason]] = {}
     for key, tensor in tensors.items():
-        found = WORD_KEY.match(key)
-        if found is None:
+        match = WORD_KEY.match(key)
+        if match is None:
             continue
-        if found["odd"] is not None:
-            odd[key] = _odd(f"a part of a textual inversion that is not known ({found['odd'][:40]})")
+        if match["odd"] is not None:
+            odd[key] = _odd(f"a part of a textual inversion that is not known ({match['odd'][:40]})")
             continue
-        token = found["token"] or found["angle"] or own_name
-        encoder = _ENCODERS.get(found["part"] or "", "")
+        token = match["token"] or match["angle"] or own_name
+        encoder = _ENCODERS.get(match["part"] or "", "")
         if encoder in words.setdefault(token, {}):
             odd[key] = _odd(f"the vectors of {token!r} stand twice in the file")
             continue
@@ -118,13 +118,13 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
 
 
 def named(
-    found: tuple[Embedding, ...], tokens: str | Sequence[str] | None, label: str
+    embeddings: tuple[Embedding, ...], tokens: str | Sequence[str] | None, label: str
 ) -> tuple[Embedding, ...]:
     """
     Give the words of a file the names that a caller has for them.
 
     Args:
-        found: The file's words.
+        embeddings: The file's words.
         tokens: None leaves them; one name is that of the only word; several are those of the words in their order, or of the
             rows of the only word, one each, as pivotal tuning has them (``["<s0>", "<s1>"]``).
         label: What to call the file in messages.
@@ -133,20 +133,20 @@ def named(
         MatchError: When there are not as many.
     """
     if tokens is None:
-        return found
+        return embeddings
     names: tuple[object, ...] = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     words = [name for name in names if isinstance(name, str)]
     if not names or len(set(words)) != len(names):
         raise MatchError(f"token must be a word, or different words, got {names[:5]!r}", file=label)
-    if len(words) == len(found):
-        return tuple(replace(word, token=name) for word, name in zip(found, words, strict=True))
-    if len(found) > 1:
+    if len(words) == len(embeddings):
+        return tuple(replace(word, token=name) for word, name in zip(embeddings, words, strict=True))
+    if len(embeddings) > 1:
         raise MatchError(
-            f"holds {len(found)} words ({', '.join(e.token for e in found[:5])}), and token={tokens!r} names "
+            f"holds {len(embeddings)} words ({', '.join(e.token for e in embeddings[:5])}), and token={tokens!r} names "
             f"{len(names)}; leave it out, or name each",
             file=label,
         )
-    (word,) = found
+    (word,) = embeddings
     rows = {part: vectors.shape[0] if vectors.ndim > 1 else 1 for part, vectors in word.vectors.items()}
     if set(rows.values()) != {len(names)}:
         told = ", ".join(f"{count} in {part or 'the file'}" for part, count in rows.items())

@@ -352,11 +352,11 @@ class TokenSet:
 
     def _vocabulary(self, component: str, tokenizer: Any) -> Mapping[str, int]:
         """Return the tokenizer's own words, without those that are held here."""
-        own = {
+        added = {
             p for words in self._held.values() for w in words if w.component == component for p in w.pieces
         }
         known: dict[str, int] = tokenizer.get_vocab()
-        return {word: number for word, number in known.items() if word not in own} if own else known
+        return {word: number for word, number in known.items() if word not in added} if added else known
 
 
 def input_embedding(encoder: nn.Module) -> nn.Module:
@@ -366,8 +366,8 @@ def input_embedding(encoder: nn.Module) -> nn.Module:
     for module in encoder.modules():
         get: Any = getattr(module, "get_input_embeddings", None)
         if get is not None:
-            found: nn.Module = get()
-            return found
+            embedding: nn.Module = get()
+            return embedding
     raise PipelineStateError(f"{type(encoder).__name__} has no input embeddings, so it cannot learn words")
 
 

@@ -178,12 +178,12 @@ def mixed(
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []
     for place in progress(list(shares)):
-        own = [share for share in shares[place] if share.gain]
-        if not own:
+        acting = [share for share in shares[place] if share.gain]
+        if not acting:
             continue
-        layer = _mixed_layer(place, own, ranks, chosen)
+        layer = _mixed_layer(place, acting, ranks, chosen)
         if layer is None:
-            refused += [_problem(share.part) for share in own if _pair(share.part) is None]
+            refused += [_problem(share.part) for share in acting if _pair(share.part) is None]
         else:
             layers.append(layer)
     _refuse(refused)
@@ -240,33 +240,37 @@ def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
     return None if change is None or not pair.scale else (change.double() / pair.scale).to(change)
 
 
-def _mixed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _mixed_layer(
+    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
+) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
     if len(place.shape) < 2:
-        return _vector_layer(place, own, method)
+        return _vector_layer(place, shares, method)
     if method.needs_rank:
-        return _merged_changes(place, own, cut, method)
-    if method.spec.is_sum and any(_pair(share.part) is None for share in own):
-        return _summed_layer(place, own, cut)  # the same, without a decomposition of each
-    return _merged_pairs(place, own, cut, method)
+        return _merged_changes(place, shares, cut, method)
+    if method.spec.is_sum and any(_pair(share.part) is None for share in shares):
+        return _summed_layer(place, shares, cut)  # the same, without a decomposition of each
+    return _merged_pairs(place, shares, cut, method)
 
 
 def _merged_changes(
-    place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod
+    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
 ) -> NewLayer | None:
     changes = {}
-    for share in own:
+    for share in shares:
         change = _change(share)
         if change is None:
             return None
         changes[share.adapter] = change.flatten(1)
-    form = cut.of_matrix(method.merge_changes(changes, _gains(own), str(place)), place)
-    return NewLayer(place, form.up, form.down, form.rank, _bias(place, own, method), error=form.error)
+    form = cut.of_matrix(method.merge_changes(changes, _gains(shares), str(place)), place)
+    return NewLayer(place, form.up, form.down, form.rank, _bias(place, shares, method), error=form.error)
 
 
-def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: MergeMethod) -> NewLayer | None:
+def _merged_pairs(
+    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
+) -> NewLayer | None:
     pairs, names = {}, set()
-    for share in own:
+    for share in shares:
         pair = _pair(share.part)
         if pair is None:
             # in fp64, so that rounding is not taken for directions of its own
@@ -276,9 +280,9 @@ def _merged_pairs(place: ModulePlace, own: Sequence[Share], cut: Cut, method: Me
             pair = pair_of(change.flatten(1))
             names.add(share.part.weights.algorithm)
         pairs[share.adapter] = pair
-    up, down = method.merge_pairs(pairs, _gains(own), str(place))
+    up, down = method.merge_pairs(pairs, _gains(shares), str(place))
     note = f"{', '.join(sorted(names))} takes part by the singular values of its change" if names else ""
-    bias = _bias(place, own, method)
+    bias = _bias(place, shares, method)
     short = cut.of_pair((up, down), place)
     if short is None:
         return NewLayer(place, up, down, up.shape[1], bias, note=note)
@@ -289,16 +293,16 @@ FULL_AT_MOST = 1 << 30
 """Numbers of one layer in full, 4 GiB in fp32: those of the largest table of words of any model that is known here."""
 
 
-def _gains(own: Sequence[Share]) -> dict[str, float]:
-    return {share.adapter: share.gain for share in own}
+def _gains(shares: Sequence[Share]) -> dict[str, float]:
+    return {share.adapter: share.gain for share in shares}
 
 
-def _summed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut) -> NewLayer | None:
+def _summed_layer(place: ModulePlace, shares: Sequence[Share], cut: Cut) -> NewLayer | None:
     """Sum full weight changes of one layer and cut them to a rank; None if there is no rank or no base."""
     if not cut.is_wanted:
         return None
     total: torch.Tensor | None = None
-    for share in own:
+    for share in shares:
         delta = _delta(share.part, share.gain)
         if delta is None:
             return None
@@ -306,21 +310,21 @@ def _summed_layer(place: ModulePlace, own: Sequence[Share], cut: Cut) -> NewLaye
     if total is None:
         return None
     form = cut.of_matrix(total.flatten(1), place)
-    names = sorted({s.part.weights.algorithm for s in own if s.part.weights.algorithm != "lora"})
+    names = sorted({s.part.weights.algorithm for s in shares if s.part.weights.algorithm != "lora"})
     note = f"{', '.join(names)} is written by singular values, as it is at these weights"
-    bias = _bias(place, own, MergeMethod())
+    bias = _bias(place, shares, MergeMethod())
     return NewLayer(place, form.up, form.down, form.rank, bias, error=form.error, note=note)
 
 
-def _vector_layer(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+def _vector_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMethod) -> NewLayer | None:
     changes = {}
-    for share in own:
+    for share in shares:
         change = _change(share)
         if change is None:
             return None
         changes[share.adapter] = change
-    total = method.merge_vectors(changes, _gains(own), str(place))
-    return NewLayer(place, vector=total, bias=_bias(place, own, method))
+    total = method.merge_vectors(changes, _gains(shares), str(place))
+    return NewLayer(place, vector=total, bias=_bias(place, shares, method))
 
 
 def _factors(part: Part) -> Factors | None:
@@ -379,9 +383,9 @@ def _check_size(part: Part) -> None:
         )
 
 
-def _bias(place: ModulePlace, own: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
+def _bias(place: ModulePlace, shares: Sequence[Share], method: MergeMethod) -> torch.Tensor | None:
     changes, gains = {}, {}
-    for share in own:
+    for share in shares:
         change = share.part.weights.bias_delta(_wide(share.part.bias), share.gain)
         if change is not None:
             changes[share.adapter] = change / share.gain

@@ -95,10 +95,10 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
         if end > 0:
             window += block[start:end]
         position += len(block)
-    found = {"sshs_model_hash": whole.hexdigest()}
+    hashes = {"sshs_model_hash": whole.hexdigest()}
     if window:
-        found["sshs_legacy_hash"] = hashlib.sha256(window).hexdigest()[:8]
-    return found
+        hashes["sshs_legacy_hash"] = hashlib.sha256(window).hexdigest()[:8]
+    return hashes
 
 
 def _ordered(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -34,10 +34,10 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         >>> as_dtype("bf16")
         torch.bfloat16
     """
-    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in DTYPES.values():
+    kind = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if dtype is not None and kind not in DTYPES.values():
         raise SaveError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
-    return found
+    return kind
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) -> torch.Tensor:

@@ -290,13 +290,13 @@ def extract(
     if format is not None:
         check_format(format, place)
     before, after = (load_outline(str(x), allow_pickle=allow_pickle) for x in (base, tuned))
-    found = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
-    only_kohya = [layer for layer in found.layers if layer.vector is not None or layer.up is None]
+    difference = changes(before, after, cut=cut, pairs_only=pairs_only, progress=progress)
+    only_kohya = [layer for layer in difference.layers if layer.vector is not None or layer.up is None]
     chosen = format or ("kohya" if only_kohya else "diffusers")
     names = names_of(before.components)
     report = write_adapter(
         place,
-        found.layers,
+        difference.layers,
         names,
         format=chosen,
         dtype=as_dtype(dtype),
@@ -314,7 +314,7 @@ def extract(
         notes += (
             f"Kohya's format, since {len(only_kohya)} norms or biases changed that the others cannot hold",
         )
-    return replace(report, left_out=found.left_out, notes=notes)
+    return replace(report, left_out=difference.left_out, notes=notes)
 
 
 def write_adapters(
@@ -370,7 +370,9 @@ def write_adapters(
             )
         table = _shares(adapters, mix, names)
         for info in infos:
-            acting = [x.part for own in table.values() for x in own if x.gain and x.adapter == info.name]
+            acting = [
+                x.part for shares in table.values() for x in shares if x.gain and x.adapter == info.name
+            ]
             _refuse_nonfinite(info, acting)
         layers = mixed(table, cut=ranks, method=chosen, progress=progress)
         if FORMATS[format].holds_every_algorithm:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.full import Full
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

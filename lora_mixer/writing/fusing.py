@@ -60,8 +60,8 @@ def fuse(
         for path, chunk in chunks:
             taken.setdefault(path, set()).add(chunk)
         for path in present:
-            own = taken.get(path)
-            if own is None or len(own) == next(iter(own))[1]:
+            offsets = taken.get(path)
+            if offsets is None or len(offsets) == next(iter(offsets))[1]:
                 left.pop(path, None)
                 taken.pop(path, None)
     if taken:  # a half of a layer that has a name there, the other has none
@@ -74,20 +74,20 @@ def fuse(
 def _fused(
     spelling: str, pieces: Sequence[Piece], layers: Mapping[str, NewLayer], rows: Mapping[str, int]
 ) -> NewLayer:
-    own = {piece.path: layers[piece.path] for piece in pieces if piece.path in layers}
-    first = next(iter(own.values()))
-    if all(layer.leaves and layer.leaves.keys() <= _DENSE for layer in own.values()):
-        return _dense(spelling, pieces, own, rows)
-    _refuse_no_pairs(spelling, pieces, own)
-    downs = [layer.pair[1] for layer in own.values()]
-    scales = {layer.alpha / layer.rank for layer in own.values()}
+    members = {piece.path: layers[piece.path] for piece in pieces if piece.path in layers}
+    first = next(iter(members.values()))
+    if all(layer.leaves and layer.leaves.keys() <= _DENSE for layer in members.values()):
+        return _dense(spelling, pieces, members, rows)
+    _refuse_no_pairs(spelling, pieces, members)
+    downs = [layer.pair[1] for layer in members.values()]
+    scales = {layer.alpha / layer.rank for layer in members.values()}
     shared = len(scales) == 1 and all(
         down.shape == downs[0].shape and torch.equal(down, downs[0]) for down in downs
     )
     width = downs[0].shape[0] if shared else sum(down.shape[0] for down in downs)
     starts = {}
     start = 0
-    for path, layer in own.items():
+    for path, layer in members.items():
         starts[path] = 0 if shared else start
         start += layer.rank
     ups, biases, lengths = [], [], []
@@ -97,8 +97,8 @@ def _fused(
             span = slice(part * height, (part + 1) * height)
             block = downs[0].new_zeros(height, width, dtype=torch.float32)  # (rows, R)
             bias = torch.zeros(height)
-            if piece.path in own:
-                layer = own[piece.path]
+            if piece.path in members:
+                layer = members[piece.path]
                 scale = 1.0 if shared else layer.alpha / layer.rank
                 begin = starts[piece.path]
                 block[:, begin : begin + layer.rank] = layer.pair[0].flatten(1)[span].float() * scale
@@ -113,22 +113,22 @@ def _fused(
     down = downs[0] if shared else torch.cat([down.float() for down in downs])  # (R, in * kernel)
     if shared:
         up = up.to(first.pair[0].dtype)
-    whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in own.values()) else None
+    whole_bias = torch.cat(biases) if any(layer.bias is not None for layer in members.values()) else None
     place = ModulePlace(first.place.component, spelling, (up.shape[0], *first.place.shape[1:]))
-    worst = max(layer.error for layer in own.values())
+    worst = max(layer.error for layer in members.values())
     magnitude = torch.cat(lengths) if lengths else None  # (out,)
     return NewLayer(place, up, down, alpha, whole_bias, magnitude, error=worst, note=first.note)
 
 
-def _refuse_no_pairs(spelling: str, pieces: Sequence[Piece], own: Mapping[str, NewLayer]) -> None:
+def _refuse_no_pairs(spelling: str, pieces: Sequence[Piece], members: Mapping[str, NewLayer]) -> None:
     """
     Refuse what cannot be rows of one pair.
 
     Raises:
         SaveError: Naming the layers.
     """
-    odd = [str(layer.place) for layer in own.values() if layer.up is None]
-    turned = [layer for layer in own.values() if layer.lengths is not None]
+    odd = [str(layer.place) for layer in members.values() if layer.up is None]
+    turned = [layer for layer in members.values() if layer.lengths is not None]
     # the length of an output is its row's own, that of an input belongs to all rows
     if turned and not (len(turned) == len({p.path for p in pieces}) and all(x.by_output for x in turned)):
         odd += [f"{x.place} (a DoRA with lengths of inputs, or without the layers beside it)" for x in turned]
@@ -140,18 +140,18 @@ def _refuse_no_pairs(spelling: str, pieces: Sequence[Piece], own: Mapping[str, N
 
 
 def _dense(
-    spelling: str, pieces: Sequence[Piece], own: Mapping[str, NewLayer], rows: Mapping[str, int]
+    spelling: str, pieces: Sequence[Piece], members: Mapping[str, NewLayer], rows: Mapping[str, int]
 ) -> NewLayer:
     """Lay changes that are given in full one below the other, zeros where a module has none."""
-    first = next(iter(own.values()))
+    first = next(iter(members.values()))
     leaves = {}
-    for leaf in sorted({leaf for layer in own.values() for leaf in layer.leaves}):
-        like = next(layer.leaves[leaf] for layer in own.values() if leaf in layer.leaves)
+    for leaf in sorted({leaf for layer in members.values() for leaf in layer.leaves}):
+        like = next(layer.leaves[leaf] for layer in members.values() if leaf in layer.leaves)
         parts = []
         for piece in pieces:
             for part, count in piece.chunks or ((0, 1),):
                 height = rows[piece.path] // count
-                change = own[piece.path].leaves.get(leaf) if piece.path in own else None
+                change = members[piece.path].leaves.get(leaf) if piece.path in members else None
                 parts.append(
                     like.new_zeros(height, *like.shape[1:])
                     if change is None

@@ -74,9 +74,9 @@ class Names:
             return list(layers)
         others = [layer for layer in layers if layer.place.component not in DENOISERS]
         for component in DENOISERS:
-            own = {layer.place.path: layer for layer in layers if layer.place.component == component}
+            by_path = {layer.place.path: layer for layer in layers if layer.place.component == component}
             table = spell(family.layouts[layout], self.rows.get(component, {}))
-            others += fuse(own, table, self.rows.get(component, {})) if own else []
+            others += fuse(by_path, table, self.rows.get(component, {})) if by_path else []
         return others
 
     @cached_property
@@ -197,9 +197,9 @@ def names_of(components: Mapping[str, nn.Module]) -> Names:
 
 def _outputs(module: nn.Module) -> int:
     """Count a module's outputs; packed weights do not show them."""
-    own = getattr(module, "out_features", None)
+    outputs = getattr(module, "out_features", None)
     weight: Any = module.weight
-    return own if isinstance(own, int) else weight.shape[0]
+    return outputs if isinstance(outputs, int) else weight.shape[0]
 
 
 def module_paths(components: Mapping[str, nn.Module]) -> dict[str, list[str]]:

@@ -55,8 +55,8 @@ class Original:
         }
         places: dict[str, tuple[int, int]] = {}
         for key, tensor in tensors.items():
-            number, place, found = held.get(tensor.data_ptr(), (0, 0, None))
-            if found is not None and found.dtype == tensor.dtype and _is_same(found, tensor.shape):
+            number, place, original = held.get(tensor.data_ptr(), (0, 0, None))
+            if original is not None and original.dtype == tensor.dtype and _is_same(original, tensor.shape):
                 places[key] = number, place
         others = {key: tensor.clone() for key, tensor in tensors.items() if key not in places}
         return cls(dict(config), {key: t.shape for key, t in tensors.items()}, places, others)

@@ -99,19 +99,19 @@ def open_files(
         FormatError: When a file is not an adapter.
         MatchError: When adapters are for different bases, or do not fit the model in full.
     """
-    found = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
-    names = _different([own_name(source) for source in found], [_identity(source) for source in found])
-    adapters = [read_source(source, name=name) for source, name in zip(found, names, strict=True)]
+    resolved = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
+    names = _different([own_name(source) for source in resolved], [_identity(source) for source in resolved])
+    adapters = [read_source(source, name=name) for source, name in zip(resolved, names, strict=True)]
     skeleton = _model(model, allow_pickle=allow_pickle) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
-        for source, a in zip(found, adapters, strict=True)
+        for source, a in zip(resolved, adapters, strict=True)
     ]
     if skeleton is None:
         denoiser = _denoiser(adapters)
         parts = [_by_own_names(adapter, raw, denoiser) for adapter, raw in zip(adapters, raws, strict=True)]
         paths: dict[str, list[str]] = {}
-        for part in (part for own in parts for part in own):
+        for part in (part for file_parts in parts for part in file_parts):
             paths.setdefault(part.place.component, []).append(part.place.path)
         return FileSet(_together(adapters, parts), Names(paths), None, denoiser)
     parts = [_bound(adapter, raw, skeleton) for adapter, raw in zip(adapters, raws, strict=True)]
@@ -119,7 +119,10 @@ def open_files(
 
 
 def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) -> tuple[AdapterParts, ...]:
-    return tuple(AdapterParts(a.info, own, a.unused) for a, own in zip(adapters, parts, strict=True))
+    return tuple(
+        AdapterParts(a.info, adapter_parts, a.unused)
+        for a, adapter_parts in zip(adapters, parts, strict=True)
+    )
 
 
 def _different(names: Sequence[str], identities: Sequence[str]) -> list[str]:
@@ -274,9 +277,9 @@ def _denoiser(adapters: Sequence[Adapter]) -> str:
     hints = {target.hint for target in targets}
     if "transformer" in hints or any(adapter.info.base in TRANSFORMERS for adapter in adapters):
         return "transformer"
-    own = [target for target in targets if target.hint in (None, "denoiser")]
-    if any(block_position(target.module) for target in own) or any(
-        t.written.startswith("unet.") for t in own
+    of_denoiser = [target for target in targets if target.hint in (None, "denoiser")]
+    if any(block_position(target.module) for target in of_denoiser) or any(
+        t.written.startswith("unet.") for t in of_denoiser
     ):
         return "unet"
     return "transformer" if "denoiser" in hints else "model"
@@ -296,8 +299,8 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
     parts: dict[ModulePlace, Part] = {}
     twice = []
     for layer in adapter.layers:
-        own = getattr(layer.weights, "shape", None)
-        if own is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
+        shape = getattr(layer.weights, "shape", None)
+        if shape is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
             raise SaveError(
                 f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
                 "or shape cannot be told; name the base model, a checkpoint or a diffusers folder (--model)"
@@ -308,7 +311,7 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         path = layer.target.module
         if component.startswith("text_encoder"):
             path = path.removeprefix("text_model.")  # older transformers had this root, newer do not
-        place = ModulePlace(component, path, tuple(own))
+        place = ModulePlace(component, path, tuple(shape))
         if place in parts:
             twice.append(str(place))
         parts[place] = Part(place, layer.weights, leaves=_leaves(layer, raw))

@@ -49,7 +49,7 @@ def check_written(
     Raises:
         SaveError: When a module is missing, stands where it should not, or has another change.
     """
-    found: dict[tuple[str, str], LayerWeights] = {}
+    read: dict[tuple[str, str], LayerWeights] = {}
     wanted = {(layer.place.component, layer.place.path): layer for layer in layers}
     spelled = {spelling(layer.place): key for key, layer in wanted.items()} if spelling is not None else {}
     wrong: list[str] = []
@@ -70,17 +70,17 @@ def check_written(
         except LoraMixerError as error:
             raise SaveError(f"what was written cannot be read back: {error}", file=str(path)) from error
         for key, weights in places:
-            if key in found:
+            if key in read:
                 wrong.append(f"{'.'.join(key)} (twice)")
-            found[key] = weights
-    wrong += [f"{'.'.join(key)} (not in the file)" for key in wanted if key not in found]
+            read[key] = weights
+    wrong += [f"{'.'.join(key)} (not in the file)" for key in wanted if key not in read]
     # rows of a fused layer that nobody changes are zeros
-    extra = [key for key, weights in found.items() if key not in wanted and not weights.is_zero()]
+    extra = [key for key, weights in read.items() if key not in wanted and not weights.is_zero()]
     wrong += [f"{'.'.join(key)} (not asked for)" for key in extra]
     wrong += [
         f"{'.'.join(key)} (another change)"
         for key, layer in wanted.items()
-        if key in found and not _same(layer, found[key])
+        if key in read and not _same(layer, read[key])
     ]
     if wrong:
         paths = ", ".join(str(path) for path in staged)

@@ -51,9 +51,9 @@ def write_peft(
 
     def check(files: Mapping[Path, Path]) -> None:
         with open_weights(files[weights], str(weights)) as stream:
-            found = read_tensors(stream, read_header(stream, str(weights)), str(weights))
-        odd = found.keys() ^ stored.keys()
-        odd |= {key for key in found.keys() - odd if not torch.equal(found[key], stored[key].cpu())}
+            written = read_tensors(stream, read_header(stream, str(weights)), str(weights))
+        odd = written.keys() ^ stored.keys()
+        odd |= {key for key in written.keys() - odd if not torch.equal(written[key], stored[key].cpu())}
         if odd and not any(tensor.isnan().any() for tensor in stored.values()):
             raise SaveError(f"{weights}: {', '.join(sorted(odd)[:3])} came back other than written")
 
@@ -70,8 +70,10 @@ def write_peft(
 
 
 def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    own = tensor.detach()
-    found = own.to(dtype) if dtype is not None and own.is_floating_point() else own
-    if found is not own and not found.isfinite().all() and own.isfinite().all():
-        raise SaveError(f"{key}: values up to {float(own.abs().max()):.3g} do not fit {dtype}; use bfloat16")
-    return found
+    value = tensor.detach()
+    stored = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if stored is not value and not stored.isfinite().all() and value.isfinite().all():
+        raise SaveError(
+            f"{key}: values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16"
+        )
+    return stored

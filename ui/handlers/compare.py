@@ -169,10 +169,10 @@ class CompareHandlers:
             if cells[index] is None:
                 cells[index] = None if not preview else {"id": "", "thumb": preview, "mix": ""}
         kept = {key: part for key, part in event.items() if key not in ("previews", "indices", "result")}
-        found = {**shown, **kept, "cells": cells}
+        grid = {**shown, **kept, "cells": cells}
         if event.get("result"):
-            found["sheet"] = gallery.url_of(gallery.path_of(self.app, event["result"]))
-        return found
+            grid["sheet"] = gallery.url_of(gallery.path_of(self.app, event["result"]))
+        return grid
 
 
 def _changed(axis: GridAxis) -> str:

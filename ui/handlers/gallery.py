@@ -54,16 +54,16 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
         for name, entry in zip(app.names(), app.every_entry(), strict=True)
         if not entry.problem and not entry.offline
     }
-    found = match_adapters(settings, {name: entry.hashes for name, entry in entries.items()})
-    if any(slot.adapter.hashes and slot.found_by != "hash" for slot in found.slots):
+    matches = match_adapters(settings, {name: entry.hashes for name, entry in entries.items()})
+    if any(slot.adapter.hashes and slot.found_by != "hash" for slot in matches.slots):
         app.hash_all(entries.values())
-    for slot in found.slots:
+    for slot in matches.slots:
         mask = slot.adapter.spec.mask if slot.adapter.spec is not None else None
         if mask is not None and mask.picture is not None:
             with suppress(PictureError):  # the row says that its mask is not here
                 app.masks.put_values(mask.picture)
-    app.preloader.want(found.mix.names)
-    return shown_rows(recalled_rows(found), app), found
+    app.preloader.want(matches.mix.names)
+    return shown_rows(recalled_rows(matches), app), matches
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
@@ -132,14 +132,14 @@ class Taken:
 
 def taken(app: AppState, settings: PictureSettings) -> Taken:
     """Read a picture's settings for the page, and say what of them is not used."""
-    found = recalled_request(settings, base=app.base)
-    request = found.request
+    recalled = recalled_request(settings, base=app.base)
+    request = recalled.request
     start = (settings.image or "").removesuffix(".png")
     here = app.starts.has(start)
     mask = (settings.mask_image or "").removesuffix(".png")
     said = [
         f"{PICTURE_FIELDS[problem.place].label if problem.place in PICTURE_FIELDS else problem.place}: {problem.text}"
-        for problem in found.unused
+        for problem in recalled.unused
         if not (here and problem.place in ("image", "mask_image"))
     ]
     more = {
@@ -167,25 +167,25 @@ def taken(app: AppState, settings: PictureSettings) -> Taken:
     if model.emphasis_problem and WEIGHTED.search(settings.prompt + settings.negative_prompt):
         said.append(f"weights of words such as (x:1.3): {model.emphasis_problem}")
     return Taken(
-        request, more, tuple(f"Not used: {text.rstrip('.')}." for text in said), "seed" in found.used
+        request, more, tuple(f"Not used: {text.rstrip('.')}." for text in said), "seed" in recalled.used
     )
 
 
 def _sampler(app: AppState, settings: PictureSettings, name: str) -> str:
     """Return the sampler that a picture names, by its usual name; empty where it is the model's own."""
     if settings.dialect == OWN and name.endswith("Scheduler"):
-        own = type(getattr(app.mixer.pipe, "scheduler", None)).__name__
-        return "" if own == name else name
+        usual = type(getattr(app.mixer.pipe, "scheduler", None)).__name__
+        return "" if usual == name else name
     return name
 
 
 def report(
-    app: AppState, settings: PictureSettings, found: AdapterMatches, unused: Sequence[str]
+    app: AppState, settings: PictureSettings, matches: AdapterMatches, unused: Sequence[str]
 ) -> dict[str, Any]:
     """Say what was read and which adapters were found, for the page."""
     words = {"hash": "found by hash", "name": "found by name"}
     slots = []
-    for slot in found.slots:
+    for slot in matches.slots:
         ok = slot.match is not None
         text = (
             f"{slot.adapter.name}: {words.get(slot.found_by, slot.found_by)}"
@@ -193,7 +193,7 @@ def report(
             else f"{slot.adapter.name}: {slot.note or slot.found_by}; its place is kept"
         )
         slots.append({"ok": ok, "text": text + (f" ({slot.note})" if ok and slot.note else "")})
-    notes = [*settings.notes, *found.notes, *unused]
+    notes = [*settings.notes, *matches.notes, *unused]
     if app.hashing:
         notes.append("Some files' hashes are not known yet; they are computed now: take it again in a while.")
     return {

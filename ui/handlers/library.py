@@ -75,7 +75,7 @@ def search(app: AppState, asked: Any, status: str = "") -> dict[str, Any]:
         **_place(app, given),
     }
     fits = app.base if given.get("fits") is True else None
-    found = app.library.search(
+    hits = app.library.search(
         words,
         **options,
         fits=fits,
@@ -86,13 +86,13 @@ def search(app: AppState, asked: Any, status: str = "") -> dict[str, Any]:
         page_size=PAGE,
     )
     return {
-        "entries": [_card(app, entry) for entry in found.entries],
-        "total": found.total,
-        "page": found.page,
-        "pages": found.pages,
+        "entries": [_card(app, entry) for entry in hits.entries],
+        "total": hits.total,
+        "page": hits.page,
+        "pages": hits.pages,
         "searched": bool(words or any(each is not None for each in options.values()) or fits),
-        "read_as": found.read_as,
-        "left_out": _left_out(app, words, options, found.total) if fits else "",
+        "read_as": hits.read_as,
+        "left_out": _left_out(app, words, options, hits.total) if fits else "",
         "status": app.scanning or status,
         "bases": [[app.called(base), base] for base in app.library.facets()["base"]],
         "labels": list(app.library.facets()["label"]),
@@ -165,22 +165,22 @@ def details(app: AppState, entry_id: Any) -> dict[str, Any]:
         PictureError: When there is none.
     """
     entry = app.entry(checks.opaque(entry_id, "adapter"))
-    found: dict[str, Any] = {"strengths": [], "layers": [], "hashes": [], "metadata": []}
+    shown: dict[str, Any] = {"strengths": [], "layers": [], "hashes": [], "metadata": []}
     try:
-        found["hashes"] = [[kind, digits] for kind, digits in app.library.hashes(entry.id).items()]
+        shown["hashes"] = [[kind, digits] for kind, digits in app.library.hashes(entry.id).items()]
         metadata = app.library.info(entry.id).metadata
-        found["metadata"] = [
+        shown["metadata"] = [
             [str(k)[:80], _short(str(v))] for k, v in list(metadata.items())[:_SHOWN_METADATA]
         ]
         known = layer_norms(app.library.source(entry.id))
-        found["strengths"] = [
+        shown["strengths"] = [
             [block.replace("text_encoder", "text"), size] for block, size in known.blocks.items()
         ]
-        found["layers"] = [[layer[:200], round(size, 4)] for layer, size in known.layers.items()][:_LAYERS]
+        shown["layers"] = [[layer[:200], round(size, 4)] for layer, size in known.layers.items()][:_LAYERS]
         if known.unknown:
-            found["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
+            shown["strengthNote"] = f"Depends on the base: {', '.join(known.unknown)}."
     except (LoraMixerError, OSError) as error:
-        found["strengthNote"] = (
+        shown["strengthNote"] = (
             words_of(error) if isinstance(error, LoraMixerError) else "The file cannot be read."
         )
     facts = {
@@ -193,7 +193,7 @@ def details(app: AppState, entry_id: Any) -> dict[str, Any]:
     }
     return {
         **_card(app, entry),
-        **found,
+        **shown,
         "thumb": thumbnail_uri(app.library, entry, 384),
         "facts": [[key, text] for key, text in facts.items() if text],
         "tags": list(entry.tags[:40]),
@@ -435,8 +435,8 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> str:
         LoraMixerError: When there is none, or it cannot be read.
     """
     given = checks.text(repo, "Hub repository", 400, "hub-repo").strip()
-    found = HUB_PAGE.fullmatch(given)
-    repo_id, file = (found["repo"], found["file"] or "") if found else (given, "")
+    page = HUB_PAGE.fullmatch(given)
+    repo_id, file = (page["repo"], page["file"] or "") if page else (given, "")
     if repo_id.count("/") != 1 or not all(part and not part.startswith(".") for part in repo_id.split("/")):
         raise FieldError(
             "A Hub repository is written as owner/name, such as ostris/ikea-instructions-lora-sdxl, or as its page's address.",

@@ -84,34 +84,34 @@ def read_more(app: AppState, value: Any) -> dict[str, Any]:
         FieldError: With what is wrong, and where.
     """
     given = {} if value in (None, "") else checks.table(value, "Settings")
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in ("sampler", "schedule"):
         text = checks.text(given.get(name), name.capitalize(), 200, name)
         problem = PICTURE_FIELDS[name].problem(text) if text else None
         if problem:
             raise FieldError(f"{PICTURE_FIELDS[name].label}: {problem.text}", name)
         if text:
-            found[name] = text
-    known = app.models.facts.samplers.get(found.get("sampler", ""))
-    word = found.get("schedule")
+            fields[name] = text
+    known = app.models.facts.samplers.get(fields.get("sampler", ""))
+    word = fields.get("schedule")
     if word in SCHEDULES and known is not None and word not in known:
-        own = "the model's own sampler"
+        usual = "the model's own sampler"
         raise FieldError(
-            f"Schedule: {found.get('sampler', own)} cannot have {word} with this model; it can have {', '.join(known) or 'none'}",
+            f"Schedule: {fields.get('sampler', usual)} cannot have {word} with this model; it can have {', '.join(known) or 'none'}",
             "schedule",
         )
     if given.get("clip_skip") not in (None, "", 1):
         skip = checks.whole(given["clip_skip"], "Clip skip", 1, 12, "clip-skip")
-        found["clip_skip"] = skip - 1  # people count as AUTOMATIC1111 does: 1 is none
+        fields["clip_skip"] = skip - 1  # people count as AUTOMATIC1111 does: 1 is none
     if given.get("start"):
         start = checks.opaque(given["start"], "the picture to start from")
-        found["image"] = str(app.starts.path(start))
-        found["strength"] = checks.number(given.get("strength", 0.6), "Change", 0, 1, "strength")
+        fields["image"] = str(app.starts.path(start))
+        fields["strength"] = checks.number(given.get("strength", 0.6), "Change", 0, 1, "strength")
         if given.get("inpaint"):
-            found["mask_image"] = str(
+            fields["mask_image"] = str(
                 app.starts.mask_path(start, checks.opaque(given["inpaint"], "the mask"))
             )
-    return found
+    return fields
 
 
 def several(request: PictureRequest, count: int) -> list[PictureRequest]:

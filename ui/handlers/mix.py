@@ -111,9 +111,9 @@ def from_text(app: AppState, text: Any) -> dict[str, Any]:
     Raises:
         LoraMixerError: When it makes no sense.
     """
-    found = read_text(text, app)
-    app.preloader.want([row.name for row in found.rows if row.on])
-    return shown_rows(found, app)
+    read = read_text(text, app)
+    app.preloader.want([row.name for row in read.rows if row.on])
+    return shown_rows(read, app)
 
 
 def halfway_of(app: AppState, asked: Any) -> dict[str, Any]:
@@ -128,14 +128,14 @@ def halfway_of(app: AppState, asked: Any) -> dict[str, Any]:
         LoraMixerError: When one of the two makes no sense.
     """
     given = checks.table(asked, "two pictures")
-    found, only = halfway(*(read_text(given.get(name), app) for name in ("first", "second")))
-    if not found.rows:
+    middle, only = halfway(*(read_text(given.get(name), app) for name in ("first", "second")))
+    if not middle.rows:
         raise PictureError("Both pictures are the base's: there is nothing to mix.")
     said = "The mix is half of each picture's now."
     if only:
         said += f" Blocks, schedule or mask could be only one's for {', '.join(only)}."
-    app.preloader.want([row.name for row in found.rows])
-    return {**shown_rows(found, app), "said": said}
+    app.preloader.want([row.name for row in middle.rows])
+    return {**shown_rows(middle, app), "said": said}
 
 
 def keep_mask(app: AppState, png: Any) -> dict[str, str]:
@@ -202,14 +202,14 @@ def save(app: AppState, name: Any, rows: Any, *, replacing: bool) -> dict[str, A
     wanted = checks.text(name, "The name", checks.MAX_NAME).strip()
     if not wanted:
         raise FieldError("Give the mix a name first.", "mix-name")
-    found = read_rows(rows)
-    if not found.rows:
+    read = read_rows(rows)
+    if not read.rows:
         raise PictureError("The mix is empty: there is nothing to save.")
     taken = wanted in app.mixes.list()
     if taken and not replacing:
         return {"exists": wanted}
-    mix = found.whole(app)
-    app.saved_rows.put(wanted, _key(mix), found.plain())
+    mix = read.whole(app)
+    app.saved_rows.put(wanted, _key(mix), read.plain())
     app.mixes.save(wanted, mix)
     return {"said": f"{'Replaced' if taken else 'Saved'} {wanted}", "name": wanted, "names": saved(app)}
 

@@ -141,7 +141,7 @@ def complete(app: AppState, asked: Any) -> dict[str, Any]:
     tag = given.get("tag") is True
     if not word and not tag:
         return {"words": []}
-    found: list[dict[str, str]] = []
+    offers: list[dict[str, str]] = []
     entries = [
         entry
         for entry in app.library.search(word, sort="uses", descending=True, page_size=_SEARCHED).entries
@@ -151,15 +151,15 @@ def complete(app: AppState, asked: Any) -> dict[str, Any]:
         name = app.name_of(entry)
         if tag:
             weight = 1 if entry.weight is None else entry.weight
-            found.append({"text": f"<lora:{name}:{weight:g}>", "label": name, "about": f"weight {weight:g}"})
+            offers.append({"text": f"<lora:{name}:{weight:g}>", "label": name, "about": f"weight {weight:g}"})
             continue
-        found += [
+        offers += [
             {"text": trigger, "label": trigger, "about": name}
             for trigger in entry.trigger_words
             if trigger.casefold().startswith(word) or f" {word}" in trigger.casefold()
         ]
     unique: dict[str, dict[str, str]] = {}
-    for each in found:  # the first of equal ones
+    for each in offers:  # the first of equal ones
         unique.setdefault(each["text"].casefold(), each)
     first = sorted(unique.values(), key=lambda each: not each["label"].casefold().startswith(word))
     return {"words": first[:MAX_COMPLETED]}

@@ -58,12 +58,12 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     outputs = [shared.mix_rows, *fields.taken, shot]
 
     def taken(settings: PictureSettings) -> list[Any]:
-        mix_rows, found = handlers.recalled(app, settings)
+        mix_rows, answer = handlers.recalled(app, settings)
         given = handlers.taken(app, settings)
         return [
             mix_rows,
             *fields.values_of(given),
-            handlers.report(app, settings, found, given.unused),
+            handlers.report(app, settings, answer, given.unused),
         ]
 
     def dropped(path: Any) -> Any:
@@ -72,13 +72,13 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
     shared.connect(drop.upload, dropped, drop, outputs, emptied=[drop])
 
     def use(event: gr.EventData) -> Any:
-        found = taken(handlers.of_gallery(app, event.id))
+        answer = taken(handlers.of_gallery(app, event.id))
         opened = gallery.details(app, event.id)
         return Said(
             "Prompt, settings and mix are those of the picture now.",
             [
-                *found[:-1],
-                {**found[-1], "id": opened["id"], "url": opened["url"]},
+                *answer[:-1],
+                {**answer[-1], "id": opened["id"], "url": opened["url"]},
                 gr.Tabs(selected="make"),
             ],
         )

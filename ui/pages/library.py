@@ -91,9 +91,9 @@ def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
         return handlers.search(app, asked)
 
     def adapter(entry_id: Any) -> Any:
-        found = handlers.details(app, entry_id)
-        reason = found.pop("problem")
-        return {**found, "reason": reason}  # "problem" would be one of the question's, not of the adapter's
+        details = handlers.details(app, entry_id)
+        reason = details.pop("problem")
+        return {**details, "reason": reason}  # "problem" would be one of the question's, not of the adapter's
 
     def keep_adapter(asked: Any) -> Any:
         return {"card": handlers.keep(app, asked)}

@@ -65,11 +65,11 @@ class Shared:
         """
         targets = [] if outputs is None else outputs if isinstance(outputs, list) else [outputs]
 
-        def answer(found: Any) -> list[Any]:
+        def answer(answered: Any) -> list[Any]:
             words: Any = gr.skip()
-            if isinstance(found, Said):
-                found, words = found.values, {"said": found.words, "stamp": secrets.token_hex(8)}
-            values = [] if not targets else [found] if len(targets) == 1 else found
+            if isinstance(answered, Said):
+                answered, words = answered.values, {"said": answered.words, "stamp": secrets.token_hex(8)}
+            values = [] if not targets else [answered] if len(targets) == 1 else answered
             return [*values, *[None] * len(emptied), words]
 
         def problem(error: LoraMixerError) -> list[Any]:
@@ -155,24 +155,24 @@ class Fields:
         ]
 
     @staticmethod
-    def values_of(found: Taken) -> list[Any]:
+    def values_of(taken: Taken) -> list[Any]:
         """Return a picture's settings for the fields; what it does not say stays as it is."""
 
         def known(value: Any) -> Any:
             return gr.skip() if value is None else value
 
-        request = found.request
+        request = taken.request
         return [
             request.prompt,
             request.negative_prompt,
-            str(request.seed) if found.has_seed else gr.skip(),
+            str(request.seed) if taken.has_seed else gr.skip(),
             True,
             known(request.steps),
             known(request.guidance_scale),
             known(request.width),
             known(request.height),
             {
-                **found.more,
+                **taken.more,
                 "stamp": secrets.token_hex(8),
             },  # told apart by this from what the browser itself put there
         ]

@@ -86,9 +86,9 @@ class Caller:
         those that something under such a name holds, such as a sampler that has the loop for a method.
         """
         if self.pipe is not None:
-            own = getattr(self.pipe, "scheduler", None)
-            if own is not None:
-                return [own]
+            scheduler = getattr(self.pipe, "scheduler", None)
+            if scheduler is not None:
+                return [scheduler]
             parts = getattr(self.pipe, "components", {})
             every = list(parts.values()) if isinstance(parts, dict) else []
         else:
@@ -167,11 +167,11 @@ def _attributes(value: Any) -> Mapping[str, Any]:
 
 def _methods_of(owner: Any, frame: FrameType) -> Caller:
     """Collect the running methods of a pipeline, from the innermost one outwards."""
-    found, outermost = [], frame
+    scopes, outermost = [], frame
     step: FrameType | None = frame
     while step is not None:
         if _owner(step) is owner:
-            found.append(step.f_locals)
+            scopes.append(step.f_locals)
             outermost = step
         step = step.f_back
-    return Caller(owner, tuple(found), outermost)
+    return Caller(owner, tuple(scopes), outermost)

@@ -59,8 +59,8 @@ class BatchLayout:
             >>> BatchLayout(2, 1, (True, False)).rows(negatives=True).tolist()
             [2, 3, 0, 1]
         """
-        own = torch.arange(self.images).repeat_interleave(self.each)  # (images * each,)
-        return torch.cat([own + self.images * (negatives and half) for half in self.without])  # (rows,)
+        half_rows = torch.arange(self.images).repeat_interleave(self.each)  # (images * each,)
+        return torch.cat([half_rows + self.images * (negatives and half) for half in self.without])  # (rows,)
 
 
 def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> BatchLayout:
@@ -226,10 +226,10 @@ def _is_repeated(sample: torch.Tensor, latents: torch.Tensor, copies: int) -> bo
     """Tell whether a batch is copies of all pictures one after the other; what is beside the latents may differ."""
     if sample.ndim != latents.ndim:
         return True  # packed in another way: nothing to compare
-    own = sample
+    piece = sample
     for axis, size in enumerate(latents.shape[1:], start=1):
-        own = own.narrow(axis, 0, min(size, own.shape[axis]))
-    parts = own.chunk(copies)
+        piece = piece.narrow(axis, 0, min(size, piece.shape[axis]))
+    parts = piece.chunk(copies)
     return all(torch.equal(part, parts[0]) for part in parts[1:])
 
 
@@ -249,8 +249,8 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
             first = isinstance(without, list) and any(text[0] is each for each in without)
             return (True, False) if first else (False, True)
         return (True, False)
-    if copies == 1 and (found := _half_of(caller, text)) is not None:
-        return (found,)
+    if copies == 1 and (half := _half_of(caller, text)) is not None:
+        return (half,)
     raise MixError(
         f"{name} calls the denoiser with {_times(copies)} of its batch, and it cannot be told which of them are without "
         "the prompt: leave negative= out" + (", or turn guidance off" if guided else "")
@@ -259,15 +259,15 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
 
 def _half_of(caller: Caller, text: Any) -> bool | None:
     """Tell by its text whether a call is that without the prompt; None where both have the same, or it has another."""
-    without, own = caller.local("negative_prompt_embeds"), caller.local("prompt_embeds")
+    without, prompted = caller.local("negative_prompt_embeds"), caller.local("prompt_embeds")
     if not isinstance(text, torch.Tensor) or not isinstance(without, torch.Tensor):
         return None
-    if text is without or text is own:  # guidance in two calls: no need to wait for the values
+    if text is without or text is prompted:  # guidance in two calls: no need to wait for the values
         return text is without
     rows = text.shape[0]
     same = [
         isinstance(one, torch.Tensor) and one.shape[1:] == text.shape[1:] and torch.equal(one[-rows:], text)
-        for one in (without, own)
+        for one in (without, prompted)
     ]
     return same[0] if same[0] != same[1] else None
 

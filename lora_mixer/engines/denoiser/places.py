@@ -118,17 +118,21 @@ class Places:
         """
         if not self.exact:
             return self._halved(tokens)
-        own = self.row
-        if own is not None and tokens == own.tokens:
-            return own
+        picture = self.row
+        if picture is not None and tokens == picture.tokens:
+            return picture
         for span in self.joint:
             if tokens == span.tokens:
                 return span
-        if tokens in self.texts or own is None or tokens < own.frames * own.height * own.width:
+        if (
+            tokens in self.texts
+            or picture is None
+            or tokens < picture.frames * picture.height * picture.width
+        ):
             return None
         raise MixError(
-            f"a mask on a layer with rows of {tokens} tokens: the picture has {own.frames * own.height * own.width} of them "
-            f"({own.frames} x {own.height} x {own.width}), the texts of the call {', '.join(map(str, self.texts)) or 'none'}, "
+            f"a mask on a layer with rows of {tokens} tokens: the picture has {picture.frames * picture.height * picture.width} of them "
+            f"({picture.frames} x {picture.height} x {picture.width}), the texts of the call {', '.join(map(str, self.texts)) or 'none'}, "
             "and it cannot be told where in the row it is; use block weights or no mask here"
         )
 
@@ -186,14 +190,14 @@ def places_of(
         return Places(frames, int(sample.shape[-2]), int(sample.shape[-1]))
     texts = _texts(args, kwargs, root)
     if sample.ndim >= 4:
-        own = _patched(sample, root, family)
+        picture = _patched(sample, root, family)
         listed = isinstance(kwargs.get("x", args[0] if args else None), list)
         if listed:  # Z-Image: each row is filled up, and so is the text after it
             texts = tuple(-(-n // _PAD) * _PAD for n in texts)
-            size = own.tokens
-            own = Span(0, own.frames, own.height, own.width, -size % _PAD)
+            size = picture.tokens
+            picture = Span(0, picture.frames, picture.height, picture.width, -size % _PAD)
     elif sample.ndim == 3:
-        own = _packed(int(sample.shape[1]), kwargs, root)
+        picture = _packed(int(sample.shape[1]), kwargs, root)
     else:
         raise MixError(
             f"a mask, and {type(root).__name__} is called with {tuple(sample.shape)}: no picture has that shape"
@@ -204,15 +208,22 @@ def places_of(
         first = order == "text first"
         joint.append(
             Span(
-                own.before + text * first,
-                own.frames,
-                own.height,
-                own.width,
-                own.after + text * (not first),
+                picture.before + text * first,
+                picture.frames,
+                picture.height,
+                picture.width,
+                picture.after + text * (not first),
             )
         )
     return Places(
-        own.frames, own.height, own.width, own, tuple(joint), texts, int(sample.shape[0]), exact=True
+        picture.frames,
+        picture.height,
+        picture.width,
+        picture,
+        tuple(joint),
+        texts,
+        int(sample.shape[0]),
+        exact=True,
     )
 
 
@@ -246,8 +257,8 @@ def _packed(tokens: int, kwargs: Mapping[str, Any], root: Any) -> Span:
         return Span(0, sizes[0], sizes[1], sizes[2], 0)
     for name in _POSITIONS:
         ids = kwargs.get(name)
-        if isinstance(ids, torch.Tensor) and (found := _by_coordinates(ids, tokens)) is not None:
-            return found
+        if isinstance(ids, torch.Tensor) and (span := _by_coordinates(ids, tokens)) is not None:
+            return span
     raise MixError(
         f"a mask, and {type(root).__name__} is called with {tokens} packed tokens and nothing that says how they lie in the "
         "picture (img_ids, img_shapes, or num_frames, height and width that fit); leave the mask out, or use block weights"
@@ -264,14 +275,14 @@ def _by_coordinates(ids: torch.Tensor, tokens: int) -> Span | None:
     if table.ndim != 2 or table.shape[1] < 3 or table.shape[0] < tokens:
         return None
     table = table[-tokens:].detach().cpu().double()  # those of the text come first
-    own = (table[:, 0] == table[:, 0].min()).nonzero().flatten()
-    start, count = int(own[0]), len(own)
-    rows, columns = table[own, 1], table[own, 2]
+    of_picture = (table[:, 0] == table[:, 0].min()).nonzero().flatten()
+    start, count = int(of_picture[0]), len(of_picture)
+    rows, columns = table[of_picture, 1], table[of_picture, 2]
     height, width = (int(axis.max() - axis.min()) + 1 for axis in (rows, columns))
     raster = torch.arange(count)
     fits = (
         height * width == count
-        and int(own[-1]) - start + 1 == count
+        and int(of_picture[-1]) - start + 1 == count
         and torch.equal(rows - rows.min(), (raster // width).double())
         and torch.equal(columns - columns.min(), (raster % width).double())
     )
@@ -304,7 +315,7 @@ def _texts(args: Sequence[Any], kwargs: Mapping[str, Any], root: Any) -> tuple[i
 
 
 def _others(kwargs: Mapping[str, Any]) -> list[int]:
-    found: Iterable[Any] = (
+    inputs: Iterable[Any] = (
         value for name, value in kwargs.items() if name.startswith("encoder_hidden_states_")
     )
-    return [int(value.shape[1]) for value in found if isinstance(value, torch.Tensor) and value.ndim == 3]
+    return [int(value.shape[1]) for value in inputs if isinstance(value, torch.Tensor) and value.ndim == 3]

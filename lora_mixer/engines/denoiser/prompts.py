@@ -76,10 +76,10 @@ class Prompts:
                 f"{self._images} mixes, but {part} was called with {batch} texts: pass a list of {self._images} prompts, "
                 "one for each mix; texts that are read ahead need the mix of each of them, applied one by one"
             )
-        own = torch.arange(batch) % self._images
+        owners = torch.arange(batch) % self._images
         if self._negatives:
-            own = own + self._images * self._are_without(part, ids, batch)
-        show(own)
+            owners = owners + self._images * self._are_without(part, ids, batch)
+        show(owners)
 
     def _are_without(self, part: str, ids: torch.Tensor | None, batch: int) -> torch.Tensor:
         """Tell which texts of a batch are of the half without the prompt: ones, else zeros."""
@@ -151,9 +151,9 @@ def _halves_of_texts(caller: Caller, part: str, ids: torch.Tensor | None) -> lis
     )
     halves: list[bool | None] = []
     for row in ids.tolist():
-        found = _bare(row, special)
-        positive = any(_is_piece(found, whole) for whole in with_prompt)
-        negative = any(_is_piece(found, whole) for whole in without)
+        tokens = _bare(row, special)
+        positive = any(_is_piece(tokens, whole) for whole in with_prompt)
+        negative = any(_is_piece(tokens, whole) for whole in without)
         halves.append(negative if positive != negative else None)
     return halves
 
@@ -170,16 +170,16 @@ def _encoded(caller: Caller, tokenizer: Any, text: str) -> Sequence[int]:
     convert = getattr(caller.pipe, "maybe_convert_prompt", None)  # words of several vectors
     if callable(convert):
         text = convert(text, tokenizer)
-    found = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return [int(token) for token in found]
+    ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return [int(token) for token in ids]
 
 
 def _bare(ids: Sequence[int], special: set[int]) -> list[int]:
     return [token for token in ids if token not in special]
 
 
-def _is_piece(found: list[int], whole: list[int]) -> bool:
+def _is_piece(piece: list[int], whole: list[int]) -> bool:
     """Tell whether tokens stand in a text one after the other; no tokens are a piece of an empty text only."""
-    if not found or not whole:
-        return not found and not whole
-    return any(whole[start : start + len(found)] == found for start in range(len(whole) - len(found) + 1))
+    if not piece or not whole:
+        return not piece and not whole
+    return any(whole[start : start + len(piece)] == piece for start in range(len(whole) - len(piece) + 1))

@@ -61,26 +61,26 @@ class StandIns:
             module: The module, as it is called.
             around: What makes them; copies of the module have a copy of it.
         """
-        own = module.__dict__
-        plain = _StandIn(module, own.get("_call_impl"), around, is_compiled=False)
+        attributes = module.__dict__
+        plain = _StandIn(module, attributes.get("_call_impl"), around, is_compiled=False)
         self._held.append(plain)  # first: it is found again, whatever fails in between
-        own["_call_impl"] = plain._call_impl  # noqa: SLF001
-        compiled = own.get("_compiled_call_impl")
+        attributes["_call_impl"] = plain._call_impl  # noqa: SLF001
+        compiled = attributes.get("_compiled_call_impl")
         if compiled is not None:
             outer = _StandIn(module, compiled, around, is_compiled=True)
             self._held.append(outer)
-            own["_compiled_call_impl"] = outer._call_impl  # noqa: SLF001
+            attributes["_compiled_call_impl"] = outer._call_impl  # noqa: SLF001
 
     def clear(self) -> None:
         """Take everything away; what was compiled with it inside passes calls on."""
         for one in reversed(self._held):
             one.active = False
-            own = one._module.__dict__  # noqa: SLF001
+            attributes = one._module.__dict__  # noqa: SLF001
             name = "_compiled_call_impl" if one._is_compiled else "_call_impl"  # noqa: SLF001
-            if getattr(own.get(name), "__self__", None) is not one:
+            if getattr(attributes.get(name), "__self__", None) is not one:
                 continue
             if one._inner is None:  # noqa: SLF001
-                del own[name]
+                del attributes[name]
             else:
-                own[name] = one._inner  # noqa: SLF001
+                attributes[name] = one._inner  # noqa: SLF001
         self._held.clear()

@@ -103,16 +103,16 @@ class NoiseLevels:
         wanted = -(-len(timesteps) // max(order, 1))
         total = wanted if steps is None or (order > 1 and steps > wanted) else steps
         if total == len(timesteps):  # timesteps that were rounded to the same are steps of their own
-            found = tuple(firsts)
+            loop_steps = tuple(firsts)
         elif total > len(timesteps):
-            found, total = tuple(range(len(levels))), len(levels)
+            loop_steps, total = tuple(range(len(levels))), len(levels)
         elif order > 1 or total == 1 or len(levels) <= total:
             spans = max(len(levels) - 1, 1)
-            found = tuple(place * (total - 1) // spans for place in range(len(levels)))
+            loop_steps = tuple(place * (total - 1) // spans for place in range(len(levels)))
         else:  # PNDM's warm-up: levels between the first steps only, which lie at equal distances
             size = (levels[-1] - levels[0]) / (total - 1)
-            found = tuple(int((level - levels[0]) / size + 0.25) for level in levels)
-        return cls(tuple(levels), found, total)
+            loop_steps = tuple(int((level - levels[0]) / size + 0.25) for level in levels)
+        return cls(tuple(levels), loop_steps, total)
 
     def find(self, timestep: float) -> int | None:
         """Return the level that is nearest to a timestep, or None where none is near."""
@@ -296,8 +296,8 @@ class StepReader:
             source is None and loop and len(schedulers) > 1
         ):  # what was passed on may be a copy of where the loop is
             source = _taken_from((each for each in caller.tensors() if each.numel() == 1), schedulers)
-        if source is None and loop and (own := self._own_run(given, caller)) is not None:
-            return self._timesteps.levels(own, None, 1), self._timesteps.value(given[0])
+        if source is None and loop and (run := self._own_run(given, caller)) is not None:
+            return self._timesteps.levels(run, None, 1), self._timesteps.value(given[0])
         candidates = [source] if source is not None else _set_first(schedulers)
         number = self._timesteps.value(given[0]) if given else 0.0
         for scheduler in candidates:
@@ -306,9 +306,9 @@ class StepReader:
             trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
             if isinstance(trained, int):
                 numbers.append(numbers[-1] * trained)  # flow models are given fractions
-            found = next((each for each in numbers if levels.find(each) is not None), None)
-            if found is not None:
-                return levels, found
+            timestep = next((each for each in numbers if levels.find(each) is not None), None)
+            if timestep is not None:
+                return levels, timestep
         return (self._levels_of(candidates[0]) if candidates else NoiseLevels()), number
 
     def _levels_of(self, scheduler: Any) -> NoiseLevels:

@@ -120,7 +120,7 @@ class DenseEngine(Engine):
 
     def enter(self, effect: Effect) -> None:
         """Stand beside the modules that this engine was given."""
-        found: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
+        layers: dict[tuple[int, str], tuple[LiveModule, list[tuple[LayerWeights, str, int]]]] = {}
         for name, shares in effect.served[self.name].items():
             if not any(shares):
                 continue
@@ -130,10 +130,10 @@ class DenseEngine(Engine):
                     layer = effect.layers[name][place]
                     key = id(layer.live.module), layer.live.attribute
                     weights = layer.weights if layer.siblings is None else self._bases.held_at(name, place)
-                    found.setdefault(key, (layer.live, []))[1].append((weights, name, place))
-        if not found:  # nearly always: what nothing is beside costs nothing at a step either
+                    layers.setdefault(key, (layer.live, []))[1].append((weights, name, place))
+        if not layers:  # nearly always: what nothing is beside costs nothing at a step either
             return
-        for live, parts in found.values():
+        for live, parts in layers.values():
             beside = DenseLayer(live, parts)
             self._layers.setdefault(live.component, []).append(beside)
             self._handles.append(hook_output(live.module, beside, first=True))

@@ -70,13 +70,13 @@ class DenseLayer:
                 chosen = (owners == number).view(-1, *[1] * (output.ndim - 1)).to(output.device)
                 total = torch.where(chosen, self._changed(module, args, output, mix), total)
                 continue
-            own = (owners == number).nonzero().flatten().to(output.device)
-            if any(mix) and len(own):
+            mine = (owners == number).nonzero().flatten().to(output.device)
+            if any(mix) and len(mine):
                 inputs = tuple(
-                    arg[own.to(arg.device)] if isinstance(arg, torch.Tensor) else arg for arg in args
+                    arg[mine.to(arg.device)] if isinstance(arg, torch.Tensor) else arg for arg in args
                 )
-                changed = self._changed(module, inputs, output[own], mix)
-                total = total.index_copy(0, own, changed)
+                changed = self._changed(module, inputs, output[mine], mix)
+                total = total.index_copy(0, mine, changed)
         return total
 
     def _owners(self, batch: int) -> torch.Tensor:
@@ -88,13 +88,13 @@ class DenseLayer:
         """
         assert self._rows is not None  # noqa: S101 -- asked for where there are any
         rows = self._rows.cpu()
-        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
-        if found is None:
+        owners = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if owners is None:
             raise MixError(
                 f"{self.live.component}.{self.live.path}: got a batch of {batch} inside a call with {len(rows)} rows; "
                 "rows cannot be told apart"
             )
-        return found.expand(batch)
+        return owners.expand(batch)
 
     def _changed(
         self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor, mix: tuple[float, ...]
@@ -106,9 +106,9 @@ class DenseLayer:
             return result
         change, moved = self._kept[mix]
         bias, x = module._parameters.get("bias"), args[0]  # noqa: SLF001
-        own = output if bias is None else output - bias.to(output)
+        plain = output if bias is None else output - bias.to(output)
         x = x.to(output.device) if x.device != output.device else x
-        added: torch.Tensor = change.added(x, own, lambda inputs: product(module, inputs))
+        added: torch.Tensor = change.added(x, plain, lambda inputs: product(module, inputs))
         if moved is not None:
             added = added + moved.to(output.device)
         return output + added.to(output.dtype)
@@ -136,13 +136,13 @@ class DenseLayer:
                 known.append(weight_of(module, shape))
             return known[0]
 
-        found = [
+        changes = [
             weights.on_outputs(base, shape, gain)
             for (weights, _, _), gain in zip(self._parts, mix, strict=True)
             if gain
         ]
-        change = found[0]
-        for other in found[1:]:
+        change = changes[0]
+        for other in changes[1:]:
             change = change.plus(other)
         return change, self._bias(module, mix)
 
@@ -165,11 +165,11 @@ class DenseLayer:
         for (weights, _, _), gain in zip(self._parts, mix, strict=True):
             if gain:
                 total += weights.delta(base, gain)
-        found = {self.live.attribute: (total.T if self.live.transposed else total).to(live.dtype)}
+        tensors = {self.live.attribute: (total.T if self.live.transposed else total).to(live.dtype)}
         bias, moved = module._parameters.get("bias"), self._bias(module, mix)  # noqa: SLF001
         if moved is not None:
-            found["bias"] = moved.to(live.dtype) if bias is None else (bias.float() + moved).to(bias.dtype)
-        return found
+            tensors["bias"] = moved.to(live.dtype) if bias is None else (bias.float() + moved).to(bias.dtype)
+        return tensors
 
 
 def refusal(live: LiveModule, *, packed: bool, rows: bool) -> str | None:

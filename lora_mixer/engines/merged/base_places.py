@@ -21,10 +21,10 @@ def find_room(slots: Iterable[KeptWeight]) -> None:
     for slot in slots:
         if slot.base is None:
             fresh.setdefault(slot.live.device, {})[id(slot)] = slot
-    for device, own in fresh.items():
+    for device, of_device in fresh.items():
         free = free_bytes(device)
-        needed = sum(slot.live.numel() * slot.live.element_size() for slot in own.values())
-        for slot in own.values():
+        needed = sum(slot.live.numel() * slot.live.element_size() for slot in of_device.values())
+        for slot in of_device.values():
             slot.keep_on = "device" if free is None or needed + SPARE <= free else "host"
 
 

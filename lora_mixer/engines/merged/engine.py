@@ -28,6 +28,7 @@ from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
+from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
@@ -263,8 +264,8 @@ class MergedEngine(Engine):
                         for p in siblings.parts
                     ]
                     wholes[mark] = WholeLayer(parts, siblings.total)
-                own = gathered(layer.weights, wholes[mark], layer.live.shape)
-                taken[place] = replace(taken[place], weights=own)
+                whole = gathered(layer.weights, wholes[mark], layer.live.shape)
+                taken[place] = replace(taken[place], weights=whole)
         self._adapters[name] = taken
         self._note_beside_only()
         self._wholes[name] = list(wholes.values())
@@ -282,9 +283,9 @@ class MergedEngine(Engine):
         known = self._touched.get((id(live.module), live.attribute))
         shared = tied.get(id(live.weight))
         if not live.tied:
-            found = known or shared or self._touch(live)
-            tied[id(live.weight)] = found
-            return found
+            entry = known or shared or self._touch(live)
+            tied[id(live.weight)] = entry
+            return entry
         if shared is None:
             shared = tied[id(live.weight)] = self._touch(live, whole=True)
         if layer.weights.reaches_twins:
@@ -361,8 +362,8 @@ class MergedEngine(Engine):
 
     def roll_back(self, record: MergedRecord) -> None:
         """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
-        for slot, own in self._given_up:
-            slot.roll_back(own)
+        for slot, state in self._given_up:
+            slot.roll_back(state)
         self._given_up = []
         kept = {id(entry) for entry in record.touched.values()}
         odd = [entry for entry in self._touched.values() if id(entry) not in kept]
@@ -484,8 +485,8 @@ class MergedEngine(Engine):
             raise_problems(
                 [
                     f"{layer.live.component}.{layer.live.path}: {self.refusal(wish, name, place)}; engine='auto' runs beside it"
-                    for name, own in shares.items()
-                    for place, (layer, free) in enumerate(zip(wish.layers[name], own, strict=True))
+                    for name, taken in shares.items()
+                    for place, (layer, free) in enumerate(zip(wish.layers[name], taken, strict=True))
                     if not free
                 ]
             )
@@ -626,12 +627,12 @@ class MergedEngine(Engine):
     def _may_be_stored(self) -> bool:
         """Look whether diffusers has hooks on any module; the walk through all of them is made once for a table of layers."""
         roots = tuple(self._roots.values())
-        table, count, known, found = self._hooked
+        table, count, known, attributes = self._hooked
         same = table is self._touched and count == len(self._touched) and len(known) == len(roots)
         if not same or not all(map(operator.is_, known, roots)):
-            found = [module.__dict__ for root in roots for module in root.modules()]
-            self._hooked = (self._touched, len(self._touched), roots, found)
-        return any(map(operator.contains, found, repeat("_diffusers_hook")))
+            attributes = [module.__dict__ for root in roots for module in root.modules()]
+            self._hooked = (self._touched, len(self._touched), roots, attributes)
+        return any(map(operator.contains, attributes, repeat("_diffusers_hook")))
 
     def _look(self) -> None:
         # adapters come and go by changing the table or making a new one
@@ -731,15 +732,7 @@ class MergedEngine(Engine):
             slot.blended = True
         with exact_matmul():
             plan.groups.write(flat)
-            for entry, parts in plan.singles:
-                entry.weight.keep()  # where a module gets a weight of its own, that is made here
-                live = entry.weight.live
-                with writing(live) if live.is_inference() else _FREE:
-                    blend_weight(
-                        live, entry.weight.keep(), [p.term(flat) for p in parts], transposed=entry.transposed
-                    )
-                if isinstance(entry.weight, TiedUse):
-                    self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
+            self._write_singles(plan.singles, flat)
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
@@ -749,6 +742,25 @@ class MergedEngine(Engine):
         if not self._is_pruned:
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
+
+    def _write_singles(self, singles: Sequence[tuple[_Touched, list[_Part]]], flat: Sequence[float]) -> None:
+        writes: list[Callable[[], None]] = []
+        weights = 0
+        for entry, parts in singles:
+            entry.weight.keep()  # where a module gets a weight of its own, that is made here
+            live, terms = entry.weight.live, [p.term(flat) for p in parts]
+            blend = partial(blend_weight, live, entry.weight.keep(), terms, transposed=entry.transposed)
+            if live.is_inference():
+                with writing(live):
+                    blend()
+            elif live.device.type == "cpu" and all(term.pair is not None for term in terms):
+                writes.append(blend)  # the changes of others may share what they compute
+                weights += live.numel()
+            else:
+                blend()
+            if isinstance(entry.weight, TiedUse):
+                self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
+        on_all_cores(writes, weights)
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
@@ -792,17 +804,17 @@ class MergedEngine(Engine):
         )
         if self._keep_on == "auto":
             find_room([slot for entry in parts for slot in (entry.shared or entry).slots])
-        for entry, own in parts.items():
+        for entry, entry_parts in parts.items():
             # a module's own weight has what all modules of its parameter have, too
             both = parts.get(entry.shared, []) if entry.shared is not None else []
-            own = sorted([*own, *both], key=lambda part: part.place) if both else own  # noqa: PLW2901
+            entry_parts = sorted([*entry_parts, *both], key=lambda part: part.place) if both else entry_parts  # noqa: PLW2901
             base, live = entry.weight.keep(), entry.weight.live
             plan.written.add(entry.weight)
-            pairs = [part.pair for part in own if part.pair is not None]
-            grouped = len(pairs) == len(own) and not entry.transposed and not entry.weight.is_wide
+            pairs = [part.pair for part in entry_parts if part.pair is not None]
+            grouped = len(pairs) == len(entry_parts) and not entry.transposed and not entry.weight.is_wide
             grouped = grouped and entry.shared is None  # its memory is another one each time
-            if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in own]):
-                plan.singles.append((entry, own))
+            if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in entry_parts]):
+                plan.singles.append((entry, entry_parts))
             clean = (
                 None
                 if entry.bias is None
@@ -810,7 +822,7 @@ class MergedEngine(Engine):
                 if entry.bias.base is not None
                 else entry.bias.live
             )
-            biased = [part for part in own if part.weights.bias_delta(clean, 1.0) is not None]
+            biased = [part for part in entry_parts if part.weights.bias_delta(clean, 1.0) is not None]
             if biased:
                 plan.biases.append((entry, biased))
                 if entry.bias is not None:

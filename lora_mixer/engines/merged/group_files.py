@@ -46,14 +46,14 @@ class StoredTensor:
 
 def tensors_in_files(root: nn.Module) -> dict[int, StoredTensor]:
     """Return where the parameters of a component, by identity, are stored; empty where none is in a file."""
-    found: dict[int, StoredTensor] = {}
+    stored: dict[int, StoredTensor] = {}
     for module in root.modules():
         hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", None) or {}
         group: Any = getattr(hooks.get("group_offloading"), "group", None)
         if getattr(group, "offload_to_disk_path", None):
             path = Path(group.safetensors_file_path)
-            found |= {id(tensor): StoredTensor(path, key) for tensor, key in group.tensor_to_key.items()}
-    return found
+            stored |= {id(tensor): StoredTensor(path, key) for tensor, key in group.tensor_to_key.items()}
+    return stored
 
 
 def write_tensors(values: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:

@@ -132,10 +132,10 @@ class _Device:
                 continue
             first, count = len(places), len(group.weights)
             for layer in range(count):
-                own = slice(layer * pairs, (layer + 1) * pairs)
+                chunk = slice(layer * pairs, (layer + 1) * pairs)
                 filling = most + 1 - pairs  # the last column has no gain: that of ranks that only fill up
-                places.append([*group.places[own], *[0] * filling])
-                scales.append([*group.scales[own], *[0.0] * filling])
+                places.append([*group.places[chunk], *[0] * filling])
+                scales.append([*group.scales[chunk], *[0.0] * filling])
             columns = torch.tensor([most if pair == pairs else pair for pair in launch.pair_of])
             rows = torch.arange(first, first + count)[:, None] * (most + 1)
             pair_of.append((rows + columns).flatten())
@@ -224,8 +224,8 @@ class Groups:
         """Write all layers of all groups."""
         for device in dict.fromkeys(group.weights[0].device for group in self._groups.values()):
             if device not in self._devices:
-                own = [group for group in self._groups.values() if group.weights[0].device == device]
-                self._devices[device] = _Device(own, device)
+                groups = [group for group in self._groups.values() if group.weights[0].device == device]
+                self._devices[device] = _Device(groups, device)
             self._devices[device].write(
                 torch.tensor(gains, dtype=torch.float64).to(device, non_blocking=True)
             )

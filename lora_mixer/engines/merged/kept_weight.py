@@ -83,10 +83,12 @@ class KeptWeight:
     @property
     def _original(self) -> torch.Tensor | None:
         """What a parametrisation that came after the mix computes the weight from; None without one, or where it has another form."""
-        own = getattr(self.module, "parametrizations", {})
-        if self.attribute not in own or any(hasattr(step, "right_inverse") for step in own[self.attribute]):
+        parametrizations = getattr(self.module, "parametrizations", {})
+        if self.attribute not in parametrizations or any(
+            hasattr(step, "right_inverse") for step in parametrizations[self.attribute]
+        ):
             return None
-        original = getattr(own[self.attribute], "original", None)
+        original = getattr(parametrizations[self.attribute], "original", None)
         return original if isinstance(original, nn.Parameter) else None
 
     def clean(self) -> torch.Tensor:
@@ -185,11 +187,11 @@ class KeptWeight:
 
     def replace_by_base(self) -> bool:
         """Put a parameter of the base in the place of one that a library has packed; say whether that can be."""
-        own = self.module._parameters  # noqa: SLF001
+        parameters = self.module._parameters  # noqa: SLF001
         plain = type(self.module).__module__.startswith("torch.nn.")
-        if self.base is None or not plain or own.get(self.attribute) is None:
+        if self.base is None or not plain or parameters.get(self.attribute) is None:
             return False
-        own[self.attribute] = nn.Parameter(
+        parameters[self.attribute] = nn.Parameter(
             self.base.to(self.parameter.device, copy=True), requires_grad=False
         )
         return True
@@ -229,8 +231,8 @@ class KeptWeight:
         Returns:
             Whether anything was to be done.
         """
-        own = self.module.__dict__
-        counted = "in_features" if "in_features" in own else "in_channels"
+        attributes = self.module.__dict__
+        counted = "in_features" if "in_features" in attributes else "in_channels"
         if self.parameter.shape[1] == columns or (columns is None and self._narrow is None):
             return False
         with torch.no_grad():
@@ -238,7 +240,7 @@ class KeptWeight:
                 base = self.keep()
                 if self.blended:
                     self.live.copy_(base)
-                self._narrow = (self.live, own[counted], root.__dict__.get("_internal_dict"))
+                self._narrow = (self.live, attributes[counted], root.__dict__.get("_internal_dict"))
             narrow, before, config = self._narrow
             narrow = narrow.to(self.live)  # others may have moved it
             if columns is None:
@@ -296,9 +298,9 @@ def restore(slots: Iterable[KeptWeight]) -> None:
             with writing(live):
                 live.copy_(base)
         else:
-            own = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
-            own[0].append(live)
-            own[1].append(base)
+            pair = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
+            pair[0].append(live)
+            pair[1].append(base)
     for lives, bases in pairs.values():
         with writing(lives[0]):
             torch._foreach_copy_(lives, bases)

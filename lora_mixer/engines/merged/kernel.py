@@ -115,10 +115,10 @@ def _again(  # noqa: ANN202
     CLOSE: tl.constexpr,
     BN: tl.constexpr,
 ):
-    found = tl.minimum(tl.load(count), most)
+    repeats = tl.minimum(tl.load(count), most)
     across = tl.cdiv(columns, BN)
     jn = tl.arange(0, BN)
-    for number in range(tl.program_id(0), found, tl.num_programs(0)):
+    for number in range(tl.program_id(0), repeats, tl.num_programs(0)):
         stretch = tl.load(listed + number)
         line, c0 = stretch // across, (stretch % across) * BN  # line: layer * rows + row
         layer, row = line // rows, line % rows
@@ -169,12 +169,12 @@ class Launch:
         self._ups = ups[0].new_zeros(layers, rows, padded)  # (layers, out, R)
         self._downs = downs[0].new_zeros(layers, padded, columns)  # (layers, R, in)
         for layer in range(layers):
-            own = slice(layer * pairs, (layer + 1) * pairs)
-            torch.cat(list(ups[own]), 1, out=self._ups[layer, :, :rank])
-            torch.cat(list(downs[own]), 0, out=self._downs[layer, :rank])
+            chunk = slice(layer * pairs, (layer + 1) * pairs)
+            torch.cat(list(ups[chunk]), 1, out=self._ups[layer, :, :rank])
+            torch.cat(list(downs[chunk]), 0, out=self._downs[layer, :rank])
         addresses = [tensor.data_ptr() for tensors in (weights, bases) for tensor in tensors]
         self._tables = torch.tensor(addresses, device=device).view(2, layers).unbind(0)
-        self.pair_of = [pair for pair, own in enumerate(ranks) for _ in range(own)] + [pairs] * (
+        self.pair_of = [pair for pair, chunk in enumerate(ranks) for _ in range(chunk)] + [pairs] * (
             padded - rank
         )
         self.peaks = torch.stack(torch._foreach_norm(list(ups), float("inf"))).double().view(layers, pairs)  # noqa: SLF001

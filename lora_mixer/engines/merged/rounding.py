@@ -104,9 +104,9 @@ def _round(target: torch.Tensor, exact: torch.Tensor) -> None:
         target[start:stop].copy_(single)
         np.bitwise_and(single.numpy().view(np.int32), low, out=bits)
         np.equal(bits, 0, out=zero)
-        found = np.flatnonzero(zero)
-        found += start
-        places.append(found)
+        zeros = np.flatnonzero(zero)
+        zeros += start
+        places.append(zeros)
     where = np.concatenate(places) if places else np.empty(0, np.int64)
     if where.size:
         values = torch.from_numpy(_towards(exact.numpy()[where]))

@@ -101,7 +101,7 @@ def standing_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Mo
     """Return a module that has all that another one has but for some tensors; neither owns anything of the other's."""
     kind = type(module)
     twin: nn.Module = object.__new__(kind)
-    own = {key: value for key, value in vars(module).items() if key != "forward"}
-    own["_parameters"] = {**module._parameters, **tensors}  # noqa: SLF001 -- no registration, no keys
-    vars(twin).update(own)
+    attributes = {key: value for key, value in vars(module).items() if key != "forward"}
+    attributes["_parameters"] = {**module._parameters, **tensors}  # noqa: SLF001 -- no registration, no keys
+    vars(twin).update(attributes)
     return twin

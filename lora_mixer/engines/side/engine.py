@@ -144,10 +144,10 @@ class SideEngine(Engine):
         shares = {}
         for name in wish.names:
             layers = wish.layers[name]
-            own = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
-            pairs = self._pairs_of(name, layers) if any(own) else [None] * len(layers)
-            shares[name] = [mine and pair is not None for mine, pair in zip(own, pairs, strict=True)]
-            for mine, pair, layer in zip(own, pairs, layers, strict=True):
+            may_run = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
+            pairs = self._pairs_of(name, layers) if any(may_run) else [None] * len(layers)
+            shares[name] = [mine and pair is not None for mine, pair in zip(may_run, pairs, strict=True)]
+            for mine, pair, layer in zip(may_run, pairs, layers, strict=True):
                 if mine and pair is None:
                     dense[name] = layer.weights.algorithms[0]
                     break
@@ -312,10 +312,10 @@ class SideEngine(Engine):
         for adapter, name in enumerate(names):
             gains = [mix.constant(name) for mix in mixes]
             for place, (layer, pair) in enumerate(zip(mixes[0].layers[name], pairs[name], strict=True)):
-                own = [image[place] for image in gains]
-                if pair is not None and any(own):
+                pair_gains = [image[place] for image in gains]
+                if pair is not None and any(pair_gains):
                     one = wanted.setdefault(id(layer.live.module), LayerParts(layer.live))
-                    one.parts.append(AdapterPart(adapter, pair, own, place))
+                    one.parts.append(AdapterPart(adapter, pair, pair_gains, place))
         return list(wanted.values())
 
     def show(self, call: Call) -> None:
@@ -492,13 +492,13 @@ def make_layers(
             shared = SharedDown(down, len(members)) if len(members) > 1 else None
             start = 0
             for number in members:
-                own, rank = wanted[number]
+                live_layer, rank = wanted[number]
                 layer = SideLayer(
-                    f"{own.component}.{own.path}",
-                    own.module,
+                    f"{live_layer.component}.{live_layer.path}",
+                    live_layer.module,
                     rank,
                     down[start : start + rank],
-                    own.beside_shape,
+                    live_layer.beside_shape,
                     buffers,
                     spans[number],
                     *ups[number],
@@ -530,7 +530,7 @@ def _ups(
             ups.update(zip(members, zip(stack.raw, stack.folded, strict=True), strict=True))
         else:
             raw = like.new_zeros(len(members), live.shape[0], rank)  # (layers, out, rank)
-            ups.update((number, (own, own)) for number, own in zip(members, raw, strict=True))
+            ups.update((number, (up, up)) for number, up in zip(members, raw, strict=True))
     return ups
 
 

@@ -180,7 +180,7 @@ class GainBuffers:
         """Take the parts of all layers: what is not named has none."""
         if self._is_copy:
             self._join()
-        self._parts = [part for _, own in parts for part in own]
+        self._parts = [part for _, layer_parts in parts for part in layer_parts]
         images = len(self._parts[0].gains) if self._parts else 1
         gains = torch.tensor([part.gains for part in self._parts], dtype=torch.float32).view(
             -1, images
@@ -189,16 +189,16 @@ class GainBuffers:
         self._adapters = torch.tensor([part.adapter for part in self._parts], dtype=torch.long)  # (parts,)
         owners = torch.full((self._width,), len(self._parts), dtype=torch.long)  # (ranks,)
         number = 0
-        for layer, own in parts:
+        for layer, layer_parts in parts:
             place = layer.span.start
-            for part in own:
+            for part in layer_parts:
                 owners[place : place + part.rank] = number
                 place, number = place + part.rank, number + 1
         self._owners, self._owners_at, self._shown = owners, {}, None
         written = {id(layer) for layer, _ in parts}
         with lasting():
-            for layer, own in parts:
-                layer.load(own)
+            for layer, layer_parts in parts:
+                layer.load(layer_parts)
             for layer in self._layers:
                 if id(layer) not in written:
                     layer.load(())
@@ -250,11 +250,10 @@ class GainBuffers:
             rows = torch.arange(len(call.shares))
         count = 1 if rows is None else len(rows)
         if count > self._room and self._fixed:
-            msg = (
+            raise MixError(
                 f"a denoiser batch of {count} rows with mixes of their own, and the side path is reserved for "
                 f"{self._room}; reserve it with rows={count}"
             )
-            raise MixError(msg)
         parts = self._at(call, rows)
         shown = self._shown
         same = shown is not None and parts.shape == shown.shape and torch.equal(parts, shown)
@@ -316,14 +315,13 @@ class GainBuffers:
         Raises:
             MixError: When its rows cannot be told.
         """
-        found = repeated_rows(gains, self._call.rows, self.count, batch)
-        if found is None:
-            msg = (
+        repeated = repeated_rows(gains, self._call.rows, self.count, batch)
+        if repeated is None:
+            raise MixError(
                 f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
                 "apart"
             )
-            raise MixError(msg)
-        return found
+        return repeated
 
     # --- masks -----------------------------------------------------------------------------------------------------
 

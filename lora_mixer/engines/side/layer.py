@@ -286,11 +286,11 @@ class SharedDown:
             return functional.linear(x, self.down[ranks])
         if not known:
             self._input, self._hidden = (x, version), functional.linear(x, self.down)
-        found = self._hidden[..., ranks]  # (b, ..., R of one member)
+        hidden = self._hidden[..., ranks]  # (b, ..., R of one member)
         self._asked.add(ranks.start)
         if len(self._asked) == self._members:
             self.forget()
-        return found
+        return hidden
 
     def forget(self) -> None:
         """Let go of the input."""

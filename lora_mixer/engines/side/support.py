@@ -59,9 +59,9 @@ def side_pair(layer: BoundLayer) -> Factors | None:
 
 def compute_dtype(module: nn.Module, root: nn.Module) -> torch.dtype:
     """Return the type that a layer's inputs have; where its weight does not tell, that of the model's plain weights."""
-    own = getattr(module, "weight", None), getattr(module, "bias", None)
+    parameters = getattr(module, "weight", None), getattr(module, "bias", None)
     for tensor in chain(
-        own, root.parameters()
+        parameters, root.parameters()
     ):  # a generator: thousands, asked for only where it comes to that
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             return tensor.dtype

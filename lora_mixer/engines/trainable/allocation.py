@@ -10,7 +10,7 @@ import torch
 from lora_mixer.algorithms.adalora import AdaLora
 from lora_mixer.algorithms.rank_allocation import Importance, Schedule, kept, orthogonality, triplet_scores
 from lora_mixer.errors import MatchError, PipelineStateError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ class RankAllocation:
     ) -> RankAllocation | None:
         """Return the allocation of an adapter's layers; None where they have none."""
         keys = {id(parameter): key for key, parameter in parameters.items()}
-        found = []
+        triplets = []
         for layer in layers:
             weights = layer.weights
             if isinstance(weights, AdaLora) and weights.rank:
                 # the parameters themselves: AdaLoRA's tensors are used as they lie in the file
                 down, values, up = (next(p for p in parameters.values() if p is t) for t in _tensors(weights))
-                found.append(_Triplets(down, values, up, (keys[id(down)], keys[id(values)], keys[id(up)])))
-        return cls(found, config) if found else None
+                triplets.append(_Triplets(down, values, up, (keys[id(down)], keys[id(values)], keys[id(up)])))
+        return cls(triplets, config) if triplets else None
 
     def loss(self) -> torch.Tensor:
         """Return what is to be added to the loss."""
@@ -163,16 +163,19 @@ class RankAllocation:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that a run needs to go on: values at every rank, what is known of their importance, which ranks stay."""
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for one in self._triplets:
             for key, parameter in zip(one.keys, one.parameters, strict=True):
-                found[key] = parameter.detach().clone()
+                tensors[key] = parameter.detach().clone()
             if one.importance is not None:
                 for key, known in zip(one.keys, one.importance, strict=True):
-                    found[f"{key}:mean"], found[f"{key}:spread"] = known.mean.clone(), known.spread.clone()
+                    tensors[f"{key}:mean"], tensors[f"{key}:spread"] = (
+                        known.mean.clone(),
+                        known.spread.clone(),
+                    )
             if one.mask is not None:
-                found[f"{one.name}:mask"] = one.mask.clone()
-        return found
+                tensors[f"{one.name}:mask"] = one.mask.clone()
+        return tensors
 
     def take_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """
@@ -211,12 +214,14 @@ class RankAllocation:
             for one in self._triplets:
                 for key, parameter in zip(one.keys, one.parameters, strict=True):
                     parameter.copy_(state[key])
-                found = [
+                importance = [
                     Importance(state[f"{key}:mean"].to(p), state[f"{key}:spread"].to(p))
                     for key, p in zip(one.keys, one.parameters, strict=True)
                     if f"{key}:mean" in state
                 ]
-                one.importance = (found[0], found[1], found[2]) if len(found) == 3 else None
+                one.importance = (
+                    (importance[0], importance[1], importance[2]) if len(importance) == 3 else None
+                )
                 mask = state.get(f"{one.name}:mask")
                 one.mask = None if mask is None else mask.to(one.values.device, torch.bool, copy=True)
 

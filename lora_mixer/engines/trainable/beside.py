@@ -106,7 +106,7 @@ class Beside:
         blocks = self._blocks(pieces, args[0], output)
         if blocks is not None:
             return blocks
-        found = [
+        outputs = [
             self._with(
                 module,
                 tuple(arg[rows] if _has_rows(arg, batch) else arg for arg in args),
@@ -116,13 +116,13 @@ class Beside:
             for mix, rows in pieces
         ]
         if all(isinstance(rows, slice) for _, rows in pieces):
-            return torch.cat(found)
+            return torch.cat(outputs)
         places = torch.cat([rows for _, rows in pieces if isinstance(rows, torch.Tensor)])
-        return torch.empty_like(output).index_copy(0, places, torch.cat(found))
+        return torch.empty_like(output).index_copy(0, places, torch.cat(outputs))
 
     def _with(self, module: nn.Module, args: Any, output: Any, mix: int) -> Any:
         """Return the output of rows that all have one mix."""
-        own = output
+        plain = output
         active = [(form, gains[mix]) for form, gains in self._wholes if gains[mix]]
         if active:
             table: dict[str, torch.Tensor] = {}
@@ -133,7 +133,7 @@ class Beside:
             output = changed if self._is_alone else output + (changed - module.forward(*args))
         for form, gains in self._forms:
             if gains[mix]:
-                output = form.added(args[0], output, own, gains[mix] * self.scale)
+                output = form.added(args[0], output, plain, gains[mix] * self.scale)
         return output
 
     def _blocks(
@@ -172,13 +172,13 @@ class Beside:
             MixError: When it cannot be told.
         """
         rows = torch.tensor(given)
-        found = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
-        if found is None:
+        by_row = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
+        if by_row is None:
             raise MixError(
                 f"{self.component}.{self.path}: got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be "
                 "told apart"
             )
-        owners = found.expand(batch).tolist()
+        owners = by_row.expand(batch).tolist()
         starts = [place for place in range(batch) if place == 0 or owners[place] != owners[place - 1]]
         if len(starts) == len(set(owners)):  # rows of one mix lie beside each other
             stops = [*starts[1:], batch]

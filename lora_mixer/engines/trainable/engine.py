@@ -48,7 +48,7 @@ class Bases(Protocol):
 class TrainableRecord:
     """What was in training at one time."""
 
-    own: Mapping[str, Trained]
+    trained: Mapping[str, Trained]
     frozen: Sequence[nn.Parameter]
     roots: Mapping[str, Sequence[nn.Module]]
 
@@ -97,25 +97,25 @@ class TrainableEngine(Engine):
         """Return what is trained of an adapter."""
         return self._own.get(name)
 
-    def claim(self, name: str, own: Trained, roots: Sequence[nn.Module]) -> None:
+    def claim(self, name: str, trained: Trained, roots: Sequence[nn.Module]) -> None:
         """
         Take an adapter that is to be trained; its parameters are the components' from now on.
 
         Args:
             name: Its name.
-            own: Its parameters.
+            trained: Its parameters.
             roots: The components that it reaches, whose own parameters ask for no gradient from now on.
         """
-        trained = {id(p) for held in self._own.values() for p in held.parameters.values()}
-        self._own[name] = own
+        in_training = {id(p) for held in self._own.values() for p in held.parameters.values()}
+        self._own[name] = trained
         for root in roots:
             for parameter in root.parameters():
-                if parameter.requires_grad and id(parameter) not in trained:
+                if parameter.requires_grad and id(parameter) not in in_training:
                     self._frozen.append(parameter)
                     parameter.requires_grad_(False)
-        self._roots[name] = [root for root in roots if own.on(root)]
+        self._roots[name] = [root for root in roots if trained.on(root)]
         for root in self._roots[name]:
-            register(root, name, own.on(root), own.of_norms())
+            register(root, name, trained.on(root), trained.of_norms())
 
     def forget(self, name: str) -> None:
         """Let an adapter go; with the last one, the model's parameters ask for gradients as they did."""
@@ -134,19 +134,19 @@ class TrainableEngine(Engine):
     def put_back(self, record: TrainableRecord) -> None:
         """Have the same in training again, whatever was let go or came since."""
         for name in {*self._own, *self._roots}:
-            if name not in record.own or self._own.get(name) is not record.own[name]:
+            if name not in record.trained or self._own.get(name) is not record.trained[name]:
                 self.forget(name)
         for name, roots in record.roots.items():
-            own = record.own[name]
+            trained = record.trained[name]
             for root in roots:  # also where it was let go half-way: what is there stays the same
-                register(root, name, own.on(root), own.of_norms())
+                register(root, name, trained.on(root), trained.of_norms())
         kept = {id(parameter) for parameter in record.frozen}
         for parameter in self._frozen:
             if id(parameter) not in kept:
                 parameter.requires_grad_(True)
         for parameter in record.frozen:
             parameter.requires_grad_(False)
-        self._own, self._frozen = dict(record.own), list(record.frozen)
+        self._own, self._frozen = dict(record.trained), list(record.frozen)
         self._roots = {name: list(roots) for name, roots in record.roots.items()}
 
     def look(self, wish: Wish) -> None:
@@ -251,10 +251,10 @@ class TrainableEngine(Engine):
         self._show_rows(component, rows)
 
     def _show_rows(self, component: str, rows: torch.Tensor | None) -> None:
-        found = None if rows is None else tuple(rows.tolist())
-        if self._rows.get(component) == found:
+        owners = None if rows is None else tuple(rows.tolist())
+        if self._rows.get(component) == owners:
             return
-        self._rows[component] = found
+        self._rows[component] = owners
         for beside in self._beside:
             if beside.component == component:
-                beside.show(found)
+                beside.show(owners)

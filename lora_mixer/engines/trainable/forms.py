@@ -71,8 +71,8 @@ class Layer:
         if self.is_packed:
             return product(self.module, x)
         if self.is_own:
-            own: Any = self.module
-            return product(own, x if _casts(x) else x.to(own.weight.dtype))
+            module: Any = self.module
+            return product(module, x if _casts(x) else x.to(module.weight.dtype))
         weight = self.clean().to(x.device)
         if not _casts(x):
             weight = weight.to(x.dtype)
@@ -92,14 +92,14 @@ class Form(ABC):
     """One adapter's part of one layer."""
 
     @abstractmethod
-    def added(self, x: torch.Tensor, output: torch.Tensor, own: torch.Tensor, gain: float) -> torch.Tensor:
+    def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
         """
         Return the output with the adapter's part.
 
         Args:
             x: The module's input.
             output: What has come together so far.
-            own: What the module itself gave.
+            plain: What the module itself gave.
             gain: The adapter's weight.
         """
 
@@ -121,7 +121,7 @@ class PairForm(Form):
     dropout: float
     taken: Held | None = None
 
-    def added(self, x: torch.Tensor, output: torch.Tensor, own: torch.Tensor, gain: float) -> torch.Tensor:  # noqa: ARG002
+    def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:  # noqa: ARG002
         """Return output + gain * scale * (x A^T) B^T."""
         pair = self.pair()
         x = _meeting(x, pair.down)
@@ -165,7 +165,7 @@ class DoraForm(Form):
         """Look at the base once."""
         self._squares = self._squares_of_base()
 
-    def added(self, x: torch.Tensor, output: torch.Tensor, own: torch.Tensor, gain: float) -> torch.Tensor:
+    def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
         """Return the output with the turned weight's product, as long as the magnitude says, in the place of the weight's."""
         layer, dora = self.layer, self.weights
         pair = dora.inner.factors(layer.shape)
@@ -176,14 +176,14 @@ class DoraForm(Form):
             given = functional.dropout(given, self.dropout)
             clean = layer.product(given.to(x.dtype))
         else:
-            clean = layer.own(x, own)
+            clean = layer.own(x, plain)
         turned = with_pair(layer.module, clean, given, pair.down, pair.up, at * pair.scale, layer.shape)
         with torch.autocast(x.device.type, enabled=False):
             shift = dora.ratio_to(self._length(pair, at)) - 1  # (out,)
         shift = spread(shift, turned, layer.shape).to(turned.dtype)
         long = torch.addcmul(turned, turned, shift)  # the shift is small: a short type rounds the change only
         bias = getattr(layer.module, "bias", None)
-        if output is own and layer.is_own and share == 1 and not self.dropout:
+        if output is plain and layer.is_own and share == 1 and not self.dropout:
             total = long if bias is None else long + spread(bias.to(long), long, layer.shape)
         else:
             total = output + (long - clean if share == 1 else (long - clean) * share)
@@ -229,7 +229,7 @@ class OutputForm(Form):
     layer: Layer
     weights: Live
 
-    def added(self, x: torch.Tensor, output: torch.Tensor, own: torch.Tensor, gain: float) -> torch.Tensor:
+    def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
         """Return the output with what the change adds."""
         layer, now = self.layer, self.weights.now
         bias = getattr(layer.module, "bias", None)
@@ -240,7 +240,7 @@ class OutputForm(Form):
             # packed layers round what they are given, others take what the parameters are
             like = next((t for t in now.tensors() if t.is_floating_point()), x)
             given = x if layer.is_packed else _meeting(x, like)
-            clean = layer.own(x, own) if change.uses_own else own
+            clean = layer.own(x, plain) if change.uses_own else plain
             total = total + change.added(given.to(output.device), clean, layer.product).to(output.dtype)
         return total if moved is None else total + moved.to(total)
 
@@ -263,7 +263,7 @@ class TableForm(Form):
     layer: Layer
     weights: Live
 
-    def added(self, x: torch.Tensor, output: torch.Tensor, own: torch.Tensor, gain: float) -> torch.Tensor:  # noqa: ARG002
+    def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:  # noqa: ARG002
         """Return output + gain * scale * U[x] D."""
         pair = self.weights.now.factors(self.layer.shape)
         assert pair is not None  # noqa: S101 -- kinds that are pairs
@@ -288,20 +288,20 @@ class WholeForm:
     attribute: str
     transposed: bool
 
-    def into(self, found: dict[str, torch.Tensor], gain: float) -> None:
+    def into(self, tensors: dict[str, torch.Tensor], gain: float) -> None:
         """Put the module's parameters with the change in them into a table of those that differ."""
         module = self.layer.module
-        live = found.get(self.attribute, getattr(module, self.attribute))
+        live = tensors.get(self.attribute, getattr(module, self.attribute))
         base = wide(self.layer.clean().to(live.device))
         now = self.weights.now
         change = now.delta(base, gain)
-        found[self.attribute] = live + (change.T if self.transposed else change).to(live.dtype)
+        tensors[self.attribute] = live + (change.T if self.transposed else change).to(live.dtype)
         if self.attribute != "weight":
             return
-        bias = found.get("bias", getattr(module, "bias", None))
+        bias = tensors.get("bias", getattr(module, "bias", None))
         moved = now.bias_delta(bias, gain)
         if moved is not None:
-            found["bias"] = moved if bias is None else bias + moved.to(bias.dtype)
+            tensors["bias"] = moved if bias is None else bias + moved.to(bias.dtype)
 
 
 def form_of(
@@ -418,7 +418,7 @@ def with_pairs_of_blocks(
     down = torch.stack([pair.down for pair in pairs])  # (blocks, r, in * kernel)
     ups = [pair.up for pair in pairs]
     if any(other != scale for other in scales):
-        ups, scale = [up * own for up, own in zip(ups, scales, strict=True)], 1.0
+        ups, scale = [up * scale_of for up, scale_of in zip(ups, scales, strict=True)], 1.0
     up = torch.stack(ups)  # (blocks, out, r)
     x = _meeting(x, down)
     if len(shape) == 2:

@@ -19,7 +19,7 @@ from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
-from lora_mixer.formats.names import PEFT_ROOT
+from lora_mixer.formats.fronts import PEFT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -187,8 +187,8 @@ def trained(
             if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
-                own = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
-                parameters[key] = nn.Parameter(own.clone())
+                start = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
+                parameters[key] = nn.Parameter(start.clone())
             held = parameters[key]
             same = tensor.shape == held.shape and tensor.stride() == held.stride()
             return held if same else held.as_strided(tensor.shape, tensor.stride())

@@ -50,10 +50,10 @@ def _refuses(_: FullConfig, target: Target) -> str | None:
 
 
 def _start(config: FullConfig, target: Target) -> dict[str, torch.Tensor]:
-    found = {".diff": torch.zeros(target.shape)}
+    tensors = {".diff": torch.zeros(target.shape)}
     if config.train_bias and target.bias is not None:
-        found[".diff_b"] = torch.zeros(target.bias.shape)
-    return found
+        tensors[".diff_b"] = torch.zeros(target.bias.shape)
+    return tensors
 
 
 FULL = Kind(FullConfig, _problems, _refuses, _start, is_peft=False)

@@ -71,7 +71,7 @@ def _refuses(_: LoHaConfig, target: Target) -> str | None:
 def _start(config: LoHaConfig, target: Target) -> dict[str, torch.Tensor]:
     rank, shape = target.rank, target.shape
     kernel = shape[2:] if config.use_effective_conv2d and any(size > 1 for size in shape[2:]) else ()
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     if kernel:
         core = (rank, rank, *kernel, *[1] * (2 - len(kernel)))
         sizes = {
@@ -80,14 +80,14 @@ def _start(config: LoHaConfig, target: Target) -> dict[str, torch.Tensor]:
             "2_a": (rank, shape[0]),
             "2_b": (rank, shape[1]),
         }
-        found = {".hada_t1": kaiming(*core), ".hada_t2": kaiming(*core)}
+        tensors = {".hada_t1": kaiming(*core), ".hada_t2": kaiming(*core)}
     else:
         rows, columns = target.matrix
         sizes = {"1_a": (rows, rank), "1_b": (rank, columns), "2_a": (rows, rank), "2_b": (rank, columns)}
     for name, size in sizes.items():
         idle = name == "2_b" and config.init_weights
-        found[f".hada_w{name}"] = torch.zeros(size) if idle else kaiming(*size)
-    return found
+        tensors[f".hada_w{name}"] = torch.zeros(size) if idle else kaiming(*size)
+    return tensors
 
 
 LOHA = Kind(LoHaConfig, _problems, _refuses, _start)

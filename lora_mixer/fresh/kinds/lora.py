@@ -201,14 +201,14 @@ def start_pair(config: LoraConfig, target: Target) -> dict[str, torch.Tensor]:
     down, up = pair(config, target)
     embedding = target.layer == "embedding"
     names = (".lora_embedding_A", ".lora_embedding_B") if embedding else (".lora_A.weight", ".lora_B.weight")
-    found = dict(zip(names, (down, up), strict=True))
+    tensors = dict(zip(names, (down, up), strict=True))
     if config.lora_bias:
-        found[".lora_B.bias"] = (
+        tensors[".lora_B.bias"] = (
             kaiming(1, target.shape[0])[0] if not config.init_lora_weights else torch.zeros(target.shape[0])
         )
     if config.use_dora:
-        found[".lora_magnitude_vector"] = _magnitude(target, down, up)
-    return found
+        tensors[".lora_magnitude_vector"] = _magnitude(target, down, up)
+    return tensors
 
 
 def _magnitude(target: Target, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -117,11 +117,11 @@ def format_prompt(prompt: str, mix: object) -> str:
         >>> format_prompt("a castle", "watercolor:0.7, 3d:unet=0.8,te=0.2,lbw=OUTALL")
         'a castle <lora:watercolor:0.7> <lora:3d:0.2:0.8:lbw=OUTALL>'
     """
-    found = Mix.of(mix)
+    value = Mix.of(mix)
     reading = Reading()
-    if not found.method.is_sum:
-        reading.problem("method", f'tags cannot say "{found.method.name}"; write the mix as JSON.')
-    tags = [_tag(name, adapter, reading) for name, adapter in found.adapters.items()]
+    if not value.method.is_sum:
+        reading.problem("method", f'tags cannot say "{value.method.name}"; write the mix as JSON.')
+    tags = [_tag(name, adapter, reading) for name, adapter in value.adapters.items()]
     reading.finish("mix")
     return " ".join([prompt, *tags] if prompt else tags)
 
@@ -218,7 +218,7 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
         reading.problem(
             name, "tags cannot say masks, nested blocks or layer patterns; write the mix as JSON."
         )
-    own = {key: _said(adapter, key) for key in adapter.components if key in TEXT_ENCODERS}
+    encoders = {key: _said(adapter, key) for key in adapter.components if key in TEXT_ENCODERS}
     weight = number_text(adapter.weight)
     te = _said(adapter, TE) if TE in adapter.components else None
     if "unet" in adapter.components:
@@ -228,7 +228,7 @@ def _tag(name: str, adapter: AdapterMix, reading: Reading) -> str:
                 name, "tags cannot say this schedule beside a weight of unet; write the mix as JSON."
             )
     parts = [name, weight] if te is None else [name, te, weight]
-    parts += [f"{key}={value}" for key, value in own.items()]
+    parts += [f"{key}={value}" for key, value in encoders.items()]
     if blocks:
         parts.append(f"lbw={blocks}")
     if adapter.schedule is not None:

@@ -27,28 +27,28 @@ _KNOWN = ("Steps", "CFG scale", "Seed", "Sampler", "Model", "Model hash", "Size"
 
 def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     """Read an infotext, or None where there is none."""
-    found = parameters_text.parse(texts.get(PARAMETERS, ""))
-    return None if found is None else settings_of(found, notes)
+    infotext = parameters_text.parse(texts.get(PARAMETERS, ""))
+    return None if infotext is None else settings_of(infotext, notes)
 
 
 def settings_of(
-    found: Infotext, notes: list[str], dialect: str = NAME, more: Mapping[str, str] | None = None
+    infotext: Infotext, notes: list[str], dialect: str = NAME, more: Mapping[str, str] | None = None
 ) -> PictureSettings:
     """
     Read the parts that all infotexts share.
 
     Args:
-        found: The text, taken apart.
+        infotext: The text, taken apart.
         notes: Where remarks go.
         dialect: The dialect's name.
         more: Hashes by alias, besides those in the text.
     """
-    pairs = found.pairs
-    prompt, adapters = take_tags(found.prompt, notes)
+    pairs = infotext.pairs
+    prompt, adapters = take_tags(infotext.prompt, notes)
     width, height = sides(pairs.get("Size", ""))
     return PictureSettings(
         prompt=prompt,
-        negative_prompt=found.negative_prompt,
+        negative_prompt=infotext.negative_prompt,
         seed=as_int(pairs.get("Seed"), -(1 << 64)),
         steps=as_int(pairs.get("Steps"), 0, 1 << 20),
         guidance_scale=as_float(pairs.get("CFG scale")),
@@ -57,21 +57,21 @@ def settings_of(
         sampler=as_text(pairs.get("Sampler")),
         model=as_text(pairs.get("Model")),
         model_hash=as_text(pairs.get("Model hash")),
-        adapters=tuple(_with_resources(adapters, found, {**hashes_of(found), **(more or {})}, notes)),
+        adapters=tuple(_with_resources(adapters, infotext, {**hashes_of(infotext), **(more or {})}, notes)),
         dialect=dialect,
         version=as_text(pairs.get("Version")),
         extra={key: text for key, text in pairs.items() if key not in _KNOWN},
     )
 
 
-def hashes_of(found: Infotext) -> dict[str, str]:
+def hashes_of(infotext: Infotext) -> dict[str, str]:
     """Return the adapters' hashes by alias, from both places that may have them."""
     hashes = {
         name: digits
-        for name, text in parameters_text.entries(found.pairs.get("Lora hashes", ""))
+        for name, text in parameters_text.entries(infotext.pairs.get("Lora hashes", ""))
         if (digits := as_hash(text))
     }
-    for key, value in as_table(found.blocks.get("Hashes")).items():
+    for key, value in as_table(infotext.blocks.get("Hashes")).items():
         kind, _, name = key.partition(":")
         if kind.lower() in ("lora", "lyco") and name and (digits := as_hash(value)):
             hashes.setdefault(name, digits)
@@ -86,12 +86,12 @@ def hashed(adapter: PictureAdapter, digits: str | None) -> PictureAdapter:
 
 
 def _with_resources(
-    adapters: list[PictureAdapter], found: Infotext, hashes: dict[str, str], notes: list[str]
+    adapters: list[PictureAdapter], infotext: Infotext, hashes: dict[str, str], notes: list[str]
 ) -> list[PictureAdapter]:
     """Return the adapters their hashes, and add those that only lists name."""
     named = {alias_of(name): digits for name, digits in hashes.items()}
     listed = [hashed(adapter, named.pop(alias_of(adapter.name), None)) for adapter in adapters]
-    for name, weight in _resources(found):
+    for name, weight in _resources(infotext):
         if name not in {adapter.name for adapter in listed}:
             listed.append(hashed(PictureAdapter(name, weight), named.pop(alias_of(name), None)))
     if named and not listed:
@@ -101,8 +101,8 @@ def _with_resources(
     return listed
 
 
-def _resources(found: Infotext) -> list[tuple[str, float]]:
-    listed: list[Any] = as_list(found.blocks.get("Civitai resources"))
+def _resources(infotext: Infotext) -> list[tuple[str, float]]:
+    listed: list[Any] = as_list(infotext.blocks.get("Civitai resources"))
     entries: list[tuple[str, float]] = []
     for entry in map(as_table, listed[:500]):
         name = as_text(entry.get("modelName"))

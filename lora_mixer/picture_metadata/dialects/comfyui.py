@@ -120,15 +120,15 @@ class _Graph:
 
     def sampler(self, notes: list[str]) -> str | None:
         """Return the first sampler: of several, the one that no other sampler comes before."""
-        found = [
+        samplers = [
             key
             for key, inputs in self.nodes.items()
             if self.link(inputs.get("positive")) and "sampler" in self._kinds[key].lower()
         ]
-        first = [key for key in found if not set(found) & set(self._above(key, "latent_image")) - {key}]
-        if len(found) > 1:
-            notes.append(f"ComfyUI's graph has {len(found)} samplers; these settings are the first one's")
-        return min(first or found, key=_order, default=None)
+        first = [key for key in samplers if not set(samplers) & set(self._above(key, "latent_image")) - {key}]
+        if len(samplers) > 1:
+            notes.append(f"ComfyUI's graph has {len(samplers)} samplers; these settings are the first one's")
+        return min(first or samplers, key=_order, default=None)
 
     def chain(self, node: str, name: str) -> list[str]:
         """Return the nodes above one input, the nearest first; each follows its input of the same name where it can."""
@@ -149,13 +149,13 @@ class _Graph:
         """Return the text that a conditioning was made of: the nearest one above it."""
         start = self.link(inputs.get(name))
         for node in self._all_above(start) if start is not None else ():
-            own = self.nodes[node]
+            fields = self.nodes[node]
             for key in _TEXTS:
-                found = self.value(own.get(key)) if key in own else None
-                if isinstance(found, str) and found.strip() and key not in ("positive", "negative"):
-                    return found.strip()
-                if key == name and isinstance(found, str):
-                    return found.strip()
+                value = self.value(fields.get(key)) if key in fields else None
+                if isinstance(value, str) and value.strip() and key not in ("positive", "negative"):
+                    return value.strip()
+                if key == name and isinstance(value, str):
+                    return value.strip()
         return ""
 
     def clip_skip(self, sampler: str) -> int | None:
@@ -169,8 +169,8 @@ class _Graph:
     def size(self, sampler: str) -> tuple[int | None, int | None]:
         """Return the size of the latents that the sampler starts from."""
         for node in self._above(sampler, "latent_image"):
-            own = self.nodes[node]
-            width, height = (as_side(as_int(self.value(own.get(key)))) for key in ("width", "height"))
+            inputs = self.nodes[node]
+            width, height = (as_side(as_int(self.value(inputs.get(key)))) for key in ("width", "height"))
             if width and height:
                 return width, height
         return None, None

@@ -52,12 +52,12 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
             notes.append(f"Fooocus' parameters cannot be read: {error}")
             return None
         return _of_json(table, notes)
-    found = parameters_text.parse(parameters)
-    return None if found is None else _of_infotext(found, notes)
+    infotext = parameters_text.parse(parameters)
+    return None if infotext is None else _of_infotext(infotext, notes)
 
 
-def _of_infotext(found: parameters_text.Infotext, notes: list[str]) -> PictureSettings:
-    pairs = dict(found.pairs)
+def _of_infotext(infotext: parameters_text.Infotext, notes: list[str]) -> PictureSettings:
+    pairs = dict(infotext.pairs)
     weights = parameters_text.entries(pairs.get("Lora weights", ""))
     hashes = parameters_text.entries(pairs.get("Lora hashes", ""))
     listed: dict[str, PictureAdapter] = {}
@@ -74,7 +74,9 @@ def _of_infotext(found: parameters_text.Infotext, notes: list[str]) -> PictureSe
             listed[alias] = hashed(_weighed(file_stem(alias), text), as_hash(digits.strip()))
     for key in ("Lora weights", "Lora hashes"):
         pairs.pop(key, None)
-    plain = settings_of(parameters_text.Infotext(found.prompt, found.negative_prompt, pairs), notes, NAME)
+    plain = settings_of(
+        parameters_text.Infotext(infotext.prompt, infotext.negative_prompt, pairs), notes, NAME
+    )
     named = {adapter.name for adapter in listed.values()}
     adapters = (*listed.values(), *(each for each in plain.adapters if each.name not in named))
     return replace(plain, adapters=tuple(adapters))

@@ -31,11 +31,11 @@ _LORAS_AT_MOST = 500
 
 def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     """Read a recipe, or None where there is none."""
-    found = parameters_text.parse(texts.get(PARAMETERS, ""))
-    recipe = as_table(found.blocks.get(_BLOCK)) if found is not None else {}
-    if found is None or not isinstance(recipe.get("loras"), list):
+    infotext = parameters_text.parse(texts.get(PARAMETERS, ""))
+    recipe = as_table(infotext.blocks.get(_BLOCK)) if infotext is not None else {}
+    if infotext is None or not isinstance(recipe.get("loras"), list):
         return None
-    plain = settings_of(found, notes, NAME)
+    plain = settings_of(infotext, notes, NAME)
     of_tags = {adapter.name: adapter for adapter in plain.adapters}
     adapters = [
         _adapter(entry, of_tags) for entry in map(as_table, as_list(recipe["loras"])[:_LORAS_AT_MOST])

@@ -25,22 +25,22 @@ _LISTED_AT_MOST = 500
 
 def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     """Read SD.Next's infotext, or None where it is another's."""
-    found = parameters_text.parse(texts.get(PARAMETERS, ""))
-    if found is None or not (
-        found.pairs.get(_APP, "").lower().startswith("sd.next")
-        or _NETWORKS in found.pairs
-        or _HASHES in found.pairs
+    infotext = parameters_text.parse(texts.get(PARAMETERS, ""))
+    if infotext is None or not (
+        infotext.pairs.get(_APP, "").lower().startswith("sd.next")
+        or _NETWORKS in infotext.pairs
+        or _HASHES in infotext.pairs
     ):
         return None
-    names = _listed(found.pairs.get(_NETWORKS, ""))
-    hashes = [as_hash(text) for text in _listed(found.pairs.get(_HASHES, ""))]
+    names = _listed(infotext.pairs.get(_NETWORKS, ""))
+    hashes = [as_hash(text) for text in _listed(infotext.pairs.get(_HASHES, ""))]
     stems = [name.partition(":")[0].strip() for name in names]
     paired = len(hashes) == len(stems)
     if hashes and not paired:
         notes.append(
             f"{len(stems)} adapters and {len(hashes)} hashes are listed; which belong together is not known"
         )
-    settings = settings_of(found, notes, NAME)
+    settings = settings_of(infotext, notes, NAME)
     by_name = {adapter.name: adapter for adapter in settings.adapters}
     for number, stem in enumerate(stems):
         if stem and stem not in by_name:  # the prompt came without its tags

@@ -11,7 +11,7 @@ import torch
 
 from lora_mixer.errors import SaveError
 from lora_mixer.families import family_named
-from lora_mixer.formats.names import COMPONENT_KEY
+from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors
@@ -142,22 +142,22 @@ def kohya_metadata(
     """
     ranks = Counter(layer.rank for layer in layers if layer.rank)
     alphas = Counter(layer.alpha for layer in layers if layer.rank)
-    own = {"ss_output_name": title}
+    entries = {"ss_output_name": title}
     if ranks:
-        own["ss_network_dim"] = str(ranks.most_common(1)[0][0]) if len(ranks) == 1 else "Dynamic"
-        own["ss_network_alpha"] = f"{alphas.most_common(1)[0][0]:g}" if len(alphas) == 1 else "Dynamic"
+        entries["ss_network_dim"] = str(ranks.most_common(1)[0][0]) if len(ranks) == 1 else "Dynamic"
+        entries["ss_network_alpha"] = f"{alphas.most_common(1)[0][0]:g}" if len(alphas) == 1 else "Dynamic"
     others = any(layer.leaves or layer.vector is not None for layer in layers)
-    own["ss_network_module"] = "lycoris.kohya" if others else "networks.lora"
-    own["ss_network_args"] = json.dumps({"conv_dim": "Dynamic"}) if _has_kernels(layers) else "{}"
+    entries["ss_network_module"] = "lycoris.kohya" if others else "networks.lora"
+    entries["ss_network_args"] = json.dumps({"conv_dim": "Dynamic"}) if _has_kernels(layers) else "{}"
     spec = {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}
     row = family_named(family)
     if row is not None and row.kohya is not None:
         version, v2, architecture = row.kohya
-        own |= {"ss_base_model_version": version, "ss_v2": v2}
+        entries |= {"ss_base_model_version": version, "ss_v2": v2}
         spec["modelspec.architecture"] = architecture
         spec["modelspec.implementation"] = row.kohya_implementation
     stays = ("ss_network_module", "ss_network_args", "ss_base_model_version", "ss_v2", "ss_output_name")
-    table = spec | own | {k: v for k, v in kept.items() if k not in own or k in stays}
+    table = spec | entries | {k: v for k, v in kept.items() if k not in entries or k in stays}
     hashes = model_hashes(tensors, table)
     table["modelspec.hash_sha256"] = "0x" + hashes["sshs_model_hash"]
     return table | hashes

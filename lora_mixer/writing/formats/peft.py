@@ -11,7 +11,7 @@ from collections import Counter
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
-from lora_mixer.formats.names import COMPONENT_KEY
+from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair

@@ -37,8 +37,7 @@ class Target:
         return tuple(dict.fromkeys((self.module, *self.between, self.written)))
 
 
-# (prefix, component hint, layout id). Longer prefixes first where one begins another.
-_PREFIXES: tuple[tuple[str, str | None, str], ...] = (
+FRONTS: tuple[tuple[str, str | None, str], ...] = (
     ("lora_prior_unet_", "prior", "onetrainer"),
     ("lora_prior_te_", "prior_text_encoder", "onetrainer"),
     ("lora_unet_unet_", "denoiser", "kohya"),
@@ -84,6 +83,11 @@ _PREFIXES: tuple[tuple[str, str | None, str], ...] = (
     ("text_encoder_2.", "text_encoder_2", "diffusers"),
     ("text_encoder.", "text_encoder", "diffusers"),
 )
+"""
+How keys begin, which component that means (None: the file does not say), and the layout's name; a new spelling is a row here.
+
+Longer ones stand first where one begins another.
+"""
 
 # SDXL's second encoder is clip_g; a refiner has it as its only one.
 COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
@@ -142,15 +146,15 @@ def split_component(spelling: str) -> tuple[Target, str]:
         front = _front_of(module, hint, flat=flat)
         if front is None:
             break
-        prefix, named, found = front
+        prefix, named, marked = front
         module = module[len(prefix) :]
         if named is not None:
             hint = hint or named
-        layout = found if layout == "plain" or found == "peft" else layout
+        layout = marked if layout == "plain" or marked == "peft" else layout
         flat = flat or prefix.endswith("_")
-        if found == "plain" or (found == "peft" and hint is None):
+        if marked == "plain" or (marked == "peft" and hint is None):
             written = module if hint is None else written
-            if found == "peft":
+            if marked == "peft":
                 seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
         seen.append(module)
     module = _unwrapped_inside(module, flat=flat)
@@ -173,8 +177,8 @@ def behind(front: str, spelling: str) -> str:
     """
     flat, module = front.endswith("_"), spelling
     wrappers = [wrapper.replace(".", "_") if flat else wrapper for wrapper in _WRAPPERS]
-    while (found := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
-        module = module[len(found) :]
+    while (before := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+        module = module[len(before) :]
     return _unwrapped_inside(module, flat=flat)
 
 
@@ -188,7 +192,7 @@ def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | No
         prefix = wrapper.replace(".", "_") if flat else wrapper
         if text.startswith(prefix):
             return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"
-    for prefix, named, layout in () if flat else _PREFIXES:
+    for prefix, named, layout in () if flat else FRONTS:
         if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
             return prefix, named, layout
     encoder = None if flat or hint is not None else _ENCODER.match(text)

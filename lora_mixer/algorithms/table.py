@@ -1,7 +1,7 @@
 """
 Every algorithm as files hold it: how its keys end, what PEFT calls it, and what builds it.
 
-A new algorithm is a file in :mod:`lora_mixer.algorithms` and a row here. Headers are read by these rows too, so nothing here
+A new algorithm is a file beside this one and a row here. Headers are read by these rows too, so nothing here
 imports torch; builders are named, not imported.
 """
 
@@ -326,8 +326,8 @@ def builder(name: str) -> Callable[[ModuleTensors], LayerWeights]:
         >>> builder("hra").__self__.__name__
         'HRA'
     """
-    found: Callable[[ModuleTensors], LayerWeights] = _found(KINDS[name].builder)
-    return found
+    build: Callable[[ModuleTensors], LayerWeights] = _imported(KINDS[name].builder)
+    return build
 
 
 def shared_roles() -> frozenset[str]:
@@ -357,9 +357,9 @@ def _roles(names: tuple[str, ...], which: str) -> frozenset[str]:
 
 
 @cache
-def _found(place: str) -> Any:
+def _imported(place: str) -> Any:
     file, _, path = place.partition(":")
-    found: Any = import_module(file if "." in file else f"lora_mixer.algorithms.{file}")
+    value: Any = import_module(file if "." in file else f"lora_mixer.algorithms.{file}")
     for attribute in path.split("."):
-        found = getattr(found, attribute)
-    return found
+        value = getattr(value, attribute)
+    return value

@@ -1,0 +1,97 @@
+"""What CONTRIBUTING and the CHANGELOG say of the code's names, and no linter looks for."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+import lora_mixer
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("lora_mixer", "ui", "comfyui")
+SAY_NOTHING = frozenset(("found", "own", "msg"))
+
+
+def bound_names(source: str) -> set[str]:
+    """Return the names that a text of Python gives to values: assigned, looped over, arguments, caught errors."""
+    nodes = list(ast.walk(ast.parse(source)))
+    return (
+        {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        | {node.arg for node in nodes if isinstance(node, ast.arg)}
+        | {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n    found = 1\n",
+        "def f(own): ...",
+        "[found for found in ()]",
+        "try:\n    f()\nexcept E as own:\n    ...",
+        "if (msg := 1): ...",
+    ],
+)
+def test_a_name_that_says_nothing_is_seen(source: str):
+    assert bound_names(source) & SAY_NOTHING
+
+
+def test_names_of_values_say_what_they_are():
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    # what a method of a library calls its argument is the library's to say
+    libraries = {("sites.py", "msg")}
+    odd = {
+        (path.name, name)
+        for path in paths
+        for name in bound_names(path.read_text(encoding="utf-8")) & SAY_NOTHING
+        if (path.name, name) not in libraries
+    }
+
+    assert len(paths) > 300
+    assert odd == set()
+
+
+def what_is(name: str) -> tuple[object, bool]:
+    """Return what stands under a name below the package, and whether asking for it warned of a former one."""
+    value: object = lora_mixer
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for part in name.split("."):
+            inside = f"{getattr(value, '__name__', '')}.{part}"
+            if part in getattr(value, "__annotations__", {}):
+                value = value.__annotations__[part]
+            elif hasattr(value, part):
+                value = getattr(value, part)
+            elif hasattr(value, "__path__") and importlib.util.find_spec(inside) is not None:
+                # a kernel is imported where there is Triton only
+                value = inside if part == "kernel" else importlib.import_module(inside)
+            else:
+                return None, False
+    return value, any(issubclass(warning.category, DeprecationWarning) for warning in said)
+
+
+def renamed() -> list[tuple[str, str]]:
+    """Return the rows of CHANGELOG's tables of names, without those whose name stayed and whose meaning changed."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    section = text.partition("### Renamed")[2].partition("\n### ")[0]
+    rows = [re.fullmatch(r"\| (.*) \| (.*) \|", line) for line in section.splitlines()]
+    return [row.groups() for row in rows if row and row[1].startswith("`") and "`:" not in row[1]]
+
+
+def named(cell: str) -> list[str]:
+    return [name for name in re.findall(r"`([\w.]+)`", cell) if name[0] != "."]
+
+
+def test_the_table_of_renames_is_true():
+    rows = renamed()
+    today = [name for _, now in rows for name in named(now)]
+    before = [name for then, _ in rows for name in named(then) if "." in name or name[0].isupper()]
+
+    assert (len(rows) > 40, len(today) > 80, len(before) > 80) == (True, True, True)
+    assert [name for name in today if what_is(name)[0] is None] == []
+    assert [name for name in before if what_is(name)[0] is not None and not what_is(name)[1]] == []
