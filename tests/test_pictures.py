@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from lora_mixer import (
 )
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import heading_for, noise_levels
+from tests.models import tiny_sdxl
 
 STEPS = 2
 
@@ -326,3 +328,27 @@ def test_pictures_that_need_another_call_share_no_batch(change):
     asked = [PictureRequest("a"), PictureRequest("b", **change), PictureRequest("c", seed=1)]
 
     assert batches(asked, 4) == [[0, 2], [1]]
+
+
+def test_pictures_say_nothing_of_empty_lists_and_something_of_others(caplog):
+    mixer = LoraMixer(tiny_sdxl())
+    decode = mixer.pipe.vae.decode
+
+    def cast_first(*args, **kwargs):  # as diffusers does with a VAE in float16
+        for modules in ([], ["decoder"]):
+            mixer.pipe.vae._keep_in_fp32_modules = modules
+            mixer.pipe.vae.to(torch.float32)
+        return decode(*args, **kwargs)
+
+    mixer.pipe.vae.decode = cast_first
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    filters = list(logger.filters)
+    logger.addHandler(caplog.handler)
+    try:
+        list(PictureMaker(mixer).make([PictureRequest("a cat", seed=1, steps=1, width=32, height=32)]))
+    finally:
+        logger.removeHandler(caplog.handler)
+
+    (said,) = set(caplog.messages)
+    assert "kept in float32: ['decoder']" in said
+    assert logger.filters == filters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +44,10 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # typer's own context class moved between its releases
         """Run the subcommand."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # diffusers says it of a call that its own SDXL pipeline makes
+                warnings.filterwarnings("ignore", message="`upcast_vae`", category=FutureWarning)
+                return super().invoke(ctx)
         except LoraMixerError as error:
             if ctx.params.get("debug"):
                 raise

@@ -9,6 +9,7 @@ pictures can differ in the last bit of a pixel.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 import warnings
 from contextlib import contextmanager
@@ -366,7 +367,7 @@ class PictureMaker:
             self._sampling(first, pipe) as sampling,
             self._images.shown(first) as shown,
             self._mixed(batch),
-            _quiet_bar(pipe),
+            _quiet(pipe),
         ):
             arguments |= {**sampling, **shown}
             if "timesteps" in sampling:
@@ -480,17 +481,25 @@ def _watcher(
     return after
 
 
-class _quiet_bar:  # noqa: N801 -- used as a statement, like suppress
-    """Keep the pipeline's own progress bar away, and put its settings back."""
+class _quiet(logging.Filter):  # noqa: N801 -- used as a statement, like suppress
+    """Keep the pipeline's own progress bar away, and two warnings a picture about "modules [] that should be kept in float32"."""
 
     def __init__(self, pipe: Any) -> None:
+        super().__init__()
         self._pipe = pipe
         self._kept: Any = None
+        self._logger = logging.getLogger("diffusers.models.modeling_utils")
 
     def __enter__(self) -> None:
         self._kept = dict(getattr(self._pipe, "_progress_bar_config", {}))
         self._pipe.set_progress_bar_config(**{**self._kept, "disable": True})
+        self._logger.addFilter(self)
 
     def __exit__(self, *_: object) -> Literal[False]:
+        self._logger.removeFilter(self)
         self._pipe.set_progress_bar_config(**self._kept)
         return False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether somebody can do something about it: where no module is named, nobody can."""
+        return "should be kept in float32: []" not in record.getMessage()
