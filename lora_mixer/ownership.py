@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
+from lora_mixer.engines.holding import Holder, HoldingLock
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
@@ -65,10 +66,11 @@ class Loaded:
 
 @dataclass(eq=False)
 class Before:
-    """What was in effect before a block; another one that ends first may change it."""
+    """What was in effect before a block, and who began it; another one that ends first may change it."""
 
     held: ActiveMixes
     enabled: bool
+    holder: Holder = field(default_factory=Holder.now)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class MixerState:
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
@@ -134,7 +136,7 @@ class MixerState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
         vars(self).update(state)
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
@@ -161,6 +163,7 @@ class MixerState:
                 record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
+                self._end_lost(parts)
             except BaseException as error:
                 end(error)
                 raise
@@ -189,7 +192,24 @@ class MixerState:
 
         return Interruptible(begin, end, self.lock)
 
+    @property
+    def has_lost_blocks(self) -> bool:
+        """Whether a block is open whose thread has ended: nobody else will end it."""
+        return any(block.holder.is_gone for block in self.blocks)
+
+    def _end_lost(self, parts: Parts) -> None:
+        """Put back what was there before blocks whose threads have ended; calls that give the base anyway only note it."""
+        lost = next((block for block in self.blocks if block.holder.is_gone), None)
+        if lost is None:
+            return
+        kept = lost.held.without(name for name in lost.held.names if name not in self.loaded)
+        self.held, self.enabled = kept, lost.enabled
+        if parts == "bind":
+            self.tokens.change(shown=self.enabled)
+            self.controller.apply(kept if self.enabled else BASE, self.components())
+
     def _commit(self) -> None:
+        self.blocks = [block for block in self.blocks if not block.holder.is_gone]
         self.mark()
         self._guard()
 
