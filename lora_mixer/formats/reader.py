@@ -32,6 +32,7 @@ from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import alone, bundled
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
@@ -60,6 +61,9 @@ def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool 
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
     """
+    if source.left_out:
+        adapter = read_source(replace(source, left_out=()), name=name, pinned=pinned)
+        return replace(adapter, notes=(*adapter.notes, _left_out(source.left_out)))
     label, weights = source.label, source.weights
     if source.parts:
         return _joined(source, [read_source(part, pinned=pinned) for part in source.parts], name)
@@ -81,6 +85,16 @@ def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool 
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
     note = f"{len(others)} entries are not tensors and have no effect: {names}"
     return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
+
+
+def _left_out(folders: Sequence[str]) -> Remark[NoteKind]:
+    """Say which adapters beside this one were not read."""
+    listed = first_of([repr(folder) for folder in folders], _SHOWN)
+    return Remark(
+        f"folders beside it hold adapters that were not loaded: {listed}; load one by subfolder={folders[0]!r}, and say by "
+        "component= which part of the pipeline it is for where its keys do not",
+        NoteKind.LEFT_OUT,
+    )
 
 
 def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:
