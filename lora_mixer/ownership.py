@@ -208,6 +208,10 @@ class MixerState:
             self.tokens.change(shown=self.enabled)
             self.controller.apply(kept if self.enabled else BASE, self.components())
 
+    def _held(self) -> Interruptible[None]:
+        """Keep all others out."""
+        return Interruptible(lambda: None, lambda _: None, self.lock)
+
     def _commit(self) -> None:
         self.blocks = [block for block in self.blocks if not block.holder.is_gone]
         self.mark()
@@ -408,7 +412,7 @@ class MixerState:
         Raises:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
-        with self.lock:
+        with self._held():
             tensors = {name: self.peft_tensors(name) for name in names}
             odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
@@ -455,7 +459,7 @@ class MixerState:
         Raises:
             PipelineStateError: When the mix cannot be brought again as it was asked for; the base stays then.
         """
-        with self.lock:
+        with self._held():
             owner, held, enabled = self.owner, self.held, self.enabled
             try:
                 with self.transaction(self.mixer or self):

@@ -7,12 +7,10 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_mixer.engines.uninterrupted import uninterrupted
 from lora_mixer.errors import PipelineStateError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _LOOK_SECONDS = 0.1
 """How often who waits looks whether the thread that he waits for is still there."""
@@ -32,6 +30,7 @@ class Holder:
     task: asyncio.Task[Any] | None = None
 
     @classmethod
+    @uninterrupted
     def now(cls) -> Holder:
         """Return who is running."""
         task = None
@@ -43,10 +42,12 @@ class Holder:
         return cls(threading.current_thread(), task)
 
     @property
+    @uninterrupted
     def is_gone(self) -> bool:
         """Whether the thread has ended: nothing of it will ever end what it began."""
         return not self.thread.is_alive()
 
+    @uninterrupted
     def may_end_what(self, other: Holder) -> bool:
         """Tell whether this one may end what another has begun: itself, or one that is over."""
         if self == other or other.is_gone:
@@ -72,6 +73,7 @@ class HoldingLock:
         self._changed = threading.Condition(threading.Lock())
         self._holders: list[Holder] = []
 
+    @uninterrupted
     def acquire(self, timeout: float = -1, *, reading: bool = False) -> bool:
         """
         Wait for the lock.
@@ -96,32 +98,37 @@ class HoldingLock:
             self._holders.append(me)
             return True
 
+    @uninterrupted
     def release(self) -> None:
         """Give back what was acquired last by who is running."""
-        me = Holder.now()
+        me, last = Holder.now(), -1
         with self._changed:
-            mine = [at for at, holder in enumerate(self._holders) if me.may_end_what(holder)]
-            exact = [at for at in mine if self._holders[at] == me]
-            if mine:
-                del self._holders[(exact or mine)[-1]]
+            for at, holder in enumerate(
+                self._holders
+            ):  # a comprehension would be a function that is interrupted
+                if holder == me:
+                    last = at
+            for at, holder in enumerate(self._holders):
+                if last < 0 and me.may_end_what(holder):
+                    last = at
+            if last >= 0:
+                del self._holders[last]
             self._changed.notify_all()
 
-    def __enter__(self) -> bool:
-        """Acquire it."""
-        return self.acquire()
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Release it."""
-        self.release()
-
+    @uninterrupted
     def _is_free_for(self, me: Holder, *, reading: bool) -> bool:
-        self._holders = [holder for holder in self._holders if not holder.is_gone]
-        others = [holder for holder in self._holders if not me.may_end_what(holder)]
-        if not others or (reading and all(holder.thread is me.thread for holder in others)):
+        living: list[Holder] = []
+        others = beside = 0
+        for holder in self._holders:
+            if not holder.is_gone:
+                living.append(holder)
+                if not me.may_end_what(holder):
+                    others += 1
+                    beside += holder.thread is me.thread
+        self._holders = living
+        if not others or (reading and others == beside):
             return True
-        if any(holder.thread is me.thread for holder in others):
+        if beside:
             raise PipelineStateError(
                 "another asyncio task of this thread is inside of applied() or another call of this mixer, and neither can wait for "
                 "the other: let one task at a time have the mixer (async with asyncio.Lock()), or make pictures in threads "
@@ -142,10 +149,12 @@ class ReadingLock:
         """Keep it."""
         self._lock = lock
 
+    @uninterrupted
     def acquire(self, timeout: float = -1) -> bool:
         """Wait for the lock, as :meth:`HoldingLock.acquire`."""
         return self._lock.acquire(timeout, reading=True)
 
+    @uninterrupted
     def release(self) -> None:
         """Give it back."""
         self._lock.release()

@@ -8,29 +8,21 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lora_mixer.engines.holding import Holder
+from lora_mixer.engines.uninterrupted import WHOLE, uninterrupted
 from lora_mixer.errors import PipelineStateError
+
+__all__ = ["WHOLE", "Interruptible", "uninterrupted"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType, TracebackType
+    from types import FrameType, TracebackType
 
     from lora_mixer.engines.holding import HoldingLock, ReadingLock
 
-    Function = TypeVar("Function", bound=Callable[..., Any])
-
 T = TypeVar("T")
-WHOLE: set[CodeType] = set()
-"""The functions that Ctrl-C does not interrupt, nor what they call."""
-
 
 _LOOK_SECONDS = 0.1
 """How often who waits for a lock looks whether Ctrl-C came."""
-
-
-def uninterrupted(function: Function) -> Function:
-    """Let Ctrl-C wait until a function has ended, within blocks of :class:`Interruptible`."""
-    WHOLE.add(function.__code__)
-    return function
 
 
 class Interruptible(Generic[T]):
