@@ -11,7 +11,7 @@ from lora_mixer.hashes import Hashes
 from lora_mixer.sidecar_facts import About
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
@@ -118,7 +118,7 @@ class Adapter:
     """
 
     info: AdapterInfo
-    layers: tuple[AdapterLayer, ...]
+    layers: Sequence[AdapterLayer]
     unused: Mapping[str, Remark[UnusedReason]]
     notes: tuple[Remark[NoteKind], ...] = ()
     embeddings: tuple[Embedding, ...] = ()

@@ -449,16 +449,16 @@ class LoraMixer:
                 embeddings = choose_embeddings(adapter, load_embeddings, allow_nonfinite=allow_nonfinite)
                 words = state.tokens.fit(embeddings, name, adapter.info.source)
                 adapter = with_words(adapter, words)
-            binding = bind(adapter, components, name, component=component)
+            binding = bind(adapter, components, name, component=component, memory=state.memory)
             refuse_unusable(binding, self.pipe)
             report = binding.report
             if strict and not report.complete:
                 raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
-            reached = {layer.live.component for layer in binding.layers}
+            reached = {live.component for live in binding.lives}
             reached |= {word.component for word in words}
             state.claim(
                 {part: components[part] for part in reached},
-                [layer.live.module for layer in binding.layers],
+                [live.module for live in binding.lives],
             )
             layers, learnt = _own_layers(binding.layers, tensors, source)
             original = (
@@ -1349,9 +1349,10 @@ def _read(
     adapter, tensors = (
         read_trainable(source, name=name)
         if trainable
-        else (read_source(source, name=name, pinned=pinned), None)
+        else (read_source(source, name=name, pinned=pinned, moulded=True), None)
     )
-    check_held(adapter)
+    if isinstance(source.weights, Mapping):  # what was read from a file has values
+        check_held(adapter)
     if max_rank is not None:
         adapter = adapter.limited(max_rank)
     if dora_strength is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_mixer import guards
-from lora_mixer.binding import Lineage, Rebinder, find_components
+from lora_mixer.binding import Lineage, ModelMemory, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.holding import Holder, HoldingLock
@@ -102,6 +102,7 @@ class MixerState:
         inherited_tokens: The same for words that were loaded by themselves.
         held: The mixes in effect, or those that ``enable_lora`` brings back.
         enabled: Whether they are in effect.
+        memory: What was worked out of the pipeline's modules, for adapters to come.
         roots: The parts that adapters and words reach, by component, as they were when these were bound.
         owner: The mixer that works on it, as long as it is alive.
         blocks: What was in effect before each block of ``applied`` that is open, in the order in which they began.
@@ -112,6 +113,7 @@ class MixerState:
         self.keep_base: KeepBase = keep_base
         self.controller = EngineController(pipe, keep_base)
         self.tokens = TokenSet(pipe)
+        self.memory = ModelMemory()
         self.loaded: dict[str, Loaded] = {}
         self.inherited: set[str] = set()
         self.inherited_tokens: set[str] = set()
@@ -121,6 +123,7 @@ class MixerState:
         self.roots: dict[str, nn.Module] = {}
         self._reach: tuple[str, ...] = ()
         self._lineage: Lineage | None = None
+        self._is_noted = True  # whether that knows all modules that adapters change
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
@@ -130,7 +133,7 @@ class MixerState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True}
+        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True, "memory": ModelMemory()}
         return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -346,7 +349,7 @@ class MixerState:
         self.controller.replace(name, layers, trained, roots)
         self.loaded[name] = loaded
         self.inherited.discard(name)
-        self._lineage = None
+        self._is_noted = False
 
     def forget(self, names: Iterable[str]) -> None:
         """Let adapters go that are in no mix any more."""
@@ -492,7 +495,10 @@ class MixerState:
         """Let the parts hold the state that adapters and words reach now, and no others."""
         reach = (*self.controller.components, *self.tokens.components)
         if reach == self._reach and self._lineage is not None:
-            return
+            # what is there was looked at as this change began
+            self._is_noted = self._is_noted or self._lineage.covers(self.controller.modules)
+            if self._is_noted:
+                return
         components = self.components()
         reached, self._reach = set(reach), reach
         roots = {part: self.roots.get(part, components.get(part)) for part in reached}
@@ -507,7 +513,7 @@ class MixerState:
             if not any(root is kept for kept in self.roots.values()) and root.__dict__.get(_MARK) is self:
                 del root.__dict__[_MARK]
         # now, not at the next call: by then others may have replaced what is bound
-        self._lineage = Lineage(self.roots, self.controller.modules)
+        self._lineage, self._is_noted = Lineage(self.roots, self.controller.modules), True
 
     def guard(self) -> None:
         """Refuse diffusers' and PEFT's words for adapters that are none of theirs."""

@@ -20,6 +20,15 @@ CHROMIUM = (
     os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 )
 
+# The list beneath the address bar, which nobody sees here: it loads two pages of its own beside each of ours.
+UNSEEN = ("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup")
+# What Playwright turns off itself: of an option that is given twice, the browser takes the last.
+PLAYWRIGHTS = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync", "BoundaryEventDispatchTracksNodeRemoval", "DestroyProfileOnBrowserClose",
+    "DialMediaRouteProvider", "GlobalMediaControls", "HttpsUpgrades", "LensOverlay", "MediaRouter", "PaintHolding",
+    "ThirdPartyStoragePartitioning", "Translate", "AutoDeElevate", "RenderDocument", "OptimizationHints",
+)  # fmt: skip
+
 
 def browser():
     """Start Chromium; CI has it, elsewhere tests skip when it is missing."""
@@ -31,7 +40,8 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     playwright = sync_playwright().start()
-    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    options = ["--no-sandbox", f"--disable-features={','.join((*PLAYWRIGHTS, *UNSEEN))}"]
+    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=options)
 
 
 @contextmanager

@@ -122,7 +122,10 @@ def test_words_clicked_and_typed_fast_all_stay(desk):
             desk.page.wait_for_timeout(50)
         desk.page.get_by_label("Prompt", exact=True).press("End")
         desk.page.keyboard.type(", at night")
-        desk.page.wait_for_timeout(900)
+        desk.page.wait_for_function(
+            "document.querySelector('#prompt textarea').value.split(', ').length === 5"
+        )
+        desk.page.wait_for_timeout(900)  # nothing that comes later takes a word away
         text = desk.page.get_by_label("Prompt", exact=True).input_value()
     assert text.startswith("a boat, ")
     assert text.endswith(", at night")
@@ -139,7 +142,8 @@ def test_adding_touches_no_other_row(desk):
             """() => ["halftone", "neon", "lumo", "watercolor"].forEach(name =>
                 document.querySelector(`[aria-label="Add ${name} to the mix"]`).click())"""
         )
-        desk.page.wait_for_timeout(1200)
+        desk.row("watercolor").wait_for()
+        desk.page.wait_for_timeout(1200)  # nothing that comes later changes a row
     assert desk.page.get_by_label("ink: UNet", exact=True).input_value() == "0.35"
     assert names(desk) == ["ink", "pixel", "halftone", "neon", "lumo", "watercolor"]
 

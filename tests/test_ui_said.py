@@ -205,6 +205,13 @@ def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(
     covered = """node => { const all = node.getContext("2d").getImageData(0, 0, node.width, node.height).data;
         let count = 0, colour = ""; for (let at = 3; at < all.length; at += 4) if (all[at] > 200) { count++; colour = all.slice(at - 3, at).join(); }
         return [count / (all.length / 4), colour]; }"""
+
+    def shows(share, close):
+        desk.page.wait_for_function(
+            f"([node, share, close]) => Math.abs(({covered})(node)[0] - share) < close",
+            arg=[canvas.element_handle(), share, close],
+        )
+
     stroke(0.25)
     one, colour = canvas.evaluate(covered)
     assert 0.02 < one < 0.4
@@ -220,8 +227,7 @@ def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(
     desk.row("pixel").get_by_role("switch").focus()
     desk.page.keyboard.press("Space")
     desk.page.get_by_role("button", name="Paint a mask").click()
-    desk.page.wait_for_timeout(200)
-    assert canvas.evaluate(covered)[0] == pytest.approx(one, abs=0.01)
+    shows(one, 0.01)
     desk.page.get_by_label("ink: invert the mask").click()
     assert canvas.evaluate(covered)[0] == pytest.approx(1 - one, abs=0.02)
     desk.page.get_by_role("button", name="Use this mask").click()
@@ -229,21 +235,16 @@ def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(
     desk.row("ink").locator(".lm-row-head .lm-maskmark img").wait_for()
 
     desk.page.get_by_role("button", name="Paint again").click()  # begins with the mask that is there
-    desk.page.wait_for_timeout(400)
-    assert canvas.evaluate(covered)[0] == pytest.approx(1 - one, abs=0.03)
+    shows(1 - one, 0.03)
     desk.page.get_by_label("ink: feather of the mask").fill("6")  # seen as it will be
     assert canvas.evaluate("node => node.style.filter").startswith("blur(")
     half = Image.new("L", (32, 32))
     half.paste(255, (0, 0, 32, 8))
     half.save(tmp_path / "quarter.png")
     dialog.locator("input[type=file]").set_input_files(str(tmp_path / "quarter.png"))
-    desk.page.wait_for_function(
-        f"([node, one]) => Math.abs(({covered})(node)[0] - one) < 0.06", arg=[canvas.element_handle(), 0.25]
-    )
+    shows(0.25, 0.06)
     reload(desk)  # strokes that nobody used yet are there after it
     desk.page.get_by_label("More for ink").click()
     desk.page.get_by_role("button", name="Paint again").click()
-    desk.page.wait_for_function(
-        f"([node, one]) => Math.abs(({covered})(node)[0] - one) < 0.06", arg=[canvas.element_handle(), 0.25]
-    )
+    shows(0.25, 0.06)
     desk.page.get_by_label("Close the mask").click()

@@ -178,6 +178,7 @@ def launch(
             ]
         },
         inbrowser=False,
+        _frontend=False,  # no call of its own, which ends the start where the first answer takes over 3 s
     )
     outermost(blocks.app)
     app.preloader.warm_up()

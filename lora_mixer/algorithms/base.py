@@ -149,6 +149,10 @@ class LayerWeights(abc.ABC):
         """The names of all algorithms at work, the outer first."""
         return (self.algorithm, *(name for part in self.inner_parts() for name in part.algorithms))
 
+    told_by_shapes: ClassVar[bool] = False
+    """Whether shapes, dtypes and single numbers (alpha, scale) decide all of it, its tensors' values aside, in ``take`` as well:
+    files of the same shapes are then built once (:mod:`lora_mixer.algorithms.moulds`)."""
+
     reaches_twins: ClassVar[bool] = False
     """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
 
@@ -342,6 +346,7 @@ class Sliced(Wrapped):
     """
 
     algorithm: ClassVar[str] = "rows"
+    told_by_shapes: ClassVar[bool] = True
 
     inner: LayerWeights
     ranges: Ranges

@@ -26,6 +26,7 @@ class Padded(Wrapped):
     """
 
     algorithm: ClassVar[str] = "padded"
+    told_by_shapes: ClassVar[bool] = True
 
     inner: LayerWeights
     columns: int

@@ -28,6 +28,7 @@ class Stack(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "stack"
+    told_by_shapes: ClassVar[bool] = True
 
     parts: tuple[LayerWeights, ...]
     alpha: float | None

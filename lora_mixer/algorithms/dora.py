@@ -51,6 +51,7 @@ class Dora(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "dora"
+    told_by_shapes: ClassVar[bool] = True
 
     inner: LayerWeights
     magnitude: torch.Tensor

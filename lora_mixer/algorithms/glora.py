@@ -37,6 +37,7 @@ class GLoRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "glora"
+    told_by_shapes: ClassVar[bool] = True
 
     a1: torch.Tensor
     a2: torch.Tensor

@@ -66,6 +66,7 @@ class LoHa(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "loha"
+    told_by_shapes: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     w1_a: torch.Tensor

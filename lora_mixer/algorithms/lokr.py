@@ -42,6 +42,7 @@ class LoKr(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    told_by_shapes: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     w1: torch.Tensor | None

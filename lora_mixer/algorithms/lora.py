@@ -56,6 +56,7 @@ class LowRank(Factored):
     """
 
     algorithm: ClassVar[str] = "lora"
+    told_by_shapes: ClassVar[bool] = True
 
     up: torch.Tensor
     down: torch.Tensor
@@ -166,7 +167,10 @@ class LowRank(Factored):
         down = self.down if self.mid is None else fold_core(self.mid, self.down)
         if self._pads(shape):
             down = torch.nn.functional.pad(down, (0, 0, 0, 0, 0, shape[1] - down.shape[1]))
-        return Factors(self.up.flatten(1), down.flatten(1), self.scale)
+        up = self.up  # a view of a matrix is one more object, of which there are thousands
+        return Factors(
+            up if up.ndim == 2 else up.flatten(1), down if down.ndim == 2 else down.flatten(1), self.scale
+        )
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the scaled ``up_bias``."""

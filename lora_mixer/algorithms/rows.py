@@ -35,6 +35,7 @@ class Placed(Wrapped):
     """
 
     algorithm: ClassVar[str] = "placed"
+    told_by_shapes: ClassVar[bool] = True
 
     inner: LayerWeights
     ranges: Ranges
@@ -130,3 +131,35 @@ class Chunks(LayerWeights):
             for part, (start, stop) in zip(self.parts, self._spans, strict=True)
         ]
         return torch.cat(pieces)  # (out, in, *kernel)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """
+    Which rows of a layer of a file go to which rows of a live module.
+
+    Attributes:
+        file_rows: The rows that the module gets, in the order in which it has them.
+        total: Rows of the file's layer.
+        live_rows: Which of its own rows these are; None for all.
+        height: How many rows the module has.
+
+    Example:
+        >>> from lora_mixer.algorithms.full import Full
+        >>> fused = Full(torch.arange(6.0).reshape(3, 2), None, 1.0)
+        >>> Cut(((2, 3), (0, 1)), 3, None, 2).of(fused).delta(torch.zeros(2, 2), 1.0)
+        tensor([[4., 5.],
+                [0., 1.]])
+    """
+
+    file_rows: Ranges
+    total: int
+    live_rows: Ranges | None
+    height: int
+
+    def of(self, whole: LayerWeights) -> LayerWeights:
+        """Return the module's part of the change of a file's layer."""
+        weights = whole.take(self.file_rows, self.total)
+        if self.live_rows is None:
+            return weights
+        return Placed(weights, self.live_rows, self.height, weights.alpha)

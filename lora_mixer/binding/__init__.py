@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from lora_mixer.binding.bind import Binding, BoundLayer, bind, refuse_unusable
+from lora_mixer.binding.bind import Binding, bind, refuse_unusable
 from lora_mixer.binding.components import find_components
 from lora_mixer.binding.index import ModuleIndex
+from lora_mixer.binding.layers import BoundLayer
 from lora_mixer.binding.lineage import Lineage, Rebinder
+from lora_mixer.binding.memory import ModelMemory
 from lora_mixer.binding.reach import check_components, without_effect
 from lora_mixer.binding.report import ComponentMatch, MatchReport
 
@@ -15,6 +17,7 @@ __all__ = [
     "ComponentMatch",
     "Lineage",
     "MatchReport",
+    "ModelMemory",
     "ModuleIndex",
     "Rebinder",
     "bind",

@@ -15,10 +15,13 @@ from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
-from lora_mixer.algorithms.rows import Placed
+from lora_mixer.algorithms.rows import Cut
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
+from lora_mixer.binding.layers import BoundLayer, Siblings, Widening
+from lora_mixer.binding.memory import named, poured
+from lora_mixer.binding.moulds import MouldedBound
 from lora_mixer.binding.packed import refuse_packed
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule, ModuleMatch, Placement
+    from lora_mixer.binding.memory import ModelMemory
 
 _SHOWN = 8
 _SAME = 1e-3  # two spellings of one change, each rounded by itself
@@ -49,52 +53,6 @@ _COPIES = ("controlnet", "motion_adapter")
 _TRANSPOSED = torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d
 """Their weights stand the other way round: (in, out / groups, *kernel)."""
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")
-
-
-@dataclass(frozen=True)
-class Siblings:
-    """
-    The live modules that together are one layer of the file, for changes that look at all of its rows.
-
-    Attributes:
-        parts: Each module and its rows.
-        total: Rows of the file's layer.
-    """
-
-    parts: tuple[Placement, ...]
-    total: int
-
-
-@dataclass(frozen=True)
-class Widening:
-    """
-    More inputs than the live module has, which the module gets while the adapter has a part.
-
-    Attributes:
-        columns: The inputs that the file's layer has.
-        root: The component, whose configuration says how many there are.
-    """
-
-    columns: int
-    root: nn.Module
-
-
-@dataclass(frozen=True)
-class BoundLayer:
-    """
-    One module of the pipeline and what an adapter does to it.
-
-    Attributes:
-        live: The module, or a bare parameter.
-        weights: The change of its rows.
-        siblings: The whole layer of the file, where the change of these rows depends on the base of the others.
-        widening: What the module has to become, where the file's layer has more inputs.
-    """
-
-    live: LiveModule
-    weights: LayerWeights
-    siblings: Siblings | None = None
-    widening: Widening | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +67,16 @@ class Binding:
         sources: The layers of the file that each of ``layers`` is from.
     """
 
-    layers: tuple[BoundLayer, ...]
+    layers: Sequence[BoundLayer]
     report: MatchReport
     sources: tuple[tuple[AdapterLayer, ...], ...] = ()
     base: str = ""
+
+    @property
+    def lives(self) -> Sequence[LiveModule]:
+        """The live module of each layer."""
+        own: Sequence[LiveModule] | None = getattr(self.layers, "lives", None)
+        return [layer.live for layer in self.layers] if own is None else own
 
 
 @dataclass
@@ -141,14 +105,34 @@ class _Share:
         live, change = self.placement.live, self.change
         if live.is_bare and not live.is_packed and isinstance(change, Full) and change.weight is not None:
             return replace(change, weight=change.weight.reshape(live.shape))
-        weights = change.take(self.placement.file_rows, self.match.total)
-        if self.placement.live_rows is None:
-            return weights
-        return Placed(weights, self.placement.live_rows, live.shape[0], weights.alpha)
+        place = self.placement
+        return Cut(place.file_rows, self.match.total, place.live_rows, live.shape[0]).of(change)
+
+    @property
+    def pattern(self) -> tuple[LayerWeights, Cut] | None:
+        """The file's layer and what is cut from it; None where it is reshaped on the way."""
+        live, place = self.placement.live, self.placement
+        if live.is_bare and not live.is_packed:
+            return None
+        return self.change, Cut(place.file_rows, self.match.total, place.live_rows, live.shape[0])
+
+
+@dataclass
+class _Matches:
+    """The modules that were found, by component and path, what was counted, and what has another shape."""
+
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+    shares: dict[tuple[str, str], list[_Share]] = field(default_factory=dict)
+    misfits: list[Problem] = field(default_factory=list)
 
 
 def bind(
-    adapter: Adapter, components: Mapping[str, nn.Module], name: str, *, component: str | None = None
+    adapter: Adapter,
+    components: Mapping[str, nn.Module],
+    name: str,
+    *,
+    component: str | None = None,
+    memory: ModelMemory | None = None,
 ) -> Binding:
     """
     Resolve an adapter's layers on the modules of a pipeline.
@@ -158,6 +142,7 @@ def bind(
         components: The pipeline's modules by component name.
         name: The adapter name, for the report.
         component: The component to look in, whatever the keys say.
+        memory: What was worked out of these modules before.
 
     Raises:
         MatchError: When nothing matches, a shape is wrong, two components match alike, two parts of the file land on
@@ -166,25 +151,69 @@ def bind(
     """
     if component is not None and component not in components:
         raise MatchError(f"component {component!r} is not in this pipeline; it has {', '.join(components)}")
+    known = None if memory is None else memory.find(adapter, components, component)
+    if known is not None:
+        layers, told = poured(*known)
+        return Binding(
+            layers, named(known[0].report, adapter, name, _trained_apart(told)), base=known[0].base
+        )
     if component is not None:
         _refuse_several(adapter, component)
     chosen = {component: components[component]} if component is not None else components
-    indexes = {part: ModuleIndex(part, root) for part, root in chosen.items()}
-    adapter = replace(adapter, layers=on_parameters(adapter.layers, indexes.values()))
+    make = ModuleIndex if memory is None else memory.index
+    indexes = {part: make(part, root) for part, root in chosen.items()}
+    given, adapter = adapter, replace(adapter, layers=on_parameters(adapter.layers, indexes.values()))
     _choose_order(adapter.layers, indexes)
     _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
         fronts = _fronts(indexes)
         adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
+    matches = _matched(adapter, indexes, component)
+    tallies, shares, misfits = matches.tallies, matches.shares, matches.misfits
+    aside = _for_others(adapter.layers, component)
+    _refuse_partial(adapter, components, tallies, indexes, aside, fits=not misfits)
+    report = MatchReport(
+        adapter_name=name,
+        source=adapter.info.source,
+        format=adapter.info.format,
+        components=tuple(
+            ComponentMatch(part, tuple(t.matched), t.unmatched, t.keys_used, tuple(t.keys_unused))
+            for part, t in sorted(tallies.items())
+        ),
+        unused_keys=adapter.unused,
+        notes=adapter.notes,
+    )
+    if component not in TEXT_HINTS and not misfits:
+        _refuse_foreign(adapter, components, report)
+    twice = [] if misfits else _twice(shares, indexes)
+    _judge(adapter, components, report, misfits, twice, _given_by(shares, twice))
+    bound = tuple([_bound(group) for group in shares.values()])
+    base = _base(adapter.info.base, report, indexes)
+    general = replace(
+        report, notes=(*_beside_only(bound), *_other_expert(adapter, report, indexes, component))
+    )
+    apart = _maybe_apart(shares.values())
+    if memory is not None and all(map(_is_told_by_names, shares.values())):
+        patterns = [group[0].pattern if len(group) == 1 else None for group in shares.values()]
+        memory.keep(given, component, bound, patterns, general, base, apart)
+    return Binding(
+        bound,
+        named(general, adapter, name, _trained_apart(apart)),
+        tuple([tuple([share.layer for share in group]) for group in shares.values()]),
+        base,
+    )
+
+
+def _matched(adapter: Adapter, indexes: Mapping[str, ModuleIndex], component: str | None) -> _Matches:
+    """Look for the module of every layer."""
     unnamed = [layer for layer in adapter.layers if layer.target.hint is None or component is not None]
     home = component
     if home is None:
         said = adapter.component  # by its folder or header, which may be of another pipeline
         home = said if said in indexes else _home(unnamed, indexes, adapter.info.source)
     routes = _routes(adapter.layers, indexes)
-    tallies: dict[str, _Tally] = {}
-    shares: dict[tuple[str, str], list[_Share]] = {}
-    misfits: list[Problem] = []
+    matches = _Matches()
+    tallies, shares, misfits = matches.tallies, matches.shares, matches.misfits
     twins: dict[int, str] = {}
     for layer in adapter.layers:
         names = _candidates(layer, home, indexes, routes, adapter.component, forced=component is not None)
@@ -209,38 +238,12 @@ def bind(
             shares.setdefault((placement.live.component, place), []).append(
                 _Share(layer, match, placement, weights, widening)
             )
-    aside = _for_others(adapter.layers, component)
-    _refuse_partial(adapter, components, tallies, indexes, aside, fits=not misfits)
-    report = MatchReport(
-        adapter_name=name,
-        source=adapter.info.source,
-        format=adapter.info.format,
-        components=tuple(
-            ComponentMatch(part, tuple(t.matched), t.unmatched, t.keys_used, tuple(t.keys_unused))
-            for part, t in sorted(tallies.items())
-        ),
-        unused_keys=adapter.unused,
-        notes=adapter.notes,
-    )
-    if component not in TEXT_HINTS and not misfits:
-        _refuse_foreign(adapter, components, report)
-    twice = [] if misfits else _twice(shares, indexes)
-    _judge(adapter, components, report, misfits, twice, _given_by(shares, twice))
-    bound = [_bound(group) for group in shares.values()]
-    return Binding(
-        tuple(bound),
-        replace(
-            report,
-            notes=(
-                *report.notes,
-                *_beside_only(bound),
-                *_trained_apart(shares.values()),
-                *_other_expert(adapter, report, indexes, component),
-            ),
-        ),
-        tuple(tuple(share.layer for share in group) for group in shares.values()),
-        _base(adapter.info.base, report, indexes),
-    )
+    return matches
+
+
+def _is_told_by_names(shares: Sequence[_Share]) -> bool:
+    """Say whether no value was looked at to tell whether layers of a file contradict each other."""
+    return len(shares) == 1 or all(share.placement.live_rows is not None for share in shares)
 
 
 def _place(live: LiveModule, weights: LayerWeights, twins: dict[int, str]) -> str:
@@ -294,6 +297,8 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
     Raises:
         MatchError: When the pipeline is one of diffusers' that is not made for a second picture beside the latents.
     """
+    if isinstance(binding.layers, MouldedBound):  # none of these widens anything
+        return
     wider = [layer for layer in binding.layers if layer.widening is not None]
     kind = type(pipe).__name__
     known = type(pipe).__module__.startswith("diffusers.") and kind.endswith("Pipeline")
@@ -362,10 +367,9 @@ def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:
     names = [f"{x.live.component}.{x.live.path}" for x in bound if x.weights.beside_only]
     if not names:
         return []
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     note = (
         f"{len(names)} convolutions in groups have a pair over all inputs, which no weight of theirs can hold: it runs "
-        f"beside them in every mix ({', '.join(names[:_SHOWN])}{more})"
+        f"beside them in every mix ({first_of(names, _SHOWN)})"
     )
     return [Remark(note, NoteKind.BESIDE)]
 
@@ -390,12 +394,12 @@ def _other_expert(
     return [Remark(note, NoteKind.EXPERT)]
 
 
-def _trained_apart(shares: Iterable[Sequence[_Share]]) -> list[Remark[NoteKind]]:
-    """Say so where parts of a fused layer were trained apart (Kohya's ``split_qkv``) and alpha counts against all their ranks."""
+def _maybe_apart(shares: Iterable[Sequence[_Share]]) -> tuple[LowRank, Sequence[int]] | None:
+    """Return the first pair of a fused layer and the rows of its parts, where its shapes and alpha may be of parts trained apart."""
     fused = (share for each in shares for share in each if len(share.match.placements) > 1)
     first = next((share for share in fused if isinstance(share.change, LowRank) and share.change.alpha), None)
     if first is None or not isinstance(first.change, LowRank):
-        return []
+        return None
     heights = [sum(stop - start for start, stop in place.file_rows) for place in first.match.placements]
     parts, rank = len(heights), first.change.rank
     if (
@@ -404,14 +408,24 @@ def _trained_apart(shares: Iterable[Sequence[_Share]]) -> list[Remark[NoteKind]]
         or first.change.up.is_meta
         or first.change.up.shape[0] != sum(heights)
     ):
+        return None
+    return first.change, heights
+
+
+def _trained_apart(apart: tuple[LayerWeights, Sequence[int]] | None) -> list[Remark[NoteKind]]:
+    """Say so where parts of a fused layer were trained apart (Kohya's ``split_qkv``) and alpha counts against all their ranks."""
+    if apart is None or not isinstance(apart[0], LowRank):
         return []
-    rows = torch.split(first.change.up.flatten(1).float() != 0, heights)  # fp8 cannot be counted
+    pair: LowRank = apart[0]
+    heights = apart[1]
+    parts, rank = len(heights), pair.rank
+    rows = torch.split(pair.up.flatten(1).float() != 0, list(heights))  # fp8 cannot be counted
     each = rank // parts
     if any(int(up.sum()) != int(up[:, n * each : (n + 1) * each].sum()) for n, up in enumerate(rows)):
         return []
     note = (
         f"parts of its fused layers were trained apart, at rank {each} each: every reader, this one too, takes alpha "
-        f"{first.change.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
+        f"{pair.alpha:g} over the rank of the whole, {rank}, which is {parts} times less than in training"
     )
     return [Remark(note, NoteKind.TRAINED_APART)]
 

@@ -217,6 +217,11 @@ class ModuleIndex:
                 if name not in ("weight", "bias"):
                     self._bare[f"{plain}.{name}".lstrip(".")] = (module, name)
 
+    def begin(self) -> None:
+        """Forget what was decided for a file before."""
+        self.ordinal_classes, self.ordinal_order = None, counted_names.ORDERS[0]
+        self._preferred = ()
+
     @cached_property
     def packed(self) -> dict[str, int]:
         """Count, by class, the layers whose weights are packed in a form of their own, so that nothing here finds them."""

@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING
-
-from lora_mixer.binding.bind import BoundLayer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import nn
+
+    from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.index import LiveModule, Placement
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """
+    The live modules that together are one layer of the file, for changes that look at all of its rows.
+
+    Attributes:
+        parts: Each module and its rows.
+        total: Rows of the file's layer.
+    """
+
+    parts: tuple[Placement, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class Widening:
+    """
+    More inputs than the live module has, which the module gets while the adapter has a part.
+
+    Attributes:
+        columns: The inputs that the file's layer has.
+        root: The component, whose configuration says how many there are.
+    """
+
+    columns: int
+    root: nn.Module
+
+
+@dataclass(frozen=True)
+class BoundLayer:
+    """
+    One module of the pipeline and what an adapter does to it.
+
+    Attributes:
+        live: The module, or a bare parameter.
+        weights: The change of its rows.
+        siblings: The whole layer of the file, where the change of these rows depends on the base of the others.
+        widening: What the module has to become, where the file's layer has more inputs.
+    """
+
+    live: LiveModule
+    weights: LayerWeights
+    siblings: Siblings | None = None
+    widening: Widening | None = None
 
 
 class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked out needs a place
@@ -36,6 +86,27 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
     def places(self) -> tuple[tuple[str, str], ...]:
         """The component and path of each."""
         return tuple((layer.live.component, layer.live.path) for layer in self)
+
+    def share(self, known: dict[str, Any]) -> None:
+        """Have what was worked out of others that are of the same modules in the same order, or work it out for them."""
+        if not known:
+            known.update(_runs=self._runs, components=self.components, places=self.places, _named=self._named)
+        self.__dict__.update(known)
+
+    def named(self, leaves: frozenset[str]) -> Mapping[str, frozenset[int]]:
+        """Return the identities of the modules whose paths end in one of some names, by component."""
+        found = self._named.get(leaves)
+        if found is None:
+            table: dict[str, set[int]] = {}
+            for layer in self:
+                if layer.live.path.rpartition(".")[2] in leaves:
+                    table.setdefault(layer.live.component, set()).add(id(layer.live.module))
+            found = self._named[leaves] = {part: frozenset(own) for part, own in table.items()}
+        return found
+
+    @cached_property
+    def _named(self) -> dict[frozenset[str], Mapping[str, frozenset[int]]]:
+        return {}
 
     def spread(self, by_component: Mapping[str, float]) -> list[float]:
         """Give each layer the number of its component."""

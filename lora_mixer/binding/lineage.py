@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.binding.bind import BoundLayer
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.binding.layers import BoundLayer
 
 
 class Lineage:
@@ -34,6 +34,7 @@ class Lineage:
     def __init__(self, roots: Mapping[str, nn.Module], modules: Collection[int]) -> None:
         """Note each module on the way from a component to a bound one, and its parent."""
         self._roots = dict(roots)
+        self._modules = frozenset(modules)
         parents: dict[int, tuple[nn.Module, str, nn.Module]] = {}
         for root in roots.values():
             for parent in root.modules():
@@ -59,6 +60,10 @@ class Lineage:
             and all(components.get(part, root) is root for part, root in self._roots.items())
             and all(map(operator.is_, [get(name) for get, name in self._lookups], self._children))
         )
+
+    def covers(self, modules: Collection[int]) -> bool:
+        """Say whether modules, by identity, are among those that it was made for."""
+        return self._modules.issuperset(modules)
 
     def put_back(self, modules: Collection[int]) -> None:
         """

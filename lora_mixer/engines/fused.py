@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import operator
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.binding import BoundLayer
+    from lora_mixer.binding.layers import BoundLayers
 
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -73,20 +72,27 @@ class FusedProjections:
     def __init__(self) -> None:
         """Start with none."""
         self._holders: dict[int, nn.Module] = {}  # attentions that have, or may get, fused layers
-        self._known: tuple[Sequence[BoundLayer], ...] = ()  # the layers that holders were looked for
+        self._known: tuple[BoundLayers, ...] = ()  # the layers that holders were looked for
+        self._wanted: dict[str, set[int]] = {}  # the projections among these, by component
+        self._roots: list[nn.Module] = []
         self._followed: list[tuple[nn.Module, list[nn.Module]]] = []  # in step before the last change
         self._standing: list[nn.Module] = []
 
-    def find(self, adapters: Iterable[Sequence[BoundLayer]], components: Mapping[str, nn.Module]) -> None:
+    def find(self, adapters: Iterable[BoundLayers], components: Mapping[str, nn.Module]) -> None:
         """Find the attentions whose projections are among the layers of adapters, unless these are known."""
         known = tuple(adapters)
         if len(known) == len(self._known) and all(map(operator.is_, known, self._known)):
             return
         wanted: dict[str, set[int]] = {}
-        for layer in chain.from_iterable(known):
-            if layer.live.path.rpartition(".")[2] in _LEAVES:
-                wanted.setdefault(layer.live.component, set()).add(id(layer.live.module))
+        for layers in known:
+            for part, modules in layers.named(_LEAVES).items():
+                wanted.setdefault(part, set()).update(modules)
         self._known = known
+        roots = [components[part] for part in wanted]
+        same = wanted == self._wanted and len(roots) == len(self._roots)
+        if same and all(map(operator.is_, roots, self._roots)):
+            return
+        self._wanted, self._roots = wanted, roots
         self._holders = {
             id(holder): holder
             for part, modules in wanted.items()

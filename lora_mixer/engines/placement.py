@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.binding.moulds import MouldedBound, PouredLayers
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def copy_to_devices(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     The tensors of a file are views of one mapped buffer: it is copied once, not once per tensor. Neither a file that
     changes later nor training steps on a caller's tensors reach a loaded adapter.
     """
+    if isinstance(layers, MouldedBound):
+        return _poured(layers)
     needed: dict[int, int] = {}
     for layer in layers:
         for tensor in layer.weights.tensors():
@@ -56,6 +60,28 @@ def copy_to_devices(layers: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
     return tuple(settled(layer) for layer in layers)
 
 
+def _poured(layers: MouldedBound) -> PouredLayers:
+    """Copy a file's data section to each device once; on the CPU it is nobody else's already, unless it is pinned."""
+    raw, raws = layers.raw, dict[torch.device, torch.Tensor]()
+    where = [compute_device(live.module) for live in layers.lives]
+    for device in dict.fromkeys(where):
+        stays = device == raw.device and not raw.is_pinned()
+        raws[device] = raw if stays else raw.to(device, copy=True, non_blocking=device.type == "cuda")
+    return layers.pour(raws, where)
+
+
+def _all_finite(layers: PouredLayers) -> bool:
+    """Say whether the numbers of the files that layers are views of are finite; False where some may be none."""
+    if layers.spans is None:
+        return False
+    peaks = [
+        torch.linalg.vector_norm(section.typed(dtype)[start:stop], float("inf"))
+        for section in layers.sections
+        for dtype, start, stop in layers.spans
+    ]
+    return all(math.isfinite(float(peak)) for peak in peaks)
+
+
 def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     """
     Refuse NaN and Inf: one such value in a blend ruins every picture.
@@ -63,6 +89,8 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     Raises:
         InvalidAdapterError: Naming the modules.
     """
+    if isinstance(layers, PouredLayers) and _all_finite(layers):
+        return
     bad: dict[str, None] = {}
     alike: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
     for layer in layers:
@@ -92,7 +120,8 @@ def computes_on_cuda(components: Iterable[nn.Module]) -> bool:
 
 def compute_device(module: nn.Module) -> torch.device:
     """Return the device that a layer computes on, also while its weight is offloaded."""
-    weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")  # noqa: SLF001 -- ten times faster than getattr
+    weight = getattr(module, "weight", None) if weight is None else weight
     if weight is None:  # the owner of a bare parameter
         weight = next(module.parameters(recurse=False), None)
     device = weight.device if isinstance(weight, torch.Tensor) else torch.device("cpu")

@@ -6,7 +6,7 @@ Every problem of a file is collected and raised once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ from lora_mixer.errors import (
 )
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
-from lora_mixer.formats.container import read_tensors, torch_dtype
+from lora_mixer.formats.container import FileTensors, read_data, read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
 from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
+from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark
@@ -46,7 +47,9 @@ _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
 
-def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool = False) -> Adapter:
+def read_source(
+    source: AdapterSource, *, name: str | None = None, pinned: bool = False, moulded: bool = False
+) -> Adapter:
     """
     Read an adapter from a resolved source.
 
@@ -54,6 +57,7 @@ def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool 
         source: Where it lies.
         name: The name to give it; None takes the source's own.
         pinned: Whether its tensors go on to a GPU and may lie in pinned memory until then.
+        moulded: Whether its layers may be :class:`~lora_mixer.formats.moulds.MouldedLayers`, made when they are asked for.
 
     Returns:
         The adapter. Its tensors are in memory, or are the caller's own.
@@ -73,13 +77,14 @@ def read_source(source: AdapterSource, *, name: str | None = None, pinned: bool 
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
             tensors = _map_tensors(stream, header, label, "pinned" if pinned else "plain")
-            return _assemble(
-                tensors, header.metadata, source, name, hashes_of(source, stream, header.data_start)
-            )
+            found = hashes_of(source, stream, header.data_start)
+            if moulded and source.config is None:
+                return _moulded(tensors, source, name, found)
+            return _assemble(tensors, header.metadata, source, name, found)
         content, others = read_pickle(stream, label)
         table = safeloras.from_list(content, label) if isinstance(content, list) else content
-        tensors = _state_dict(table, label)
-        adapter = _assemble(tensors, {}, source, name, hashes_of(source, stream, None))
+        unpickled = _state_dict(table, label)
+        adapter = _assemble(unpickled, {}, source, name, hashes_of(source, stream, None))
     if not others:
         return adapter
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
@@ -179,7 +184,7 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
-def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> dict[str, torch.Tensor]:
+def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> FileTensors:
     """
     Give every key its tensor, read into memory.
 
@@ -189,7 +194,7 @@ def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) 
         CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
     """
     before = stamp(stream)
-    tensors = read_tensors(stream, header, label, memory)
+    tensors = FileTensors(read_data(stream, header, label, memory), header)
     if stamp(stream) != before:
         raise CorruptFileError(
             "the file changed while it was read; wait until the program that writes it is done", file=label
@@ -272,13 +277,54 @@ def check_held(adapter: Adapter) -> None:
             )
 
 
+def _moulded(
+    tensors: FileTensors, source: AdapterSource, name: str | None, file_hashes: hashes.Hashes
+) -> Adapter:
+    """Read the tensors of a file by the mould of its kind, or as any others where there is none yet."""
+    header, raw = tensors.header, tensors.buffer
+    metadata = header.metadata
+    rules = scale_rules(source, metadata)
+    mould = find_mould(header, rules, raw)
+    if mould is None:
+        made: list[tuple[Modules, set[str]]] = []
+        adapter = _assemble(tensors, metadata, source, name, file_hashes, made)
+        facts, layouts = made[0]
+        plain = not adapter.embeddings and not adapter.info.embeddings and not layouts & {"safeloras"}
+        return keep_mould(adapter, header, rules, raw, facts=facts, layouts=layouts) if plain else adapter
+    layers = MouldedLayers(mould, raw)
+    info = describe_adapter(
+        source,
+        name,
+        mould.facts,
+        layouts=mould.layouts,
+        dtypes=mould.dtypes,
+        size=mould.size,
+        embeddings=(),
+        metadata=metadata,
+        hashes=file_hashes,
+    )
+    component = metadata.get(COMPONENT_KEY) or source.component
+    notes = mould.notes or _note_zeros(mould.each(raw), len(layers))
+    return Adapter(info, layers, mould.unused, notes, (), component)
+
+
+def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[NoteKind], ...]:
+    """Say so where nothing was trained; the first layer that was ends the look."""
+    if not all(layer.weights.is_zero() for layer in layers):
+        return ()
+    said = f"all {count} modules hold zeros and change nothing: the file was saved before training began"
+    return (Remark(said, NoteKind.ALL_ZERO),)
+
+
 def _assemble(
-    tensors: dict[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str],
     source: AdapterSource,
     name: str | None,
     file_hashes: hashes.Hashes,
+    made: list[tuple[Modules, set[str]]] | None = None,
 ) -> Adapter:
+    """Build an adapter; ``made`` takes what its description goes by."""
     label = source.label
     rules = scale_rules(source, metadata)
     groups = group_keys(tensors, metadata, label, has_config=source.config is not None)
@@ -298,19 +344,19 @@ def _assemble(
     if idle:
         said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
         notes.append(Remark(said, NoteKind.ALPHA_ZERO))
-    elif not source.is_fresh and all(
-        layer.weights.is_zero() for layer in layers
-    ):  # the first trained one ends it
-        said = f"all {len(layers)} modules hold zeros and change nothing: the file was saved before training began"
-        notes.append(Remark(said, NoteKind.ALL_ZERO))
+    elif not source.is_fresh:
+        notes += _note_zeros(layers, len(layers))
     held = [t for layer in layers for t in layer.weights.tensors()]
+    facts = _facts(layers)
+    if made is not None:
+        made.append((facts, groups.layouts))
     info = describe_adapter(
         source,
         name,
-        _facts(layers),
+        facts,
         layouts=groups.layouts,
-        dtypes={str(t.dtype).removeprefix("torch.") for t in held},
-        size=sum(t.numel() * t.element_size() for t in held),
+        dtypes={str(dtype).removeprefix("torch.") for dtype in {t.dtype for t in held}},
+        size=sum([t.nbytes for t in held]),
         embeddings=groups.embeddings,
         metadata=metadata,
         hashes=file_hashes,
@@ -332,10 +378,10 @@ def _assemble(
 def _facts(layers: Sequence[AdapterLayer]) -> Modules:
     weights = [layer.weights for layer in layers]
     return Modules(
-        [layer.target.hint for layer in layers],
-        [layer.target.module for layer in layers],
-        [every.in_width for every in weights],
-        {name for every in weights for name in every.algorithms},
+        tuple([layer.target.hint for layer in layers]),
+        tuple([layer.target.module for layer in layers]),
+        tuple([every.in_width for every in weights]),
+        {name for names in {every.algorithms for every in weights} for name in names},
         {every.rank for every in weights if every.rank is not None},
         {every.alpha for every in weights if every.alpha is not None},
     )

@@ -91,6 +91,28 @@ def loose_json(text: str | bytes, take: Pairs | None = None) -> Any:
         raise NotJsonError("is nested too deeply") from None
 
 
+def loose_json_at(text: str, start: int, take: Pairs) -> tuple[Any, int]:
+    """
+    Read the JSON value that begins at a place in a text, as ``loose_json`` does.
+
+    Returns:
+        The value, and the place behind it.
+
+    Raises:
+        NotJsonError: It is something else.
+
+    Example:
+        >>> loose_json_at('a {"b": 1} c', 2, dict)
+        ({'b': 1}, 10)
+    """
+    try:
+        return json.JSONDecoder(object_pairs_hook=take).raw_decode(text, start)
+    except ValueError as error:
+        raise NotJsonError(str(error)) from None
+    except RecursionError:
+        raise NotJsonError("is nested too deeply") from None
+
+
 def json_or_none(text: str | bytes) -> Any:
     """
     Read JSON that a program wrote; None for what is none.

@@ -240,11 +240,17 @@ class MergedEngine(Engine):
 
     def take(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
-        tied = {id(e.weight.parameter): e for e in self._touched.values() if e.shared is None}
+        tied: dict[int, _Touched] | None = None
         taken: list[_Held] = []
         wholes: dict[int, WholeLayer] = {}
+        before = len(self._touched)
         for layer in layers:
-            entry = self._entry(layer, tied)
+            live = layer.live
+            entry = None if live.tied else self._touched.get((id(live.module), live.attribute))
+            if entry is None or entry.shared is not None:
+                if tied is None:  # where all modules are known already, as nearly always, nobody asks
+                    tied = {id(e.weight.parameter): e for e in self._touched.values() if e.shared is None}
+                entry = self._entry(layer, tied)
             columns = None
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
@@ -266,16 +272,21 @@ class MergedEngine(Engine):
                     wholes[mark] = WholeLayer(parts, siblings.total)
                 whole = gathered(layer.weights, wholes[mark], layer.live.shape)
                 taken[place] = replace(taken[place], weights=whole)
+        replaced = name in self._adapters
         self._adapters[name] = taken
-        self._note_beside_only()
+        self._note_beside_only({name})
         self._wholes[name] = list(wholes.values())
-        self._plans.clear()
-        self._prune()
+        if replaced or len(self._touched) > before:  # plans say which weights hold their base
+            self._plans.clear()
+        if replaced:
+            self._prune()
 
-    def _note_beside_only(self) -> None:
-        self._beside_only = {
-            name for name, taken in self._adapters.items() if any(held.weights.beside_only for held in taken)
-        }
+    def _note_beside_only(self, names: Collection[str]) -> None:
+        """Note which of some adapters have layers that no weight can hold."""
+        self._beside_only.difference_update(names)
+        self._beside_only.update(
+            name for name in names if any(held.weights.beside_only for held in self._adapters[name])
+        )
 
     def _entry(self, layer: BoundLayer, tied: dict[int, _Touched]) -> _Touched:
         """Return what a layer changes: a module, a parameter of several modules, or one module's use of such a parameter."""
@@ -322,7 +333,7 @@ class MergedEngine(Engine):
         needed = {*held, *(id(entry.shared) for entry in held.values())}
         odd = {key: entry for key, entry in self._touched.items() if id(entry) not in needed}
         self._is_pruned = not any(slot.blended for entry in odd.values() for slot in entry.slots)
-        if self._is_pruned:
+        if self._is_pruned and odd:
             self._touched = {key: entry for key, entry in self._touched.items() if key not in odd}
 
     @property
@@ -376,7 +387,8 @@ class MergedEngine(Engine):
     def put_back(self, record: MergedRecord) -> None:
         """Hold the adapters that were recorded, where weights were not written since, or will be now."""
         self._adapters, self._touched = dict(record.adapters), dict(record.touched)
-        self._note_beside_only()
+        self._beside_only.clear()
+        self._note_beside_only(self._adapters.keys())
         self._wholes = dict(record.wholes)
         self._plans.clear()
 

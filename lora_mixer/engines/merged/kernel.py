@@ -168,10 +168,16 @@ class Launch:
         padded = -(-rank // 16) * 16  # a tile of the tensor cores
         self._ups = ups[0].new_zeros(layers, rows, padded)  # (layers, out, R)
         self._downs = downs[0].new_zeros(layers, padded, columns)  # (layers, R, in)
-        for layer in range(layers):
-            chunk = slice(layer * pairs, (layer + 1) * pairs)
-            torch.cat(list(ups[chunk]), 1, out=self._ups[layer, :, :rank])
-            torch.cat(list(downs[chunk]), 0, out=self._downs[layer, :rank])
+        first_rank = 0
+        for pair, own in enumerate(ranks):  # all layers in two launches, and not each in two of its own
+            last_rank = first_rank + own
+            packed = ups[pair].new_empty(layers, rows, own)
+            torch._foreach_copy_(list(packed.unbind(0)), list(ups[pair::pairs]))
+            self._ups[:, :, first_rank:last_rank] = packed
+            packed = downs[pair].new_empty(layers, own, columns)
+            torch._foreach_copy_(list(packed.unbind(0)), list(downs[pair::pairs]))
+            self._downs[:, first_rank:last_rank] = packed
+            first_rank = last_rank
         addresses = [tensor.data_ptr() for tensors in (weights, bases) for tensor in tensors]
         self._tables = torch.tensor(addresses, device=device).view(2, layers).unbind(0)
         self.pair_of = [pair for pair, chunk in enumerate(ranks) for _ in range(chunk)] + [pairs] * (
