@@ -65,9 +65,14 @@ def read_source(
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
     """
-    if source.left_out:
-        adapter = read_source(replace(source, left_out=()), name=name, pinned=pinned)
-        return replace(adapter, notes=(*adapter.notes, _left_out(source.left_out)))
+    adapter = _read_source(source, name, pinned=pinned, moulded=moulded)
+    return (
+        replace(adapter, notes=(*adapter.notes, _left_out(source.left_out))) if source.left_out else adapter
+    )
+
+
+def _read_source(source: AdapterSource, name: str | None, *, pinned: bool, moulded: bool) -> Adapter:
+    """Read an adapter, whatever lies beside it."""
     label, weights = source.label, source.weights
     if source.parts:
         return _joined(source, [read_source(part, pinned=pinned) for part in source.parts], name)
