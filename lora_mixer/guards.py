@@ -3,7 +3,8 @@ diffusers' and PEFT's own words for adapters on a pipeline that a mixer works on
 
 They know the adapters of PEFT only. While there are none of these, ``pipe.disable_lora()`` or ``unet.set_adapters(...)`` would
 do nothing to a mix and say so nowhere. (Scales that a call passes are honoured: ``engines/denoiser/scaled.py``.) What saves a model is refused while
-a part of the mix is in no parameter. Guards stand in the dictionaries of objects, and go without trace.
+a part of the mix is in no parameter. Where a picture begins, the mix goes to parts that were replaced since. Guards stand
+in the dictionaries of objects, and go without trace.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ _BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
 """Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
 _ENCODE = "encode_prompt"
 """Has the scale for text encoders, also where they are compiled and have no room to look at who is calling."""
+_BEGINS = ("check_inputs", _ENCODE)
+"""What a picture begins with: parts that were put into the pipeline since the last call have the mix from there on."""
 _SAVES = ("save_pretrained", "push_to_hub")
 
 
@@ -83,6 +86,10 @@ class Guard:
         """Refuse, or pass on where the word is for PEFT's adapters, or a save can hold the whole mix."""
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
+        if self._word in _BEGINS:
+            self._state.follow()
+        if self._word == "check_inputs":
+            return self._method(*args, **kwargs)
         if self._word == _ENCODE:
             with self._state.scaled_texts(self._lora_scale(args, kwargs)):
                 return self._method(*args, **kwargs)
@@ -165,7 +172,7 @@ def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
     """Put guards on a pipeline and on the parts that adapters reach."""
     for owner in (pipe, *roots):
         if hasattr(owner, "__dict__"):
-            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST, _ENCODE):
+            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST, *_BEGINS):
                 if inspect.isfunction(inspect.getattr_static(type(owner), word, None)) and word not in vars(
                     owner
                 ):

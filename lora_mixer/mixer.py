@@ -1283,7 +1283,7 @@ class LoraMixer:
         return Interruptible(lambda: state, lambda _: None, ReadingLock(state.lock))
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
-        """Change the state, all or nothing; what is no load has to have something to change, or nobody else may have it."""
+        """Change the state, all or nothing; what is not a load has to have something to change, or nobody else may have it."""
         state = self._state
         if not loads and state.is_empty:
             refuse_beside(state, self.pipe)
@@ -1419,8 +1419,15 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
 
 def _unknown(state: MixerState, names: Sequence[str], where: str) -> AdapterNameError:
     loaded = ", ".join(state.loaded) or "none"
+    texts = [name for name in names if ":" in name and name.partition(":")[0].strip() in state.loaded]
+    hint = (
+        f" (a list of names has no weights in it: write one text, {', '.join(texts)!r}, for one mix, and a list of dicts, "
+        "[{'name': weight}, ...], for a mix per image)"
+        if texts
+        else ""
+    )
     return AdapterNameError(
-        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}"
+        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}{hint}"
     )
 
 

@@ -455,6 +455,23 @@ class MixerState:
         parts = {part for part, module in self.components().items() if module is root}
         return self.controller.asked_to_merge(parts, modules) if self.enabled else []
 
+    def follow(self) -> None:
+        """
+        Bring the mix to parts that were replaced since the last call, before a picture is made of them.
+
+        Raises:
+            PipelineStateError: When they were made from the mix, or the adapters do not fit them.
+        """
+        lineage = self._lineage
+        if not self.enabled or self.held == BASE or lineage is None or lineage.holds(self.components()):
+            return
+        owner = self.owner
+        try:
+            with self.transaction(self.mixer or self):
+                pass
+        finally:
+            self.owner = owner
+
     def on_base(self, call: Callable[[], Any]) -> Any:
         """
         Call what makes something of the weights while they hold the base, then bring the mix again.

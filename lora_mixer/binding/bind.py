@@ -75,8 +75,8 @@ class Binding:
     @property
     def lives(self) -> Sequence[LiveModule]:
         """The live module of each layer."""
-        own: Sequence[LiveModule] | None = getattr(self.layers, "lives", None)
-        return [layer.live for layer in self.layers] if own is None else own
+        lives: Sequence[LiveModule] | None = getattr(self.layers, "lives", None)
+        return [layer.live for layer in self.layers] if lives is None else lives
 
 
 @dataclass

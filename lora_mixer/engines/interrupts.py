@@ -29,7 +29,7 @@ class Interruptible(Generic[T]):
     """
     A block whose begin and end are whole: SIGINT waits there, and ends what is between them at once.
 
-    It is no ``@contextmanager``: between an error and the rest of such a generator runs code of the standard library, where
+    It is not a ``@contextmanager``: between an error and the rest of such a generator runs code of the standard library, where
     Ctrl-C would keep the end from being run. The handler looks where the signal came instead, so that there is no such
     place. In other threads, where no signal comes, and under handlers that are not Python's, nothing changes.
 

@@ -82,10 +82,10 @@ def _read_source(source: AdapterSource, name: str | None, *, pinned: bool, mould
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
             tensors = _map_tensors(stream, header, label, "pinned" if pinned else "plain")
-            found = hashes_of(source, stream, header.data_start)
+            digests = hashes_of(source, stream, header.data_start)
             if moulded and source.config is None:
-                return _moulded(tensors, source, name, found)
-            return _assemble(tensors, header.metadata, source, name, found)
+                return _moulded(tensors, source, name, digests)
+            return _assemble(tensors, header.metadata, source, name, digests)
         content, others = read_pickle(stream, label)
         table = safeloras.from_list(content, label) if isinstance(content, list) else content
         unpickled = _state_dict(table, label)

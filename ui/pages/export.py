@@ -60,7 +60,14 @@ def export_page(shared: Shared) -> None:
             note("<b>One LoRA file</b><br>The mix as it is now, for other programs.")
             form = part("form", value=None, kept_as="export", fields=_FIELDS, elem_id="export-form")
             write = gr.Button("Export", variant="primary", elem_id="export-button")
-            said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
+            said = gr.Textbox(
+                label="Written",
+                lines=2,
+                interactive=False,
+                placeholder=" ",
+                elem_id="export-report",
+                elem_classes="lm-written",
+            )
             verdict = part("verdict", value=None, elem_id="export-verdict")
             file = part("downloads", value=None, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
@@ -70,7 +77,14 @@ def export_page(shared: Shared) -> None:
             )
             folder = part("form", value=None, kept_as="bake", fields=_BAKE_FIELDS, elem_id="bake-form")
             bake = gr.Button("Bake", elem_id="bake-button")
-            baked = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="bake-report")
+            baked = gr.Textbox(
+                label="Written",
+                lines=2,
+                interactive=False,
+                placeholder=" ",
+                elem_id="bake-report",
+                elem_classes="lm-written",
+            )
 
     async def export(
         mix_rows: Any, given: Any, request: gr.Request
