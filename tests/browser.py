@@ -6,19 +6,28 @@ import base64
 import io
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lora_mixer import PictureRequest
+from lora_mixer import LoraMixerError, PictureRequest
 
 STEPS = 2
 PROMPT = "a castle"
 CHROMIUM = (
     os.environ.get("LORA_MIXER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 )
+
+# The list beneath the address bar, which nobody sees here: it loads two pages of its own beside each of ours.
+UNSEEN = ("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup")
+# What Playwright turns off itself: of an option that is given twice, the browser takes the last.
+PLAYWRIGHTS = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync", "BoundaryEventDispatchTracksNodeRemoval", "DestroyProfileOnBrowserClose",
+    "DialMediaRouteProvider", "GlobalMediaControls", "HttpsUpgrades", "LensOverlay", "MediaRouter", "PaintHolding",
+    "ThirdPartyStoragePartitioning", "Translate", "AutoDeElevate", "RenderDocument", "OptimizationHints",
+)  # fmt: skip
 
 
 def browser():
@@ -31,7 +40,8 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     playwright = sync_playwright().start()
-    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    options = ["--no-sandbox", f"--disable-features={','.join((*PLAYWRIGHTS, *UNSEEN))}"]
+    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=options)
 
 
 @contextmanager
@@ -43,6 +53,9 @@ def serving(out, cache, **options):
     os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(cache), "False"
     reach = {name: options.pop(name) for name in ("auth",) if name in options}
     app = AppState(ServerOptions(out=Path(out), **options))
+    # `catch_warnings` is no thread's own: what diffusers and FastAPI silence while they are at work side by side would be errors here.
+    with suppress(LoraMixerError):
+        app.models.loaded()
     blocks = launch(app.options, app=app, block=False, **reach)
     try:
         yield blocks.local_url, app
@@ -71,17 +84,19 @@ def pixels(data):
 
 
 @contextmanager
-def slowed(page, latency=200, cpu=6):
+def slowed(desk, latency=200, cpu=6):
     """A connection with so many milliseconds there and back, and a processor so many times slower."""
-    session = page.context.new_cdp_session(page)
+    session = desk.page.context.new_cdp_session(desk.page)
     session.send("Network.enable")
     conditions = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
     session.send("Network.emulateNetworkConditions", {**conditions, "latency": latency})
-    session.send("Emulation.setCPUThrottlingRate", {"rate": cpu})
+    desk.pace = lambda waits: session.send("Emulation.setCPUThrottlingRate", {"rate": 1 if waits else cpu})
+    desk.pace(False)
     try:
         yield
     finally:
-        session.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        desk.pace(True)
+        desk.pace = lambda _: None
         session.send("Network.emulateNetworkConditions", {**conditions, "latency": 0})
         session.detach()
 
@@ -93,10 +108,20 @@ class Desk:
         self.page = context.new_page()
         self.page.set_default_timeout(int(os.environ.get("LORA_MIXER_PATIENCE", "60")) * 1000)
         self.errors = []
+        self.pace = lambda _: None  # what slows the processor, and lets it wait
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.locator("#make-button").wait_for()
         self.page.locator("#board h2").wait_for()
+
+    @contextmanager
+    def waiting(self):
+        """While nothing is done but wait for the server: a browser that is slowed burns the time that the server computes in."""
+        self.pace(True)
+        try:
+            yield
+        finally:
+            self.pace(False)
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name).click()
@@ -143,14 +168,15 @@ class Desk:
         newest = "((lm.store.get('strip') || []).at(-1)?.id ?? null)"
         before = self.page.evaluate(newest)
         self.page.locator("#make-button").click()
-        self.page.wait_for_function(
-            f"""before => {{
-                const view = document.querySelector("#stage .lm-stage");
-                const final = view?.querySelector(".lm-final");
-                return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
-            }}""",
-            arg=before,
-        )
+        with self.waiting():
+            self.page.wait_for_function(
+                f"""before => {{
+                    const view = document.querySelector("#stage .lm-stage");
+                    const final = view?.querySelector(".lm-final");
+                    return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
+                }}""",
+                arg=before,
+            )
         assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()
         return self.fetch(self.shown())
 

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from tests.loopback import Loopback, Quiet
 
 TOKEN = "hf_let_me_in"
 COMMIT = "a" * 40
@@ -23,7 +24,7 @@ class Repo:
 
 
 @dataclass
-class HubStandIn:
+class HubStandIn(Loopback):
     """``with HubStandIn() as hub``: put repositories into ``hub.repos``, and see ``hub.requests``."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -32,21 +33,9 @@ class HubStandIn:
     messages: list[str] = field(default_factory=list)  # of commits
     broken: int | None = None  # answer everything with this status
 
-    def __enter__(self):
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.root
 
     def answer(self, path, token):  # noqa: PLR0911  (one way out per answer)
         """Return status, headers and body; as the Hub does, with its X-Error-Code."""
@@ -108,10 +97,10 @@ class HubStandIn:
             "success": True,
         }
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
                 self._respond(with_body=False)
 
@@ -119,30 +108,17 @@ class HubStandIn:
                 self._respond(with_body=True)
 
             def do_POST(self) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
                 raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-                status, answer = hub.take(urlsplit(self.path).path, raw, token)
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                status, answer = hub.take(urlsplit(self.path).path, raw, self._token())
+                self.send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
             def _respond(self, *, with_body: bool) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
-                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-                status, headers, body = hub.answer(urlsplit(self.path).path, token)
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if with_body:
-                    self.wfile.write(body)
+                token = self._token()
+                self.send(*hub.answer(urlsplit(self.path).path, token), with_body=with_body)
 
-            def log_message(self, *_: object) -> None:
-                """Keep the tests' output clean."""
+            def _token(self) -> str | None:
+                """Note the request; return the token that it has."""
+                hub.requests.append(f"{self.command} {self.path}")
+                return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
 
         return Handler

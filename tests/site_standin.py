@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.loopback import Loopback, Quiet
 
 
 @dataclass
-class SiteStandIn:
+class SiteStandIn(Loopback):
     """``with SiteStandIn() as site``: put files in with ``add``, and see ``site.requests``."""
 
     versions: dict[int, dict] = field(default_factory=dict)  # by number
@@ -21,22 +22,6 @@ class SiteStandIn:
     raw: bytes | None = None  # answer everything with this
     status: int | None = None
     moved: str | None = None  # where downloads are sent to
-
-    def __enter__(self):
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def root(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def endpoint(self) -> str:
@@ -94,25 +79,17 @@ class SiteStandIn:
                     return 200, json.dumps(version).encode()
         return 404, b'{"error": "not found"}'
 
-    def _handler(self):
+    def handler(self) -> type[BaseHTTPRequestHandler]:
         site = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_GET(self):
                 path = urlsplit(self.path).path
                 site.requests.append((path, self.headers.get("Authorization")))
                 if site.moved is not None and path.startswith("/files/"):
-                    self.send_response(302)
-                    self.send_header("Location", site.moved)
-                    self.end_headers()
-                    return
-                status, body = site.answer(path)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
+                    self.send(302, {"Location": site.moved}, b"")
+                else:
+                    status, body = site.answer(path)
+                    self.send(status, {}, body)
 
         return Handler

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from gradio import networking
 
 from lora_mixer import demo_adapters
 from lora_mixer.errors import PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
+from lora_mixer.ui import guard as ui_guard
 from lora_mixer.ui import jobs as ui_jobs
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
 from lora_mixer.ui.jobs import Job, Jobs, Order
@@ -153,7 +155,10 @@ def test_names_of_loopback_are_answered(site, host):
 )
 def test_what_writes_is_refused_to_other_sites(site, path, headers):
     found = httpx.post(
-        f"{site[0]}gradio_api/{path}", content=b"{}", headers={**headers, "Content-Type": "text/plain"}
+        f"{site[0]}gradio_api/{path}",
+        content=b"{}",
+        headers={**headers, "Content-Type": "text/plain"},
+        timeout=60,
     )
     assert found.status_code == 403
 
@@ -164,24 +169,35 @@ def test_the_page_is_in_no_frame(site):
     assert "frame-ancestors 'none'" in found["content-security-policy"]
 
 
+def test_a_page_whose_first_answer_is_slow_is_served_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(networking, "url_ok", lambda _: False)  # what Gradio finds after 3 s
+    with serving(tmp_path / "out", tmp_path / "cache") as (url, _):
+        assert httpx.get(f"{url}config", timeout=60).status_code == 200
+
+
 def test_wrong_passwords_are_slowed_and_the_right_one_works_afterwards(tmp_path):
     with serving(tmp_path / "out", tmp_path / "cache", auth=("user", "word")) as (url, _):
         tries = [
-            httpx.post(f"{url}login", data={"username": "user", "password": str(n)}).status_code
+            httpx.post(f"{url}login", data={"username": "user", "password": str(n)}, timeout=60).status_code
             for n in range(TRIES + 5)
         ]
         assert tries == [400] * TRIES + [429] * 5
         # the guard is one of many addresses: another one may still come in
-        assert httpx.get(f"{url}config").status_code == 401
+        assert httpx.get(f"{url}config", timeout=60).status_code == 401
 
 
-def test_the_brake_lets_go_and_holds_each_address_alone():
-    brake = Brake(tries=2, seconds=0.05)
+def test_the_brake_lets_go_and_holds_each_address_alone(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(ui_guard, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    brake = Brake(tries=2, seconds=0.5)
     for _ in range(2):
         brake.failed("a")
-    assert 0 < brake.waits("a") <= 0.05
+        now[0] += 0.125
+    assert brake.waits("a") == 0.25
     assert brake.waits("b") == 0
-    threading.Event().wait(0.06)
+    now[0] += 0.25
+    assert brake.waits("a") == 0
+    now[0] += 0.125
     assert brake.waits("a") == 0
 
 
@@ -193,9 +209,9 @@ def test_answers_hold_no_path_of_the_server(calls, app):
     assert str(app.out) not in found
     name = max(app.pictures.glob("*.png")).name
     assert f'"url":"pictures/{name}"' in found.replace(" ", "")
-    assert httpx.get(f"{url}pictures/{name}").content == (app.pictures / name).read_bytes()
-    assert httpx.get(f"{url}pictures/..%2f..%2fmixes.json.png").status_code in (403, 404)
-    assert httpx.get(f"{url}pictures/20260101-000000-000-ffffff.png").status_code in (403, 404)
+    assert httpx.get(f"{url}pictures/{name}", timeout=60).content == (app.pictures / name).read_bytes()
+    assert httpx.get(f"{url}pictures/..%2f..%2fmixes.json.png", timeout=60).status_code in (403, 404)
+    assert httpx.get(f"{url}pictures/20260101-000000-000-ffffff.png", timeout=60).status_code in (403, 404)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def _stream_of(scope: Scope) -> str:
     if "/heartbeat/" in path:
         return str(path.rpartition("/")[2])
     if path.endswith("/queue/data"):
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        query: dict[str, list[str]] = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         return query.get("session_hash", [""])[0]
     return ""
 

@@ -18,13 +18,46 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Full(LayerWeights):
+class WeightAndBias(LayerWeights):
+    """
+    Tensors in a layer's own shapes: its change, or what takes its place.
+
+    Attributes:
+        weight: Of the weight's shape, or None when there is a bias alone.
+        bias: (out,), or None.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @property
+    def in_width(self) -> int | None:
+        """Input width."""
+        return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
+
+    def take(self, ranges: Ranges, total: int) -> LayerWeights:
+        """Return rows of the weight and of the bias."""
+        weight = None if self.weight is None else take_rows(self.weight, ranges)
+        return replace(
+            self, weight=weight, bias=None if self.bias is None else take_bias(self.bias, ranges, total)
+        )
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether there is a weight, and not a bias alone."""
+        return self.weight is not None
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why this is not for a weight of ``shape``, or None."""
+        return value_misfit(self.weight, shape)
+
+
+@dataclass(frozen=True)
+class Full(WeightAndBias):
     """
     A dense change.
 
     Attributes:
-        weight: Of the weight's shape, or None when only the bias changes.
-        bias: (out,), or None.
         scale: 1 unless the file has a ``scale`` for the module.
     """
 
@@ -33,8 +66,6 @@ class Full(LayerWeights):
     needs_base: ClassVar[bool] = False
     _roles: ClassVar[tuple[str, str]] = ("diff", "diff_b")
 
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
     scale: float
 
     @classmethod
@@ -43,30 +74,9 @@ class Full(LayerWeights):
         weight, bias = (parts.tensors.get(role) for role in cls._roles)
         return cls(weight, bias, (1.0 if parts.scale is None else parts.scale) * parts.scalar)
 
-    @property
-    def in_width(self) -> int | None:
-        """Input width."""
-        return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
-
-    def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Return rows of the weight's change and of the bias's."""
-        weight = None if self.weight is None else take_rows(self.weight, ranges)
-        return replace(
-            self, weight=weight, bias=None if self.bias is None else take_bias(self.bias, ranges, total)
-        )
-
-    @property
-    def changes_weight(self) -> bool:
-        """Whether there is a change of the weight."""
-        return self.weight is not None
-
     def is_zero(self) -> bool:
         """Say whether all that it holds is zero."""
         return all(part is None or all_zero(part) for part in (self.weight, self.bias))
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot change a weight of ``shape``, or None."""
-        return value_misfit(self.weight, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * diff, or zeros where only the bias changes."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RankSchedule:
     """
     How many ranks are kept at which step.
 
@@ -43,7 +43,7 @@ class Schedule:
         Return how many triplets may stay at a step: all, then a cubic fall, then the target.
 
         Example:
-            >>> schedule = Schedule(initial=12, target=4, warm_up=2, final=2, every=1, total=10)
+            >>> schedule = RankSchedule(initial=12, target=4, warm_up=2, final=2, every=1, total=10)
             >>> [schedule.budget(step) for step in (0, 2, 3, 5, 8, 9)]
             [12, 12, 8, 5, 4, 4]
         """

@@ -8,62 +8,32 @@ others, so two adapters that set the same weight give W + (V1 - W) + (V2 - W).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, take_bias, take_rows
-from lora_mixer.algorithms.full import value_misfit
+from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.full import WeightAndBias
 from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.base import ModuleTensors, Ranges
+    from lora_mixer.algorithms.base import ModuleTensors
 
 
 @dataclass(frozen=True)
-class Values(LayerWeights):
-    """
-    A weight, a bias or both.
-
-    Attributes:
-        weight: Of the weight's shape, or None.
-        bias: (out,), or None.
-    """
+class Values(WeightAndBias):
+    """A weight, a bias or both."""
 
     algorithm: ClassVar[str] = "set"
-
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
 
     @classmethod
     def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
-
-    @property
-    def changes_weight(self) -> bool:
-        """Whether there is a weight, and not a bias alone."""
-        return self.weight is not None
-
-    @property
-    def in_width(self) -> int | None:
-        """Input width."""
-        return self.weight.shape[1] if self.weight is not None and self.weight.ndim > 1 else None
-
-    def take(self, ranges: Ranges, total: int) -> LayerWeights:
-        """Return rows of the weight and of the bias."""
-        weight = None if self.weight is None else take_rows(self.weight, ranges)
-        return replace(
-            self, weight=weight, bias=None if self.bias is None else take_bias(self.bias, ranges, total)
-        )
-
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Say why this cannot take the place of a weight of ``shape``, or None."""
-        return value_misfit(self.weight, shape)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return V - W, or zeros."""

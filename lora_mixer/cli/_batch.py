@@ -194,10 +194,9 @@ def _show(outcome: DryRun, *, as_json: bool) -> None:
             soft_wrap=True,
         )
     out.print("order:")
-    for names, count in outcome.order[:_SHOWN]:
-        out.print(f"  {plain(', '.join(names) or 'no adapter')}: {count}", soft_wrap=True)
-    if len(outcome.order) > _SHOWN:
-        out.print(f"  and {len(outcome.order) - _SHOWN} more groups")
+    order = [f"  {plain(', '.join(names) or 'no adapter')}: {count}" for names, count in outcome.order]
+    if order:
+        out.print(first_of(order, _SHOWN, between="\n", last="\n  ", what="groups"), soft_wrap=True)
     if outcome.seconds is not None and outcome.memory is not None:
         each = outcome.seconds / max(outcome.pictures, 1)
         out.print(

@@ -134,7 +134,7 @@ def own_name(source: AdapterSource) -> str:
     return source.label
 
 
-class Sliced(Protocol):
+class SlicedBytes(Protocol):
     """Bytes of which slices are read."""
 
     def __getitem__(self, place: slice, /) -> bytes:
@@ -151,7 +151,7 @@ class Survey(NamedTuple):
     size: int
 
 
-def survey(header: Header, data: Sliced, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
+def survey(header: Header, data: SlicedBytes, rules: Mapping[str | None, ScaleRule]) -> Survey | None:
     """
     Look through the header of a plain LoRA.
 

@@ -13,6 +13,7 @@ from lora_mixer.formats.fronts import PEFT_ROOT, Target, modernise, split_compon
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.problem import Remark, UnusedReason
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -145,10 +146,9 @@ def _refuse_unknown(keys: Sequence[str], label: str) -> None:
         UnsupportedAdapterError: When there are any.
     """
     if keys:
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
         raise UnsupportedAdapterError(
             f"{len(keys)} keys beside the PEFT configuration are of no part that this version knows "
-            f"({', '.join(key[:200] for key in keys[:5])}{more}), so that a part of what was trained would be left out; take "
+            f"({first_of([key[:200] for key in keys], 5)}), so that a part of what was trained would be left out; take "
             "them out of the file to load the rest",
             file=label,
         )

@@ -32,6 +32,7 @@ from lora_mixer.fresh.targets import (
 from lora_mixer.mixes.lbw import id_of
 from lora_mixer.problem import Problem
 from lora_mixer.sources import AdapterSource
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -120,12 +121,12 @@ def fresh_source(
     targets = _targets(config, tree, paths)
     refused = [f"{one.path} {why}" for one in targets if (why := kind.refuses(config, one))]
     if refused:
-        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-        raise AdapterConfigError(
-            problems=(Problem("target_modules", f"{'; '.join(refused[:_SHOWN])}{more}."),)
-        )
+        listed = first_of(refused, _SHOWN, between="; ", last="; ")
+        raise AdapterConfigError(problems=(Problem("target_modules", f"{listed}."),))
     if notes:
-        warnings.warn(f"{asked.label}: {'; '.join(notes[:_SHOWN])}", UnmatchedTargetsWarning, stacklevel=4)
+        warnings.warn(
+            f"{asked.label}: {first_of(notes, _SHOWN, between='; ')}", UnmatchedTargetsWarning, stacklevel=4
+        )
     if getattr(config, "init_lora_weights", None) == "eva":
         return _by_data(config, kind, tree, targets, saved, asked)
     return _source(config, kind, tree, targets, saved, asked, {})

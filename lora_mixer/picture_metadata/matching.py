@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import LoraMixerError, MixError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.values import as_hash, file_stem
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -172,11 +173,9 @@ class _Here:
         """Say which files were not looked into."""
         if not self._skipped:
             return []
-        names = list(self._skipped)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        said = ", ".join(f"{name}: {self._skipped[name]}" for name in names[:3])
+        said = first_of([f"{name}: {why}" for name, why in self._skipped.items()], 3)
         return [
-            f"the hashes of {len(names)} adapters here are not known ({said}{more}): a picture's adapter may be one of them"
+            f"the hashes of {len(self._skipped)} adapters here are not known ({said}): a picture's adapter may be one of them"
         ]
 
     def named(self, wanted: str) -> list[str]:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.adalora import AdaLora
-from lora_mixer.algorithms.rank_allocation import Importance, Schedule, kept, orthogonality, triplet_scores
+from lora_mixer.algorithms.rank_allocation import (
+    Importance,
+    RankSchedule,
+    kept,
+    orthogonality,
+    triplet_scores,
+)
 from lora_mixer.errors import MatchError, PipelineStateError
 from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.wording import first_of
@@ -63,7 +69,7 @@ class RankAllocation:
         self._schedule = (
             None
             if not total
-            else Schedule(
+            else RankSchedule(
                 sum(one.down.shape[0] for one in triplets),
                 target,
                 int(config.get("tinit", 0)),

@@ -20,6 +20,7 @@ from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
 from lora_mixer.formats.fronts import PEFT_ROOT
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,9 +106,8 @@ class Trained(Own):
             if config and self.config and (config.get(field) or None) != (self.config.get(field) or None)
         ]
         if problems:
-            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise MatchError(
-                f"{label} is another adapter than the one in training: {'; '.join(problems[:_SHOWN])}{more}"
+                f"{label} is another adapter than the one in training: {first_of(problems, _SHOWN, between='; ')}"
             )
         with torch.no_grad():
             for key, held in self.parameters.items():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.mixes.methods.method import AdapterLayer
+    from lora_mixer.mixes.methods.method import ComparedLayer
 
 _BLOCK = 1 << 22
 """Elements of a weight change that are looked at at a time (16 MiB in fp32)."""
@@ -107,7 +107,7 @@ class KLora(Method):
         """Return the content and the style."""
         return self.roles(names)
 
-    def compare(self, layers: Sequence[Sequence[AdapterLayer]]) -> Contest:
+    def compare(self, layers: Sequence[Sequence[ComparedLayer]]) -> Contest:
         """
         Sum up the largest elements of both.
 
@@ -121,7 +121,7 @@ class KLora(Method):
         self,
         name: str,
         names: Sequence[str],
-        layers: Sequence[AdapterLayer],
+        layers: Sequence[ComparedLayer],
         comparison: Contest,
         step: int,
         steps: int,
@@ -176,13 +176,13 @@ class Contest:
 
     ratios: Mapping[tuple[str, str], float]
 
-    def share(self, layer: AdapterLayer, *, content: bool, scale: float) -> float:
+    def share(self, layer: ComparedLayer, *, content: bool, scale: float) -> float:
         """Return 1 where an adapter has a layer at a scale, else 0; layers that one alone changes are its own."""
         ratio = self.ratios.get((layer.live.component, layer.live.path))
         return 1.0 if ratio is None else float((ratio > scale) == content)
 
 
-def contest(content: Sequence[AdapterLayer], style: Sequence[AdapterLayer]) -> Contest:
+def contest(content: Sequence[ComparedLayer], style: Sequence[ComparedLayer]) -> Contest:
     """
     Sum up the adapters' largest elements, layer by layer and block by block.
 

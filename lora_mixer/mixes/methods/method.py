@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class AdapterLayer(Protocol):
+class ComparedLayer(Protocol):
     """What a method may ask of a layer that an adapter changes: where it is, and the adapter's tensors."""
 
     @property
@@ -113,7 +113,7 @@ class Method:
         del names
         return ()
 
-    def compare(self, layers: Sequence[Sequence[AdapterLayer]]) -> Any:
+    def compare(self, layers: Sequence[Sequence[ComparedLayer]]) -> Any:
         """
         Work out from tensors what :meth:`layer_shares` goes by; it is kept as long as these adapters are.
 
@@ -132,7 +132,7 @@ class Method:
         self,
         name: str,
         names: Sequence[str],
-        layers: Sequence[AdapterLayer],
+        layers: Sequence[ComparedLayer],
         comparison: Any,
         step: int,
         steps: int,

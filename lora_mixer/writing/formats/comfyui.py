@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.writing.encode import shaped_pair
-from lora_mixer.writing.formats.format import OutputFormat, safetensors
-from lora_mixer.writing.formats.kohya import header_texts, named_tensors
+from lora_mixer.writing.formats.format import OutputFormat
+from lora_mixer.writing.formats.kohya import named_tensors, one_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +39,7 @@ def _pair(name: str, layer: NewLayer, dtype: torch.dtype | None) -> dict[str, to
 
 def _files(adapter: NewAdapter) -> dict[Path, Content]:
     layers = adapter.names.fused(adapter.layers, comfyui=True)
-    tensors = named_tensors(layers, adapter.names.comfyui, _pair, adapter.dtype)
-    return {adapter.file: safetensors(tensors, header_texts(adapter, tensors))}
+    return one_file(adapter, named_tensors(layers, adapter.names.comfyui, _pair, adapter.dtype))
 
 
 COMFYUI = OutputFormat(

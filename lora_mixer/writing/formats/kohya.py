@@ -167,17 +167,17 @@ def _has_kernels(layers: Sequence[NewLayer]) -> bool:
     return any(max(layer.place.shape[2:], default=1) > 1 for layer in layers)
 
 
-def header_texts(adapter: NewAdapter, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the header of a file, with the denoiser's name where names of modules do not tell it: the second of two experts."""
+def one_file(adapter: NewAdapter, tensors: dict[str, torch.Tensor]) -> dict[Path, Content]:
+    """Return the file with Kohya's header, and the denoiser's name where names of modules do not tell it: the second of two experts."""
     texts = kohya_metadata(adapter.layers, tensors, adapter.metadata, adapter.family, adapter.title)
-    second = any(layer.place.component == "transformer_2" for layer in adapter.layers)
-    return texts | ({COMPONENT_KEY: "transformer_2"} if second else {})
+    if any(layer.place.component == "transformer_2" for layer in adapter.layers):
+        texts[COMPONENT_KEY] = "transformer_2"
+    return {adapter.file: safetensors(tensors, texts)}
 
 
 def _files(adapter: NewAdapter) -> dict[Path, Content]:
     layers = adapter.names.fused(adapter.layers)
-    tensors = named_tensors(layers, adapter.names.kohya, _pair, adapter.dtype)
-    return {adapter.file: safetensors(tensors, header_texts(adapter, tensors))}
+    return one_file(adapter, named_tensors(layers, adapter.names.kohya, _pair, adapter.dtype))
 
 
 KOHYA = OutputFormat(
