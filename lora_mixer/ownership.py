@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
+from lora_mixer.holding import Holder, HoldingLock
 from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.full_as_values import full_as_values
@@ -65,10 +66,11 @@ class Loaded:
 
 @dataclass(eq=False)
 class Before:
-    """What was in effect before a block; another one that ends first may change it."""
+    """What was in effect before a block, and who began it; another one that ends first may change it."""
 
     held: ActiveMixes
     enabled: bool
+    holder: Holder = field(default_factory=Holder.now)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class MixerState:
         self._claimed_modules: set[int] = set()
         self._is_copy = False
         self._open = 0
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
@@ -140,7 +142,7 @@ class MixerState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
         vars(self).update(state)
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class MixerState:
                     record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
+                self._end_lost(parts)
             except BaseException as error:
                 end(error)
                 raise
@@ -207,7 +210,28 @@ class MixerState:
                 torch.set_grad_enabled(gradients)
             self._claimed, self._claimed_modules = [], set()
 
+    @property
+    def has_lost_blocks(self) -> bool:
+        """Whether a block is open whose thread has ended: nobody else will end it."""
+        return any(block.holder.is_gone for block in self.blocks)
+
+    def _end_lost(self, parts: Parts) -> None:
+        """Put back what was there before blocks whose threads have ended; calls that give the base anyway only note it."""
+        lost = next((block for block in self.blocks if block.holder.is_gone), None)
+        if lost is None:
+            return
+        kept = lost.held.without(name for name in lost.held.names if name not in self.loaded)
+        self.held, self.enabled = kept, lost.enabled
+        if parts == "bind":
+            self.tokens.change(shown=self.enabled)
+            self.controller.apply(kept if self.enabled else BASE, self.components())
+
+    def _held(self) -> Interruptible[None]:
+        """Keep all others out."""
+        return Interruptible(lambda: None, lambda _: None, self.lock)
+
     def _commit(self) -> None:
+        self.blocks = [block for block in self.blocks if not block.holder.is_gone]
         self.mark()
         self._guard()
 
@@ -406,7 +430,7 @@ class MixerState:
         Raises:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
-        with self.lock:
+        with self._held():
             tensors = {name: self.peft_tensors(name) for name in names}
             odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
@@ -441,10 +465,10 @@ class MixerState:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
 
-    def asked_to_merge(self, root: nn.Module) -> list[str]:
-        """Name the adapters in effect on a part whose mix may be nowhere but in its weights."""
+    def asked_to_merge(self, root: nn.Module, modules: Collection[nn.Module] | None = None) -> list[str]:
+        """Name the adapters in effect on a part, or on some of its modules, whose mix may be nowhere but in its weights."""
         parts = {part for part, module in self.components().items() if module is root}
-        return self.controller.asked_to_merge(parts) if self.enabled else []
+        return self.controller.asked_to_merge(parts, modules) if self.enabled else []
 
     def follow(self) -> None:
         """
@@ -470,7 +494,7 @@ class MixerState:
         Raises:
             PipelineStateError: When the mix cannot be brought again as it was asked for; the base stays then.
         """
-        with self.lock:
+        with self._held():
             owner, held, enabled = self.owner, self.held, self.enabled
             try:
                 with self.transaction(self.mixer or self):
