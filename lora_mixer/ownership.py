@@ -128,6 +128,7 @@ class MixerState:
         self._claimed_modules: set[int] = set()
         self._is_copy = False
         self._open = 0
+        self._opener: Holder | None = None
         self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
@@ -135,7 +136,7 @@ class MixerState:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
         fresh = {
-            "lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0, "memory": ModelMemory()
+            "lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0, "_opener": None, "memory": ModelMemory()
         }  # fmt: skip
         return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
@@ -167,7 +168,9 @@ class MixerState:
 
         @uninterrupted
         def begin() -> MixerState:
-            self._open += 1
+            if self._opener is not None and self._opener.is_gone:  # its transaction never ends
+                self._open = 0
+            self._open, self._opener = self._open + 1, Holder.now()
             try:
                 if self._open == 1:
                     record.append(self._record())
