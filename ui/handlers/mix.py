@@ -31,7 +31,7 @@ SHAPES = (
 
 
 def kit(app: AppState) -> dict[str, Any]:
-    """Return what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
+    """Return what the page offers for rows: what the denoiser is called, presets, ids and lengths of block weights, shapes of schedules."""
     layout = app.layout
     counts = [n for n in LBW_IDS if layout is not None and not LbwWeights((1.0,) * n).misfits(layout)]
     tree: list[Any] = []
@@ -45,6 +45,7 @@ def kit(app: AppState) -> dict[str, Any]:
     presets = {**B_LORA, **DEPTH_PRESETS}
     fitting = [] if layout is None else [n for n, x in presets.items() if not x.misfits(layout)]
     return {
+        "denoiser": "UNet" if layout is None or layout.is_unet else "Transformer",
         "size": list(app.size),
         "counts": counts,
         "tree": tree,
