@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import Self
 
-from lora_mixer import LoraMixer, LoraMixerError, Mix, MixLostError
+from lora_mixer import LoraMixer, LoraMixerError, Mix, MixLostError, PipelineStateError
 from lora_mixer.diffusers_words import Word
 from lora_mixer.interrupts import WHOLE
 from lora_mixer.mixes import Composite, KLora, Method, Switch
@@ -163,11 +163,11 @@ class Held:
     def mixer(self) -> LoraMixer:
         """The mixer; where the last one is gone, the next."""
         if self.own is None:
-            fresh = LoraMixer(self.pipe, keep_base=self.keep)
-            beside = (
-                None if fresh.adapters else LoraMixer.of(self.pipe)
-            )  # a block that is open holds the last one
-            self.own = beside if beside is not None and beside.adapters else fresh
+            self.own = LoraMixer(self.pipe, keep_base=self.keep)
+            try:
+                self.own.memory()
+            except PipelineStateError:  # a block that is open holds the last one
+                self.own = LoraMixer.of(self.pipe)
         return self.own
 
     @property
