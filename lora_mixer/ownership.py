@@ -192,6 +192,7 @@ class MixerState:
 
         return Interruptible(begin, end, self.lock)
 
+    @uninterrupted
     def _close(self, record: Sequence[_Record], error: BaseException | None, gradients: bool) -> None:
         """End the outermost transaction: let the change stand, or take it back where there is a record."""
         try:
