@@ -2,7 +2,8 @@
 A Trainer on a base in 8 and 4 bits, beside PEFT's: time, memory, what is saved, and whether the base is what it was.
 
 Run ``python -m benchmarks.training_quantised`` (needs one GPU and bitsandbytes; exits 1 when a check fails), or ``--size tiny --device
-cpu``. The configuration of OPT-350m with random weights, one epoch of random tokens with accumulation and gradient checkpointing.
+cpu``; ``--backend quanto`` or ``--backend torchao`` (8 bits only: its 4-bit products have no backward pass) where bitsandbytes is not
+there. The configuration of OPT-350m with random weights, one epoch of random tokens with accumulation and gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -48,31 +49,62 @@ _MOST = 16 * 2**20
 _CLOSE = 1.1  # losses of two runs in few bits, which round on the way
 
 
+def plain(tensor: Any) -> list[torch.Tensor]:
+    """Return the plain tensors that a packed one is made of, or itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in plain(getattr(tensor, name))]
+
+
 def digest(model: Any) -> str:
     """Return a hash of every tensor of a model's own."""
     found = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "lora" not in name and tensor.device.type != "meta":
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            for part in plain(tensor.detach()):
+                found.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
-def loaded(folder: Path, bits: int, device: str) -> Any:
-    """Load the base in few bits."""
+def _of_bitsandbytes(bits: int, dtype: torch.dtype) -> Any:
     settings: dict[str, Any] = {f"load_in_{bits}bit": True}
     if bits == 4:
-        settings["bnb_4bit_compute_dtype"] = torch.float16 if device == "cuda" else torch.float32
+        settings["bnb_4bit_compute_dtype"] = dtype
+    return transformers.BitsAndBytesConfig(**settings)
+
+
+def _of_quanto(bits: int, _dtype: torch.dtype) -> Any:
+    return transformers.QuantoConfig(weights=f"int{bits}")
+
+
+def _of_torchao(_bits: int, _dtype: torch.dtype) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return transformers.TorchAoConfig(Int8WeightOnlyConfig())
+
+
+BACKENDS = {
+    "bitsandbytes": (_of_bitsandbytes, (8, 4)),
+    "quanto": (_of_quanto, (8, 4)),
+    "torchao": (_of_torchao, (8,)),
+}
+"""What packs weights: its configuration, and the bits in which it can be trained through."""
+
+
+def loaded(folder: Path, bits: int, options: argparse.Namespace) -> Any:
+    """Load the base in few bits."""
+    dtype = torch.float16 if options.device == "cuda" else torch.float32
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
-        quantization_config=transformers.BitsAndBytesConfig(**settings),
-        device_map={"": 0 if device == "cuda" else "cpu"},
-        dtype=torch.float16 if device == "cuda" else torch.float32,
+        quantization_config=BACKENDS[options.backend][0](bits, dtype),
+        device_map={"": 0 if options.device == "cuda" else "cpu"},
+        dtype=dtype,
     )
 
 
 def epoch(side: str, folder: Path, out: Path, bits: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one epoch on one side, and say what it took."""
-    model = loaded(folder, bits, options.device)
+    model = loaded(folder, bits, options)
     ids = torch.randint(2, 200, (options.rows, options.length), generator=torch.Generator().manual_seed(1))
     model(input_ids=ids[:1].to(model.device))  # which packs 4-bit weights anew, on a CPU
     before = digest(model)
@@ -137,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="opt-350m")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", choices=BACKENDS, default="bitsandbytes")
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--length", type=int, default=128)
     options = parser.parse_args()
@@ -157,10 +190,10 @@ def main() -> int:
         base.half().save_pretrained(folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         print(
-            f"{options.size}: base of {size / 2**20:.1f} MiB, {options.rows} rows of {options.length} tokens",
+            f"{options.size}, {options.backend}: base of {size / 2**20:.1f} MiB, {options.rows} rows of {options.length} tokens",
             flush=True,
         )
-        for bits in (8, 4):
+        for bits in BACKENDS[options.backend][1]:
             found = {
                 side: epoch(side, folder, Path(scratch) / f"{side}{bits}", bits, options)
                 for side in ("PEFT", "lora_mixer")

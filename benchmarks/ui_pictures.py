@@ -41,6 +41,7 @@ def views(desk: Any, take: Callable[[str], None], name: str, steps: int) -> None
     """Go through all views; each is drawn as it comes up."""
     desk.page.locator(".lm-first").wait_for()
     take("first")
+    desk.page.evaluate("lm.drafts = false")  # the pictures themselves, no draft over them
     desk.add("ink", "watercolor", "neon")
     desk.weight("watercolor", 0.6)
     desk.weight("ink", 0.8)
@@ -59,8 +60,6 @@ def views(desk: Any, take: Callable[[str], None], name: str, steps: int) -> None
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.get_by_label("Undo", exact=True).first.click()
     desk.page.keyboard.press("Escape")
-    desk.page.locator("#stage .lm-draftpic").wait_for()
-    desk.page.locator("#stage .lm-pick").last.click()  # the picture itself, not the draft over it
     take("make")
     desk.page.get_by_role("button", name="Compare", exact=True).click()
     desk.page.locator("#stage .lm-pick").first.click()

@@ -45,7 +45,8 @@ def compare(
         desk.page.locator("#make-button").click()
     for desk in desks if reload else ():
         desk.page.on("dialog", lambda dialog: dialog.accept())  # it asks before one leaves
-        desk.page.wait_for_function("lm.busy")
+        # on a busy machine the last may be finished before the first are loaded again
+        desk.page.wait_for_function("lm.busy || (lm.store.get('strip') || []).length > 0")
         desk.page.reload()
         desk.page.locator("#board h2").wait_for()
     found = []

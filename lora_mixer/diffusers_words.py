@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.binding.components import component_name, find_components
+from lora_mixer.diffusers_arguments import refuse_arguments
 from lora_mixer.errors import AdapterNameError, MixError, SaveError
 
 if TYPE_CHECKING:
@@ -127,11 +128,18 @@ class DiffusersWords:
         return report
 
     def load_lora_adapter(
-        self, part: str, source: Any, prefix: str | None = None, *, hotswap: bool = False, **kwargs: Any
+        self,
+        part: str,
+        pretrained_model_name_or_path_or_dict: Any,
+        prefix: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
     ) -> MatchReport:
         """Load an adapter into one component; keys say which component they mean or none, so ``prefix`` adds nothing."""
         del prefix
-        return self.load_lora_weights(source, component=part, hotswap=hotswap, **kwargs)
+        return self.load_lora_weights(
+            pretrained_model_name_or_path_or_dict, component=part, hotswap=hotswap, **kwargs
+        )
 
     def unload_lora_weights(self, part: str | None = None) -> None:
         """Let all adapters go; what is fused stays in the weights, as in diffusers."""
@@ -232,7 +240,8 @@ class DiffusersWords:
         **kwargs: Any,
     ) -> None:
         """Hold the active adapters, times a scale, whatever is set later; unloading then leaves them in the weights."""
-        del safe_fusing, kwargs
+        del safe_fusing  # adapters with NaN are refused as they are loaded
+        refuse_arguments("fuse_lora", kwargs, ("components", "lora_scale", "safe_fusing", "adapter_names"))
         if components is not None and not components:
             raise MixError("components is an empty list; name the components to fuse, such as ['unet']")
         names = None if adapter_names is None else _listed(adapter_names)
@@ -249,7 +258,7 @@ class DiffusersWords:
 
     def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
         """Take back what was fused: the active adapters are in effect at their own weights."""
-        del kwargs
+        refuse_arguments("unfuse_lora", kwargs, ("components",))
         if components is not None and not components:
             raise MixError("components is an empty list; name the components to unfuse, such as ['unet']")
         wanted = self._parts if components is None else components
@@ -431,6 +440,13 @@ def _hotswap(words: DiffusersWords, *_: Any, **__: Any) -> None:
     )
 
 
+def _unload_of_pipeline(words: DiffusersWords, reset_to_overwritten_params: bool = False) -> None:
+    del (
+        reset_to_overwritten_params
+    )  # none is overwritten here: whole weights of a file are mixed like all else
+    words.unload_lora_weights()
+
+
 def _of_model(method: Any) -> Any:
     """Let a word of pipelines speak of one component: it takes the component first."""
 
@@ -460,7 +476,7 @@ def _unfuse_of_model(words: DiffusersWords, part: str) -> None:
 
 _OF_PIPELINES = {
     "load_lora_weights": DiffusersWords.load_lora_weights,
-    "unload_lora_weights": lambda words, **_: words.unload_lora_weights(),
+    "unload_lora_weights": _unload_of_pipeline,
     "set_adapters": DiffusersWords.set_adapters,
     "disable_lora": DiffusersWords.disable_lora,
     "enable_lora": DiffusersWords.enable_lora,

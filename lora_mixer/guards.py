@@ -3,12 +3,14 @@ diffusers' and PEFT's own words for adapters on a pipeline that a mixer works on
 
 They know the adapters of PEFT only. While there are none of these, ``pipe.disable_lora()`` or ``unet.set_adapters(...)`` would
 do nothing to a mix and say so nowhere. (Scales that a call passes are honoured: ``engines/denoiser/scaled.py``.) What saves a model is refused while
-a part of the mix is in no parameter. Guards stand in the dictionaries of objects, and go without trace.
+a part of the mix is in no parameter. Where a picture begins, the mix goes to parts that were replaced since. Guards stand
+in the dictionaries of objects, and go without trace.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,8 @@ _BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
 """Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
 _ENCODE = "encode_prompt"
 """Has the scale for text encoders, also where they are compiled and have no room to look at who is calling."""
+_BEGINS = ("check_inputs", _ENCODE)
+"""What a picture begins with: parts that were put into the pipeline since the last call have the mix from there on."""
 _SAVES = ("save_pretrained", "push_to_hub")
 
 
@@ -82,12 +86,16 @@ class Guard:
         """Refuse, or pass on where the word is for PEFT's adapters, or a save can hold the whole mix."""
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
+        if self._word in _BEGINS:
+            self._state.follow()
+        if self._word == "check_inputs":
+            return self._method(*args, **kwargs)
         if self._word == _ENCODE:
             with self._state.scaled_texts(self._lora_scale(args, kwargs)):
                 return self._method(*args, **kwargs)
         if self._word in _BASE_FIRST:
-            kind = self._beyond_rewriting(args, kwargs)
-            merged = self._state.asked_to_merge(self._owner) if kind else []
+            kind, reached = self._beyond_rewriting(args, kwargs)
+            merged = self._state.asked_to_merge(self._owner, reached) if kind else []
             if merged:
                 raise PipelineStateError(
                     f"{where} would leave weights {kind}, into which no mix can be written, and the mix of {', '.join(merged)} "
@@ -134,20 +142,23 @@ class Guard:
         if is_main_process:
             self._state.write_trained(Path(save_directory), names)
 
-    def _beyond_rewriting(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        """Say how a word would leave weights where no mix can be written into them; None where it can, or who knows."""
+    def _beyond_rewriting(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[str, set[nn.Module] | None]:
+        """Say how a word would leave weights where no mix can be written into them, and whose, None for all; empty where it can."""
         try:
             bound = inspect.signature(self._method).bind(*args, **kwargs)
         except TypeError:  # the method says so in its own words
-            return None
+            return "", None
         bound.apply_defaults()
         given = bound.arguments.get
         if given("offload_to_disk_path") is not None:
-            return "in files that are read at each call"
+            return "in files that are read at each call", None
         dtype = given("storage_dtype")
-        if given("skip_modules_pattern") is not None or given("skip_modules_classes") is not None:
-            return None  # maybe all that is mixed: seen when the mix is brought again
-        return f"stored as {dtype}" if getattr(dtype, "itemsize", 0) == 1 else None
+        if getattr(dtype, "itemsize", 0) != 1:
+            return "", None
+        cast = cast_modules(self._owner, given("skip_modules_pattern"), given("skip_modules_classes"))
+        return f"stored as {dtype}", cast
 
     def _lora_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         try:
@@ -161,7 +172,7 @@ def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
     """Put guards on a pipeline and on the parts that adapters reach."""
     for owner in (pipe, *roots):
         if hasattr(owner, "__dict__"):
-            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST, _ENCODE):
+            for word in (*_INSTEAD, *_SAVES, *_BASE_FIRST, *_BEGINS):
                 if inspect.isfunction(inspect.getattr_static(type(owner), word, None)) and word not in vars(
                     owner
                 ):
@@ -217,6 +228,45 @@ def guard_steps(mixed: Callable[[Collection[int]], list[str]], *, active: bool) 
         _STEPS.append(register_optimizer_step_pre_hook(StepGuard(mixed)))
     while _STEPS and not active:
         _STEPS.pop().remove()
+
+
+def cast_modules(owner: Any, patterns: Any, classes: Any) -> set[nn.Module] | None:
+    """
+    Find the modules that diffusers' layerwise casting of a model would store in another type.
+
+    Args:
+        owner: The model.
+        patterns: What ``enable_layerwise_casting`` is given as ``skip_modules_pattern``.
+        classes: And as ``skip_modules_classes``.
+
+    Returns:
+        The modules; None where it cannot be told, so that any may be among them.
+    """
+    try:
+        from diffusers.hooks import layerwise_casting as casting
+
+        leaves: Any = vars(casting)[
+            "_GO_LC_SUPPORTED_PYTORCH_LAYERS"
+        ]  # no public name says which layers these are
+        usual: Any = vars(casting)["DEFAULT_SKIP_MODULES_PATTERN"]
+        skipped = [*(usual if patterns is None else patterns)]
+        for name in ("_keep_in_fp32_modules", "_skip_layerwise_casting_patterns"):
+            skipped += getattr(owner, name, None) or ()
+        left_out = re.compile("|".join(f"(?:{each})" for each in skipped)) if skipped else None
+        waiting, found = [("", owner)], set()
+        while waiting:
+            path, module = waiting.pop()
+            if (classes is not None and isinstance(module, classes)) or (left_out and left_out.search(path)):
+                continue
+            if isinstance(module, leaves):
+                found.add(module)
+            else:
+                waiting += [
+                    (f"{path}.{name}" if path else name, child) for name, child in module.named_children()
+                ]
+    except (ImportError, KeyError, TypeError, re.error):
+        return None
+    return found
 
 
 def _has_peft(owner: Any) -> bool:

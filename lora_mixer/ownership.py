@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, ModelMemory, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
+from lora_mixer.engines.holding import Holder, HoldingLock
 from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
@@ -65,10 +66,11 @@ class Loaded:
 
 @dataclass(eq=False)
 class Before:
-    """What was in effect before a block; another one that ends first may change it."""
+    """What was in effect before a block, and who began it; another one that ends first may change it."""
 
     held: ActiveMixes
     enabled: bool
+    holder: Holder = field(default_factory=Holder.now)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class MixerState:
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
@@ -137,7 +139,7 @@ class MixerState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
         vars(self).update(state)
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
@@ -164,6 +166,7 @@ class MixerState:
                 record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
+                self._end_lost(parts)
             except BaseException as error:
                 end(error)
                 raise
@@ -192,7 +195,28 @@ class MixerState:
 
         return Interruptible(begin, end, self.lock)
 
+    @property
+    def has_lost_blocks(self) -> bool:
+        """Whether a block is open whose thread has ended: nobody else will end it."""
+        return any(block.holder.is_gone for block in self.blocks)
+
+    def _end_lost(self, parts: Parts) -> None:
+        """Put back what was there before blocks whose threads have ended; calls that give the base anyway only note it."""
+        lost = next((block for block in self.blocks if block.holder.is_gone), None)
+        if lost is None:
+            return
+        kept = lost.held.without(name for name in lost.held.names if name not in self.loaded)
+        self.held, self.enabled = kept, lost.enabled
+        if parts == "bind":
+            self.tokens.change(shown=self.enabled)
+            self.controller.apply(kept if self.enabled else BASE, self.components())
+
+    def _held(self) -> Interruptible[None]:
+        """Keep all others out."""
+        return Interruptible(lambda: None, lambda _: None, self.lock)
+
     def _commit(self) -> None:
+        self.blocks = [block for block in self.blocks if not block.holder.is_gone]
         self.mark()
         self._guard()
 
@@ -391,7 +415,7 @@ class MixerState:
         Raises:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
-        with self.lock:
+        with self._held():
             tensors = {name: self.peft_tensors(name) for name in names}
             odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
@@ -426,10 +450,27 @@ class MixerState:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
 
-    def asked_to_merge(self, root: nn.Module) -> list[str]:
-        """Name the adapters in effect on a part whose mix may be nowhere but in its weights."""
+    def asked_to_merge(self, root: nn.Module, modules: Collection[nn.Module] | None = None) -> list[str]:
+        """Name the adapters in effect on a part, or on some of its modules, whose mix may be nowhere but in its weights."""
         parts = {part for part, module in self.components().items() if module is root}
-        return self.controller.asked_to_merge(parts) if self.enabled else []
+        return self.controller.asked_to_merge(parts, modules) if self.enabled else []
+
+    def follow(self) -> None:
+        """
+        Bring the mix to parts that were replaced since the last call, before a picture is made of them.
+
+        Raises:
+            PipelineStateError: When they were made from the mix, or the adapters do not fit them.
+        """
+        lineage = self._lineage
+        if not self.enabled or self.held == BASE or lineage is None or lineage.holds(self.components()):
+            return
+        owner = self.owner
+        try:
+            with self.transaction(self.mixer or self):
+                pass
+        finally:
+            self.owner = owner
 
     def on_base(self, call: Callable[[], Any]) -> Any:
         """
@@ -438,7 +479,7 @@ class MixerState:
         Raises:
             PipelineStateError: When the mix cannot be brought again as it was asked for; the base stays then.
         """
-        with self.lock:
+        with self._held():
             owner, held, enabled = self.owner, self.held, self.enabled
             try:
                 with self.transaction(self.mixer or self):

@@ -112,7 +112,7 @@ class ModelSite:
             What the site says of it, or None where the site does not know it.
 
         Raises:
-            SourceError: When it is no hash, or the site does not answer.
+            SourceError: When it is not a hash, or the site does not answer.
         """
         wanted = as_hash(digits)
         if wanted is None:
@@ -185,7 +185,7 @@ class ModelSite:
             The file's path.
 
         Raises:
-            SourceError: When the site does not give it, it is no .safetensors file, or a file of that name is there.
+            SourceError: When the site does not give it, it is not a .safetensors file, or a file of that name is there.
             CorruptFileError: When what came is something else.
             SaveError: When the disk refuses.
         """

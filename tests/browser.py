@@ -84,17 +84,19 @@ def pixels(data):
 
 
 @contextmanager
-def slowed(page, latency=200, cpu=6):
+def slowed(desk, latency=200, cpu=6):
     """A connection with so many milliseconds there and back, and a processor so many times slower."""
-    session = page.context.new_cdp_session(page)
+    session = desk.page.context.new_cdp_session(desk.page)
     session.send("Network.enable")
     conditions = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
     session.send("Network.emulateNetworkConditions", {**conditions, "latency": latency})
-    session.send("Emulation.setCPUThrottlingRate", {"rate": cpu})
+    desk.pace = lambda waits: session.send("Emulation.setCPUThrottlingRate", {"rate": 1 if waits else cpu})
+    desk.pace(False)
     try:
         yield
     finally:
-        session.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        desk.pace(True)
+        desk.pace = lambda _: None
         session.send("Network.emulateNetworkConditions", {**conditions, "latency": 0})
         session.detach()
 
@@ -106,10 +108,20 @@ class Desk:
         self.page = context.new_page()
         self.page.set_default_timeout(int(os.environ.get("LORA_MIXER_PATIENCE", "180")) * 1000)
         self.errors = []
+        self.pace = lambda _: None  # what slows the processor, and lets it wait
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.locator("#make-button").wait_for()
         self.page.locator("#board h2").wait_for()
+
+    @contextmanager
+    def waiting(self):
+        """While nothing is done but wait for the server: a browser that is slowed burns the time that the server computes in."""
+        self.pace(True)
+        try:
+            yield
+        finally:
+            self.pace(False)
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name).click()
@@ -156,14 +168,15 @@ class Desk:
         newest = "((lm.store.get('strip') || []).at(-1)?.id ?? null)"
         before = self.page.evaluate(newest)
         self.page.locator("#make-button").click()
-        self.page.wait_for_function(
-            f"""before => {{
-                const view = document.querySelector("#stage .lm-stage");
-                const final = view?.querySelector(".lm-final");
-                return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
-            }}""",
-            arg=before,
-        )
+        with self.waiting():
+            self.page.wait_for_function(
+                f"""before => {{
+                    const view = document.querySelector("#stage .lm-stage");
+                    const final = view?.querySelector(".lm-final");
+                    return view?.dataset.state === "error" || (view?.dataset.state === "done" && {newest} !== before && final?.src.includes({newest}));
+                }}""",
+                arg=before,
+            )
         assert self.state("done").count(), self.page.locator("#stage .lm-error").inner_text()
         return self.fetch(self.shown())
 

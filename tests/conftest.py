@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,12 +151,13 @@ def desks(chromium: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def desk(site: tuple[str, Any], desks: Any) -> Iterator[Any]:
-    """A page of its own, which is a session of its own."""
-    from tests.browser import Desk
+def desk(site: tuple[str, Any], desks: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page of its own, which is a session of its own; far away and slow where the test is marked ``slowed``."""
+    from tests.browser import Desk, slowed
 
     desk = Desk(desks, site[0])
-    yield desk
+    with slowed(desk) if request.node.get_closest_marker("slowed") else nullcontext():
+        yield desk
     assert not desk.errors
     desk.page.close()
 

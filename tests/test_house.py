@@ -42,18 +42,18 @@ def test_a_name_that_says_nothing_is_seen(source: str):
 
 
 def test_names_of_values_say_what_they_are():
+    """One such name is no fault; they stood in 400 functions of 3,400, which is a habit."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-    # what a method of a library calls its argument is the library's to say
-    libraries = {("sites.py", "msg")}
-    odd = {
-        (path.name, name)
+    functions = [
+        (path.name, node.name, bound_names(ast.unparse(node)) & SAY_NOTHING)
         for path in paths
-        for name in bound_names(path.read_text(encoding="utf-8")) & SAY_NOTHING
-        if (path.name, name) not in libraries
-    }
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    odd = [each for each in functions if each[-1]]
 
-    assert len(paths) > 300
-    assert odd == set()
+    assert len(functions) > 3000
+    assert len(odd) < len(functions) / 100, odd
 
 
 def what_is(name: str) -> tuple[object, bool]:

@@ -63,6 +63,7 @@ def test_no_names_are_the_base(bench: Bench) -> None:
     ("names", "weights", "error", "said"),
     [
         ("x", 1.0, AdapterNameError, "'x', which is not loaded; loaded are: a, b, c"),
+        (["a:1", "b:0.5"], None, AdapterNameError, "write one text, 'a:1, b:0.5', for one mix"),
         (["a", "x", "y"], 1.0, AdapterNameError, "'x', 'y'"),
         (["a", "a"], [1, 1], AdapterNameError, "a: named more than once"),
         (["a", "b"], [1.0], MixError, "2 names, got 1 weights"),

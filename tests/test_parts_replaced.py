@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError
-from tests.models import tiny_sd
+from lora_mixer.guards import Guard
+from tests.models import tiny_sd, tiny_sdxl
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components, random_pairs
 
@@ -290,3 +291,53 @@ def test_a_parametrisation_that_took_a_mixed_weight_apart_is_an_error_by_name(ca
     nn.utils.parametrize.remove_parametrizations(layer, "weight")
     mixer.restore_base()
     assert_same(values(pipe), base)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize("feature", ["merged", "side", "schedule", "negative"])
+def test_a_picture_is_made_with_the_mix_in_parts_that_were_replaced_before_it(
+    make: Any, part: str, feature: str
+) -> None:
+    def mixed_pipe() -> tuple[Any, LoraMixer]:
+        pipe = make()
+        pipe.set_progress_bar_config(disable=True)
+        mixer = LoraMixer(pipe)
+        mixer.load_lora_weights(written(pairs_for(pipe, 4)), "a")
+        mix = {"a": {"weight": 1, "schedule": "linear(0, 1)"}} if feature == "schedule" else {"a": 0.6}
+        negative = {"a": -0.5} if feature == "negative" else None
+        mixer.set_mix(mix, negative=negative, engine="side" if feature == "side" else "auto")
+        return pipe, mixer
+
+    def picture(pipe: Any) -> torch.Tensor:
+        latents: torch.Tensor = pipe(
+            "a cat", num_inference_steps=2, width=32, height=32, output_type="latent", generator=torch.Generator().manual_seed(1)
+        ).images  # fmt: skip
+        return latents
+
+    pipe, mixer = mixed_pipe()
+    old = getattr(pipe, part)
+    setattr(pipe, part, getattr(make(), part))
+
+    made = picture(pipe)
+
+    assert torch.equal(made, picture(mixed_pipe()[0]))
+    assert not torch.equal(made, picture(make()))
+    assert_same(old.state_dict(), getattr(make(), part).state_dict())
+    mixer.unload_lora_weights()
+    assert_same(values(pipe), values(make()))
+    assert not any(isinstance(value, Guard) for value in vars(pipe).values())
+
+
+def test_a_picture_of_layers_that_were_made_from_a_mix_is_an_error_with_two_ways_out() -> None:
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 4)), "a")
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_q = deepcopy(attention.to_q)
+
+    with pytest.raises(PipelineStateError, match=r"restore_base\(\).*rebase\(\)"):
+        pipe("a cat", num_inference_steps=2, width=32, height=32, output_type="latent")
+
+    mixer.restore_base()
+    assert_same(values(pipe), values(tiny_sd()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from PIL import Image
+from safetensors.torch import load_file, save
 
+from lora_mixer import demo_adapters
 from lora_mixer.picture_metadata import read_picture
 from tests.browser import PROMPT, Desk, pixels
 from tests.pictures import (
@@ -18,6 +21,7 @@ from tests.pictures import (
     SWARMUI,
     png,
 )
+from tests.site_standin import SiteStandIn
 
 
 def test_a_dropped_picture_gives_the_same_picture_again(desk, app, chromium, site, tmp_path):
@@ -45,15 +49,18 @@ def test_a_dropped_picture_gives_the_same_picture_again(desk, app, chromium, sit
     context.close()
 
 
-def test_a_missing_adapter_keeps_its_place(desk, tmp_path):
+@pytest.mark.slowed
+def test_a_missing_adapter_keeps_its_place(desk, app, tmp_path):
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(
         "parameters",
-        "a rose <lora:ink:0.5> <lora:gone:0.3> <lora:pixel:0.7>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 9",
+        "a rose <lora:ink:0.5> <lora:gone:0.3> <lora:pixel:0.7>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 9, "
+        'Lora hashes: "gone: e3b0c442"',  # what other programs write where they hashed nothing: it is no file's
     )
     Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
+    app.library.hashes(app.entry_named("ink").id)  # those of a file shorter than what such a hash is made of
     desk.tab("Gallery")
     desk.upload("#picture-drop", tmp_path / "a1111.png")
     desk.row("pixel").wait_for()
@@ -63,6 +70,30 @@ def test_a_missing_adapter_keeps_its_place(desk, tmp_path):
     assert "gone" in desk.page.locator(".lm-slots .lm-missing").inner_text()
     desk.tab("Make")
     assert desk.page.get_by_label("Seed", exact=True).input_value() == "9"
+
+
+def test_what_is_missing_is_fetched_from_a_site_when_one_says_so(desk, app, tidy, tmp_path, monkeypatch):
+    raw = save(load_file(demo_adapters()["ink"].path), {"ss_epoch": "3"})
+    with SiteStandIn() as there:
+        monkeypatch.setenv("LORA_MIXER_SITE", there.endpoint)
+        sha = there.add("a title of theirs.safetensors", raw, model=7, version=70, title="Night signs")
+        text = f'a rose <lora:signs:0.5> <lora:gone:0.3>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 9, Lora hashes: "signs: {sha[:10]}, gone: {"ab" * 6}"'
+        (tmp_path / "a1111.png").write_bytes(png(parameters=text))
+        desk.tab("Gallery")
+        desk.upload("#picture-drop", tmp_path / "a1111.png")
+        desk.row("signs").get_by_role("note").wait_for()
+        ask = desk.page.get_by_role("button", name="for what is missing")
+        ask.wait_for()
+        assert there.requests == []  # nobody is asked unless one says so
+        ask.click()
+        desk.page.get_by_text("gone: not known there").wait_for()
+        desk.page.get_by_text("signs: Night signs").wait_for()
+        desk.page.get_by_label("Get it: signs").click()
+        desk.row("signs").get_by_role("note").wait_for(state="detached")
+        assert app.library.hashes(app.entry_named("signs").id)["sha256"] == sha
+        desk.page.get_by_test_id("lm-said").get_by_role("button", name="Undo").click()
+        desk.row("signs").get_by_role("note").wait_for()
+        assert app.entry_named("signs") is None
 
 
 # what is dropped; the dialect; seed, steps, size; rows as (name, UNet weight)

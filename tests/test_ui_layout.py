@@ -15,10 +15,15 @@ def box(desk, where):
     return desk.page.locator(where).first.evaluate("node => node.getBoundingClientRect().toJSON()")
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_picture_is_on_the_screen_when_it_is_made(chromium, site, size):
-    context = chromium.new_context(viewport={"width": size[0], "height": size[1]})
-    desk = Desk(context, site[0])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(each, id=name, marks=pytest.mark.slowed if name == "phone" else ())
+        for name, each in SIZES.items()
+    ],
+)
+def test_the_picture_is_on_the_screen_when_it_is_made(desk, size):
+    desk.page.set_viewport_size({"width": size[0], "height": size[1]})
     desk.fill(PROMPT, steps=STEPS)
     desk.page.evaluate("scrollTo(0, 0)")
     assert desk.page.locator("#make-button").evaluate(
@@ -31,7 +36,6 @@ def test_the_picture_is_on_the_screen_when_it_is_made(chromium, site, size):
     assert picture["top"] >= 0
     assert picture["bottom"] <= size[1]
     assert picture["width"] >= 200
-    context.close()
 
 
 def test_seven_rows_and_the_picture_are_seen_at_once(desk):
@@ -46,20 +50,17 @@ def test_seven_rows_and_the_picture_are_seen_at_once(desk):
     assert 8 * (rows[1]["top"] - rows[0]["top"]) < 900 - rows[0]["top"]  # an eighth has its place, too
 
 
-def test_the_mix_stays_in_sight_in_a_long_library(desks, tmp_path):
-    from tests.browser import serving
-
+@pytest.mark.slowed
+def test_the_mix_stays_in_sight_in_a_long_library(desk, app, tidy):
     for number in range(24):
-        write_lora(tmp_path / "loras" / f"style {number:02}.safetensors", seed=number)
-    with serving(tmp_path / "out", tmp_path / "cache", loras=(tmp_path / "loras",)) as (url, _):
-        desk = Desk(desks, url)
-        desk.tab("Library")
-        desk.page.locator("#cards .lm-card").nth(23).wait_for()
-        desk.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-        desk.page.wait_for_function("scrollY > 300")
-        place = box(desk, "#board")
-        assert 0 <= place["top"] < 200
-        desk.page.close()
+        write_lora(app.uploads / f"style {number:02}.safetensors", seed=number)
+    app.scan(wait=60)
+    desk.tab("Library")
+    desk.page.locator("#cards .lm-card").nth(23).wait_for()
+    desk.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    desk.page.wait_for_function("scrollY > 300")
+    place = box(desk, "#board")
+    assert 0 <= place["top"] < 200
 
 
 def test_on_a_phone_the_mix_is_a_sheet_and_what_one_taps_is_large_enough(chromium, site):
@@ -85,6 +86,7 @@ def test_on_a_phone_the_mix_is_a_sheet_and_what_one_taps_is_large_enough(chromiu
     context.close()
 
 
+@pytest.mark.slowed
 def test_details_are_a_drawer_and_leave_the_library_where_it_is(desk):
     desk.tab("Library")
     desk.page.locator("#cards .lm-card").first.wait_for()
@@ -117,9 +119,9 @@ CONTRAST = """node => {
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_rows_that_are_off_can_be_read(chromium, site, colours):
-    context = chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme=colours)
-    desk = Desk(context, site[0])
+def test_rows_that_are_off_can_be_read(desk, colours):
+    if desk.page.evaluate("document.body.classList.contains('dark')") != (colours == "dark"):
+        desk.page.evaluate("lm.toggleTheme()")
     desk.add("ink")
     desk.page.get_by_label("More for ink").click()
     desk.weight("ink", 0.3, "Text")
@@ -128,7 +130,7 @@ def test_rows_that_are_off_can_be_read(chromium, site, colours):
     desk.page.keyboard.press("Space")
     for where in (".lm-title", ".lm-number", ".lm-te", ".lm-icon"):
         assert desk.row("ink").locator(where).first.evaluate(CONTRAST) >= 4.5, where
-    context.close()
+    desk.page.evaluate("localStorage.removeItem('lora-mixer-theme')")
 
 
 def test_buttons_are_called_what_is_written_on_them_and_the_page_has_a_title(desk):
@@ -148,6 +150,7 @@ def test_buttons_are_called_what_is_written_on_them_and_the_page_has_a_title(des
         assert wrong == [], tab
 
 
+@pytest.mark.slowed
 def test_pictures_are_compared_by_keys_and_the_gallery_has_arrows(desk):
     desk.fill(PROMPT, count=2)
     desk.make()
@@ -170,6 +173,7 @@ def test_pictures_are_compared_by_keys_and_the_gallery_has_arrows(desk):
     assert shots.nth(1).evaluate("node => node === document.activeElement")
 
 
+@pytest.mark.slowed
 def test_steps_are_not_read_out_one_by_one(desk):
     desk.fill(PROMPT, steps=20)
     desk.page.evaluate(

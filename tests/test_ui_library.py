@@ -173,7 +173,7 @@ def test_cards_are_searched_sorted_filtered_and_paged(desks, tmp_path):
         assert titles(desk) == ["big"]
         desk.page.get_by_role("combobox", name="Base").select_option(label="Any base")
         desk.page.get_by_role("combobox", name="Sort").select_option("Rank")
-        desk.page.get_by_role("button", name="First first").click()
+        desk.page.get_by_role("button", name="Sorted upwards").click()
         desk.page.locator("#cards .lm-card").nth(1).get_by_text("rank 7").wait_for()
         assert titles(desk)[:2] == ["big", "style 06"]
 
@@ -261,7 +261,7 @@ def test_a_library_is_seen_by_folders_marks_and_what_fits_and_remembers_how(chro
         desk.page.get_by_role("button", name="Show them").click()
         desk.page.get_by_role("button", name="As a list").click()
         desk.page.get_by_role("combobox", name="Sort").select_option("Size")
-        desk.page.get_by_role("button", name="First first").click()
+        desk.page.get_by_role("button", name="Sorted upwards").click()
         desk.page.locator(".lm-cardline").first.get_by_text("large", exact=True).wait_for()
         kept = titles(desk)
         assert len(kept) == 5

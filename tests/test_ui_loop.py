@@ -234,6 +234,7 @@ def test_settings_of_a_picture_are_one_step_back(desk):
     )
 
 
+@pytest.mark.slowed
 def test_what_is_wrong_with_a_field_of_export_or_compare_stands_at_it(desk):
     desk.add("ink")
     desk.tab("Export")

@@ -26,7 +26,7 @@ def grid(desk, columns, values, rows="nothing", row_values=""):
 @pytest.mark.parametrize(
     ("columns", "values", "rows", "row_values", "cells"),
     [
-        ("seed", "1-2", "nothing", "", 2),
+        pytest.param("seed", "1-2", "nothing", "", 2, marks=pytest.mark.slowed),
         ("nothing", "", "seed", "1-2", 2),
         ("nothing", "", "nothing", "", 1),
         ("whole mix", "ink:1 | pixel:0.5", "nothing", "", 2),
@@ -38,7 +38,8 @@ def test_a_grid_of_one_axis_ends_with_its_sheet(desk, columns, values, rows, row
     if columns == "whole mix":
         values = values.replace(" | ", "\n")
     grid(desk, columns, values, rows, row_values)
-    desk.page.locator("#grid [data-state=done], #grid [data-state=error]").wait_for()
+    with desk.waiting():
+        desk.page.locator("#grid [data-state=done], #grid [data-state=error]").wait_for()
     assert desk.page.locator("#grid .lm-error").count() == 0, desk.page.locator(
         "#grid .lm-error"
     ).inner_text()
@@ -46,6 +47,7 @@ def test_a_grid_of_one_axis_ends_with_its_sheet(desk, columns, values, rows, row
     assert desk.page.get_by_role("link", name="Download the sheet").count() == 1
 
 
+@pytest.mark.slowed
 def test_a_cell_gives_all_that_made_it_and_leaves_what_was_off(desk):
     desk.add("ink", "pixel")
     desk.row("pixel").get_by_role("switch").focus()
@@ -55,7 +57,8 @@ def test_a_cell_gives_all_that_made_it_and_leaves_what_was_off(desk):
     desk.page.get_by_label("Guidance", exact=True).fill("4.5")
     desk.page.get_by_label("Guidance", exact=True).blur()
     grid(desk, "seed", "41, 42", "steps", "1, 3")
-    desk.state("done", "#grid").wait_for()
+    with desk.waiting():
+        desk.state("done", "#grid").wait_for()
     desk.page.get_by_label("Enlarge 3 steps seed 42").click()
     view = desk.page.locator("dialog.lm-large-view img")
     view.wait_for()
@@ -68,6 +71,7 @@ def test_a_cell_gives_all_that_made_it_and_leaves_what_was_off(desk):
     assert desk.page.get_by_label("pixel: UNet", exact=True).input_value() == "0.35"
 
 
+@pytest.mark.slowed
 def test_two_axes_that_undo_each_other_are_refused(desk):
     desk.add("ink")
     desk.fill(PROMPT)
@@ -77,6 +81,7 @@ def test_two_axes_that_undo_each_other_are_refused(desk):
     assert "Both axes change the weight of ink" in desk.page.locator("#grid .lm-error").inner_text()
 
 
+@pytest.mark.slowed
 def test_a_recalled_picture_says_what_of_it_is_not_used(desk, tmp_path):
     info = PngInfo()
     info.add_text(
@@ -110,6 +115,7 @@ def test_the_caption_of_a_picture_with_a_mask_is_no_json(desk, app):
     assert "{" not in desk.page.locator("#stage .lm-mixline").inner_text()
 
 
+@pytest.mark.slowed
 def test_uploads_say_doubles_wrong_bases_and_new_names_and_take_one(desk, app, tidy, tmp_path):
     pixel = demo_adapters()["pixel"].path.read_bytes()
     (tmp_path / "ink.safetensors").write_bytes(pixel)
@@ -128,8 +134,13 @@ def test_uploads_say_doubles_wrong_bases_and_new_names_and_take_one(desk, app, t
     desk.upload("#library-upload", tmp_path / "pixel.safetensors")
     desk.page.get_by_text("Added of my own").wait_for()
     assert len(app.library.find("of my own")) == 1
+    assert desk.page.locator("#upload-name input").input_value() == ""
+    desk.page.get_by_test_id("lm-said").get_by_role("button", name="Undo").click()
+    desk.page.get_by_role("button", name="Add of my own to the mix").wait_for(state="detached")
+    assert not app.library.find("of my own")
 
 
+@pytest.mark.slowed
 def test_a_page_of_the_hub_is_taken_by_its_address(desk, app, tidy, hub):
     hub.repos["someone/styles"] = Repo(
         {"a style.safetensors": demo_adapters()["ink"].path.read_bytes(), "b.safetensors": b""}
@@ -168,6 +179,7 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(tmp_path, monkeyp
             launch(ServerOptions(out=tmp_path / "out"), port=port)
 
 
+@pytest.mark.slowed
 def test_an_export_says_in_colour_what_the_rank_costs_and_writes_peft(desk, app):
     desk.add("ink", "pixel")
     desk.tab("Export")
@@ -176,7 +188,8 @@ def test_an_export_says_in_colour_what_the_rank_costs_and_writes_peft(desk, app)
         desk.page.get_by_label("Rank (0: exact)").fill(rank)
         desk.page.get_by_label("Rank (0: exact)").blur()
         desk.page.locator("#export-button").click()
-        desk.page.locator(f"#export-verdict .lm-{level}").get_by_text(words).wait_for()
+        with desk.waiting():
+            desk.page.locator(f"#export-verdict .lm-{level}").get_by_text(words).wait_for()
     desk.page.get_by_label("Format").select_option("peft")
     desk.page.locator("#export-name input, #export-name textarea").fill("for peft")
     desk.page.locator("#export-button").click()
@@ -184,6 +197,7 @@ def test_an_export_says_in_colour_what_the_rank_costs_and_writes_peft(desk, app)
     assert list((app.exports / "for peft").rglob("adapter_config.json"))
 
 
+@pytest.mark.slowed
 def test_a_mask_is_painted_in_colour_over_the_picture_and_kept_until_it_is_used(desk, app, tmp_path):  # noqa: PLR0915 -- one visit
     desk.add("ink", "pixel")
     desk.fill(PROMPT)

@@ -56,7 +56,14 @@ def build(app: AppState) -> Any:
                 mix_rows = make_mix_rows(app, jobs)
                 voice = part("voice", value=None, elem_id="voice", elem_classes="lm-unseen")
             with gr.Column(elem_id="work"), gr.Tabs(elem_id="tabs", selected="make") as tabs:
-                shared = Shared(app, jobs, mix_rows, str(Path(blocks.GRADIO_CACHE).resolve()), voice)
+                shared = Shared(
+                    app,
+                    jobs,
+                    mix_rows,
+                    str(Path(blocks.GRADIO_CACHE).resolve()),
+                    voice,
+                    lambda event: event.then(lambda: _top(app), None, top, **QUIET),
+                )
                 with gr.Tab("Make", id="make", elem_id="tab-make"):
                     fields = make_page(shared)
                 with gr.Tab("Library", id="library", elem_id="tab-library"):
@@ -90,7 +97,7 @@ def _tell_of_the_model(app: AppState, tell: Callable[[str], object]) -> None:
 
 def _top(app: AppState) -> str:
     waiting = len(app.queue)
-    queue = "idle" if not waiting else f"{waiting} queued"
+    queue = "idle" if not waiting else "at work" if waiting == 1 else f"at work, {waiting - 1} waiting"
     models = app.models
     title = html.escape(models.facts.title)
     if models.loading:

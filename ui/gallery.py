@@ -11,6 +11,7 @@ from lora_mixer import __version__
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError, PictureMetadataError
 from lora_mixer.picture_metadata import PictureSettings, read_picture, save_picture
+from lora_mixer.pictures import SAMPLERS
 
 from . import checks
 from .thumbs import data_uri, file_uri
@@ -88,15 +89,21 @@ def card(app: AppState, name: str, image: Image | None = None) -> dict[str, Any]
     return {"id": name, "url": url_of(path), "thumb": thumb}
 
 
+def usual_name(sampler: str | None) -> str | None:
+    """Return what people call a sampler; a class of diffusers that has no such name loses its ending."""
+    named = next((each.name for each in SAMPLERS if each.scheduler == sampler and not each.config), None)
+    return named or (None if sampler is None else sampler.removesuffix("Scheduler"))
+
+
 def about(settings: PictureSettings) -> dict[str, Any]:
     """Say in words how a picture was made."""
     facts = {
         "Seed": settings.seed,
         "Steps": settings.steps,
-        "Guidance": settings.guidance_scale,
+        "Guidance": None if settings.guidance_scale is None else f"{settings.guidance_scale:g}",
         "Size": f"{settings.width}×{settings.height}" if settings.width else None,
         "Model": settings.model,
-        "Sampler": settings.sampler,
+        "Sampler": usual_name(settings.sampler),
     }
     mix = settings.mix
     adapters = (

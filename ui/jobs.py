@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ MAX_JOBS = 32
 """Sessions whose pictures may be under way or wait at one time; one more is refused."""
 MAX_WAITING = 8
 """What one session may have waiting behind what is being made."""
+MAX_TAKEN = 64
+"""Orders that were taken out of queues and can be put back, of all sessions together."""
 GRACE = 30.0
 """Seconds that a job goes on when nobody listens: long enough to load the page again."""
 _LOOK_EVERY = 2.0
@@ -67,22 +69,27 @@ class Job:
         kind: Orders of one kind may wait for each other.
         view: What is shown before anything was told.
         heard: Takes the view and what was told, and gives the next view.
+
+    Attributes:
+        first: The view given.
+        orders: What waits.
     """
 
     def __init__(self, owner: str, kind: str, view: View, heard: Callable[[View, View], View]) -> None:
         """Start with no order."""
         self.owner, self.kind, self.stop = owner, kind, threading.Event()
         self.orders: deque[Order] = deque()
+        self.first, self.heard = view, heard
         self.seen = time.monotonic()
         self.over = False
-        self._view, self._heard, self._version = view, heard, 0
+        self._view, self._version = view, 0
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.RLock()
 
     def tell(self, event: dict[str, Any]) -> None:
         """Take in what happened, and wake whoever listens."""
         with self._lock:
-            self._view = self._heard(self._view, event)
+            self._view = self.heard(self._view, event)
         self.changed()
 
     def changed(self) -> None:
@@ -141,6 +148,7 @@ class Jobs:
         """Start with none."""
         self._limit, self._present = limit, present
         self._jobs: dict[str, Job] = {}
+        self._taken: OrderedDict[tuple[str, int], tuple[Order, Job]] = OrderedDict()
         self._lock = threading.Lock()
         self._watching = False
 
@@ -226,17 +234,47 @@ class Jobs:
             job.stop.set()
         return job is not None
 
-    def rearrange(self, owner: str, number: int, to: int | None) -> None:
-        """Move a waiting order of the session to a place, or take it out where that is None."""
+    def rearrange(self, owner: str, number: int, to: int | None) -> bool:
+        """Move a waiting order of the session to a place, or take it out where that is None; false where it waits no more."""
         with self._lock:
             job = self._jobs.get(owner)
             order = next((each for each in job.orders if each.number == number), None) if job else None
             if job is None or order is None:
-                return
+                return False
             job.orders.remove(order)
             if to is not None:
                 job.orders.insert(max(0, to), order)
+            else:
+                self._taken[owner, number] = (order, job)
+                while len(self._taken) > MAX_TAKEN:
+                    self._taken.popitem(last=False)
         job.changed()
+        return True
+
+    def put_back(self, owner: str, number: int, to: int) -> bool:
+        """
+        Put an order that was taken out where it was, or begin with it where nothing is under way any more.
+
+        Returns:
+            Whether a new job began with it, which somebody has to follow.
+
+        Raises:
+            PictureError: When it is not known any more, or too much is under way.
+        """
+        with self._lock:
+            taken = self._taken.pop((owner, number), None)
+        if taken is None:
+            raise PictureError("What was taken out of the queue is not known any more; press Make again.")
+        order, job = taken
+        try:
+            _, fresh = self.submit(owner, job.kind, order, job.first, job.heard)
+        except PictureError:
+            with self._lock:
+                self._taken[owner, number] = taken
+            raise
+        if not fresh:
+            self.rearrange(owner, number, to)
+        return fresh
 
     def _next(self, job: Job) -> Order | None:
         with self._lock:

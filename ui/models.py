@@ -45,6 +45,7 @@ class ModelFacts:
         layout: Its denoiser's blocks, or None.
         samplers: Which samplers can carry it, with their schedules; empty until it is loaded.
         emphasis_problem: Why ``(word:1.3)`` is not read, or empty.
+        guided: Whether it has an IP-Adapter, which shows it a picture to follow.
     """
 
     options: ModelOptions
@@ -53,6 +54,7 @@ class ModelFacts:
     layout: BlockLayout | None = None
     samplers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     emphasis_problem: str = ""
+    guided: bool = False
 
     @property
     def title(self) -> str:
@@ -286,7 +288,8 @@ def key_of(model: str) -> str:
 
 
 def _facts(options: ModelOptions, pipe: Any) -> ModelFacts:
-    return ModelFacts(options, base_family(pipe), _own_size(pipe), _layout(pipe))
+    guided = options.ip_adapter is not None
+    return ModelFacts(options, base_family(pipe), _own_size(pipe), _layout(pipe), guided=guided)
 
 
 def _part(pipe: Any, name: str) -> Any:

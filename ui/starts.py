@@ -59,6 +59,12 @@ class Starts:
         self._write(plain, self._folder / f"{digest}.png")
         return digest
 
+    def plain(self) -> Path:
+        """Return the file of a grey picture, for what must be given one and shall not hear of it."""
+        from PIL import Image
+
+        return self.path(self.put(Image.new("RGB", (64, 64), (128, 128, 128))))
+
     def has(self, digest: str) -> bool:
         """Say whether a picture is here."""
         return bool(_DIGEST.fullmatch(digest)) and self._file(digest).is_file()

@@ -18,7 +18,7 @@ shape: (out, 1, ...) and plain (out,) hold one length for each output, (1, in, .
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 
@@ -29,9 +29,79 @@ from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.algorithms.rows import Placed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from lora_mixer.algorithms.base import ModuleTensors, Ranges
+
+
+class RankParts(NamedTuple):
+    """
+    What the lengths of the rows of W + s U D are worked out of without any matrix as large as W.
+
+    Attributes:
+        squares: |w|^2 of each row, (out,).
+        met: W D^T, (out, rank).
+        up: U, (out, rank).
+        down: D, (rank, in * kernel).
+        scale: s.
+    """
+
+    squares: torch.Tensor
+    met: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+
+
+def lengths_in_ranks(layers: Sequence[RankParts]) -> list[torch.Tensor]:
+    """
+    Return the lengths (out,) of the turned rows of layers, those of one size in operations that they share.
+
+    n^2 = |w|^2 + 2 s ((W D^T) * U) + s^2 ((U D D^T) * U), summed over the ranks.
+
+    Example:
+        >>> up, down, weight = torch.randn(4, 2), torch.randn(2, 3), torch.randn(4, 3)
+        >>> parts = RankParts(weight.square().sum(1), weight @ down.T, up, down, 0.5)
+        >>> first, second = lengths_in_ranks([parts, parts])
+        >>> torch.allclose(first, (weight + 0.5 * up @ down).norm(dim=1), atol=1e-5), torch.equal(first, second)
+        (True, True)
+    """
+    crosses: dict[int, torch.Tensor] = {}
+    for places in alike([(one.down.shape, one.down.dtype, one.down.device) for one in layers]):
+        downs = _stack([layers[place].down for place in places])  # (layers, rank, in * kernel)
+        crosses |= dict(zip(places, torch.bmm(downs, downs.mT), strict=True))
+    lengths: dict[int, torch.Tensor] = {}
+    for places in alike([(one.up.shape, one.up.dtype, one.up.device, one.scale) for one in layers]):
+        members = [layers[place] for place in places]
+        ups = _stack([one.up for one in members])  # (layers, out, rank)
+        mets = _stack([one.met for one in members]).to(ups.dtype)
+        scale = members[0].scale
+        inner = torch.baddbmm(mets, ups, _stack([crosses[place] for place in places]), beta=2.0, alpha=scale)
+        squares = torch.add(_stack([one.squares for one in members]), (inner * ups).sum(2), alpha=scale)
+        lengths |= dict(zip(places, squares.clamp_min_(0.0).sqrt_(), strict=True))
+    return [lengths[place] for place in range(len(layers))]
+
+
+def alike(keys: Sequence[object]) -> Iterable[list[int]]:
+    """
+    Return the places of equal keys, together.
+
+    Example:
+        >>> list(alike(["a", "b", "a"]))
+        [[0, 2], [1]]
+    """
+    if len(keys) == 1:
+        return [[0]]
+    found: dict[object, list[int]] = {}
+    for place, key in enumerate(keys):
+        found.setdefault(key, []).append(place)
+    return found.values()
+
+
+def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors of one shape as one; a single one is not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tuple(tensors))
+
 
 DoraStrength = Literal["linear", "peft", "lycoris"]
 """What a weight other than 1 means for a DoRA."""
@@ -188,14 +258,16 @@ class Dora(LayerWeights):
             >>> torch.allclose(found, (weight + 0.5 * up @ down).norm(dim=1), atol=1e-5)
             True
         """
-        inner = torch.addmm(met, up, down @ down.T, beta=2.0, alpha=scale)  # (out, rank)
-        return torch.add(squares, (inner * up).sum(1), alpha=scale).clamp_min_(0.0).sqrt_()
+        return lengths_in_ranks([RankParts(squares, met, up, down, scale)])[0]
+
+    def divisor_of(self, length: torch.Tensor) -> torch.Tensor:
+        """Return what a magnitude is divided by where rows have a length; LyCORIS adds eps, and a row of zeros stays one either way."""
+        info = torch.finfo(length.dtype)
+        return length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
 
     def ratio_to(self, length: torch.Tensor) -> torch.Tensor:
         """Return what outputs are multiplied by: the magnitude over the length that the turned weight has, (out,)."""
-        info = torch.finfo(length.dtype)  # LyCORIS adds eps; a row of zeros stays one either way
-        length = length.clamp_min(info.tiny) if self.strength == "peft" else length + info.eps
-        ratio: torch.Tensor = self.magnitude.flatten().to(length) / length
+        ratio: torch.Tensor = self.magnitude.flatten().to(length) / self.divisor_of(length)
         return ratio
 
     def _ratio(self, turned: torch.Tensor, others: list[int]) -> torch.Tensor:

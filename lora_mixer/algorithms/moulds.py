@@ -115,11 +115,11 @@ class Section:
 
     def typed(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the data section as numbers of a dtype."""
-        found = self._typed.get(dtype)
-        if found is None:
+        typed = self._typed.get(dtype)
+        if typed is None:
             size = dtype.itemsize
-            found = self._typed[dtype] = self._raw[: len(self._raw) // size * size].view(dtype)
-        return found
+            typed = self._typed[dtype] = self._raw[: len(self._raw) // size * size].view(dtype)
+        return typed
 
     def __getitem__(self, number: int) -> torch.Tensor:
         """Return the tensor at a place."""

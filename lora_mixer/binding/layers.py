@@ -95,14 +95,14 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
 
     def named(self, leaves: frozenset[str]) -> Mapping[str, frozenset[int]]:
         """Return the identities of the modules whose paths end in one of some names, by component."""
-        found = self._named.get(leaves)
-        if found is None:
+        names = self._named.get(leaves)
+        if names is None:
             table: dict[str, set[int]] = {}
             for layer in self:
                 if layer.live.path.rpartition(".")[2] in leaves:
                     table.setdefault(layer.live.component, set()).add(id(layer.live.module))
-            found = self._named[leaves] = {part: frozenset(own) for part, own in table.items()}
-        return found
+            names = self._named[leaves] = {part: frozenset(paths) for part, paths in table.items()}
+        return names
 
     @cached_property
     def _named(self) -> dict[frozenset[str], Mapping[str, frozenset[int]]]:

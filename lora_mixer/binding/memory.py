@@ -149,17 +149,17 @@ class ModelMemory:
         apart: tuple[LayerWeights, Sequence[int]] | None,
     ) -> None:
         """Keep a binding that went by names and shapes alone, where its file is of a kind that is known."""
-        own = adapter.layers
-        if not isinstance(own, MouldedLayers):
+        file_layers = adapter.layers
+        if not isinstance(file_layers, MouldedLayers):
             return
         try:
-            bound = BoundMould.of(layers, patterns, own.mould, own.raw)
+            bound = BoundMould.of(layers, patterns, file_layers.mould, file_layers.raw)
             mould = None if apart is None else (Mould.of(apart[0], bound.places), apart[1])
         except NoMouldError:
             return
         bound.places.settle()
         self._bindings.insert(
-            0, KnownBinding(own.mould, _asked(adapter, component), bound, report, base, mould)
+            0, KnownBinding(file_layers.mould, _asked(adapter, component), bound, report, base, mould)
         )
         del self._bindings[_KEPT:]
 

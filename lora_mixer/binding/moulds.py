@@ -60,12 +60,12 @@ class BoundMould:
         if any(layer.widening is not None for layer in layers):
             raise NoMouldError
         places = Places(raw)
-        own = [
+        spans = [
             (layer.live, _mould_of(layer.weights, pattern, places), layer.siblings)
             for layer, pattern in zip(layers, patterns, strict=True)
         ]
         places.settle()
-        return cls(own, places, _spans(mould))
+        return cls(spans, places, _spans(mould))
 
     def fill(
         self, sections: Mapping[torch.device, Section], where: Sequence[torch.device]
@@ -95,7 +95,7 @@ def _spans(mould: FileMould) -> Sequence[Span] | None:
     for spec in sorted(mould.table.values(), key=lambda spec: spec.start):
         dtype: torch.dtype = getattr(torch, spec.dtype)
         size = dtype.itemsize
-        if not dtype.is_floating_point:
+        if not dtype.is_floating_point or spec.start == spec.end:
             continue
         if size == 1 or spec.start % size:
             return None

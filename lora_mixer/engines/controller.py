@@ -241,11 +241,18 @@ class EngineController:
         """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
         return self._watcher.is_watching or any(engine.acts for engine in self._engines)
 
-    def asked_to_merge(self, parts: Collection[str]) -> list[str]:
-        """Name the adapters in effect on some parts whose mix was asked for in the weights, and not beside them."""
+    def asked_to_merge(
+        self, parts: Collection[str], modules: Collection[nn.Module] | None = None
+    ) -> list[str]:
+        """Name the adapters in effect on some parts, or modules of these, whose mix was asked for in the weights, not beside them."""
         if self._now.engine != self._bases.name:
             return []
-        return [name for name in self._now.names if not set(parts).isdisjoint(self._layers[name].components)]
+        return [
+            name
+            for name in self._now.names
+            if not set(parts).isdisjoint(self._layers[name].components)
+            and (modules is None or any(layer.live.module in modules for layer in self._layers[name]))
+        ]
 
     def generation(self, part: str) -> int:
         """Return a number that is another one as soon as the hooks on a component, or its weights' tensors, are others."""

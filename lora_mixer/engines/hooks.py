@@ -10,7 +10,9 @@ is passed over once it is gone, and each is taken again when its time comes. Not
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -19,20 +21,31 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 _KEY = "_lora_mixer_hooks"
+_WITHIN = -1
+"""In the place of torch's number, for the hook that is within ``forward``."""
 
 
 class _Attached:
     """The hooks of ours on one module by torch's numbers, and the ``forward`` in its dictionary for their sake."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, within: Within | None = None) -> None:
         self.after: dict[int, Callable[..., Any]] = {}
         self.numbers: list[int] = []
         self.before = module.__dict__.get("forward")
-        self.forward = (
-            MethodType(type(module).forward, module) if self.before is None else _PassOn(self.before)
+        self.within = within
+        if within is not None:
+            self.after[_WITHIN] = within
+        self.forward: Callable[..., Any] = (
+            _Within(module, within)
+            if within is not None
+            else MethodType(type(module).forward, module)
+            if self.before is None
+            else _PassOn(self.before)
         )
 
     def detach(self, module: nn.Module) -> None:
+        if isinstance(self.forward, _Within):
+            self.forward.hook = None  # who has wrapped it since gets the class' own
         # where another library has wrapped it since, it goes on to what it wrapped
         if module.__dict__.get("forward") is self.forward:
             if self.before is None:
@@ -40,6 +53,13 @@ class _Attached:
             else:
                 module.__dict__["forward"] = self.before
         module.__dict__.pop(_KEY, None)
+
+    def let_go(self) -> None:
+        """Take the hook within ``forward`` away."""
+        self.after.pop(_WITHIN, None)
+        self.within = None
+        if isinstance(self.forward, _Within):
+            self.forward.hook = None
 
 
 class _PassOn:
@@ -50,6 +70,33 @@ class _PassOn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
+
+
+class Within(Protocol):
+    """A hook that can also compute what a module returns, in the place of the module's own ``forward``."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output with the hook's part, of the module's own output."""
+
+    def at_once(self, args: Any) -> Any:
+        """Return the output with the hook's part, of the inputs; None where the module's own is needed."""
+
+
+class _Within:
+    """Stands for the ``forward`` of a module's class, with a hook's part in what it gives."""
+
+    def __init__(self, module: nn.Module, hook: Within) -> None:
+        self.module = module
+        self.hook: Within | None = hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hook, module = self.hook, self.module
+        if hook is None:
+            return type(module).forward(module, *args, **kwargs)
+        given = args or tuple(kwargs.values())
+        if not torch.compiler.is_compiling() and (output := hook.at_once(given)) is not None:
+            return output
+        return hook(module, given, type(module).forward(module, *args, **kwargs))
 
 
 class _WithInput:
@@ -79,10 +126,10 @@ class HookHandle:
 
     Args:
         module: The hooked module.
-        handle: torch's own handle.
+        handle: torch's own handle; None for a hook that is within the module's ``forward``.
     """
 
-    def __init__(self, module: nn.Module, handle: RemovableHandle) -> None:
+    def __init__(self, module: nn.Module, handle: RemovableHandle | None) -> None:
         """Hold both."""
         self._module: nn.Module | None = module
         self._handle = handle
@@ -90,9 +137,13 @@ class HookHandle:
     def remove(self) -> None:
         """Take the hook away; with the last one, the module is what it was."""
         module, self._module = self._module, None
-        if module is not None:
+        if module is None:
+            return
+        if self._handle is not None:
             self._handle.remove()
-            forget_removed(module)
+        elif (attached := module.__dict__.get(_KEY)) is not None:
+            attached.let_go()
+        forget_removed(module)
 
 
 def _attached(module: nn.Module) -> _Attached:
@@ -113,7 +164,7 @@ def forget_removed(module: nn.Module) -> None:
     left = module._forward_hooks.keys() | module._forward_pre_hooks.keys()  # noqa: SLF001
     attached.numbers = [number for number in attached.numbers if number in left]
     attached.after = {number: hook for number, hook in attached.after.items() if number in left}
-    if not attached.numbers:
+    if not attached.numbers and attached.within is None:
         attached.detach(module)
 
 
@@ -130,6 +181,8 @@ def sweep(modules: Iterable[nn.Module]) -> None:
                 del hooks[number]
                 module._forward_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
                 module._forward_pre_hooks_with_kwargs.pop(number, None)  # noqa: SLF001
+        if (attached := module.__dict__.get(_KEY)) is not None:
+            attached.let_go()
         forget_removed(module)
 
 
@@ -174,6 +227,27 @@ def hook_input(module: nn.Module, hook: Callable[..., Any]) -> HookHandle:
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     attached.numbers.append(handle.id)
     return HookHandle(module, handle)
+
+
+def hook_within(module: nn.Module, hook: Within) -> HookHandle:
+    """
+    Let a hook compute what a module returns together with the module's own part, in the place of its ``forward``.
+
+    A module whose ``forward`` is another library's, or that has hooks of this package, keeps it: the hook then works on the output,
+    before all others.
+
+    Args:
+        module: A layer.
+        hook: Asked for the output of the inputs, else called with the module, its inputs and its output.
+
+    Returns:
+        What takes it away again.
+    """
+    if _KEY in module.__dict__ or "forward" in module.__dict__:
+        return hook_output(module, hook, first=not output_hooks(module))
+    module.__dict__[_KEY] = made = _Attached(module, hook)
+    module.__dict__["forward"] = made.forward
+    return HookHandle(module, None)
 
 
 def output_hooks(module: nn.Module) -> Sequence[Callable[..., Any]]:

@@ -64,8 +64,8 @@ class FileTensors(Mapping[str, torch.Tensor]):
     def _make(self, spec: TensorSpec) -> torch.Tensor:
         size = ITEM_BYTES[spec.dtype]
         if spec.start % size:  # an odd header length alone does no harm: processors read unaligned values
-            own = self.buffer[spec.start : spec.end].clone()
-            return own.view(torch_dtype(spec.dtype)).view(spec.shape)
+            piece = self.buffer[spec.start : spec.end].clone()
+            return piece.view(torch_dtype(spec.dtype)).view(spec.shape)
         whole = self._typed.get(spec.dtype)
         if whole is None:
             kept = self.buffer[: len(self.buffer) // size * size]

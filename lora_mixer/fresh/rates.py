@@ -32,7 +32,7 @@ def groups_of(
         ratio: What the rates of B are multiplied by.
 
     Raises:
-        AdapterConfigError: When a rate is no number above 0, or a pattern matches no module.
+        AdapterConfigError: When a rate is not a number above 0, or a pattern matches no module.
 
     Example:
         >>> import torch

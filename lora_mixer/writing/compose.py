@@ -328,7 +328,7 @@ def _vector_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMeth
 
 
 def _factors(part: Part) -> Factors | None:
-    """Return the exact pair, or None; what is no pair in the file, and would be a huge one, is refused."""
+    """Return the exact pair, or None; what is not a pair in the file, and would be a huge one, is refused."""
     if len(part.place.shape) < 2:
         return None
     if not isinstance(part.weights, LowRank) or part.weights.mid is not None:

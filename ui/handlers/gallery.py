@@ -20,6 +20,7 @@ from lora_mixer.pictures import PICTURE_FIELDS
 
 from .. import gallery
 from ..mix_rows import recalled_rows, shown_rows
+from . import sites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,8 @@ NOTHING_MORE: dict[str, Any] = {
     "start": "",
     "inpaint": "",
     "strength": 0.6,
+    "guide": "",
+    "guide_scale": 0.6,
 }
 """What the browser keeps beside Gradio's fields, where nothing is said."""
 
@@ -136,11 +139,14 @@ def taken(app: AppState, settings: PictureSettings) -> Taken:
     request = recalled.request
     start = (settings.image or "").removesuffix(".png")
     here = app.starts.has(start)
+    guide = (settings.ip_adapter_image or "").removesuffix(".png")
+    followed = app.models.facts.guided and app.starts.has(guide)
     mask = (settings.mask_image or "").removesuffix(".png")
     said = [
         f"{PICTURE_FIELDS[problem.place].label if problem.place in PICTURE_FIELDS else problem.place}: {problem.text}"
         for problem in recalled.unused
         if not (here and problem.place in ("image", "mask_image"))
+        and not (followed and problem.place == "ip_adapter_image")
     ]
     more = {
         **NOTHING_MORE,
@@ -153,6 +159,11 @@ def taken(app: AppState, settings: PictureSettings) -> Taken:
             "start": start,
             "inpaint": mask,
             "strength": 0.8 if request.strength is None else request.strength,
+        }
+    if followed and request.ip_adapter_scale != 0:  # without weight it followed none
+        more |= {
+            "guide": guide,
+            "guide_scale": 1.0 if request.ip_adapter_scale is None else request.ip_adapter_scale,
         }
     model = app.models.facts
     if settings.model and Path(settings.model.replace("\\", "/")).stem not in (
@@ -201,4 +212,6 @@ def report(
         "title": f"Settings read ({settings.dialect})" if settings.dialect else "Settings read",
         "slots": slots,
         "notes": notes,
+        "missing": sites.missing(matches),
+        "site": sites.asked_host(),
     }

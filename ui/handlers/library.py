@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -326,11 +327,29 @@ def duplicates(app: AppState) -> dict[str, Any]:
 
 def upload(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str]:
     """Take uploaded adapters as :func:`take_uploads` does; return what was added, and what was refused and why."""
-    added, refused, _ = take_uploads(app, files, cache, name)
-    return added, refused
+    added = take_uploads(app, files, cache, name)
+    return added.words, added.refused
 
 
-def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> tuple[str, str, str]:
+@dataclass(frozen=True)
+class Added:
+    """
+    What came into the library.
+
+    Attributes:
+        words: What was added, with what is to be said of it.
+        ids: The ids of these.
+        refused: What was refused and why.
+        nameless: The id of one whose name says nothing.
+    """
+
+    words: str
+    ids: tuple[str, ...] = ()
+    refused: str = ""
+    nameless: str = ""
+
+
+def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> Added:
     """
     Take uploaded adapters into the library, under names that nothing had before.
 
@@ -341,13 +360,13 @@ def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> tuple
         name: What to call a single one; its file's name where empty.
 
     Returns:
-        What was added, with what is to be said of it; what was refused and why; and the id of one whose name says nothing.
+        What was added, and what was not.
     """
     given: Sequence[Any] = files if isinstance(files, list) else [files] if files else []
     paths = [Path(str(each)) for each in given[:MAX_UPLOADS]]
     configs = [path for path in paths if path.suffix.lower() == ".json"]
     weights = [path for path in paths if path not in configs]
-    added, refused, nameless = [], [], ""
+    added, ids, refused, nameless = [], [], [], ""
     config = configs[0] if len(configs) == len(weights) == 1 and configs[0].name == PEFT_CONFIG else None
     if configs and config is None:
         refused.append(
@@ -377,17 +396,19 @@ def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> tuple
                 limit=app.options.max_upload,
                 config=None if config is None else _uploaded(config, cache),
             )
-            added.append(_told(app, entry, wanted, same))
+            added.append(told_of(app, entry, wanted, same))
+            ids.append(entry.id)
             if not called and (wanted == PEFT_NAME or wanted.lower() in NO_NAMES):
                 nameless = entry.id
         except LoraMixerError as error:
             refused.append(words_of(error))
         except (OSError, ValueError) as error:
             refused.append(f"{path.name}: it cannot be read ({type(error).__name__})")
-    return ", ".join(added), "\n".join(refused), nameless
+    return Added(", ".join(added), tuple(ids), "\n".join(refused), nameless)
 
 
-def _told(app: AppState, entry: Entry, wanted: str, same: Entry | None) -> str:
+def told_of(app: AppState, entry: Entry, wanted: str, same: Entry | None) -> str:
+    """Return what is said of an entry that came in: its name, another one's, its double, and why it does not fit."""
     remarks = []
     if entry.name != wanted:
         remarks.append(f"there is another {wanted} already")
@@ -419,7 +440,7 @@ def _uploaded(path: Path, cache: str) -> Path:
     return real
 
 
-def from_hub(app: AppState, repo: Any, weight_name: Any) -> str:
+def from_hub(app: AppState, repo: Any, weight_name: Any) -> Added:
     """
     Take an adapter from the Hub into the library.
 
@@ -429,7 +450,7 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> str:
         weight_name: Which file, where it has several.
 
     Returns:
-        Its name, with what is to be said of it.
+        What was added.
 
     Raises:
         LoraMixerError: When there is none, or it cannot be read.
@@ -447,8 +468,7 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> str:
     entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads)
     name = app.name_of(entry)
     taken = entry.name in before and name != entry.name
-    return (
-        _told(app, entry, entry.name, None)
-        if not taken
-        else f"{name} (there is another {entry.name} already)"
+    words = (
+        f"{name} (there is another {entry.name} already)" if taken else told_of(app, entry, entry.name, None)
     )
+    return Added(words, (entry.id,))

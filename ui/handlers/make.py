@@ -17,7 +17,7 @@ from ..mix_rows import read_rows
 from ..thumbs import data_uri
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from ..app_state import AppState
     from ..jobs import Job
@@ -70,12 +70,12 @@ def read_request(
 
 def read_more(app: AppState, value: Any) -> dict[str, Any]:
     """
-    Read sampler, schedule, clip skip and what to start from.
+    Read sampler, schedule, clip skip, what to start from and what to follow.
 
     Args:
         app: Where.
         value: What the browser keeps: ``sampler``, ``schedule``, ``clip_skip``, ``start`` (a digest), ``inpaint`` (a mask's)
-            and ``strength``; None is nothing of it.
+            ``strength``, ``guide`` (a digest) and ``guide_scale``; None is nothing of it.
 
     Returns:
         Values by the fields of a request.
@@ -111,7 +111,25 @@ def read_more(app: AppState, value: Any) -> dict[str, Any]:
             fields["mask_image"] = str(
                 app.starts.mask_path(start, checks.opaque(given["inpaint"], "the mask"))
             )
-    return fields
+    return fields | _followed(app, given)
+
+
+def _followed(app: AppState, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read which picture the model's IP-Adapter follows; an adapter that follows none gets a plain one without weight."""
+    guide = given.get("guide")
+    if not app.models.facts.guided:
+        if guide:
+            raise FieldError(
+                f"A picture to follow: {app.models.facts.title} was started without an IP-Adapter (--ip-adapter FILE)",
+                "guide",
+            )
+        return {}
+    if not guide:
+        return {"ip_adapter_image": str(app.starts.plain()), "ip_adapter_scale": 0.0}
+    return {
+        "ip_adapter_image": str(app.starts.path(checks.opaque(guide, "the picture to follow"))),
+        "ip_adapter_scale": checks.number(given.get("guide_scale", 0.6), "How closely", 0, 10, "guide"),
+    }
 
 
 def several(request: PictureRequest, count: int) -> list[PictureRequest]:

@@ -42,6 +42,7 @@ def state(app: AppState) -> dict[str, Any]:
         "models": [[key, options.title] for key, options in models.found().items()],
         "samplers": {name: list(words) for name, words in facts.samplers.items()},
         "schedules": list(SCHEDULES),
+        "guided": facts.guided,
         "defaults": fields(app),
         "kit": kit(app),
         "first": first_screen(app),

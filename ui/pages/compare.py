@@ -125,5 +125,8 @@ def _axis(label: str, name: str, row: int, kind: str, text: str) -> list[dict[st
             "id": f"{name}-values", "label": "Values", "kind": "lines", "value": text, "placeholder": _VALUES,
             "row": row, "wide": 2,
         },
-        {"id": f"{name}-adapter", "label": "Adapter", "kind": "adapter", "row": row, "wide": 2},
+        {
+            "id": f"{name}-adapter", "label": "Adapter", "kind": "adapter", "row": row, "wide": 2,
+            "only": {"field": f"{name}-kind", "value": [shown for shown in handlers.AXES if shown.startswith("adapter's")]},
+        },
     ]  # fmt: skip

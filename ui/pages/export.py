@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def _setting_field(method: str, setting: Setting) -> dict[str, Any]:
     field: dict[str, Any] = {
         "id": handlers.setting_field(method, setting), "label": setting.name.capitalize(), "hint": setting.summary,
-        "value": str(setting.default), "row": 2, "only": {"field": "export-method", "value": method},
+        "value": str(setting.default), "row": 3, "only": {"field": "export-method", "value": method},
     }  # fmt: skip
     if setting.choices:
         return field | {"kind": "select", "choices": list(setting.choices)}
@@ -34,7 +34,19 @@ _FIELDS: list[dict[str, Any]] = [
         "id": "export-dtype", "label": "Type", "kind": "select", "choices": list(handlers.DTYPES),
         "value": handlers.DTYPES[0], "row": 1,
     },
-    {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 2},
+    {
+        "id": "export-energy", "label": "Energy (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
+        "hint": "the share of each layer's squared norm to keep, up to 1; a rank is the most then",
+    },
+    {
+        "id": "export-sv-ratio", "label": "SV ratio (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
+        "hint": "keep singular values above the largest divided by this",
+    },
+    {
+        "id": "export-conv-rank", "label": "Conv rank (0: rank)", "kind": "number", "value": "0", "min": 0, "row": 2,
+        "hint": "the rank of convolutions above 1x1",
+    },
+    {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 3},
     *(_setting_field(spec.name, setting) for spec in METHODS.values() for setting in spec.settings),
 ]  # fmt: skip
 _BAKE_FIELDS = [{"id": "bake-name", "label": "Name", "kind": "text", "value": "my-model", "longest": 80}]
@@ -48,7 +60,14 @@ def export_page(shared: Shared) -> None:
             note("<b>One LoRA file</b><br>The mix as it is now, for other programs.")
             form = part("form", value=None, kept_as="export", fields=_FIELDS, elem_id="export-form")
             write = gr.Button("Export", variant="primary", elem_id="export-button")
-            said = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="export-report")
+            said = gr.Textbox(
+                label="Written",
+                lines=2,
+                interactive=False,
+                placeholder=" ",
+                elem_id="export-report",
+                elem_classes="lm-written",
+            )
             verdict = part("verdict", value=None, elem_id="export-verdict")
             file = part("downloads", value=None, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
@@ -58,7 +77,14 @@ def export_page(shared: Shared) -> None:
             )
             folder = part("form", value=None, kept_as="bake", fields=_BAKE_FIELDS, elem_id="bake-form")
             bake = gr.Button("Bake", elem_id="bake-button")
-            baked = gr.Textbox(label="Written", lines=3, interactive=False, elem_id="bake-report")
+            baked = gr.Textbox(
+                label="Written",
+                lines=2,
+                interactive=False,
+                placeholder=" ",
+                elem_id="bake-report",
+                elem_classes="lm-written",
+            )
 
     async def export(
         mix_rows: Any, given: Any, request: gr.Request

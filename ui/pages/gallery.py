@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .. import gallery
+from .. import checks, gallery
 from ..handlers import gallery as handlers
+from ..handlers import sites
 from ..theme import note, part
-from .shared import Said
+from .shared import Said, answering
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_mixer.picture_metadata import PictureSettings
 
     from .shared import Fields, Shared
@@ -32,12 +35,12 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
                     show_label=False,
                     file_types=[".png", ".jpg", ".jpeg", ".webp"],
                     type="filepath",
-                    height=150,
+                    height=96,
                     elem_id="picture-drop",
                 )
             pictures = part("gallery", "open", "turn", "fresh", value=None, elem_id="gallery")
         with gr.Column(scale=6, min_width=320):
-            shot = part("shot", "use", value=None, elem_id="shot")
+            shot = part("shot", "use", value=None, server_functions=_functions(shared), elem_id="shot")
 
     def refresh() -> Any:
         return gallery.listing(app)
@@ -84,3 +87,21 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
         )
 
     shared.connect(shot.use, use, None, [*outputs, tabs])
+
+
+def _functions(shared: Shared) -> list[Callable[..., Any]]:
+    """Ask a site and fetch from it as work of the session's own: in no thread of the page's handlers."""
+
+    async def ask_site(asked: Any) -> Any:
+        return await shared.jobs.result(_owner(asked), "site", "a question", lambda _: sites.ask(asked))
+
+    async def get_from_site(asked: Any) -> Any:
+        work = shared.jobs.result(_owner(asked), "site", "a download", lambda _: sites.get(shared.app, asked))
+        added = await work
+        return {"words": added.words, "ids": list(added.ids)}
+
+    return [answering(function) for function in (ask_site, get_from_site)]
+
+
+def _owner(asked: Any) -> str:
+    return f"{checks.opaque(checks.table(asked, 'question').get('token'), 'token')}/site"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from .. import checks
 from ..handlers import library as handlers
 from ..theme import part
 from .shared import answering
@@ -15,6 +16,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .shared import Shared
+
+
+_FIELDS: tuple[dict[str, Any], ...] = (
+    {
+        "id": "upload-name",
+        "kind": "text",
+        "label": "Name, for a single file",
+        "placeholder": "the file's own",
+        "longest": 120,
+        "row": 0,
+    },
+    {
+        "id": "hub-repo",
+        "kind": "text",
+        "label": "From the Hub",
+        "placeholder": "owner/name, or the address of its page",
+        "longest": 400,
+        "row": 1,
+    },
+    {
+        "id": "hub-file",
+        "kind": "text",
+        "label": "File in it, where it has several",
+        "longest": 200,
+        "row": 1,
+    },
+)
+"""What is said of an adapter that is added; kept in the browser, with a way back, as the fields of other pages are."""
 
 
 def library_page(shared: Shared) -> None:
@@ -28,25 +57,13 @@ def library_page(shared: Shared) -> None:
             file_count="multiple",
             file_types=[".safetensors", ".json"],
             type="filepath",
-            height=150,
+            height=96,
             elem_id="library-upload",
         )
-        called = gr.Textbox(
-            label="Name, for a single one",
-            placeholder="the file's own",
-            elem_id="upload-name",
-            max_length=120,
-        )
-        with gr.Row(elem_classes="lm-bottom"):
-            repo = gr.Textbox(
-                label="From the Hub",
-                placeholder="owner/name, or the address of its page",
-                elem_id="hub-repo",
-                scale=3,
-            )
-            weight_name = gr.Textbox(label="File in it, where it has several", elem_id="hub-file", scale=3)
-            fetch = gr.Button("Get it", elem_id="hub-get", scale=1, min_width=80)
-        again = gr.Button("Look through the folders again", elem_id="library-refresh")
+        said = part("form", value=None, kept_as="adding", fields=list(_FIELDS), elem_id="adding")
+        with gr.Row():
+            fetch = gr.Button("Get it from the Hub", elem_id="hub-get", min_width=80)
+            again = gr.Button("Look through the folders again", elem_id="library-refresh", min_width=80)
     refused = part("refusals", value="", elem_id="library-refused")
     part("details", value=None, elem_id="details")
     cards = part(
@@ -57,31 +74,42 @@ def library_page(shared: Shared) -> None:
         elem_id="cards",
     )
 
-    def upload(given: Any, name: Any) -> Any:
-        added, problems, nameless = handlers.take_uploads(app, given, shared.cache, name)
-        return None, "", _fresh(f"Added {added}" if added else "", nameless), problems
+    def upload(given: Any, fields: Any) -> Any:
+        name = checks.table(fields or {}, "fields").get("upload-name")
+        added = handlers.take_uploads(app, given, shared.cache, name)
+        return None, _fresh(added), added.refused
 
-    shared.connect(files.upload, upload, [files, called], [files, called, cards, refused])
+    shared.connect(files.upload, upload, [files, said], [files, cards, refused])
 
-    async def hub(repo: Any, name: Any, request: gr.Request) -> Any:
-        owner = f"{shared.owner_of(request)}/hub"
-        added = await shared.jobs.result(
-            owner, "hub", "a download", lambda _: handlers.from_hub(app, repo, name)
+    async def hub(fields: Any, request: gr.Request) -> Any:
+        owner, given = f"{shared.owner_of(request)}/hub", checks.table(fields or {}, "fields")
+        return _fresh(
+            await shared.jobs.result(
+                owner,
+                "hub",
+                "a download",
+                lambda _: handlers.from_hub(app, given.get("hub-repo"), given.get("hub-file")),
+            )
         )
-        return _fresh(f"Added {added}")
 
-    shared.connect(fetch.click, hub, [repo, weight_name], cards, show_progress="minimal")
+    shared.connect(fetch.click, hub, said, cards, show_progress="minimal")
 
     def rescan() -> Any:
         app.scan(wait=20)
-        return _fresh("")
+        return _fresh(handlers.Added(""))
 
     shared.connect(again.click, rescan, None, cards, show_progress="minimal")
 
 
-def _fresh(status: str, nameless: str = "") -> dict[str, str]:
-    """Let the browser look again, with what is said above the cards, and one that wants a name."""
-    return {"status": status, "nameless": nameless, "stamp": secrets.token_hex(8)}
+def _fresh(added: handlers.Added) -> dict[str, Any]:
+    """Let the browser look again, with what is said above the cards, what came in, and one that wants a name."""
+    status = f"Added {added.words}" if added.words else ""
+    return {
+        "status": status,
+        "ids": list(added.ids),
+        "nameless": added.nameless,
+        "stamp": secrets.token_hex(8),
+    }
 
 
 def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
@@ -107,15 +135,12 @@ def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
     def move_adapter(asked: Any) -> Any:
         return {"card": handlers.move(app, asked)}
 
-    def trash_adapter(entry_id: Any) -> Any:
-        return handlers.to_trash(app, entry_id)
-
     def restore_adapter(token: Any) -> Any:
         return handlers.from_trash(app, token)
 
     def duplicates(_: Any) -> Any:
         return handlers.duplicates(app)
 
-    functions = (cards, adapter, keep_adapter, set_preview, rename_adapter, move_adapter, trash_adapter, restore_adapter,
+    functions = (cards, adapter, keep_adapter, set_preview, rename_adapter, move_adapter, restore_adapter,
                  duplicates)  # fmt: skip
     return [answering(function) for function in functions]

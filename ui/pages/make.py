@@ -92,7 +92,7 @@ def make_page(shared: Shared) -> Fields:
             fresh = False
 
     values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, more, shared.mix_rows]
-    make.click(run, values, [view, seed], trigger_mode="multiple", **QUIET)
+    shared.told_above(make.click(run, values, [view, seed], trigger_mode="multiple", **QUIET))
 
     async def hello(event: gr.EventData, request: gr.Request) -> Any:
         token = checks.opaque(event.token, "token")
@@ -114,7 +114,9 @@ def make_page(shared: Shared) -> Fields:
         ):
             yield shown
 
-    view.draft(drafted, [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET)
+    shared.told_above(
+        view.draft(drafted, [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET)
+    )
 
     def halt(request: gr.Request) -> None:
         handlers.stop(shared.owner_of(request))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import checks, gallery
 from ..handlers import mix as handlers
+from ..handlers.library import to_trash
 from ..theme import part
 from .shared import answering
 
@@ -80,8 +81,13 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
         to = given.get("to")
         number = checks.whole(given.get("number"), "order", 0, 2**53)
         place = None if to is None else checks.whole(to, "place", 0, 1000)
-        jobs.rearrange(checks.opaque(given.get("token"), "token"), number, place)
-        return {}
+        return {"moved": jobs.rearrange(checks.opaque(given.get("token"), "token"), number, place)}
+
+    def put_back(asked: Any) -> Any:
+        given = checks.table(asked, "order")
+        number = checks.whole(given.get("number"), "order", 0, 2**53)
+        place = checks.whole(given.get("to"), "place", 0, 1000)
+        return {"fresh": jobs.put_back(checks.opaque(given.get("token"), "token"), number, place)}
 
     def remove_picture(picture: Any) -> Any:
         return {"id": gallery.remove(app, picture)}
@@ -89,6 +95,11 @@ def _functions(app: AppState, jobs: Jobs) -> list[Callable[[Any], Any]]:
     def restore_picture(picture: Any) -> Any:
         return {"id": gallery.restore(app, picture)}
 
+    def trash_adapter(entry_id: Any) -> Any:
+        return to_trash(
+            app, entry_id
+        )  # here, since what comes in from the Gallery is taken back without the Library's page
+
     functions = (curve, look_up, described, from_text, halfway, keep_mask, mask_png, keep_default, saved, save, load, delete,
-                 undelete, rearrange, remove_picture, restore_picture)  # fmt: skip
+                 undelete, rearrange, put_back, remove_picture, restore_picture, trash_adapter)  # fmt: skip
     return [answering(function) for function in functions]

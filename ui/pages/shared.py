@@ -34,6 +34,7 @@ class Shared:
         mix_rows: The session's mix, as the browser has it.
         cache: The folder that uploads lie in.
         voice: What says in the browser what was done, and what cannot be, at the field where it stands.
+        told_above: Lets the page's head say anew, after an event, what the device does.
     """
 
     app: AppState
@@ -41,6 +42,7 @@ class Shared:
     mix_rows: Any
     cache: str
     voice: Any
+    told_above: Callable[[Any], Any]
 
     def connect(
         self,
@@ -210,17 +212,29 @@ def _shown(error: LoraMixerError) -> Exception:
 def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return a server function's errors as ``{"problem": ..., "field": ...}``: those are shown where they belong."""
 
+    def problem(error: Exception) -> dict[str, str]:
+        if isinstance(error, LoraMixerError):
+            words = told(error)
+            return {"problem": words["message"], "field": words["field"]}
+        return {"problem": f"This is not what the page sends ({type(error).__name__}).", "field": ""}
+
+    wrong = (LoraMixerError, TypeError, KeyError, AttributeError)  # the others: not what the page sends
+
+    @functools.wraps(handler)
+    async def answer_later(*values: Any, **named: Any) -> Any:
+        try:
+            return await handler(*values, **named)
+        except wrong as error:
+            return problem(error)
+
     @functools.wraps(handler)
     def answer(*values: Any, **named: Any) -> Any:
         try:
             return handler(*values, **named)
-        except LoraMixerError as error:
-            words = told(error)
-            return {"problem": words["message"], "field": words["field"]}
-        except (TypeError, KeyError, AttributeError) as error:  # not what the page sends
-            return {"problem": f"This is not what the page sends ({type(error).__name__}).", "field": ""}
+        except wrong as error:
+            return problem(error)
 
-    return answer
+    return answer_later if inspect.iscoroutinefunction(handler) else answer
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}

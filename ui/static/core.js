@@ -324,6 +324,14 @@ lm.snapshot = (() => {
 })();
 for (const kind of ["drop", "change"]) document.addEventListener(kind, (event) => { if (event.target.closest?.("#picture-drop")) lm.snapshot.take(); }, true);
 
+// What came into the library, and how it goes out again: into the trash of its folder, as by hand.
+lm.arrived = (ids) => {
+  const rows = () => { if (lm.mix.rows.length) lm.mix.refresh(lm.mix.rows.map((row) => row.name)); };
+  lm.history.push(async () => { for (const id of ids) await lm.ask("trash_adapter", id); lm.cardsFresh?.(); rows(); });
+  lm.say(ids.length > 1 ? `The library has ${ids.length} more adapters.` : "The library has one more adapter.", { undo: lm.history.back });
+  rows();
+};
+
 // Told of each change of the mix, and of the mix as it is.
 lm.whenMix = (() => {
   const told = [];

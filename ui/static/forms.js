@@ -5,7 +5,7 @@ lm.parts.form = (root, { props }) => {
   const now = Object.fromEntries(props.fields.map((field) => [field.id, kept && field.id in kept ? kept[field.id] : field.value ?? ""]));
   // some fields belong to one choice of another, and are seen beside it alone
   function show() {
-    for (const { id, only } of props.fields) if (only) labels.get(id).style.display = now[only.field] === only.value ? "" : "none";
+    for (const { id, only } of props.fields) if (only) labels.get(id).style.display = [only.value].flat().includes(now[only.field]) ? "" : "none";
   }
   function put(id, value) {
     now[id] = value;
@@ -19,6 +19,8 @@ lm.parts.form = (root, { props }) => {
     lm.history.push(() => { put(id, before); inputs.get(id).value = before; });
     put(id, value);
   }
+  // Emptied by who used it.
+  (lm.forms ||= {})[props.kept_as] = { clear(id) { put(id, ""); inputs.get(id).value = ""; } };
   const option = (value, label = value) => h("option", { value }, label);
   function draw(field) {
     const options = { class: "lm-input", "aria-label": field.label, placeholder: field.placeholder };

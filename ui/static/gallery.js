@@ -23,8 +23,35 @@ lm.parts.gallery = (root, { props, trigger, watch }) => {
   draw();
 };
 
-lm.parts.shot = (root, { props, trigger, watch }) => {
-  const { h, picture, empty, reveal } = lm;
+lm.parts.shot = (root, { props, trigger, server, watch }) => {
+  const { h, picture, empty, reveal, bytes } = lm;
+  lm.serve(server);
+  // What a picture names and is not here: a site is asked by hash, when the person says so and not before.
+  function elsewhere(v) {
+    const list = h("ul", { class: "lm-slots", "aria-live": "polite" }), token = lm.store.token;
+    const button = h("button", { class: "lm-button", onclick: async () => {
+      button.disabled = true;
+      const answer = await lm.ask("ask_site", { token, adapters: v.missing });
+      button.disabled = false;
+      if (!answer) return;
+      const known = new Map(answer.found.map((each) => [each.name, each]));
+      list.replaceChildren(...v.missing.map(({ name }) => line(name, known.get(name))));
+    } }, `Ask ${v.site} for what is missing`);
+    function line(name, each) {
+      if (!each) return h("li", { class: "lm-missing" }, `${name}: not known there`);
+      const fetch = h("button", { class: "lm-button", disabled: !each.digits, "aria-label": `Get it: ${name}`, onclick: async () => {
+        fetch.disabled = true;
+        fetch.textContent = "Coming …";
+        const got = await lm.ask("get_from_site", { token, name, digits: each.digits });
+        fetch.textContent = got ? "It is here" : "Get it";
+        fetch.disabled = !!got;
+        if (got) { lm.arrived(got.ids); lm.cardsFresh?.(); }
+      } }, "Get it");
+      return h("li", {}, h("div", {}, `${name}: ${each.about}`, each.bytes > 0 && ` · ${bytes(each.bytes)}`), each.licence && h("div", { class: "lm-sub" }, each.licence),
+        h("div", { class: "lm-line" }, fetch, /^https?:\/\//.test(each.page) && h("a", { class: "lm-button lm-quiet", href: each.page, target: "_blank", rel: "noopener noreferrer" }, "Its page")));
+    }
+    return h("div", { class: "lm-elsewhere" }, button, h("p", { class: "lm-hint" }, "Only their hashes are sent."), list);
+  }
   // Into the trash, and back from there: a click is never the end of a picture.
   async function remove(v) {
     const found = await lm.ask("remove_picture", v.id);
@@ -56,6 +83,7 @@ lm.parts.shot = (root, { props, trigger, watch }) => {
       (v.facts || []).length > 0 && h("dl", { class: "lm-facts" }, v.facts.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]), v.sheet ? null : [h("dt", {}, "Mix"), h("dd", {}, v.mix || "base")]),
       (v.slots || []).length > 0 && h("ul", { class: "lm-slots" }, v.slots.map((slot) => h("li", { class: slot.ok ? "" : "lm-missing" }, slot.text))),
       (v.notes || []).map((note) => h("p", { class: "lm-problem" }, note)),
+      v.missing?.length > 0 && elsewhere(v),
       h("div", { class: "lm-line" },
         v.id && !v.sheet && h("button", { class: "lm-button lm-main", onclick: () => { lm.snapshot.take(); trigger("use", { id: v.id }); } }, "Use these settings"),
         v.url && h("a", { class: "lm-button lm-quiet", href: v.url, download: `${v.id}.png` }, "Download"),

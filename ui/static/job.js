@@ -67,7 +67,7 @@ lm.parts.job = (root, { props, trigger, watch }) => {
     const each = current(), going = busy(v);
     const pair = other && each && at(other) && other !== each.id ? at(other) : null;
     let shown;
-    if (pair) shown = lm.compareView({ ...pair, label: label(pair) }, { ...each, label: label(each) });
+    if (pair) shown = lm.compareView({ ...pair, label: unlike(pair, each) }, { ...each, label: unlike(each, pair) });
     else if (going && v.preview && !chosen) shown = picture(v.preview, "Preview of the forming picture", "lm-preview");
     else if (draft && !held) shown = picture(draft.preview, "Draft", "lm-preview lm-draftpic");
     else if (each) {
@@ -84,19 +84,30 @@ lm.parts.job = (root, { props, trigger, watch }) => {
       else { image.loading = "eager"; image.decode().then(swap, swap); } // the one before stays until it can be seen
     } else showing?.querySelector?.("img")?.classList.toggle("lm-dim", going && !chosen && !v.preview);
   }
+  // Whether a part looks otherwise than it is drawn: what is drawn anew with each step would take clicks away under one's hand.
+  function changed(part, now) {
+    const key = JSON.stringify(now);
+    if (part.dataset.key === key) return false;
+    part.dataset.key = key;
+    return true;
+  }
+  // Of two pictures beside each other: in what they differ.
+  const unlike = (each, other_) => each.mix === other_.mix && each.seed !== other_.seed ? `seed ${each.seed}` : each.seed === other_.seed && each.mix !== other_.mix ? each.mix || "base" : label(each);
   const label = (each) => `seed ${each.seed} · ${each.mix || "base"}`;
 
   function drawCaption() {
     const each = current();
+    if (!changed(caption, [each?.id, !!draft, picking, !!at(other), strip.length > 1])) return;
     if (!each) return caption.replaceChildren();
     redraw(caption, h("div", { class: "lm-caption" }, h("span", {}, `seed ${each.seed}`), h("span", { class: "lm-mixline", title: each.mix || "base" }, spell(each.mix)),
+      draft && h("span", { class: "lm-mark" }, "draft"),
       draft && h("button", { class: "lm-button lm-quiet", title: "Hold to see the picture before", onpointerdown: () => { held = true; drawCanvas(props.value); }, onpointerup: () => { held = false; drawCanvas(props.value); },
         onkeydown: (e) => { if (e.key === " ") { held = true; drawCanvas(props.value); } }, onkeyup: () => { held = false; drawCanvas(props.value); } }, "Before"),
       h("button", { class: `lm-button lm-quiet${picking ? " lm-here" : ""}`, "aria-pressed": String(picking || !!other), disabled: strip.length < 2, title: "Then choose another picture below",
         onclick: () => { picking = !(picking || other); other = null; draw(); } }, other ? "End comparing" : picking ? "Choose the other" : "Compare"),
       other && at(other) && h("button", { class: "lm-button lm-quiet", title: "A mix that is half of each; words and seed stay as they are", onclick: () => blend(at(other), each) }, "Mix the two"),
       h("button", { class: "lm-button lm-quiet", title: "The next pictures begin with this one", onclick: () => lm.more.startFrom({ picture: each.id }) }, "Start from it"),
-      h("a", { class: "lm-button lm-quiet", href: each.url, download: `${each.id}.png` }, "Download")));
+      h("a", { class: "lm-button lm-quiet", href: each.url, download: `${each.id}.png`, "aria-label": "Download", title: "Download" }, "⤓")));
   }
   // The mix as people say it; text of more than one line (JSON) says what it is.
   const spell = (mix) => (!mix ? "base" : /^[[{]/.test(mix) ? "a mix with masks or blocks; its text is in the picture"
@@ -114,14 +125,30 @@ lm.parts.job = (root, { props, trigger, watch }) => {
   }
   function drawQueue(v) {
     const waiting = v.waiting || [];
+    if (!changed(queue, waiting)) return;
+    async function place(number, to) {
+      const found = await lm.ask("rearrange", { token: lm.store.token, number, to });
+      if (found && !found.moved) lm.say("That one is being made or finished already.");
+      return found?.moved;
+    }
+    // the way back is there at once: whoever presses Ctrl+Z may be faster than the server
+    function earlier(each, index) {
+      lm.history.push(() => place(each.number, index));
+      place(each.number, index - 1);
+    }
+    async function takeOut(each, index) {
+      lm.history.push(async () => {
+        const found = await lm.ask("put_back", { token: lm.store.token, number: each.number, to: index });
+        if (found?.fresh) trigger("hello", { token: lm.store.token }); // nobody follows it yet
+      });
+      if (await place(each.number, null)) lm.say(`Taken out of the queue: ${each.label}`, { undo: lm.history.back });
+    }
     redraw(queue, waiting.length > 0 && h("ol", { "aria-label": "What waits" }, waiting.map((each, index) => h("li", {}, h("span", {}, each.label),
-      index > 0 && h("button", { class: "lm-icon", "aria-label": `Earlier: ${each.label}`, onclick: () => lm.ask("rearrange", { token: lm.store.token, number: each.number, to: index - 1 }) }, "↑"),
-      h("button", { class: "lm-icon", "aria-label": `Take out: ${each.label}`, onclick: () => lm.ask("rearrange", { token: lm.store.token, number: each.number, to: null }) }, "✕")))));
+      index > 0 && h("button", { class: "lm-icon", "aria-label": `Earlier: ${each.label}`, title: "Make it earlier", onclick: () => earlier(each, index) }, "↑"),
+      h("button", { class: "lm-icon", "aria-label": `Take out: ${each.label}`, title: "Take it out of the queue", onclick: () => takeOut(each, index) }, "✕")))));
   }
   function drawStrip() {
-    const key = `${strip.map((each) => each.id).join()}|${current()?.id}|${other}`;
-    if (row.dataset.key === key) return;
-    row.dataset.key = key;
+    if (!changed(row, [strip.map((each) => each.id), current()?.id, other])) return;
     redraw(row, strip.length > 1 && strip.map((each) =>
       h("button", { class: `lm-pick${each.id === current().id ? " lm-here" : ""}${each.id === other ? " lm-other" : ""}`, "aria-label": `Show the picture with seed ${each.seed}`, "aria-current": each.id === current().id ? "true" : null, title: label(each),
         onclick: () => {
@@ -155,9 +182,10 @@ lm.parts.job = (root, { props, trigger, watch }) => {
     drawQueue(v);
     drawStrip();
     lm.busy = busy(v);
+    lm.stoppable("#stop-button", lm.busy);
   }
   row.addEventListener("keydown", (e) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[e.key];
     if (by) { e.preventDefault(); step(by); row.querySelector(".lm-here")?.focus(); }
   });
 
@@ -174,9 +202,12 @@ lm.parts.job = (root, { props, trigger, watch }) => {
   addEventListener("beforeunload", (event) => { if (lm.busy) event.preventDefault(); });
   watch("value", draw);
   draw();
+  lm.fields.there().then(draw); // the button that stops is there by then
   trigger("hello", { token: lm.store.token });
 };
 lm.gone = new Set();
+// A button that stops what is going on can be pressed while something is.
+lm.stoppable = (where, on) => { const button = document.querySelector(where); if (button) button.disabled = !on; else lm.fields.there().then(() => setTimeout(() => { const late = document.querySelector(where); if (late) late.disabled = !on; }, 200)); };
 lm.drafts = localStorage.getItem("lora-mixer-drafts") !== "off";
 
 lm.parts.draft = (root, { props, watch }) => {
@@ -221,10 +252,16 @@ lm.parts.progress = (root, { props, watch }) => {
     root.replaceChildren(h("div", { class: "lm-stage", "data-state": v.state }, h("div", { class: "lm-status", role: "status" }, words),
       v.state === "error" && h("div", { class: "lm-error", role: "alert" }, v.message)));
     if (v.state === "error") lm.mark(v.field, v.message);
+    lm.comparing("pair", v);
   }
   watch("value", draw);
   draw();
 };
+// Pairs and grids have one button that stops them.
+lm.comparing = (() => {
+  const states = {};
+  return (name, v) => { states[name] = v.state; lm.stoppable("#compare-stop", Object.values(states).some((each) => each === "queued" || each === "running")); };
+})();
 
 // A grid with labels; a click on a cell shows it large, from where all that made it can be taken.
 lm.parts.grid = (root, { props, trigger, watch }) => {
@@ -263,6 +300,7 @@ lm.parts.grid = (root, { props, trigger, watch }) => {
         }))))))
         : v.state === "error" ? null : empty("No grid yet", "Choose what changes from left to right and from top to bottom, then make the grid.")));
     if (v.state === "error") lm.mark(v.field, v.message);
+    lm.comparing("grid", v);
   }
   watch("value", draw);
   draw();

@@ -29,7 +29,7 @@ lm.parts.cards = (root, { props, server, watch }) => {
   lm.whenChanged("library", fresh);
 
   // --- what is asked for ---
-  const text = h("input", { type: "search", class: "lm-input", "aria-label": "Search", placeholder: "name, trigger word, tag, note", oninput: later(200, () => ask_for({ text: text.value })) });
+  const text = h("input", { type: "search", class: "lm-input", "aria-label": "Search", placeholder: "Search names, trigger words, tags, notes", oninput: later(200, () => ask_for({ text: text.value })) });
   const choose = (label, options, value, onchange) => h("select", { class: "lm-input", "aria-label": label, title: label, onchange: (e) => onchange(e.target.value) },
     options.map(([each, shown]) => h("option", { value: each, selected: each === value }, shown)));
   const toggle = (label, title, on, work) => h("button", { class: `lm-chip${on ? " lm-on" : ""}`, "aria-pressed": String(on), title, onclick: work }, label);
@@ -39,11 +39,11 @@ lm.parts.cards = (root, { props, server, watch }) => {
       v.bases.length > 1 && choose("Base", [["", "Any base"], ...v.bases.map(([name, base]) => [base, name])], where.base, (base) => ask_for({ base })),
       v.labels.length > 0 && choose("Label", [["", "Any label"], ...v.labels.map((each) => [each, each])], where.label, (label) => ask_for({ label })),
       choose("Sort", props.sorts.map((each) => [each, each]), liked.sort, (sort) => like({ sort })),
-      h("button", { class: "lm-icon", "aria-label": liked.descending ? "Last first" : "First first", title: liked.descending ? "The last or greatest first" : "The first or least first", onclick: () => like({ descending: !liked.descending }) }, liked.descending ? "↓" : "↑"),
+      h("button", { class: "lm-icon", "aria-label": liked.descending ? "Sorted downwards" : "Sorted upwards", title: liked.descending ? "The last or greatest first; click for the other way" : "The first or least first; click for the other way", onclick: () => like({ descending: !liked.descending }) }, liked.descending ? "↓" : "↑"),
       toggle("Only what fits", "Those for other models are left out, and counted", liked.fits, () => like({ fits: !liked.fits })),
       toggle("★ Favourites", "Only favourites", where.favourites, () => ask_for({ favourites: !where.favourites })),
       toggle("As a list", "One line for each", liked.list, () => like({ list: !liked.list })),
-      toggle("Show all previews", "Those marked as explicit are blurred otherwise", liked.show, () => like({ show: !liked.show })),
+      (liked.show || v.entries.some((each) => each.explicit)) && toggle("Show all previews", "Those marked as explicit are blurred otherwise", liked.show, () => like({ show: !liked.show })),
       toggle("Doubles", "Files that are the same to the byte", !!twins, async () => {
         if (twins) { twins = null; return draw(); }
         const answer = await ask("duplicates");
@@ -82,16 +82,20 @@ lm.parts.cards = (root, { props, server, watch }) => {
       if (await set(!before)) lm.history.push(() => set(before));
     } }, each.favourite ? "★" : "☆");
   const cover = (each, cls) => picture(each.thumb, each.title, `${cls}${each.explicit && !liked.show ? " lm-blurred" : ""}`);
+  // What is in the mix says so, however it came there.
+  const mixed = (rows) => root.querySelectorAll(".lm-card").forEach((node) => node.classList.toggle("lm-inmix", rows.some((row) => row.id === node.dataset.id)));
+  lm.fields.there().then(() => lm.whenMix(mixed));
+  const inMix = () => h("span", { class: "lm-mark lm-inmixmark" }, "in the mix");
   const add = (each) => h("button", { class: "lm-button", disabled: !!each.problem, "aria-label": `Add ${each.title} to the mix`, onclick: () => lm.mix.add(each) }, "Add");
   const card = (each) => h("article", { class: `lm-card${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
-    h("button", { class: "lm-cardpic", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, cover(each, "lm-cover")), star(each),
+    h("button", { class: "lm-cardpic", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, cover(each, "lm-cover")), inMix(), star(each),
     h("div", { class: "lm-cardtext" }, h("div", { class: "lm-title", title: each.title }, each.title), each.called && h("div", { class: "lm-sub", title: each.called }, each.called), h("div", { class: "lm-sub", title: each.about }, each.about),
       h("div", { class: "lm-sub" }, bytes(each.bytes), each.triggers.length > 0 && ` · ${each.triggers.slice(0, 2).join(", ")}`),
       each.labels.length > 0 && h("div", { class: "lm-labels" }, each.labels.map((label) => h("span", { class: "lm-mark" }, label))),
       each.problem && h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem)),
     h("div", { class: "lm-cardfoot" }, add(each), h("button", { class: "lm-button lm-quiet", "aria-label": `Show details of ${each.title}`, onclick: () => lm.details(each.id) }, "Details")));
   const line = (each) => h("article", { class: `lm-card lm-cardline${each.problem ? " lm-bad" : ""}`, "data-id": each.id, "aria-label": each.title },
-    cover(each, "lm-thumb"), star(each), h("button", { class: "lm-linename", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, h("b", {}, each.title), h("span", {}, [each.about, bytes(each.bytes), each.folder].filter(Boolean).join(" · "))),
+    cover(each, "lm-thumb"), star(each), h("button", { class: "lm-linename", "aria-label": `Details of ${each.title}`, onclick: () => lm.details(each.id) }, h("b", {}, each.title), h("span", {}, inMix(), [each.about, bytes(each.bytes), each.folder].filter(Boolean).join(" · "))),
     each.problem ? h("p", { class: "lm-problem", role: "note", title: each.problem }, each.problem) : h("span", { class: "lm-sub" }, each.triggers.slice(0, 2).join(", ")), add(each));
 
   const body = h("div", {});
@@ -112,12 +116,17 @@ lm.parts.cards = (root, { props, server, watch }) => {
       v.read_as && h("p", { class: "lm-hint", role: "note" }, `Nothing has these words; this is what has “${v.read_as}”.`),
       v.left_out && h("p", { class: "lm-hint", role: "note" }, v.left_out, " ", h("button", { class: "lm-chip", onclick: () => like({ fits: false }) }, "Show them")),
       h("div", { class: folders ? "lm-withtree" : "" }, folders, h("div", {}, shown)));
+    mixed(lm.mix?.rows || []);
   }
   watch("value", () => {
     const given = props.value;
     if (!given?.stamp || given.stamp === stamp) return;
     stamp = given.stamp;
     look(0, given.status);
+    if (given.ids?.length) {
+      lm.forms.adding.clear("upload-name");
+      lm.arrived(given.ids);
+    }
     if (given.nameless) { say("Its name says nothing: give it one."); lm.details(given.nameless, "name"); }
   });
   draw();

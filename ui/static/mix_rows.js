@@ -125,7 +125,6 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     if (along) lm.fields.dropWords((row.triggers || []).filter((word) => !others.has(word)));
   }
   const foot = h("div", { class: "lm-rows-foot" },
-    h("label", { class: "lm-field lm-method" }, h("span", {}, "Method"), methodInput),
     h("datalist", { id: "lm-methods" }, kit.methods.map((name) => h("option", { value: name }))),
     h("div", { class: "lm-weighing", role: "group", "aria-label": "Random weights" },
       tool("Random", "Random weights within this range", () => {
@@ -133,7 +132,8 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
         change("many", () => rows.filter((row) => row.on).forEach((row) => { row.unet = shorter(low + Math.round((Math.random() * (high - low)) / 0.05) * 0.05); row.te = null; }), true);
         lm.draft?.();
       }), bound("low", "Random from", "The least"), h("span", { "aria-hidden": "true" }, "–"), bound("high", "Random to", "The greatest")),
-    h("div", { class: "lm-weighing", role: "group", "aria-label": "Sum of the weights" }, holdButton, bound("sum", "The sum", "What the sizes of the weights add up to")), alongButton);
+    h("div", { class: "lm-weighing", role: "group", "aria-label": "Sum of the weights" }, holdButton, bound("sum", "The sum", "What the sizes of the weights add up to")), alongButton,
+    h("label", { class: "lm-field lm-method", title: "How the adapters come together: their sum, where nothing stands here" }, h("span", {}, "Method"), methodInput));
   const close = h("button", { class: "lm-icon lm-sheetclose", "aria-label": "Close the mix", onclick: () => sheet(false) }, "✕");
   const share = h("div", { class: "lm-share" });
   root.replaceChildren(
@@ -156,10 +156,10 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
 
   const place = (value) => `${((Math.min(2, Math.max(-1, value)) + 1) / 3) * 100}%`;
   function weights(row) {
-    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet slider`, style: `--at:${place(row.unet)}` });
-    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet`, title: "UNet weight" });
+    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: ${kit.denoiser} slider`, style: `--at:${place(row.unet)}` });
+    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: ${kit.denoiser}`, title: `${kit.denoiser} weight` });
     const text = h("input", { type: "number", class: "lm-number lm-te", step: 0.05, value: row.te ?? row.unet, "aria-label": `${row.title}: Text`, title: "Text encoders' weight" });
-    const as = h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`, disabled: row.te === null || row.te === undefined, onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet");
+    const as = h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as ${kit.denoiser}`, disabled: row.te === null || row.te === undefined, onclick: () => change("te", () => { row.te = null; }, true) }, `as ${kit.denoiser}`);
     shown.set(row.name, (now) => {
       const follows = now.te === null || now.te === undefined;
       for (const [input, value] of [[range, now.unet], [box, now.unet], [text, follows ? now.unet : now.te]])
@@ -229,8 +229,8 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
       h("div", { class: "lm-line" }, h("label", { class: "lm-field" }, h("span", {}, "Text encoders"), text), as),
       lm.blocksEditor(row, kit, change), lm.scheduleEditor(row, kit, change, server), lm.maskEditor(row, kit, change),
       h("div", { class: "lm-line" },
-        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, onclick: () => move(index, index - 1) }, "Up"),
-        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, onclick: () => move(index, index + 1) }, "Down"),
+        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} up`, disabled: index === 0, title: "Up", onclick: () => move(index, index - 1) }, "↑"),
+        h("button", { class: "lm-button lm-quiet", "aria-label": `Move ${row.title} down`, disabled: index === rows.length - 1, title: "Down", onclick: () => move(index, index + 1) }, "↓"),
         h("button", { class: "lm-button lm-quiet", "aria-label": `Keep the weights of ${row.title} as its default`,
           onclick: async () => {
             const keep = async (weight) => { const found = await ask("keep_default", { name: row.name, weight }); if (found) lm.defaults[row.name] = weight ?? 1; return found; };
@@ -247,7 +247,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
             lm.say(`The picture is the preview of ${row.title} now.`, { undo: lm.history.back });
             refresh([row.name]);
             lm.cardsFresh?.();
-          } }, "Picture as preview")));
+          } }, "As preview")));
   }
 
   function draw() {
@@ -305,7 +305,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     } else if (!lm.store.before && lm.store.last?.mix) {
       const last = lm.store.last;
       const bar = h("div", { class: "lm-root lm-offer", role: "note" }, h("span", {}, "Go on with the mix and prompt of last time?"),
-        h("button", { class: "lm-button", onclick: () => { bar.remove(); replaceAll(last.mix); refresh(last.mix.rows.map((row) => row.name)); Object.entries(last.fields || {}).forEach(([name, text]) => lm.fields.set(name, text)); } }, "Bring back"),
+        h("button", { class: "lm-button", onclick: () => { bar.remove(); lm.snapshot.take(); put(last.mix); refresh(last.mix.rows.map((row) => row.name)); Object.entries(last.fields || {}).forEach(([name, text]) => lm.fields.set(name, text)); lm.snapshot.push(); } }, "Bring back"),
         h("button", { class: "lm-icon", "aria-label": "No, start anew", onclick: () => bar.remove() }, "✕"));
       root.prepend(bar);
     }

@@ -37,7 +37,7 @@ def scale_of(value: Any, name: str) -> float:
     Read a scale; none is 1.
 
     Raises:
-        MixError: When it is no finite number.
+        MixError: When it is not a finite number.
 
     Example:
         >>> scale_of(0.5, "lora_scale"), scale_of(None, "lora_scale")

@@ -169,12 +169,12 @@ class Launch:
         self._ups = ups[0].new_zeros(layers, rows, padded)  # (layers, out, R)
         self._downs = downs[0].new_zeros(layers, padded, columns)  # (layers, R, in)
         first_rank = 0
-        for pair, own in enumerate(ranks):  # all layers in two launches, and not each in two of its own
-            last_rank = first_rank + own
-            packed = ups[pair].new_empty(layers, rows, own)
+        for pair, pair_rank in enumerate(ranks):  # all layers in two launches, and not each in two of its own
+            last_rank = first_rank + pair_rank
+            packed = ups[pair].new_empty(layers, rows, pair_rank)
             torch._foreach_copy_(list(packed.unbind(0)), list(ups[pair::pairs]))
             self._ups[:, :, first_rank:last_rank] = packed
-            packed = downs[pair].new_empty(layers, own, columns)
+            packed = downs[pair].new_empty(layers, pair_rank, columns)
             torch._foreach_copy_(list(packed.unbind(0)), list(downs[pair::pairs]))
             self._downs[:, first_rank:last_rank] = packed
             first_rank = last_rank

@@ -20,12 +20,15 @@ from lora_mixer.engines.trainable.forms import (
     form_of,
     with_pairs_of_blocks,
 )
+from lora_mixer.engines.trainable.joined import can_join, joined
 from lora_mixer.errors import MixError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_mixer.engines.trainable.forms import Form
+    from lora_mixer.engines.trainable.joined import Terms
+    from lora_mixer.engines.trainable.together import Together
 
     Rows = slice | torch.Tensor
     """Rows of a batch: those beside each other, or their indices."""
@@ -51,6 +54,7 @@ class Beside:
         self._confined: list[LayerWeights] = []
         self._rows: Sequence[int] | None = None
         self._pieces: dict[int, list[tuple[int, Rows]]] = {}
+        self.together: Together | None = None
 
     def add(
         self,
@@ -94,6 +98,61 @@ class Beside:
         self._rows, self._pieces = rows, {}
         if rows is not None:  # now, and not where a compiler looks on
             self._pieces[len(rows)] = self._told_apart(rows, len(rows))
+
+    @property
+    def can_join(self) -> bool:
+        """Whether the module's own product and what adapters add to it may be one operation."""
+        forms = [form for form, _ in self._forms]
+        alone = self._is_alone and not self._wholes and not self._confined
+        return alone and bool(forms) and all(form.can_join for form in forms) and can_join(self.module)
+
+    def at_once(self, args: Any) -> torch.Tensor | None:
+        """Return the output of inputs with the adapters' part; None where it is made of the module's own."""
+        x = args[0] if len(args) == 1 else None
+        if not isinstance(x, torch.Tensor):
+            return None
+        if self._rows is not None:  # rows of several mixes are put together from their own outputs
+            return None
+        pieces = (0,)
+        kind = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+        ready = self.together.take(self, pieces, kind) if self.together is not None else None
+        terms = self.terms(pieces)
+        return None if terms is None else joined(self.module, x, terms, ready)
+
+    def versions(self, pieces: Sequence[int]) -> list[int]:
+        """Return how often each of the factors of blocks has been written to, as far as torch counts that."""
+        return [
+            tensor._version  # noqa: SLF001 -- how torch tells
+            for mix in pieces
+            for form, gains in self._forms
+            if gains[mix]
+            for tensor in form.weights.tensors()
+            if not tensor.is_inference()
+        ]
+
+    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
+        """
+        Return what is added to each of equal blocks of rows; None where that cannot be one operation with the module's own product.
+
+        Args:
+            pieces: The mix of each block.
+        """
+        terms = []
+        for mix in pieces:
+            active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
+            term = active[0][0].terms(active[0][1] * self.scale) if len(active) == 1 else None
+            if term is None or (len(pieces) > 1 and term.turn is not None):
+                return None
+            terms.append(term)
+        first = terms[0]
+        same = all(
+            (one.down.shape, one.down.dtype, one.up.dtype)
+            == (first.down.shape, first.down.dtype, first.up.dtype)
+            for one in terms
+        )
+        return terms if same else None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 from lora_mixer.engines.denoiser.scaled import Scales
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine
-from lora_mixer.engines.hooks import hook_output, output_hooks
+from lora_mixer.engines.hooks import hook_output, hook_within, output_hooks
 from lora_mixer.engines.trainable.beside import Beside
 from lora_mixer.engines.trainable.forms import Layer
 from lora_mixer.engines.trainable.registry import register, unregister
+from lora_mixer.engines.trainable.together import Together
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.engine import Effect, Wish
@@ -67,7 +69,7 @@ class TrainableEngine(Engine):
         """Start with none."""
         self._bases = bases
         self._own: dict[str, Trained] = {}
-        self._handles: list[HookHandle] = []
+        self._handles: list[HookHandle | RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
         self._roots: dict[str, list[nn.Module]] = {}
         self._beside: list[Beside] = []
@@ -238,7 +240,18 @@ class TrainableEngine(Engine):
         self._beside = list(by_module.values())
         for beside in self._beside:
             # behind what others of this package make of the output, before all else
-            self._handles.append(hook_output(beside.module, beside, first=not output_hooks(beside.module)))
+            if beside.can_join:
+                self._handles.append(hook_within(beside.module, beside))
+            else:
+                first = not output_hooks(beside.module)
+                self._handles.append(hook_output(beside.module, beside, first=first))
+        for component in self.components:
+            joining = [one for one in self._beside if one.component == component and one.can_join]
+            if joining:
+                together = Together(joining)
+                for beside in joining:
+                    beside.together = together
+                self._handles.append(roots[component].register_forward_pre_hook(together))
 
     def show(self, call: Call) -> None:
         """Give each row of a call its mix; text encoders have theirs by :meth:`show_text`."""

@@ -26,6 +26,7 @@ from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.joined import Terms, Turn
 from lora_mixer.engines.trainable.parameters import Live
 from lora_mixer.errors import PipelineStateError
 
@@ -89,7 +90,14 @@ class Layer:
 
 
 class Form(ABC):
-    """One adapter's part of one layer."""
+    """
+    One adapter's part of one layer.
+
+    Attributes:
+        weights: The change.
+    """
+
+    weights: Any
 
     @abstractmethod
     def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
@@ -102,6 +110,15 @@ class Form(ABC):
             plain: What the module itself gave.
             gain: The adapter's weight.
         """
+
+    @property
+    def can_join(self) -> bool:
+        """Whether it can be one operation with the layer's own product; it asks the module for no other product then."""
+        return False
+
+    def terms(self, gain: float) -> Terms | None:  # noqa: ARG002
+        """Return what it adds to a layer at a weight, where that can be one operation with the layer's own; else None."""
+        return None
 
 
 @dataclass
@@ -131,7 +148,7 @@ class PairForm(Form):
         if self.taken is not None:
             left, right = self.taken
             total = with_pair(module, total, x, right, left, -1.0, shape)
-        moved = self.weights.bias_delta(None, gain)
+        moved = self.weights.bias_delta(None, gain) if self._adds_more else None
         return total if moved is None else total + spread(moved, total, shape).to(total.dtype)
 
     def pair(self) -> Factors:
@@ -140,10 +157,14 @@ class PairForm(Form):
         assert pair is not None  # noqa: S101 -- kinds that are pairs
         return pair
 
+    def __post_init__(self) -> None:
+        """Look once for what there is beside the two products."""
+        self._adds_more = self.taken is not None or self.weights.bias_delta(None, 1.0) is not None
+
     @property
     def is_plain(self) -> bool:
         """Whether there are the two products and nothing else."""
-        return not self.dropout and self.taken is None and self.weights.bias_delta(None, 1.0) is None
+        return not self.dropout and not self._adds_more
 
 
 @dataclass
@@ -164,6 +185,25 @@ class DoraForm(Form):
     def __post_init__(self) -> None:
         """Look at the base once."""
         self._squares = self._squares_of_base()
+
+    @property
+    def can_join(self) -> bool:
+        """Where no inputs are dropped, and there is no bias beside."""
+        return self.layer.is_own and not self.dropout and self.weights.bias_delta(None, 1.0) is None
+
+    def terms(self, gain: float) -> Terms | None:
+        """Return the pair, and outputs multiplied."""
+        at, share = self.weights.shares(gain)
+        if share != 1:
+            return None
+        dora = self.weights
+        pair = dora.inner.factors(self.layer.shape)
+        assert pair is not None  # noqa: S101 -- kinds that are pairs
+        if self._squares.device != pair.down.device:
+            self._squares = self._squares_of_base()
+        weight: Any = self.layer.module.weight
+        turn = Turn(dora, dora.magnitude.flatten(), self._squares, weight.detach().flatten(1))
+        return Terms(pair.down, pair.up, at * pair.scale, turn)
 
     def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
         """Return the output with the turned weight's product, as long as the magnitude says, in the place of the weight's."""

@@ -1,0 +1,118 @@
+"""
+What all layers of a component need of their adapters' factors at one call of it, made in a few operations.
+
+A call of the component begins anew; the first of its layers has it all made, and each takes its own once. Whoever asks again (a layer
+that is called twice, blocks that are computed again in the backward pass, a part that is called by itself) makes its own. So what is
+made never outlives an optimizer's step: it is of this call, of parameters that have not changed since, by their version counters and
+by the steps of all optimizers, since fused ones raise no counter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from lora_mixer.engines.trainable.joined import made_ready
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from lora_mixer.engines.trainable.joined import Ready, Terms
+
+
+class Joining(Protocol):
+    """What stands beside a layer and is one operation with it."""
+
+    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
+        """Return what is added to each of equal blocks of rows, or None."""
+
+    def versions(self, pieces: Sequence[int]) -> list[int]:
+        """Return how often each of the factors has been written to."""
+
+
+class _Steps:
+    """Counts the steps of all optimizers from when it is first needed."""
+
+    count = 0
+    _is_counting = False
+
+    @classmethod
+    def now(cls) -> int:
+        if not cls._is_counting:
+            register_optimizer_step_post_hook(cls._stepped)
+            cls._is_counting = True
+        return cls.count
+
+    @classmethod
+    def _stepped(cls, *_: Any) -> None:
+        cls.count += 1
+
+
+class _Made(NamedTuple):
+    """One layer's part."""
+
+    pieces: tuple[int, ...]
+    ready: Ready
+    versions: list[int]
+
+
+class Together:
+    """
+    A hook before calls of a component, and what is made for the call.
+
+    Args:
+        layers: What stands beside the component's layers.
+    """
+
+    def __init__(self, layers: Sequence[Joining]) -> None:
+        """Start outside of a call."""
+        self._layers = layers
+        self._is_new = False
+        self._made: dict[int, _Made] = {}
+        self._of: tuple[object, ...] = ()
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        """Begin a call of the component."""
+        if not torch.compiler.is_compiling():
+            self._is_new = True
+            self._made = {}
+
+    def take(self, layer: Joining, pieces: tuple[int, ...], kind: torch.dtype) -> Ready | None:
+        """
+        Return what a layer computes with, once for each call of the component; None where it has to make its own.
+
+        Args:
+            layer: Who asks.
+            pieces: The mix of each of its blocks of rows.
+            kind: The type of its inputs.
+        """
+        if self._is_new:
+            self._is_new = False
+            self._make(pieces, kind)
+        made = self._made.pop(id(layer), None)
+        if made is None or made.pieces != pieces or self._of != _circumstances(kind):
+            return None
+        return made.ready if made.versions == layer.versions(pieces) else None
+
+    @torch.no_grad()
+    def _make(self, pieces: tuple[int, ...], kind: torch.dtype) -> None:
+        """Make what all layers need for a call whose rows have these mixes."""
+        asking = [(layer, terms) for layer in self._layers if (terms := layer.terms(pieces)) is not None]
+        self._of = _circumstances(kind)
+        if not asking:
+            return
+        with torch.autocast(asking[0][1][0].down.device.type, enabled=False):
+            ready = made_ready([terms for _, terms in asking], kind)
+        self._made = {
+            id(layer): _Made(pieces, part, layer.versions(pieces))
+            for (layer, _), part in zip(asking, ready, strict=True)
+        }
+
+
+def _circumstances(kind: torch.dtype) -> tuple[object, ...]:
+    """Return what must not have changed since something was made."""
+    return kind, torch.is_inference_mode_enabled(), _Steps.now()
