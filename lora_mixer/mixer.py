@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,8 +28,6 @@ from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, KeepBase
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.denoiser.steps import schedules_without_steps
-from lora_mixer.engines.holding import ReadingLock
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
@@ -37,6 +36,8 @@ from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_sour
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
+from lora_mixer.holding import ReadingLock
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
@@ -50,7 +51,7 @@ from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
     from typing_extensions import Unpack
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.engines.trainable.allocation import RankAllocation
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
@@ -196,9 +198,8 @@ class LoraMixer:
         Example:
             >>> LoraMixer(pipe, take_over=True).hand_back()  # doctest: +SKIP
         """
-        DiffusersWords(self).take_away()
         with self._look() as state:
-            state.guard()
+            DiffusersWords(self).take_away(state.guard)
 
     @classmethod
     def of(cls, pipe: Any) -> LoraMixer:
@@ -322,7 +323,8 @@ class LoraMixer:
             )
             held = state.trained(name)
             if held is not None and hotswap:
-                held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
+                with _all_or_nothing(state, lambda: [held.record()]):
+                    held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
                 return state.loaded[name].report
             report = self._load(
                 state,
@@ -602,11 +604,16 @@ class LoraMixer:
             >>> mixer.after_step(step)  # doctest: +SKIP
             >>> optimizer.zero_grad()  # doctest: +SKIP
         """
-        with self._look() as state:
-            for name in state.held.names if state.enabled else ():
-                learnt = state.trained(name)
-                if learnt is not None and learnt.allocation is not None:
-                    learnt.allocation.after_step(step)
+        state = self._state
+
+        def allocations() -> list[RankAllocation]:
+            names = state.held.names if state.enabled else ()
+            found = [learnt.allocation for name in names if (learnt := state.trained(name)) is not None]
+            return [allocation for allocation in found if allocation is not None]
+
+        with _all_or_nothing(state, lambda: [partial(x.roll_back, x.record()) for x in allocations()]):
+            for allocation in allocations():
+                allocation.after_step(step)
 
     def training_state(self, adapter_name: str) -> dict[str, torch.Tensor]:
         """
@@ -657,7 +664,8 @@ class LoraMixer:
             >>> state = mixer.training_state("mine")  # a file of its own beside the optimizer's
             >>> mixer.load_training_state("mine", state)
         """
-        with self._look() as held:
+        held = self._state
+        with _all_or_nothing(held, lambda: [_learnt(held, adapter_name, "load_training_state").record()]):
             learnt = _learnt(held, adapter_name, "load_training_state")
             if learnt.allocation is not None:
                 learnt.allocation.take_state(state)
@@ -1289,6 +1297,10 @@ class LoraMixer:
             refuse_beside(state, self.pipe)
         return state.transaction(self, parts)
 
+    def _said(self) -> Interruptible[MixerState]:
+        """Make several calls one: all of them or nothing."""
+        return self._call("leave", loads=True)
+
     @staticmethod
     def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:
         """Put mixes into effect; say what of them changes nothing."""
@@ -1321,6 +1333,22 @@ class LoraMixer:
             state.tokens.change(shown=enabled)
             self._apply(state, kept if enabled else BASE)
             state.held, state.enabled = kept, enabled
+
+
+def _all_or_nothing(state: MixerState, record: Callable[[], list[Callable[[], None]]]) -> Interruptible[None]:
+    """Change what is trained, alone; if that fails, the ways back that were recorded as it began are gone."""
+    back: list[Callable[[], None]] = []
+
+    @uninterrupted
+    def begin() -> None:
+        back.extend(record())
+
+    @uninterrupted
+    def end(error: BaseException | None) -> None:
+        for roll_back in back if error is not None else ():
+            roll_back()
+
+    return Interruptible(begin, end, state.lock)
 
 
 def _check_mix(

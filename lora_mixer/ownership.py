@@ -20,11 +20,11 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, ModelMemory, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
-from lora_mixer.engines.holding import Holder, HoldingLock
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
+from lora_mixer.holding import Holder, HoldingLock
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.full_as_values import full_as_values
 from lora_mixer.writing.trained import write_peft
@@ -127,13 +127,17 @@ class MixerState:
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
+        self._open = 0
+        self._opener: Holder | None = None
         self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True, "memory": ModelMemory()}
+        fresh = {
+            "lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0, "_opener": None, "memory": ModelMemory()
+        }  # fmt: skip
         return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,6 +151,8 @@ class MixerState:
     def transaction(self, mixer: Any, parts: Parts = "bind") -> Interruptible[MixerState]:
         """
         Change what is held, alone; if that fails, all is exactly as before.
+
+        One that begins within another is a part of it: what fails in it takes the outer one back as well.
 
         Args:
             mixer: The mixer that works on it from now on.
@@ -162,8 +168,12 @@ class MixerState:
 
         @uninterrupted
         def begin() -> MixerState:
+            if self._opener is not None and self._opener.is_gone:  # its transaction never ends
+                self._open = 0
+            self._open, self._opener = self._open + 1, Holder.now()
             try:
-                record.append(self._record())
+                if self._open == 1:
+                    record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
                 self._end_lost(parts)
@@ -174,26 +184,34 @@ class MixerState:
 
         @uninterrupted
         def end(error: BaseException | None) -> None:
-            try:
-                if error is None:
-                    try:
-                        self._commit()
-                    except BaseException as raised:
-                        error = raised
-                        self._roll_back(record[0], raised)
-                        raise
-                    # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
-                    with suppress(Exception):
-                        self.controller.settle()
-                elif record:
-                    self._roll_back(record[0], error)
-            finally:
-                if error is not None:
-                    # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
-                    torch.set_grad_enabled(gradients)
-                self._claimed, self._claimed_modules = [], set()
+            self._open -= 1
+            if not self._open:
+                self._close(record, error, gradients)
+            elif error is None:
+                self._commit()
 
         return Interruptible(begin, end, self.lock)
+
+    def _close(self, record: Sequence[_Record], error: BaseException | None, gradients: bool) -> None:
+        """End the outermost transaction: let the change stand, or take it back where there is a record."""
+        try:
+            if error is None:
+                try:
+                    self._commit()
+                except BaseException as raised:
+                    error = raised
+                    self._roll_back(record[0], raised)
+                    raise
+                # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
+                with suppress(Exception):
+                    self.controller.settle()
+            elif record:
+                self._roll_back(record[0], error)
+        finally:
+            if error is not None:
+                # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
+                torch.set_grad_enabled(gradients)
+            self._claimed, self._claimed_modules = [], set()
 
     @property
     def has_lost_blocks(self) -> bool:

@@ -113,7 +113,7 @@ def check_stated(
         with suppress(MixError):  # such a pipeline does not tell: that is what the argument is for
             told = layout_of(caller, sample, text, layout.images, negatives=negatives, first=first)
     if told is not None:
-        if told != layout:
+        if not torch.equal(told.rows(negatives=negatives), layout.rows(negatives=negatives)):
             raise MixError(
                 f"{stated} {type(caller.pipe).__name__} calls the denoiser with {_times(len(told.without))} of its batch, "
                 f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself"

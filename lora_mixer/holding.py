@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lora_mixer.engines.uninterrupted import uninterrupted
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.uninterrupted import uninterrupted
 
 _LOOK_SECONDS = 0.1
 """How often who waits looks whether the thread that he waits for is still there."""

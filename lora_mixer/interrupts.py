@@ -7,9 +7,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lora_mixer.engines.holding import Holder
-from lora_mixer.engines.uninterrupted import WHOLE, uninterrupted
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.holding import Holder
+from lora_mixer.uninterrupted import WHOLE, uninterrupted
 
 __all__ = ["WHOLE", "Interruptible", "uninterrupted"]
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
 
-    from lora_mixer.engines.holding import HoldingLock, ReadingLock
+    from lora_mixer.holding import HoldingLock, ReadingLock
 
 T = TypeVar("T")
 
@@ -148,3 +148,32 @@ class Interruptible(Generic[T]):
             self._before(number, frame)
         else:
             self._came += 1
+
+
+def at_once(work: Callable[[], T], undo: Callable[[], object]) -> T:
+    """
+    Do what Ctrl-C does not interrupt; where it fails it is undone.
+
+    Args:
+        work: What is done; Ctrl-C that comes meanwhile is heard when it has ended.
+        undo: What takes back whatever part of it was done.
+
+    Returns:
+        What ``work`` returns.
+
+    Example:
+        >>> at_once(lambda: 3, lambda: None)
+        3
+    """
+
+    @uninterrupted
+    def begin() -> T:
+        try:
+            return work()
+        except BaseException:
+            undo()
+            raise
+
+    with Interruptible(begin, lambda _: None) as found:
+        pass
+    return found
