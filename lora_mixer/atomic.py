@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from lora_mixer.errors import SaveError
+from lora_mixer.interrupts import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -55,12 +56,48 @@ def write_files(
                     os.fsync(stream.fileno())
             if check is not None:
                 check(dict(zip(writers, staged, strict=True)))
-            for spare, place in staged.items():
-                spare.replace(place)
+            _swap(staged)
         except OSError as error:
             where = error.filename or ", ".join(map(str, writers))
             raise SaveError(f"cannot write {where}: {error.strerror or error}") from error
     return tuple(writers)
+
+
+def _swap(staged: Mapping[Path, Path]) -> None:
+    """Move complete files over the old ones: where one cannot be moved, those before it are what they were."""
+    kept: list[tuple[Path, Path]] = []
+
+    def work() -> None:
+        for spare, place in staged.items():
+            old = spare.with_name(f"{spare.name}.old")
+            kept.append((place, old))
+            if len(staged) > 1 and place.exists():
+                _second_name(place, old)
+            spare.replace(place)
+
+    def undo() -> None:
+        for number, (place, old) in enumerate(kept):
+            with suppress(OSError):
+                if old.exists():
+                    old.replace(place)
+                elif number < len(kept) - 1:  # the last one was not moved
+                    place.unlink(missing_ok=True)
+        forget()
+
+    def forget() -> None:
+        for _, old in kept:
+            with suppress(OSError):
+                old.unlink(missing_ok=True)
+
+    at_once(work, undo)
+    forget()
+
+
+def _second_name(place: Path, old: Path) -> None:
+    try:
+        os.link(place, old)
+    except OSError:  # no links on this disk
+        place.rename(old)
 
 
 @contextmanager

@@ -13,15 +13,19 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from lora_mixer.atomic import write_files
 from lora_mixer.binding.components import component_name, find_components
+from lora_mixer.diffusers_arguments import refuse_arguments
 from lora_mixer.errors import AdapterNameError, MixError, SaveError
+from lora_mixer.interrupts import Interruptible, at_once, uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_mixer.binding import MatchReport
     from lora_mixer.mixes import Mix
@@ -75,7 +79,29 @@ class DiffusersWords:
     # --- where they stand ------------------------------------------------------------------------------------------
 
     def place(self) -> None:
-        """Put the words in front of the methods of the pipeline and of its parts."""
+        """Put the words in front of the methods of the pipeline and of its parts; all of them or none."""
+        before = {id(owner): (owner, self._own_words(owner)) for owner in self._owners()}
+
+        def undo() -> None:
+            for owner, words in before.values():
+                self._take_from(owner)
+                vars(owner).update(words)
+
+        at_once(self._place, undo)
+
+    def _owners(self) -> list[Any]:
+        pipe = self._mixer.pipe
+        return [pipe, *find_components(pipe).values()]
+
+    @staticmethod
+    def _own_words(owner: Any) -> dict[str, Word]:
+        return {word: value for word, value in vars(owner).items() if isinstance(value, Word)}
+
+    def _take_from(self, owner: Any) -> None:
+        for word in self._own_words(owner):
+            del vars(owner)[word]
+
+    def _place(self) -> None:
         pipe = self._mixer.pipe
         owners: dict[str | None, Any] = {}
         owners.update(find_components(pipe))
@@ -87,14 +113,23 @@ class DiffusersWords:
                 if inspect.isfunction(inspect.getattr_static(type(owner), word, None)):
                     vars(owner)[word] = Word(self, owner, word, method, part)
 
-    def take_away(self) -> None:
-        """Give the pipeline and its parts their own words back."""
-        pipe = self._mixer.pipe
-        for owner in (pipe, *find_components(pipe).values()):
-            for word, value in list(vars(owner).items()):
-                if isinstance(value, Word):
-                    del vars(owner)[word]
-        self._count_fused({})
+    def take_away(self, guard: Callable[[], object]) -> None:
+        """Give the pipeline and its parts their own words back, and put guards in their place; all of it or nothing."""
+        before = [(owner, self._own_words(owner)) for owner in self._owners()]
+        fused = {name: value for name, value in vars(self._mixer.pipe).items() if name == _FUSED}
+
+        def work() -> None:
+            for owner, _ in before:
+                self._take_from(owner)
+            self._count_fused({})
+            guard()
+
+        def undo() -> None:
+            for owner, words in before:
+                vars(owner).update(words)
+            vars(self._mixer.pipe).update(fused)
+
+        at_once(work, undo)
 
     # --- loading and letting go ------------------------------------------------------------------------------------
 
@@ -118,20 +153,22 @@ class DiffusersWords:
             old = parts.get(part, _Part())
             weights = old.weights if hotswap and name in before else {name: 1.0}
             parts[part] = replace(old, held=(*[x for x in old.held if x != name], name), weights=weights)
-        try:
-            self._apply(parts)
-        except BaseException:
-            if name not in before:
-                self._mixer.delete_adapters(name)
-            raise
+        self._apply(parts)
         return report
 
     def load_lora_adapter(
-        self, part: str, source: Any, prefix: str | None = None, *, hotswap: bool = False, **kwargs: Any
+        self,
+        part: str,
+        pretrained_model_name_or_path_or_dict: Any,
+        prefix: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
     ) -> MatchReport:
         """Load an adapter into one component; keys say which component they mean or none, so ``prefix`` adds nothing."""
         del prefix
-        return self.load_lora_weights(source, component=part, hotswap=hotswap, **kwargs)
+        return self.load_lora_weights(
+            pretrained_model_name_or_path_or_dict, component=part, hotswap=hotswap, **kwargs
+        )
 
     def unload_lora_weights(self, part: str | None = None) -> None:
         """Let all adapters go; what is fused stays in the weights, as in diffusers."""
@@ -163,7 +200,7 @@ class DiffusersWords:
         weight_name: str | None = None,
     ) -> None:
         """Write one component's layers of an adapter under their names in the component."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         self._known([adapter_name], "save_lora_adapter")
         if not safe_serialization:
@@ -180,8 +217,12 @@ class DiffusersWords:
             )
             front = f"{part}."
             tensors = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / (weight_name or _WEIGHTS_NAME), {"format": "pt"})
+        whole = save(tensors, {"format": "pt"})
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(whole)
+
+        write_files({folder / (weight_name or _WEIGHTS_NAME): write})
 
     # --- mixing ----------------------------------------------------------------------------------------------------
 
@@ -232,7 +273,8 @@ class DiffusersWords:
         **kwargs: Any,
     ) -> None:
         """Hold the active adapters, times a scale, whatever is set later; unloading then leaves them in the weights."""
-        del safe_fusing, kwargs
+        del safe_fusing  # adapters with NaN are refused as they are loaded
+        refuse_arguments("fuse_lora", kwargs, ("components", "lora_scale", "safe_fusing", "adapter_names"))
         if components is not None and not components:
             raise MixError("components is an empty list; name the components to fuse, such as ['unet']")
         names = None if adapter_names is None else _listed(adapter_names)
@@ -249,7 +291,7 @@ class DiffusersWords:
 
     def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
         """Take back what was fused: the active adapters are in effect at their own weights."""
-        del kwargs
+        refuse_arguments("unfuse_lora", kwargs, ("components",))
         if components is not None and not components:
             raise MixError("components is an empty list; name the components to unfuse, such as ['unet']")
         wanted = self._parts if components is None else components
@@ -279,6 +321,30 @@ class DiffusersWords:
             warnings.warn(f"{word}() changes nothing on a LoraMixer: {why}", UserWarning, stacklevel=4)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def whole(self) -> Interruptible[None]:
+        """Say a word all or nothing, though it is several calls of the mixer: what is known here goes back with these."""
+        inside = self._mixer._said()  # noqa: SLF001 -- of one kind with the mixer
+        before: list[tuple[dict[str, _Part], tuple[Mix, ...]]] = []
+
+        @uninterrupted
+        def begin() -> None:
+            before.append((self._parts, self._last))
+            inside.__enter__()
+
+        @uninterrupted
+        def end(error: BaseException | None) -> None:
+            try:
+                inside.__exit__(None if error is None else type(error), error, None)
+            except BaseException as again:
+                error = again
+                raise
+            finally:
+                if error is not None:
+                    self._parts, self._last = before[0]
+                    self._count_fused(self._parts)
+
+        return Interruptible(begin, end)
 
     def _names(self) -> list[str]:
         self._follow()
@@ -387,7 +453,8 @@ class Word:
         if "components" in self.__signature__.parameters and "components" not in kwargs and not args:
             kwargs["components"] = self.__signature__.parameters["components"].default or None
         given = (self._words,) if self._part is None else (self._words, self._part)
-        return self._method(*given, *args, **kwargs)
+        with nullcontext() if self._word in _CHANGE_NOTHING else self._words.whole():
+            return self._method(*given, *args, **kwargs)
 
 
 def _taken_up(component: str, part: _Part, mixes: tuple[Mix, ...]) -> _Part:
@@ -431,6 +498,13 @@ def _hotswap(words: DiffusersWords, *_: Any, **__: Any) -> None:
     )
 
 
+def _unload_of_pipeline(words: DiffusersWords, reset_to_overwritten_params: bool = False) -> None:
+    del (
+        reset_to_overwritten_params
+    )  # none is overwritten here: whole weights of a file are mixed like all else
+    words.unload_lora_weights()
+
+
 def _of_model(method: Any) -> Any:
     """Let a word of pipelines speak of one component: it takes the component first."""
 
@@ -460,7 +534,7 @@ def _unfuse_of_model(words: DiffusersWords, part: str) -> None:
 
 _OF_PIPELINES = {
     "load_lora_weights": DiffusersWords.load_lora_weights,
-    "unload_lora_weights": lambda words, **_: words.unload_lora_weights(),
+    "unload_lora_weights": _unload_of_pipeline,
     "set_adapters": DiffusersWords.set_adapters,
     "disable_lora": DiffusersWords.disable_lora,
     "enable_lora": DiffusersWords.enable_lora,
@@ -489,3 +563,10 @@ _OF_MODELS = {
     "enable_lora_hotswap": _of_model(_hotswap),
 }
 """Words of diffusers' pipelines and models, and of Transformers' models where these have them."""
+
+_CHANGE_NOTHING = frozenset(
+    (
+        "active_adapters", "enable_lora_hotswap", "get_active_adapters", "get_list_adapters", "save_lora_adapter",
+        "set_lora_device",
+    )
+)  # fmt: skip

@@ -11,6 +11,7 @@ Every error that the package raises on purpose.
     │   ├── UnsupportedAdapterError an algorithm or model family that is not read yet, by name
     │   └── InvalidAdapterError     an adapter with broken parts: lone halves, NaN, odd shapes
     ├── MatchError              the adapter does not fit this pipeline (also a ValueError)
+    ├── ArgumentError           an argument that a call does not have (also a TypeError)
     ├── AdapterNameError        a name used twice, unknown or impossible (also a ValueError)
     ├── AdapterConfigError      a fresh adapter cannot be made like that (also a ValueError)
     ├── SaveError               something that cannot be written as asked (also a ValueError)
@@ -247,6 +248,19 @@ class AdapterNameError(LoraMixerError, ValueError):
         >>> LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).delete_adapters("ink")
         Traceback (most recent call last):
         lora_mixer.errors.AdapterNameError: delete_adapters names 'ink', which is not loaded; loaded are: none
+    """
+
+
+class ArgumentError(LoraMixerError, TypeError):
+    """
+    A call was given an argument that it does not have, such as one that only diffusers has a use for.
+
+    Example:
+        >>> import torch
+        >>> from lora_mixer import LoraMixer
+        >>> LoraMixer(torch.nn.Sequential(torch.nn.Linear(2, 2))).load_lora_weights({}, unet_config={})
+        Traceback (most recent call last):
+        lora_mixer.errors.ArgumentError: load_lora_weights() has no argument unet_config: names are resolved against the live model
     """
 
 

@@ -10,6 +10,7 @@ in the dictionaries of objects, and go without trace.
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,8 @@ class Guard:
             with self._state.scaled_texts(self._lora_scale(args, kwargs)):
                 return self._method(*args, **kwargs)
         if self._word in _BASE_FIRST:
-            kind = self._beyond_rewriting(args, kwargs)
-            merged = self._state.asked_to_merge(self._owner) if kind else []
+            kind, reached = self._beyond_rewriting(args, kwargs)
+            merged = self._state.asked_to_merge(self._owner, reached) if kind else []
             if merged:
                 raise PipelineStateError(
                     f"{where} would leave weights {kind}, into which no mix can be written, and the mix of {', '.join(merged)} "
@@ -141,20 +142,23 @@ class Guard:
         if is_main_process:
             self._state.write_trained(Path(save_directory), names)
 
-    def _beyond_rewriting(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        """Say how a word would leave weights where no mix can be written into them; None where it can, or who knows."""
+    def _beyond_rewriting(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[str, set[nn.Module] | None]:
+        """Say how a word would leave weights where no mix can be written into them, and whose, None for all; empty where it can."""
         try:
             bound = inspect.signature(self._method).bind(*args, **kwargs)
         except TypeError:  # the method says so in its own words
-            return None
+            return "", None
         bound.apply_defaults()
         given = bound.arguments.get
         if given("offload_to_disk_path") is not None:
-            return "in files that are read at each call"
+            return "in files that are read at each call", None
         dtype = given("storage_dtype")
-        if given("skip_modules_pattern") is not None or given("skip_modules_classes") is not None:
-            return None  # maybe all that is mixed: seen when the mix is brought again
-        return f"stored as {dtype}" if getattr(dtype, "itemsize", 0) == 1 else None
+        if getattr(dtype, "itemsize", 0) != 1:
+            return "", None
+        cast = cast_modules(self._owner, given("skip_modules_pattern"), given("skip_modules_classes"))
+        return f"stored as {dtype}", cast
 
     def _lora_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         try:
@@ -224,6 +228,45 @@ def guard_steps(mixed: Callable[[Collection[int]], list[str]], *, active: bool) 
         _STEPS.append(register_optimizer_step_pre_hook(StepGuard(mixed)))
     while _STEPS and not active:
         _STEPS.pop().remove()
+
+
+def cast_modules(owner: Any, patterns: Any, classes: Any) -> set[nn.Module] | None:
+    """
+    Find the modules that diffusers' layerwise casting of a model would store in another type.
+
+    Args:
+        owner: The model.
+        patterns: What ``enable_layerwise_casting`` is given as ``skip_modules_pattern``.
+        classes: And as ``skip_modules_classes``.
+
+    Returns:
+        The modules; None where it cannot be told, so that any may be among them.
+    """
+    try:
+        from diffusers.hooks import layerwise_casting as casting
+
+        leaves: Any = vars(casting)[
+            "_GO_LC_SUPPORTED_PYTORCH_LAYERS"
+        ]  # no public name says which layers these are
+        usual: Any = vars(casting)["DEFAULT_SKIP_MODULES_PATTERN"]
+        skipped = [*(usual if patterns is None else patterns)]
+        for name in ("_keep_in_fp32_modules", "_skip_layerwise_casting_patterns"):
+            skipped += getattr(owner, name, None) or ()
+        left_out = re.compile("|".join(f"(?:{each})" for each in skipped)) if skipped else None
+        waiting, found = [("", owner)], set()
+        while waiting:
+            path, module = waiting.pop()
+            if (classes is not None and isinstance(module, classes)) or (left_out and left_out.search(path)):
+                continue
+            if isinstance(module, leaves):
+                found.add(module)
+            else:
+                waiting += [
+                    (f"{path}.{name}" if path else name, child) for name, child in module.named_children()
+                ]
+    except (ImportError, KeyError, TypeError, re.error):
+        return None
+    return found
 
 
 def _has_peft(owner: Any) -> bool:

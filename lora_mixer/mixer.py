@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,11 +23,11 @@ from lora_mixer.binding import (
     without_effect,
 )
 from lora_mixer.components import DENOISERS, TEXT_ENCODERS
+from lora_mixer.diffusers_arguments import NotOfLoads, NotOfSaves, refuse_arguments
 from lora_mixer.diffusers_words import DiffusersWords
 from lora_mixer.engines import BASE, ActiveMixes, KeepBase
 from lora_mixer.engines.denoiser.cuda_graph import captured
 from lora_mixer.engines.denoiser.steps import schedules_without_steps
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
@@ -34,6 +36,8 @@ from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_sour
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
+from lora_mixer.holding import ReadingLock
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
@@ -47,14 +51,16 @@ from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
+    from typing_extensions import Unpack
 
     from lora_mixer.adapter import Adapter, AdapterInfo
     from lora_mixer.algorithms.dora import DoraStrength
     from lora_mixer.binding import BoundLayer
     from lora_mixer.engines.denoiser.cuda_graph import Captured
+    from lora_mixer.engines.trainable.allocation import RankAllocation
     from lora_mixer.merging import MergeMethod
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
@@ -192,9 +198,8 @@ class LoraMixer:
         Example:
             >>> LoraMixer(pipe, take_over=True).hand_back()  # doctest: +SKIP
         """
-        DiffusersWords(self).take_away()
         with self._look() as state:
-            state.guard()
+            DiffusersWords(self).take_away(state.guard)
 
     @classmethod
     def of(cls, pipe: Any) -> LoraMixer:
@@ -232,6 +237,7 @@ class LoraMixer:
         use_safetensors: bool | None = None,
         low_cpu_mem_usage: bool | None = None,  # noqa: ARG002 -- diffusers' argument; nothing is built here to save on
         load_into_transformer_2: bool = False,
+        load_into_transformer_ref: bool = False,
         component: str | None = None,
         strict: bool = False,
         hotswap: bool = False,
@@ -242,6 +248,7 @@ class LoraMixer:
         activate: bool = True,
         trainable: bool = False,
         load_embeddings: bool | Mapping[str, str] = False,
+        **others: Unpack[NotOfLoads],
     ) -> MatchReport:
         """
         Load an adapter and make it the only active one, at weight 1.0, as diffusers does.
@@ -261,6 +268,7 @@ class LoraMixer:
             use_safetensors: True refuses pickles; False wants one.
             low_cpu_mem_usage: Taken for diffusers' sake: no module is built here, so there is nothing to save.
             load_into_transformer_2: As in diffusers (Wan 2.2): short for ``component="transformer_2"``.
+            load_into_transformer_ref: The same for ``component="transformer_ref"``.
             component: The component to load into, whatever the keys say.
             strict: Refuse a file that is not matched in full.
             hotswap: Replace the loaded adapter of this name and keep its place and weight in the mix. With ``trainable=True``:
@@ -276,11 +284,13 @@ class LoraMixer:
                 gradient until it is deleted.
             load_embeddings: Teach the text encoders the textual inversions in the file, too, until the adapter is
                 deleted; a dict gives them other words, such as ``{"<s1>": "<disney>"}``.
+            **others: Arguments of diffusers' loaders that mean nothing here: refused, each with what there is instead.
 
         Returns:
             What was matched and what was not; print it.
 
         Raises:
+            ArgumentError: When an argument is none of these.
             SourceError: When there is no such file, or several.
             FormatError: When it holds no adapter that can be used.
             MatchError: When it does not fit this pipeline, or not in full under ``strict``.
@@ -291,7 +301,10 @@ class LoraMixer:
         Warns:
             PartialMatchWarning: When only a part of the file was matched.
         """
-        component = _one_component(component, load_into_transformer_2=load_into_transformer_2)
+        refuse_arguments("load_lora_weights", others, signature(LoraMixer.load_lora_weights).parameters)
+        component = _one_component(
+            component, transformer_2=load_into_transformer_2, transformer_ref=load_into_transformer_ref
+        )
         with self._call(loads=True) as state:
             name = _free_name(state) if adapter_name is None else _checked_name(adapter_name)
             _check_free(state, name, hotswap=hotswap, trainable=trainable)
@@ -310,7 +323,8 @@ class LoraMixer:
             )
             held = state.trained(name)
             if held is not None and hotswap:
-                held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
+                with _all_or_nothing(state, lambda: [held.record()]):
+                    held.take_values(read_trainable(source, name=name)[1], source.config or {}, source.label)
                 return state.loaded[name].report
             report = self._load(
                 state,
@@ -590,11 +604,16 @@ class LoraMixer:
             >>> mixer.after_step(step)  # doctest: +SKIP
             >>> optimizer.zero_grad()  # doctest: +SKIP
         """
-        with self._look() as state:
-            for name in state.held.names if state.enabled else ():
-                learnt = state.trained(name)
-                if learnt is not None and learnt.allocation is not None:
-                    learnt.allocation.after_step(step)
+        state = self._state
+
+        def allocations() -> list[RankAllocation]:
+            names = state.held.names if state.enabled else ()
+            found = [learnt.allocation for name in names if (learnt := state.trained(name)) is not None]
+            return [allocation for allocation in found if allocation is not None]
+
+        with _all_or_nothing(state, lambda: [partial(x.roll_back, x.record()) for x in allocations()]):
+            for allocation in allocations():
+                allocation.after_step(step)
 
     def training_state(self, adapter_name: str) -> dict[str, torch.Tensor]:
         """
@@ -645,7 +664,8 @@ class LoraMixer:
             >>> state = mixer.training_state("mine")  # a file of its own beside the optimizer's
             >>> mixer.load_training_state("mine", state)
         """
-        with self._look() as held:
+        held = self._state
+        with _all_or_nothing(held, lambda: [_learnt(held, adapter_name, "load_training_state").record()]):
             learnt = _learnt(held, adapter_name, "load_training_state")
             if learnt.allocation is not None:
                 learnt.allocation.take_state(state)
@@ -883,7 +903,9 @@ class LoraMixer:
         """
         Hold a mix for a block of code, then put back what was there, whatever happens inside.
 
-        Other threads that set or apply mixes on this mixer wait until the block ends.
+        Other threads that set or apply mixes on this mixer wait until the block ends; a thread that ends without ending it is not
+        waited for, and the next call puts back what was there before. Another asyncio task of the same thread cannot wait and is
+        refused.
 
         Args:
             mix: A mix, such as ``{"watercolor": 0.7, "3d": -0.3}``, or a list of them, one for each prompt.
@@ -893,6 +915,10 @@ class LoraMixer:
 
         Returns:
             A context manager, which gives the mixer.
+
+        Raises:
+            PipelineStateError: As the block begins, when another asyncio task of this thread is inside of one; as it ends, in
+                another thread or task than it began in.
 
         Example:
             >>> with mixer.applied({"watercolor": 0.7}):  # doctest: +SKIP
@@ -906,6 +932,9 @@ class LoraMixer:
 
         @uninterrupted
         def begin() -> LoraMixer:
+            if state.has_lost_blocks:
+                with self._call():  # ends them
+                    pass
             before.append(Before(state.held, state.enabled))
             state.blocks.append(before[-1])
             if not (
@@ -921,6 +950,10 @@ class LoraMixer:
         @uninterrupted
         def end(_: BaseException | None) -> None:
             block = before.pop()
+            if (
+                block not in state.blocks
+            ):  # its thread has ended, and another call has put back what was there
+                return
             at = state.blocks.index(block)
             for later in state.blocks[
                 at + 1 : at + 2
@@ -1159,6 +1192,7 @@ class LoraMixer:
         method: MergeMethod | str = "sum",
         dtype: torch.dtype | str | None = None,
         weights: Any = None,
+        **others: Unpack[NotOfSaves],
     ) -> SaveReport:
         """
         Write an adapter as it was loaded, or a mix as one adapter, to files that other programs read.
@@ -1178,11 +1212,13 @@ class LoraMixer:
                 ``"ties(density=0.2)"``; those that make full matrices need a rank, an energy or an ``sv_ratio``.
             dtype: ``float32``, ``float16`` or ``bfloat16``; by default each tensor's own, float32 for sums.
             weights: Weights for the names as in ``set_adapters``; without names, a mix in any form.
+            **others: Arguments of diffusers' method, which writes layers of the caller: refused, each with what there is instead.
 
         Returns:
             The files, and what the rank left out of each layer.
 
         Raises:
+            ArgumentError: When an argument is none of these.
             AdapterNameError: When a name is unknown.
             MixError: When there is nothing to save, or the mix changes from step to step.
             SaveError: When the format or the disk cannot take it; what was there before is still there.
@@ -1190,6 +1226,7 @@ class LoraMixer:
         Example:
             >>> mixer.save_lora_weights("mine.safetensors", weights={"a": 0.7, "b": 0.3}, rank=32)  # doctest: +SKIP
         """
+        refuse_arguments("save_lora_weights", others, signature(LoraMixer.save_lora_weights).parameters)
         with self._look() as state:
             choice = saving.read_save_options(
                 state.held.every if state.enabled else (),
@@ -1247,9 +1284,11 @@ class LoraMixer:
         return self._own
 
     def _look(self) -> Interruptible[MixerState]:
-        """Hold the state still."""
+        """Hold the state still; what is asked here has to be this mixer's own, or nobody else's."""
         state = self._state
-        return Interruptible(lambda: state, lambda _: None, state.lock)
+        if state.is_empty:
+            refuse_beside(state, self.pipe)
+        return Interruptible(lambda: state, lambda _: None, ReadingLock(state.lock))
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
         """Change the state, all or nothing; what is not a load has to have something to change, or nobody else may have it."""
@@ -1257,6 +1296,10 @@ class LoraMixer:
         if not loads and state.is_empty:
             refuse_beside(state, self.pipe)
         return state.transaction(self, parts)
+
+    def _said(self) -> Interruptible[MixerState]:
+        """Make several calls one: all of them or nothing."""
+        return self._call("leave", loads=True)
 
     @staticmethod
     def _apply(state: MixerState, wanted: ActiveMixes) -> list[str]:
@@ -1290,6 +1333,22 @@ class LoraMixer:
             state.tokens.change(shown=enabled)
             self._apply(state, kept if enabled else BASE)
             state.held, state.enabled = kept, enabled
+
+
+def _all_or_nothing(state: MixerState, record: Callable[[], list[Callable[[], None]]]) -> Interruptible[None]:
+    """Change what is trained, alone; if that fails, the ways back that were recorded as it began are gone."""
+    back: list[Callable[[], None]] = []
+
+    @uninterrupted
+    def begin() -> None:
+        back.extend(record())
+
+    @uninterrupted
+    def end(error: BaseException | None) -> None:
+        for roll_back in back if error is not None else ():
+            roll_back()
+
+    return Interruptible(begin, end, state.lock)
 
 
 def _check_mix(
@@ -1400,14 +1459,14 @@ def _unknown(state: MixerState, names: Sequence[str], where: str) -> AdapterName
     )
 
 
-def _one_component(component: str | None, *, load_into_transformer_2: bool) -> str | None:
-    if not load_into_transformer_2:
-        return component
-    if component not in (None, "transformer_2"):
-        raise MatchError(
-            f"component={component!r} and load_into_transformer_2=True name two components; leave one out"
-        )
-    return "transformer_2"
+def _one_component(component: str | None, **short: bool) -> str | None:
+    """Return the component that is named, by itself or by diffusers' short ways."""
+    named = {name for name, wanted in short.items() if wanted}
+    if len(named | {component} - {None}) > 1:
+        ways = " and ".join(f"load_into_{name}=True" for name in sorted(named))
+        also = "" if component is None else f"component={component!r} and "
+        raise MatchError(f"{also}{ways} name two components; leave one out")
+    return next(iter(named), component)
 
 
 def _is_partial(report: MatchReport) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,10 +20,11 @@ from lora_mixer import guards
 from lora_mixer.binding import Lineage, ModelMemory, Rebinder, find_components
 from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
+from lora_mixer.holding import Holder, HoldingLock
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.full_as_values import full_as_values
 from lora_mixer.writing.trained import write_peft
@@ -65,10 +66,11 @@ class Loaded:
 
 @dataclass(eq=False)
 class Before:
-    """What was in effect before a block; another one that ends first may change it."""
+    """What was in effect before a block, and who began it; another one that ends first may change it."""
 
     held: ActiveMixes
     enabled: bool
+    holder: Holder = field(default_factory=Holder.now)
 
 
 @dataclass(frozen=True)
@@ -125,19 +127,23 @@ class MixerState:
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
         self._is_copy = False
-        self.lock = threading.RLock()
+        self._open = 0
+        self._opener: Holder | None = None
+        self.lock = HoldingLock()
         self.owner: weakref.ref[Any] | None = None
         _remember(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
-        fresh = {"lock": None, "owner": None, "_lineage": None, "_is_copy": True, "memory": ModelMemory()}
+        fresh = {
+            "lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0, "_opener": None, "memory": ModelMemory()
+        }  # fmt: skip
         return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be the state of copied parts, for the next mixer on them."""
         vars(self).update(state)
-        self.lock = threading.RLock()
+        self.lock = HoldingLock()
         _remember(self)
 
     # --- all or nothing --------------------------------------------------------------------------------------------
@@ -145,6 +151,8 @@ class MixerState:
     def transaction(self, mixer: Any, parts: Parts = "bind") -> Interruptible[MixerState]:
         """
         Change what is held, alone; if that fails, all is exactly as before.
+
+        One that begins within another is a part of it: what fails in it takes the outer one back as well.
 
         Args:
             mixer: The mixer that works on it from now on.
@@ -160,10 +168,15 @@ class MixerState:
 
         @uninterrupted
         def begin() -> MixerState:
+            if self._opener is not None and self._opener.is_gone:  # its transaction never ends
+                self._open = 0
+            self._open, self._opener = self._open + 1, Holder.now()
             try:
-                record.append(self._record())
+                if self._open == 1:
+                    record.append(self._record())
                 self.owner = weakref.ref(mixer)
                 self._follow(parts)
+                self._end_lost(parts)
             except BaseException as error:
                 end(error)
                 raise
@@ -171,28 +184,58 @@ class MixerState:
 
         @uninterrupted
         def end(error: BaseException | None) -> None:
-            try:
-                if error is None:
-                    try:
-                        self._commit()
-                    except BaseException as raised:
-                        error = raised
-                        self._roll_back(record[0], raised)
-                        raise
-                    # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
-                    with suppress(Exception):
-                        self.controller.settle()
-                elif record:
-                    self._roll_back(record[0], error)
-            finally:
-                if error is not None:
-                    # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
-                    torch.set_grad_enabled(gradients)
-                self._claimed, self._claimed_modules = [], set()
+            self._open -= 1
+            if not self._open:
+                self._close(record, error, gradients)
+            elif error is None:
+                self._commit()
 
         return Interruptible(begin, end, self.lock)
 
+    @uninterrupted
+    def _close(self, record: Sequence[_Record], error: BaseException | None, gradients: bool) -> None:
+        """End the outermost transaction: let the change stand, or take it back where there is a record."""
+        try:
+            if error is None:
+                try:
+                    self._commit()
+                except BaseException as raised:
+                    error = raised
+                    self._roll_back(record[0], raised)
+                    raise
+                # What is let go is the way back: from here on the change stands, and the next record lets go of the rest.
+                with suppress(Exception):
+                    self.controller.settle()
+            elif record:
+                self._roll_back(record[0], error)
+        finally:
+            if error is not None:
+                # Ctrl-C may have come between the end of torch.no_grad() and what it puts back
+                torch.set_grad_enabled(gradients)
+            self._claimed, self._claimed_modules = [], set()
+
+    @property
+    def has_lost_blocks(self) -> bool:
+        """Whether a block is open whose thread has ended: nobody else will end it."""
+        return any(block.holder.is_gone for block in self.blocks)
+
+    def _end_lost(self, parts: Parts) -> None:
+        """Put back what was there before blocks whose threads have ended; calls that give the base anyway only note it."""
+        lost = next((block for block in self.blocks if block.holder.is_gone), None)
+        if lost is None:
+            return
+        kept = lost.held.without(name for name in lost.held.names if name not in self.loaded)
+        self.held, self.enabled = kept, lost.enabled
+        if parts == "bind":
+            self.tokens.change(shown=self.enabled)
+            self.controller.apply(kept if self.enabled else BASE, self.components())
+
+    def _held(self) -> Interruptible[None]:
+        """Keep all others out."""
+        return Interruptible(lambda: None, lambda _: None, self.lock)
+
     def _commit(self) -> None:
+        self.blocks = [block for block in self.blocks if not block.holder.is_gone]
         self.mark()
         self._guard()
 
@@ -391,7 +434,7 @@ class MixerState:
         Raises:
             SaveError: When one was not read from a PEFT folder, or the disk refuses.
         """
-        with self.lock:
+        with self._held():
             tensors = {name: self.peft_tensors(name) for name in names}
             odd = [name for name, parts in tensors.items() if parts is None]
             if odd:
@@ -426,10 +469,10 @@ class MixerState:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
 
-    def asked_to_merge(self, root: nn.Module) -> list[str]:
-        """Name the adapters in effect on a part whose mix may be nowhere but in its weights."""
+    def asked_to_merge(self, root: nn.Module, modules: Collection[nn.Module] | None = None) -> list[str]:
+        """Name the adapters in effect on a part, or on some of its modules, whose mix may be nowhere but in its weights."""
         parts = {part for part, module in self.components().items() if module is root}
-        return self.controller.asked_to_merge(parts) if self.enabled else []
+        return self.controller.asked_to_merge(parts, modules) if self.enabled else []
 
     def follow(self) -> None:
         """
@@ -455,7 +498,7 @@ class MixerState:
         Raises:
             PipelineStateError: When the mix cannot be brought again as it was asked for; the base stays then.
         """
-        with self.lock:
+        with self._held():
             owner, held, enabled = self.owner, self.held, self.enabled
             try:
                 with self.transaction(self.mixer or self):

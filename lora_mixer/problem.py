@@ -124,6 +124,8 @@ class NoteKind(Enum):
     """Parts of its fused layers were trained apart, at a strength that no reader gives them."""
     EXPERT = "expert"
     """It does not say which of two experts it is for, and went to the first."""
+    LEFT_OUT = "left out"
+    """Adapters lie in folders beside it that are named after no component, and were not read."""
 
 
 K = TypeVar("K", bound=Enum)

@@ -106,7 +106,7 @@ class Desk:
 
     def __init__(self, context, url):
         self.page = context.new_page()
-        self.page.set_default_timeout(int(os.environ.get("LORA_MIXER_PATIENCE", "60")) * 1000)
+        self.page.set_default_timeout(int(os.environ.get("LORA_MIXER_PATIENCE", "180")) * 1000)
         self.errors = []
         self.pace = lambda _: None  # what slows the processor, and lets it wait
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

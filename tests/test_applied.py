@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -235,3 +236,134 @@ def test_a_block_is_not_ended_by_another_thread_nor_twice(bench: Bench) -> None:
     bench.assert_mix(c=0.3)
     with pytest.raises(PipelineStateError, match="not open"):
         block.__exit__(None, None, None)
+
+
+def in_a_thread_that_ends(work: Any) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
+def in_a_block(bench: Bench) -> None:
+    with bench.mixer.applied({"c": 1.0}):
+        bench.assert_mix(c=1.0)
+
+
+CALLS: dict[str, Any] = {
+    "set_adapters": (lambda bench: bench.mixer.set_adapters("c", 0.3), {"c": 0.3}),
+    "enable_lora": (lambda bench: bench.mixer.enable_lora(), {"b": 0.5}),
+    "disable and enable": (lambda bench: (bench.mixer.disable_lora(), bench.mixer.enable_lora()), {"b": 0.5}),
+    "load beside": (
+        lambda bench: bench.mixer.load_lora_weights(written(bench.pairs["a"]), "d", activate=False), {"b": 0.5},
+    ),
+    "delete": (lambda bench: bench.mixer.delete_adapters("a"), {"b": 0.5}),
+    "another block": (in_a_block, {"b": 0.5}),
+    "from a pool": (
+        lambda bench: ThreadPoolExecutor(1).submit(bench.mixer.enable_lora).result(WAIT), {"b": 0.5},
+    ),
+    "unload": (lambda bench: bench.mixer.unload_lora_weights(), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_block_whose_thread_has_ended_keeps_nobody_out_and_leaves_nothing(
+    bench: Bench, call: str, depth: int
+) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    blocks = [bench.mixer.applied({"a": 0.7}), bench.mixer.applied({"a": 0.7, "c": 0.1})][:depth]
+    in_a_thread_that_ends(lambda: [block.__enter__() for block in blocks])
+
+    do, left = CALLS[call]
+    do(bench)
+
+    bench.assert_mix(**left)
+    for block in blocks:  # such as that of a generator which is collected only now
+        block.__exit__(None, None, None)
+    bench.assert_mix(**left)
+    bench.mixer.unload_lora_weights()
+    bench.assert_base()
+
+
+def test_a_block_whose_thread_has_ended_is_ended_by_any_other(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    block = bench.mixer.applied({"a": 0.7})
+    in_a_thread_that_ends(block.__enter__)
+    bench.assert_mix(a=0.7)
+    block.__exit__(None, None, None)
+    bench.assert_mix(b=0.5)
+    with pytest.raises(PipelineStateError, match="not open"):
+        block.__exit__(None, None, None)
+
+
+def test_asyncio_tasks_of_one_thread_do_not_change_each_others_mix(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    told: list[str] = []
+
+    async def draws(inside: asyncio.Event, end: asyncio.Event) -> None:
+        with bench.mixer.applied({"a": 0.7}):
+            with bench.mixer.applied({"c": 0.1}):  # of one's own
+                bench.assert_mix(c=0.1)
+            inside.set()
+            await end.wait()
+            bench.assert_mix(a=0.7)
+
+    async def other(inside: asyncio.Event, end: asyncio.Event) -> None:
+        await inside.wait()
+        for call in (
+            lambda: bench.mixer.set_adapters("c", 1.0),
+            lambda: bench.mixer.applied({"c": 1.0}).__enter__(),
+            bench.mixer.disable_lora,
+            lambda: bench.mixer.load_lora_weights(written(bench.pairs["a"]), "d"),
+        ):
+            with pytest.raises(PipelineStateError, match="another asyncio task of this thread") as error:
+                call()
+            told.append(str(error.value))
+        assert bench.mixer.get_active_adapters() == ["a"]  # what is only read
+        assert list(bench.mixer.adapters) == ["a", "b", "c"]
+        end.set()
+
+    async def both() -> None:
+        inside, end = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(draws(inside, end), other(inside, end))
+        bench.mixer.set_adapters("c", 0.2)
+        bench.assert_mix(c=0.2)
+
+    with bench.mixer.applied({"b": 1.0}):  # of the thread, around all tasks
+        asyncio.run(both())
+        assert len(told) == 4
+    bench.assert_mix(b=0.5)
+
+
+def test_a_task_ends_its_own_blocks_alone(bench: Bench) -> None:
+    bench.mixer.set_adapters("b", 0.5)
+    block = bench.mixer.applied({"a": 0.7})
+
+    async def ends() -> None:
+        with pytest.raises(PipelineStateError, match="began in another asyncio task"):
+            block.__exit__(None, None, None)
+
+    async def begins() -> None:
+        block.__enter__()
+        await asyncio.create_task(ends())
+        bench.assert_mix(a=0.7)
+
+    asyncio.run(begins())
+    block.__exit__(None, None, None)  # the task is over, and this is its thread
+    bench.assert_mix(b=0.5)
+
+
+def test_tasks_wait_for_each_other_in_threads(bench: Bench) -> None:
+    mixes: list[dict[str, float]] = [{"a": 0.7}, {"b": -0.3}, {"c": 0.2, "a": 1.0}]
+
+    def draw(mix: dict[str, float]) -> None:
+        with bench.mixer.applied(mix):
+            bench.assert_mix(**mix)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(asyncio.to_thread(draw, mix) for mix in mixes * 3))
+
+    asyncio.run(all_of_them())
+    bench.mixer.unload_lora_weights()
+    bench.assert_base()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_mixer import LoraMixer, LoraMixerError, SaveError, read_adapter
@@ -184,6 +185,25 @@ def test_what_is_said_of_a_file_takes_memory_and_work_that_follow_its_size(tmp_p
     assert counter.get_total_flops() <= 2 * (WORK_AT_LEAST + WORK_A_NUMBER * size)
     if peak is not None:  # else the system does not tell
         assert peak - before <= 20 * size + (64 << 20)
+
+
+class Largest(TorchDispatchMode):
+    """Note the most numbers that one tensor has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, found.numel() if isinstance(found, torch.Tensor) else 0)
+        return found
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("lo", "adalora"))])
+def test_norms_are_summed_in_pieces_of_which_a_dozen_are_small(tmp_path: Path, name: str) -> None:
+    source, size = written(tmp_path, name)
+    with Largest() as largest:
+        layer_norms(source)
+    assert largest.numbers <= max(1 << 18, size)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -76,9 +76,11 @@ class Pipe:
 
     def steps(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(5)
-        z, text = torch.randn(4, 4, 6, 6, generator=generator), torch.randn(4, 3, 5, generator=generator)
+        z, text = torch.randn(2, 4, 6, 6, generator=generator), torch.randn(4, 3, 5, generator=generator)
         with torch.no_grad():
-            return torch.stack([self.unet(z, time, text) for time in self.scheduler.timesteps])
+            return torch.stack(
+                [self.unet(torch.cat([z, z]), time, text) for time in self.scheduler.timesteps]
+            )
 
 
 def loaded() -> LoraMixer:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, demo_adapters, load_demo
-from lora_mixer.mixes import Mask
+from lora_mixer.batches import check_plan, parse_plan
+from lora_mixer.cli._app import app as command
+from lora_mixer.errors import MixError, PlanError
+from lora_mixer.mixes import Mask, Mix, block_layouts
+from lora_mixer.pictures.outline import load_outline
+from lora_mixer.ui.handlers.mix import kit
+from lora_mixer.writing import bake, merge
 
 PROMPT, STEPS, SEED, SIDE = "a castle", 6, 0, 128
 
@@ -77,3 +86,53 @@ def test_images_of_one_batch_equal_their_mixes_alone(mixer, alone):
     assert np.abs(batch[0] - alone["ink"]).max() < 1e-4
     assert np.abs(batch[1] - alone["neon"]).max() < 1e-4
     assert np.abs(batch[2] - draw(mixer, {})[0]).max() < 1e-4
+
+
+B_LORA = {"ink": {"blocks": "b-lora:style"}}
+INK = f"{demo_adapters()['ink'].path}:1,blocks=b-lora:style"
+
+
+def by_plan(mixer, out):
+    raw = f"adapters: {{ink: '{demo_adapters()['ink'].path}'}}\njobs:\n- {{prompt: x, mix: 'ink:1,blocks=b-lora'}}\n"
+    check_plan(parse_plan(raw.encode(), "yaml"), outline=load_outline("demo"))
+
+
+def by_page(mixer, out):
+    layout = block_layouts({"unet": mixer.pipe.unet})["unet"]
+    assert [
+        form for form in kit(SimpleNamespace(layout=layout, size=(128, 128)))["forms"] if "lora" in form
+    ] == []
+    mixer.set_mix(Mix.of({"ink": {"blocks": "b-lora:style", "weight": 0.5}}, masks={}))
+
+
+def by_command(*arguments, ending=".safetensors"):
+    def run(mixer, out):
+        result = CliRunner().invoke(command, [*arguments, "--out", str(out.with_suffix(ending))])
+        assert result.exit_code != 0
+        raise MixError(" ".join(result.output.split()))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        lambda mixer, out: mixer.set_mix(B_LORA),
+        lambda mixer, out: mixer.applied(B_LORA).__enter__(),
+        lambda mixer, out: mixer.set_adapters("ink", {"unet": {"patterns": dict(Mix.of(B_LORA)["ink"].blocks.weights)}}),
+        lambda mixer, out: mixer.save_lora_weights(out, weights=B_LORA),
+        lambda mixer, out: merge([(demo_adapters()["ink"].path, B_LORA["ink"])], out),
+        lambda mixer, out: bake(mixer, out.with_suffix(""), Mix.of(B_LORA)),
+        by_command("merge", INK),
+        by_command("generate", "--model", "demo", "--lora", INK, "--prompt", "x", ending=".png"),
+        by_plan,
+        by_page,
+    ],
+)  # fmt: skip
+def test_b_lora_is_refused_on_the_demo_by_name_on_every_way(mixer, tmp_path, front):
+    before = {key: value.clone() for key, value in mixer.pipe.unet.state_dict().items()}
+    out = tmp_path / "b.safetensors"
+    with pytest.raises((MixError, PlanError), match=r"b-lora(:style)? is for SDXL"):
+        front(mixer, out)
+    assert not out.exists()
+    assert all(torch.equal(value, before[key]) for key, value in mixer.pipe.unet.state_dict().items())

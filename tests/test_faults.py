@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import signal
 import threading
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from lora_mixer import LoraMixer, MixError, MixLostError, PartialMatchWarning, UnusedWeightWarning
-from lora_mixer.engines.interrupts import Interruptible
+from lora_mixer.diffusers_words import _OF_MODELS, _OF_PIPELINES
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.side import engine as side
-from tests import faults
+from lora_mixer.interrupts import Interruptible
+from tests import faults, file_faults
 from tests.faults import AROUND, KINDS, SCHEDULE, Bench, inject, said, same, seen, surroundings
 
 if TYPE_CHECKING:
@@ -31,11 +33,20 @@ def test_no_fault_leaves_a_state_unlike_what_the_mixer_says(kind: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("call", ["set_adapters", "hotswap", "reserve", "rebase"])
-def test_each_operation_of_a_call_may_fail(call: str) -> None:
-    bench = Bench("merged", call)
+@pytest.mark.parametrize(
+    ("state", "call"),
+    [
+        ("merged", "set_adapters"), ("merged", "hotswap"), ("merged", "reserve"), ("merged", "rebase"),
+        ("merged", "hotswap another kind"), ("rows", "run"), ("adalora", "after_step"), ("adalora", "load_training_state"),
+        ("training", "hotswap trained"), ("diffusers' words", "say load_lora_weights hotswap"),
+        ("diffusers' words, fused", "say unload_lora_weights"),
+    ],
+)  # fmt: skip
+def test_each_operation_of_a_call_may_fail(state: str, call: str) -> None:
+    bench = Bench(state, call)
     assert bench.operations or call == "rebase"
-    assert [bench.run("operation", k) for k in range(1, bench.operations + 1)] == [None] * bench.operations
+    places = range(1, bench.operations + 1, max(1, bench.operations // 40))
+    assert {k: bench.run("operation", k) for k in places} == dict.fromkeys(places)
 
 
 @contextmanager
@@ -321,10 +332,116 @@ def test_a_block_that_can_end_neither_time_leaves_the_base_and_says_so() -> None
     assert all(torch.equal(value, before[key]) for key, value in seen(net).items())
 
 
+@pytest.mark.parametrize("kind", file_faults.KINDS)
+def test_no_fault_in_a_call_that_writes_files_leaves_anything_but_what_was_or_what_is_to_be(
+    kind: str,
+) -> None:
+    """``python -m tests.file_faults`` runs as many as there is time for."""
+    done, wrong = file_faults.inject(seed=20261130, count=8, kinds=(kind,))
+    assert done == {kind: 8}
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("call", "places"),
+    [("convert, peft over another", 3), ("Library.restore", 4), ("Library.rename, beside", 4)],
+)
+def test_whatever_a_disk_refuses_and_whatever_comes_last_is_taken_back(call: str, places: int) -> None:
+    with faults._keys():
+        _, _, found = file_faults.around(call)
+        last = {kind: range(max(1, found[kind] - places), found[kind] + 1) for kind in ("call", "signal")}
+        cases = [("disk", k) for k in range(1, found["disk"] + 1)] + [
+            (kind, k) for kind in last for k in last[kind]
+        ]
+        assert {case: file_faults.run(call, *case) for case in cases} == dict.fromkeys(cases)
+
+
 def test_every_public_name_of_a_mixer_has_a_call_that_faults_are_injected_into() -> None:
     source = inspect.getsource(faults)
     public = [name for name in dir(LoraMixer) if not name.startswith("_")]
     assert [name for name in public if f"mixer.{name}" not in source and f"Mixer.{name}" not in source] == []
+
+
+def test_every_word_of_diffusers_that_changes_something_has_one_too() -> None:
+    words = {*_OF_PIPELINES, *(f"unet.{word}" for word in _OF_MODELS)} - {
+        f"{front}{word}" for front in ("", "unet.") for word in ("set_lora_device", "enable_lora_hotswap")
+    }
+    twice = {"unet.disable_adapters", "unet.enable_adapters", "get_list_adapters"}  # the same functions
+    assert words - twice - {name.partition(" ")[0] for name in faults.SAID} == set()
+
+
+NO_FAULTS = {
+    "values: nothing is held or written": (
+        "AdapterInfo AdapterMatches AdapterMix BatchResult BlockLayout BlockShape BlockTree Blocks Checkpoint CheckedPlan "
+        "Compatibility ComponentMatch Composite Constant DemoAdapter DryRun Entry EvaConfig Fit GridAxis KLora Keyframes "
+        "LayerNorms LayerPatterns LbwWeights LowRankForm Mask MatchReport Measurement MemoryReport MergeMethod Method "
+        "MethodSpec Mix ModelOptions OutputFormat Page Picture PictureAdapter PictureField PictureFields PictureRequest "
+        "PictureSettings Plan PlannedPicture Problem Proposal Ramp Recalled Refreshed Sampler SaveReport Schedule Setting "
+        "SliderStart SpeedReport StepProgress Switch TokenInfo Window AdapterMatch Band"
+    ),
+    "functions of values, or of files that they only read": (
+        "base_family block_layouts breadcrumbs check_plan compatible concatenate contact_sheet dare della demo_adapters "
+        "draw_lbw dry_run find_models fitting_samplers format_prompt free_folder grid_requests grid_sheet infotext "
+        "knots layer_norms load_demo load_outline load_pipeline load_plan magnitude_prune match_adapter match_adapters "
+        "model_card orthogonal_sum own_defaults pair_of parse_plan parse_prompt plan_schema propose propose_for "
+        "read_adapter read_checkpoint read_config read_manifest read_picture read_presets recalled_request safe_name "
+        "schedule_of ties truncate truncate_pair usual_name weighted_sum with_adapter"
+    ),
+    "made of a mixer's calls: loading, applied, save_lora_weights": (
+        "LoraMixer PictureMaker from_adapter measure_speed push_to_hub"
+    ),
+    "killed at any moment by test_batch_failures, full disks by test_batch_ends": "run_plan",
+    "turns of a queue, which end with their block by test_picture_queue": "FairQueue",
+    "the writing of resize, from whole models": "extract",
+    "their save is that of LoraConfig": (
+        "AdaLoraConfig AdapterConfig FullConfig IA3Config LoHaConfig LoKrConfig OFTConfig TrainableTokensConfig"
+    ),
+}
+ASKING = {
+    "add_from_hub", "by_hash", "common_problems", "compatible", "duplicates", "export_text", "facets", "find", "get", "hashes",
+    "info", "known", "list", "load", "search", "source", "thumbnail", "to_dict", "tree",
+}  # fmt: skip
+"""Methods of what is changed by others of their methods; adding from the Hub is ``add`` with another source."""
+
+
+def public_calls() -> Iterator[str]:
+    for name in (
+        "",
+        ".batches",
+        ".fresh",
+        ".library",
+        ".merging",
+        ".mixes",
+        ".picture_metadata",
+        ".pictures",
+        ".writing",
+    ):
+        module = importlib.import_module(f"lora_mixer{name}")
+        for each in module.__all__:
+            found = getattr(module, each)
+            if inspect.isclass(found) and not issubclass(found, BaseException):
+                own = [
+                    key for key, value in vars(found).items() if inspect.isfunction(value) and key[0] != "_"
+                ]
+                yield each if any(each in listed.split() for listed in NO_FAULTS.values()) else ""
+                yield from (f"{each}.{key}" for key in own)
+            elif inspect.isfunction(found):
+                yield each
+
+
+def test_every_public_call_has_faults_or_a_reason_to_have_none() -> None:
+    listed = {name for names in NO_FAULTS.values() for name in names.split()}
+    covered = {name.partition(",")[0] for name in file_faults.CALLS}
+    calls = set(public_calls()) - {""}
+    missing = {
+        call
+        for call in calls
+        if call not in covered
+        and call.partition(".")[0] not in listed
+        and not ("." in call and call.partition(".")[2] in ASKING)
+    }
+    assert missing == set()
+    assert covered <= calls | {"LoraConfig.save"}
 
 
 @pytest.mark.parametrize("state", ["base", "merged", "side", "schedule", "rows"])

@@ -11,6 +11,7 @@ from lora_mixer.mixes import (
     LBW_IDS,
     LBW_PRESETS,
     BlockLayout,
+    BlockShape,
     LayerPatterns,
     LbwWeights,
     Mix,
@@ -198,15 +199,45 @@ class TestPatterns:
             gain_of(spec)
 
     @pytest.mark.parametrize("preset", ["b-lora:content", "b-lora:style", "b-lora"])
-    @pytest.mark.parametrize("layout", [SD15, BlockLayout()])
-    def test_b_lora_is_refused_where_its_blocks_are_not(self, preset: str, layout: BlockLayout) -> None:
-        """SD 1.x has no transformers in up_blocks.0, a transformer has no such block at all: nothing would be left."""
+    @pytest.mark.parametrize(
+        ("down", "up"),
+        [
+            ((2, 2, 2, 0), (0, 3, 3, 3)),  # SD 1.x, 2.x
+            ((0, 2, 2, 0), (0, 3, 3, 0)),  # SDXL's refiner
+            ((0, 1, 1), (2, 2, 0)),  # KOALA, the demo
+            ((0, 2, 2, 2), (3, 3, 3, 0)),  # x4 upscaler
+            ((0, 3, 3, 3), (4, 4, 4, 0)),  # Kandinsky 2
+            ((0, 2), (3, 0)),
+            ((2, 2), ()),  # a ControlNet alone
+            ((), ()),
+        ],
+    )
+    def test_b_lora_is_refused_off_sdxl(
+        self, preset: str, down: tuple[int, ...], up: tuple[int, ...]
+    ) -> None:
+        """Also where a model has transformers at up_blocks.0: they carry nothing that B-LoRA knows of."""
+        layout = BlockLayout(tuple(BlockShape(n, 2) for n in down), None, tuple(BlockShape(n, 3) for n in up))
         mix = Mix.of({"a": {"blocks": preset}})
 
         with pytest.raises(MixError, match=f"{preset} is for SDXL"):
             mix.check({"unet": layout})
         mix.check({"unet": SDXL, "text_encoder": BlockLayout()})
         Mix.of({"a": {"blocks": {"*": 0.5}}}).check({"unet": layout})
+
+    @pytest.mark.parametrize(
+        "blocks", ["b-lora:style", {"up": {"block_0": [1, 0, 1]}}, [0.5] * 12, [0.5] * 20, {"mid": 0.5}]
+    )
+    def test_a_controlnet_beside_the_unet_is_not_asked_for_blocks_that_it_has_not(
+        self, blocks: object
+    ) -> None:
+        """It is the half of a UNet: weights for the other half are the UNet's, and mean nothing in its own layers."""
+        half = BlockLayout(SDXL.down, SDXL.mid)
+        mix = Mix.of({"a": {"blocks": blocks}})
+
+        mix.check({"controlnet": half, "unet": SDXL, "vae": BlockLayout()})
+
+        path = "down_blocks.1.attentions.0.proj_in"
+        assert mix.gain("a", "controlnet", path, half) == mix.gain("a", "unet", path, SDXL)
 
     @pytest.mark.parametrize(
         ("preset", "content", "style"), [("b-lora:content", 1, 0), ("b-lora:style", 0, 1), ("b-lora", 1, 1)]

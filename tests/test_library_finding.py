@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import pytest
 from PIL import Image
@@ -285,6 +286,34 @@ def test_links_inside_a_library_are_no_problem(tmp_path):
     path = write_lora(tmp_path / "loras" / "a.safetensors")
     (path.parent / "b.safetensors").symlink_to(path)
     assert not Library(path.parent, index=tmp_path / "i.sqlite").refresh().notes
+
+
+def test_what_is_named_as_an_adapter_or_a_folder_and_is_none_is_told(tmp_path, monkeypatch):
+    path = write_lora(tmp_path / "loras" / "a.safetensors")
+    loras = path.parent
+    for name in ("styles", "v1.5", ".hidden"):
+        (loras / name).symlink_to(tmp_path / "unmounted" / name, target_is_directory=True)
+    (loras / "circle").symlink_to(loras / "circle")
+    (loras / "again").symlink_to(loras)  # what is in it is there already
+    (loras / "notes.md").symlink_to(loras / "none.md")
+    os.mkfifo(loras / "pipe.safetensors")
+    os.mkfifo(loras / "pipe")
+    with socket.socket(socket.AF_UNIX) as one:
+        monkeypatch.chdir(loras)
+        one.bind("s.safetensors")  # the whole path may be too long for a socket
+        deep = loras.joinpath(*["d"] * 40)
+        deep.mkdir(parents=True)
+        library = Library(loras, index=tmp_path / "i.sqlite")
+        told = sorted(library.refresh().notes)
+
+    assert [text.split(": ", 1)[1].split(",")[0].split(" (")[0] for text in told] == [
+        "1 folders lie more than 32 levels deep and are left out",
+        "2 entries are named as adapters and are no files",
+        "3 links to folders lead nowhere and are left out",
+    ]
+    assert str(loras / "circle") in told[2]
+    assert str(loras / "pipe.safetensors") in told[1]
+    assert [entry.path for entry in library.search().entries] == [path]
 
 
 def test_links_to_adapters_that_lead_nowhere_or_in_a_circle_are_told(tmp_path):

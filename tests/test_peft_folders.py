@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_mixer import LoraMixer, SourceError, UnsupportedAdapterError, read_adapter
+from lora_mixer import LoraMixer, MatchError, SourceError, UnsupportedAdapterError, read_adapter
+from lora_mixer.problem import NoteKind
 
 
 class Small(nn.Module):
@@ -198,6 +199,51 @@ def test_a_folders_name_says_which_component_is_meant(part, how, tmp_path):
     source, options = (tmp_path, {"subfolder": part}) if how == "subfolder" else (tmp_path / part, {})
     report = LoraMixer(pipe).load_lora_weights(source, adapter_name="a", **options)
     assert [each.component for each in report.components] == [part]
+
+
+@pytest.mark.parametrize(
+    "beside", [("vae",), ("style", "vae"), ("safety_checker", "checkpoint-20", "step_7", "empty")]
+)
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "text_encoder_2"), ("",)])
+def test_adapters_beside_that_are_not_read_are_told(parts, beside, tmp_path):
+    pipe = _Twins(*PARTS, "vae")
+    root = tmp_path / "adapter"
+    for part in (*parts, *beside, *(["unet"] if parts == ("",) else [])):
+        _component_folder(root / part, (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    if "empty" in beside:  # a configuration without weights is no adapter
+        (root / "empty" / "adapter_model.safetensors").unlink()
+    mixer, where = LoraMixer(pipe), {"component": "unet"} if parts == ("",) else {}
+    report = mixer.load_lora_weights(root, adapter_name="a", **where)
+    told = [note for note in report.notes if note.kind is NoteKind.LEFT_OUT]
+    left = sorted(
+        ({"style", "vae", "safety_checker"} & set(beside)) | ({"unet"} if parts == ("",) else set())
+    )
+    assert len(told) == 1
+    assert [name for name in (*PARTS, *beside) if f"'{name}'" in told[0].partition(";")[0]] == [
+        name for name in (*PARTS, *beside) if name in left
+    ]
+    assert f"subfolder={left[0]!r}" in told[0]
+    if "vae" in beside:
+        found = mixer.load_lora_weights(root, adapter_name="v", subfolder="vae", component="vae")
+        assert ([each.component for each in found.components], found.notes) == (["vae"], ())
+
+
+@pytest.mark.parametrize(
+    ("parts", "here"), [(("transformer", "unet"), "unet"), (("transformer", "unet"), "transformer")]
+)
+def test_two_folders_that_mean_one_denoiser_are_refused_by_their_names(parts, here, tmp_path):
+    pipe = _Twins(here, "text_encoder")
+    for part in (*parts, "text_encoder"):
+        _component_folder(tmp_path / part, (torch.randn(2, 6), torch.randn(6, 2)), "proj")
+    before, mixer = pipe.components[here]["proj"].weight.clone(), LoraMixer(pipe)
+    with pytest.raises(
+        MatchError, match=rf"by its parts {parts[0]} and {parts[1]}, which are one here.*subfolder="
+    ):
+        mixer.load_lora_weights(tmp_path, adapter_name="a")
+    assert torch.equal(pipe.components[here]["proj"].weight, before)
+    for part in parts:
+        report = mixer.load_lora_weights(tmp_path, adapter_name=part, subfolder=part, component=here)
+        assert [each.component for each in report.components] == [here]
 
 
 @pytest.mark.parametrize("lost", ["unet", "text_encoder_2", "prior"])

@@ -42,7 +42,7 @@ class Pipe:
 
     def __call__(self, step: int = 0, rows: int = 2) -> torch.Tensor:
         generator = torch.Generator().manual_seed(5)
-        z = torch.randn(rows, 4, 8, 8, generator=generator)
+        z = torch.randn(2, 4, 8, 8, generator=generator).repeat(rows // 2, 1, 1, 1)
         text = torch.randn(rows, 3, 12, generator=generator)
         with torch.no_grad():
             return self.unet(z, self.scheduler.timesteps[step], encoder_hidden_states=text).sample

@@ -266,6 +266,88 @@ def test_a_loop_by_hand_says_which_half_is_without_the_prompt(by_hand: Row) -> N
             assert gap(found[place], predict(by_hand, [0, 0], [0, 2])[place]) < CLOSE
 
 
+PICTURES = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+SAID_WRONGLY = {  # mixes, copies that were said, pictures of the rows, times each row, negative
+    "interleaved": (2, 2, [0, 0, 1, 1], 10, False),
+    "two of each and no guidance": (2, 2, [0, 1, 2, 3], 10, False),
+    "one copy of two": (2, 1, [0, 1, 0, 1], 10, False),
+    "one copy of three": (2, 1, [0, 1, 0, 1, 0, 1], 10, False),
+    "two copies of four": (2, 2, [0, 1] * 4, 10, False),
+    "two of each, guided": (2, 1, [0, 1, 2, 3, 0, 1, 2, 3], 10, False),
+    "three, interleaved": (3, 2, [0, 0, 1, 1, 2, 2], 10, False),
+    "no half without a prompt": (1, 2, [0, 1], 10, True),
+    "same noise, from the second step on": (2, 1, [0, 0, 0, 0], [10, 5], False),
+}
+
+
+@pytest.mark.parametrize("name", SAID_WRONGLY)
+def test_copies_that_a_loop_states_and_its_rows_contradict_are_refused(by_hand: Row, name: str) -> None:
+    count, copies, rows, times, negative = SAID_WRONGLY[name]
+    texts = torch.randn(len(rows), 77, 12, generator=torch.Generator().manual_seed(4))
+    sample = PICTURES[rows]
+    how: dict[str, Any] = {"negative": NEGATIVES[0]} if negative else {}
+
+    def call(sample: torch.Tensor, time: int) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = by_hand.example.denoiser(sample, time, texts).sample
+        return found
+
+    mixes = [*MIXES, {"a": 0.1}][:count]
+    with by_hand.mixer.applied(mixes if count > 1 else mixes[0], guidance_copies=copies, **how):
+        if isinstance(times, list):
+            first = call(sample, times[0])
+            sample = torch.cat([first[:1], first[-1:]] * 2)
+        with pytest.raises(MixError, match=f"guidance_copies={copies}.*behind the other"):
+            call(sample, 10 if isinstance(times, int) else times[1])
+
+
+SAID_RIGHTLY = {
+    "two copies": (2, 2, [0, 1, 0, 1]),
+    "two copies of two each": (2, 2, [0, 1, 2, 3, 0, 1, 2, 3]),
+    "three copies": (2, 3, [0, 1, 0, 1, 0, 1]),
+    "no guidance, two each": (2, 1, [0, 1, 2, 3]),
+    "one noise": (2, 2, [0, 0, 0, 0]),
+    "seeds again for each of three": (3, 1, [0, 1, 0, 1, 0, 1]),
+    "a call for each half": (2, 2, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", SAID_RIGHTLY)
+def test_copies_that_a_loop_states_truly_give_each_row_its_mix(by_hand: Row, name: str) -> None:
+    count, copies, rows = SAID_RIGHTLY[name]
+    texts = torch.randn(len(rows), 77, 12, generator=torch.Generator().manual_seed(4))
+    mixes = [*MIXES, {"a": 0.1}][:count]
+    each = max(1, len(rows) // (count * copies))
+    own = [n for n in range(count) for _ in range(each)]
+    own *= len(rows) // len(own)
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = by_hand.example.denoiser(PICTURES[rows], 10, texts).sample
+        return found
+
+    with by_hand.mixer.applied(mixes, guidance_copies=copies):
+        found = call()
+    for number, mix in enumerate(mixes):
+        with by_hand.mixer.applied(mix):
+            alone = call()
+        at = [place for place, which in enumerate(own) if which == number]
+        assert gap(found[at], alone[at]) < CLOSE
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_pipeline_that_tells_its_copies_has_the_last_word(by_hand: Row, copies: int) -> None:
+    with by_hand.mixer.applied(list(MIXES), guidance_copies=2):
+        right = by_hand.example.run([0, 1])
+    with by_hand.mixer.applied(list(MIXES)):
+        assert gap(by_hand.example.run([0, 1])[0], right[0]) < CLOSE
+    with (
+        by_hand.mixer.applied(list(MIXES), guidance_copies=copies),
+        pytest.raises(MixError, match=f"guidance_copies={copies}"),
+    ):
+        by_hand.example.run([0, 1])
+
+
 def test_a_pipeline_that_does_not_say_what_it_makes_is_no_better_than_a_loop(by_hand: Row) -> None:
     class Silent:
         def __init__(self) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import diffusers.loaders.lora_base
+import diffusers.loaders.lora_pipeline
+import diffusers.loaders.peft
 import numpy as np
 import pytest
 import torch
@@ -16,6 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_mixer import AdapterNameError, LoraMixer, LoraMixerError, MixError, PipelineStateError
+from lora_mixer.diffusers_arguments import refuse_arguments
+from lora_mixer.diffusers_words import _OF_MODELS, _OF_PIPELINES, _hotswap, _set_lora_device
+from lora_mixer.errors import ArgumentError
 from tests.models import tiny_sd, tiny_sdxl
 from tests.test_peers import kohya_file, peft_file, picture
 from tests.weights import Snapshot
@@ -406,3 +414,126 @@ def test_a_mixer_without_a_variable_stays(kind: Any) -> None:
     gc.collect()
     load(pipe, kind[1]["kohya"], adapter_name="a")
     assert LoraMixer.of(pipe).get_active_adapters() == ["a"]
+
+
+# --- every argument that the installed diffusers has -----------------------------------------------------------------------------
+
+
+PIPELINES = (diffusers.loaders.lora_base, diffusers.loaders.lora_pipeline)
+
+
+def arguments_of_diffusers(*words: str, modules: Any = (*PIPELINES, diffusers.loaders.peft)) -> set[str]:
+    """Return the names that diffusers' methods take, in their signatures or out of ``kwargs``, in any of its loaders."""
+    found: set[str] = set()
+    for module in modules:
+        for mixin in vars(module).values():
+            for word in words if inspect.isclass(mixin) else ():
+                method = inspect.unwrap(getattr(mixin, word, None) or id)
+                method = getattr(method, "__func__", method)
+                if inspect.isfunction(method):
+                    source = inspect.getsource(method)
+                    for pattern in (
+                        r'\bkwargs\.(?:pop|get)\(\s*"(\w+)"',
+                        r'"(\w+)" in kwargs',
+                        r'\bkwargs\["(\w+)"\]',
+                    ):
+                        found |= set(re.findall(pattern, source))
+                    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+                    found |= {
+                        p.name for p in inspect.signature(method).parameters.values() if p.kind not in kinds
+                    }
+    return found - {"self", "cls", "state_dict"}
+
+
+OWN = inspect.signature(LoraMixer.load_lora_weights).parameters
+LOADS = ("load_lora_weights", "lora_state_dict", "load_lora_adapter", "load_lora_into_unet", "load_lora_into_text_encoder",
+         "load_lora_into_transformer")  # fmt: skip
+MODELS = {"unet", "transformer", "text_encoder"}
+
+
+def test_every_argument_of_diffusers_loads_is_taken_or_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    base, mixer = model[0].weight.clone(), LoraMixer(model)
+    file = {"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(2, 1)}
+    names = arguments_of_diffusers(*LOADS) - MODELS
+    assert {
+        "prefix",
+        "metadata",
+        "return_lora_metadata",
+        "hotswap",
+        "token",
+        "load_into_transformer_2",
+    } <= names
+    for name in names - set(OWN):
+        with pytest.raises(ArgumentError, match=rf"load_lora_weights\(\) has no argument {name}: \w"):
+            mixer.load_lora_weights(file, **{name: None})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r'adaptername\. Did you mean "adapter_name"'):
+        mixer.load_lora_weights(file, adaptername="a")  # type: ignore[call-arg]
+    assert mixer.get_active_adapters() == []
+    assert torch.equal(model[0].weight, base)
+    for name in arguments_of_diffusers("save_lora_weights") - set(
+        inspect.signature(LoraMixer.save_lora_weights).parameters
+    ):
+        with pytest.raises(ArgumentError, match=rf"save_lora_weights\(\) has no argument {name}: \w"):
+            mixer.save_lora_weights("/nowhere/x.safetensors", **{name: None})  # type: ignore[arg-type]
+
+
+def takes(method: Any, name: str) -> bool:
+    """Whether a word of the mixer takes an argument, names what there is instead, or says once that it means nothing."""
+    own = inspect.signature(method).parameters
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values())
+    if name in own or not passes_on:
+        return name in own
+    if method in (_set_lora_device, _hotswap) or ("load" in method.__name__ and name in OWN):
+        return True
+    with pytest.raises(ArgumentError) as error:
+        refuse_arguments("word", [name], ())
+    return f"{name}: " in str(error.value)
+
+
+@pytest.mark.parametrize("of", ["pipelines", "models"])
+def test_every_argument_of_diffusers_words_is_taken_or_named(of: str) -> None:
+    for word, said in (_OF_PIPELINES if of == "pipelines" else _OF_MODELS).items():
+        method = said.__closure__[0].cell_contents if said.__name__ == "say" else said
+        names = (
+            arguments_of_diffusers(word, modules=PIPELINES)
+            if of == "pipelines"
+            else arguments_of_models(word)
+        )
+        missing = {name for name in names if not takes(method, name)}
+        assert not missing, (word, missing)
+    assert not takes(_OF_PIPELINES["load_lora_weights"], "brand_new")
+    assert not takes(_OF_PIPELINES["fuse_lora"], "brand_new")
+
+
+def arguments_of_models(word: str) -> set[str]:
+    """The same of diffusers' models alone."""
+    method = getattr(diffusers.loaders.peft.PeftAdapterMixin, word, None)
+    if method is None:
+        return set()
+    found = {
+        p.name
+        for p in inspect.signature(method).parameters.values()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    found |= set(re.findall(r'\bkwargs\.(?:pop|get)\(\s*"(\w+)"', inspect.getsource(method)))
+    return found - {"self"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, f: p.load_lora_weights(f, adapter_name="b", return_lora_metadata=True),
+        lambda p, f: p.unet.load_lora_adapter(f, adapter_name="b", network_alphas={}),
+        lambda p, f: p.fuse_lora(fuse_unet=True),
+        lambda p, f: p.unfuse_lora(unfuse_text_encoder=False),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused_through_diffusers_words(ours: Any, call: Any) -> None:
+    pipe, _, files = ours
+    load(pipe, files["kohya"], adapter_name="a")
+    before, active = picture(pipe), pipe.get_active_adapters()
+    with pytest.raises(ArgumentError, match="has no argument"):
+        call(pipe, files["kohya"])
+    assert np.array_equal(picture(pipe), before)
+    assert pipe.get_active_adapters() == active

@@ -388,6 +388,39 @@ WORDS: dict[str, Callable[[LoraMixer], Any]] = {
 }
 
 
+QUESTIONS: dict[str, Callable[[LoraMixer], Any]] = {
+    "get_active_adapters": lambda mixer: mixer.get_active_adapters(),
+    "get_list_adapters": lambda mixer: mixer.get_list_adapters(),
+    "adapters": lambda mixer: mixer.adapters,
+    "reports": lambda mixer: mixer.reports,
+    "mix": lambda mixer: mixer.mix,
+    "mixes": lambda mixer: mixer.mixes,
+    "tokens": lambda mixer: mixer.tokens,
+    "trained_adapters": lambda mixer: mixer.trained_adapters,
+    "is_in_parameters": lambda mixer: mixer.is_in_parameters,
+    "memory": lambda mixer: mixer.memory(),
+    "check_mix": lambda mixer: mixer.check_mix({}),
+    "parse_prompt": lambda mixer: mixer.parse_prompt("a castle"),
+    "hand_back": lambda mixer: mixer.hand_back(),
+}
+
+
+def test_a_second_mixer_beside_one_at_work_does_not_answer_that_there_is_nothing() -> None:
+    pipe = small_pipe()
+    first = two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")
+    second = LoraMixer(pipe)
+    for ask in QUESTIONS.values():
+        with pytest.raises(
+            PipelineStateError, match=r"another LoraMixer has adapters .* \(a\); use that one"
+        ):
+            ask(second)
+    assert LoraMixer.of(pipe) is first
+    first.unload_lora_weights()
+    for ask in QUESTIONS.values():
+        ask(second)
+    assert second.get_active_adapters() == []
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("how", ["merged", "schedule", "disabled", "another object"])
 def test_a_second_mixer_beside_one_at_work_is_refused_whatever_it_is_asked(word: str, how: str) -> None:

@@ -77,7 +77,7 @@ def seen_settings(desk):
 def test_a_merging_method_is_chosen_with_its_settings_and_what_is_wrong_stands_at_them(desk, app, tmp_path):
     desk.add("ink", "pixel")
     desk.tab("Export")
-    always = ["name", "format", "rank", "dtype", "method"]
+    always = ["name", "format", "rank", "dtype", "energy", "sv-ratio", "conv-rank", "method"]
     assert seen_settings(desk) == always
     for name, spec in METHODS.items():
         desk.page.locator("#export-method select").select_option(name)
@@ -166,6 +166,29 @@ def test_each_method_exported_is_the_one_of_the_public_api(site, tmp_path, name)
     assert METHODS[name].works_on == "pairs" or any(not torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"energy": "0.5"}, {"energy": 0.5}),
+        ({"energy": "0.9", "rank": "2"}, {"energy": 0.9, "rank": 2}),
+        ({"sv-ratio": 3, "method": "ties"}, {"sv_ratio": 3.0, "method": "ties"}),
+        ({"conv-rank": "1", "rank": "3", "energy": "0", "sv-ratio": ""}, {"conv_rank": 1, "rank": 3}),
+    ],
+)
+def test_how_far_an_export_is_cut_is_what_the_public_api_takes(site, tmp_path, given, options):
+    _, app = site
+    fields = {
+        f"export-{name}": value
+        for name, value in {"name": f"cut {given}"[:40], "format": "kohya", **given}.items()
+    }
+    fields["export-name"] = re.sub(r"[^a-z0-9 .]", "", fields["export-name"])
+    made = export.one_file(app, "me", ROWS, fields)
+    wanted = tmp_path / "wanted.safetensors"
+    app.mixer.save_lora_weights(wanted, weights={"ink": 1, "pixel": -0.5}, format="kohya", **options)
+    assert_same_tensors(made.files[0], wanted)
+    assert made.lost > 0
+
+
 def _other(setting):
     if setting.choices:
         return setting.choices[-1]
@@ -184,6 +207,12 @@ def _other(setting):
         ({"export-method": "ties", "export-ties-average": "median"}, "Average must be count or weights"),
         ({"export-method": "ties", "export-ties-scale": "1" * 500}, "Scale: at most 40"),
         ({"export-method": "ties", "export-rank": "0"}, "Rank: ties makes full matrices"),
+        ({"export-energy": "1.5"}, "Energy"),
+        ({"export-energy": {"a": 1}}, "Energy"),
+        ({"export-sv-ratio": "0.5"}, "SV ratio"),
+        ({"export-sv-ratio": "nan"}, "SV ratio"),
+        ({"export-conv-rank": "2", "export-rank": "0"}, "Conv rank"),
+        ({"export-conv-rank": "1.5"}, "Conv rank"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_at_its_field_and_nothing_is_written(site, given, words):

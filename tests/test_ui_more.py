@@ -260,7 +260,7 @@ def test_the_model_is_changed_for_all_and_a_broken_one_changes_nothing(chromium,
         number = app.models.number
         choose(desk, "Model", desk.page.locator("#model option", has_text="tiny one").get_attribute("value"))
         for each in (desk, other):
-            each.page.locator("#top").get_by_text("tiny one").wait_for()
+            each.page.locator("#top").get_by_text("tiny one", exact=True).wait_for()
         assert app.base == base_family(pipe)
         desk.row("ink").get_by_role("note").wait_for()  # made for another base now
         other.tab("Library")
@@ -275,7 +275,7 @@ def test_the_model_is_changed_for_all_and_a_broken_one_changes_nothing(chromium,
 
         for _ in range(2):  # the row that was removed, and the model before
             desk.page.get_by_label("Undo", exact=True).first.click()
-        desk.page.locator("#top").get_by_text("demo").wait_for()
+        desk.page.locator("#top").get_by_text("demo", exact=True).wait_for()
         desk.row("ink").get_by_role("note").wait_for(state="detached")
         desk.page.wait_for_function(
             "size => document.querySelector('#width input').value === size", arg=str(app.size[0])

@@ -36,6 +36,8 @@ def test_pictures_change_with_adapters_and_blocks_and_the_base_comes_back_to_the
         desk.add("mine")
         mixed = desk.make()
         assert pixels(mixed) != pixels(base)
+        assert desk.page.get_by_label("mine: Transformer", exact=True).input_value() == "1"
+        assert desk.page.locator("[aria-label*=UNet]").count() == 0
         desk.page.get_by_label("More for mine").click()
         choice = desk.page.get_by_label("mine: blocks", exact=True)
         choice.select_option("tree")
@@ -50,7 +52,7 @@ def test_pictures_change_with_adapters_and_blocks_and_the_base_comes_back_to_the
         )
         assert read_picture(by_blocks).mix == Mix.of({"mine": {"blocks": blocks}})
         assert len({pixels(base), pixels(mixed), pixels(by_blocks)}) == 3
-        desk.weight("mine", 0)
+        desk.weight("mine", 0, "Transformer")
         again = desk.make()
         assert pixels(again) == pixels(base)
         assert not desk.errors

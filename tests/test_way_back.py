@@ -88,6 +88,12 @@ def to_disk(model: Any, folder: Any) -> None:
 LOCKING: dict[str, Callable[[Any, Any], None]] = {
     "float8": lambda model, _: model.enable_layerwise_casting(compute_dtype=torch.float32),
     "float8, by place": lambda model, _: model.enable_layerwise_casting(torch.float8_e5m2, torch.float32),
+    "float8, norms left out": lambda model, _: model.enable_layerwise_casting(
+        compute_dtype=torch.float32, skip_modules_pattern=("norm",)
+    ),
+    "float8, convolutions left out": lambda model, _: model.enable_layerwise_casting(
+        compute_dtype=torch.float32, skip_modules_pattern=(), skip_modules_classes=(nn.Conv2d,)
+    ),
     "files": to_disk,
 }
 
@@ -124,6 +130,47 @@ def test_a_mix_for_the_weights_alone_is_asked_for_before_they_are_taken_away(
         for found, wanted in zip(pipe.unet.parameters(), plain.unet.parameters(), strict=True):
             assert found.dtype == wanted.dtype
             assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
+LEFT_OUT: dict[str, tuple[str, dict[str, Any]]] = {
+    "by name": ("attentions", {"skip_modules_pattern": ("attentions",)}),
+    "by class": ("attn1", {"skip_modules_classes": (nn.Linear,)}),
+    "by default": ("norm", {}),
+}
+
+
+@pytest.mark.parametrize("how", LEFT_OUT)
+def test_casting_that_leaves_all_of_a_mix_for_the_weights_out_is_no_matter(how: str) -> None:
+    where, options = LEFT_OUT[how]
+    pipe, alone = tiny_sd(), tiny_sd()
+    for one in (pipe, alone):
+        mixer = LoraMixer(one)
+        mixer.load_lora_weights(
+            norms(one)
+            if where == "norm"
+            else written(pairs_for(one, 1, lambda part, path: part == "unet" and where in path)),
+            "a",
+        )
+        mixer.set_mix({"a": 0.7}, engine="merged")
+        if one is pipe:
+            pipe.unet.enable_layerwise_casting(compute_dtype=torch.float32, **options)
+
+    assert any(p.itemsize == 1 for p in pipe.unet.parameters())
+    assert LoraMixer.of(pipe).get_active_adapters() == ["a"]
+    mixed = dict(alone.unet.named_parameters())
+    own = [name for name in mixed if where in name and name.endswith("weight") and mixed[name].ndim > 0]
+    changed = [name for name in own if pipe.unet.get_parameter(name).dtype == torch.float32]
+    assert changed
+    assert all(torch.equal(pipe.unet.get_parameter(name), mixed[name]) for name in changed)
+
+
+def norms(pipe: Any) -> dict[str, torch.Tensor]:
+    """Changes of norms alone."""
+    return {
+        f"lora_unet_{path.replace('.', '_')}.w_norm": torch.full_like(layer.weight, 0.1)
+        for path, layer in pipe.unet.named_modules()
+        if isinstance(layer, nn.GroupNorm) and "resnets" in path
+    }
 
 
 @pytest.mark.parametrize("way", WAYS)

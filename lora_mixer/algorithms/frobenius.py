@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 _PARTS_AT_MOST = 16
-_BLOCK_AT_MOST = 1 << 20
+_BLOCK_AT_MOST = 1 << 18
 """Numbers that stand in memory at one time, of products that are summed piece by piece."""
 
 

@@ -185,7 +185,8 @@ def bind(
     )
     if component not in TEXT_HINTS and not misfits:
         _refuse_foreign(adapter, components, report)
-    _judge(adapter, components, report, misfits, [] if misfits else _twice(shares, indexes))
+    twice = [] if misfits else _twice(shares, indexes)
+    _judge(adapter, components, report, misfits, twice, _given_by(shares, twice))
     bound = tuple([_bound(group) for group in shares.values()])
     base = _base(adapter.info.base, report, indexes)
     general = replace(
@@ -261,6 +262,18 @@ def _twice(
         for (part, path), group in shares.items()
         if _differ(group, known=indexes[part].family is not None or group[0].placement.live.tied)
     ]
+
+
+def _given_by(shares: Mapping[tuple[str, str], Sequence[_Share]], twice: Sequence[str]) -> list[str]:
+    """Name the components that a file or folder says it has modules for which come to be one here; none where it says one."""
+    groups = [group for (part, path), group in shares.items() if f"{part}.{path}" in set(twice)]
+    said = {share.layer.target.hint: share.placement.live.component for group in groups for share in group}
+    names = {
+        hint if hint != "denoiser" else "unet" if live in said else live
+        for hint, live in said.items()
+        if hint is not None
+    }
+    return sorted(names) if len(names) > 1 else []
 
 
 def _base(told: str, report: MatchReport, indexes: Mapping[str, ModuleIndex]) -> str:
@@ -683,6 +696,7 @@ def _judge(
     report: MatchReport,
     misfits: Sequence[Problem],
     twice: Sequence[str],
+    given_by: Sequence[str],
 ) -> None:
     info = adapter.info
     width = next((width for width, family in CROSS_ATTENTION.items() if family == info.base), None)
@@ -704,8 +718,14 @@ def _judge(
             file=info.source,
         )
     if twice:
+        how = (
+            f"by its parts {' and '.join(given_by)}, which are one here; name the one that is meant by subfolder= or component=, and "
+            f"load the other under a name of its own"
+            if given_by
+            else "under different spellings"
+        )
         raise MatchError(
-            f"{len(twice)} modules are given twice under different spellings: {', '.join(twice[:5])}",
+            f"{len(twice)} modules are given twice {how}: {', '.join(twice[:5])}",
             file=info.source,
         )
 

@@ -95,7 +95,7 @@ def _spans(mould: FileMould) -> Sequence[Span] | None:
     for spec in sorted(mould.table.values(), key=lambda spec: spec.start):
         dtype: torch.dtype = getattr(torch, spec.dtype)
         size = dtype.itemsize
-        if not dtype.is_floating_point:
+        if not dtype.is_floating_point or spec.start == spec.end:
             continue
         if size == 1 or spec.start % size:
             return None

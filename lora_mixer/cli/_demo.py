@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer import picture_metadata
 from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.cli._output import OutputError
 from lora_mixer.cli._saying import say
 from lora_mixer.cli._terminal import console, plain, print_error
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.picture_metadata import PictureSettings, save_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,10 +84,10 @@ def demo(
             for (_, labels, columns), pictures in zip(bands, drawn, strict=True)
         ]
     )
-    save_picture(
+    picture_metadata.save_picture(
         sheet,
         path,
-        PictureSettings(
+        picture_metadata.PictureSettings(
             seed=seed,
             steps=steps,
             guidance_scale=GUIDANCE_SCALE,

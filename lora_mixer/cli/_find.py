@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_mixer import picture_metadata
 from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.cli._saying import say
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.picture_metadata import FORMATS, PictureAdapter, match_adapters, read_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,26 +87,31 @@ def _known(folders: Any) -> Mapping[str, Any]:
     return adapters
 
 
-def _wanted(thing: str, known: Mapping[str, Any]) -> list[tuple[PictureAdapter, str | None]]:
+def _wanted(thing: str, known: Mapping[str, Any]) -> list[tuple[picture_metadata.PictureAdapter, str | None]]:
     """Return what is looked for, and where it is in the folders."""
     from lora_mixer.inspection import read_adapter
 
-    if thing.lower().endswith(tuple(FORMATS)):
-        matches = match_adapters(read_picture(thing), known)
+    if thing.lower().endswith(tuple(picture_metadata.FORMATS)):
+        matches = picture_metadata.match_adapters(picture_metadata.read_picture(thing), known)
         return [(slot.adapter, slot.match) for slot in matches.slots]
     if Path(thing).expanduser().exists():
-        return [(PictureAdapter(Path(thing).stem, hashes=dict(read_adapter(thing).hashes)), thing)]
-    from lora_mixer.picture_metadata import PictureSettings
-
-    adapter = PictureAdapter(thing, hashes={"hash": thing})
+        return [
+            (
+                picture_metadata.PictureAdapter(Path(thing).stem, hashes=dict(read_adapter(thing).hashes)),
+                thing,
+            )
+        ]
+    adapter = picture_metadata.PictureAdapter(thing, hashes={"hash": thing})
     return [
         (adapter, slot.match if slot.found_by == "hash" else None)
-        for slot in match_adapters(PictureSettings(adapters=(adapter,)), known).slots
+        for slot in picture_metadata.match_adapters(
+            picture_metadata.PictureSettings(adapters=(adapter,)), known
+        ).slots
     ]
 
 
 def _row(
-    adapter: PictureAdapter, here: str | None, site: ModelSite | None, get: Path | None
+    adapter: picture_metadata.PictureAdapter, here: str | None, site: ModelSite | None, get: Path | None
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"path": here, "hashes": dict(adapter.hashes), "site": None, "newest": None}
     if site is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lora_mixer import picture_metadata
 from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._lora_option import LoraOption, read_options
 from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict
@@ -19,7 +20,6 @@ from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.picture_metadata import PictureSettings, save_picture
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def generate(
     maker = PictureMaker(mixer, defaults=defaults)
     with warnings_told():
         for picture in maker.make(requests):
-            settings = PictureSettings.of_request(picture.request, model=options.title)
-            path = save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
+            settings = picture_metadata.PictureSettings.of_request(picture.request, model=options.title)
+            path = picture_metadata.save_picture(picture.image, paths[picture.index], settings, hashes=hashes)
             if as_json:
                 facts = {
                     "file": str(path),

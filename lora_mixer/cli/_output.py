@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from string import Formatter
 
+from lora_mixer import picture_metadata
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.picture_metadata import FORMATS
 
 FIELDS = ("seed", "index")
 
@@ -33,9 +33,9 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
     if template.endswith(("/", "\\")) or Path(template).is_dir():
         template = str(Path(template) / "{seed}.png")
     ending = Path(template).suffix
-    if ending.lower() not in FORMATS:
+    if ending.lower() not in picture_metadata.FORMATS:
         raise OutputError(
-            f"--out must be a folder or a path that ends with {', '.join(FORMATS)} (got {template!r})."
+            f"--out must be a folder or a path that ends with {', '.join(picture_metadata.FORMATS)} (got {template!r})."
         )
     try:
         used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_mixer import picture_metadata
 from lora_mixer.cli._completing import pictures
 from lora_mixer.cli._terminal import console, plain
-from lora_mixer.picture_metadata import PictureSettings, read_picture
 from lora_mixer.pictures import PICTURE_FIELDS
 
 
@@ -28,7 +28,7 @@ def show(
     """Print the settings in a picture: prompt, sampler, adapters with their weights and hashes, and what was not understood."""
     from lora_mixer.picture_metadata import recalled_request
 
-    settings = read_picture(picture)
+    settings = picture_metadata.read_picture(picture)
     facts = _facts(settings)
     facts["unused"] = [str(problem) for problem in recalled_request(settings).unused]
     if as_json:
@@ -46,7 +46,7 @@ def show(
             out.print(plain(f"{key}: {value}"), soft_wrap=True)
 
 
-def _facts(settings: PictureSettings) -> dict[str, Any]:
+def _facts(settings: picture_metadata.PictureSettings) -> dict[str, Any]:
     facts: dict[str, Any] = {"program": settings.dialect, "version": settings.version}
     facts |= {name: getattr(settings, name) for name in PICTURE_FIELDS}
     facts |= {"model": settings.model, "model_hash": settings.model_hash}

@@ -27,7 +27,6 @@ from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
-from lora_mixer.engines.interrupts import uninterrupted
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
@@ -36,6 +35,7 @@ from lora_mixer.engines.selection import choose
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
+from lora_mixer.interrupts import uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -241,11 +241,18 @@ class EngineController:
         """Whether anything changes the pipeline now or at a later step: a mix of zeros does not."""
         return self._watcher.is_watching or any(engine.acts for engine in self._engines)
 
-    def asked_to_merge(self, parts: Collection[str]) -> list[str]:
-        """Name the adapters in effect on some parts whose mix was asked for in the weights, and not beside them."""
+    def asked_to_merge(
+        self, parts: Collection[str], modules: Collection[nn.Module] | None = None
+    ) -> list[str]:
+        """Name the adapters in effect on some parts, or modules of these, whose mix was asked for in the weights, not beside them."""
         if self._now.engine != self._bases.name:
             return []
-        return [name for name in self._now.names if not set(parts).isdisjoint(self._layers[name].components)]
+        return [
+            name
+            for name in self._now.names
+            if not set(parts).isdisjoint(self._layers[name].components)
+            and (modules is None or any(layer.live.module in modules for layer in self._layers[name]))
+        ]
 
     def generation(self, part: str) -> int:
         """Return a number that is another one as soon as the hooks on a component, or its weights' tensors, are others."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
+from lora_mixer.interrupts import Interruptible, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

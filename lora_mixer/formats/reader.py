@@ -33,6 +33,7 @@ from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark
 from lora_mixer.textual_inversion.files import alone, bundled
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
@@ -64,6 +65,14 @@ def read_source(
     Raises:
         FormatError: When the content is damaged, something else, or not supported; the message says which.
     """
+    adapter = _read_source(source, name, pinned=pinned, moulded=moulded)
+    return (
+        replace(adapter, notes=(*adapter.notes, _left_out(source.left_out))) if source.left_out else adapter
+    )
+
+
+def _read_source(source: AdapterSource, name: str | None, *, pinned: bool, moulded: bool) -> Adapter:
+    """Read an adapter, whatever lies beside it."""
     label, weights = source.label, source.weights
     if source.parts:
         return _joined(source, [read_source(part, pinned=pinned) for part in source.parts], name)
@@ -86,6 +95,16 @@ def read_source(
     names = ", ".join(name[:_LONG] for name in others[:_SHOWN])
     note = f"{len(others)} entries are not tensors and have no effect: {names}"
     return replace(adapter, notes=(*adapter.notes, Remark(note, NoteKind.NOT_TENSORS)))
+
+
+def _left_out(folders: Sequence[str]) -> Remark[NoteKind]:
+    """Say which adapters beside this one were not read."""
+    listed = first_of([repr(folder) for folder in folders], _SHOWN)
+    return Remark(
+        f"folders beside it hold adapters that were not loaded: {listed}; load one by subfolder={folders[0]!r}, and say by "
+        "component= which part of the pipeline it is for where its keys do not",
+        NoteKind.LEFT_OUT,
+    )
 
 
 def read_trainable(source: AdapterSource, *, name: str) -> tuple[Adapter, dict[str, torch.Tensor]]:

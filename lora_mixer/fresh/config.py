@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from lora_mixer.atomic import write_files
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
@@ -101,11 +102,16 @@ class AdapterConfig:
 
         Returns:
             The file.
+
+        Raises:
+            SaveError: When the disk refuses; what was there before is still there.
         """
-        path = Path(folder) / "adapter_config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True), encoding="utf-8")
-        return path
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True).encode()
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(text)
+
+        return write_files({Path(folder) / "adapter_config.json": write})[0]
 
     def common_problems(self) -> Iterator[Problem]:
         """

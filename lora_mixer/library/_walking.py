@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_mixer.sources import CONFIG_NAME, PICTURES, SAFETENSORS_SUFFIX, TEXTS, candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _SIDECARS = (*TEXTS, *PICTURES)
 _DEPTH_AT_MOST = 32
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")
+"""How names of files end; what a link leads to that leads nowhere is told by its name alone."""
+
+
+class _Broken(Enum):
+    """What is left out of a folder."""
+
+    ADAPTERS = "links to adapters lead nowhere and are left out"
+    FOLDERS = "links to folders lead nowhere and are left out"
+    NO_FILES = "entries are named as adapters and are no files (pipes, sockets, devices), and are left out"
+    DEEP = f"folders lie more than {_DEPTH_AT_MOST} levels deep and are left out"
+
+
+_WAYS_OUT = {
+    _Broken.ADAPTERS: "delete them, or bring back what they lead to",
+    _Broken.FOLDERS: "delete them, or bring back what they lead to",
+    _Broken.NO_FILES: "delete or rename them",
+    _Broken.DEEP: "give the library one of them as a folder of its own",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[WalkedFile]:
     """
     waiting = [("", os.fspath(root))]
     links: list[str] = []
-    broken: list[str] = []
+    broken: dict[_Broken, list[str]] = {kind: [] for kind in _Broken}
     real = os.path.realpath(root)
     while waiting:
         folder, path = waiting.pop()
@@ -64,8 +86,10 @@ def walk(root: Path, problems: list[str]) -> Iterator[WalkedFile]:
                     if entry.is_dir(follow_symlinks=False):
                         if folder.count("/") < _DEPTH_AT_MOST:
                             waiting.append((f"{folder}/{entry.name}".lstrip("/"), entry.path))
-                    elif stat := _facts(entry, real):
-                        facts[entry.name] = stat
+                        else:
+                            broken[_Broken.DEEP].append(entry.path)
+                    elif found := _facts(entry, real):
+                        facts[entry.name] = found
         except OSError as error:
             problems.append(f"{path}: cannot be listed ({error.strerror or error})")
             continue
@@ -88,26 +112,25 @@ def _of_links(root: Path, links: list[str]) -> list[str]:
     ]
 
 
-def _of_broken(root: Path, broken: list[str]) -> list[str]:
-    """Say what links lead nowhere."""
-    if not broken:
-        return []
+def _of_broken(root: Path, broken: Mapping[_Broken, list[str]]) -> list[str]:
+    """Say what else was left out, and what to do about it."""
     return [
-        (
-            f"{root}: {len(broken)} links to adapters lead nowhere and are left out, such as {min(broken)}; delete them, or "
-            "bring back what they lead to"
-        )
+        f"{root}: {len(paths)} {what.value}, such as {min(paths)}; {_WAYS_OUT[what]}"
+        for what, paths in broken.items()
+        if paths
     ]
 
 
-def _is_left_out(entry: os.DirEntry[str], real_root: str, links: list[str], broken: list[str]) -> bool:
-    """Say whether this is a link that is not followed, and note which kind."""
+def _is_left_out(
+    entry: os.DirEntry[str], real_root: str, links: list[str], broken: Mapping[_Broken, list[str]]
+) -> bool:
+    """Say whether this is nothing to be read or gone into, and note which kind."""
     if _leads_out(entry, real_root, links):
         return True
-    if _leads_nowhere(entry):
-        broken.append(entry.path)
-        return True
-    return False
+    kind = _nothing(entry)
+    if kind is not None:
+        broken[kind].append(entry.path)
+    return kind is not None
 
 
 def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> bool:
@@ -124,15 +147,16 @@ def _leads_out(entry: os.DirEntry[str], real_root: str, links: list[str]) -> boo
     return True
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    """Say whether this is named as an adapter and is a link to nothing, or in a circle."""
-    if not entry.is_symlink() or not entry.name.lower().endswith(SAFETENSORS_SUFFIX):
-        return False
+def _nothing(entry: os.DirEntry[str]) -> _Broken | None:
+    """Say as what this is named as an adapter, or as folders are, and is none."""
+    is_adapter = entry.name.lower().endswith(SAFETENSORS_SUFFIX)
+    if not is_adapter and (not entry.is_symlink() or _ENDING.search(entry.name)):
+        return None
     try:
-        entry.stat()
+        mode = entry.stat().st_mode
     except OSError:
-        return True
-    return False
+        return (_Broken.ADAPTERS if is_adapter else _Broken.FOLDERS) if entry.is_symlink() else None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or not is_adapter else _Broken.NO_FILES
 
 
 def _facts(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:

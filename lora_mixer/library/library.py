@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lora_mixer import hashes as file_hashes
 from lora_mixer.errors import LoraMixerError, SourceError, SourceNotFoundError
 from lora_mixer.inspection import read_adapter
+from lora_mixer.interrupts import at_once
 from lora_mixer.library import _schema, adding, changing, thumbnails
 from lora_mixer.library._database import Database
 from lora_mixer.library._scanning import refresh
@@ -249,15 +250,21 @@ class Library:
             SaveError: The disk refuses.
         """
         before = self._there(id)
-        entry = self._elsewhere(id, changing.rename(before, name))
+        with changing.rename(before, name, self._seen_again) as path:
+            entry = self._elsewhere(id, path)
 
-        def remembered(old: dict[str, Any]) -> dict[str, Any]:
-            names = [
-                each for each in loose_json(old["former"] or "[]") if each not in (before.name, entry.name)
-            ]
-            return {**old, "former": json.dumps([before.name, *names][:_FORMER_AT_MOST], ensure_ascii=False)}
+            def remembered(old: dict[str, Any]) -> dict[str, Any]:
+                names = [
+                    each
+                    for each in loose_json(old["former"] or "[]")
+                    if each not in (before.name, entry.name)
+                ]
+                return {
+                    **old,
+                    "former": json.dumps([before.name, *names][:_FORMER_AT_MOST], ensure_ascii=False),
+                }
 
-        return self._say(entry.id, remembered) if entry.name != before.name else entry
+            return self._say(entry.id, remembered) if entry.name != before.name else entry
 
     def move(self, id: str, folder: str, *, root: str | os.PathLike[str] | None = None) -> Entry:  # noqa: A002
         """
@@ -283,7 +290,8 @@ class Library:
             part == ".." or part.startswith(".") or adding.safe_name(part) != part for part in parts
         ) or not within(place, top):
             raise SourceError(f"{folder}: expected names of folders with / between, none of them hidden")
-        return self._elsewhere(id, changing.move(entry, place))
+        with changing.move(entry, place, self._seen_again) as path:
+            return self._elsewhere(id, path)
 
     def trash(self, id: str) -> str:  # noqa: A002
         """
@@ -300,9 +308,9 @@ class Library:
             SaveError: The disk refuses.
         """
         entry = self._there(id)
-        token = f"{self._roots.index(entry.root)}-{changing.to_trash(entry)}"
-        self.forget(id)
-        return token
+        with changing.to_trash(entry, self._seen_again) as token:
+            self.forget(id)
+            return f"{self._roots.index(entry.root)}-{token}"
 
     def restore(self, token: str) -> tuple[Entry, ...]:
         """
@@ -321,17 +329,31 @@ class Library:
         number, _, name = token.partition("-")
         if not number.isdecimal() or int(number) >= len(self._roots):
             raise SourceError("this is not in the library's trash any more")
-        id, back = changing.from_trash(self._roots[int(number)], name)  # noqa: A001 -- what it is called everywhere
-        self.refresh()
-        places = {str(path) for path in back}
-        entries = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
-        if len(entries) == 1 and entries[0].id != id:
-            self._index.write(lambda connection: _called(connection, entries[0].id, id))
-        return tuple(self._where("path = ?", str(entry.path))[0] for entry in entries)
+        known = {entry.id for entry in self._where("1")}
+
+        def undone() -> None:
+            self._seen_again()
+            with suppress(Exception):
+                for entry in self._where("1"):
+                    if entry.offline and entry.id not in known:
+                        self.forget(entry.id)
+
+        with changing.from_trash(self._roots[int(number)], name, undone) as (id, back):  # noqa: A001 -- what it is called everywhere
+            self.refresh()
+            places = {str(path) for path in back}
+            entries = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
+            if len(entries) == 1 and entries[0].id != id:
+                self._index.write(lambda connection: _called(connection, entries[0].id, id))
+            return tuple(self._where("path = ?", str(entry.path))[0] for entry in entries)
 
     def _there(self, id: str) -> Entry:  # noqa: A002
         self.source(id)
         return self.get(id)
+
+    def _seen_again(self) -> None:
+        """Let the index see that files are where they were; where it cannot, the next look does."""
+        with suppress(Exception):
+            self.refresh()
 
     def _elsewhere(self, id: str, path: Path) -> Entry:  # noqa: A002
         """Let the index see that a file is elsewhere now."""
@@ -444,8 +466,11 @@ class Library:
         )
         key = row["content"] or row["path"]
 
+        before: list[sqlite3.Row | None] = []
+
         def work(connection: sqlite3.Connection) -> None:
             names = ", ".join(columns.values())
+            before.append(connection.execute("SELECT * FROM said WHERE content = ?", (key,)).fetchone())
             there = connection.execute(f"SELECT {names} FROM said WHERE content = ?", (key,)).fetchone()
             new = change(dict(there) if there else {column: row[mine] for mine, column in columns.items()})
             places = ", ".join("?" * (len(columns) + 2))
@@ -454,8 +479,15 @@ class Library:
                 (key, row["path"], *(new[column] for column in columns.values())),
             )
 
-        self._user.write(work)
-        self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key))
+        def say() -> None:
+            self._user.write(work)
+            self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key))
+
+        def unsay() -> None:
+            if before:
+                self._user.write(lambda connection: _put_back(connection, key, before[-1]))
+
+        at_once(say, unsay)
         return self.get(id)
 
     def _named_root(self, folder: str | os.PathLike[str] | None) -> Path:
@@ -823,6 +855,14 @@ def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str) -
         sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
         values = [said[column] for column in _schema.SAID.values()]
         connection.execute(f"UPDATE files SET {sets} WHERE id = ? OR content = ?", (*values, id, key))
+
+
+def _put_back(connection: sqlite3.Connection, key: str, row: sqlite3.Row | None) -> None:
+    """Let be said of a content what was said before."""
+    connection.execute("DELETE FROM said WHERE content = ?", (key,))
+    if row is not None:
+        marks = ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO said ({', '.join(row.keys())}) VALUES ({marks})", tuple(row))
 
 
 def _called(connection: sqlite3.Connection, now: str, id: str) -> None:  # noqa: A002

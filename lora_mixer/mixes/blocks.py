@@ -90,7 +90,7 @@ class Blocks(ABC):
 
     def require_fit(self, layout: BlockLayout) -> None:
         """
-        Check the weights against a live denoiser; other models have no blocks to check.
+        Check the weights against a live denoiser; other models have no blocks to check, and a ControlNet the half of them.
 
         Args:
             layout: The blocks of the model.
@@ -102,7 +102,9 @@ class Blocks(ABC):
         if self.__dict__.get("_fits") is layout:
             return
         reading = Reading()
-        for problem in self.misfits(layout) if layout.is_unet or layout.double or layout.single else ():
+        half = bool(layout.down) and not layout.up
+        known = layout.is_unet or layout.double or layout.single
+        for problem in self.misfits(layout) if known and not half else ():
             reading.problem("", problem)
         reading.finish("set of block weights")
         object.__setattr__(self, "_fits", layout)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.components import DENOISERS, TEXT_ENCODERS
 from lora_mixer.errors import MixError
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.grammar import line
@@ -218,13 +218,15 @@ class Mix:
         Check block weights against live components, before any gain is asked for.
 
         Args:
-            layouts: The blocks of each component but the text encoders; only denoisers have any.
+            layouts: The blocks of each component; those of denoisers count (a ControlNet has a half of them), and of all others
+                where none is named as one.
 
         Raises:
             MixError: Lists have other lengths than the blocks, blocks do not exist, or there is no denoiser of that kind.
         """
         reading = Reading()
-        denoisers = [layout for name, layout in layouts.items() if name not in TEXT_ENCODERS]
+        named = {name: layout for name, layout in layouts.items() if name in DENOISERS}
+        denoisers = [layout for name, layout in (named or layouts).items() if name not in TEXT_ENCODERS]
         unets = [x for x in denoisers if x.is_unet or x.double or x.single] or denoisers[:1]
         for name, adapter in self.adapters.items():
             for layout in unets if adapter.blocks is not None else ():

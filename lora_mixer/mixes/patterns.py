@@ -29,6 +29,8 @@ _GLOB_MARKS = frozenset("*?[.")
 
 _CONTENT = "unet.up_blocks.0.attentions.0.*"
 _STYLE = "unet.up_blocks.0.attentions.1.*"
+_SDXL = ((0, 2, 2), (3, 3, 0))
+"""How many transformers the blocks of SDXL have, down and up; so do its distilled and pruned kin (SSD-1B, Vega), and no other base."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,19 @@ class LayerPatterns(Blocks):
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
         """B-LoRA's presets are for the blocks of SDXL; other patterns fit every model."""
         preset = next((name for name, preset in B_LORA.items() if preset == self), None)
-        first = layout.up[0].attentions if layout.up else 0
-        if preset is None or first > 1:
+        here = tuple(tuple(shape.attentions for shape in side) for side in (layout.down, layout.up))
+        if preset is None or here == _SDXL:
             return ()
-        has = f"has {first or 'no'} transformers there" if layout.up else "has no such block"
+        has = (
+            f"has {_counted(here[0])} transformers in its down blocks and {_counted(here[1])} in its up blocks"
+            if layout.is_unet
+            else "is no UNet"
+        )
         return (
             (
-                f"{preset} is for SDXL, where the transformers 0 and 1 of up_blocks.0 carry content and style; this model "
-                f"{has}, so that nothing would be left."
+                f"{preset} is for SDXL, whose blocks down have {_counted(_SDXL[0])} transformers and those up {_counted(_SDXL[1])}: "
+                f"there the first two of up_blocks.0 carry content and style. This model {has}; name the layers that are "
+                'meant in it by patterns, such as {"*": 0, "unet.up_blocks.1.attentions.0.*": 1}.'
             ),
         )
 
@@ -177,6 +184,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(
         pattern.removeprefix(_REGEX) if pattern.startswith(_REGEX) else fnmatch.translate(pattern)
     )
+
+
+def _counted(numbers: Iterable[int]) -> str:
+    return "/".join(map(str, numbers)) or "no"
 
 
 def _names(component: str, module: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
     SAFETENSORS_SUFFIX,
+    adapters_left,
     candidates,
     check_allowed,
     choose_file,
@@ -47,12 +49,12 @@ def from_path(path: Path, request: Request) -> AdapterSource:
     """
     if path.is_dir():
         parts = _parts(path, request)
-        if len(parts) == 1:
-            return parts[0]
-        if parts:
-            folder = path / request.subfolder if request.subfolder else path
-            return AdapterSource(label=str(folder), weights=parts[0].weights, parts=parts)
-        return _one(_in_folder(path, request), request)
+        folder = path / request.subfolder if request.subfolder else path
+        if len(parts) > 1:
+            found = AdapterSource(label=str(folder), weights=parts[0].weights, parts=parts)
+        else:
+            found = parts[0] if parts else _one(_in_folder(path, request), request)
+        return found if request.weight_name is not None else replace(found, left_out=_left_out(folder, parts))
     return _one(_single_file(path, request), request)
 
 
@@ -98,6 +100,12 @@ def _parts(root: Path, request: Request) -> tuple[AdapterSource, ...]:
     for file in files:
         _refuse_escape(root, file)
     return tuple(_one(file, request) for file in files)
+
+
+def _left_out(folder: Path, parts: tuple[AdapterSource, ...]) -> tuple[str, ...]:
+    """Name the folders below with adapters that are not read."""
+    chosen = [f"{part.weights.parent.name}/x" for part in parts if isinstance(part.weights, Path)]
+    return adapters_left(_file_names(folder), chosen)
 
 
 def _single_file(path: Path, request: Request) -> Path:

@@ -23,6 +23,8 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 _LISTED_AT_MOST = 20
+_STATE = re.compile(r"(?:checkpoint|step|epoch)[-_]?\d+", re.IGNORECASE)
+"""How trainers name the folders in which they keep what a run had reached."""
 _COMPONENT = re.compile(
     r"(?:unet|transformer|text_encoder|prior|decoder|controlnet|connectors)(?:_[a-z0-9]+)*"
 )
@@ -145,6 +147,34 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
             "and the adapter would be loaded without this part. Put the file there, or name one component by subfolder="
         )
     return paths
+
+
+def adapters_left(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...]:
+    """
+    Return the folders below with a PEFT adapter of their own that is not among those chosen; states of a training are none.
+
+    Example:
+        >>> names = [f"{folder}/{name}" for folder in ("unet", "vae", "checkpoint-500")
+        ...          for name in ("adapter_config.json", "adapter_model.safetensors")]
+        >>> adapters_left(names, ["unet/adapter_model.safetensors"])
+        ('vae',)
+    """
+    names = list(names)
+    taken = {name.partition("/")[0] for name in chosen if "/" in name}
+    folders = {
+        name.partition("/")[0] for name in names if name.endswith(f"/{CONFIG_NAME}") and name.count("/") == 1
+    }
+    inside = {
+        folder: [n.partition("/")[2] for n in names if n.startswith(f"{folder}/")]
+        for folder in folders - taken
+    }
+    return tuple(
+        sorted(
+            folder
+            for folder, own in inside.items()
+            if candidates(own, ADAPTER_SUFFIXES) and not _STATE.fullmatch(folder)
+        )
+    )
 
 
 def choose_file(names: Iterable[str], where: str, request: Request) -> str:

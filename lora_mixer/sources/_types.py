@@ -26,6 +26,7 @@ class AdapterSource:
         component: The pipeline component that its folder is named after, or None.
         parts: The single components' sources, where a folder holds one below it for each; ``weights`` is the first's.
         is_fresh: Whether it was made just now, so that tensors of zeros are what training begins with.
+        left_out: Folders beside it with adapters that are not read, since they are named after no component.
 
     Example:
         >>> from pathlib import Path
@@ -41,6 +42,7 @@ class AdapterSource:
     component: str | None = None
     parts: tuple[AdapterSource, ...] = ()
     is_fresh: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

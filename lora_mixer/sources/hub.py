@@ -30,6 +30,7 @@ from lora_mixer.sources._local import read_config
 from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
     CONFIG_NAME,
+    adapters_left,
     candidates,
     check_allowed,
     choose_file,
@@ -73,14 +74,23 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
             f"call since 1.0. Set the environment variables HTTPS_PROXY and HTTP_PROXY instead."
         )
     subfolder = safe_relative(request.subfolder, "subfolder") if request.subfolder else ""
-    names = [request.weight_name] if request.weight_name else _chosen(repo_id, subfolder, request)
+    left: tuple[str, ...] = ()
+    if request.weight_name:
+        names = [request.weight_name]
+    else:
+        names, left = _chosen(repo_id, subfolder, request)
     names = [safe_relative(name, "weight_name") for name in names]
     parts = [_one(repo_id, f"{subfolder}/{name}" if subfolder else name, request) for name in names]
     if len(parts) == 1:
-        return parts[0]
+        return replace(parts[0], left_out=left)
     label = f"{repo_id}: {subfolder}" if subfolder else repo_id
     return AdapterSource(
-        label, parts[0].weights, repo_id=repo_id, revision=parts[0].revision, parts=tuple(parts)
+        label,
+        parts[0].weights,
+        repo_id=repo_id,
+        revision=parts[0].revision,
+        parts=tuple(parts),
+        left_out=left,
     )
 
 
@@ -138,14 +148,16 @@ def from_url(url: str, request: Request) -> AdapterSource:
     return from_repo(repo_id, replace(request, revision=revision, weight_name=inside))
 
 
-def _chosen(repo_id: str, subfolder: str, request: Request) -> list[str]:
+def _chosen(repo_id: str, subfolder: str, request: Request) -> tuple[list[str], tuple[str, ...]]:
+    """Return the files of the adapter, and folders beside them with adapters that are not read."""
     prefix = f"{subfolder}/" if subfolder else ""
     names = _cached_names(repo_id, request) if request.local_files_only else _listed_names(repo_id, request)
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
     here = [name for name in inside if "/" not in name]
     parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
-    return parts or [choose_file(inside, where, request)]
+    chosen = parts or [choose_file(inside, where, request)]
+    return chosen, adapters_left(inside, chosen)
 
 
 def _listed_names(repo_id: str, request: Request) -> list[str]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
 DTYPES = ("as they are", "float32", "float16", "bfloat16")
+_NOT_SAID = (None, "", 0, "0")
+_LARGEST_RATIO = 1e9
 KEPT_DOWNLOADS = 32
 """How many copies for downloads are kept; the exports themselves stay."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,80}")
@@ -97,6 +99,14 @@ def _method(fields: dict[str, Any]) -> MergeMethod:
     return MergeMethod(name, **settings)
 
 
+def _cut(fields: dict[str, Any], field: str, what: str, low: float, high: float) -> float | None:
+    """Read how far to cut, which 0 or nothing does not say."""
+    given = fields.get(field)
+    if isinstance(given, dict | list) or given not in _NOT_SAID:
+        return checks.number(given, what, low, high, field) or None
+    return None
+
+
 def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
     """
     Write the mix as one adapter file, or as PEFT's folder of two.
@@ -106,7 +116,7 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
         owner: Whose turn of the device it takes.
         mix_rows: The mix, as the browser has it.
         given: The page's fields by their names: ``export-name``, ``export-format``, ``export-rank``, ``export-dtype``,
-            ``export-method``, and the settings of the method as ``setting_field`` names them.
+            ``export-energy``, ``export-sv-ratio``, ``export-conv-rank``, ``export-method``, and the settings of the method as ``setting_field`` names them.
 
     Returns:
         What was written, with what the rank costs.
@@ -119,12 +129,22 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
     rank, dtype = fields.get("export-rank"), fields.get("export-dtype")
     suffix = "" if FORMATS[form].is_folder else ".safetensors"
     place = _place(app, fields.get("export-name"), suffix, "export-name")
-    number = None if rank in (None, "", 0, "0") else checks.whole(rank, "Rank", 1, 4096, "export-rank")
+    number = None if rank in _NOT_SAID else checks.whole(rank, "Rank", 1, 4096, "export-rank")
+    energy = _cut(fields, "export-energy", "Energy", 0.0, 1.0)
+    sv_ratio = _cut(fields, "export-sv-ratio", "SV ratio", 1.0, _LARGEST_RATIO)
+    conv = fields.get("export-conv-rank")
+    conv_rank = None if conv in _NOT_SAID else checks.whole(conv, "Conv rank", 1, 4096, "export-conv-rank")
+    is_cut = not (number is None and energy is None and sv_ratio is None)
+    if conv_rank is not None and not is_cut:
+        raise FieldError(
+            "Conv rank: say a rank, an energy or an SV ratio for all layers, too", "export-conv-rank"
+        )
     kind = checks.choice(dtype or DTYPES[0], "Type", DTYPES, "export-dtype")
     method = _method(fields)
-    if method.needs_rank and number is None:
+    if method.needs_rank and not is_cut:
         raise FieldError(
-            f"Rank: {method.name} makes full matrices; say the rank to cut them to", "export-rank"
+            f"Rank: {method.name} makes full matrices; say the rank to cut them to, an energy or an SV ratio",
+            "export-rank",
         )
     mix = read_rows(mix_rows).mix(app)
     if not mix.names:
@@ -137,6 +157,9 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
             weights=mix,
             format=form,
             rank=number,
+            conv_rank=conv_rank,
+            energy=energy,
+            sv_ratio=sv_ratio,
             method=method,
             dtype=None if kind == DTYPES[0] else kind,
         )

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
-from lora_mixer.mixes import DEPTH_PRESETS, LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
+from lora_mixer.mixes import B_LORA, DEPTH_PRESETS, LBW_IDS, LBW_PRESETS, METHODS, LbwWeights, Mix
 
 from .. import checks
 from ..masks import painted
@@ -31,7 +31,7 @@ SHAPES = (
 
 
 def kit(app: AppState) -> dict[str, Any]:
-    """Return what the page offers for rows: presets, ids and lengths of block weights, shapes of schedules."""
+    """Return what the page offers for rows: what the denoiser is called, presets, ids and lengths of block weights, shapes of schedules."""
     layout = app.layout
     counts = [n for n in LBW_IDS if layout is not None and not LbwWeights((1.0,) * n).misfits(layout)]
     tree: list[Any] = []
@@ -42,14 +42,16 @@ def kit(app: AppState) -> dict[str, Any]:
     elif layout is not None:
         tree += [[f"D{n}", ["double", f"block_{n}"]] for n in range(layout.double)]
         tree += [[f"S{n}", ["single", f"block_{n}"]] for n in range(layout.single)]
-    fitting = () if layout is None else (n for n, x in DEPTH_PRESETS.items() if not x.misfits(layout))
+    presets = {**B_LORA, **DEPTH_PRESETS}
+    fitting = [] if layout is None else [n for n, x in presets.items() if not x.misfits(layout)]
     return {
+        "denoiser": "UNet" if layout is None or layout.is_unet else "Transformer",
         "size": list(app.size),
         "counts": counts,
         "tree": tree,
         "ids": {str(n): list(ids) for n, ids in LBW_IDS.items()},
         "presets": {name: list(values) for name, values in LBW_PRESETS.items() if len(values) in counts},
-        "forms": [*(("b-lora:content", "b-lora:style") if 12 in counts else ()), *fitting],
+        "forms": fitting,
         "shapes": [list(shape) for shape in SHAPES],
         "methods": [method.example for method in METHODS.values()],
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def _setting_field(method: str, setting: Setting) -> dict[str, Any]:
     field: dict[str, Any] = {
         "id": handlers.setting_field(method, setting), "label": setting.name.capitalize(), "hint": setting.summary,
-        "value": str(setting.default), "row": 2, "only": {"field": "export-method", "value": method},
+        "value": str(setting.default), "row": 3, "only": {"field": "export-method", "value": method},
     }  # fmt: skip
     if setting.choices:
         return field | {"kind": "select", "choices": list(setting.choices)}
@@ -34,7 +34,19 @@ _FIELDS: list[dict[str, Any]] = [
         "id": "export-dtype", "label": "Type", "kind": "select", "choices": list(handlers.DTYPES),
         "value": handlers.DTYPES[0], "row": 1,
     },
-    {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 2},
+    {
+        "id": "export-energy", "label": "Energy (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
+        "hint": "the share of each layer's squared norm to keep, up to 1; a rank is the most then",
+    },
+    {
+        "id": "export-sv-ratio", "label": "SV ratio (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
+        "hint": "keep singular values above the largest divided by this",
+    },
+    {
+        "id": "export-conv-rank", "label": "Conv rank (0: rank)", "kind": "number", "value": "0", "min": 0, "row": 2,
+        "hint": "the rank of convolutions above 1x1",
+    },
+    {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 3},
     *(_setting_field(spec.name, setting) for spec in METHODS.values() for setting in spec.settings),
 ]  # fmt: skip
 _BAKE_FIELDS = [{"id": "bake-name", "label": "Name", "kind": "text", "value": "my-model", "longest": 80}]

@@ -156,10 +156,10 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
 
   const place = (value) => `${((Math.min(2, Math.max(-1, value)) + 1) / 3) * 100}%`;
   function weights(row) {
-    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet slider`, style: `--at:${place(row.unet)}` });
-    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: UNet`, title: "UNet weight" });
+    const range = h("input", { type: "range", min: -1, max: 2, step: 0.05, value: row.unet, "aria-label": `${row.title}: ${kit.denoiser} slider`, style: `--at:${place(row.unet)}` });
+    const box = h("input", { type: "number", class: "lm-number", step: 0.05, value: row.unet, "aria-label": `${row.title}: ${kit.denoiser}`, title: `${kit.denoiser} weight` });
     const text = h("input", { type: "number", class: "lm-number lm-te", step: 0.05, value: row.te ?? row.unet, "aria-label": `${row.title}: Text`, title: "Text encoders' weight" });
-    const as = h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as UNet`, disabled: row.te === null || row.te === undefined, onclick: () => change("te", () => { row.te = null; }, true) }, "as UNet");
+    const as = h("button", { class: "lm-button lm-quiet", "aria-label": `Text weight of ${row.title} as ${kit.denoiser}`, disabled: row.te === null || row.te === undefined, onclick: () => change("te", () => { row.te = null; }, true) }, `as ${kit.denoiser}`);
     shown.set(row.name, (now) => {
       const follows = now.te === null || now.te === undefined;
       for (const [input, value] of [[range, now.unet], [box, now.unet], [text, follows ? now.unet : now.te]])

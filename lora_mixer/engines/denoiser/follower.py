@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.engines.denoiser.caller import calling
-from lora_mixer.engines.denoiser.images import layout_of, stated_layout, text_of
+from lora_mixer.engines.denoiser.images import check_stated, layout_of, stated_layout, text_of
 from lora_mixer.engines.denoiser.passes import all_passes
 from lora_mixer.engines.denoiser.places import Places, places_of
 from lora_mixer.engines.denoiser.steps import StepReader, timestep_of
@@ -91,7 +91,7 @@ class DenoiserFollower:
                 "which is none of a scheduler's that the loop has, nor of the mixer's pipeline: take it from "
                 "scheduler.timesteps, or from one tensor of all timesteps (for t in timesteps), or set_mix anew at each step"
             )
-        rows = self._rows(caller, sample, text_of(args, kwargs), step)
+        rows = self._rows(caller, sample, text_of(args, kwargs), step, timed=timestep is not None)
         self._prompts.restart()
         places = Places()
         if self._root is not None:
@@ -111,15 +111,19 @@ class DenoiserFollower:
 
         return all_passes(output, self._passes, self._now.rows, run)
 
-    def _rows(self, caller: Caller, sample: torch.Tensor, text: Any, step: Step) -> torch.Tensor | None:
-        """Return the mix of each row; None where there is one for all."""
+    def _rows(
+        self, caller: Caller, sample: torch.Tensor, text: Any, step: Step, *, timed: bool
+    ) -> torch.Tensor | None:
+        """Return the mix of each row; None where there is one for all. What has no timestep is no denoiser, with no guidance."""
         images, negatives = len(self._passes) - self._negatives, self._negatives > 0
         if images == 1 and not negatives:
             return None
+        first = step.index < 2  # pictures that start from the same noise differ from the second step on
         if self._copies is not None:
             layout = stated_layout(int(sample.shape[0]), images, self._copies, negatives=negatives)
+            if timed:
+                check_stated(layout, caller, sample, text, negatives=negatives, first=first)
         else:
-            first = step.index < 2  # pictures that start from the same noise differ from the second step on
             layout = layout_of(caller, sample, text, images, negatives=negatives, first=first)
         return layout.rows(negatives=negatives)
 

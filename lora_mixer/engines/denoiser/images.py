@@ -7,6 +7,7 @@ are those of the half without the prompt. What it does not say is refused before
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,77 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
         f"{_mixes(images)} with guidance_copies={copies} do not fit a batch of {batch} rows: pass one prompt for each mix"
         + ("; the half without the prompt needs both halves in one call of the denoiser" if negatives else "")
     )
+
+
+def check_stated(
+    layout: BatchLayout, caller: Caller, sample: torch.Tensor, text: Any, *, negatives: bool, first: bool
+) -> None:
+    """
+    Refuse a layout that the caller of the mixer has said, and that what can be seen of the call contradicts.
+
+    A pipeline that tells has the last word. Of a loop there are the rows themselves: guidance repeats a batch as a whole, so
+    copies have what is denoised in common, and what has no copies does not repeat itself.
+
+    Args:
+        layout: What was said.
+        caller: Who is calling.
+        sample: The batch of a denoiser, (rows, ...).
+        text: What the rows attend to, or None.
+        negatives: Whether the half without the prompt has mixes of its own.
+        first: Whether it is one of the first steps, where the rows are looked at.
+
+    Raises:
+        MixError: Naming what was said and what is seen.
+    """
+    said, batch = len(layout.without), int(sample.shape[0])
+    stated = f"guidance_copies={said} for {_mixes(layout.images)} was said, and"
+    told = None
+    if caller.pipe is not None:
+        with suppress(MixError):  # such a pipeline does not tell: that is what the argument is for
+            told = layout_of(caller, sample, text, layout.images, negatives=negatives, first=first)
+    if told is not None:
+        if not torch.equal(told.rows(negatives=negatives), layout.rows(negatives=negatives)):
+            raise MixError(
+                f"{stated} {type(caller.pipe).__name__} calls the denoiser with {_times(len(told.without))} of its batch, "
+                f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself"
+            )
+        return
+    if not first or sample.ndim < 3:
+        return
+    if said > 1 and not _agree(sample, said):
+        raise MixError(
+            f"{stated} the batch of {batch} rows is not {said} copies of one behind the other: rows of prompts and rows without "
+            "must be two blocks ([all without, all with]), or be told apart by calls of their own"
+        )
+    seen = _repeats(sample, layout.images)
+    if seen > said:
+        raise MixError(
+            f"{stated} the batch of {batch} rows is {seen} copies of one behind the other, as guidance makes it: say "
+            f"guidance_copies={seen}, or give pictures of one noise a call each"
+        )
+
+
+def _agree(sample: torch.Tensor, copies: int) -> bool:
+    """Tell whether copies have any channel, row of tokens, ... in common; what guidance is made from may differ beside it."""
+    parts = sample.reshape(copies, -1, *sample.shape[1:])
+    same = (parts[1:] == parts[:1]).all(0).all(0)  # (...) of one row
+    return any(
+        bool(same.all(tuple(other for other in range(same.ndim) if other != axis)).any())
+        if same.ndim > 1
+        else bool(same.any())
+        for axis in range(same.ndim)
+    )
+
+
+def _repeats(sample: torch.Tensor, images: int) -> int:
+    """Count how often a batch repeats itself as a whole, by copies with a row for each mix; 1 where all rows are alike."""
+    rows = sample.flatten(1)
+    batch = rows.shape[0]
+    first = (rows == rows[:1]).all(1).tolist()  # what repeats has the first row again where each copy begins
+    if all(first):
+        return 1
+    periods = (n for n in range(images, batch, images) if batch % n == 0 and first[n])
+    return next((batch // n for n in periods if torch.equal(rows[n:], rows[:-n])), 1)
 
 
 def layout_of(

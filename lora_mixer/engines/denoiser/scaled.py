@@ -18,8 +18,8 @@ import torch
 
 from lora_mixer.engines.compiling import outside
 from lora_mixer.engines.denoiser.caller import calling
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.errors import MixError
+from lora_mixer.interrupts import Interruptible, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -24,7 +24,6 @@ from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
-from lora_mixer.engines.interrupts import Interruptible, uninterrupted
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
@@ -46,6 +45,7 @@ from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
+from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -540,10 +540,10 @@ class MergedEngine(Engine):
     def enter(self, effect: Effect) -> None:
         """Write the layers that this engine was given; with no mix, and where rows have mixes of their own, the base."""
         if len(effect.mixes) != 1:
-            self._put({}, looked=True)
+            self._put({}, within=True)
             return
         self._gains, self._call = MergedGains(effect.mixes[0], effect.served[self.name]), Call()
-        self._put(self._gains.at(START, None), looked=True)
+        self._put(self._gains.at(START, None), within=True)
         self._is_moving = effect.is_moving and effect.has_denoiser(self.name)
 
     def show(self, call: Call) -> None:
@@ -558,12 +558,12 @@ class MergedEngine(Engine):
         if self._gains is not None and gains != self._active:
             self._put(gains)
 
-    def _put(self, gains: Gains, *, looked: bool = False) -> None:
+    def _put(self, gains: Gains, *, within: bool = False) -> None:
         """Write gains into weights, and fused projections after them."""
         fused = self._fused.in_step()
         self._fused.clear()
         try:
-            self.apply(gains, looked=looked)
+            self.apply(gains, within=within)
         finally:
             self._fused.copy(fused)
             self._fused.stand()
@@ -658,18 +658,19 @@ class MergedEngine(Engine):
         self._watch, self._watched = Watch(slots), (id(self._touched), len(self._touched))
         self._has_locked = any(slot.locked or slot.stored for slot in slots)
 
-    def apply(self, gains: Gains, *, looked: bool = False) -> None:
+    def apply(self, gains: Gains, *, within: bool = False) -> None:
         """
         Make the weights hold exactly this mix; an adapter that is not named has no part in it.
 
         Args:
             gains: By adapter, the gain of each of its layers.
-            looked: Whether the caller has just looked at the weights.
+            within: Whether this is within a change that has just looked at the weights and takes back what fails: there the mix
+                before may be of layers that are no longer held.
 
         Raises:
             PipelineStateError: When a weight cannot be worked on; nothing has been written then.
         """
-        if not looked:
+        if not within:
             self._look()
         before = self._active
 
@@ -677,7 +678,8 @@ class MergedEngine(Engine):
         def end(error: BaseException | None) -> None:
             if error is not None:
                 self._plans.clear()
-                self._write(before)
+                if not within:
+                    self._write(before)
 
         with Interruptible(lambda: None, end):
             self._write(gains)

@@ -152,6 +152,7 @@ class GainBuffers:
         self._is_copy = False
         self._width = 0
         self._flats: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        self._is_torn = False
         self._call = CallGains([[1.0]])
         self._gains = torch.zeros(1, 0)  # (images, parts)
         self._adapters = torch.zeros(0, dtype=torch.long)  # (parts,)
@@ -280,11 +281,15 @@ class GainBuffers:
         return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))  # (rows, parts + 1)
 
     def _write(self, count: int, parts: torch.Tensor) -> None:
-        if count > self._room:
+        grows = count > self._room
+        if grows:
             self._room, self._flats = count, {}
+            self._is_torn = True  # until each layer has its part of the new ones, however often that fails
+        if self._is_torn:
             for layer in self._layers:
                 layer.gain = self.gain_of(layer)
-        else:
+            self._is_torn = False
+        if not grows:
             for flat in self._flats.values():
                 self._fill(flat, parts)
         if self.folds:

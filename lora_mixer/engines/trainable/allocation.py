@@ -50,6 +50,9 @@ class _Triplets:
         return self.keys[1].removeprefix(PEFT_ROOT)
 
 
+_Before = tuple[tuple[Importance, Importance, Importance] | None, torch.Tensor | None, torch.Tensor]
+
+
 class RankAllocation:
     """
     Gives an AdaLoRA its orthogonality term and takes ranks away while it is trained.
@@ -125,6 +128,17 @@ class RankAllocation:
             if step == end:
                 for one in self._triplets:
                     one.importance = None
+
+    def record(self) -> list[_Before]:
+        """Return what :meth:`after_step` changes, for the way back."""
+        return [(one.importance, one.mask, one.values.detach().clone()) for one in self._triplets]
+
+    def roll_back(self, record: Sequence[_Before]) -> None:
+        """Hold what was held at a record."""
+        with torch.no_grad():
+            for one, (importance, mask, values) in zip(self._triplets, record, strict=True):
+                one.importance, one.mask = importance, mask
+                one.values.copy_(values)
 
     def _look(self, step: int) -> None:
         """Take the importance of every entry at this step."""

@@ -73,6 +73,20 @@ class Trained(Own):
             else self.allocation.written(tensors, self.config)
         )
 
+    def record(self) -> Callable[[], None]:
+        """Return what puts the parameters' values, and what is known of their ranks, back to what they are now."""
+        values = {key: held.detach().clone() for key, held in self.parameters.items()}
+        ranks = None if self.allocation is None else self.allocation.record()
+
+        def roll_back() -> None:
+            with torch.no_grad():
+                for key, held in self.parameters.items():
+                    held.copy_(values[key])
+            if self.allocation is not None and ranks is not None:
+                self.allocation.roll_back(ranks)
+
+        return roll_back
+
     def take_values(
         self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object], label: str
     ) -> None:

@@ -8,26 +8,21 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.holding import Holder
+from lora_mixer.uninterrupted import WHOLE, uninterrupted
+
+__all__ = ["WHOLE", "Interruptible", "uninterrupted"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType, TracebackType
+    from types import FrameType, TracebackType
 
-    Function = TypeVar("Function", bound=Callable[..., Any])
+    from lora_mixer.holding import HoldingLock, ReadingLock
 
 T = TypeVar("T")
-WHOLE: set[CodeType] = set()
-"""The functions that Ctrl-C does not interrupt, nor what they call."""
-
 
 _LOOK_SECONDS = 0.1
 """How often who waits for a lock looks whether Ctrl-C came."""
-
-
-def uninterrupted(function: Function) -> Function:
-    """Let Ctrl-C wait until a function has ended, within blocks of :class:`Interruptible`."""
-    WHOLE.add(function.__code__)
-    return function
 
 
 class Interruptible(Generic[T]):
@@ -54,13 +49,13 @@ class Interruptible(Generic[T]):
         self,
         begin: Callable[[], T],
         end: Callable[[BaseException | None], object],
-        lock: threading.RLock | None = None,
+        lock: HoldingLock | ReadingLock | None = None,
     ) -> None:
         """Keep them."""
         self._begin, self._end, self._lock = begin, end, lock
         self._before: Any = None
         self._came = 0
-        self._threads: list[int] = []
+        self._holders: list[Holder] = []
 
     @uninterrupted
     def __enter__(self) -> T:
@@ -80,7 +75,7 @@ class Interruptible(Generic[T]):
         except BaseException:
             self._release(outside)
             raise
-        self._threads.append(threading.get_ident())
+        self._holders.append(Holder.now())
         try:
             self._pass_on(outside)
         except BaseException as error:
@@ -93,23 +88,29 @@ class Interruptible(Generic[T]):
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         """
-        End the block, whatever comes meanwhile.
+        End the block, whatever comes meanwhile; one whose thread has ended may be ended by any other.
 
         Raises:
-            PipelineStateError: When it is not open, or began in another thread, which holds the lock; nothing has changed then.
+            PipelineStateError: When it is not open, or began in another thread or asyncio task, which holds the lock; nothing has
+                changed then.
         """
-        if not self._threads:
+        if not self._holders:
             raise PipelineStateError("this block is not open: it has ended, or has not begun") from error
-        if self._threads[-1] != threading.get_ident():
+        began, here = self._holders[-1], Holder.now()
+        if not here.may_end_what(began):
+            what = "another thread" if began.thread is not here.thread else "another asyncio task"
             raise PipelineStateError(
-                "this block began in another thread, which keeps all others out until it ends: end it in the thread in which "
-                "it began (a generator that holds it has to be closed there)"
+                f"this block began in {what}, which keeps all others out until it ends: end it where it began (a generator that "
+                "holds it has to be closed there)"
             ) from error
-        self._threads.pop()
+        outside = sys._getframe().f_back  # noqa: SLF001
+        if began.is_gone:
+            self._acquire(outside)
+        self._holders.pop()
         try:
             self._end(error)
         finally:
-            self._release(sys._getframe().f_back)  # noqa: SLF001
+            self._release(outside)
 
     @uninterrupted
     def _acquire(self, outside: FrameType | None) -> None:
@@ -147,3 +148,32 @@ class Interruptible(Generic[T]):
             self._before(number, frame)
         else:
             self._came += 1
+
+
+def at_once(work: Callable[[], T], undo: Callable[[], object]) -> T:
+    """
+    Do what Ctrl-C does not interrupt; where it fails it is undone.
+
+    Args:
+        work: What is done; Ctrl-C that comes meanwhile is heard when it has ended.
+        undo: What takes back whatever part of it was done.
+
+    Returns:
+        What ``work`` returns.
+
+    Example:
+        >>> at_once(lambda: 3, lambda: None)
+        3
+    """
+
+    @uninterrupted
+    def begin() -> T:
+        try:
+            return work()
+        except BaseException:
+            undo()
+            raise
+
+    with Interruptible(begin, lambda _: None) as found:
+        pass
+    return found
