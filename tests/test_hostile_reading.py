@@ -127,20 +127,20 @@ class TestFilesThatChange:
     def test_one_that_is_cut_between_header_and_tensors(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         save_file(pair(4096), path)
-        whole = reader.read_tensors
+        whole = reader.read_data
 
         def cut(*given):
             os.truncate(path, 500)
             return whole(*given)
 
-        monkeypatch.setattr(reader, "read_tensors", cut)
+        monkeypatch.setattr(reader, "read_data", cut)
         with pytest.raises(CorruptFileError, match="truncated while reading"):
             LoraMixer(model(4096)).load_lora_weights(path, "a")
 
     def test_one_that_is_written_anew_while_it_is_read(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         save_file(pair(64), path)
-        whole = reader.read_tensors
+        whole = reader.read_data
 
         def again(*given):
             found = whole(*given)
@@ -148,7 +148,7 @@ class TestFilesThatChange:
             os.utime(path, ns=(1, 1))
             return found
 
-        monkeypatch.setattr(reader, "read_tensors", again)
+        monkeypatch.setattr(reader, "read_data", again)
         with pytest.raises(CorruptFileError, match="changed while it was read"):
             LoraMixer(model(64)).load_lora_weights(path, "a")
 
