@@ -210,6 +210,20 @@ def test_tensors_without_plain_values_are_refused(kind):
         LoraMixer(root).load_lora_weights({**pair(), "net.lora_A.weight": ODD[kind]()}, "a")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("key", ["net.lora_A.weight", "net.lora_B.weight"])
+@pytest.mark.parametrize("kind", ["meta", "sparse", "CSR", "quantised", "nested"])
+def test_so_are_those_of_a_pickle(kind, key, tmp_path):
+    shape = pair()[key].shape
+    odd = torch.ones(shape, device="meta") if kind == "meta" else ODD[kind]()
+    torch.save({**pair(), key: odd}, tmp_path / "x.pt")
+    root = model()
+    before = root["net"].weight.detach().clone()
+    with pytest.raises(LoraMixerError, match=r"x\.pt"):
+        LoraMixer(root).load_lora_weights(tmp_path / "x.pt", "a", allow_pickle=True)
+    assert torch.equal(root["net"].weight, before)
+
+
 @pytest.mark.parametrize(
     "source",
     [
