@@ -203,4 +203,20 @@ class Desk:
         return found.last.inner_text()
 
     def upload(self, where, *paths):
-        self.page.locator(f"{where} input[type=file]").set_input_files([str(path) for path in paths])
+        from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+        field = self.page.locator(f"{where} input[type=file]")
+        for is_last in (
+            False,
+            True,
+        ):  # a field that was opened this instant may not listen yet on a slow machine
+            try:
+                with self.page.expect_response(
+                    lambda answer: "/upload" in answer.url, timeout=None if is_last else 30_000
+                ):
+                    field.set_input_files([str(path) for path in paths])
+            except PlaywrightTimeout:
+                if is_last:
+                    raise
+            else:
+                return
