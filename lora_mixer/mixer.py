@@ -1382,8 +1382,7 @@ def _read(
         if trainable
         else (read_source(source, name=name, pinned=pinned, moulded=True), None)
     )
-    if isinstance(source.weights, Mapping):  # what was read from a file has values
-        check_held(adapter)
+    check_held(adapter)
     if max_rank is not None:
         adapter = adapter.limited(max_rank)
     if dora_strength is not None:

@@ -127,20 +127,20 @@ class TestFilesThatChange:
     def test_one_that_is_cut_between_header_and_tensors(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         save_file(pair(4096), path)
-        whole = reader.read_tensors
+        whole = reader.read_data
 
         def cut(*given):
             os.truncate(path, 500)
             return whole(*given)
 
-        monkeypatch.setattr(reader, "read_tensors", cut)
+        monkeypatch.setattr(reader, "read_data", cut)
         with pytest.raises(CorruptFileError, match="truncated while reading"):
             LoraMixer(model(4096)).load_lora_weights(path, "a")
 
     def test_one_that_is_written_anew_while_it_is_read(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         save_file(pair(64), path)
-        whole = reader.read_tensors
+        whole = reader.read_data
 
         def again(*given):
             found = whole(*given)
@@ -148,7 +148,7 @@ class TestFilesThatChange:
             os.utime(path, ns=(1, 1))
             return found
 
-        monkeypatch.setattr(reader, "read_tensors", again)
+        monkeypatch.setattr(reader, "read_data", again)
         with pytest.raises(CorruptFileError, match="changed while it was read"):
             LoraMixer(model(64)).load_lora_weights(path, "a")
 
@@ -208,6 +208,20 @@ def test_tensors_without_plain_values_are_refused(kind):
     root = model()
     with pytest.raises(InvalidAdapterError, match=r"net\.lora_A\.weight"):
         LoraMixer(root).load_lora_weights({**pair(), "net.lora_A.weight": ODD[kind]()}, "a")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("key", ["net.lora_A.weight", "net.lora_B.weight"])
+@pytest.mark.parametrize("kind", ["meta", "sparse", "CSR", "quantised", "nested"])
+def test_so_are_those_of_a_pickle(kind, key, tmp_path):
+    shape = pair()[key].shape
+    odd = torch.ones(shape, device="meta") if kind == "meta" else ODD[kind]()
+    torch.save({**pair(), key: odd}, tmp_path / "x.pt")
+    root = model()
+    before = root["net"].weight.detach().clone()
+    with pytest.raises(LoraMixerError, match=r"x\.pt"):
+        LoraMixer(root).load_lora_weights(tmp_path / "x.pt", "a", allow_pickle=True)
+    assert torch.equal(root["net"].weight, before)
 
 
 @pytest.mark.parametrize(

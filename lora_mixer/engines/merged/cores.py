@@ -33,10 +33,11 @@ def on_all_cores(writes: Sequence[Callable[[], None]], weights: int) -> None:
         weights: How many weights they write in all; few are written one after the other in this thread.
 
     Example:
-        >>> weight = torch.zeros(2, 3)
-        >>> on_all_cores([lambda: weight[0].fill_(1) and None, lambda: weight[1].fill_(2) and None], weight.numel())
-        >>> weight.sum().item()
-        9.0
+        >>> from functools import partial
+        >>> written: list[int] = []
+        >>> on_all_cores([partial(written.append, row) for row in range(3)], weights=3)
+        >>> written
+        [0, 1, 2]
     """
     threads = torch.get_num_threads()
     count = min(threads, len(writes))
