@@ -1257,6 +1257,9 @@ class LoraMixer:
         """
         Take what the weights hold now as the new base, after something else has changed them on purpose.
 
+        That is all weights which adapters touch: a mix in those that nothing else has written becomes a part of the base,
+        too, and the kept one is gone. Where only some were to change, call ``disable_lora`` before they are written.
+
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
         """
         with self._call("take") as state:

@@ -238,7 +238,7 @@ def _zip_pickle() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_zip_pickle(), "a PyTorch pickle, not safetensors; pass allow_pickle=True"),
+        (_zip_pickle(), "a PyTorch pickle, not safetensors; if you trust where it is from, name it .pt"),
         (pickle.dumps([1, 2, 3] * 9, protocol=2), "a PyTorch pickle"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
         (b"\n\n  <html><body>Log in</body></html>", "an HTML page"),

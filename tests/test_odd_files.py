@@ -187,6 +187,17 @@ def test_settings_beside_a_pickles_tensors_are_left_alone_with_a_note(extra, nes
     assert any(next(iter(extra)) in note for note in report.notes)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_under_the_name_of_safetensors_is_read_where_its_error_says(zipped, tmp_path):
+    torch.save(pair(), tmp_path / "x.safetensors", _use_new_zipfile_serialization=zipped)
+    for allowed in (False, True):
+        with pytest.raises(NotAnAdapterError, match=r"name it \.pt and pass allow_pickle=True"):
+            read_adapter(tmp_path / "x.safetensors", allow_pickle=allowed)
+    (tmp_path / "x.safetensors").rename(tmp_path / "x.pt")
+    report = LoraMixer(model()).load_lora_weights(tmp_path / "x.pt", "a", allow_pickle=True)
+    assert report.complete
+
+
 def test_a_pickle_of_settings_alone_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(NotAnAdapterError):

@@ -318,7 +318,7 @@ def _foreign(stream: IO[bytes], first: bytes, size: int, label: str) -> CorruptF
         return NotAnAdapterError(f"not safetensors but {kind}", file=label)
     if is_pickle(first):
         return NotAnAdapterError(
-            "a PyTorch pickle, not safetensors; pass allow_pickle=True if you trust where it is from",
+            "a PyTorch pickle, not safetensors; if you trust where it is from, name it .pt and pass allow_pickle=True",
             file=label,
         )
     return CorruptFileError(
