@@ -287,7 +287,9 @@ class MixerState:
             else layers
             for name, layers in bound.items()
         }
-        self.controller.rebind(moved, components)
+        self.controller.rebind(
+            moved, components, mixed=parts != "take"
+        )  # what is there is to be taken as it is
         self._stand_on(roots)
         self._lineage = None
 

@@ -116,6 +116,23 @@ def test_layers_that_were_replaced_under_a_mix_are_an_error_with_two_ways_out(lo
     clean.assert_holds(pipe, mixed((pairs["a"], 0.5)))
 
 
+def test_rebase_is_a_way_out_where_what_replaced_layers_emptied_them(loaded: Loaded) -> None:
+    pipe, mixer, _ = loaded
+    mixer.set_adapters("a", 0.5)
+    unet = pipe.components["unet"]
+    old, unet.linear = unet.linear, deepcopy(unet.linear)
+    old.weight = old.bias = None  # as quanto does to save memory
+    held = values(pipe)
+
+    mixer.rebase()
+
+    assert_same(values(pipe), held)
+    mixer.set_adapters("b", 2.0)
+    assert not torch.equal(unet.linear.weight, held["unet.linear.weight"])
+    mixer.disable_lora()
+    assert_same(values(pipe), held)
+
+
 def test_layers_made_from_a_mix_are_the_base_after_rebase(loaded: Loaded) -> None:
     pipe, mixer, _ = loaded
     mixer.set_adapters("a", 0.5)

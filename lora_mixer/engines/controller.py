@@ -128,8 +128,14 @@ class EngineController:
         """The layers of each adapter."""
         return self._layers
 
-    def rebind(self, layers: Mapping[str, Sequence[BoundLayer]], components: Mapping[str, nn.Module]) -> None:
-        """Go on with other modules: those that were replaced get their base back, the mix goes to those in their place."""
+    def rebind(
+        self,
+        layers: Mapping[str, Sequence[BoundLayer]],
+        components: Mapping[str, nn.Module],
+        *,
+        mixed: bool = True,
+    ) -> None:
+        """Go on with other modules: those that were replaced get their base back, the mix, if wanted, goes to those in their place."""
         self._changing = True
         now, rooms = self._now, [room for engine in self._engines if (room := engine.room) is not None]
         self._clear()
@@ -147,7 +153,8 @@ class EngineController:
         for room in rooms:
             if not gone.isdisjoint(room.modules):
                 self.reserve(room.rank, room.rows, components)
-        self.apply(now, components)
+        if mixed:
+            self.apply(now, components)
 
     def remove(self, name: str) -> None:
         """Forget an adapter that is in no mix any more."""

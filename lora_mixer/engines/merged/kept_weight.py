@@ -160,7 +160,9 @@ class KeptWeight:
     @property
     def can_restore(self) -> bool:
         """Whether the base can be written, also where a mix cannot: offloaded weights, and those stored in 8 bits."""
-        parameter = self.parameter
+        parameter: torch.Tensor | None = self.parameter
+        if parameter is None:  # emptied by what replaced the module, as quanto does to save memory
+            return False
         if parameter.device.type == "meta":
             return stored_values(self.module, self.attribute) is not None
         if not isinstance(parameter, nn.Parameter):  # computed: what is written to it goes nowhere
