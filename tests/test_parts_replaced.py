@@ -358,3 +358,27 @@ def test_a_picture_of_layers_that_were_made_from_a_mix_is_an_error_with_two_ways
 
     mixer.restore_base()
     assert_same(values(pipe), values(tiny_sd()))
+
+
+@pytest.mark.parametrize("engine", ["merged", "auto"])
+def test_layers_that_were_emptied_by_what_replaced_them_are_no_dead_end(engine: Any) -> None:
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 4)), "a")
+    mixer.set_mix({"a": 0.5}, engine=engine)
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    old = attention.to_q
+    attention.to_q = new = deepcopy(old)
+    old.weight = None
+    mixed_values = values(pipe)
+
+    with pytest.raises(PipelineStateError, match=r"1 modules \(to_q\) cannot be put back.*rebase\(\)"):
+        mixer.restore_base()
+
+    assert attention.to_q is new
+    assert_same(values(pipe), mixed_values)
+    mixer.rebase()
+    assert_same(values(pipe), mixed_values)
+    mixer.set_adapters("a", 0.7)
+    mixer.disable_lora()
+    assert_same(values(pipe), mixed_values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.binding.index import plain_path
+from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -71,7 +72,21 @@ class Lineage:
 
         Args:
             modules: The identities of the modules.
+
+        Raises:
+            PipelineStateError: When what replaced them has emptied them, as quanto does to save memory; nothing is put back then.
         """
+        emptied = [
+            name
+            for _, name, child in self._edges
+            if id(child) in modules and child._parameters.get("weight", child) is None  # noqa: SLF001
+        ]
+        if emptied:
+            raise PipelineStateError(
+                f"{len(emptied)} modules ({', '.join(emptied[:3])}) cannot be put back, as what replaced them took their weights "
+                "away: call rebase() to take what is there now as the base (it was made from the mix), or load the model anew; "
+                "replace modules under disable_lora()"
+            )
         for children, name, child in self._edges:
             if children.get(name) is not child and any(id(module) in modules for module in child.modules()):
                 children[name] = child
