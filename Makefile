@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 
 test: lint type
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore-glob='tests/test_ui_*'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder tests/test_ui_*.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ui_*.py
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
