@@ -203,20 +203,19 @@ class Desk:
         return found.last.inner_text()
 
     def upload(self, where, *paths):
+        """Give files to a Gradio field: once more where it was opened this instant and did not listen yet."""
         from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-        field = self.page.locator(f"{where} input[type=file]")
-        for is_last in (
-            False,
-            True,
-        ):  # a field that was opened this instant may not listen yet on a slow machine
+        for patience in (30_000, None):
             try:
-                with self.page.expect_response(
-                    lambda answer: "/upload" in answer.url, timeout=None if is_last else 30_000
-                ):
-                    field.set_input_files([str(path) for path in paths])
+                with self.page.expect_response(lambda answer: "/upload" in answer.url, timeout=patience):
+                    self.give(where, *paths)
             except PlaywrightTimeout:
-                if is_last:
+                if patience is None:
                     raise
             else:
                 return
+
+    def give(self, where, *paths):
+        """Give files to a field of the page's own, which may go when it has them."""
+        self.page.locator(f"{where} input[type=file]").set_input_files([str(path) for path in paths])

@@ -221,7 +221,7 @@ def test_a_picture_of_ones_own_is_started_from(desk, app, tmp_path):
         desk.page.get_by_role("button", name="Start from a picture").click()
     chooser.value.set_files(tmp_path / "no picture.png")
     assert "not a picture" in desk.toast()
-    desk.upload("#more", tmp_path / "photo.jpg")
+    desk.give("#more", tmp_path / "photo.jpg")
     desk.page.locator("#more .lm-startpic").wait_for()
     width, height = (
         int(desk.page.get_by_label(each, exact=True).input_value()) for each in ("Width", "Height")
@@ -299,7 +299,7 @@ def test_a_picture_is_followed_where_the_model_has_an_ip_adapter(desks, tmp_path
         desk.fill(PROMPT)
         free = desk.make()  # follows none, and is made all the same
         assert read_picture(free).ip_adapter_scale == 0
-        desk.upload("#guide", tmp_path / "red.png")
+        desk.give("#guide", tmp_path / "red.png")
         desk.page.locator("#guide .lm-startpic").wait_for()
         desk.page.get_by_label("How closely").fill("0.9")
         led = desk.make()
