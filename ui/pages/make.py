@@ -115,7 +115,9 @@ def make_page(shared: Shared) -> Fields:
             yield shown
 
     shared.told_above(
-        view.draft(steady(drafted), [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET)
+        view.draft(
+            steady(drafted), [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET
+        )
     )
 
     def halt(request: gr.Request) -> None:
