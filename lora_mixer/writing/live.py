@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.engines import EngineController
-    from lora_mixer.writing.compose import Cut
+    from lora_mixer.writing.compose import RankCut
     from lora_mixer.writing.report import SaveReport
 
 
@@ -48,7 +48,7 @@ class SaveOptions:
     one: str | None
     path: Path
     format: str
-    cut: Cut
+    cut: RankCut
     dtype: torch.dtype | None
     method: MergeMethod
 
@@ -60,7 +60,7 @@ def read_save_options(
     weights: Any,
     *,
     format: str,  # noqa: A002 -- the name that users give it
-    cut: Cut,
+    cut: RankCut,
     dtype: torch.dtype | str | None,
     method: MergeMethod | str = "sum",
 ) -> SaveOptions:

@@ -3,7 +3,7 @@ The merged engine: a mix is written into the weights themselves, so a step costs
 
 If a write fails half-way, the mix from before is written again from the kept bases; a weight counts as blended from
 before its first write until its base is back, whatever fails in between. What has to be written for a set of adapters is
-worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses it.
+worked out once (:class:`_WritingPlan`); a change of weights, or back to an earlier set, reuses it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Touched:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _HeldLayer:
     """A layer of an adapter: what it changes, how, and to how many inputs it widens the weight."""
 
     entry: _Touched
@@ -117,14 +117,14 @@ class _Held:
 class MergedRecord:
     """What a merged engine held at one time."""
 
-    adapters: Mapping[str, list[_Held]]
+    adapters: Mapping[str, list[_HeldLayer]]
     wholes: Mapping[str, list[WholeLayer]]
     touched: Mapping[tuple[int, str], _Touched]
     active: Gains
 
 
 @dataclass(frozen=True)
-class _Part:
+class _GainPart:
     """One adapter's part in one module; ``place`` is where its gain stands in the list of all gains."""
 
     weights: LayerWeights
@@ -136,12 +136,12 @@ class _Part:
 
 
 @dataclass
-class _Plan:
+class _WritingPlan:
     """What to write for one set of adapters, whatever their weights."""
 
     groups: Groups = field(default_factory=Groups)
-    singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
-    biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    singles: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
+    biases: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
     written: set[KeptWeight] = field(default_factory=set)
     others: list[KeptWeight] = field(default_factory=list)
     """Those that hold their base under this mix."""
@@ -210,11 +210,11 @@ class MergedEngine(Engine):
         self._call = Call()  # that whose gains are in the weights
         self._roots: dict[str, nn.Module] = {}
         self._has_stored = False  # whether any weight is read from a file at each call
-        self._adapters: dict[str, list[_Held]] = {}
+        self._adapters: dict[str, list[_HeldLayer]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
         self._touched: dict[tuple[int, str], _Touched] = {}
-        self._plans: dict[_Key, _Plan] = {}
+        self._plans: dict[_Key, _WritingPlan] = {}
         self._active: Gains = {}
         self._is_pruned = True
         self._widening: set[str] = set()  # names of adapters that give weights more inputs
@@ -248,7 +248,7 @@ class MergedEngine(Engine):
     def take(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
         tied: dict[int, _Touched] | None = None
-        taken: list[_Held] = []
+        taken: list[_HeldLayer] = []
         wholes: dict[int, WholeLayer] = {}
         before = len(self._touched)
         for layer in layers:
@@ -262,7 +262,7 @@ class MergedEngine(Engine):
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
                 self._widening.add(name)
-            taken.append(_Held(entry, layer.weights, columns))
+            taken.append(_HeldLayer(entry, layer.weights, columns))
         for place, layer in enumerate(layers):  # all siblings are touched by now
             siblings = layer.siblings
             if siblings is not None:
@@ -764,7 +764,9 @@ class MergedEngine(Engine):
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
 
-    def _write_singles(self, singles: Sequence[tuple[_Touched, list[_Part]]], flat: Sequence[float]) -> None:
+    def _write_singles(
+        self, singles: Sequence[tuple[_Touched, list[_GainPart]]], flat: Sequence[float]
+    ) -> None:
         writes: list[Callable[[], None]] = []
         weights = 0
         for entry, parts in singles:
@@ -807,9 +809,9 @@ class MergedEngine(Engine):
                 self._plans.clear()
                 self._generations[entry.weight.name.partition(".")[0]] += 1
 
-    def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
-        plan = _Plan()
-        parts: dict[_Touched, list[_Part]] = {}
+    def _make_plan(self, names: Sequence[str], gains: Gains) -> _WritingPlan:
+        plan = _WritingPlan()
+        parts: dict[_Touched, list[_GainPart]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
@@ -820,7 +822,7 @@ class MergedEngine(Engine):
                     if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
                         weights = Padded(weights, weights.in_width or shape[1], weights.alpha)
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
-                    parts.setdefault(entry, []).append(_Part(weights, pair, place))
+                    parts.setdefault(entry, []).append(_GainPart(weights, pair, place))
                 place += 1
         raise_problems(  # what was offloaded or packed since the mix was set
             [
