@@ -83,6 +83,15 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         return tuple(dict.fromkeys(name for name, _ in self._runs))
 
     @cached_property
+    def widened(self) -> dict[tuple[str, str], int]:
+        """The component and path of each that gives its module more inputs, and how many."""
+        return {
+            (layer.live.component, layer.live.path): layer.widening.columns
+            for layer in self
+            if layer.widening is not None
+        }
+
+    @cached_property
     def places(self) -> tuple[tuple[str, str], ...]:
         """The component and path of each."""
         return tuple((layer.live.component, layer.live.path) for layer in self)
@@ -91,6 +100,7 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         """Have what was worked out of others that are of the same modules in the same order, or work it out for them."""
         if not known:
             known.update(_runs=self._runs, components=self.components, places=self.places, _named=self._named)
+            known.update(widened=self.widened)
         self.__dict__.update(known)
 
     def named(self, leaves: frozenset[str]) -> Mapping[str, frozenset[int]]:

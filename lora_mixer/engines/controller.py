@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.engine import Engine, Own
     from lora_mixer.engines.merged.kept_weight import KeepBase
+    from lora_mixer.mixes import Mix
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,15 @@ class EngineController:
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""
         return self._bases.base_bytes()
+
+    def columns_of(self, mix: Mix) -> dict[tuple[str, str], int]:
+        """Return how many inputs adapters of a mix give to modules that have fewer, by component and path."""
+        columns: dict[tuple[str, str], int] = {}
+        for name in mix.names:
+            for place, wanted in self._layers[name].widened.items():
+                if mix.gain(name, *place):
+                    columns[place] = max(columns.get(place, 0), wanted)
+        return columns
 
     def held(
         self, name: str
