@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from ..app_state import AppState
-    from ..jobs import Job
+    from ..jobs import SessionJob
 
 MAX_COUNT = 64
 MAX_STEPS = 500
@@ -203,7 +203,7 @@ class MakeHandlers:
         async for view in job.follow():
             yield view, used
 
-    def submit(self, owner: str, requests: list[PictureRequest]) -> tuple[Job, bool]:
+    def submit(self, owner: str, requests: list[PictureRequest]) -> tuple[SessionJob, bool]:
         """
         Begin pictures, or put them behind those that the session has under way.
 
@@ -216,7 +216,7 @@ class MakeHandlers:
 
         model = self.app.models.number
 
-        def work(job: Job) -> int:
+        def work(job: SessionJob) -> int:
             job.tell({"state": "queued", "ahead": 0, "count": len(requests), "message": "", "field": ""})
             return len(make_all(self.app, job, requests, job.tell, model=model))
 
@@ -248,7 +248,7 @@ class MakeHandlers:
             if view["state"] == "done":
                 yield {"preview": view["result"], "mix": request.mix.to_text()}
 
-    def _draft(self, job: Job, request: PictureRequest) -> str:
+    def _draft(self, job: SessionJob, request: PictureRequest) -> str:
         def watch(_: Any) -> None:
             if job.stop.is_set():
                 raise PictureCancelled("a newer draft is wanted")
@@ -269,5 +269,5 @@ def draft_of(owner: str) -> str:
     return f"{owner}/draft"
 
 
-def _still(job: Job) -> dict[str, Any]:
+def _still(job: SessionJob) -> dict[str, Any]:
     return {"state": job.view["state"]}
