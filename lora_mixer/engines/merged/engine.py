@@ -162,7 +162,14 @@ class MergedGains:
 
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
         """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
-        table = self.mix.at(step, turn)
+        return self._mine(self.mix.at(step, turn))
+
+    @property
+    def ever(self) -> dict[str, list[float]]:
+        """The gain of every layer of every adapter without schedule, method and scale: 0 for those that never have a part."""
+        return self._mine({name: self.mix.constant(name) for name in self.shares})
+
+    def _mine(self, table: Mapping[str, list[float]]) -> dict[str, list[float]]:
         return {
             name: table[name]
             if all(shares)
@@ -779,15 +786,21 @@ class MergedEngine(Engine):
         on_all_cores(writes, weights)
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
-        """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        """
+        Give every weight the inputs that the adapters in effect need, and those that it had where none does.
+
+        A mix that changes from step to step has one number of inputs for all of them: pipelines ask for it once a picture.
+        """
         if not any(name in self._widening for name in self._adapters):
             return
         wanted: dict[int, int] = {}
-        for name in names:
-            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
-                if gain and layer.columns is not None:
-                    mark = id(layer.entry)
-                    wanted[mark] = max(wanted.get(mark, 0), layer.columns)
+        ever = self._gains.ever if gains and self._gains is not None else {}
+        for table in ({name: gains[name] for name in names}, ever):
+            for name, values in table.items():
+                for layer, gain in zip(self._adapters[name], values, strict=True):
+                    if gain and layer.columns is not None:
+                        mark = id(layer.entry)
+                        wanted[mark] = max(wanted.get(mark, 0), layer.columns)
         for entry in self._touched.values():
             if entry.root is None:
                 continue
