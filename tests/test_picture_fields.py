@@ -21,6 +21,7 @@ from lora_mixer.demo import demo_adapters
 from lora_mixer.mixes import Mix
 from lora_mixer.picture_metadata import infotext, read_picture, recalled_request, save_picture
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
+from lora_mixer.ui import limits
 
 NUMBERS = [about for about in PICTURE_FIELDS.values() if about.kind != "text"]
 BEYOND = [
@@ -275,3 +276,11 @@ def test_generate_makes_the_demo_as_the_demo_is_made_best(tmp_path):
     assert result.exit_code == 0, result.stderr
     settings = read_picture(out)
     assert (settings.steps, settings.guidance_scale, settings.width) == (20, 3.0, 128)
+
+
+def test_the_page_and_the_nodes_take_no_more_than_the_table():
+    steps, width, height, seed = (PICTURE_FIELDS[name] for name in ("steps", "width", "height", "seed"))
+
+    assert steps.high >= limits.MAX_STEPS
+    assert width.low <= limits.MIN_SIDE < limits.MAX_SIDE <= min(width.high, height.high)
+    assert seed.high == limits.MAX_SEED + limits.MAX_COUNT

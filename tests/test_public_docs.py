@@ -37,6 +37,7 @@ MODULES = (
     "lora_mixer.mixes",
     "lora_mixer.picture_metadata",
     "lora_mixer.pictures",
+    "lora_mixer.sites",
     "lora_mixer.sources",
     "lora_mixer.training",
     "lora_mixer.ui",

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WIDE = (torch.float64, torch.float32)
 
 
 class Terms(NamedTuple):
