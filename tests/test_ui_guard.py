@@ -18,7 +18,7 @@ from lora_mixer.ui import app_state as ui_state
 from lora_mixer.ui import guard as ui_guard
 from lora_mixer.ui import jobs as ui_jobs
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
-from lora_mixer.ui.jobs import Job, Jobs, Order
+from lora_mixer.ui.jobs import Jobs, Order, SessionJob
 from lora_mixer.ui.messages import without_paths
 from tests.browser import STEPS, serving
 
@@ -62,7 +62,7 @@ def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens
 def held(jobs, owner, kind="make"):
     """An order that goes on until it is stopped."""
 
-    def work(job: Job):
+    def work(job: SessionJob):
         job.stop.wait(60)
         raise PictureCancelled("stopped")
 
@@ -78,7 +78,7 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         assert (same, fresh) == (first, False)
     with pytest.raises(PictureError, match="wait already"):
         held(jobs, "a")
-    with pytest.raises(PictureError, match="still being made"):
+    with pytest.raises(PictureError, match="still being made on Make"):
         held(jobs, "a", "grid")
     held(jobs, "b")
     with pytest.raises(PictureError, match="2 sessions"):
@@ -87,6 +87,22 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         jobs.rearrange("a", order.number, None)
     for owner in ("a", "b"):
         jobs.stop(owner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("make", "being made on Make"),
+        ("grid", "being made on Compare"),
+        ("export", "export of yours is still being written"),
+    ],
+)
+def test_what_is_refused_while_something_goes_on_says_where_it_goes_on(kind, words):
+    jobs = Jobs()
+    held(jobs, "a", kind)
+    with pytest.raises(PictureError, match=words):
+        held(jobs, "a", "bake")
+    jobs.stop("a")
 
 
 def test_one_session_cannot_rearrange_what_another_has_waiting():
