@@ -11,7 +11,7 @@ import httpx
 import pytest
 from gradio import networking
 
-from lora_mixer import demo_adapters
+from lora_mixer import demo_adapters, match_adapters
 from lora_mixer.errors import PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
@@ -287,7 +287,9 @@ def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
     settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
     _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
     assert found.missing[0].name == "unknown"
-    assert any("computed now" in note for note in gallery.report(app, settings, found, ())["notes"])
+    assert any("looked into yet" in note for note in gallery.report(app, settings, found, ())["notes"])
+    named = PictureSettings(adapters=(PictureAdapter("unknown"),))  # whose hashes nobody has to know
+    assert gallery.report(app, named, match_adapters(named, {}), ())["notes"] == []
     may_go_on.set()
     end = time.monotonic() + 30
     while app.hashing and time.monotonic() < end:
