@@ -33,7 +33,7 @@ DEMO = "demo"
 _SEED_AT_MOST = 2**63 - 1
 
 
-class _Held:
+class _HeldModel:
     """A model in memory, with the adapters that nodes loaded into it."""
 
     def __init__(self, mixer: LoraMixer, title: str) -> None:
@@ -66,7 +66,7 @@ class _Held:
 class MixedModel:
     """A model, and what its adapters are to do: what nodes hand on."""
 
-    held: _Held
+    held: _HeldModel
     mix: Mix
 
 
@@ -134,7 +134,7 @@ class LoraMixerModel:
     ) -> tuple[MixedModel]:
         """Load it."""
         pipe = load_pipeline(_path("checkpoints", checkpoint), dtype=dtype, offload=offload, device=device)
-        return (MixedModel(_Held(LoraMixer(pipe, keep_base=keep_base), Path(checkpoint).stem), Mix()),)
+        return (MixedModel(_HeldModel(LoraMixer(pipe, keep_base=keep_base), Path(checkpoint).stem), Mix()),)
 
 
 class LoraMixerAdapter:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.algorithms.dora import DoraStrength
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
     from lora_mixer.problem import NoteKind, Remark, UnusedReason
     from lora_mixer.textual_inversion.files import Embedding
 
@@ -33,7 +33,7 @@ class AdapterLayer:
         keys: The keys of the file that it was read from.
     """
 
-    target: Target
+    target: KeyTarget
     weights: LayerWeights
     keys: tuple[str, ...]
 

@@ -36,7 +36,7 @@ _WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class _Part:
+class _KnownComponent:
     """
     What diffusers knows of one component.
 
@@ -72,7 +72,7 @@ class DiffusersWords:
     def __init__(self, mixer: Any) -> None:
         """Say nothing yet; :meth:`place` puts the words on the pipeline."""
         self._mixer = mixer
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, _KnownComponent] = {}
         self._last: tuple[Mix, ...] = mixer.mixes  # as these words have left it
         self._said: set[str] = set()
 
@@ -150,7 +150,7 @@ class DiffusersWords:
         reached = [part.component for part in report.components if part.matched]
         parts = dict(self._parts)
         for part in reached:
-            old = parts.get(part, _Part())
+            old = parts.get(part, _KnownComponent())
             weights = old.weights if hotswap and name in before else {name: 1.0}
             parts[part] = replace(old, held=(*[x for x in old.held if x != name], name), weights=weights)
         self._apply(parts)
@@ -253,7 +253,7 @@ class DiffusersWords:
     def set_adapter(self, part: str, adapter_name: str | Sequence[str]) -> None:
         """Make these the active adapters of a model, at the weights that they have, 1 where they have none."""
         names = _listed(adapter_name)
-        known = self._parts.get(part, _Part()).weights
+        known = self._parts.get(part, _KnownComponent()).weights
         self.set_adapters(names, [known.get(name, 1.0) for name in names], part)
 
     def disable_lora(self, part: str | None = None) -> None:
@@ -307,7 +307,7 @@ class DiffusersWords:
     def active_adapters(self, part: str) -> list[str]:
         """List the active adapters of a model."""
         self._follow()
-        return list(self._parts.get(part, _Part()).weights)
+        return list(self._parts.get(part, _KnownComponent()).weights)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """List the adapters of each component."""
@@ -325,7 +325,7 @@ class DiffusersWords:
     def whole(self) -> Interruptible[None]:
         """Say a word all or nothing, though it is several calls of the mixer: what is known here goes back with these."""
         inside = self._mixer._said()  # noqa: SLF001 -- of one kind with the mixer
-        before: list[tuple[dict[str, _Part], tuple[Mix, ...]]] = []
+        before: list[tuple[dict[str, _KnownComponent], tuple[Mix, ...]]] = []
 
         @uninterrupted
         def begin() -> None:
@@ -379,7 +379,7 @@ class DiffusersWords:
         held, now_set = self._mixer.get_list_adapters(), self._mixer.mixes
         parts = {}
         for component in {**self._parts, **held}:
-            old = self._parts.get(component, _Part())
+            old = self._parts.get(component, _KnownComponent())
             # an adapter may have been let go in one component only
             known = {name for part in self._parts.values() for name in part.held}
             now = held.get(component, [])
@@ -390,7 +390,7 @@ class DiffusersWords:
             parts = {name: _taken_up(name, part, now_set) for name, part in parts.items()}
         self._parts, self._last = parts, now_set
 
-    def _apply(self, parts: dict[str, _Part]) -> None:
+    def _apply(self, parts: dict[str, _KnownComponent]) -> None:
         """Put what each component is to hold into effect as one mix."""
         names = list(dict.fromkeys(name for part in parts.values() for name in part.effect))
         weights = [
@@ -418,7 +418,7 @@ class DiffusersWords:
         if gone_for_good:
             self._mixer.delete_adapters(gone_for_good)
 
-    def _count_fused(self, parts: Mapping[str, _Part]) -> None:
+    def _count_fused(self, parts: Mapping[str, _KnownComponent]) -> None:
         pipe = self._mixer.pipe
         if hasattr(type(pipe), _FUSED):
             names = {name for part in parts.values() for name in part.fused}
@@ -457,7 +457,7 @@ class Word:
             return self._method(*given, *args, **kwargs)
 
 
-def _taken_up(component: str, part: _Part, mixes: tuple[Mix, ...]) -> _Part:
+def _taken_up(component: str, part: _KnownComponent, mixes: tuple[Mix, ...]) -> _KnownComponent:
     """
     Return a part as the mixer's own words have left it.
 

@@ -45,7 +45,7 @@ from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
 from lora_mixer.writing import live as saving
-from lora_mixer.writing.compose import Cut
+from lora_mixer.writing.compose import RankCut
 from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
@@ -1234,7 +1234,7 @@ class LoraMixer:
                 adapter_names,
                 weights,
                 format=format,
-                cut=Cut(rank, conv_rank, energy, sv_ratio),
+                cut=RankCut(rank, conv_rank, energy, sv_ratio),
                 dtype=dtype,
                 method=method,
             )

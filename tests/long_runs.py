@@ -4,6 +4,7 @@ Long runs: a page with people coming and going, and batches whose workers are ki
 ``python -m tests.long_runs page --pictures 2000`` makes a day's pictures of eight sessions at once, some of which leave in the
 middle, while adapters come to the library and go; ``python -m tests.long_runs batch --engine ray --rounds 50`` runs a plan again
 and again and kills a worker at random in each. Both print what they measured; the exit code says whether it was flat.
+``python -m tests.long_runs kills --rounds 20`` kills runners and workers of batches at any moment, and runs each plan to its end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -198,12 +200,100 @@ def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[S
     return samples, came
 
 
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = (("local", 1), ("processes", 2))
+
+
+def kills(rounds: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """
+    Kill the runner of a plan, or one of its workers, at any moment, then run the plan to its end.
+
+    Returns:
+        How many were killed of each kind, and how often something was wrong: other pictures than without a kill, a process or a
+        file left behind, a picture that failed, one that was made twice.
+    """
+    dice = random.Random(seed)
+    came = dict.fromkeys(("runs", "same", "runner", "worker", "before any picture", "at the end"), 0)
+    make_model(folder)
+    statuses(plan_for(folder, folder / "wanted", [GRID]))
+    wanted = hashes(folder / "wanted")
+    for number in range(rounds):
+        engine, workers = ENGINES[number % 2]
+        kind = "runner" if engine == "local" or dice.random() < 0.5 else "worker"
+        out, place = folder / f"out{number}", folder / f"plan{number}.json"
+        name = dice.choice(("manifest.jsonl", "manifest.sqlite"))
+        plan = plan_for(folder, out, [GRID], output={"manifest": str(out / name)})
+        place.write_text(json.dumps(plan))
+        pids, made, hit = _killed(place, engine, workers, kind, dice)
+        came["runs"] += 1
+        came[kind] += hit
+        came["before any picture"] += hit and not made
+        came["at the end"] += not hit
+        alive = [pid for pid in pids if not _ends(pid)]
+        counts = statuses(plan)
+        odd = [path.name for path in out.rglob("*") if path.suffix == ".tmp" or ".tmp" in path.name]
+        problems = {
+            "left a process": bool(alive),
+            "left a file": bool(odd),
+            "failed": bool(counts["failed"]),
+            "other pictures": hashes(out) != wanted,
+            "made again": counts["kept"] < made - 1,  # the last may have been told and not noted
+        }
+        for problem, is_so in problems.items():
+            if is_so:
+                came[problem] = came.get(problem, 0) + 1
+        came["same"] += hashes(out) == wanted
+        print(f"{number:3} {engine:9} {name:16} {kind} killed after {made} pictures: {counts}", flush=True)  # noqa: T201
+    return came
+
+
+def _killed(
+    place: Path, engine: str, workers: int, kind: str, dice: random.Random
+) -> tuple[list[int], int, bool]:
+    """Run a plan as a program and kill it, or a worker, at a moment; give its processes, how many pictures it told, whether it lived."""
+    command = [sys.executable, "-m", "tests.batch_plans", str(place), engine, str(workers)]
+    after, later = dice.randrange(8), dice.random() * 0.2
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        pids, made, hit = [running.pid], 0, False
+        for line in running.stdout:
+            event = json.loads(line)
+            if event.get("state") == "ready" and "pid" in event:
+                pids.append(event["pid"])
+            made += event["event"] == "picture"
+            if not hit and made >= after and (len(pids) > 1 or engine == "local"):
+                time.sleep(later)  # so that it is any moment, also within a picture
+                victim = running.pid if kind == "runner" else dice.choice(pids[1:])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    hit = True
+    return (
+        list(dict.fromkeys(pids)),
+        made,
+        hit and (kind == "worker" or running.returncode == -signal.SIGKILL),
+    )
+
+
+def _ends(pid: int, seconds: float = 60.0) -> bool:
+    """Whether a process ends by itself in some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("page", "batch"))
+    parser.add_argument("what", choices=("page", "batch", "kills"))
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--engine", choices=("processes", "ray"), default="ray")
@@ -213,6 +303,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        if chosen.what == "kills":
+            came = kills(chosen.rounds, folder, chosen.seed)
+            print(json.dumps(came))  # noqa: T201
+            fine = {"runs", "same", "runner", "worker", "before any picture", "at the end"}
+            sys.exit(came["runs"] != came["same"] or bool(set(came) - fine))
         if chosen.what == "page":
             samples, came = page(chosen.pictures, chosen.sessions, folder, chosen.seed)
         else:

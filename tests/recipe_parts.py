@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from lora_mixer.algorithms import LayerWeights
-from lora_mixer.algorithms.table import Kind
+from lora_mixer.algorithms.table import AlgorithmKind
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
@@ -118,7 +118,7 @@ class Outer(LayerWeights):
         return gain * torch.outer(self.a.to(base), self.b.to(base)) * base
 
 
-OUTER = Kind(
+OUTER = AlgorithmKind(
     "outer",
     "tests.recipe_parts:Outer.from_parts",
     leaves=((r"\.outer_(?P<part>[ab])<name>", "outer"),),

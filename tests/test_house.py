@@ -106,3 +106,15 @@ def test_long_lists_are_cut_in_one_place():
     }
 
     assert cut == {"lora_mixer/wording.py"}
+
+
+def test_a_class_name_stands_for_one_thing():
+    where: dict[str, list[str]] = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
+
+    assert len(where) > 300
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

@@ -15,7 +15,7 @@ from lora_mixer.extras import require
 
 from .api import add_api
 from .app_state import AppState, ServerOptions
-from .guard import LOOPBACK, Guard, outermost
+from .guard import LOOPBACK, PageGuard, outermost
 from .jobs import Jobs
 from .messages import words_of
 from .pages.compare import compare_page
@@ -180,7 +180,7 @@ def launch(
         prevent_thread_lock=True,
         app_kwargs={
             "middleware": [
-                Middleware(Guard, app.sessions, hosts, app.pictures, app.downloads),
+                Middleware(PageGuard, app.sessions, hosts, app.pictures, app.downloads),
                 Middleware(Pressing, sorted({each["type"] for each in blocks.config["components"]})),
             ]
         },

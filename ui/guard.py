@@ -103,7 +103,7 @@ class Brake:
             self._failed.popitem(last=False)
 
 
-class Guard:
+class PageGuard:
     """
     ASGI middleware around the whole page.
 
@@ -199,7 +199,7 @@ def outermost(app: Any) -> None:
         app: The application that is served.
     """
     kept = [each for each in app.user_middleware if each.cls.__name__ != "CustomCORSMiddleware"]
-    app.user_middleware[:] = sorted(kept, key=lambda each: each.cls is not Guard)
+    app.user_middleware[:] = sorted(kept, key=lambda each: each.cls is not PageGuard)
     app.middleware_stack = app.build_middleware_stack()
 
 

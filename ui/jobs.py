@@ -56,11 +56,11 @@ class Order:
     """
 
     label: str
-    work: Callable[[Job], Any]
+    work: Callable[[SessionJob], Any]
     number: int = field(default_factory=itertools.count(1).__next__)
 
 
-class Job:
+class SessionJob:
     """
     What a session has under way: orders one after the other, and one view of them that listeners follow.
 
@@ -147,8 +147,8 @@ class Jobs:
     def __init__(self, limit: int = MAX_JOBS, present: Callable[[str], bool] | None = None) -> None:
         """Start with none."""
         self._limit, self._present = limit, present
-        self._jobs: dict[str, Job] = {}
-        self._taken: OrderedDict[tuple[str, int], tuple[Order, Job]] = OrderedDict()
+        self._jobs: dict[str, SessionJob] = {}
+        self._taken: OrderedDict[tuple[str, int], tuple[Order, SessionJob]] = OrderedDict()
         self._lock = threading.Lock()
         self._watching = False
 
@@ -159,7 +159,7 @@ class Jobs:
         order: Order,
         view: View,
         heard: Callable[[View, View], View],
-    ) -> tuple[Job, bool]:
+    ) -> tuple[SessionJob, bool]:
         """
         Begin a job, or put an order behind those of the same kind that the session has under way.
 
@@ -168,7 +168,7 @@ class Jobs:
             kind: ``make`` can wait behind itself; others are refused while something is under way.
             order: What to do.
             view: What is shown first.
-            heard: As for :class:`Job`.
+            heard: As for :class:`SessionJob`.
 
         Returns:
             The job, and whether it is new.
@@ -194,7 +194,7 @@ class Jobs:
                 raise PictureError(
                     f"The device has work for {self._limit} sessions already; try again when some are finished."
                 )
-            job = self._jobs[owner] = Job(owner, kind, view, heard)
+            job = self._jobs[owner] = SessionJob(owner, kind, view, heard)
             job.orders.append(order)
             if self._present is not None and not self._watching:
                 self._watching = True
@@ -202,7 +202,7 @@ class Jobs:
         start_computing(self._run, f"work of {owner[:8]}", (job,))
         return job, True
 
-    async def result(self, owner: str, kind: str, label: str, work: Callable[[Job], Any]) -> Any:
+    async def result(self, owner: str, kind: str, label: str, work: Callable[[SessionJob], Any]) -> Any:
         """
         Do one piece of work as a job of its own and wait for it, in no thread of the page's handlers.
 
@@ -222,7 +222,7 @@ class Jobs:
             raise PictureCancelled("stopped")
         return view.get("result")
 
-    def of(self, owner: str) -> Job | None:
+    def of(self, owner: str) -> SessionJob | None:
         """Return the session's job, or None."""
         with self._lock:
             return self._jobs.get(owner)
@@ -276,7 +276,7 @@ class Jobs:
             self.rearrange(owner, number, to)
         return fresh
 
-    def _next(self, job: Job) -> Order | None:
+    def _next(self, job: SessionJob) -> Order | None:
         with self._lock:
             if job.orders:
                 job.stop.clear()
@@ -286,7 +286,7 @@ class Jobs:
         job.changed()
         return None
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: SessionJob) -> None:
         while (order := self._next(job)) is not None:
             try:
                 job.tell({"state": "done", "result": order.work(job)})
@@ -342,7 +342,7 @@ class Clock:
 
 def make_all(
     app: AppState,
-    job: Job,
+    job: SessionJob,
     requests: Sequence[PictureRequest],
     tell: Tell,
     *,
@@ -405,7 +405,7 @@ def make_all(
 
 
 def _watcher(
-    job: Job, clock: Clock, tell: Tell, start: int, count: int, size: int
+    job: SessionJob, clock: Clock, tell: Tell, start: int, count: int, size: int
 ) -> Callable[[StepProgress], None]:
     last = 0.0
 

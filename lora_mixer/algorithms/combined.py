@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stack(LayerWeights):
+class Combined(LayerWeights):
     """
     ModuleTensors of one module that each change it by itself: a pair and a bias difference, a rotation and a trained bias.
 
@@ -52,7 +52,7 @@ class Stack(LayerWeights):
         """Say whether every part is zero."""
         return all(part.is_zero() for part in self.parts)
 
-    def limited(self, rank: int) -> Stack:
+    def limited(self, rank: int) -> Combined:
         """Limit every part."""
         return replace(self, parts=tuple(part.limited(rank) for part in self.parts))
 

@@ -24,7 +24,7 @@ import torch
 
 from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
 from lora_mixer.algorithms.columns import Padded
-from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.combined import Combined
 from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.algorithms.rows import Placed
 
@@ -284,7 +284,7 @@ def with_dora_strength(weights: LayerWeights, strength: DoraStrength) -> LayerWe
     """Return the same with another strength in every DoRA of it; itself where there is none."""
     if isinstance(weights, Dora):
         return replace(weights, strength=strength)
-    if isinstance(weights, Stack):
+    if isinstance(weights, Combined):
         return replace(weights, parts=tuple(with_dora_strength(part, strength) for part in weights.parts))
     if isinstance(weights, Sliced | Placed | Padded):
         return replace(weights, inner=with_dora_strength(weights.inner, strength))

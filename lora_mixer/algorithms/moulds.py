@@ -18,7 +18,7 @@ from lora_mixer.algorithms.base import LayerWeights
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_mixer.algorithms.rows import Cut
+    from lora_mixer.algorithms.rows import RowCut
 
 
 class NoMouldError(Exception):
@@ -51,7 +51,7 @@ class Place:
         return size
 
 
-class Places:
+class TensorPlaces:
     """
     The different places that the tensors of a set of changes have.
 
@@ -106,7 +106,7 @@ class Section:
         raw: The data section (uint8), wherever it lies.
     """
 
-    def __init__(self, places: Places, raw: torch.Tensor) -> None:
+    def __init__(self, places: TensorPlaces, raw: torch.Tensor) -> None:
         """Make none yet."""
         self._places = places.all
         self._made: list[torch.Tensor | None] = [None] * len(places.all)
@@ -151,7 +151,7 @@ class Mould:
     lists: tuple[tuple[str, tuple[Mould, ...]], ...] = field(default=())
 
     @classmethod
-    def of(cls, weights: LayerWeights, places: Places) -> Mould:
+    def of(cls, weights: LayerWeights, places: TensorPlaces) -> Mould:
         """
         Take the mould of a change whose tensors are views of a data section.
 
@@ -209,7 +209,7 @@ class CutMould:
     """
 
     whole: Mould
-    cut: Cut
+    cut: RowCut
 
     def fill(self, section: Callable[[int], torch.Tensor]) -> LayerWeights:
         """Return the part with the tensors of a data section."""

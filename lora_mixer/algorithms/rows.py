@@ -134,7 +134,7 @@ class Chunks(LayerWeights):
 
 
 @dataclass(frozen=True)
-class Cut:
+class RowCut:
     """
     Which rows of a layer of a file go to which rows of a live module.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kind:
+class AlgorithmKind:
     """
     One algorithm.
 
@@ -51,7 +51,7 @@ class Kind:
 
 
 _ROWS = (
-    Kind(
+    AlgorithmKind(
         "lora",
         "pairs:pair_from_parts",
         leaves=(
@@ -76,7 +76,7 @@ _ROWS = (
         peft_types=("LORA",),
         is_turned=True,
     ),
-    Kind(
+    AlgorithmKind(
         "set",
         "values:Values.from_parts",
         leaves=(
@@ -90,14 +90,14 @@ _ROWS = (
         ),
         peft_types=("LN_TUNING",),
     ),
-    Kind(
+    AlgorithmKind(
         "tokens",
         "values:Tokens.from_parts",
         leaves=((r"(?:\.token_adapter)?\.trainable_tokens_delta<name>", "tokens"),),
         peft_types=("TRAINABLE_TOKENS",),
         peft_fields=("trainable_token_indices", "token_indices"),
     ),
-    Kind(
+    AlgorithmKind(
         "",
         leaves=(
             (r"[._]lora[._](?:A|B|down|up)<name>(?:\.weight)?\.alpha", "alpha"),
@@ -108,21 +108,21 @@ _ROWS = (
         ),
         whole_numbers=("reshape_weight",),
     ),
-    Kind(
+    AlgorithmKind(
         "dora",
         leaves=(
             (r"\.dora_scale", "dora_scale"),
             (r"\.(?:magnitude|lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?)", "magnitude"),
         ),
     ),
-    Kind(
+    AlgorithmKind(
         "loha",
         "loha:LoHa.from_parts",
         leaves=((r"\.hada_(?P<part>w[12]_[ab]|t[12])<name>", "hada"),),
         peft_types=("LOHA",),
         is_turned=True,
     ),
-    Kind(
+    AlgorithmKind(
         "lokr",
         "lokr:LoKr.from_parts",
         leaves=((r"\.lokr_(?P<part>w[12](?:_[ab])?|t[12])<name>", "lokr"),),
@@ -130,13 +130,13 @@ _ROWS = (
         peft_fields=("decompose_both", "decompose_factor", "use_effective_conv2d"),
         is_turned=True,
     ),
-    Kind(
+    AlgorithmKind(
         "glora",
         "glora:GLoRA.from_parts",
         leaves=((r"\.(?P<part>[ab][12]|bm)\.weight", "glora"),),
         is_turned=True,
     ),
-    Kind(
+    AlgorithmKind(
         "full",
         "full:Full.from_parts",
         leaves=(
@@ -146,12 +146,12 @@ _ROWS = (
         ),
         peft_types=("BEFT",),
     ),
-    Kind(
+    AlgorithmKind(
         "norm",
         "full:Norm.from_parts",
         leaves=((r"\.(?P<part>[wb])_norm", "norm"),),
     ),
-    Kind(
+    AlgorithmKind(
         "ia3",
         "ia3:IA3.from_parts",
         leaves=(
@@ -162,7 +162,7 @@ _ROWS = (
         peft_fields=("feedforward_modules", "init_ia3_weights"),
         whole_numbers=("on_input",),
     ),
-    Kind(
+    AlgorithmKind(
         "oft",
         "boft:diagonal_or_butterfly",
         leaves=(
@@ -171,7 +171,7 @@ _ROWS = (
             (r"\.rescale", "rescale"),
         ),
     ),
-    Kind(
+    AlgorithmKind(
         "oft_peft",
         "oft_peft:PeftOFT.from_parts",
         leaves=((r"\.oft_(?P<part>R|embedding_R)<name>(?:\.weight)?", "oft"),),
@@ -185,38 +185,38 @@ _ROWS = (
             "num_cayley_neumann_terms",
         ),
     ),
-    Kind(
+    AlgorithmKind(
         "oft_old",
         refused="OFT of PEFT before 0.16 (oft_r), which rotates differently from release to release",
         leaves=((r"\.oft_r<name>", "oft_r"),),
     ),
-    Kind(
+    AlgorithmKind(
         "tlora",
         refused="T-LoRA, whose change is the difference from an initialisation that the file does not hold",
         leaves=((r"\.(?P<part>q_layer\.weight|p_layer\.weight|lambda_layer)", "tlora"),),
     ),
-    Kind(
+    AlgorithmKind(
         "boft_peft",
         "boft:PeftBOFT.from_parts",
         leaves=((r"\.boft_(?P<part>R|s)<name>", "boft"),),
         peft_types=("BOFT",),
         peft_fields=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"),
     ),
-    Kind(
+    AlgorithmKind(
         "kasa",
         "started:Started.with_diagonal",
         leaves=((r"\.lora_diag<name>", "diag"),),
         peft_fields=("kasa_config",),
         pair="takes",
     ),
-    Kind(
+    AlgorithmKind(
         "fourierft",
         "fourierft:FourierFT.from_parts",
         leaves=((r"\.fourierft_spectrum<name>", "fourierft"),),
         peft_types=("FOURIERFT",),
         peft_fields=("n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed"),
     ),
-    Kind(
+    AlgorithmKind(
         "adalora",
         "adalora:AdaLora.from_parts",
         leaves=(
@@ -239,7 +239,7 @@ _ROWS = (
         is_turned=True,
         pair="takes",
     ),
-    Kind(
+    AlgorithmKind(
         "vera",
         "vera:Vera.from_parts",
         leaves=(
@@ -251,28 +251,28 @@ _ROWS = (
         is_turned=True,
         shared=("vera_A", "vera_B"),
     ),
-    Kind(
+    AlgorithmKind(
         "hra",
         "hra:HRA.from_parts",
         leaves=((r"\.hra_(?P<part>u)<name>", "hra"),),
         peft_types=("HRA",),
         peft_fields=("apply_GS",),
     ),
-    Kind(
+    AlgorithmKind(
         "hira",
         "hira:HiRA.from_parts",
         leaves=((r"\.hira_(?P<part>(?:embedding_)?[AB])<name>", "hira"),),
         peft_types=("HIRA",),
         peft_fields=("hira_dropout",),
     ),
-    Kind(
+    AlgorithmKind(
         "c3a",
         "c3a:C3A.from_parts",
         leaves=((r"\.c3a_(?P<part>kernel)<name>", "c3a"),),
         peft_types=("C3A",),
         peft_fields=("block_size", "block_size_pattern"),
     ),
-    Kind(
+    AlgorithmKind(
         "gralora",
         "gralora:GraLoRA.from_parts",
         leaves=(
@@ -282,21 +282,21 @@ _ROWS = (
         peft_types=("GRALORA",),
         peft_fields=("hybrid_r", "gralora_k", "gralora_alpha", "gralora_dropout"),
     ),
-    Kind(
+    AlgorithmKind(
         "delora",
         "delora:DeLoRA.from_parts",
         leaves=((r"\.delora_(?P<part>A|B|lambda|w_norm)<name>", "delora"),),
         peft_types=("DELORA",),
         peft_fields=("delora_lambda", "lambda_pattern"),
     ),
-    Kind(
+    AlgorithmKind(
         "miss",
         "miss:MiSS.from_parts",
         leaves=((r"\.(?:miss|bone)_(?P<part>block)<name>", "miss"),),
         peft_types=("MISS", "BONE"),
         peft_fields=("mini_r", "bone_init", "init_bone_weights", "miss_dropout"),
     ),
-    Kind(
+    AlgorithmKind(
         "shira",
         "combined:Sparse.of_shira",
         leaves=((r"\.shira_(?P<part>weight|indices)<name>", "shira"),),
@@ -304,7 +304,7 @@ _ROWS = (
         peft_fields=("mask_type", "random_seed"),
         whole_numbers=("shira_indices",),
     ),
-    Kind(
+    AlgorithmKind(
         "sparse",
         "combined:Sparse.from_parts",
         leaves=((r"\.bias_(?P<part>indices|values|size)", "bias"),),
@@ -314,7 +314,7 @@ _ROWS = (
     ),
 )
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}
+KINDS: dict[str, AlgorithmKind] = {kind.name: kind for kind in _ROWS}
 """Every algorithm by its name; what any of them may have has the name ``""``."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_mixer.algorithms.base import LayerWeights, Sliced, take_rows
-from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.combined import Combined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,6 +104,6 @@ def gathered(weights: LayerWeights, whole: WholeLayer, shape: tuple[int, ...]) -
     """Return the same with every part that needs the whole layer bound to it."""
     if isinstance(weights, Sliced) and weights.needs_whole(shape):
         return Gathered(weights, whole, weights.alpha)
-    if isinstance(weights, Stack):
+    if isinstance(weights, Combined):
         return replace(weights, parts=tuple(gathered(part, whole, shape) for part in weights.parts))
     return weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lora_mixer.batches.plan import MIX_FIELDS, Picture, sentence
+from lora_mixer.batches.plan import MIX_FIELDS, PictureEntry, sentence
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_mixer.batches.plan import Plan
     from lora_mixer.parsing.problems import Problems
 
-_FIELDS = frozenset(Picture.model_fields)
+_FIELDS = frozenset(PictureEntry.model_fields)
 _WILDCARD = re.compile(r"__(.+)__")
 _RANGE = re.compile(r"(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})")
 _KINDS = ("weight", "unet", "te", "blocks")
@@ -132,7 +132,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
     if axis.axis is not None:
         return _misfit_of_picture(axis.axis, value)
     try:
-        Picture.model_validate({axis.key: value})
+        PictureEntry.model_validate({axis.key: value})
         if axis.key in MIX_FIELDS and value is not None:
             plan.mix(value)
     except ValidationError as error:

@@ -81,12 +81,12 @@ def _checked(about: PictureField) -> Callable[[str], str]:
 
 if TYPE_CHECKING:
 
-    class _PictureFields(_Strict):
+    class _PlannedFields(_Strict):
         """Made below, from the table."""
 
 else:
-    _PictureFields = create_model(
-        "_PictureFields",
+    _PlannedFields = create_model(
+        "_PlannedFields",
         __base__=_Strict,
         **{name: (_annotation(about), None) for name, about in PICTURE_FIELDS.items()},
     )
@@ -112,7 +112,7 @@ class ModelSpec(_Strict):
     allow_pickle: Annotated[bool, Field(description=MODEL_FIELDS["allow_pickle"]["help"])] = False
 
 
-class Picture(_PictureFields, _Strict):
+class PictureEntry(_PlannedFields, _Strict):
     """What a picture can be told, each of ``PICTURE_FIELDS`` and more; ``defaults`` of a plan, and part of each job."""
 
     size: Annotated[_Size | None, Field(description="WIDTHxHEIGHT")] = None
@@ -123,7 +123,7 @@ class Picture(_PictureFields, _Strict):
     ] = None
 
 
-class Job(Picture):
+class Job(PictureEntry):
     """One picture, or a grid of them."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
@@ -236,7 +236,7 @@ class Plan(_Strict):
         dict[str, list[str] | str],
         Field(description="What __NAME__ in a prompt stands for: a list, or a file with one per line."),
     ] = {}
-    defaults: Picture = Picture()
+    defaults: PictureEntry = PictureEntry()
     output: Output = Output()
     run: RunOptions = RunOptions()
     jobs: Annotated[list[Job], Field(min_length=1)]

@@ -133,7 +133,7 @@ def run_plan(
     if workers is not None and workers < 1:
         raise PlanError(f"workers must be 1 or more, got {workers}")
     checked = plan if isinstance(plan, CheckedPlan) else check_plan(plan)
-    run = _Run(checked, on_image or _nothing, on_event or _nothing, stop or (lambda: False))
+    run = _BatchRun(checked, on_image or _nothing, on_event or _nothing, stop or (lambda: False))
     return run.results(engine, workers, address)
 
 
@@ -141,7 +141,7 @@ def _nothing(_: Any) -> None:
     """Do nothing with it."""
 
 
-class _Run:
+class _BatchRun:
     def __init__(
         self,
         checked: CheckedPlan,

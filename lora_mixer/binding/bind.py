@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.algorithms import Stack
+from lora_mixer.algorithms import Combined
 from lora_mixer.algorithms.columns import Padded
 from lora_mixer.algorithms.experts import ParameterPair
 from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
-from lora_mixer.algorithms.rows import Cut
+from lora_mixer.algorithms.rows import RowCut
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
 from lora_mixer.binding.index import ModuleIndex
@@ -90,7 +90,7 @@ class _Tally:
 
 
 @dataclass
-class _Share:
+class _LayerShare:
     """What one layer of the file is to one live module."""
 
     layer: AdapterLayer
@@ -106,15 +106,15 @@ class _Share:
         if live.is_bare and not live.is_packed and isinstance(change, Full) and change.weight is not None:
             return replace(change, weight=change.weight.reshape(live.shape))
         place = self.placement
-        return Cut(place.file_rows, self.match.total, place.live_rows, live.shape[0]).of(change)
+        return RowCut(place.file_rows, self.match.total, place.live_rows, live.shape[0]).of(change)
 
     @property
-    def pattern(self) -> tuple[LayerWeights, Cut] | None:
+    def pattern(self) -> tuple[LayerWeights, RowCut] | None:
         """The file's layer and what is cut from it; None where it is reshaped on the way."""
         live, place = self.placement.live, self.placement
         if live.is_bare and not live.is_packed:
             return None
-        return self.change, Cut(place.file_rows, self.match.total, place.live_rows, live.shape[0])
+        return self.change, RowCut(place.file_rows, self.match.total, place.live_rows, live.shape[0])
 
 
 @dataclass
@@ -122,7 +122,7 @@ class _Matches:
     """The modules that were found, by component and path, what was counted, and what has another shape."""
 
     tallies: dict[str, _Tally] = field(default_factory=dict)
-    shares: dict[tuple[str, str], list[_Share]] = field(default_factory=dict)
+    shares: dict[tuple[str, str], list[_LayerShare]] = field(default_factory=dict)
     misfits: list[Problem] = field(default_factory=list)
 
 
@@ -236,12 +236,12 @@ def _matched(adapter: Adapter, indexes: Mapping[str, ModuleIndex], component: st
             tally.matched[placement.live.path] = None
             place = _place(placement.live, weights, twins)
             shares.setdefault((placement.live.component, place), []).append(
-                _Share(layer, match, placement, weights, widening)
+                _LayerShare(layer, match, placement, weights, widening)
             )
     return matches
 
 
-def _is_told_by_names(shares: Sequence[_Share]) -> bool:
+def _is_told_by_names(shares: Sequence[_LayerShare]) -> bool:
     """Say whether no value was looked at to tell whether layers of a file contradict each other."""
     return len(shares) == 1 or all(share.placement.live_rows is not None for share in shares)
 
@@ -254,7 +254,7 @@ def _place(live: LiveModule, weights: LayerWeights, twins: dict[int, str]) -> st
 
 
 def _twice(
-    shares: Mapping[tuple[str, str], Sequence[_Share]], indexes: Mapping[str, ModuleIndex]
+    shares: Mapping[tuple[str, str], Sequence[_LayerShare]], indexes: Mapping[str, ModuleIndex]
 ) -> list[str]:
     """List the modules that several layers of the file change in ways that contradict each other."""
     return [
@@ -264,7 +264,7 @@ def _twice(
     ]
 
 
-def _given_by(shares: Mapping[tuple[str, str], Sequence[_Share]], twice: Sequence[str]) -> list[str]:
+def _given_by(shares: Mapping[tuple[str, str], Sequence[_LayerShare]], twice: Sequence[str]) -> list[str]:
     """Name the components that a file or folder says it has modules for which come to be one here; none where it says one."""
     groups = [group for (part, path), group in shares.items() if f"{part}.{path}" in set(twice)]
     said = {share.layer.target.hint: share.placement.live.component for group in groups for share in group}
@@ -394,7 +394,7 @@ def _other_expert(
     return [Remark(note, NoteKind.EXPERT)]
 
 
-def _maybe_apart(shares: Iterable[Sequence[_Share]]) -> tuple[LowRank, Sequence[int]] | None:
+def _maybe_apart(shares: Iterable[Sequence[_LayerShare]]) -> tuple[LowRank, Sequence[int]] | None:
     """Return the first pair of a fused layer and the rows of its parts, where its shapes and alpha may be of parts trained apart."""
     fused = (share for each in shares for share in each if len(share.match.placements) > 1)
     first = next((share for share in fused if isinstance(share.change, LowRank) and share.change.alpha), None)
@@ -451,7 +451,7 @@ def _turned(weights: LayerWeights, match: ModuleMatch) -> LayerWeights:
     live = match.placements[0].live
     if not live.transposed:
         return weights
-    if isinstance(weights, Stack):
+    if isinstance(weights, Combined):
         return replace(weights, parts=tuple(_turned(part, match) for part in weights.parts))
     stored = live.shape[::-1]
     if isinstance(weights, Values) and weights.weight is not None and tuple(weights.weight.shape) == stored:
@@ -502,20 +502,20 @@ def _resized(
     return weights, Widening(columns, index.root) if fits else None
 
 
-def _bound(shares: Sequence[_Share]) -> BoundLayer:
+def _bound(shares: Sequence[_LayerShare]) -> BoundLayer:
     """Return a live module all that layers of the file change in it: one layer, or several that have rows of their own."""
     live = shares[0].placement.live
     partial = [share for share in shares if share.placement.live_rows is not None]
     if len(partial) > 1:
         parts = tuple(share.weights for share in partial)
-        return BoundLayer(live, Stack(parts, parts[0].alpha))
+        return BoundLayer(live, Combined(parts, parts[0].alpha))
     weights, match = shares[0].weights, shares[0].match
     mixes = not match.is_whole and not partial and weights.needs_whole(live.shape)
     siblings = Siblings(match.placements, match.total) if mixes else None
     return BoundLayer(live, weights, siblings, shares[0].widening)
 
 
-def _differ(shares: Sequence[_Share], *, known: bool) -> bool:
+def _differ(shares: Sequence[_LayerShare], *, known: bool) -> bool:
     """
     Say whether several layers of a file contradict each other in one module.
 
@@ -531,7 +531,7 @@ def _differ(shares: Sequence[_Share], *, known: bool) -> bool:
     return not known or not all(_same(shares[0], other) for other in shares[1:])
 
 
-def _same(one: _Share, other: _Share) -> bool:
+def _same(one: _LayerShare, other: _LayerShare) -> bool:
     live = one.placement.live
     first, second = one.weights, other.weights
     if first.needs_whole(live.shape) or second.needs_whole(live.shape):

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from lora_mixer.algorithms.moulds import CutMould, Mould, NoMouldError, Places, Section
+from lora_mixer.algorithms.moulds import CutMould, Mould, NoMouldError, Section, TensorPlaces
 from lora_mixer.binding.layers import BoundLayer, BoundLayers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lora_mixer.algorithms import LayerWeights
-    from lora_mixer.algorithms.rows import Cut
+    from lora_mixer.algorithms.rows import RowCut
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.binding.layers import Siblings
     from lora_mixer.formats.moulds import FileMould
 
-Pattern = tuple["LayerWeights", "Cut"]
+Pattern = tuple["LayerWeights", "RowCut"]
 """A layer of a file, and what is cut from it."""
 Span = tuple[torch.dtype, int, int]
 """Numbers of one dtype in a data section, from one up to another, in numbers of that dtype."""
@@ -39,7 +39,7 @@ class BoundMould:
     """
 
     layers: Sequence[tuple[LiveModule, Mould | CutMould, Siblings | None]]
-    places: Places
+    places: TensorPlaces
     spans: Sequence[Span] | None
     known: dict[str, Any] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class BoundMould:
         """
         if any(layer.widening is not None for layer in layers):
             raise NoMouldError
-        places = Places(raw)
+        places = TensorPlaces(raw)
         spans = [
             (layer.live, _mould_of(layer.weights, pattern, places), layer.siblings)
             for layer, pattern in zip(layers, patterns, strict=True)
@@ -80,7 +80,7 @@ class BoundMould:
             yield made
 
 
-def _mould_of(weights: LayerWeights, pattern: Pattern | None, places: Places) -> Mould | CutMould:
+def _mould_of(weights: LayerWeights, pattern: Pattern | None, places: TensorPlaces) -> Mould | CutMould:
     try:
         return Mould.of(weights, places)
     except NoMouldError:

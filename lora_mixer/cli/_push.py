@@ -17,7 +17,7 @@ from lora_mixer.cli._saying import say
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 
 
-class Form(str, Enum):
+class PushForm(str, Enum):
     """What a mix is written as."""
 
     ADAPTER = "adapter"
@@ -33,8 +33,8 @@ def push(
     options: ModelOptions,
     lora: Loras,
     form: Annotated[
-        Form, typer.Option("--as", help="One adapter, or the model with the mix in its weights.")
-    ] = Form.ADAPTER,
+        PushForm, typer.Option("--as", help="One adapter, or the model with the mix in its weights.")
+    ] = PushForm.ADAPTER,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Of an adapter: the rank to cut to. Default: exact.")
     ] = None,

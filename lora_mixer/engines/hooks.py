@@ -36,7 +36,7 @@ class _Attached:
         if within is not None:
             self.after[_WITHIN] = within
         self.forward: Callable[..., Any] = (
-            _Within(module, within)
+            _ForwardWithin(module, within)
             if within is not None
             else MethodType(type(module).forward, module)
             if self.before is None
@@ -44,7 +44,7 @@ class _Attached:
         )
 
     def detach(self, module: nn.Module) -> None:
-        if isinstance(self.forward, _Within):
+        if isinstance(self.forward, _ForwardWithin):
             self.forward.hook = None  # who has wrapped it since gets the class' own
         # where another library has wrapped it since, it goes on to what it wrapped
         if module.__dict__.get("forward") is self.forward:
@@ -58,7 +58,7 @@ class _Attached:
         """Take the hook within ``forward`` away."""
         self.after.pop(_WITHIN, None)
         self.within = None
-        if isinstance(self.forward, _Within):
+        if isinstance(self.forward, _ForwardWithin):
             self.forward.hook = None
 
 
@@ -82,7 +82,7 @@ class Within(Protocol):
         """Return the output with the hook's part, of the inputs; None where the module's own is needed."""
 
 
-class _Within:
+class _ForwardWithin:
     """Stands for the ``forward`` of a module's class, with a hook's part in what it gives."""
 
     def __init__(self, module: nn.Module, hook: Within) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_mixer.adapter import AdapterLayer
-from lora_mixer.algorithms import Dora, LayerWeights, ModuleTensors, Stack
+from lora_mixer.algorithms import Combined, Dora, LayerWeights, ModuleTensors
 from lora_mixer.algorithms.table import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.peft_config import rule_for
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
     from lora_mixer.formats.grouping import ModuleKeys
     from lora_mixer.formats.peft_config import ScaleRule
 
@@ -157,7 +157,7 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
 
 
 def _parameters(
-    rule: ScaleRule | None, target: Target, rank: int
+    rule: ScaleRule | None, target: KeyTarget, rank: int
 ) -> tuple[tuple[str, float, float | None], ...]:
     """Return scale and alpha of a pair for each parameter of its module that the configuration names."""
     names = () if rule is None else rule.config.get("target_parameters") or ()
@@ -187,7 +187,7 @@ def _together(weights: Sequence[LayerWeights], parts: ModuleTensors) -> LayerWei
         raise parts.broken(
             f"change biases of {' and '.join(map(str, biases))} values, and a module has one bias"
         )
-    return Stack(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
+    return Combined(tuple(weights), next((w.alpha for w in weights if w.alpha), None))
 
 
 def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:

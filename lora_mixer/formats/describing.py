@@ -26,7 +26,7 @@ from lora_mixer.sources import find_sidecars
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
     from lora_mixer.formats.header import Header
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.hashes import Hashes
@@ -199,7 +199,7 @@ class _KeyPlan(NamedTuple):
 
     hints: tuple[str | None, ...]
     names: tuple[str, ...]
-    targets: tuple[Target, ...]
+    targets: tuple[KeyTarget, ...]
     downs: list[int]
     ups: list[int]
     alphas: list[int]
@@ -211,7 +211,7 @@ class _KeyPlan(NamedTuple):
 def _plan(keys: tuple[str, ...]) -> _KeyPlan | None:
     """Sort the keys of a plain LoRA into modules; None for what is none."""
     table: dict[tuple[str | None, str], list[int | None]] = {}
-    targets: dict[tuple[str | None, str], Target] = {}
+    targets: dict[tuple[str | None, str], KeyTarget] = {}
     layouts: set[str] = set()
     for number, key in enumerate(keys):
         place = _place(key) if len(key) <= _LONG else None
@@ -255,7 +255,7 @@ def _number(dtype: str, raw: bytes) -> float | None:
 
 
 @lru_cache(maxsize=1 << 15)  # folders are full of files with the same names in them
-def _place(key: str) -> tuple[int, Target, str] | None:
+def _place(key: str) -> tuple[int, KeyTarget, str] | None:
     """Say which slot of which module a key of a plain LoRA fills, and its layout; None for every other key."""
     if is_foreign(key) or safeloras.KEY.fullmatch(key) or safeloras.PREFIX in key:
         return None

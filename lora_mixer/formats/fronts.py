@@ -13,7 +13,7 @@ from functools import lru_cache
 
 
 @dataclass(frozen=True)
-class Target:
+class KeyTarget:
     """
     The module that a key names, before any model is known.
 
@@ -123,7 +123,7 @@ _DENOISERS = frozenset(("denoiser", "transformer"))
 
 
 @lru_cache(maxsize=1 << 14)  # each module is spelled once for every tensor that it has
-def split_component(spelling: str) -> tuple[Target, str]:
+def split_component(spelling: str) -> tuple[KeyTarget, str]:
     """
     Take the component's prefix off a module spelling, and what wrappers put before and behind it.
 
@@ -160,7 +160,7 @@ def split_component(spelling: str) -> tuple[Target, str]:
     module = _unwrapped_inside(module, flat=flat)
     if hint in _DENOISERS and module.startswith(_CONDITIONER):
         hint, module = "text_conditioner", module[len(_CONDITIONER[0]) :]
-    return Target(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
+    return KeyTarget(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
 
 
 def behind(front: str, spelling: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.algorithms.table import shared_roles
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
-from lora_mixer.formats.fronts import PEFT_ROOT, Target, modernise, split_component
+from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.problem import Remark, UnusedReason
 from lora_mixer.word_keys import token_of
@@ -50,7 +50,7 @@ _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReas
 class ModuleKeys:
     """The tensors of one module, by role, and the keys that they came from."""
 
-    target: Target
+    target: KeyTarget
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     """The algorithm of each role; roles that any algorithm may use, such as alpha, have none."""
@@ -63,7 +63,7 @@ class ModuleKeys:
 
 
 @dataclass(frozen=True)
-class Groups:
+class FileGroups:
     """A file sorted into modules, embeddings and the rest."""
 
     modules: list[ModuleKeys]
@@ -74,7 +74,7 @@ class Groups:
 
 def group_keys(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], label: str, *, has_config: bool = False
-) -> Groups:
+) -> FileGroups:
     """
     Sort the keys of a file.
 
@@ -128,10 +128,10 @@ def group_keys(
     lone = [group for group in modules.values() if not group.algorithms]
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
-    return Groups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+    return FileGroups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
 
 
-def _group_of(target: Target, modules: dict[tuple[str | None, str], ModuleKeys]) -> ModuleKeys:
+def _group_of(target: KeyTarget, modules: dict[tuple[str | None, str], ModuleKeys]) -> ModuleKeys:
     place = (target.hint, target.module)
     if place not in modules:
         modules[place] = ModuleKeys(target)
@@ -192,7 +192,7 @@ def is_foreign(key: str) -> bool:
 
 def locate(
     key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
-) -> tuple[Target | None, Leaf | None, str]:
+) -> tuple[KeyTarget | None, Leaf | None, str]:
     """
     Find the module and the part that a key names.
 
@@ -207,13 +207,13 @@ def locate(
     counted = safeloras.split_key(key, metadata)
     if counted:
         hint, module, role = counted
-        return Target(hint, module, key.rpartition(":")[0]), Leaf(role, "lora"), "safeloras"
+        return KeyTarget(hint, module, key.rpartition(":")[0]), Leaf(role, "lora"), "safeloras"
     split = split_key(key) or _bare_value(key, tensors)
     if split is None:
         return None, None, ""
     spelling, leaf = split
     if spelling.startswith(safeloras.PREFIX):
-        return Target(None, spelling, spelling), leaf, "safeloras"
+        return KeyTarget(None, spelling, spelling), leaf, "safeloras"
     if (
         leaf.role == "scale" and tensors[key].numel() > 1
     ):  # a norm's own scale (BFL's control LoRAs), not a number

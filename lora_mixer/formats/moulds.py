@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from lora_mixer.adapter import Adapter, AdapterLayer
-from lora_mixer.algorithms.moulds import Mould, NoMouldError, Places, Section
+from lora_mixer.algorithms.moulds import Mould, NoMouldError, Section, TensorPlaces
 from lora_mixer.formats.header import ITEM_BYTES
 from lora_mixer.problem import NoteKind
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lora_mixer.formats.describing import Modules
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
     from lora_mixer.formats.header import Header, TensorSpec
     from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.problem import Remark, UnusedReason
@@ -58,8 +58,8 @@ class FileMould:
     rules: Mapping[str | None, ScaleRule]
     numbers: torch.Tensor
     values: torch.Tensor
-    layers: Sequence[tuple[Target, Mould, tuple[str, ...]]]
-    places: Places
+    layers: Sequence[tuple[KeyTarget, Mould, tuple[str, ...]]]
+    places: TensorPlaces
     facts: Modules
     layouts: set[str]
     dtypes: set[str]
@@ -165,7 +165,7 @@ def keep_mould(
     Returns:
         The adapter with layers that know their mould; itself where there is none to take.
     """
-    places = Places(raw)
+    places = TensorPlaces(raw)
     try:
         layers = [(layer.target, Mould.of(layer.weights, places), layer.keys) for layer in adapter.layers]
     except NoMouldError:

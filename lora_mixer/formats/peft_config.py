@@ -20,7 +20,7 @@ from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardErr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
 
 HEADER_KEY = "lora_adapter_metadata"
 
@@ -256,7 +256,7 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
     return {component: scale_rule(config, label) for component, config in configs.items()}
 
 
-def rule_for(target: Target, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
+def rule_for(target: KeyTarget, rules: Mapping[str | None, ScaleRule]) -> ScaleRule | None:
     """Return the rule of a module's component, else the one that holds where none is named."""
     names = {"denoiser": ("unet", "transformer")}.get(target.hint or "", (target.hint,))
     return next((rules[name] for name in names if name in rules), rules.get(None))

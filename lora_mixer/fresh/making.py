@@ -22,8 +22,8 @@ from lora_mixer.fresh.kinds.tokens import refuses_tokens, rows_of
 from lora_mixer.fresh.parameters import parameter_pairs
 from lora_mixer.fresh.targets import (
     ALL_LINEAR,
+    ModuleTree,
     Target,
-    Tree,
     biases,
     find_targets,
     resolved,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.fresh.config import AdapterConfig
-    from lora_mixer.fresh.kinds.kind import Kind
+    from lora_mixer.fresh.kinds.kind import FreshKind
 
 _SHOWN = 8
 
@@ -80,7 +80,7 @@ class Asked:
 
 def fresh_source(
     config: AdapterConfig,
-    kind: Kind,
+    kind: FreshKind,
     component: str,
     root: nn.Module,
     clean: Callable[[LiveModule], torch.Tensor],
@@ -110,7 +110,7 @@ def fresh_source(
         raise AdapterConfigError(
             problems=(Problem("eva_data", "has no meaning without init_lora_weights='eva'; leave it out."),)
         )
-    tree = Tree(component, root, lambda live: _wide(clean(live)))
+    tree = ModuleTree(component, root, lambda live: _wide(clean(live)))
     problems: list[Problem] = []
     config = resolved(config, tree)
     saved = saved_modules(config, tree, problems)
@@ -134,8 +134,8 @@ def fresh_source(
 
 def _paths(
     config: AdapterConfig,
-    kind: Kind,
-    tree: Tree,
+    kind: FreshKind,
+    tree: ModuleTree,
     saved: Sequence[str],
     problems: list[Problem],
     asked: Asked,
@@ -197,7 +197,7 @@ def _only_values(config: AdapterConfig, saved: Sequence[str]) -> bool:
     return has_others and config.target_modules == []
 
 
-def _targets(config: AdapterConfig, tree: Tree, paths: Sequence[str]) -> list[Target]:
+def _targets(config: AdapterConfig, tree: ModuleTree, paths: Sequence[str]) -> list[Target]:
     """Return the targets with the ranks and scales that patterns give them, as files are read."""
     rule = scale_rule(config.to_dict(), "the configuration")
     targets = []
@@ -209,7 +209,12 @@ def _targets(config: AdapterConfig, tree: Tree, paths: Sequence[str]) -> list[Ta
 
 
 def _written(
-    config: AdapterConfig, kind: Kind, tree: Tree, paths: Sequence[str], saved: Sequence[str], asked: Asked
+    config: AdapterConfig,
+    kind: FreshKind,
+    tree: ModuleTree,
+    paths: Sequence[str],
+    saved: Sequence[str],
+    asked: Asked,
 ) -> AdapterConfig:
     """Return the configuration as it is saved: targets by names that mean the same on any such model, the base's name."""
     fields: dict[str, Any] = {}
@@ -241,7 +246,12 @@ def _ends(path: str, name: str) -> bool:
 
 
 def _by_data(
-    config: Any, kind: Kind, tree: Tree, targets: Sequence[Target], saved: Sequence[str], asked: Asked
+    config: Any,
+    kind: FreshKind,
+    tree: ModuleTree,
+    targets: Sequence[Target],
+    saved: Sequence[str],
+    asked: Asked,
 ) -> AdapterSource:
     """Make an adapter that starts from the inputs of its targets on some data."""
     if asked.eva_data is None:
@@ -290,8 +300,8 @@ def _literal(path: str) -> str:
 
 def _source(
     config: AdapterConfig,
-    kind: Kind,
-    tree: Tree,
+    kind: FreshKind,
+    tree: ModuleTree,
     targets: Sequence[Target],
     saved: Sequence[str],
     asked: Asked,
@@ -313,7 +323,7 @@ def _source(
 
 def _add_values(
     config: AdapterConfig,
-    tree: Tree,
+    tree: ModuleTree,
     targets: Sequence[str],
     saved: Sequence[str],
     tensors: dict[str, torch.Tensor],
@@ -338,7 +348,7 @@ def _add_values(
     tensors |= {f"{front}{key}": tensor.float().cpu().contiguous() for key, tensor in values.items()}
 
 
-def _saved_values(tree: Tree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
+def _saved_values(tree: ModuleTree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return what the modules that are saved whole hold."""
     values: dict[str, torch.Tensor] = {}
     odd = []
@@ -365,7 +375,7 @@ def _saved_values(tree: Tree, saved: Sequence[str]) -> dict[str, torch.Tensor]:
     return values
 
 
-def _add_parameters(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tensor]) -> None:
+def _add_parameters(config: AdapterConfig, tree: ModuleTree, tensors: dict[str, torch.Tensor]) -> None:
     """Add pairs on bare parameters."""
     names = getattr(config, "target_parameters", None)
     if not names:
@@ -379,7 +389,7 @@ def _add_parameters(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.
     tensors |= {f"{PEFT_ROOT}{key}": tensor for key, tensor in pairs.items()}
 
 
-def _add_tokens(config: AdapterConfig, tree: Tree, tensors: dict[str, torch.Tensor]) -> None:
+def _add_tokens(config: AdapterConfig, tree: ModuleTree, tensors: dict[str, torch.Tensor]) -> None:
     """Add the rows of tokens that a pair's configuration has trained."""
     table: Any = getattr(config, "trainable_token_indices", None)
     if not table:

@@ -12,14 +12,14 @@ from lora_mixer.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lora_mixer.fresh.targets import Tree
+    from lora_mixer.fresh.targets import ModuleTree
 
 _VALUES = ("weight", "bias")
 
 
 def parameter_pairs(
     names: Sequence[str],
-    tree: Tree,
+    tree: ModuleTree,
     rank_of: Callable[[str], int],
     problems: list[Problem],
     *,

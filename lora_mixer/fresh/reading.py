@@ -16,7 +16,7 @@ from lora_mixer.sources import read_config_file
 from lora_mixer.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
-    from lora_mixer.fresh.kinds.kind import Kind
+    from lora_mixer.fresh.kinds.kind import FreshKind
 
 _NEUTRAL = {"bias": "none"}
 """Values that ask for nothing, of fields that a kind may not have."""
@@ -29,7 +29,7 @@ _IRRELEVANT = frozenset(
 """Fields of PEFT's that change nothing of a fresh adapter, or that have no meaning without others."""
 
 
-def read_config(config: Any) -> tuple[AdapterConfig, Kind]:
+def read_config(config: Any) -> tuple[AdapterConfig, FreshKind]:
     """
     Read a configuration in any form.
 
@@ -89,7 +89,7 @@ def _as_table(config: Any) -> tuple[dict[str, Any], str]:
     )
 
 
-def _from_table(kind: Kind, table: Mapping[str, Any], label: str) -> AdapterConfig:
+def _from_table(kind: FreshKind, table: Mapping[str, Any], label: str) -> AdapterConfig:
     """Return a kind's configuration with the fields of a table."""
     known = {field.name: field for field in dataclasses.fields(kind.config)}
     given = {key: _plain(value) for key, value in table.items()}

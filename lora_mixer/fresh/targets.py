@@ -78,7 +78,7 @@ class Target:
         return bias
 
 
-class Tree:
+class ModuleTree:
     """
     The modules of a component by the paths that configurations know.
 
@@ -135,7 +135,7 @@ def _layer(module: nn.Module) -> _Layer:
     return "linear" if layer_kind(module) == "linear" else "other"
 
 
-def saved_modules(config: AdapterConfig, tree: Tree, problems: list[Problem]) -> list[str]:
+def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Problem]) -> list[str]:
     """Return the paths of the modules that are trained and saved whole, the heads of the task included."""
     names = list(config.modules_to_save or ())
     matches: dict[str, None] = {}
@@ -154,7 +154,7 @@ def heads_of(config: AdapterConfig) -> tuple[str, ...]:
     return _HEADS.get(config.task_type or "", ())
 
 
-def resolved(config: AdapterConfig, tree: Tree) -> AdapterConfig:
+def resolved(config: AdapterConfig, tree: ModuleTree) -> AdapterConfig:
     """Return a configuration with the usual targets where it names none, if any are known."""
     if config.target_modules is not None or config.peft_type in ("TRAINABLE_TOKENS", "FULL"):
         return config
@@ -170,7 +170,7 @@ def resolved(config: AdapterConfig, tree: Tree) -> AdapterConfig:
 
 
 def find_targets(
-    config: AdapterConfig, tree: Tree, saved: Sequence[str], problems: list[Problem], *, trusted: bool
+    config: AdapterConfig, tree: ModuleTree, saved: Sequence[str], problems: list[Problem], *, trusted: bool
 ) -> tuple[list[str], list[str]]:
     """
     Find the modules that a configuration means.
@@ -218,7 +218,7 @@ def find_targets(
 def _by_suffix(
     config: AdapterConfig,
     wanted: Sequence[str],
-    tree: Tree,
+    tree: ModuleTree,
     saved: Sequence[str],
     problems: list[Problem],
     notes: list[str],
@@ -273,7 +273,7 @@ def _number(path: str, pattern: list[str] | str | None) -> int | None:
     return None if pattern else next((int(parts[place]) for place in places if place > 1), None)
 
 
-def _all_linear(tree: Tree, notes: list[str]) -> list[str]:
+def _all_linear(tree: ModuleTree, notes: list[str]) -> list[str]:
     """Return every linear layer but the output embedding; what looks like one and is not called is left out with a remark."""
     head = tree.asked("get_output_embeddings")
     paths = []
@@ -285,7 +285,7 @@ def _all_linear(tree: Tree, notes: list[str]) -> list[str]:
     return paths
 
 
-def _excluder(config: AdapterConfig, tree: Tree, saved: Sequence[str], *, trusted: bool) -> set[str]:
+def _excluder(config: AdapterConfig, tree: ModuleTree, saved: Sequence[str], *, trusted: bool) -> set[str]:
     """Return the paths that are not targets."""
     excluded = config.exclude_modules
     if isinstance(excluded, str):
@@ -310,7 +310,7 @@ def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[
     return [path for path in paths if expression.fullmatch(path)]
 
 
-def _nothing(wanted: Sequence[str] | str, tree: Tree, count: int) -> Problem:
+def _nothing(wanted: Sequence[str] | str, tree: ModuleTree, count: int) -> Problem:
     text = repr(wanted) if isinstance(wanted, str) else ", ".join(map(repr, wanted))
     if count:
         return Problem(
@@ -337,7 +337,7 @@ def _within(path: str, above: Sequence[str]) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in above)
 
 
-def biases(tree: Tree, targets: Sequence[str], which: str) -> Iterator[tuple[str, torch.Tensor]]:
+def biases(tree: ModuleTree, targets: Sequence[str], which: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Return the biases that are trained with an adapter: those of the targets, or all."""
     for path in tree.modules if which == "all" else targets:
         bias = getattr(tree.modules[path], "bias", None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_mixer.formats.fronts import Target
+    from lora_mixer.formats.fronts import KeyTarget
 
 _BLOCK = re.compile(
     r"(?:^|[._])(?:(down|up)_blocks[._](\d+)|(mid)_block|(input|output)_blocks[._](\d+)|(middle)_block"
@@ -205,5 +205,5 @@ def _(weights: LoHa) -> int:
     return hadamard_work(*_products(weights))
 
 
-def _component(target: Target, denoiser: str) -> str:
+def _component(target: KeyTarget, denoiser: str) -> str:
     return denoiser if target.hint in (None, "denoiser") else target.hint or denoiser

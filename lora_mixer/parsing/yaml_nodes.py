@@ -43,7 +43,7 @@ def read_nodes(text: str, problems: Problems, lines: dict[EntryPath, int]) -> An
     most = min(_VALUES_AT_MOST, _VALUES_OF_SHORT + _VALUES_PER_BYTE * len(text))
     try:
         node = _compose(text)
-        return None if node is None else _Tree(lines, problems, most).build(node, ())
+        return None if node is None else _ValueTree(lines, problems, most).build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problems.problem(
@@ -83,7 +83,7 @@ class _TooLargeError(Exception):
     """There is no end of values."""
 
 
-class _Tree:
+class _ValueTree:
     """Makes values of YAML's nodes: numbers, true, false and null as in YAML 1.2, and all else is text."""
 
     def __init__(self, lines: dict[EntryPath, int], problems: Problems, most: int) -> None:

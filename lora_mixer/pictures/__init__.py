@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
 
 from lora_mixer.pictures.fields import MAX_SEED, PictureField, PictureFields
 from lora_mixer.pictures.model_options import DEMO, MODEL_FIELDS, ModelOptions
@@ -57,37 +58,17 @@ __all__ = [
 ]
 
 # Imported at the first look: what a picture's fields are can be asked without torch, as commands do for their help.
-_MODULES = {
-    "Checkpoint": "checkpoints",
-    "find_models": "checkpoints",
-    "read_checkpoint": "checkpoints",
-    "GridAxis": "grid",
-    "Band": "sheet",
-    "FairQueue": "queue",
-    "PictureMaker": "maker",
-    "SmallerSettingWarning": "maker",
-    "StepProgress": "maker",
-    "Proposal": "proposals",
-    "SAMPLERS": "samplers",
-    "SCHEDULES": "samplers",
-    "Sampler": "samplers",
-    "contact_sheet": "sheet",
-    "fitting_samplers": "samplers",
-    "propose": "proposals",
-    "propose_for": "proposals",
-    "usual_name": "samplers",
-    "grid_requests": "grid",
-    "grid_sheet": "grid",
-    "load_outline": "outline",
-    "load_pipeline": "loading",
-    "own_defaults": "loading",
-    "with_adapter": "grid",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpoints": ["Checkpoint", "find_models", "read_checkpoint"],
+        "grid": ["GridAxis", "grid_requests", "grid_sheet", "with_adapter"],
+        "loading": ["load_pipeline", "own_defaults"],
+        "maker": ["PictureMaker", "SmallerSettingWarning", "StepProgress"],
+        "outline": ["load_outline"],
+        "proposals": ["Proposal", "propose", "propose_for"],
+        "queue": ["FairQueue"],
+        "samplers": ["SAMPLERS", "SCHEDULES", "Sampler", "fitting_samplers", "usual_name"],
+        "sheet": ["Band", "contact_sheet"],
+    },
+)

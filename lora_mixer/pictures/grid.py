@@ -127,7 +127,7 @@ class GridAxis:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _AxisKind:
     change: Callable[[GridAxis, PictureRequest, Any], PictureRequest]
     label: Callable[[GridAxis, Any], str]
     needs_adapter: bool = False
@@ -238,18 +238,20 @@ def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
         raise PictureError(f"the axis {kind}: expected numbers such as {example}, got {piece!r}") from error
 
 
-_KINDS: Mapping[str, _Kind] = {
-    "none": _Kind(lambda _, request, __: request, lambda _, __: ""),
-    "weight": _Kind(_weight, _named, needs_adapter=True),
-    "unet": _Kind(_component("unet"), lambda a, v: f"{a.adapter} unet {_number(v)}", needs_adapter=True),
-    "te": _Kind(_component("te"), lambda a, v: f"{a.adapter} te {_number(v)}", needs_adapter=True),
-    "adapter": _Kind(_adapter, lambda _, value: str(value) or "base"),
-    "seed": _Kind(lambda _, r, v: replace(r, seed=v), lambda _, v: f"seed {v}"),
-    "steps": _Kind(lambda _, r, v: replace(r, steps=v), lambda _, v: f"{v} steps"),
-    "guidance": _Kind(lambda _, r, v: replace(r, guidance_scale=v), lambda _, v: f"guidance {_number(v)}"),
-    "blocks": _Kind(_blocks, _named, needs_adapter=True),
-    "prompt": _Kind(_prompt, lambda _, value: str(value)),
-    "mix": _Kind(lambda _, r, v: replace(r, mix=Mix.of(v)), lambda _, v: Mix.of(v).to_text() or "base"),
+_KINDS: Mapping[str, _AxisKind] = {
+    "none": _AxisKind(lambda _, request, __: request, lambda _, __: ""),
+    "weight": _AxisKind(_weight, _named, needs_adapter=True),
+    "unet": _AxisKind(_component("unet"), lambda a, v: f"{a.adapter} unet {_number(v)}", needs_adapter=True),
+    "te": _AxisKind(_component("te"), lambda a, v: f"{a.adapter} te {_number(v)}", needs_adapter=True),
+    "adapter": _AxisKind(_adapter, lambda _, value: str(value) or "base"),
+    "seed": _AxisKind(lambda _, r, v: replace(r, seed=v), lambda _, v: f"seed {v}"),
+    "steps": _AxisKind(lambda _, r, v: replace(r, steps=v), lambda _, v: f"{v} steps"),
+    "guidance": _AxisKind(
+        lambda _, r, v: replace(r, guidance_scale=v), lambda _, v: f"guidance {_number(v)}"
+    ),
+    "blocks": _AxisKind(_blocks, _named, needs_adapter=True),
+    "prompt": _AxisKind(_prompt, lambda _, value: str(value)),
+    "mix": _AxisKind(lambda _, r, v: replace(r, mix=Mix.of(v)), lambda _, v: Mix.of(v).to_text() or "base"),
 }
 
 

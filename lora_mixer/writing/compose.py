@@ -21,7 +21,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
-from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share
+from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ def same(places: Iterable[Any]) -> Iterable[Any]:
 
 
 @dataclass(frozen=True)
-class Cut:
+class RankCut:
     """
     To which rank each layer is cut by its singular values.
 
@@ -86,7 +86,7 @@ class Cut:
     @property
     def is_wanted(self) -> bool:
         """Whether anything is cut at all."""
-        return self != Cut()
+        return self != RankCut()
 
     def rank_at(self, place: ModulePlace) -> int | None:
         """Return the rank, or the most, for a module; None where there is no limit."""
@@ -118,7 +118,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = None) -> list[NewLayer]:
+def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: RankCut | None = None) -> list[NewLayer]:
     """
     Return the layers of one adapter with its own tensors and scales.
 
@@ -133,9 +133,10 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = Non
     Raises:
         SaveError: When layers are not a pair and no rank is given; all are named.
     """
-    chosen = cut or Cut()
+    chosen = cut or RankCut()
     layers, refused = [], []
-    for part in parts:
+    for each in parts:
+        part = of_one_width(each.place, [Share("", each, 1.0)])[1][0].part
         layer = _own_layer(part, keep_leaves=keep_leaves, by_kind=keep_leaves and not chosen.is_wanted)
         if layer is None:
             layer = _summed_layer(part.place, [Share("", part, 1.0)], chosen)
@@ -150,7 +151,7 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: Cut | None = Non
 def mixed(
     shares: Mapping[ModulePlace, Sequence[Share]],
     *,
-    cut: Cut | None = None,
+    cut: RankCut | None = None,
     method: MergeMethod | None = None,
     progress: Progress = same,
 ) -> list[NewLayer]:
@@ -169,7 +170,7 @@ def mixed(
     Raises:
         SaveError: When full matrices come in (by the method, or an algorithm that is not a pair) and no rank is given.
     """
-    chosen, ranks = method or MergeMethod(), cut or Cut()
+    chosen, ranks = method or MergeMethod(), cut or RankCut()
     if chosen.needs_rank and not ranks.is_wanted:
         raise SaveError(
             f"{chosen.name} makes full matrices: say at which rank to write them (rank=, energy= or sv_ratio=; --rank, "
@@ -177,8 +178,8 @@ def mixed(
         )
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []
-    for place in progress(list(shares)):
-        acting = [share for share in shares[place] if share.gain]
+    for own in progress(list(shares)):
+        place, acting = of_one_width(own, [share for share in shares[own] if share.gain])
         if not acting:
             continue
         layer = _mixed_layer(place, acting, ranks, chosen)
@@ -252,7 +253,7 @@ def _own_bias(part: Part, pair: Factors) -> torch.Tensor | None:
 
 
 def _mixed_layer(
-    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
+    place: ModulePlace, shares: Sequence[Share], cut: RankCut, method: MergeMethod
 ) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
     if len(place.shape) < 2:
@@ -265,7 +266,7 @@ def _mixed_layer(
 
 
 def _merged_changes(
-    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
+    place: ModulePlace, shares: Sequence[Share], cut: RankCut, method: MergeMethod
 ) -> NewLayer | None:
     changes = {}
     for share in shares:
@@ -278,7 +279,7 @@ def _merged_changes(
 
 
 def _merged_pairs(
-    place: ModulePlace, shares: Sequence[Share], cut: Cut, method: MergeMethod
+    place: ModulePlace, shares: Sequence[Share], cut: RankCut, method: MergeMethod
 ) -> NewLayer | None:
     pairs, names = {}, set()
     for share in shares:
@@ -308,7 +309,7 @@ def _gains(shares: Sequence[Share]) -> dict[str, float]:
     return {share.adapter: share.gain for share in shares}
 
 
-def _summed_layer(place: ModulePlace, shares: Sequence[Share], cut: Cut) -> NewLayer | None:
+def _summed_layer(place: ModulePlace, shares: Sequence[Share], cut: RankCut) -> NewLayer | None:
     """Sum full weight changes of one layer and cut them to a rank; None if there is no rank or no base."""
     if not cut.is_wanted:
         return None

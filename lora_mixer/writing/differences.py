@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_mixer.families.skeleton import Skeleton
-    from lora_mixer.writing.compose import Cut, Progress
+    from lora_mixer.writing.compose import Progress, RankCut
 
     Job = tuple[str, str, nn.Module]
 
@@ -39,7 +39,7 @@ def changes(
     base: Skeleton,
     tuned: Skeleton,
     *,
-    cut: Cut,
+    cut: RankCut,
     pairs_only: bool = False,
     progress: Progress = same,
 ) -> Extracted:
@@ -90,7 +90,7 @@ def _layer(
     module: nn.Module,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    cut: Cut,
+    cut: RankCut,
 ) -> NewLayer:
     shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
     place = ModulePlace(part, path, shape, isinstance(module, torch.nn.Embedding))

@@ -16,14 +16,14 @@ import torch
 
 from lora_mixer import __version__
 from lora_mixer.algorithms.base import all_finite
-from lora_mixer.errors import MixError, SaveError
+from lora_mixer.errors import MatchError, MixError, SaveError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
 from lora_mixer.writing.adapter_file import check_format, write_adapter
-from lora_mixer.writing.compose import Cut, as_loaded, mixed, same
+from lora_mixer.writing.compose import RankCut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.formats.kohya import with_one_alpha
 from lora_mixer.writing.formats.table import FORMATS
@@ -88,7 +88,7 @@ def convert(
         names=files.names,
         locate=None if files.skeleton is None and FORMATS[format].holds_every_algorithm else files.locate,
         format=format,
-        cut=Cut(rank),
+        cut=RankCut(rank),
         dtype=as_dtype(dtype),
     )
 
@@ -147,7 +147,7 @@ def merge(
         >>> set(merge(both, f"{out}/small.safetensors", method="ties(density=0.2)", rank=4).ranks.values())
         {4}
     """
-    place, cut = _place(path, format), Cut(rank, conv_rank, energy, sv_ratio)
+    place, cut = _place(path, format), RankCut(rank, conv_rank, energy, sv_ratio)
     chosen = MergeMethod.of(method)
     pairs = [
         entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
@@ -218,7 +218,7 @@ def resize(
         >>> max(resize(demo_adapters()["ink"].path, small, rank=2, energy=0.9).ranks.values())
         2
     """
-    if not Cut(rank, conv_rank, energy, sv_ratio).is_wanted:
+    if not RankCut(rank, conv_rank, energy, sv_ratio).is_wanted:
         raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
     return merge(
         [(adapter, 1.0)],
@@ -284,7 +284,7 @@ def extract(
     from lora_mixer.pictures.outline import load_outline
     from lora_mixer.writing.differences import changes
 
-    cut, place = Cut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
+    cut, place = RankCut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
     if not cut.is_wanted:
         raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
     if format is not None:
@@ -326,7 +326,7 @@ def write_adapters(
     mix: Mix | None = None,
     method: MergeMethod | None = None,
     format: str,  # noqa: A002
-    cut: Cut | None = None,
+    cut: RankCut | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress = same,
 ) -> SaveReport:
@@ -354,7 +354,7 @@ def write_adapters(
             refuses.
     """
     _refuse_unused(adapters)
-    chosen, ranks = method or MergeMethod(), cut or Cut()
+    chosen, ranks = method or MergeMethod(), cut or RankCut()
     infos = [adapter.info for adapter in adapters]
     layers: Sequence[NewLayer]
     if mix is None:
@@ -397,10 +397,18 @@ def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Mo
     layouts = block_layouts(names.paths)
     mix.check(layouts)
     table: dict[ModulePlace, list[Share]] = {}
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for adapter in adapters:
         name = adapter.info.name
         for part in adapter.parts:
             place = part.place
+            known = shapes.setdefault((place.component, place.path), place.shape)
+            if known != place.shape:
+                raise MatchError(
+                    f"{place} has another shape in it than in those before it ({place.shape} and {known}): adapters for models of "
+                    "different sizes cannot become one",
+                    file=adapter.info.source,
+                )
             gain = mix.gain(name, place.component, place.path, layouts.get(place.component))
             table.setdefault(place, []).append(Share(name, part, gain))
     return table

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.engines import EngineController
-    from lora_mixer.writing.compose import Cut
+    from lora_mixer.writing.compose import RankCut
     from lora_mixer.writing.report import SaveReport
 
 
@@ -47,7 +47,7 @@ class SaveOptions:
     one: str | None
     path: Path
     format: str
-    cut: Cut
+    cut: RankCut
     dtype: torch.dtype | None
     method: MergeMethod
 
@@ -59,7 +59,7 @@ def read_save_options(
     weights: Any,
     *,
     format: str,  # noqa: A002 -- the name that users give it
-    cut: Cut,
+    cut: RankCut,
     dtype: torch.dtype | str | None,
     method: MergeMethod | str = "sum",
 ) -> SaveOptions:
@@ -121,11 +121,9 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
     for name in mix.names:
         parts = []
         for layer, module, weights, base, bias in controller.held(name):
-            live = layer.live
-            embedding = isinstance(module, nn.Embedding)
-            parts.append(
-                Part(ModulePlace(live.component, live.path, live.shape, embedding), weights, base, bias)
-            )
+            live, embedding = layer.live, isinstance(module, nn.Embedding)
+            place = ModulePlace(live.component, live.path, live.shape, embedding)
+            parts.append(Part(place, weights, base, bias, columns=layer.columns))
         adapters.append(AdapterParts(infos[name], parts))
     return adapters
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lora_mixer.algorithms import Stack
+from lora_mixer.algorithms import Combined
 from lora_mixer.algorithms.values import Values
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.binding import bind
@@ -228,7 +228,7 @@ def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton
             _refuse_unknown_bias(layer)
         # leaves of a fused layer are those of no module here
         leaves = _leaves(layer, raw) if weights is layer.weights else {}
-        parts.append(Part(place, weights, base, bias, leaves))
+        parts.append(Part(place, weights, base, bias, leaves, bound.columns))
     return tuple(parts)
 
 
@@ -262,7 +262,7 @@ def _refuse_unknown_bias(layer: AdapterLayer) -> None:
 
 def _each(weights: LayerWeights) -> Iterator[LayerWeights]:
     yield weights
-    if isinstance(weights, Stack):
+    if isinstance(weights, Combined):
         for part in weights.parts:
             yield from _each(part)
 

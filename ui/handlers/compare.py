@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_mixer import PictureRequest
 
     from ..app_state import AppState
-    from ..jobs import Job
+    from ..jobs import SessionJob
 
 MAX_CELLS = 144
 EMPTY = "The mix is empty: add adapters in the Library, and switch them on."
@@ -132,7 +132,7 @@ class CompareHandlers:
 
             model = self.app.models.number
 
-            def work(job: Job) -> str:
+            def work(job: SessionJob) -> str:
                 made = make_all(
                     self.app,
                     job,

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from ..app_state import AppState
-    from ..jobs import Job
+    from ..jobs import SessionJob
 
 MAX_COUNT = 64
 MAX_STEPS = 500
 MAX_SIDE = 4096
 MAX_SEED = 2**63 - 1 - MAX_COUNT
+_LABEL = 60
 DRAFT_STEPS = 6
 DRAFT_SIDE = 512
 IDLE: dict[str, Any] = {"state": "idle", "pictures": [], "message": "", "waiting": []}
@@ -202,19 +203,20 @@ class MakeHandlers:
         async for view in job.follow():
             yield view, used
 
-    def submit(self, owner: str, requests: list[PictureRequest]) -> tuple[Job, bool]:
+    def submit(self, owner: str, requests: list[PictureRequest]) -> tuple[SessionJob, bool]:
         """
         Begin pictures, or put them behind those that the session has under way.
 
         Raises:
             PictureError: When too much is under way.
         """
-        label = requests[0].prompt[:60] or "no prompt"
+        prompt = requests[0].prompt
+        label = f"{prompt[:_LABEL].rstrip()}…" if len(prompt) > _LABEL else prompt or "no prompt"
         words = f"{len(requests)} × {label}" if len(requests) > 1 else label
 
         model = self.app.models.number
 
-        def work(job: Job) -> int:
+        def work(job: SessionJob) -> int:
             job.tell({"state": "queued", "ahead": 0, "count": len(requests), "message": "", "field": ""})
             return len(make_all(self.app, job, requests, job.tell, model=model))
 
@@ -246,7 +248,7 @@ class MakeHandlers:
             if view["state"] == "done":
                 yield {"preview": view["result"], "mix": request.mix.to_text()}
 
-    def _draft(self, job: Job, request: PictureRequest) -> str:
+    def _draft(self, job: SessionJob, request: PictureRequest) -> str:
         def watch(_: Any) -> None:
             if job.stop.is_set():
                 raise PictureCancelled("a newer draft is wanted")
@@ -267,5 +269,5 @@ def draft_of(owner: str) -> str:
     return f"{owner}/draft"
 
 
-def _still(job: Job) -> dict[str, Any]:
+def _still(job: SessionJob) -> dict[str, Any]:
     return {"state": job.view["state"]}

@@ -17,7 +17,7 @@ from .mix import kit
 
 if TYPE_CHECKING:
     from ..app_state import AppState
-    from ..jobs import Job, Jobs
+    from ..jobs import Jobs, SessionJob
 
 START_SIDE = 512
 MAX_COMPLETED = 8
@@ -81,7 +81,7 @@ def change(app: AppState, jobs: Jobs, owner: str, key: Any) -> dict[str, Any]:
     """
     wanted = checks.opaque(key, "model")
 
-    def work(job: Job) -> str:
+    def work(job: SessionJob) -> str:
         try:
             with app.queue.turn(job.owner, stopped=job.stop.is_set):
                 app.models.refused = ""

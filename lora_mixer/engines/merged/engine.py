@@ -3,7 +3,7 @@ The merged engine: a mix is written into the weights themselves, so a step costs
 
 If a write fails half-way, the mix from before is written again from the kept bases; a weight counts as blended from
 before its first write until its base is back, whatever fails in between. What has to be written for a set of adapters is
-worked out once (:class:`_Plan`); a change of weights, or back to an earlier set, reuses it.
+worked out once (:class:`_WritingPlan`); a change of weights, or back to an earlier set, reuses it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Touched:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _HeldLayer:
     """A layer of an adapter: what it changes, how, and to how many inputs it widens the weight."""
 
     entry: _Touched
@@ -121,14 +121,14 @@ class _Held:
 class MergedRecord:
     """What a merged engine held at one time."""
 
-    adapters: Mapping[str, list[_Held]]
+    adapters: Mapping[str, list[_HeldLayer]]
     wholes: Mapping[str, list[WholeLayer]]
     touched: Mapping[tuple[int, str], _Touched]
     active: Gains
 
 
 @dataclass(frozen=True)
-class _Part:
+class _GainPart:
     """One adapter's part in one module; ``place`` is where its gain stands in the list of all gains."""
 
     weights: LayerWeights
@@ -140,12 +140,12 @@ class _Part:
 
 
 @dataclass
-class _Plan:
+class _WritingPlan:
     """What to write for one set of adapters, whatever their weights."""
 
     groups: Groups = field(default_factory=Groups)
-    singles: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
-    biases: list[tuple[_Touched, list[_Part]]] = field(default_factory=list)
+    singles: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
+    biases: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
     written: set[KeptWeight] = field(default_factory=set)
     others: list[KeptWeight] = field(default_factory=list)
     """Those that hold their base under this mix."""
@@ -166,7 +166,14 @@ class MergedGains:
 
     def at(self, step: Step, turn: int | None) -> dict[str, list[float]]:
         """Return the gain of every layer of every adapter; those of text encoders as before the first step."""
-        table = self.mix.at(step, turn)
+        return self._mine(self.mix.at(step, turn))
+
+    @property
+    def ever(self) -> dict[str, list[float]]:
+        """The gain of every layer of every adapter without schedule, method and scale: 0 for those that never have a part."""
+        return self._mine({name: self.mix.constant(name) for name in self.shares})
+
+    def _mine(self, table: Mapping[str, list[float]]) -> dict[str, list[float]]:
         return {
             name: table[name]
             if all(shares)
@@ -183,13 +190,13 @@ def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
     return entry.weight.clean()
 
 
-def _is_grouped(entry: _Touched, parts: Sequence[_Part]) -> bool:
+def _is_grouped(entry: _Touched, parts: Sequence[_GainPart]) -> bool:
     """Tell whether a weight may be written with others; where a module has a weight of its own, its memory is another one each time."""
     plain = not entry.transposed and not entry.weight.is_wide and entry.shared is None
     return plain and all(part.pair is not None for part in parts)
 
 
-def _add(groups: Groups, target: torch.Tensor, base: torch.Tensor, parts: Sequence[_Part]) -> bool:
+def _add(groups: Groups, target: torch.Tensor, base: torch.Tensor, parts: Sequence[_GainPart]) -> bool:
     """Have a weight written with others, or say that it has to go another way."""
     pairs = [part.pair for part in parts if part.pair is not None]
     return groups.add(target, base, pairs, [part.place for part in parts])
@@ -226,11 +233,11 @@ class MergedEngine(Engine):
         self._call = Call()  # that whose gains are in the weights
         self._roots: dict[str, nn.Module] = {}
         self._has_stored = False  # whether any weight is read from a file at each call
-        self._adapters: dict[str, list[_Held]] = {}
+        self._adapters: dict[str, list[_HeldLayer]] = {}
         self._wholes: dict[str, list[WholeLayer]] = {}
         # by id of the module, which it keeps alive, and the parameter's name
         self._touched: dict[tuple[int, str], _Touched] = {}
-        self._plans: dict[_Key, _Plan] = {}
+        self._plans: dict[_Key, _WritingPlan] = {}
         self._active: Gains = {}
         self._is_pruned = True
         self._widening: set[str] = set()  # names of adapters that give weights more inputs
@@ -265,7 +272,7 @@ class MergedEngine(Engine):
     def take(self, name: str, layers: Sequence[BoundLayer]) -> None:
         """Take an adapter's layers, in the place of those that it has; nothing is written yet."""
         tied: dict[int, _Touched] | None = None
-        taken: list[_Held] = []
+        taken: list[_HeldLayer] = []
         wholes: dict[int, WholeLayer] = {}
         before = len(self._touched)
         for layer in layers:
@@ -279,7 +286,7 @@ class MergedEngine(Engine):
             if layer.widening is not None:
                 columns, entry.root = layer.widening.columns, layer.widening.root
                 self._widening.add(name)
-            taken.append(_Held(entry, layer.weights, columns))
+            taken.append(_HeldLayer(entry, layer.weights, columns))
         for place, layer in enumerate(layers):  # all siblings are touched by now
             siblings = layer.siblings
             if siblings is not None:
@@ -797,7 +804,7 @@ class MergedEngine(Engine):
     @staticmethod
     def _differing(
         waiting: Sequence[tuple[_Touched, Sequence[KeptWeight]]],
-        parts: Mapping[_Touched, Sequence[_Part]],
+        parts: Mapping[_Touched, Sequence[_GainPart]],
         flat: Sequence[float],
     ) -> set[KeptWeight]:
         groups, writes, weights = Groups(), [], 0
@@ -904,7 +911,9 @@ class MergedEngine(Engine):
                 slot.base = None
                 self._plans.clear()
 
-    def _write_singles(self, singles: Sequence[tuple[_Touched, list[_Part]]], flat: Sequence[float]) -> None:
+    def _write_singles(
+        self, singles: Sequence[tuple[_Touched, list[_GainPart]]], flat: Sequence[float]
+    ) -> None:
         writes: list[Callable[[], None]] = []
         weights = 0
         for entry, parts in singles:
@@ -924,15 +933,21 @@ class MergedEngine(Engine):
         on_all_cores(writes, weights)
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
-        """Give every weight the inputs that the adapters in effect need, and those that it had where none does."""
+        """
+        Give every weight the inputs that the adapters in effect need, and those that it had where none does.
+
+        A mix that changes from step to step has one number of inputs for all of them: pipelines ask for it once a picture.
+        """
         if not any(name in self._widening for name in self._adapters):
             return
         wanted: dict[int, int] = {}
-        for name in names:
-            for layer, gain in zip(self._adapters[name], gains[name], strict=True):
-                if gain and layer.columns is not None:
-                    mark = id(layer.entry)
-                    wanted[mark] = max(wanted.get(mark, 0), layer.columns)
+        ever = self._gains.ever if gains and self._gains is not None else {}
+        for table in ({name: gains[name] for name in names}, ever):
+            for name, values in table.items():
+                for layer, gain in zip(self._adapters[name], values, strict=True):
+                    if gain and layer.columns is not None:
+                        mark = id(layer.entry)
+                        wanted[mark] = max(wanted.get(mark, 0), layer.columns)
         for entry in self._touched.values():
             if entry.root is None:
                 continue
@@ -941,9 +956,9 @@ class MergedEngine(Engine):
                 self._plans.clear()
                 self._generations[entry.weight.name.partition(".")[0]] += 1
 
-    def _parts(self, names: Sequence[str], gains: Gains) -> dict[_Touched, list[_Part]]:
+    def _parts(self, names: Sequence[str], gains: Gains) -> dict[_Touched, list[_GainPart]]:
         """Tell what is written where; a module's own weight has what all modules of its parameter have, too."""
-        parts: dict[_Touched, list[_Part]] = {}
+        parts: dict[_Touched, list[_GainPart]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
@@ -953,7 +968,7 @@ class MergedEngine(Engine):
                     if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
                         weights = Padded(weights, weights.in_width or shape[1], weights.alpha)
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
-                    parts.setdefault(entry, []).append(_Part(weights, pair, place))
+                    parts.setdefault(entry, []).append(_GainPart(weights, pair, place))
                 place += 1
         return {
             entry: sorted([*own, *parts.get(entry.shared, [])], key=lambda part: part.place)
@@ -962,8 +977,8 @@ class MergedEngine(Engine):
             for entry, own in parts.items()
         }
 
-    def _make_plan(self, names: Sequence[str], gains: Gains) -> _Plan:
-        plan = _Plan()
+    def _make_plan(self, names: Sequence[str], gains: Gains) -> _WritingPlan:
+        plan = _WritingPlan()
         parts = self._parts(names, gains)
         self._fresh += [slot for entry in parts for slot in entry.slots if slot.base is None]
         raise_problems(  # what was offloaded or packed since the mix was set

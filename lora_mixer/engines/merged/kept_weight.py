@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lora_mixer.binding.index import OWN_INPUTS
 from lora_mixer.engines.merged.as_left import that_differ
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
@@ -97,7 +98,9 @@ class KeptWeight:
         return original if isinstance(original, nn.Parameter) else None
 
     def clean(self) -> torch.Tensor:
-        """Return the base as it is kept, or the parameter itself while nothing is written to it."""
+        """Return the base model's own as it is kept, or the parameter itself while nothing is written to it."""
+        if self._narrow is not None:
+            return self._narrow[0].to(self.live)
         if self.base is None and self.stored is not None:
             return self.stored.read()
         if self.base is None or not (self.blended or self.locked or self.stored or self.is_wide):
@@ -293,8 +296,16 @@ class KeptWeight:
                 register: Any = root
                 register.register_to_config(in_channels=config["in_channels"] * columns // before)
         self.blended = False
+        self._mark()
         self.stamp()
         return True
+
+    def _mark(self) -> None:
+        """Let the module say how many inputs are its own, while it has more."""
+        if self._narrow is None:
+            self.module.__dict__.pop(OWN_INPUTS, None)
+        else:
+            self.module.__dict__[OWN_INPUTS] = self._narrow[1]
 
     def record(self) -> KeptRecord:
         """Note the base and whether a mix is in the parameter."""
@@ -303,6 +314,7 @@ class KeptWeight:
     def roll_back(self, record: KeptRecord) -> None:
         """Keep the base that was recorded again."""
         vars(self).update(record)
+        self._mark()
 
     def let_go(self) -> None:
         """Give back what the weight has beside its parameter; most have nothing."""
@@ -310,6 +322,7 @@ class KeptWeight:
     def rebase(self) -> None:
         """Take what the parameter holds now as the base."""
         self._narrow = None
+        self._mark()
         self.base = None
         self.blended = False
         self.stamp()

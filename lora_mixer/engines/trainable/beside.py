@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lora_mixer.algorithms.base import LayerWeights
-from lora_mixer.algorithms.combined import Stack
+from lora_mixer.algorithms.combined import Combined
 from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import standing_in
@@ -80,7 +80,7 @@ class Beside:
         Raises:
             PipelineStateError: When it cannot be computed beside this module.
         """
-        if isinstance(weights, Stack):  # each part is computed from the clean base
+        if isinstance(weights, Combined):  # each part is computed from the clean base
             for part in weights.parts:
                 share = 0.0 if isinstance(part, Values) else dropout
                 self.add(attribute, part, layer, gains, share, transposed=transposed)

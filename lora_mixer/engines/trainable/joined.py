@@ -74,7 +74,7 @@ class Turn(NamedTuple):
     weight: torch.Tensor
 
 
-class Ready(NamedTuple):
+class ReadyTerms(NamedTuple):
     """
     What a call computes with, made of :class:`Terms`, constants of the backward pass.
 
@@ -108,7 +108,7 @@ def can_join(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def made_ready(layers: Sequence[Sequence[Terms]], kind: torch.dtype) -> list[Ready]:
+def made_ready(layers: Sequence[Sequence[Terms]], kind: torch.dtype) -> list[ReadyTerms]:
     """
     Return what calls of layers compute with: all factors cast at once, and lengths of one size worked out together.
 
@@ -123,7 +123,7 @@ def made_ready(layers: Sequence[Sequence[Terms]], kind: torch.dtype) -> list[Rea
     """
     stacks = [half for terms in layers for half in zip(*(one.factors for one in terms), strict=True)]
     cast = _all_cast(stacks, kind)
-    ready = [Ready(down, up) for down, up in zip(cast[::2], cast[1::2], strict=True)]
+    ready = [ReadyTerms(down, up) for down, up in zip(cast[::2], cast[1::2], strict=True)]
     turned = [
         (place, terms[0], turn) for place, terms in enumerate(layers) if (turn := terms[0].turn) is not None
     ]
@@ -179,7 +179,7 @@ def type_of(x: torch.Tensor, terms: Terms, weight: torch.Tensor) -> torch.dtype 
 
 
 def joined(
-    module: nn.Module, x: torch.Tensor, terms: Sequence[Terms], ready: Ready | None = None
+    module: nn.Module, x: torch.Tensor, terms: Sequence[Terms], ready: ReadyTerms | None = None
 ) -> torch.Tensor | None:
     """
     Return what a layer gives with what adapters add to it, or None where it has to be computed apart.
@@ -238,7 +238,7 @@ class _Joined(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         magnitude: torch.Tensor | None,
-        ready: Ready,
+        ready: ReadyTerms,
         kept: tuple[Any, ...] | None,
         scales: Sequence[float],
         *factors: torch.Tensor,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_mixer.engines.trainable.joined import Ready, Terms
+    from lora_mixer.engines.trainable.joined import ReadyTerms, Terms
 
 
 class Joining(Protocol):
@@ -56,7 +56,7 @@ class _Made(NamedTuple):
     """One layer's part."""
 
     pieces: tuple[int, ...]
-    ready: Ready
+    ready: ReadyTerms
     versions: list[int]
 
 
@@ -81,7 +81,7 @@ class Together:
             self._is_new = True
             self._made = {}
 
-    def take(self, layer: Joining, pieces: tuple[int, ...], kind: torch.dtype) -> Ready | None:
+    def take(self, layer: Joining, pieces: tuple[int, ...], kind: torch.dtype) -> ReadyTerms | None:
         """
         Return what a layer computes with, once for each call of the component; None where it has to make its own.
 

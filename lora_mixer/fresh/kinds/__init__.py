@@ -14,9 +14,9 @@ from lora_mixer.fresh.kinds.oft import OFT
 from lora_mixer.fresh.kinds.tokens import TOKENS
 
 if TYPE_CHECKING:
-    from lora_mixer.fresh.kinds.kind import Kind
+    from lora_mixer.fresh.kinds.kind import FreshKind
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, FreshKind] = {
     kind.config.peft_type: kind for kind in (LORA, ADALORA, IA3, LOHA, LOKR, OFT, TOKENS, FULL)
 }
 """The kinds by PEFT's names; ``FULL`` is LyCORIS', PEFT has none of it."""

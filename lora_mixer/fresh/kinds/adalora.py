@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, number, rank_beyond, whole
+from lora_mixer.fresh.kinds.kind import FreshKind, number, rank_beyond, whole
 from lora_mixer.fresh.starts import normal
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
@@ -107,4 +107,4 @@ def _start(config: AdaLoraConfig, target: Target) -> dict[str, torch.Tensor]:
     }
 
 
-ADALORA = Kind(AdaLoraConfig, _problems, _refuses, _start, irrelevant=frozenset(("r", "rank_pattern")))
+ADALORA = FreshKind(AdaLoraConfig, _problems, _refuses, _start, irrelevant=frozenset(("r", "rank_pattern")))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags
+from lora_mixer.fresh.kinds.kind import FreshKind, flags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,4 +56,4 @@ def _start(config: FullConfig, target: Target) -> dict[str, torch.Tensor]:
     return tensors
 
 
-FULL = Kind(FullConfig, _problems, _refuses, _start, is_peft=False)
+FULL = FreshKind(FullConfig, _problems, _refuses, _start, is_peft=False)

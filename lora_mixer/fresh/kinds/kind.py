@@ -22,7 +22,7 @@ def _same(_: str, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FreshKind:
     """
     A kind of fresh adapters.
 

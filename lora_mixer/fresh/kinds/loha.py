@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags, number, rank_beyond, ranks, whole
+from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, rank_beyond, ranks, whole
 from lora_mixer.fresh.starts import kaiming
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def _start(config: LoHaConfig, target: Target) -> dict[str, torch.Tensor]:
     return tensors
 
 
-LOHA = Kind(LoHaConfig, _problems, _refuses, _start)
+LOHA = FreshKind(LoHaConfig, _problems, _refuses, _start)

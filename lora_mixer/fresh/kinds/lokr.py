@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags, number, one_of, ranks, whole
+from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, ranks, whole
 from lora_mixer.fresh.starts import kaiming
 
 if TYPE_CHECKING:
@@ -125,4 +125,4 @@ def _start(config: LoKrConfig, target: Target) -> dict[str, torch.Tensor]:
     }
 
 
-LOKR = Kind(LoKrConfig, _problems, _refuses, _start)
+LOKR = FreshKind(LoKrConfig, _problems, _refuses, _start)

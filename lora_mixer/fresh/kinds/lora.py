@@ -11,7 +11,7 @@ import torch
 from lora_mixer.algorithms.started import started_from
 from lora_mixer.errors import AdapterConfigError
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags, number, one_of, rank_beyond, ranks, whole
+from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, rank_beyond, ranks, whole
 from lora_mixer.fresh.starts import kaiming, normal, orthogonal
 from lora_mixer.problem import Problem
 from lora_mixer.wording import did_you_mean, shown
@@ -239,4 +239,4 @@ def _converted(name: str, value: Any) -> Any:
     return EvaConfig(**value)
 
 
-LORA = Kind(LoraConfig, _problems, refuses, start_pair, converted=_converted)
+LORA = FreshKind(LoraConfig, _problems, refuses, start_pair, converted=_converted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags, number, one_of, whole
+from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, whole
 from lora_mixer.fresh.starts import divisor_near, normal
 from lora_mixer.problem import Problem
 
@@ -95,4 +95,4 @@ def _start(config: OFTConfig, target: Target) -> dict[str, torch.Tensor]:
     return {".oft_R.weight": torch.zeros(shape) if config.init_weights else normal(*shape, std=0.1)}
 
 
-OFT = Kind(OFTConfig, _problems, _refuses, _start)
+OFT = FreshKind(OFTConfig, _problems, _refuses, _start)

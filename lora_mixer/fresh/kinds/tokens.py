@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
-from lora_mixer.fresh.kinds.kind import Kind, flags
+from lora_mixer.fresh.kinds.kind import FreshKind, flags
 from lora_mixer.fresh.kinds.lora import token_problems
 from lora_mixer.problem import Problem
 
@@ -76,7 +76,7 @@ def _start(config: TrainableTokensConfig, target: Target) -> dict[str, torch.Ten
     return {".trainable_tokens_delta": rows if config.init_weights else torch.rand_like(rows)}
 
 
-TOKENS = Kind(
+TOKENS = FreshKind(
     TrainableTokensConfig,
     _problems,
     lambda config, target: refuses_tokens(config.token_indices, target),

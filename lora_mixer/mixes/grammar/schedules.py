@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes.grammar.tokens import Call, is_number, read_call
+from lora_mixer.mixes.grammar.tokens import WrittenCall, is_number, read_call
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.mixes.schedule import EASES, Constant, Keyframes, Ramp, Schedule, SliderStart, Window
 from lora_mixer.wording import did_you_mean, list_of, shown
@@ -122,7 +122,7 @@ def read_window(start: object, stop: object, where: str, reading: Reading) -> Sc
         return None
     unit = units.pop() if units else "fraction"
     named = {key: text for key, text in (("start", start), ("stop", stop)) if text is not None}
-    return _call("window", Call("window", [], {**named, "unit": unit}), where, reading)
+    return _call("window", WrittenCall("window", [], {**named, "unit": unit}), where, reading)
 
 
 def _read_text(text: str, where: str, reading: Reading) -> Schedule | None:
@@ -139,7 +139,7 @@ def _read_text(text: str, where: str, reading: Reading) -> Schedule | None:
     return _call(call.name, call, where, reading)
 
 
-def _call(name: str, call: Call, where: str, reading: Reading) -> Schedule | None:
+def _call(name: str, call: WrittenCall, where: str, reading: Reading) -> Schedule | None:
     before = len(reading.problems)
     builder, keys = _BUILDERS[name]
     known = (*keys, "unit")

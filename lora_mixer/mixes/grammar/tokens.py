@@ -16,7 +16,7 @@ _CALL = re.compile(r"([A-Za-z_]\w*)\s*(?:\((.*)\))?", re.DOTALL)
 
 
 @dataclass
-class Call:
+class WrittenCall:
     """
     A name with arguments.
 
@@ -31,7 +31,7 @@ class Call:
     named: dict[str, object] = field(default_factory=dict)
 
 
-def read_call(text: str, where: str, reading: Reading) -> Call | None:
+def read_call(text: str, where: str, reading: Reading) -> WrittenCall | None:
     """
     Read a call.
 
@@ -42,7 +42,7 @@ def read_call(text: str, where: str, reading: Reading) -> Call | None:
     """
     if not (match := _CALL.fullmatch(text.strip())):
         return None
-    call = Call(match[1])
+    call = WrittenCall(match[1])
     for argument in split_outside(match[2], ",", reading) if match[2] and match[2].strip() else []:
         key, *rest = split_outside(argument, "=", reading, limit=1)
         if not rest:

@@ -44,7 +44,7 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     except ValueError as error:
         notes.append(f"ComfyUI's graph cannot be read: {error}")
         return None
-    graph = _Graph(table)
+    graph = _NodeGraph(table)
     sampler = graph.sampler(notes)
     if sampler is None:
         notes.append("ComfyUI's graph has no sampler with a prompt")
@@ -89,7 +89,7 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     )
 
 
-class _Graph:
+class _NodeGraph:
     """Nodes, and ways up their links."""
 
     def __init__(self, table: dict[str, Any]) -> None:
