@@ -8,8 +8,10 @@ import math
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lora_mixer import LoraConfig, LoraMixer, MatchError, MixError, match_adapter
+from lora_mixer.writing import export
 from tests.transformers_data import call_arguments, distance, parts_of, reference, state
 
 CONTROL = "flux/bfl_control"
@@ -272,3 +274,38 @@ def test_what_is_trained_beside_a_layer_does_not_run_while_that_is_wider(shared_
     ):
         mixer.set_adapters(["mine", "control"])
     assert parts.components["transformer"].x_embedder.in_features == 8
+
+
+def test_files_of_several_widths_are_merged_into_one_of_the_widest(shared_data, tmp_path):
+    pipe = diffusers.FluxControlPipeline(
+        transformer=pipeline("FluxControlPipeline", shared_data).transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        **dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
+    )
+    pipe.save_pretrained(tmp_path / "model")
+    layer = pipe.transformer.x_embedder
+    mixer = LoraMixer(pipe)
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("wide", "wider", "plain")}
+    for name, path in files.items():
+        save_file(KINDS[name][0], path)
+        mixer.load_lora_weights(path, name, activate=False)
+    for one, other in itertools.permutations(files, 2):
+        mixer.set_adapters([one, other], [0.7, -0.3])
+        target = layer.weight.detach().clone()
+        merged = tmp_path / f"{one}_{other}.safetensors"
+        export.merge({files[one]: 0.7, files[other]: -0.3}, merged, model=tmp_path / "model")
+        mixer.load_lora_weights(merged, "merged")
+        assert distance(layer.weight, target) < 1e-6
+        mixer.delete_adapters("merged")
+
+
+def test_files_of_two_shapes_for_a_model_that_is_not_known_do_not_become_one(tmp_path):
+    for width in (8, 16):
+        pair = {
+            "some.layer.lora_A.weight": torch.ones(1, width),
+            "some.layer.lora_B.weight": torch.ones(4, 1),
+        }
+        save_file(pair, tmp_path / f"{width}.safetensors")
+    with pytest.raises(MatchError, match=r"some\.layer has another shape in it .*\(4, 16\) and \(4, 8\)"):
+        export.merge([tmp_path / "8.safetensors", tmp_path / "16.safetensors"], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -60,14 +60,17 @@ def test_a_missing_adapter_keeps_its_place(desk, app, tmp_path):
         'Lora hashes: "gone: e3b0c442"',  # what other programs write where they hashed nothing: it is no file's
     )
     Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
-    app.library.hashes(app.entry_named("ink").id)  # those of a file shorter than what such a hash is made of
+    # those of a file shorter than what such a hash is made of, and which the picture does not name
+    app.library.hashes(app.entry_named("watercolor").id)
     desk.tab("Gallery")
     desk.upload("#picture-drop", tmp_path / "a1111.png")
     desk.row("pixel").wait_for()
     names = desk.page.locator("#board .lm-row").evaluate_all("rows => rows.map(row => row.dataset.name)")
     assert names == ["ink", "gone", "pixel"]
     assert "not in the library" in desk.row("gone").get_by_role("note").inner_text()
-    assert "gone" in desk.page.locator(".lm-slots .lm-missing").inner_text()
+    # where several files' hashes are known, that of nothing would be all of theirs: "could be"
+    told = desk.page.locator(".lm-slots .lm-missing").all_inner_texts()
+    assert told == ['gone: "gone" is not here; its place is kept']
     desk.tab("Make")
     assert desk.page.get_by_label("Seed", exact=True).input_value() == "9"
 

@@ -61,6 +61,11 @@ class BoundLayer:
     siblings: Siblings | None = None
     widening: Widening | None = None
 
+    @property
+    def columns(self) -> int | None:
+        """The inputs that the module gets; None where it keeps its own."""
+        return None if self.widening is None else self.widening.columns
+
 
 class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked out needs a place
     """
@@ -83,13 +88,11 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         return tuple(dict.fromkeys(name for name, _ in self._runs))
 
     @cached_property
-    def widened(self) -> dict[tuple[str, str], int]:
-        """The component and path of each that gives its module more inputs, and how many."""
-        return {
-            (layer.live.component, layer.live.path): layer.widening.columns
-            for layer in self
-            if layer.widening is not None
-        }
+    def widened(self) -> frozenset[tuple[str, str]]:
+        """The component and path of each that gives its module more inputs."""
+        return frozenset(
+            (layer.live.component, layer.live.path) for layer in self if layer.widening is not None
+        )
 
     @cached_property
     def places(self) -> tuple[tuple[str, str], ...]:

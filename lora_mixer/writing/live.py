@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lora_mixer.algorithms.columns import Padded, with_columns
 from lora_mixer.errors import MixError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix
@@ -119,20 +118,12 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
         The adapters in the mix's order, ready to be written.
     """
     adapters = []
-    columns = controller.columns_of(mix)
     for name in mix.names:
         parts = []
-        for layer, module, own, clean, bias in controller.held(name):
-            live, shape, weights, base = layer.live, layer.live.shape, own, clean
-            wide = columns.get((live.component, live.path))
-            if (
-                wide is not None
-            ):  # an adapter of the mix gives the module more inputs: their sum is one of all of these
-                inputs = own.in_width or shape[1]
-                weights = own if inputs == wide else Padded(own, inputs, own.alpha)
-                base, shape = with_columns(clean, wide), (shape[0], wide, *shape[2:])
-            embedding = isinstance(module, nn.Embedding)
-            parts.append(Part(ModulePlace(live.component, live.path, shape, embedding), weights, base, bias))
+        for layer, module, weights, base, bias in controller.held(name):
+            live, embedding = layer.live, isinstance(module, nn.Embedding)
+            place = ModulePlace(live.component, live.path, live.shape, embedding)
+            parts.append(Part(place, weights, base, bias, columns=layer.columns))
         adapters.append(AdapterParts(infos[name], parts))
     return adapters
 
