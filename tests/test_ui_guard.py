@@ -179,6 +179,25 @@ def test_what_writes_is_refused_to_other_sites(site, path, headers):
     assert found.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("upload", b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\na\r\n--x--\r\n', "multipart/form-data; boundary=x"),
+        ("call/make", b"\xff\xfe", "text/plain"),
+        ("call/nothing", b"\xff\xfe", ""),
+    ],
+)  # fmt: skip
+def test_what_no_browser_sends_is_refused_in_one_line(site, path, body, kind, capfd, caplog):
+    """Gradio's own routes raise what they like at it: an error 500, and a hundred lines in the log for each."""
+    url, _ = site
+    answer = httpx.post(f"{url}gradio_api/{path}", content=body, headers={"content-type": kind}, timeout=60)
+    assert 400 <= answer.status_code < 500
+    assert len(answer.text) < 1000
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "Traceback" not in capfd.readouterr().err
+    assert sum(len(record.getMessage()) for record in caplog.records) < 1000
+
+
 def test_the_page_is_in_no_frame(site):
     found = httpx.get(site[0], timeout=60).headers
     assert found["x-frame-options"] == "DENY"
