@@ -215,7 +215,7 @@ class StepGuard:
             raise PipelineStateError(
                 f"{type(optimizer).__name__}.step() would train {len(names)} weights of the base that a LoraMixer has a mix "
                 f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out: call disable_lora() "
-                "before the base is trained, or rebase() to make the mix a part of it. Nothing was changed"
+                "before the base is trained, or rebase(bake=True) to make the mix a part of it. Nothing was changed"
             )
 
 

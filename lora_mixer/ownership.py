@@ -215,6 +215,11 @@ class MixerState:
             self._claimed, self._claimed_modules = [], set()
 
     @property
+    def has_new_parts(self) -> bool:
+        """Whether adapters were bound to parts which others have put into the pipeline, in the transaction that is open."""
+        return self._lineage is None
+
+    @property
     def has_lost_blocks(self) -> bool:
         """Whether a block is open whose thread has ended: nobody else will end it."""
         return any(block.holder.is_gone for block in self.blocks)

@@ -153,11 +153,23 @@ class Held:
     own: LoraMixer | None = None
     old: list[nn.Module] = field(default_factory=list)
     blocks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    begun: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    has_begun: bool = False
     keep: Any = "device"
 
     def lora(self, seed: int, *, bias: bool = False) -> dict[str, torch.Tensor]:
         """Make an adapter for this model."""
         return lora(seed, bias=bias, model=self.pipe)
+
+    def begin(self, block: contextlib.AbstractContextManager[Any]) -> None:
+        """Begin a block that the call does not end."""
+        self.begun.enter_context(block)
+        self.has_begun = True
+
+    def leave(self) -> None:
+        """Leave blocks open, as those do who forget them."""
+        self.blocks.pop_all()
+        self.begun.pop_all()
 
     @property
     def mixer(self) -> LoraMixer:
@@ -434,6 +446,7 @@ CALLS: dict[str, Callable[[Held], Any]] = {
     "release": lambda held: held.mixer.release(),
     "restore_base": lambda held: held.mixer.restore_base(),
     "rebase": lambda held: held.mixer.rebase(),
+    "bake": lambda held: held.mixer.rebase(bake=True),
     "capture": _captured,
     "save": lambda held: held.mixer.save_lora_weights(held.folder / "a.safetensors"),
     "save sum": lambda held: held.mixer.save_lora_weights(
@@ -454,7 +467,8 @@ CALLS: dict[str, Callable[[Held], Any]] = {
             (_of(held, "unet") if isinstance(held.pipe, Pipe) else held.pipe).one.weight)},
         "a", hotswap=True,
     ),
-    "applied many": lambda held: held.blocks.enter_context(held.mixer.applied([{"a": 0.3}, {"b": 1.0}])),
+    "applied many": lambda held: held.begin(held.mixer.applied([{"a": 0.3}, {"b": 1.0}])),
+    "applied, open": lambda held: held.begin(held.mixer.applied({"a": 0.3})),
     "delete all": lambda held: held.mixer.delete_adapters(list(held.mixer.adapters)),
 }  # fmt: skip
 SAID: dict[str, Callable[[Held], Any]] = {
@@ -652,7 +666,7 @@ class Bench:
         held = self.made()
         before = self._said(held)
         self.before = seen(held), before
-        held.blocks.pop_all()
+        held.leave()
         held, counter = self.made(), AtOperation()
         with self._quiet(), AROUND[around](), counter, AtCall(0, _fault) as places:
             self.refused = True
@@ -661,7 +675,11 @@ class Bench:
         self.operations, self.calls, self.signals = counter.count, places.inner, places.count
         after = self._said(held)
         self.after = seen(held), after
-        held.blocks.pop_all()
+        with self._quiet():
+            held.begun.close()
+        after = self._said(held)
+        self.ended = seen(held), after
+        held.leave()
 
     @property
     def do(self) -> Callable[[Held], Any]:
@@ -729,7 +747,7 @@ class Bench:
         held = self.made()
         handler = signal.getsignal(signal.SIGINT)  # that of an open block, in some states
         lost: BaseException | None = None
-        failed = False
+        failed = interrupted = False
         around = AROUND[self.around]()
         around.__enter__()
         before = surroundings()
@@ -740,13 +758,14 @@ class Bench:
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- libraries make others of faults
             if _is_own_mistake(error):
                 around.__exit__(None, None, None)
-                held.blocks.pop_all()
+                held.leave()
                 return f"a foreign error: {type(error).__name__}: {str(error)[:200]}"
             failed = not isinstance(error, LoraMixerError) and kind in (
                 "operation",
                 "call",
                 "fault and signal",
             )
+            interrupted = isinstance(error, KeyboardInterrupt)
             lost = error
             while lost is not None and not isinstance(lost, MixLostError):
                 lost = lost.__context__
@@ -755,16 +774,19 @@ class Bench:
         around.__exit__(None, None, None)
         if after != before:
             return f"torch is set otherwise: {before} before, {after} after"
-        if signal.signal(signal.SIGINT, signal.default_int_handler) is not handler:
+        is_there = signal.signal(signal.SIGINT, signal.default_int_handler)
+        if is_there is not handler and not held.has_begun:  # a block that is open has one of its own
             return "the handler of Ctrl-C is another one"
         try:
-            return self._verdict(held, lost, failed, kind)
+            return self._verdict(held, lost, kind, failed=failed, interrupted=interrupted)
         except Exception as error:  # noqa: BLE001 -- any error here is a state that cannot be used
             return f"unusable: {type(error).__name__}: {str(error)[:200]}"
         finally:
-            held.blocks.pop_all()
+            held.leave()
 
-    def _verdict(self, held: Held, lost: MixLostError | None, failed: bool, kind: str) -> str | None:
+    def _verdict(
+        self, held: Held, lost: MixLostError | None, kind: str, *, failed: bool, interrupted: bool
+    ) -> str | None:
         if lost is not None:
             # a call that is refused is taken back, too: a fault on that way is the second one
             if kind == "two operations" or (self.refused and kind not in ("signal", "signals")):
@@ -772,9 +794,12 @@ class Bench:
             return f"lost the mix after one fault: {lost}"
         spoken = self._said(held)
         now = seen(held), spoken
+        right = {"before": self.before, "after": self.after}
+        if interrupted:  # a block that Ctrl-C ends as it begins has begun and ended
+            right["ended"] = self.ended
         whole = [
             name
-            for name, (model_then, said_then) in (("before", self.before), ("after", self.after))
+            for name, (model_then, said_then) in right.items()
             if same(now[0], model_then) and now[1] == said_then
         ]
         if not whole:
@@ -783,7 +808,7 @@ class Bench:
                 for key in now[0]
                 if not any(
                     key in then[0] and same({key: now[0][key]}, {key: then[0][key]})
-                    for then in (self.before, self.after)
+                    for then in right.values()
                 )
             ]
             return f"neither before nor after: {odd[:4]}; says {now[1]}"
@@ -797,7 +822,7 @@ class Bench:
         held.mixer.unload_textual_inversion()
         held.mixer.hand_back()
         now = seen(held)
-        if self.call != "rebase" and self.state not in ("replaced", "offloaded") and not same(now, self.base):
+        if self.call != "bake" and self.state not in ("replaced", "offloaded") and not same(now, self.base):
             odd = [
                 key for key in now if key not in self.base or not same({key: now[key]}, {key: self.base[key]})
             ]
@@ -816,7 +841,7 @@ class Bench:
                 if "(output)" in k and self.state != "replaced"  # the next call has moved it to the new part
             )
             return self._way_back(held) if right else f"lost, and says that {held.mixer.mixes} are active"
-        if not lost.unwritten and self.state not in ("replaced", "offloaded") and self.call != "rebase":
+        if not lost.unwritten and self.state not in ("replaced", "offloaded") and self.call != "bake":
             now = seen(held)
             values = [key for key in now if "(" not in key]
             if not all(torch.equal(now[key], self.base[key]) for key in values):

@@ -4,6 +4,7 @@ Long runs: a page with people coming and going, and batches whose workers are ki
 ``python -m tests.long_runs page --pictures 2000`` makes a day's pictures of eight sessions at once, some of which leave in the
 middle, while adapters come to the library and go; ``python -m tests.long_runs batch --engine ray --rounds 50`` runs a plan again
 and again and kills a worker at random in each. Both print what they measured; the exit code says whether it was flat.
+``python -m tests.long_runs kills --rounds 20`` kills runners and workers of batches at any moment, and runs each plan to its end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -36,7 +38,7 @@ from tests.batch_plans import GRID, hashes, make_model, plan_for, statuses
 from tests.browser import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SESSIONS = 8
 LEAVES = 0.1
@@ -59,6 +61,10 @@ class Sample:
     handles: int
     threads: int
     temporary: int
+
+    def __str__(self) -> str:
+        """Lay it out."""
+        return f"{self.mib:8.1f} MiB  {self.handles:4} handles  {self.threads:4} threads  {self.temporary:4} files"
 
 
 MORE = Sample(mib=48.0, handles=6, threads=6, temporary=6)
@@ -125,7 +131,15 @@ class Person:
         return "nothing came"
 
 
-def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+def page(
+    pictures: int,
+    sessions: int,
+    folder: Path,
+    seed: int = 0,
+    *,
+    seconds: float = float("inf"),
+    tell: Callable[[str], object] = lambda _: None,
+) -> tuple[list[Sample], dict[str, int]]:
     """
     Let people make pictures on one page, while the library changes.
 
@@ -133,6 +147,7 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
         A sample after every so many pictures, and how often each outcome came.
     """
     dice, samples, came = random.Random(seed), [], dict.fromkeys(("made", "left"), 0)
+    end = time.monotonic() + seconds
     cache, library = folder / "cache", folder / "library"
     library.mkdir()
     files = [each.path for each in demo_adapters().values() if Path(each.path).is_file()]
@@ -146,6 +161,8 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
         people = [Person(url, number, make) for number in range(sessions)]
         every = max(sessions, pictures // 40)
         for start in range(0, pictures, sessions):
+            if time.monotonic() > end:
+                break
             turn = range(min(sessions, pictures - start))
             leaving = [dice.random() < LEAVES for _ in turn]
             for outcome in pool.map(lambda n, go: people[n].picture(start + n, leave=go), turn, leaving):  # noqa: B023
@@ -160,10 +177,19 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
                 old.unlink(missing_ok=True)
             if start // every != (start + sessions) // every:
                 samples.append(sample(cache, folder / "out" / "downloads"))
+                tell(f"{start + sessions:5} pictures  {samples[-1]}")
     return samples, came
 
 
-def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+def batch(
+    engine: str,
+    rounds: int,
+    folder: Path,
+    seed: int = 0,
+    *,
+    seconds: float = float("inf"),
+    tell: Callable[[str], object] = lambda _: None,
+) -> tuple[list[Sample], dict[str, int]]:
     """
     Run one plan again and again, each time from nothing, and kill a worker in the middle of each.
 
@@ -177,7 +203,10 @@ def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[S
     wanted = hashes(folder / "wanted")
     temporary = folder / "tmp"
     temporary.mkdir()
+    end = time.monotonic() + seconds
     for number in range(rounds):
+        if time.monotonic() > end:
+            break
         out, pids, victim = folder / f"out{number}", {}, dice.randrange(1, 7)
         made = itertools.count(1)
 
@@ -195,7 +224,100 @@ def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[S
         came["same"] += hashes(out) == wanted
         shutil.rmtree(out)
         samples.append(sample(temporary))
+        tell(f"{number + 1:5} rounds  {samples[-1]}  {came}")
     return samples, came
+
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = (("local", 1), ("processes", 2))
+
+
+def kills(rounds: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """
+    Kill the runner of a plan, or one of its workers, at any moment, then run the plan to its end.
+
+    Returns:
+        How many were killed of each kind, and how often something was wrong: other pictures than without a kill, a process or a
+        file left behind, a picture that failed, one that was made twice.
+    """
+    dice = random.Random(seed)
+    came = dict.fromkeys(("runs", "same", "runner", "worker", "before any picture", "at the end"), 0)
+    make_model(folder)
+    statuses(plan_for(folder, folder / "wanted", [GRID]))
+    wanted = hashes(folder / "wanted")
+    for number in range(rounds):
+        engine, workers = ENGINES[number % 2]
+        kind = "runner" if engine == "local" or dice.random() < 0.5 else "worker"
+        out, place = folder / f"out{number}", folder / f"plan{number}.json"
+        name = dice.choice(("manifest.jsonl", "manifest.sqlite"))
+        plan = plan_for(folder, out, [GRID], output={"manifest": str(out / name)})
+        place.write_text(json.dumps(plan))
+        pids, made, hit = _killed(place, engine, workers, kind, dice)
+        came["runs"] += 1
+        came[kind] += hit
+        came["before any picture"] += hit and not made
+        came["at the end"] += not hit
+        alive = [pid for pid in pids if not _ends(pid)]
+        counts = statuses(plan)
+        odd = [path.name for path in out.rglob("*") if path.suffix == ".tmp" or ".tmp" in path.name]
+        problems = {
+            "left a process": bool(alive),
+            "left a file": bool(odd),
+            "failed": bool(counts["failed"]),
+            "other pictures": hashes(out) != wanted,
+            "made again": counts["kept"] < made - 1,  # the last may have been told and not noted
+        }
+        for problem, is_so in problems.items():
+            if is_so:
+                came[problem] = came.get(problem, 0) + 1
+        came["same"] += hashes(out) == wanted
+        print(f"{number:3} {engine:9} {name:16} {kind} killed after {made} pictures: {counts}", flush=True)  # noqa: T201
+    return came
+
+
+def _killed(
+    place: Path, engine: str, workers: int, kind: str, dice: random.Random
+) -> tuple[list[int], int, bool]:
+    """Run a plan as a program and kill it, or a worker, at a moment; give its processes, how many pictures it told, whether it lived."""
+    command = [sys.executable, "-m", "tests.batch_plans", str(place), engine, str(workers)]
+    after, later = dice.randrange(8), dice.random() * 0.2
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        pids, made, hit = [running.pid], 0, False
+        for line in running.stdout:
+            event = json.loads(line)
+            if event.get("state") == "ready" and "pid" in event:
+                pids.append(event["pid"])
+            made += event["event"] == "picture"
+            if not hit and made >= after and (len(pids) > 1 or engine == "local"):
+                time.sleep(later)  # so that it is any moment, also within a picture
+                victim = running.pid if kind == "runner" else dice.choice(pids[1:])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    hit = True
+    return (
+        list(dict.fromkeys(pids)),
+        made,
+        hit and (kind == "worker" or running.returncode == -signal.SIGKILL),
+    )
+
+
+def _ends(pid: int, seconds: float = 60.0) -> bool:
+    """Whether a process ends by itself in some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
 
 
 def main() -> None:
@@ -203,29 +325,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("page", "batch"))
+    parser.add_argument("what", choices=("page", "batch", "kills"))
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--engine", choices=("processes", "ray"), default="ray")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        if chosen.what == "kills":
+            came = kills(chosen.rounds, folder, chosen.seed)
+            print(json.dumps(came))  # noqa: T201
+            fine = {"runs", "same", "runner", "worker", "before any picture", "at the end"}
+            sys.exit(came["runs"] != came["same"] or bool(set(came) - fine))
         if chosen.what == "page":
-            samples, came = page(chosen.pictures, chosen.sessions, folder, chosen.seed)
+            samples, came = page(
+                chosen.pictures, chosen.sessions, folder, chosen.seed, seconds=chosen.seconds, tell=_say
+            )
         else:
             if chosen.engine == "ray":
                 import ray
 
                 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
             os.environ["TMPDIR"] = str(folder / "tmp")
-            samples, came = batch(chosen.engine, chosen.rounds, folder, chosen.seed)
-    for number, each in enumerate(samples):
-        print(  # noqa: T201
-            f"{number:3}  {each.mib:8.1f} MiB  {each.handles:4} handles  {each.threads:4} threads  {each.temporary:4} files"
-        )
+            samples, came = batch(
+                chosen.engine, chosen.rounds, folder, chosen.seed, seconds=chosen.seconds, tell=_say
+            )
     print(json.dumps(came))  # noqa: T201
     wrong = grown(samples)
     print("grown: " + ", ".join(wrong) if wrong else f"flat: {growth(samples)}")  # noqa: T201

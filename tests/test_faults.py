@@ -49,6 +49,18 @@ def test_each_operation_of_a_call_may_fail(state: str, call: str) -> None:
     assert {k: bench.run("operation", k) for k in places} == dict.fromkeys(places)
 
 
+@pytest.mark.parametrize("call", ["applied many", "applied, open"])
+@pytest.mark.parametrize("state", ["merged", "replaced"])
+def test_a_block_that_ctrl_c_ends_as_it_begins_leaves_what_one_leaves_that_has_ended(
+    state: str, call: str
+) -> None:
+    """Also where a part was replaced: the mix from before is on the new part, as after any call."""
+    with faults._keys():
+        bench = Bench(state, call)
+        places = range(bench.signals // 2, bench.signals + 1, max(1, bench.signals // 16))
+        assert {k: bench.run("signal", k) for k in places} == dict.fromkeys(places)
+
+
 @contextmanager
 def failing(owner: Any, name: str, times: int) -> Iterator[None]:
     """Let the next calls of a function raise."""
@@ -298,7 +310,7 @@ def test_what_could_not_be_let_go_is_let_go_by_the_next_call(
 ) -> None:
     net, mixer = Bench(state, "disable").make()
     with failing(MergedEngine, "settle", times=1):
-        mixer.rebase()
+        mixer.rebase(bake=state == "merged")
     assert mixer.get_active_adapters() == []
     now = seen(net)
     with failing(MergedEngine, "_write", times=1), pytest.raises(MemoryError):

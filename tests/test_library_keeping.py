@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from lora_mixer import demo_adapters
 from lora_mixer.errors import SaveError, SourceError
-from lora_mixer.library import Library
+from lora_mixer.library import Library, _describing
 from lora_mixer.library.changing import TRASH
 from tests.loras import write_lora
 
@@ -275,3 +277,74 @@ def test_what_people_said_before_there_were_marks_is_kept(folder, tmp_path):
     assert (entry.weight, entry.notes, entry.uses, entry.favourite) == (0.3, "old words", 4, False)
     assert library.set_default(entry.id, favourite=True).notes == "old words"
     assert library.notes == ()
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> None:
+    """Have one of the two looks into a file fail."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_describing, place, fail)
+
+
+ERRORS = (
+    MemoryError("no more"), OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "Input/output error"),
+    SourceError("cannot be read"), RuntimeError("a fault of a reader"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["content_key", "read_adapter"])
+def test_what_kept_a_file_from_being_read_once_does_not_keep_it_for_good(
+    library, folder, tmp_path, place, error
+):
+    """A file that is new, one that has changed, one that was moved by others."""
+    ink = one(library, "ink")
+    library.set_default(ink.id, labels=["mine"], favourite=True)
+    write_lora(folder / "new.safetensors", base="SDXL", rank=3)
+    os.utime(folder / "styles" / "oil.safetensors", ns=(5, 5))
+    (folder / "ink.safetensors").rename(folder / "people" / "pen.safetensors")
+    fresh = Library(folder, index=tmp_path / "fresh.sqlite")
+    fresh.refresh()
+    wanted = {e.name: (e.base, e.ranks, e.offline, e.problem) for e in fresh.search().entries}
+
+    with pytest.MonkeyPatch.context() as patch:
+        _failing(patch, place, error)
+        assert library.refresh().unreadable == 3
+    told = one(library, "new").problem
+    assert "cannot be read" in told
+
+    assert library.refresh().unreadable == sum(bool(problem) for *_, problem in wanted.values())
+    assert {e.name: (e.base, e.ranks, e.offline, e.problem) for e in library.search().entries} == wanted
+    pen = library.get(ink.id)
+    assert (pen.name, pen.labels, pen.favourite) == ("pen", ("mine",), True)
+    assert library.refresh().changed == 0
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["content_key", "read_adapter"])
+@pytest.mark.parametrize("call", ["rename", "move", "restore"])
+def test_a_file_that_cannot_be_read_in_its_new_place_stays_where_it_was(
+    library, folder, call, place, error, monkeypatch
+):
+    ink = one(library, "ink")
+    library.set_default(ink.id, labels=["mine"])
+    token = library.trash(ink.id) if call == "restore" else ""
+    before = sorted(folder.rglob("*")), library.search().entries
+
+    calls = {
+        "rename": lambda: library.rename(ink.id, "pen"),
+        "move": lambda: library.move(ink.id, "people"),
+        "restore": lambda: library.restore(token),
+    }
+
+    with monkeypatch.context() as patch:
+        _failing(patch, place, error)
+        with pytest.raises(SourceError if isinstance(error, OSError) else type(error)):
+            calls[call]()
+
+    library.refresh()
+    assert (sorted(folder.rglob("*")), library.search().entries) == before
+    if call == "restore":
+        assert library.restore(token)[0].labels == ("mine",)

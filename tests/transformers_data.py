@@ -97,21 +97,26 @@ def state(parts: Parts) -> dict[tuple[str, str], torch.Tensor]:
 
 def outputs(root: Path, reference: Reference, parts: Parts) -> dict[str, torch.Tensor]:
     """Run every component on its inputs; names are those of the references' tensors."""
-    folder = root / "dit" / "models" / reference.family
-    inputs = load_file(folder / "inputs.safetensors")
-    facts = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
     found = {}
     with torch.no_grad():
         for part, module in parts.components.items():
             if part.startswith("transformer"):
-                table = arguments(facts["inputs"], inputs)
-                if "control/hidden_states" in reference.tensors:
-                    table["hidden_states"] = reference.tensors["control/hidden_states"].float()
-                out = module(**table, return_dict=False)[0]
+                out = module(**call_arguments(root, reference), return_dict=False)[0]
                 found[f"{part}.out"] = out[0] if isinstance(out, list) else out
             else:
                 found[f"{part}.last_hidden_state"] = module(input_ids=torch.tensor(IDS)).last_hidden_state
     return found
+
+
+def call_arguments(root: Path, reference: Reference) -> dict[str, Any]:
+    """Give the inputs of a family's denoiser; those of a control adapter's reference where it has its own."""
+    folder = root / "dit" / "models" / reference.family
+    inputs = load_file(folder / "inputs.safetensors")
+    facts = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    table: dict[str, Any] = arguments(facts["inputs"], inputs)
+    if "control/hidden_states" in reference.tensors:
+        table["hidden_states"] = reference.tensors["control/hidden_states"].float()
+    return table
 
 
 def arguments(spec: Any, inputs: dict[str, torch.Tensor]) -> Any:

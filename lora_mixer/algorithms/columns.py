@@ -53,17 +53,23 @@ class Padded(Wrapped):
             return None
         rank = pair.down.shape[0]
         down = pair.down.reshape(rank, self.columns, -1)
-        return Factors(pair.up, _pad(down, shape[1]).reshape(rank, -1), pair.scale)
+        return Factors(pair.up, with_columns(down, shape[1]).reshape(rank, -1), pair.scale)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return the change, zeros for the inputs behind."""
-        return _pad(self.inner.delta(base[:, : self.columns], gain), base.shape[1])
+        return with_columns(self.inner.delta(base[:, : self.columns], gain), base.shape[1])
 
     def bias_delta(self, base: torch.Tensor | None, gain: float) -> torch.Tensor | None:
         """Return the change's own."""
         return self.inner.bias_delta(base, gain)
 
 
-def _pad(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Add zeros behind the second axis."""
+def with_columns(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """
+    Return a tensor with zeros behind its second axis, up to a number of columns.
+
+    Example:
+        >>> with_columns(torch.ones(1, 2), 3)
+        tensor([[1., 1., 0.]])
+    """
     return functional.pad(tensor, (*[0, 0] * (tensor.ndim - 2), 0, columns - tensor.shape[1]))

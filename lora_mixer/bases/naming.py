@@ -137,6 +137,8 @@ def _of_card(source: AdapterSource, request: Mapping[str, Any]) -> list[str]:
         return []
     try:
         card_data: Any = metadata_load(card)
+    except MemoryError:  # none of the card's own
+        raise
     except Exception:  # noqa: BLE001 -- a card that cannot be read names nothing
         return []
     names = card_data.get("base_model") if isinstance(card_data, dict) else None

@@ -28,6 +28,9 @@ _PACKED = "in_proj_weight"
 
 _ROWS = ("q_proj", "k_proj", "v_proj")
 
+OWN_INPUTS = "_lora_mixer_own_inputs"
+"""What a module has beside its parameters while an adapter gives it more inputs: how many it has without."""
+
 
 @dataclass(frozen=True)
 class LiveModule:
@@ -78,14 +81,20 @@ class LiveModule:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight as (out, in, *kernel): the layer's own sizes where its weight is packed."""
+        """
+        Shape of the weight as (out, in, *kernel): the layer's own sizes where its weight is packed.
+
+        It is the base model's, also while an adapter gives the module more inputs: what else is loaded then stays when these go.
+        """
         wide, narrow = (getattr(self.module, key, None) for key in ("out_features", "in_features"))
         if self.is_bare:
             return tuple(self.weight.shape)
+        own = self.module.__dict__.get(OWN_INPUTS)
         if isinstance(wide, int) and isinstance(narrow, int):
-            return (wide, narrow)
+            return (wide, narrow if own is None else own)
         shape = tuple(self.weight.shape)
-        return shape[::-1] if self.transposed else shape
+        shape = shape[::-1] if self.transposed else shape
+        return shape if own is None else (shape[0], own, *shape[2:])
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class BoundLayer:
     siblings: Siblings | None = None
     widening: Widening | None = None
 
+    @property
+    def columns(self) -> int | None:
+        """The inputs that the module gets; None where it keeps its own."""
+        return None if self.widening is None else self.widening.columns
+
 
 class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked out needs a place
     """
@@ -83,6 +88,13 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         return tuple(dict.fromkeys(name for name, _ in self._runs))
 
     @cached_property
+    def widened(self) -> frozenset[tuple[str, str]]:
+        """The component and path of each that gives its module more inputs."""
+        return frozenset(
+            (layer.live.component, layer.live.path) for layer in self if layer.widening is not None
+        )
+
+    @cached_property
     def places(self) -> tuple[tuple[str, str], ...]:
         """The component and path of each."""
         return tuple((layer.live.component, layer.live.path) for layer in self)
@@ -91,6 +103,7 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         """Have what was worked out of others that are of the same modules in the same order, or work it out for them."""
         if not known:
             known.update(_runs=self._runs, components=self.components, places=self.places, _named=self._named)
+            known.update(widened=self.widened)
         self.__dict__.update(known)
 
     def named(self, leaves: frozenset[str]) -> Mapping[str, frozenset[int]]:

@@ -61,6 +61,11 @@ class Wish:
         """How many mixes the rows of a batch can have."""
         return len(self.setting.every)
 
+    def is_widened(self, live: LiveModule) -> bool:
+        """Tell whether an adapter of the mixes gives a module more inputs: its weight is another one then."""
+        place = live.component, live.path
+        return any(place in self.layers[name].widened for name in self.setting.names)
+
     @property
     def is_by_place(self) -> bool:
         """Whether gains differ from row to row, or from place to place in the picture."""

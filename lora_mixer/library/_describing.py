@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.errors import LoraMixerError
+from lora_mixer.errors import FormatError, LoraMixerError, SourceError
 from lora_mixer.inspection import read_adapter
 from lora_mixer.parsing.values import as_hash, clean_text
 
@@ -20,17 +21,34 @@ _HEAD_AT_MOST = 4 << 20
 _TAGS = 30
 _TEXT_AT_MOST = 20_000
 _WORD_AT_MOST = 500
+_LOOK_AGAIN = "look again"
+"""Stands for what lies beside a file where the next scan is to read the file, whether it has changed by then or not."""
 
 
-def describe_file(file: WalkedFile) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Described:
     """
-    Return the row of a file.
+    A file as a scan has found it.
+
+    Attributes:
+        row: Values by column, for the part of the index that a scan fills.
+        failure: Why it could not be read, where that lies in no content of the file: a disk, a lack of memory, a fault of the
+            reader. The row says so, and that the next scan is to look again.
+    """
+
+    row: dict[str, Any]
+    failure: Exception | None = None
+
+
+def describe_file(file: WalkedFile) -> Described:
+    """
+    Describe a file.
 
     Args:
         file: The file.
 
     Returns:
-        Values by column, for the part of the index that a scan fills.
+        Its row; one odd file does not keep the others away.
     """
     path = Path(file.path)
     row: dict[str, Any] = {
@@ -56,18 +74,28 @@ def describe_file(file: WalkedFile) -> dict[str, Any]:
         "content": "",
         "problem": "",
     }
+    failure: Exception | None = None
     try:
         row["content"] = content_key(path, file.size)
         row |= _of_info(read_adapter(path))
-    except (LoraMixerError, OSError) as error:
+    except FormatError as error:
         row["problem"] = clean_text(error)[:_TEXT_AT_MOST]
-    except Exception as error:  # noqa: BLE001  (one odd file must not keep the others away)
+    except LoraMixerError as error:
+        failure, row["problem"] = error, clean_text(error)[:_TEXT_AT_MOST]
+    except OSError as error:
+        failure = SourceError(f"cannot be read ({error.strerror or error})", file=str(path))
+        row["problem"] = clean_text(failure)[:_TEXT_AT_MOST]
+    except Exception as error:  # noqa: BLE001 -- told in the row, and raised by who wants this very file
+        failure = error
         row["problem"] = f"cannot be read ({type(error).__name__}: {clean_text(error)[:500]})"
+    if failure is not None:
+        row["beside"] = _LOOK_AGAIN
     row["rank"] = max(row["ranks"], default=0)
     row["haystack"] = haystack(
         row["name"], row["title"], row["words"], row["tags"], path.name, file.folder, row["notes"]
     )
-    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+    texts = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Described(texts, failure)
 
 
 def content_key(path: Path, size: int) -> str:

@@ -21,7 +21,7 @@ from lora_mixer.library.entry import Refreshed
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lora_mixer.library._database import Database
@@ -44,9 +44,12 @@ class _ScanPlan:
     missing: dict[str, list[sqlite3.Row]] = field(default_factory=dict)
     """Entries whose files were not in their places when a file of that content first came up."""
     problems: list[str] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
 
 
-def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Progress | None) -> Refreshed:
+def refresh(
+    index: Database, user: Database, roots: Sequence[Path], progress: Progress | None
+) -> tuple[Refreshed, Mapping[str, Exception]]:
     """
     Bring the index up to date.
 
@@ -55,6 +58,9 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
         user: What the user said.
         roots: The folders.
         progress: Called with how many files are done, how many there are, and the name of the one in hand.
+
+    Returns:
+        What it did, and by path why files could not be read where that does not lie in their content.
     """
     plan = _plan(index, roots)
     total = len(plan.todo) + plan.unchanged
@@ -64,14 +70,17 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
     for start in range(0, len(plan.todo), _BATCH):
         rows = []
         for root, file in plan.todo[start : start + _BATCH]:
-            rows.append({"root": root, **describe_file(file)})
+            described = describe_file(file)
+            rows.append({"root": root, **described.row})
+            if described.failure is not None:
+                plan.failures[file.path] = described.failure
             done += 1
             if progress is not None:
                 progress(done, total, rows[-1]["name"])
         counts.update(index.write(lambda connection, rows=rows: _put_all(connection, user, rows, plan)))  # type: ignore[misc]
         counts["unreadable"] += sum(bool(row["problem"]) for row in rows)
     offline = index.write(lambda connection: _mark(connection, plan, roots))
-    return Refreshed(
+    found = Refreshed(
         added=counts["added"],
         changed=counts["changed"],
         moved=counts["moved"],
@@ -80,6 +89,7 @@ def refresh(index: Database, user: Database, roots: Sequence[Path], progress: Pr
         unreadable=counts["unreadable"],
         notes=tuple(plan.problems),
     )
+    return found, plan.failures
 
 
 def _plan(index: Database, roots: Sequence[Path]) -> _ScanPlan:
@@ -139,7 +149,10 @@ def _put(connection: sqlite3.Connection, row: dict[str, Any], said: dict[str, An
     values = {column: row[column] for column in SCANNED} | {"offline": 0} | said
     old = connection.execute(f"SELECT {_SAME} FROM files WHERE path = ?", (row["path"],)).fetchone()
     kind = "changed" if row["path"] in plan.known else "added"
-    if old is None and (moved := _moved(connection, row, plan.missing)):
+    if (old is None or not old["content"]) and (moved := _moved(connection, row, plan.missing)):
+        if old is not None:  # what was there could not be read when it was found in this place
+            for table in ("files", "hashes"):
+                connection.execute(f"DELETE FROM {table} WHERE id = ?", (old["id"],))
         old, kind = moved, "moved"
     if old is not None:
         if any(old[column] != row[column] for column in ("content", "size", "mtime_ns")):
@@ -175,8 +188,11 @@ def _new_id(connection: sqlite3.Connection, path: str) -> str:
 
 
 def _mark(connection: sqlite3.Connection, plan: _ScanPlan, roots: Sequence[Path]) -> int:
-    """Say which files are there, and count those that are not."""
+    """Say which files are there, and count those that are not; of what could never be read there is nothing to be kept."""
     connection.executemany("UPDATE files SET offline = 0 WHERE path = ?", [(path,) for path in plan.back])
+    unread = "SELECT id FROM files WHERE path = ? AND content = ''"
+    for table in ("hashes", "files"):
+        connection.executemany(f"DELETE FROM {table} WHERE id IN ({unread})", [(path,) for path in plan.gone])
     connection.executemany("UPDATE files SET offline = 1 WHERE path = ?", [(path,) for path in plan.gone])
     places = ", ".join("?" * len(roots))
     counted = connection.execute(

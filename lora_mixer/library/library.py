@@ -138,15 +138,31 @@ class Library:
         Returns:
             What was found.
         """
+        return self._scan(progress)[0]
+
+    def _scan(self, progress: Progress | None = None) -> tuple[Refreshed, Mapping[str, Exception]]:
+        """Bring the index up to date; say by path what files could not be read for reasons that do not lie in them."""
         with self._lock:
             before = self._index.renewals
-            changes = refresh(self._index, self._user, self._roots, progress)
+            found = refresh(self._index, self._user, self._roots, progress)
             # Made anew in the middle, the index has only a part.
             return (
-                changes
+                found
                 if self._index.renewals == before
                 else refresh(self._index, self._user, self._roots, progress)
             )
+
+    def _see(self, paths: Iterable[Path]) -> None:
+        """
+        Let the index see what files, or folders of one adapter, have come.
+
+        Raises:
+            Exception: Why one of them could not be read, where that does not lie in it.
+        """
+        wanted = set(paths)
+        for path, failure in self._scan()[1].items():
+            if not wanted.isdisjoint((Path(path), Path(path).parent)):
+                raise failure
 
     def set_default(
         self,
@@ -339,7 +355,7 @@ class Library:
                         self.forget(entry.id)
 
         with changing.from_trash(self._roots[int(number)], name, undone) as (id, back):  # noqa: A001 -- what it is called everywhere
-            self.refresh()
+            self._see(back)
             places = {str(path) for path in back}
             entries = [e for e in self._where("1") if {str(e.path), str(e.path.parent)} & places]
             if len(entries) == 1 and entries[0].id != id:
@@ -356,8 +372,8 @@ class Library:
             self.refresh()
 
     def _elsewhere(self, id: str, path: Path) -> Entry:  # noqa: A002
-        """Let the index see that a file is elsewhere now."""
-        self.refresh()
+        """Let the index see that a file is elsewhere now; where it cannot be read there, the call fails."""
+        self._see([path])
         entries = self._where("path = ?", str(path))
         return entries[0] if entries else self.get(id)
 

@@ -259,5 +259,7 @@ def repository_file(repo_id: str, name: str, said: Mapping[str, Any]) -> Path | 
     try:
         validate_repo_id(repo_id)
         return _download(repo_id, name, request)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 -- whatever the reason, it is not here; who needs it says what was looked for
         return None

@@ -21,7 +21,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
-from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share
+from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,7 +144,8 @@ def as_loaded(
     layers, refused = [], []
     kinds = {part.weights.algorithm for part in parts}
     by_kind = (keep_leaves or (len(kinds) == 1 and kinds <= alone)) and not chosen.is_wanted
-    for part in parts:
+    for each in parts:
+        part = of_one_width(each.place, [Share("", each, 1.0)])[1][0].part
         layer = _own_layer(part, keep_leaves=keep_leaves, by_kind=by_kind)
         if layer is None:
             layer = _summed_layer(part.place, [Share("", part, 1.0)], chosen)
@@ -186,8 +187,8 @@ def mixed(
         )
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []
-    for place in progress(list(shares)):
-        acting = [share for share in shares[place] if share.gain]
+    for own in progress(list(shares)):
+        place, acting = of_one_width(own, [share for share in shares[own] if share.gain])
         if not acting:
             continue
         layer = _mixed_layer(place, acting, ranks, chosen)

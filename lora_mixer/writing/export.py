@@ -16,7 +16,7 @@ import torch
 
 from lora_mixer import __version__
 from lora_mixer.algorithms.base import all_finite
-from lora_mixer.errors import MixError, SaveError
+from lora_mixer.errors import MatchError, MixError, SaveError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
@@ -402,10 +402,18 @@ def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Mo
     layouts = block_layouts(names.paths)
     mix.check(layouts)
     table: dict[ModulePlace, list[Share]] = {}
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for adapter in adapters:
         name = adapter.info.name
         for part in adapter.parts:
             place = part.place
+            known = shapes.setdefault((place.component, place.path), place.shape)
+            if known != place.shape:
+                raise MatchError(
+                    f"{place} has another shape in it than in those before it ({place.shape} and {known}): adapters for models of "
+                    "different sizes cannot become one",
+                    file=adapter.info.source,
+                )
             gain = mix.gain(name, place.component, place.path, layouts.get(place.component))
             table.setdefault(place, []).append(Share(name, part, gain))
     return table

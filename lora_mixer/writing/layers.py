@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lora_mixer.algorithms.columns import Padded, with_columns
 from lora_mixer.errors import SaveError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Part:
         base: The clean base weight, (out, in, *kernel), or None where there is none at hand.
         bias: The clean bias, or None.
         leaves: The tensors under the file's own leaf names, such as ``.hada_w1_a``; empty where unknown.
+        columns: The inputs that it gives the module, where these are more than the model's.
     """
 
     place: ModulePlace
@@ -57,6 +59,7 @@ class Part:
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     leaves: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    columns: int | None = None
 
     def __post_init__(self) -> None:
         """
@@ -102,6 +105,29 @@ class Share:
     adapter: str
     part: Part
     gain: float
+
+
+def of_one_width(place: ModulePlace, shares: Sequence[Share]) -> tuple[ModulePlace, list[Share]]:
+    """
+    Return what adapters add to a module that some of them give more inputs, all for as many.
+
+    Args:
+        place: The module.
+        shares: What they add.
+    """
+    columns = max((share.part.columns or 0 for share in shares), default=0)
+    if not columns:
+        return place, list(shares)
+    wide = replace(place, shape=(place.shape[0], columns, *place.shape[2:]))
+    same = []
+    for share in shares:
+        part, weights = share.part, share.part.weights
+        own = weights.in_width or place.shape[1]
+        padded = weights if own == columns else Padded(weights, own, weights.alpha)
+        base = None if part.base is None else with_columns(part.base, columns)
+        leaves = part.leaves if own == columns else {}
+        same.append(replace(share, part=replace(part, place=wide, weights=padded, base=base, leaves=leaves)))
+    return wide, same
 
 
 @dataclass(frozen=True)

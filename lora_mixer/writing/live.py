@@ -121,11 +121,9 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
     for name in mix.names:
         parts = []
         for layer, module, weights, base, bias in controller.held(name):
-            live = layer.live
-            embedding = isinstance(module, nn.Embedding)
-            parts.append(
-                Part(ModulePlace(live.component, live.path, live.shape, embedding), weights, base, bias)
-            )
+            live, embedding = layer.live, isinstance(module, nn.Embedding)
+            place = ModulePlace(live.component, live.path, live.shape, embedding)
+            parts.append(Part(place, weights, base, bias, columns=layer.columns))
         adapters.append(AdapterParts(infos[name], parts))
     return adapters
 

@@ -228,7 +228,7 @@ def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton
             _refuse_unknown_bias(layer)
         # leaves of a fused layer are those of no module here
         leaves = _leaves(layer, raw) if weights is layer.weights else {}
-        parts.append(Part(place, weights, base, bias, leaves))
+        parts.append(Part(place, weights, base, bias, leaves, bound.columns))
     return tuple(parts)
 
 

@@ -82,6 +82,7 @@ class DenseEngine(Engine):
             ),
             "masks need a low-rank form in every layer": has_masks(wish),
             "it gives the module more inputs": layer.widening is not None,
+            "an adapter beside it gives the module more inputs": wish.is_widened(layer.live),
         }
         for reason, holds in reasons.items():
             if holds:

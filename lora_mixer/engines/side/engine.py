@@ -148,7 +148,7 @@ class SideEngine(Engine):
             pairs = self._pairs_of(name, layers) if any(may_run) else [None] * len(layers)
             shares[name] = [mine and pair is not None for mine, pair in zip(may_run, pairs, strict=True)]
             for mine, pair, layer in zip(may_run, pairs, layers, strict=True):
-                if mine and pair is None:
+                if mine and pair is None and layer.widening is None:  # that is for who has the weight
                     dense[name] = layer.weights.algorithms[0]
                     break
         # who asks for it by name gets whole changes beside layers, too, but no mask over them
@@ -167,6 +167,8 @@ class SideEngine(Engine):
         layers = wish.layers[name]
         if self._pairs_of(name, layers)[place] is not None:
             return None
+        if layers[place].widening is not None:
+            return "it gives the module more inputs"
         return (
             f"{name} ({layers[place].weights.algorithms[0]}) has no low-rank form there, so that it cannot run beside "
             "them either"

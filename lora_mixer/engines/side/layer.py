@@ -178,6 +178,8 @@ class SideLayer:
         x = args[0]  # (b, ..., in), or (b, in, *places)
         if x.device != output.device:  # offloading moves inputs behind the hooks' back
             x = x.to(output.device)
+        if self._conv is None and x.shape[-1] > self.shape[1]:  # another adapter gives the layer more of them
+            x = x[..., : self.shape[1]]
         down, up = self._factors(x)
         if self._conv is None:
             hidden = self._hidden(x, down)  # (b, ..., R)

@@ -49,6 +49,7 @@ def side_pair(layer: BoundLayer) -> Factors | None:
     """
     if (
         layer.live.is_bare
+        or layer.widening is not None
         or (getattr(layer.live.module, "groups", 1) != 1 and not layer.weights.beside_only)
         or layer_kind(layer.live.module) is None
         or layer.weights.bias_delta(None, 1.0) is not None

@@ -167,6 +167,13 @@ class TrainableEngine(Engine):
                 f"{', '.join(names)}: an adapter in training has one weight for each row, at all steps and places; set a mix "
                 "without schedules and masks"
             )
+        for name in names:
+            wide = next((layer.live for layer in wish.layers[name] if wish.is_widened(layer.live)), None)
+            if wide is not None:
+                raise MixError(
+                    f"{name} in {wide.component}.{wide.path}: another adapter of the mix gives this module more inputs, and what "
+                    "is trained beside it knows those of the base model; train it without that one"
+                )
         if wish.images == 1:
             return
         for name in names:
