@@ -33,12 +33,13 @@ def work(size: str, device: str, files: list[str]) -> None:
     """Serve one commit: read the name of a call a line, answer how long it took; the package is the one in this folder."""
     import torch
 
-    from benchmarks.models import pipeline, step_inputs
     from lora_mixer import LoraMixer
 
+    models = runpy.run_path(str(ROOT / "benchmarks" / "models.py"))  # today's, for both
+
     dtype = torch.float16 if device == "cuda" else torch.float32
-    pipe = pipeline(size, device, dtype)
-    inputs = step_inputs(size, 2, device, dtype)
+    pipe = models["pipeline"](size, device, dtype)
+    inputs = models["step_inputs"](size, 2, device, dtype)
     names = [Path(file).stem for file in files]
     base = [tensor.clone() for tensor in (*pipe.unet.parameters(), *pipe.text_encoder.parameters())]
     mixer = LoraMixer(pipe)
@@ -85,7 +86,7 @@ class Side:
     """One commit at work in its own process."""
 
     def __init__(self, tree: Path, size: str, device: str, files: list[Path]) -> None:
-        """Start it in a folder that holds ``lora_mixer`` and ``benchmarks``."""
+        """Start it in a folder that holds ``lora_mixer``."""
         start = f"import runpy; runpy.run_path({str(Path(__file__))!r})['work']({size!r}, {device!r}, {[str(f) for f in files]!r})"
         # -c puts the folder first on the path, before an installed lora_mixer.
         process = subprocess.Popen(
@@ -124,9 +125,9 @@ class Side:
 
 
 def export(commit: str, into: Path) -> Path:
-    """Put a commit's package and benchmarks into a folder."""
+    """Put a commit's package into a folder."""
     tar = subprocess.run(
-        ["git", "archive", commit, "lora_mixer", "benchmarks"], cwd=ROOT, check=True, capture_output=True
+        ["git", "archive", commit, "lora_mixer"], cwd=ROOT, check=True, capture_output=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         archive.extractall(into, filter="data")

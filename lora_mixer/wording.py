@@ -74,21 +74,22 @@ def number_text(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def list_of(names: Iterable[str]) -> str:
+def list_of(names: Iterable[str], most: int = 40) -> str:
     """
     List names in a message.
 
     Args:
         names: The names.
+        most: How many are named.
 
     Returns:
-        The names in quotes, or "none".
+        The names in quotes and how many more there are, or "none".
 
     Example:
-        >>> list_of(["a", "b"])
-        '"a", "b"'
+        >>> list_of(["a", "b"]), list_of("abc", 2)
+        ('"a", "b"', '"a", "b" and 1 more')
     """
-    return ", ".join(f'"{name}"' for name in names) or "none"
+    return first_of([f'"{name}"' for name in names], most) or "none"
 
 
 def first_of(texts: Sequence[str], most: int, *, between: str = ", ", last: str = " ", what: str = "") -> str:

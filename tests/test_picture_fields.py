@@ -140,7 +140,7 @@ def test_generate_refuses_what_the_table_refuses(about):
 
 
 def test_the_schema_describes_each_field():
-    schema = plan_schema()["$defs"]["Picture"]["properties"]
+    schema = plan_schema()["$defs"]["PictureEntry"]["properties"]
 
     assert all(schema[name]["description"] == about.help for name, about in PICTURE_FIELDS.items())
 

@@ -233,6 +233,14 @@ class TestRefusing:
         assert said in str(caught.value)
         assert "<lora:" in str(caught.value)
 
+    def test_of_a_large_library_few_names_are_said(self) -> None:
+        """And how many more there are; the one that was meant first of all."""
+        known = [f"style {number}" for number in range(300)]
+        with pytest.raises(MixError, match=r'known are "style 0", .*"style 7" and 292 more\.$'):
+            parse_prompt("<lora:zzz:1>", known)
+        with pytest.raises(MixError, match=r'Did you mean "style 250"\?$'):
+            parse_prompt("<lora:style250:1>", known)
+
     def test_all_problems_are_told_at_once(self) -> None:
         """Of all tags."""
         with pytest.raises(MixError, match="for 3 reasons"):

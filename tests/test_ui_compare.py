@@ -54,7 +54,7 @@ def test_the_mix_is_exported_as_one_file(desk, app):
     desk.page.get_by_label("Rank (0: exact)").blur()
     desk.page.locator("#export-button").click()
     desk.page.wait_for_function(
-        "document.querySelector('#export-report textarea').value.includes('error at most')"
+        "document.querySelector('#export-report textarea').value.includes('124 layers, rank 3\\nMost is lost in unet.')"
     )
     with desk.page.expect_download() as download:
         desk.page.locator("#export-file a").first.click()
@@ -78,6 +78,15 @@ def test_a_merging_method_is_chosen_with_its_settings_and_what_is_wrong_stands_a
     desk.add("ink", "pixel")
     desk.tab("Export")
     always = ["name", "format", "rank", "dtype", "energy", "sv-ratio", "conv-rank", "method"]
+    desk.page.locator("#export-name input").fill("by ties")
+    finer = desk.page.locator("#export-form details")  # open once something in it is wrong
+    assert finer.get_attribute("open") is None
+    desk.page.get_by_label("Conv rank (0: rank)").evaluate(
+        "node => { node.value = '2'; node.dispatchEvent(new Event('input')); }"
+    )
+    desk.page.locator("#export-button").click()
+    desk.page.locator("#export-conv-rank .lm-fielderror").get_by_text("Conv rank: say a rank").wait_for()
+    desk.page.get_by_label("Conv rank (0: rank)").fill("0")
     assert seen_settings(desk) == always
     for name, spec in METHODS.items():
         desk.page.locator("#export-method select").select_option(name)
@@ -93,7 +102,6 @@ def test_a_merging_method_is_chosen_with_its_settings_and_what_is_wrong_stands_a
         if field:
             desk.page.locator(f"#{field} .lm-fielderror").get_by_text(words).wait_for()
 
-    desk.page.locator("#export-name input").fill("by ties")
     press("export-rank", "ties")
     desk.page.locator("#export-rank input").fill("3")
     desk.page.locator("#export-ties-density input").fill("1.5")
@@ -116,6 +124,8 @@ def test_a_merging_method_is_chosen_with_its_settings_and_what_is_wrong_stands_a
     desk.page.reload()
     desk.page.locator("#export-form").wait_for(state="attached")
     desk.tab("Export")
+    assert finer.get_attribute("open") is None  # nothing is asked for in it
+    finer.locator("summary").click()
     assert seen_settings(desk)[len(always) :] == [f"ties-{each.name}" for each in METHODS["ties"].settings]
     assert desk.page.locator("#export-ties-density input").input_value() == "0.25"
 
@@ -156,7 +166,9 @@ def test_each_method_exported_is_the_one_of_the_public_api(site, tmp_path, name)
         method=MergeMethod(name, **settings),
     )
     assert_same_tensors(made.files[0], wanted)
-    assert "error at most" in made.report
+    assert made.report.startswith(
+        f"each method {name}.safetensors: comfyui, 124 layers, rank 2\nMost is lost in unet."
+    )
     plain = tmp_path / "plain.safetensors"
     app.mixer.save_lora_weights(
         plain, weights={"ink": 1, "pixel": -0.5}, format="comfyui", rank=2, dtype="float16"

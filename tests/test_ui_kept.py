@@ -218,7 +218,17 @@ def test_an_error_leaves_the_picture_names_its_field_and_is_seen_each_time(desk)
     assert field.get_attribute("aria-invalid") == "true"
     assert "from 1 to 500" in desk.page.locator("#steps").inner_text()
     assert desk.shown() == shown
+    # the words are read in lines, and nothing makes room for them
+    tops = """() => {
+        const [words, ...others] = ["words", "seed", "steps", "more"].map((id) => document.getElementById(id).getBoundingClientRect().top);
+        return others.map((top) => Math.round(top - words));
+    }"""
+    before = desk.page.evaluate(tops)
+    words = desk.page.locator("#steps .lm-fielderror").bounding_box()
+    assert words["width"] >= 200
+    assert words["height"] <= 60
     desk.page.get_by_label("Steps", exact=True).fill("3")
+    assert desk.page.evaluate(tops) == before
     assert field.get_attribute("aria-invalid") is None
 
 
@@ -242,13 +252,22 @@ def waits(desk, *prompts):
 
 
 def test_make_pressed_again_waits_and_what_waits_can_be_taken_out(desk):
-    desk.fill("first", seed=1, steps=40)
+    desk.fill("first", seed=7, steps=40)
     desk.page.locator("#make-button").click()
     desk.state("running").wait_for()
-    for seed, prompt in ((2, "second"), (3, "third"), (4, "fourth")):
-        desk.fill(prompt, seed=seed)
+    desk.page.evaluate(
+        """() => {
+            const stage = document.querySelector("#stage");
+            window.states = new Set();
+            new MutationObserver(() => states.add(stage.querySelector(".lm-stage").dataset.state)).observe(stage, { subtree: true, attributes: true });
+        }"""
+    )
+    for prompt in ("second", "third", "fourth"):
+        desk.page.get_by_label("Prompt", exact=True).fill(prompt)
         desk.page.locator("#make-button").click()
         desk.page.locator(".lm-queue").get_by_text(prompt).wait_for()
+    assert desk.page.evaluate("[...states]") == ["running"]  # the picture that forms stays in sight
+    assert desk.page.get_by_label("Seed", exact=True).input_value() == "7"  # and nobody loses his seed
     button = desk.page.get_by_label("Take out: third").element_handle()
     step = desk.page.locator("#stage .lm-status").inner_text()
     desk.page.wait_for_function(
@@ -270,10 +289,10 @@ def test_make_pressed_again_waits_and_what_waits_can_be_taken_out(desk):
     desk.page.wait_for_function("document.querySelectorAll('#stage .lm-pick').length === 3")
     desk.state("done").wait_for()
     made = [
-        read_picture(desk.fetch(f"pictures/{each['id']}.png")).prompt
+        read_picture(desk.fetch(f"pictures/{each['id']}.png"))
         for each in desk.page.evaluate("lm.store.get('strip')")
     ]
-    assert made == ["first", "fourth", "second"]
+    assert [(each.prompt, each.seed) for each in made] == [("first", 7), ("fourth", 7), ("second", 7)]
     desk.page.keyboard.press("Control+z")  # the last gesture, whose order is long made
     assert "being made or finished" in desk.toast()
     desk.page.keyboard.press("Control+z")  # nothing is under way any more: it begins with what was taken out

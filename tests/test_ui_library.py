@@ -275,11 +275,11 @@ def test_a_library_is_seen_by_folders_marks_and_what_fits_and_remembers_how(chro
 
 def test_what_is_in_the_mix_comes_first(desk, tmp_path):
     desk.add("watercolor", "neon")
-    desk.tab("Library")
-    desk.page.evaluate("lm.cardsFresh()")
+    desk.tab("Library")  # once one is back: nothing moves under one's hand
     desk.page.wait_for_function(
         "[...document.querySelectorAll('#cards .lm-card')].slice(0, 2).map(one => one.ariaLabel).join() === 'neon,watercolor'"
     )
+    assert desk.page.locator("#cards .lm-inmix").count() == 2
 
 
 def test_files_are_renamed_moved_and_deleted_and_all_is_taken_back(desk, app, tidy, tmp_path):

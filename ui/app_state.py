@@ -256,9 +256,9 @@ class AppState:
         fits, reason = self.library.compatible(entry, self.base)
         if fits:
             return ""
-        if reason.kind is not Fit.OTHER_BASE:
-            return without_paths(reason.replace(str(entry.path), entry.name))
-        return f"made for {self.called(entry.base)}, this pipeline is {self.called(self.base)}"
+        if reason.kind is Fit.OTHER_BASE:
+            return f"made for {self.called(entry.base)}; the model here is {self.called(self.base)}"
+        return without_paths(reason.replace(str(entry.path), entry.name))
 
     def called(self, base: str) -> str:
         """Return the name of a base family that people read: the demo's own base has none but a number."""

@@ -322,7 +322,7 @@ def _foreign(stream: IO[bytes], first: bytes, size: int, label: str) -> CorruptF
             file=label,
         )
     return CorruptFileError(
-        f"not a safetensors file, or truncated: its first 8 bytes claim a header of "
+        f"not a safetensors file, or cut short in a download: its first 8 bytes claim a header of "
         f"{int.from_bytes(first, 'little')} bytes, the file has {size} (limit {HEADER_LIMIT})",
         file=label,
     )

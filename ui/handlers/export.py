@@ -19,6 +19,8 @@ from ..messages import FieldError
 from ..mix_rows import read_rows
 
 if TYPE_CHECKING:
+    from lora_mixer.writing import SaveReport
+
     from ..app_state import AppState
 
 SMALL_LOSS, LARGE_LOSS = 0.05, 0.25
@@ -51,14 +53,12 @@ class Exported:
         files: The files to be had.
         report: What was written, in words.
         lost: The share of the worst layer's change that the rank left out.
-        layer: That layer.
         method: How the adapters came together.
     """
 
     files: tuple[Path, ...]
     report: str
     lost: float = 0.0
-    layer: str = ""
     method: str = "sum"
 
     @property
@@ -67,7 +67,7 @@ class Exported:
         if not self.lost:
             what = "the mix does" if METHODS[self.method].is_sum else f"{self.method} makes of the mix"
             return {"level": "good", "text": f"Exact: the file does what {what}."}
-        text = f"At most {self.lost:.0%} of what a layer does is lost (most in {self.layer})."
+        text = f"At most {self.lost:.0%} of what a layer does is lost."
         if self.lost < SMALL_LOSS:
             return {"level": "good", "text": f"{text} That is hard to see."}
         return {
@@ -163,9 +163,25 @@ def one_file(app: AppState, owner: str, mix_rows: Any, given: Any) -> Exported:
             method=method,
             dtype=None if kind == DTYPES[0] else kind,
         )
-    layer = max(report.errors, key=report.errors.__getitem__, default="")
-    words = str(report).replace(str(place), place.name)
-    return Exported(report.files, words, report.worst_error, layer, method.name)
+    return Exported(report.files, _words_of(report, place.name), report.worst_error, method.name)
+
+
+def _words_of(report: SaveReport, name: str) -> str:
+    """Say what was written; what its rank costs is the verdict's to say, in percent."""
+    ranks = sorted({rank for rank in report.ranks.values() if rank})
+    shown = (
+        "no rank"
+        if not ranks
+        else f"rank {ranks[0]}"
+        if len(ranks) == 1
+        else f"ranks {ranks[0]} to {ranks[-1]}"
+    )
+    lines = [f"{name}: {report.format}, {len(report.ranks)} layers, {shown}"]
+    if report.worst_error:
+        lines.append(f"Most is lost in {max(report.errors, key=report.errors.__getitem__)}")
+    if report.left_out:
+        lines.append(f"Left out: {len(report.left_out)} biases and norms that changed, too")
+    return "\n".join([*lines, *report.notes])
 
 
 def offered(app: AppState, place: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ MAX_COUNT = 64
 MAX_STEPS = 500
 MAX_SIDE = 4096
 MAX_SEED = 2**63 - 1 - MAX_COUNT
+_LABEL = 60
 DRAFT_STEPS = 6
 DRAFT_SIDE = 512
 IDLE: dict[str, Any] = {"state": "idle", "pictures": [], "message": "", "waiting": []}
@@ -209,7 +210,8 @@ class MakeHandlers:
         Raises:
             PictureError: When too much is under way.
         """
-        label = requests[0].prompt[:60] or "no prompt"
+        prompt = requests[0].prompt
+        label = f"{prompt[:_LABEL].rstrip()}…" if len(prompt) > _LABEL else prompt or "no prompt"
         words = f"{len(requests)} × {label}" if len(requests) > 1 else label
 
         model = self.app.models.number

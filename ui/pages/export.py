@@ -26,30 +26,52 @@ def _setting_field(method: str, setting: Setting) -> dict[str, Any]:
     return field | {"kind": "number", "step": "1" if isinstance(setting.default, int) else "any"}
 
 
+def _name_field(page: str, value: str) -> dict[str, Any]:
+    return {"id": f"{page}-name", "label": "Name", "kind": "text", "value": value, "longest": 80}
+
+
+def _number_field(what: str, label: str, hint: str, **more: Any) -> dict[str, Any]:
+    """Describe a number of the fold below the others, with what it does in words beneath it."""
+    return {
+        "id": f"export-{what}", "label": label, "kind": "number", "value": "0", "min": 0, "row": 2, "hint": hint,
+        "fold": "Smaller files, more finely", "told": True, **more,
+    }  # fmt: skip
+
+
 _FIELDS: list[dict[str, Any]] = [
-    {"id": "export-name", "label": "Name", "kind": "text", "value": "my-mix", "longest": 80},
+    _name_field("export", "my-mix"),
     {"id": "export-format", "label": "Format", "kind": "select", "choices": list(FORMATS), "value": "kohya", "row": 1},
-    {"id": "export-rank", "label": "Rank (0: exact)", "kind": "number", "value": "0", "min": 0, "row": 1},
+    {
+        "id": "export-rank", "label": "Rank (0: exact)", "kind": "number", "value": "0", "min": 0, "row": 1,
+        "hint": "The size of the file: a small rank makes a small file that keeps less of the mix",
+    },
     {
         "id": "export-dtype", "label": "Type", "kind": "select", "choices": list(handlers.DTYPES),
-        "value": handlers.DTYPES[0], "row": 1,
+        "value": handlers.DTYPES[0], "row": 1, "hint": "How numbers are written: float16 takes half of float32",
     },
-    {
-        "id": "export-energy", "label": "Energy (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
-        "hint": "the share of each layer's squared norm to keep, up to 1; a rank is the most then",
-    },
-    {
-        "id": "export-sv-ratio", "label": "SV ratio (0: all)", "kind": "number", "value": "0", "min": 0, "step": "any", "row": 2,
-        "hint": "keep singular values above the largest divided by this",
-    },
-    {
-        "id": "export-conv-rank", "label": "Conv rank (0: rank)", "kind": "number", "value": "0", "min": 0, "row": 2,
-        "hint": "the rank of convolutions above 1x1",
-    },
+    _number_field(
+        "energy", "Energy (0: all)", "The share of each layer's effect to keep, up to 1; the rank is the most then.", step="any"
+    ),
+    _number_field(
+        "sv-ratio", "SV ratio (0: all)", "Leaves out what is weaker than a layer's strongest part divided by this.", step="any"
+    ),
+    _number_field("conv-rank", "Conv rank (0: rank)", "The rank of convolutions above 1x1."),
     {"id": "export-method", "label": "Method", "kind": "select", "choices": list(METHODS), "value": "sum", "row": 3},
     *(_setting_field(spec.name, setting) for spec in METHODS.values() for setting in spec.settings),
 ]  # fmt: skip
-_BAKE_FIELDS = [{"id": "bake-name", "label": "Name", "kind": "text", "value": "my-model", "longest": 80}]
+_BAKE_FIELDS = [_name_field("bake", "my-model")]
+
+
+def _written(elem_id: str) -> Any:
+    """Lay out where a page says what was written; nothing is seen of it before."""
+    return gr.Textbox(
+        label="Written",
+        lines=2,
+        interactive=False,
+        placeholder=" ",
+        elem_id=elem_id,
+        elem_classes="lm-written",
+    )
 
 
 def export_page(shared: Shared) -> None:
@@ -60,14 +82,7 @@ def export_page(shared: Shared) -> None:
             note("<b>One LoRA file</b><br>The mix as it is now, for other programs.")
             form = part("form", value=None, kept_as="export", fields=_FIELDS, elem_id="export-form")
             write = gr.Button("Export", variant="primary", elem_id="export-button")
-            said = gr.Textbox(
-                label="Written",
-                lines=2,
-                interactive=False,
-                placeholder=" ",
-                elem_id="export-report",
-                elem_classes="lm-written",
-            )
+            said = _written("export-report")
             verdict = part("verdict", value=None, elem_id="export-verdict")
             file = part("downloads", value=None, elem_id="export-file")
         with gr.Column(scale=6, min_width=320, elem_classes="lm-panel"):
@@ -77,14 +92,7 @@ def export_page(shared: Shared) -> None:
             )
             folder = part("form", value=None, kept_as="bake", fields=_BAKE_FIELDS, elem_id="bake-form")
             bake = gr.Button("Bake", elem_id="bake-button")
-            baked = gr.Textbox(
-                label="Written",
-                lines=2,
-                interactive=False,
-                placeholder=" ",
-                elem_id="bake-report",
-                elem_classes="lm-written",
-            )
+            baked = _written("bake-report")
 
     async def export(
         mix_rows: Any, given: Any, request: gr.Request

@@ -11,7 +11,7 @@ from ..handlers import model as models
 from ..handlers.gallery import NOTHING_MORE
 from ..handlers.make import IDLE, MakeHandlers, random_seed
 from ..theme import part
-from .shared import QUIET, Fields, Shared, answering
+from .shared import QUIET, Fields, Shared, answering, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def make_page(shared: Shared) -> Fields:
             fresh = False
 
     values = [prompt, negative, seed, locked, steps, guidance, wide, high, count, more, shared.mix_rows]
-    shared.told_above(make.click(run, values, [view, seed], trigger_mode="multiple", **QUIET))
+    shared.told_above(make.click(steady(run), values, [view, seed], trigger_mode="multiple", **QUIET))
 
     async def hello(event: gr.EventData, request: gr.Request) -> Any:
         token = checks.opaque(event.token, "token")
@@ -102,7 +102,7 @@ def make_page(shared: Shared) -> Fields:
         async for shown in handlers.follow(token):
             yield shown
 
-    view.hello(hello, None, view, **QUIET)
+    view.hello(steady(hello), None, view, **QUIET)
 
     async def drafted(
         prompt: Any, negative: Any, seed: Any, steps: Any, guidance: Any, wide: Any, high: Any, more: Any,
@@ -115,7 +115,9 @@ def make_page(shared: Shared) -> Fields:
             yield shown
 
     shared.told_above(
-        view.draft(drafted, [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET)
+        view.draft(
+            steady(drafted), [*fields.request, shared.mix_rows], draft, trigger_mode="always_last", **QUIET
+        )
     )
 
     def halt(request: gr.Request) -> None:

@@ -180,6 +180,25 @@ class Fields:
         ]
 
 
+def steady(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Let a handler that yields leave its outputs as they are where it has nothing to say.
+
+    Gradio empties the outputs of a generator that ends before it yielded anything.
+    """
+
+    @functools.wraps(handler)
+    async def work(*values: Any, **named: Any) -> Any:
+        said = False
+        async for shown in handler(*values, **named):
+            said = True
+            yield shown
+        if not said:
+            yield gr.skip()
+
+    return work
+
+
 def plain(message: object) -> str:
     """Return a message for Gradio's toasts, which read HTML: names out of files and prompts are shown as they are."""
     return html.escape(str(message), quote=False)

@@ -113,6 +113,8 @@ window.lm = (() => {
     const box = field ? document.getElementById(field) : null, input = box?.querySelector("input, textarea");
     if (!input) return false;
     marked = box;
+    const folded = box.closest("details");
+    if (folded) folded.open = true;
     input.setAttribute("aria-invalid", "true");
     box.append(h("p", { class: "lm-root lm-fielderror" }, text));
     input.addEventListener("input", unmark, { once: true });

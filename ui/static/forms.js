@@ -38,12 +38,16 @@ lm.parts.form = (root, { props }) => {
     });
     inputs.set(field.id, input);
     input.value = now[field.id];
-    const label = h("label", { class: "lm-setting", id: field.id, title: field.hint, style: `flex:${field.wide || 1} 1 ${field.least || 110}px` }, h("span", {}, field.label), input);
+    const label = h("label", { class: "lm-setting", id: field.id, title: field.hint, style: `flex:${field.wide || 1} 1 ${field.least || 110}px` }, h("span", {}, field.label), input, field.told && h("small", { class: "lm-sub" }, field.hint));
     labels.set(field.id, label);
     return label;
   }
   const rows = [...new Set(props.fields.map((field) => field.row || 0))];
-  root.replaceChildren(...rows.map((row) => h("div", { class: "lm-formrow" }, props.fields.filter((field) => (field.row || 0) === row).map(draw))));
+  root.replaceChildren(...rows.map((row) => {
+    const inside = props.fields.filter((field) => (field.row || 0) === row), line = h("div", { class: "lm-formrow" }, inside.map(draw)), { fold } = inside[0];
+    // what was put into a fold is seen when one comes back
+    return fold ? h("details", { class: "lm-foldin lm-formfold", open: inside.some((field) => now[field.id] !== (field.value ?? "")) }, h("summary", {}, fold), line) : line;
+  }));
   show();
   // Adapters to choose from are those of the mix.
   lm.whenMix((mixed) => props.fields.filter((field) => field.kind === "adapter").forEach((field) => {

@@ -11,10 +11,11 @@ lm.parts.cards = (root, { props, server, watch }) => {
 
   async function look(at = page, said = "") {
     const mine = ++turn;
-    const { sort, descending, fits } = liked, first = (lm.mix?.rows || []).map((row) => row.id).filter(Boolean);
+    const { sort, descending, fits } = liked, first = using();
     const answer = await ask("cards", { ...where, sort, descending, fits, first, page: at });
     if (!answer || mine !== turn) return;
     found = answer;
+    asked = first.join();
     page = answer.page;
     status = answer.status || said;
     twins = null;
@@ -22,14 +23,20 @@ lm.parts.cards = (root, { props, server, watch }) => {
   }
   // Cards come when somebody looks at them, and not before.
   const seen = () => root.offsetParent !== null;
-  let stale = true;
+  // What is in the mix comes first when one comes back, and not under one's hand.
+  const using = () => (lm.mix?.rows || []).map((row) => row.id).filter(Boolean);
+  let stale = true, away = true, asked = "";
   const fresh = () => { if (seen()) { stale = false; look(); } else stale = true; };
-  new IntersectionObserver(() => { if (seen() && stale) { stale = false; look(); } }).observe(root);
+  new IntersectionObserver(() => {
+    if (!seen()) away = true;
+    else if (stale || (away && asked !== using().join())) { away = stale = false; look(); }
+    else away = false;
+  }).observe(root);
   lm.cardsFresh = fresh;
   lm.whenChanged("library", fresh);
 
   // --- what is asked for ---
-  const text = h("input", { type: "search", class: "lm-input", "aria-label": "Search", placeholder: "Search names, trigger words, tags, notes", oninput: later(200, () => ask_for({ text: text.value })) });
+  const text = h("input", { type: "search", class: "lm-input", "aria-label": "Search", placeholder: "Search names, words, tags, notes", oninput: later(200, () => ask_for({ text: text.value })) });
   const choose = (label, options, value, onchange) => h("select", { class: "lm-input", "aria-label": label, title: label, onchange: (e) => onchange(e.target.value) },
     options.map(([each, shown]) => h("option", { value: each, selected: each === value }, shown)));
   const toggle = (label, title, on, work) => h("button", { class: `lm-chip${on ? " lm-on" : ""}`, "aria-pressed": String(on), title, onclick: work }, label);

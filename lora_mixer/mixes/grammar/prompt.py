@@ -85,7 +85,7 @@ def parse_prompt(
         name = name.strip()
         if name not in known:
             hint = did_you_mean(name, known)
-            reading.problem(match[0], f'there is no adapter "{name}"; known are {list_of(known)}.{hint}')
+            reading.problem(match[0], f'there is no adapter "{name}"; known are {list_of(known, 8)}.{hint}')
         elif name in adapters:
             reading.problem(
                 match[0], f'"{name}" is named twice; write one tag with the weight that it shall have.'
