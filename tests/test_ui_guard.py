@@ -11,7 +11,7 @@ import httpx
 import pytest
 from gradio import networking
 
-from lora_mixer import demo_adapters
+from lora_mixer import demo_adapters, match_adapters
 from lora_mixer.errors import PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
@@ -78,7 +78,7 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         assert (same, fresh) == (first, False)
     with pytest.raises(PictureError, match="wait already"):
         held(jobs, "a")
-    with pytest.raises(PictureError, match="still being made"):
+    with pytest.raises(PictureError, match="still being made on Make"):
         held(jobs, "a", "grid")
     held(jobs, "b")
     with pytest.raises(PictureError, match="2 sessions"):
@@ -87,6 +87,22 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         jobs.rearrange("a", order.number, None)
     for owner in ("a", "b"):
         jobs.stop(owner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("make", "being made on Make"),
+        ("grid", "being made on Compare"),
+        ("export", "export of yours is still being written"),
+    ],
+)
+def test_what_is_refused_while_something_goes_on_says_where_it_goes_on(kind, words):
+    jobs = Jobs()
+    held(jobs, "a", kind)
+    with pytest.raises(PictureError, match=words):
+        held(jobs, "a", "bake")
+    jobs.stop("a")
 
 
 def test_one_session_cannot_rearrange_what_another_has_waiting():
@@ -290,7 +306,9 @@ def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
     settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
     _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
     assert found.missing[0].name == "unknown"
-    assert any("computed now" in note for note in gallery.report(app, settings, found, ())["notes"])
+    assert any("looked into yet" in note for note in gallery.report(app, settings, found, ())["notes"])
+    named = PictureSettings(adapters=(PictureAdapter("unknown"),))  # whose hashes nobody has to know
+    assert gallery.report(app, named, match_adapters(named, {}), ())["notes"] == []
     may_go_on.set()
     end = time.monotonic() + 30
     while app.hashing and time.monotonic() < end:

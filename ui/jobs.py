@@ -41,6 +41,14 @@ MAX_TAKEN = 64
 GRACE = 30.0
 """Seconds that a job goes on when nobody listens: long enough to load the page again."""
 _LOOK_EVERY = 2.0
+_MADE = "Pictures of yours are still being made on {}: wait for them, or stop them there."
+_UNDER_WAY = {
+    "compare": _MADE.format("Compare"),
+    "grid": _MADE.format("Compare"),
+    "export": "An export of yours is still being written: wait for it.",
+    "bake": "A model of yours is still being written: wait for it.",
+    "site": "The site is still being asked: wait for its answer.",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -180,9 +188,7 @@ class Jobs:
             job = self._jobs.get(owner)
             if job is not None:
                 if kind != "make" or job.kind != kind:
-                    raise PictureError(
-                        "Pictures of yours are still being made: wait for them, or stop them first."
-                    )
+                    raise PictureError(_UNDER_WAY.get(job.kind, _MADE.format("Make")))
                 if len(job.orders) >= MAX_WAITING:
                     raise PictureError(
                         f"{MAX_WAITING} of yours wait already: take one out, or wait until one begins."
