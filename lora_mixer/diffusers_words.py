@@ -181,7 +181,7 @@ class DiffusersWords:
                     "component alone; call the pipeline's unload_lora_weights(), or unfuse_lora() first"
                 )
             self._apply(fused)
-            self._mixer.rebase()
+            self._mixer.rebase(bake=True)
         self._delete(None, chosen)
 
     def delete_adapters(self, adapter_names: str | Sequence[str], part: str | None = None) -> None:

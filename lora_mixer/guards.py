@@ -53,8 +53,11 @@ _BASE_FIRST = ("enable_layerwise_casting", "enable_group_offload")
 """Words that make something of the weights: of the base, with the mix again afterwards, where it can be then."""
 _ENCODE = "encode_prompt"
 """Has the scale for text encoders, also where they are compiled and have no room to look at who is calling."""
-_BEGINS = ("check_inputs", _ENCODE)
+_READS = ("check_inputs", _ENCODE, "_encode_prompt", "_encode_image")
 """What a picture begins with: parts that were put into the pipeline since the last call have the mix from there on."""
+_STEPS_BEGIN = "progress_bar"
+"""What its steps begin with, also in pipelines that have none of these words."""
+_BEGINS = (*_READS, _STEPS_BEGIN)
 _SAVES = ("save_pretrained", "push_to_hub")
 
 
@@ -87,9 +90,10 @@ class Guard:
         where = f"{type(self._owner).__name__}.{self._word}()"
         names = ", ".join(self._state.loaded)
         if self._word in _BEGINS:
-            self._state.follow()
-        if self._word == "check_inputs":
-            return self._method(*args, **kwargs)
+            is_late = self._word == _STEPS_BEGIN and not any(hasattr(type(self._owner), w) for w in _READS)
+            self._state.follow(is_late=is_late)
+            if self._word != _ENCODE:
+                return self._method(*args, **kwargs)
         if self._word == _ENCODE:
             with self._state.scaled_texts(self._lora_scale(args, kwargs)):
                 return self._method(*args, **kwargs)
@@ -215,7 +219,7 @@ class StepGuard:
             raise PipelineStateError(
                 f"{type(optimizer).__name__}.step() would train {len(names)} weights of the base that a LoraMixer has a mix "
                 f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out: call disable_lora() "
-                "before the base is trained, or rebase() to make the mix a part of it. Nothing was changed"
+                "before the base is trained, or rebase(bake=True) to make the mix a part of it. Nothing was changed"
             )
 
 

@@ -1253,19 +1253,43 @@ class LoraMixer:
 
     # --- when others changed the weights -----------------------------------------------------------------
 
-    def rebase(self) -> None:
+    def rebase(self, *, bake: bool = False) -> None:
         """
-        Take what the weights hold now as the new base, after something else has changed them on purpose.
+        Take what something else has written into weights on purpose as the new base, and put the kept one back into all others.
 
-        That is all weights which adapters touch: a mix in those that nothing else has written becomes a part of the base,
-        too, and the kept one is gone. Where only some were to change, call ``disable_lora`` before they are written.
+        Weight by weight: what was written, replaced or packed by anything else since the mix was set is the base from now on, as
+        it is; what holds the mix exactly as the mixer wrote it gets its own base back, bit for bit. So a checkpoint that was
+        loaded into the UNet under a mix of UNet and text encoders costs no text encoder its base. Writes past autograd
+        (``parameter.data.copy_(...)``) are found by their values.
 
         No adapter is active afterwards; call ``set_adapters`` or ``enable_lora`` again.
+
+        Args:
+            bake: Take all weights that adapters touch as they are: the mix in those that nothing else has written becomes a part of
+                the base, too, and the kept one is gone.
+
+        Raises:
+            PipelineStateError: When ``bake`` is asked for and the mix in effect is not in weights alone, or fused projections
+                hold something else than what they were fused from; nothing was changed then.
+
+        Warns:
+            UserWarning: When a mix was in weights and nothing else has written any of them: the base is back, nothing is baked.
+
+        Example:
+            >>> mixer.rebase()  # doctest: +SKIP
         """
         with self._call("take") as state:
+            is_new = state.has_new_parts
             state.tokens.change(shown=False)
-            state.controller.rebase()
+            is_untouched = state.controller.rebase(state.components(), bake=bake)
             state.enabled = False
+            if is_untouched and not is_new:
+                warnings.warn(
+                    "nothing else has written any of the weights that a mix was in, so rebase() put their kept base back, and no "
+                    "adapter is active; rebase(bake=True) makes the mix a part of the base",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
     def restore_base(self) -> None:
         """Write the kept base over whatever the weights hold now; no adapter is active afterwards."""

@@ -215,6 +215,11 @@ class MixerState:
             self._claimed, self._claimed_modules = [], set()
 
     @property
+    def has_new_parts(self) -> bool:
+        """Whether adapters were bound to parts which others have put into the pipeline, in the transaction that is open."""
+        return self._lineage is None
+
+    @property
     def has_lost_blocks(self) -> bool:
         """Whether a block is open whose thread has ended: nobody else will end it."""
         return any(block.holder.is_gone for block in self.blocks)
@@ -476,22 +481,38 @@ class MixerState:
         parts = {part for part, module in self.components().items() if module is root}
         return self.controller.asked_to_merge(parts, modules) if self.enabled else []
 
-    def follow(self) -> None:
+    def follow(self, *, is_late: bool = False) -> None:
         """
         Bring the mix to parts that were replaced since the last call, before a picture is made of them.
 
+        Args:
+            is_late: Whether texts may have been read already.
+
         Raises:
-            PipelineStateError: When they were made from the mix, or the adapters do not fit them.
+            PipelineStateError: When they were made from the mix, the adapters do not fit them, or it is too late.
         """
-        lineage = self._lineage
-        if not self.enabled or self.held == BASE or lineage is None or lineage.holds(self.components()):
+        lineage, components = self._lineage, self.components()
+        if not self.enabled or self.held == BASE or lineage is None or lineage.holds(components):
             return
+        read = [part for part in self.roots if part in (*TEXT_ENCODERS, "bert")] if is_late else []
+        odd = [part for part in read if not self._is_bound_to(components.get(part, self.roots[part]), part)]
+        if odd:
+            raise PipelineStateError(
+                f"{' or '.join(odd)} was replaced, or layers of it, and {type(self.pipe).__name__} had read its texts before that "
+                "could be seen: call enable_lora() once parts are replaced, then make the picture"
+            )
         owner = self.owner
         try:
             with self.transaction(self.mixer or self):
                 pass
         finally:
             self.owner = owner
+
+    def _is_bound_to(self, root: nn.Module, part: str) -> bool:
+        """Whether all modules of a component that adapters change are in this one."""
+        there = set(map(id, root.modules()))
+        bound = (layer.live for layers in self.controller.layers.values() for layer in layers)
+        return all(id(live.module) in there for live in bound if live.component == part)
 
     def on_base(self, call: Callable[[], Any]) -> Any:
         """

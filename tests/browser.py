@@ -65,12 +65,12 @@ def serving(out, cache, **options):
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def alone(app, mix, seed=1, prompt=PROMPT):
+def alone(app, mix, seed=1, prompt=PROMPT, **more):
     """The picture as its request gives it to whoever is alone: its pixels."""
     width, height = app.size
     request = PictureRequest(
         prompt, seed=seed, steps=STEPS, guidance_scale=app.defaults["guidance_scale"],
-        width=width, height=height, mix=mix,
+        width=width, height=height, mix=mix, **more,
     )  # fmt: skip
     with app.queue.turn("the tests"):
         app.ready(request.mix.names)

@@ -446,6 +446,7 @@ CALLS: dict[str, Callable[[Held], Any]] = {
     "release": lambda held: held.mixer.release(),
     "restore_base": lambda held: held.mixer.restore_base(),
     "rebase": lambda held: held.mixer.rebase(),
+    "bake": lambda held: held.mixer.rebase(bake=True),
     "capture": _captured,
     "save": lambda held: held.mixer.save_lora_weights(held.folder / "a.safetensors"),
     "save sum": lambda held: held.mixer.save_lora_weights(
@@ -821,7 +822,7 @@ class Bench:
         held.mixer.unload_textual_inversion()
         held.mixer.hand_back()
         now = seen(held)
-        if self.call != "rebase" and self.state not in ("replaced", "offloaded") and not same(now, self.base):
+        if self.call != "bake" and self.state not in ("replaced", "offloaded") and not same(now, self.base):
             odd = [
                 key for key in now if key not in self.base or not same({key: now[key]}, {key: self.base[key]})
             ]
@@ -840,7 +841,7 @@ class Bench:
                 if "(output)" in k and self.state != "replaced"  # the next call has moved it to the new part
             )
             return self._way_back(held) if right else f"lost, and says that {held.mixer.mixes} are active"
-        if not lost.unwritten and self.state not in ("replaced", "offloaded") and self.call != "rebase":
+        if not lost.unwritten and self.state not in ("replaced", "offloaded") and self.call != "bake":
             now = seen(held)
             values = [key for key in now if "(" not in key]
             if not all(torch.equal(now[key], self.base[key]) for key in values):

@@ -38,7 +38,7 @@ from tests.batch_plans import GRID, hashes, make_model, plan_for, statuses
 from tests.browser import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SESSIONS = 8
 LEAVES = 0.1
@@ -61,6 +61,10 @@ class Sample:
     handles: int
     threads: int
     temporary: int
+
+    def __str__(self) -> str:
+        """Lay it out."""
+        return f"{self.mib:8.1f} MiB  {self.handles:4} handles  {self.threads:4} threads  {self.temporary:4} files"
 
 
 MORE = Sample(mib=48.0, handles=6, threads=6, temporary=6)
@@ -127,7 +131,15 @@ class Person:
         return "nothing came"
 
 
-def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+def page(
+    pictures: int,
+    sessions: int,
+    folder: Path,
+    seed: int = 0,
+    *,
+    seconds: float = float("inf"),
+    tell: Callable[[str], object] = lambda _: None,
+) -> tuple[list[Sample], dict[str, int]]:
     """
     Let people make pictures on one page, while the library changes.
 
@@ -135,6 +147,7 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
         A sample after every so many pictures, and how often each outcome came.
     """
     dice, samples, came = random.Random(seed), [], dict.fromkeys(("made", "left"), 0)
+    end = time.monotonic() + seconds
     cache, library = folder / "cache", folder / "library"
     library.mkdir()
     files = [each.path for each in demo_adapters().values() if Path(each.path).is_file()]
@@ -148,6 +161,8 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
         people = [Person(url, number, make) for number in range(sessions)]
         every = max(sessions, pictures // 40)
         for start in range(0, pictures, sessions):
+            if time.monotonic() > end:
+                break
             turn = range(min(sessions, pictures - start))
             leaving = [dice.random() < LEAVES for _ in turn]
             for outcome in pool.map(lambda n, go: people[n].picture(start + n, leave=go), turn, leaving):  # noqa: B023
@@ -162,10 +177,19 @@ def page(pictures: int, sessions: int, folder: Path, seed: int = 0) -> tuple[lis
                 old.unlink(missing_ok=True)
             if start // every != (start + sessions) // every:
                 samples.append(sample(cache, folder / "out" / "downloads"))
+                tell(f"{start + sessions:5} pictures  {samples[-1]}")
     return samples, came
 
 
-def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[Sample], dict[str, int]]:
+def batch(
+    engine: str,
+    rounds: int,
+    folder: Path,
+    seed: int = 0,
+    *,
+    seconds: float = float("inf"),
+    tell: Callable[[str], object] = lambda _: None,
+) -> tuple[list[Sample], dict[str, int]]:
     """
     Run one plan again and again, each time from nothing, and kill a worker in the middle of each.
 
@@ -179,7 +203,10 @@ def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[S
     wanted = hashes(folder / "wanted")
     temporary = folder / "tmp"
     temporary.mkdir()
+    end = time.monotonic() + seconds
     for number in range(rounds):
+        if time.monotonic() > end:
+            break
         out, pids, victim = folder / f"out{number}", {}, dice.randrange(1, 7)
         made = itertools.count(1)
 
@@ -197,6 +224,7 @@ def batch(engine: str, rounds: int, folder: Path, seed: int = 0) -> tuple[list[S
         came["same"] += hashes(out) == wanted
         shutil.rmtree(out)
         samples.append(sample(temporary))
+        tell(f"{number + 1:5} rounds  {samples[-1]}  {came}")
     return samples, came
 
 
@@ -288,6 +316,10 @@ def _ends(pid: int, seconds: float = 60.0) -> bool:
     return False
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(
@@ -299,6 +331,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("processes", "ray"), default="ray")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
@@ -309,18 +342,18 @@ def main() -> None:
             fine = {"runs", "same", "runner", "worker", "before any picture", "at the end"}
             sys.exit(came["runs"] != came["same"] or bool(set(came) - fine))
         if chosen.what == "page":
-            samples, came = page(chosen.pictures, chosen.sessions, folder, chosen.seed)
+            samples, came = page(
+                chosen.pictures, chosen.sessions, folder, chosen.seed, seconds=chosen.seconds, tell=_say
+            )
         else:
             if chosen.engine == "ray":
                 import ray
 
                 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
             os.environ["TMPDIR"] = str(folder / "tmp")
-            samples, came = batch(chosen.engine, chosen.rounds, folder, chosen.seed)
-    for number, each in enumerate(samples):
-        print(  # noqa: T201
-            f"{number:3}  {each.mib:8.1f} MiB  {each.handles:4} handles  {each.threads:4} threads  {each.temporary:4} files"
-        )
+            samples, came = batch(
+                chosen.engine, chosen.rounds, folder, chosen.seed, seconds=chosen.seconds, tell=_say
+            )
     print(json.dumps(came))  # noqa: T201
     wrong = grown(samples)
     print("grown: " + ", ".join(wrong) if wrong else f"flat: {growth(samples)}")  # noqa: T201

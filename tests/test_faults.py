@@ -310,7 +310,7 @@ def test_what_could_not_be_let_go_is_let_go_by_the_next_call(
 ) -> None:
     net, mixer = Bench(state, "disable").make()
     with failing(MergedEngine, "settle", times=1):
-        mixer.rebase()
+        mixer.rebase(bake=state == "merged")
     assert mixer.get_active_adapters() == []
     now = seen(net)
     with failing(MergedEngine, "_write", times=1), pytest.raises(MemoryError):

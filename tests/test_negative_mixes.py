@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from lora_mixer import LoraMixer, Mix, MixError
-from tests.models import tiny_sdxl
+from tests.models import tiny_sd, tiny_sdxl
 from tests.test_cli_generate import SIZE, files, generate, pixels  # noqa: F401 -- files is a fixture
 from tests.test_side import file_of
 
@@ -171,3 +171,63 @@ def test_a_tag_that_no_lora_option_stands_for_is_an_error(files, tmp_path) -> No
     assert result.exit_code == 2
     assert 'there is no adapter "other"' in result.stderr
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("engine_file", ["pairs", "full"])
+@pytest.mark.parametrize("prompts", [["a castle"], ["a castle", "a red fish"]])
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("many", [False, True])
+def test_each_picture_is_decoded_with_its_own_mix_and_never_with_the_negative_one(
+    engine_file: str, prompts: list[str], each: int, many: bool
+) -> None:
+    pipe, weights = tiny_sd(), (0.7, 0.3)
+    pipe.set_progress_bar_config(disable=True)
+    layer = pipe.vae.decoder.conv_in
+    change = torch.randn_like(layer.weight, generator=torch.Generator().manual_seed(3))
+    up, down = change.flatten(1), torch.eye(layer.weight[0].numel()).reshape(-1, *layer.weight.shape[1:])
+    file = (
+        {"vae.decoder.conv_in.diff": change}
+        if engine_file == "full"
+        else {
+            "vae.decoder.conv_in.lora_A.weight": down,
+            "vae.decoder.conv_in.lora_B.weight": up[..., None, None],
+        }
+    )
+    clean = layer.weight.detach().clone()
+    latents = torch.randn(len(prompts) * each, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    options: Any = {
+        "num_inference_steps": 1,
+        "num_images_per_prompt": each,
+        "latents": latents,
+        "output_type": "pt",
+    }
+    wanted = []
+    for place, weight in enumerate(weights[: len(prompts)] if many else weights[:1]):
+        layer.weight.data = clean + weight * change
+        pictures = pipe(prompts, **options).images
+        wanted.append(pictures[place * each : (place + 1) * each] if many else pictures)
+    layer.weight.data = clean
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(file, "v", activate=False)
+    mixes: Any = [{"v": weight} for weight in weights[: len(prompts)]] if many else {"v": weights[0]}
+    mixer.set_mix(mixes, negative=[{"v": -1.0}] * len(prompts) if many else {"v": -1.0})
+
+    made = pipe(prompts, **options).images
+
+    assert (made - torch.cat(wanted)).norm() < CLOSE * made.norm()
+    assert {"decode", "encode"} <= vars(pipe.vae).keys()
+    mixer.disable_lora()
+    assert not {"decode", "encode"} & vars(pipe.vae).keys()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_pictures_that_are_decoded_by_hand_and_could_be_anybodys_are_refused(count: int) -> None:
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(
+        {"vae.decoder.conv_in.diff": torch.ones_like(pipe.vae.decoder.conv_in.weight)}, "v"
+    )
+    mixer.set_mix([{"v": 1.0}, {"v": 0.5}])
+    with pytest.raises(MixError, match=rf"vae\.decode\(\) is called with {count} pictures for 2 mixes"):
+        pipe.vae.decode(torch.zeros(count, 4, 4, 4))
+    mixer.unload_lora_weights()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError
@@ -122,7 +123,8 @@ def test_rebase_is_a_way_out_where_what_replaced_layers_emptied_them(loaded: Loa
     unet = pipe.components["unet"]
     old, unet.linear = unet.linear, deepcopy(unet.linear)
     old.weight = old.bias = None  # as quanto does to save memory
-    held = values(pipe)
+    made = {f"unet.linear.{key}": value.clone() for key, value in unet.linear.state_dict().items()}
+    held = {**values(small_pipe()), **made}  # what was made from the mix, and the kept base of all else
 
     mixer.rebase()
 
@@ -346,6 +348,90 @@ def test_a_picture_is_made_with_the_mix_in_parts_that_were_replaced_before_it(
     assert not any(isinstance(value, Guard) for value in vars(pipe).values())
 
 
+def _unconditional(unet: Any) -> Any:
+    return DDPMPipeline(unet, DDIMScheduler())
+
+
+def _unconditional_unet(seed: int) -> Any:
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["unet", "a layer"])
+@pytest.mark.parametrize("feature", ["merged", "side", "schedule", "disabled"])
+def test_pipelines_that_check_no_inputs_and_read_no_prompts_have_the_mix_in_replaced_parts(
+    feature: str, what: str
+) -> None:
+    def made(seed: int) -> tuple[Any, LoraMixer]:
+        pipe = _unconditional(_unconditional_unet(seed))
+        pipe.set_progress_bar_config(disable=True)
+        mixer = LoraMixer(pipe)
+        mixer.load_lora_weights(written(random_pairs(pipe, alphas=False)), "a", activate=False)
+        if feature == "schedule":
+            mixer.set_mix({"a": {"weight": 1, "schedule": "linear(0, 1)"}})
+        elif feature != "disabled":
+            mixer.set_mix({"a": 0.6}, engine="side" if feature == "side" else "auto")
+        return pipe, mixer
+
+    def picture(pipe: Any) -> Any:
+        return torch.tensor(
+            pipe(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(1)).images
+        )
+
+    pipe, mixer = made(0)
+    other = _unconditional_unet(5)
+    if what == "unet":
+        pipe.unet, wanted = other, made(5)[0]
+    else:
+        pipe.unet.mid_block.resnets[0].conv1 = other.mid_block.resnets[0].conv1
+        wanted, mixed_by_hand = made(0)
+        mixed_by_hand.disable_lora()
+        wanted.unet.mid_block.resnets[0].conv1.load_state_dict(other.mid_block.resnets[0].conv1.state_dict())
+        if feature != "disabled":
+            mixed_by_hand.enable_lora()
+        if feature == "merged":
+            with pytest.raises(PipelineStateError, match=r"restore_base\(\).*rebase\(\)"):
+                picture(pipe)
+            return
+
+    assert torch.equal(picture(pipe), picture(wanted))
+    mixer.unload_lora_weights()
+    assert not any(isinstance(value, Guard) for value in vars(pipe).values())
+
+
+def test_texts_that_were_read_before_a_replaced_encoder_could_be_seen_are_an_error() -> None:
+    class Late(DiffusionPipeline):
+        def __init__(self, text_encoder: Any, unet: Any) -> None:
+            super().__init__()
+            self.register_modules(text_encoder=text_encoder, unet=unet)
+
+        def __call__(self, words: torch.Tensor) -> Any:
+            text = self.text_encoder(words)[0]
+            for t in self.progress_bar([9, 5]):
+                found = self.unet(torch.ones(1, 4, 8, 8), t, text).sample
+            return found
+
+    sd = tiny_sd()
+    pipe = Late(sd.text_encoder, sd.unet)
+    pipe.set_progress_bar_config(disable=True)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 4)), "a")
+    words = torch.arange(7)[None]
+    wanted = pipe(words)
+    pipe.text_encoder = tiny_sd().text_encoder
+
+    with pytest.raises(
+        PipelineStateError, match=r"text_encoder was replaced.*Late had read.*enable_lora\(\)"
+    ):
+        pipe(words)
+
+    mixer.enable_lora()
+    assert torch.equal(pipe(words), wanted)
+
+
 def test_a_picture_of_layers_that_were_made_from_a_mix_is_an_error_with_two_ways_out() -> None:
     pipe = tiny_sd()
     mixer = LoraMixer(pipe)
@@ -371,6 +457,8 @@ def test_layers_that_were_emptied_by_what_replaced_them_are_no_dead_end(engine: 
     attention.to_q = new = deepcopy(old)
     old.weight = None
     mixed_values = values(pipe)
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    held = {**values(tiny_sd()), key: mixed_values[key]}
 
     with pytest.raises(PipelineStateError, match=r"1 modules \(to_q\) cannot be put back.*rebase\(\)"):
         mixer.restore_base()
@@ -378,7 +466,7 @@ def test_layers_that_were_emptied_by_what_replaced_them_are_no_dead_end(engine: 
     assert attention.to_q is new
     assert_same(values(pipe), mixed_values)
     mixer.rebase()
-    assert_same(values(pipe), mixed_values)
+    assert_same(values(pipe), held)
     mixer.set_adapters("a", 0.7)
     mixer.disable_lora()
-    assert_same(values(pipe), mixed_values)
+    assert_same(values(pipe), held)

@@ -135,14 +135,19 @@ def test_a_checkpoint_loaded_over_a_mix_is_noticed_and_nothing_is_written(bench:
         assert bench.mixer.get_active_adapters() == ["c"]
 
 
-def test_rebase_takes_what_is_there_as_the_base(bench: Bench) -> None:
-    load_double(bench)
-    clean = Snapshot.of(bench.pipe)
+@pytest.mark.parametrize("bake", [False, True])
+def test_rebase_takes_what_was_written_as_the_base_and_the_rest_only_to_bake_it(
+    bench: Bench, bake: bool
+) -> None:
+    held = load_double(bench)
 
-    bench.mixer.rebase()
+    bench.mixer.rebase(bake=bake)
 
     assert bench.mixer.get_active_adapters() == []
-    clean.assert_untouched(bench.pipe)
+    for key, value in values(bench.pipe).items():
+        wanted = held if bake or key.startswith("unet.") else bench.clean.state
+        assert same_bits(value, wanted[key]), key
+    clean = Snapshot.of(bench.pipe)
     bench.mixer.set_adapters("a", 0.5)
     clean.assert_holds(bench.pipe, mixed((bench.pairs["a"], 0.5)))
     bench.mixer.disable_lora()

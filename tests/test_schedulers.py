@@ -402,6 +402,28 @@ def test_a_loop_has_the_steps_of_the_run_that_it_takes_its_timesteps_from(unet: 
     assert gains(unet, "window(2s, 4s)", lambda: LOOPS[loop](unet)) == within
 
 
+@pytest.mark.parametrize("schedule", ["linear(0, 1)", "slider(500)", "window(1s, 2s)"])
+@pytest.mark.parametrize("rows", [[0, 1], [0, 0, 2], [2, 1, 0]])
+def test_rows_of_one_call_at_different_timesteps_are_refused_and_those_of_one_are_not(
+    unet: Denoiser, schedule: str, rows: list[int]
+) -> None:
+    scheduler = EulerDiscreteScheduler(**BETAS)
+    scheduler.set_timesteps(4)
+
+    def stream() -> None:  # as StreamDiffusion and training steps do
+        unet(torch.zeros(len(rows), 4, 2, 2), scheduler.timesteps[rows])
+
+    def alike() -> None:
+        for t in scheduler.timesteps:
+            unet(torch.zeros(len(rows), 4, 2, 2), t.repeat(len(rows)))
+
+    with pytest.raises(MixError, match=r"unet is called with rows of \d different timesteps \(999"):
+        gains(unet, schedule, stream)
+    assert len(gains(unet, schedule, alike)) == 4
+    with unet.mixer.applied({"a": 0.5}):  # type: ignore[operator, union-attr]
+        stream()
+
+
 def test_a_loop_whose_run_is_nowhere_in_reach_is_refused_and_only_where_steps_count(unet: Denoiser) -> None:
     unet.mixer.pipe.scheduler.set_timesteps(3)  # type: ignore[operator, union-attr]
 

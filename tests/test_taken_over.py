@@ -339,6 +339,30 @@ def test_taken_back_means_the_weights_before_the_scale(ours: Any) -> None:
     assert np.array_equal(picture(pipe), before)
 
 
+@pytest.mark.parametrize("why", ["no base kept", "cast", "reserved", "reserved after"])
+def test_what_was_fused_beside_the_weights_cannot_stay_in_them_and_is_not_lost(kind: Any, why: str) -> None:
+    pipe = kind[0]()
+    clean = picture(pipe)
+    if why == "cast":
+        pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        clean = picture(pipe)
+    mixer = LoraMixer(pipe, take_over=True, keep_base="none" if why == "no base kept" else "device")
+    load(pipe, kind[1]["kohya"], adapter_name="a")
+    if why == "reserved":
+        mixer.reserve(rank=8)
+    pipe.fuse_lora(lora_scale=0.7)
+    if why == "reserved after":
+        mixer.reserve(rank=8)
+    fused = picture(pipe)
+    with pytest.raises(PipelineStateError, match=r"mix of a is in no parameter.*unfuse_lora\(\)"):
+        pipe.unload_lora_weights()
+    assert np.array_equal(picture(pipe), fused)
+    assert (pipe.num_fused_loras, list(mixer.adapters)) == (1, ["a"])
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert np.array_equal(picture(pipe), clean)
+
+
 def test_the_mixers_own_words_and_diffusers_go_together(ours: Any) -> None:
     pipe, mixer, files = ours
     mixer.load_lora_weights(files["kohya"], "a")

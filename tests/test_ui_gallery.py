@@ -138,6 +138,35 @@ def test_pictures_of_other_programs_give_their_settings(desk, tmp_path):
             assert desk.page.get_by_label(label, exact=True).input_value() == value, (name, label)
 
 
+EVIL = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>${window.hacked=1}{{hacked}}"
+SCRIPTS = {
+    "a1111": {"parameters": f"{EVIL} <lora:<img src=x onerror='window.hacked=1':0.5> <lora:ink:0.5>\nNegative prompt: {EVIL}\nSteps: 3, Sampler: {EVIL}, CFG scale: 2, Seed: 9, "
+              f'Model: {EVIL}, Lora hashes: "{EVIL}: 0123456789ab", {EVIL}: {EVIL}'},
+    "comfyui": {"prompt": json.dumps({"1": {"class_type": EVIL, "inputs": {"text": EVIL}}, **json.loads(
+        json.dumps(COMFYUI).replace("ink", f"ink {EVIL[:40]}"))})},
+    "invokeai": {"invokeai_metadata": json.dumps({**json.loads(INVOKEAI), "positive_prompt": EVIL, "scheduler": EVIL,
+                 "loras": [{"model": {"name": EVIL, "hash": EVIL}, "weight": 0.5}]})},
+    "swarmui": {"parameters": json.dumps({"sui_image_params": {"prompt": EVIL, "model": EVIL, "loras": [EVIL], "loraweights": ["1"],
+                "seed": 5, "steps": 3}})},
+}  # fmt: skip
+
+
+def test_scripts_in_a_pictures_metadata_are_text(desk, tmp_path):
+    """Names, prompts, samplers, models and hashes of four programs, in the mix, the fields, messages and the gallery."""
+    for name, texts in SCRIPTS.items():
+        (tmp_path / f"{name}.png").write_bytes(png(**texts))
+        desk.tab("Gallery")
+        desk.upload("#picture-drop", tmp_path / f"{name}.png")
+        desk.page.locator("#shot").get_by_text(f"Settings read ({name})").wait_for()
+        desk.page.locator("#board .lm-row").first.wait_for()
+        desk.tab("Make")
+        prompt = desk.page.get_by_label("Prompt", exact=True).input_value()
+        assert "onerror" in desk.page.locator("#board").inner_text() + prompt, name
+        desk.tab("Library")
+        assert desk.page.evaluate("window.hacked") is None, name
+        assert desk.page.locator("img[src=x]").count() == 0, name
+
+
 def test_pictures_without_settings_are_refused_with_words(desk, tmp_path):
     (tmp_path / "plain.png").write_bytes(png())
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 64)

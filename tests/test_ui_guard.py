@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import replace
@@ -9,16 +10,17 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 from gradio import networking
 
-from lora_mixer import demo_adapters
+from lora_mixer import demo_adapters, match_adapters
 from lora_mixer.errors import PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
 from lora_mixer.ui import guard as ui_guard
 from lora_mixer.ui import jobs as ui_jobs
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
-from lora_mixer.ui.jobs import Job, Jobs, Order
+from lora_mixer.ui.jobs import Jobs, Order, SessionJob
 from lora_mixer.ui.messages import without_paths
 from tests.browser import STEPS, serving
 
@@ -62,7 +64,7 @@ def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens
 def held(jobs, owner, kind="make"):
     """An order that goes on until it is stopped."""
 
-    def work(job: Job):
+    def work(job: SessionJob):
         job.stop.wait(60)
         raise PictureCancelled("stopped")
 
@@ -78,7 +80,7 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         assert (same, fresh) == (first, False)
     with pytest.raises(PictureError, match="wait already"):
         held(jobs, "a")
-    with pytest.raises(PictureError, match="still being made"):
+    with pytest.raises(PictureError, match="still being made on Make"):
         held(jobs, "a", "grid")
     held(jobs, "b")
     with pytest.raises(PictureError, match="2 sessions"):
@@ -87,6 +89,42 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
         jobs.rearrange("a", order.number, None)
     for owner in ("a", "b"):
         jobs.stop(owner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("make", "being made on Make"),
+        ("grid", "being made on Compare"),
+        ("export", "export of yours is still being written"),
+    ],
+)
+def test_what_is_refused_while_something_goes_on_says_where_it_goes_on(kind, words):
+    jobs = Jobs()
+    held(jobs, "a", kind)
+    with pytest.raises(PictureError, match=words):
+        held(jobs, "a", "bake")
+    jobs.stop("a")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "There is not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "There is not enough memory",
+        ),
+        (MemoryError(), "There is not enough memory"),
+        (KeyError("x"), r"This should not have happened \(KeyError\)"),
+    ],
+)
+def test_an_error_of_no_ones_is_told_in_words(error, words):
+    def work(_: SessionJob):
+        raise error
+
+    with pytest.raises(PictureError, match=f"^{words}"):
+        asyncio.run(Jobs().result("a", "make", "a picture", work))
 
 
 def test_one_session_cannot_rearrange_what_another_has_waiting():
@@ -161,6 +199,25 @@ def test_what_writes_is_refused_to_other_sites(site, path, headers):
         timeout=60,
     )
     assert found.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("upload", b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\na\r\n--x--\r\n', "multipart/form-data; boundary=x"),
+        ("call/make", b"\xff\xfe", "text/plain"),
+        ("call/nothing", b"\xff\xfe", ""),
+    ],
+)  # fmt: skip
+def test_what_no_browser_sends_is_refused_in_one_line(site, path, body, kind, capfd, caplog):
+    """Gradio's own routes raise what they like at it: an error 500, and a hundred lines in the log for each."""
+    url, _ = site
+    answer = httpx.post(f"{url}gradio_api/{path}", content=body, headers={"content-type": kind}, timeout=60)
+    assert 400 <= answer.status_code < 500
+    assert len(answer.text) < 1000
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "Traceback" not in capfd.readouterr().err
+    assert sum(len(record.getMessage()) for record in caplog.records) < 1000
 
 
 def test_the_page_is_in_no_frame(site):
@@ -271,7 +328,9 @@ def test_a_picture_makes_no_file_be_read_in_the_handler(app, monkeypatch):
     settings = PictureSettings(adapters=(PictureAdapter("unknown", hashes={"autov2": "0123456789"}),))
     _, found = gallery.recalled(app, settings)  # ends, though no hash is there yet
     assert found.missing[0].name == "unknown"
-    assert any("computed now" in note for note in gallery.report(app, settings, found, ())["notes"])
+    assert any("looked into yet" in note for note in gallery.report(app, settings, found, ())["notes"])
+    named = PictureSettings(adapters=(PictureAdapter("unknown"),))  # whose hashes nobody has to know
+    assert gallery.report(app, named, match_adapters(named, {}), ())["notes"] == []
     may_go_on.set()
     end = time.monotonic() + 30
     while app.hashing and time.monotonic() < end:

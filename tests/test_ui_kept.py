@@ -218,7 +218,17 @@ def test_an_error_leaves_the_picture_names_its_field_and_is_seen_each_time(desk)
     assert field.get_attribute("aria-invalid") == "true"
     assert "from 1 to 500" in desk.page.locator("#steps").inner_text()
     assert desk.shown() == shown
+    # the words are read in lines, and nothing makes room for them
+    tops = """() => {
+        const [words, ...others] = ["words", "seed", "steps", "more"].map((id) => document.getElementById(id).getBoundingClientRect().top);
+        return others.map((top) => Math.round(top - words));
+    }"""
+    before = desk.page.evaluate(tops)
+    words = desk.page.locator("#steps .lm-fielderror").bounding_box()
+    assert words["width"] >= 200
+    assert words["height"] <= 60
     desk.page.get_by_label("Steps", exact=True).fill("3")
+    assert desk.page.evaluate(tops) == before
     assert field.get_attribute("aria-invalid") is None
 
 

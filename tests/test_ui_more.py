@@ -5,34 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from lora_mixer import PictureRequest, load_pipeline
+from lora_mixer import load_pipeline
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.library import base_family
 from lora_mixer.picture_metadata import read_picture
 from lora_mixer.pictures import SAMPLERS, ModelOptions, fitting_samplers
 from lora_mixer.ui.models import Models
-from tests.browser import PROMPT, STEPS, Desk, pixels, serving
+from tests.browser import PROMPT, STEPS, Desk, alone, pixels, serving
 from tests.models import tiny_sd, tiny_sdxl
 from tests.test_ip_adapters import write_adapter
 
 
 def choose(desk, label, value):
     desk.page.get_by_label(label, exact=True).select_option(value)
-
-
-def made_alone(app, mix=None, **more):
-    width, height = app.size
-    given = {"width": width, "height": height, **more}
-    request = PictureRequest(
-        given.pop("prompt", PROMPT), seed=1, steps=STEPS, guidance_scale=app.defaults["guidance_scale"],
-        mix=mix or {}, **given,
-    )  # fmt: skip
-    with app.queue.turn("the tests"):
-        app.ready(request.mix.names)
-        (picture,) = app.maker.make([request])
-    return picture.image.tobytes()
 
 
 def test_a_sampler_its_schedule_and_clip_skip_make_the_picture_and_come_back(desk, app, tmp_path):
@@ -43,7 +29,7 @@ def test_a_sampler_its_schedule_and_clip_skip_make_the_picture_and_come_back(des
     choose(desk, "Schedule", "karras")
     choose(desk, "Clip skip", "2")
     made = desk.make()
-    assert pixels(made) == made_alone(app, {"ink": 1}, sampler="DPM++ 2M", schedule="karras", clip_skip=1)
+    assert pixels(made) == alone(app, {"ink": 1}, sampler="DPM++ 2M", schedule="karras", clip_skip=1)
     assert pixels(made) != pixels(plain)
     (tmp_path / "made.png").write_bytes(made)
     choose(desk, "Sampler", "Euler a")  # which cannot have karras
@@ -92,31 +78,11 @@ def test_what_a_browser_sends_beside_the_fields_is_checked(app, more, field, wor
     assert getattr(caught.value, "field", "") == field
 
 
-def test_a_foreign_picture_gives_its_sampler_and_says_what_is_not_used(desk, tmp_path):
-    info = PngInfo()
-    info.add_text(
-        "parameters",
-        "a (rose:1.3)\nSteps: 3, Sampler: DPM++ 2M Karras, CFG scale: 2, Seed: 9, Size: 128x128, Model: dreamy, "
-        "Clip skip: 2, Hires upscale: 2, Variation seed: 7",
-    )
-    Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
-    desk.tab("Gallery")
-    desk.upload("#picture-drop", tmp_path / "a1111.png")
-    desk.page.locator("#shot .lm-problem").first.wait_for()
-    desk.page.wait_for_function("lm.more.value.sampler === 'DPM++ 2M Karras'")
-    assert desk.page.evaluate("lm.more.value.clip_skip") == 2
-    text = "\n".join(desk.page.locator("#shot .lm-problem").all_inner_texts())
-    for part in ("dreamy", "Variation seed"):
-        assert part in text, part
-    for part in ("Sampler", "clip skip", "Clip skip", "(x:1.3)"):
-        assert part not in text, part
-
-
 def test_weights_of_words_change_the_picture(desk, app):
     desk.fill("a (castle:1.4)")
     made = desk.make()
-    assert pixels(made) == made_alone(app, prompt="a (castle:1.4)")
-    assert pixels(made) != made_alone(app, prompt="a castle")
+    assert pixels(made) == alone(app, {}, prompt="a (castle:1.4)")
+    assert pixels(made) != alone(app, {}, prompt="a castle")
 
 
 def test_words_are_made_stronger_by_keys_and_taken_back(desk):
@@ -182,7 +148,7 @@ def test_a_picture_is_started_from_with_the_same_mix_and_only_a_part_is_made_ane
     desk.page.get_by_label("Change", exact=True).fill("0.5")
     made = desk.make()
     start = desk.page.evaluate("lm.more.value.start")
-    assert pixels(made) == made_alone(app, {"ink": 1}, image=str(app.starts.path(start)), strength=0.5)
+    assert pixels(made) == alone(app, {"ink": 1}, image=str(app.starts.path(start)), strength=0.5)
     about = read_picture(made)
     assert about.strength == 0.5
     assert about.image == f"{start}.png"

@@ -17,9 +17,9 @@ from lora_mixer.errors import LoraMixerError
 from lora_mixer.ui import checks
 from lora_mixer.ui.app import check_reach
 from tests.browser import serving
+from tests.page_attacks import SECRET, Attacker, Table
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 -- what must be refused
-SECRET = "the-secret-of-this-machine"
 PATHS = (
     "../../secret.txt",
     "/etc/passwd",
@@ -244,6 +244,20 @@ def test_every_server_function_called_by_hand_with_anything_gives_nothing_away(s
         and path.name != "mixes.json.lock"
         and "thumbnails" not in str(path)
     ] == []
+
+
+def test_hostile_values_and_files_drawn_at_random_are_answered_or_refused(site):
+    """``python -m tests.page_attacks`` goes through all endpoints, as often as there is time for."""
+    url, app = site
+    table = Table((str(app.out.parent),))
+    attacker = Attacker(url, str(app.out.parent / "secret.txt"), table, seed=20261130)
+    for _ in range(40):
+        attacker.upload()
+    for call in attacker.dice.sample(range(len(attacker.handlers) + len(attacker.functions)), 40):
+        attacker.calls = call
+        attacker.attack()
+    assert table.wrong == []
+    assert len(table.rows) > 30
 
 
 def test_a_mask_must_be_a_small_png(site):

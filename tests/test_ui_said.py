@@ -82,11 +82,11 @@ def test_two_axes_that_undo_each_other_are_refused(desk):
 
 
 @pytest.mark.slowed
-def test_a_recalled_picture_says_what_of_it_is_not_used(desk, tmp_path):
+def test_a_recalled_picture_gives_its_sampler_and_says_what_of_it_is_not_used(desk, tmp_path):
     info = PngInfo()
     info.add_text(
         "parameters",
-        "a (rose:1.3)\nSteps: 3, Sampler: DPM++ 2M Karras, CFG scale: 2, Seed: 9, Size: 128x128, Model: dreamy, Clip skip: 2, Hires upscale: 2",
+        "a (rose:1.3)\nSteps: 3, Sampler: DPM++ 2M Karras, CFG scale: 2, Seed: 9, Size: 128x128, Model: dreamy, Clip skip: 2, Hires upscale: 2, Variation seed: 7",
     )
     Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
     desk.tab("Gallery")
@@ -94,10 +94,12 @@ def test_a_recalled_picture_says_what_of_it_is_not_used(desk, tmp_path):
     notes = desk.page.locator("#shot .lm-problem")
     notes.first.wait_for()
     text = "\n".join(notes.all_inner_texts())
-    for part in ("dreamy", "Hires upscale"):
+    for part in ("dreamy", "Hires upscale", "Variation seed"):
         assert part in text, part
-    for part in ("DPM++ 2M Karras", "lip skip", "(x:1.3)"):  # these are used
+    for part in ("DPM++ 2M Karras", "Sampler", "lip skip", "(x:1.3)"):  # these are used
         assert part not in text, part
+    desk.page.wait_for_function("lm.more.value.sampler === 'DPM++ 2M Karras'")
+    assert desk.page.evaluate("lm.more.value.clip_skip") == 2
 
 
 def test_the_caption_of_a_picture_with_a_mask_is_no_json(desk, app):

@@ -34,10 +34,8 @@ def test_one_session_cannot_stop_another(site, chromium):
     url, _ = site
     contexts = [chromium.new_context() for _ in range(2)]
     one, other = (Desk(context, url) for context in contexts)
-    one.fill("a castle", steps=40)
-    other.fill(
-        "a rose"
-    )  # now, so that the first is still at work when the second asks, however slow the machine
+    one.fill("a castle", steps=500)  # it is at work until its own Stop ends it, however slow the machine
+    other.fill("a rose")
     one.page.locator("#make-button").click()
     one.page.locator("#stage .lm-preview").wait_for()
     other.page.evaluate(  # which it has to press in spite of the page: nothing of its own is under way
@@ -45,7 +43,11 @@ def test_one_session_cannot_stop_another(site, chromium):
     )
     other.page.locator("#make-button").click()
     other.page.locator("#stage").get_by_text("Waiting: 1 ahead of you").wait_for()
-    one.state("done").wait_for()
+    status = "document.querySelector('#stage .lm-status').innerText"
+    step = one.page.evaluate(status)
+    one.page.wait_for_function(f"step => {status} !== step && {status}.includes('step')", arg=step)
+    one.page.locator("#stop-button").click()
+    one.state("stopped").wait_for()
     other.state("done").wait_for()
     for context in contexts:
         context.close()

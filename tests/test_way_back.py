@@ -285,7 +285,7 @@ class OnDisk:
 
 
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])
-@pytest.mark.parametrize("way", ["disable", "unload", "restore", "delete", "other mix", "rebase"])
+@pytest.mark.parametrize("way", ["disable", "unload", "restore", "delete", "other mix", "rebase", "bake"])
 def test_a_mix_that_was_put_into_files_comes_out_of_them(level: str, way: str, tmp_path: Any) -> None:
     both = OnDisk(tmp_path, level)
     both.assert_is({"a": 0.7, "b": -0.3})
@@ -298,10 +298,13 @@ def test_a_mix_that_was_put_into_files_comes_out_of_them(level: str, way: str, t
     elif way == "delete":
         both.mixer.delete_adapters("a")
     elif way == "rebase":
-        both.mixer.rebase()
+        with pytest.warns(UserWarning, match="nothing else has written"):
+            both.mixer.rebase()
+    elif way == "bake":
+        both.mixer.rebase(bake=True)
     else:
         both.mixer.set_mix({"a": 0.2})
-    left = {"delete": {"b": -0.3}, "other mix": {"a": 0.2}, "rebase": {"a": 0.7, "b": -0.3}}.get(way, {})
+    left = {"delete": {"b": -0.3}, "other mix": {"a": 0.2}, "bake": {"a": 0.7, "b": -0.3}}.get(way, {})
     both.assert_is(left)
     if way == "disable":
         both.mixer.enable_lora()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
+
+from lora_mixer.parsing.values import clean_text
+from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TRIES, TRIES_IN = 10, 60.0
@@ -139,9 +145,11 @@ class PageGuard:
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         address = str((scope.get("client") or ("",))[0])
         login = scope["path"].rstrip("/").endswith("/login") and scope.get("method") == "POST"
+        begun: list[bool] = []
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
+                begun.append(True)
                 names = {name.lower() for name, _ in message.get("headers", ())}
                 extra = [pair for pair in _HEADERS if pair[0] not in names]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
@@ -158,6 +166,15 @@ class PageGuard:
             self._sessions.opened(session)
         try:
             await self._app(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001 -- Gradio's and FastAPI's own routes, on requests that no browser sends
+            _log.warning(
+                "%s: %s (%s)",
+                quote(scope["path"])[:200],
+                type(error).__name__,
+                clean_text(first_line(error, 160)),
+            )
+            if not begun:
+                await _answer(send, 400, "This request is none that the page understands.")
         finally:
             if session:
                 self._sessions.closed(session)

@@ -16,7 +16,7 @@ from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 
 from . import gallery
 from .ending import start_computing
-from .messages import FieldError, told
+from .messages import FieldError, told, unexpected
 from .thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ MAX_TAKEN = 64
 GRACE = 30.0
 """Seconds that a job goes on when nobody listens: long enough to load the page again."""
 _LOOK_EVERY = 2.0
+_MADE = "Pictures of yours are still being made on {}: wait for them, or stop them there."
+_UNDER_WAY = {
+    "compare": _MADE.format("Compare"),
+    "grid": _MADE.format("Compare"),
+    "export": "An export of yours is still being written: wait for it.",
+    "bake": "A model of yours is still being written: wait for it.",
+    "site": "The site is still being asked: wait for its answer.",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -180,9 +188,7 @@ class Jobs:
             job = self._jobs.get(owner)
             if job is not None:
                 if kind != "make" or job.kind != kind:
-                    raise PictureError(
-                        "Pictures of yours are still being made: wait for them, or stop them first."
-                    )
+                    raise PictureError(_UNDER_WAY.get(job.kind, _MADE.format("Make")))
                 if len(job.orders) >= MAX_WAITING:
                     raise PictureError(
                         f"{MAX_WAITING} of yours wait already: take one out, or wait until one begins."
@@ -296,8 +302,7 @@ class Jobs:
                 job.tell({"state": "error", **told(error)})
             except Exception as error:  # noqa: BLE001 -- said on the page and in the log, whatever it is
                 _log.exception("a picture could not be made")
-                text = f"This should not have happened ({type(error).__name__}); the server's log has more."
-                job.tell({"state": "error", **told(PictureError(text))})
+                job.tell({"state": "error", **told(PictureError(unexpected(error)))})
 
     def _watch(self) -> None:
         while True:

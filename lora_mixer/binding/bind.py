@@ -316,14 +316,9 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
 def _misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = match.placements[0].live
-    what = "+".join(weights.algorithms)
-    held = not weights.beside_only and _has_beside_only(weights)
-    if held or any(
-        p.live_rows is not None and weights.take(p.file_rows, match.total).needs_whole(p.live.shape)
-        for p in match.placements
-    ):
-        of = "of a pair over all inputs of a convolution in groups"
-        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
+    of_kind = _misfit_of_kind(weights, match)
+    if of_kind is not None:
+        return of_kind
     if live.is_bare and isinstance(weights, ParameterPair):
         return weights.misfit(live.shape)
     if live.is_packed and weights.bias_delta(None, 1.0) is not None:
@@ -341,6 +336,24 @@ def _misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     if misfit is None and len({p.live.shape[1:] for p in match.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
+
+
+def _misfit_of_kind(weights: LayerWeights, match: ModuleMatch) -> str | None:
+    """Say why no change of its kind can be what it is here, or None."""
+    what = "+".join(weights.algorithms)
+    held = not weights.beside_only and _has_beside_only(weights)
+    if held or any(
+        p.live_rows is not None and weights.take(p.file_rows, match.total).needs_whole(p.live.shape)
+        for p in match.placements
+    ):
+        of = "of a pair over all inputs of a convolution in groups"
+        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
+    if match.placements[0].live.tied and weights.took_from_base:
+        return (
+            f"{what} started from a part of a weight that other modules share; PEFT took it from all of them, so what was "
+            "trained is no change of this module"
+        )
+    return None
 
 
 def _bias_misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding import BoundLayer
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.engines.engine import Engine, Own
-    from lora_mixer.engines.merged.kept_weight import KeepBase
+    from lora_mixer.engines.merged.kept_weight import KeepBase, KeptWeight
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,36 @@ class EngineController:
         self._bases.restore()
         self._fused.copy(self._fused.rewritable())
 
-    def rebase(self) -> None:
-        """Take what the weights hold now as the new base."""
-        self._changing = True
+    def rebase(self, components: Mapping[str, nn.Module], *, bake: bool) -> bool:
+        """
+        Take what somebody else has written into weights as their base, and put the kept one back into the others.
+
+        Args:
+            components: The pipeline's modules.
+            bake: Take all weights as they are.
+
+        Returns:
+            Whether a mix was in weights and nobody has written any of these.
+
+        Raises:
+            PipelineStateError: When fused projections and their parts hold different things, or only half of the mix could
+                be baked.
+        """
+        self._bases.find_stored(components)
+        if bake and self._now != BASE and not self.is_in_parameters:
+            raise PipelineStateError(
+                f"the mix of {', '.join(self._now.names)} is in no parameter, or only half of it, so that it cannot become a "
+                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())"
+            )
+        self._fused.check()
+        theirs, is_untouched = self._bases.written_by_others()
+        theirs = self._bases.everything() if bake else theirs
+        self._bases.give_up(theirs)
+        self._leave_files(theirs)
         self._clear()
         self._now = BASE
-        self._bases.rebase()
+        self._bases.rebase(theirs)
+        return is_untouched and not bake
 
     # --- what is in effect -----------------------------------------------------------------------------------------
 
@@ -288,9 +312,9 @@ class EngineController:
         self._enter(wish, components, served)
 
     @uninterrupted
-    def _leave_files(self) -> None:
+    def _leave_files(self, but: Collection[KeptWeight] = ()) -> None:
         """Put the base into files that hold a mix; where that fails, nothing has changed."""
-        self._bases.clear_stored()
+        self._bases.clear_stored(but)
         self._changing = True
 
     def _wish(self, setting: ActiveMixes) -> Wish:

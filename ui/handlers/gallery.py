@@ -58,7 +58,7 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
         if not entry.problem and not entry.offline
     }
     matches = match_adapters(settings, {name: entry.hashes for name, entry in entries.items()})
-    if any(slot.adapter.hashes and slot.found_by != "hash" for slot in matches.slots):
+    if _unsure(matches):
         app.hash_all(entries.values())
     for slot in matches.slots:
         mask = slot.adapter.spec.mask if slot.adapter.spec is not None else None
@@ -67,6 +67,11 @@ def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], 
                 app.masks.put_values(mask.picture)
     app.preloader.want(matches.mix.names)
     return shown_rows(recalled_rows(matches), app), matches
+
+
+def _unsure(matches: AdapterMatches) -> bool:
+    """Tell whether a file that nobody has hashed yet could be one that the picture names by its hash."""
+    return any(slot.adapter.hashes and slot.found_by != "hash" for slot in matches.slots)
 
 
 def with_off_rows(rows: dict[str, Any], before: Any) -> dict[str, Any]:
@@ -209,8 +214,10 @@ def report(
         )
         slots.append({"ok": ok, "text": text + (f" ({slot.note})" if ok and slot.note else "")})
     notes = [*settings.notes, *matches.notes, *unused]
-    if app.hashing:
-        notes.append("Some files' hashes are not known yet; they are computed now: take it again in a while.")
+    if app.hashing and _unsure(matches):
+        notes.append(
+            "Not all files here were looked into yet; they are now: drop the picture again in a while."
+        )
     return {
         **gallery.about(settings),
         "title": f"Settings read ({settings.dialect})" if settings.dialect else "Settings read",

@@ -11,7 +11,7 @@ from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.images import check_stated, layout_of, stated_layout, text_of
 from lora_mixer.engines.denoiser.passes import all_passes
 from lora_mixer.engines.denoiser.places import Places, places_of
-from lora_mixer.engines.denoiser.steps import StepReader, timestep_of
+from lora_mixer.engines.denoiser.steps import StepReader, different_times, timestep_of
 from lora_mixer.engines.engine import Call
 from lora_mixer.errors import MixError
 from lora_mixer.families import family_of_class
@@ -84,6 +84,12 @@ class DenoiserFollower:
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
         caller = calling(self._part)
         timestep = timestep_of(args, kwargs)
+        if self._by_steps and (times := different_times(timestep, caller)):
+            raise MixError(
+                f"{self._by_steps} goes by the steps of a run, and {self._part} is called with rows of {len(times)} different "
+                f"timesteps ({', '.join(f'{time:g}' for time in times[:4])}), which would have one gain: call it with rows of one "
+                "timestep at a time, or set weights that stay"
+            )
         step = self._steps.read(timestep, caller)
         if self._by_steps and not step.is_told and caller.pipe is None:
             raise MixError(

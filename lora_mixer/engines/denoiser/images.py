@@ -86,6 +86,42 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
     )
 
 
+def rows_of_pictures(caller: Caller, call: str, sample: torch.Tensor, images: int) -> torch.Tensor:
+    """
+    Return the mix of each picture where pictures are read or written, which has no steps and no half without the prompt.
+
+    Args:
+        caller: Who is calling.
+        call: What is called, such as ``vae.decode``.
+        sample: The batch, (pictures, ...).
+        images: How many mixes there are.
+
+    Returns:
+        (pictures,), those of one mix side by side.
+
+    Raises:
+        MixError: When it cannot be told whose pictures they are.
+
+    Example:
+        >>> from lora_mixer.engines.denoiser.caller import Caller
+        >>> rows_of_pictures(Caller(), "vae.decode", torch.zeros(2, 4, 8, 8), 2).tolist()
+        [0, 1]
+    """
+    batch = int(sample.shape[0])
+    if images == 1:
+        return torch.zeros(batch, dtype=torch.long)
+    held = caller.local("latents") if caller.pipe is not None else None
+    whole = int(held.shape[0]) if isinstance(held, torch.Tensor) and held.ndim > 1 else None
+    if batch == images and whole in (None, batch):
+        return torch.arange(images)
+    if whole != batch or batch % images:
+        raise MixError(
+            f"{call}() is called with {batch} pictures for {images} mixes, and it cannot be told whose they are: call it with one "
+            "picture for each mix, in one batch, or give each its own mix, with applied(mix)"
+        )
+    return torch.arange(images).repeat_interleave(batch // images)
+
+
 def check_stated(
     layout: BatchLayout, caller: Caller, sample: torch.Tensor, text: Any, *, negatives: bool, first: bool
 ) -> None:

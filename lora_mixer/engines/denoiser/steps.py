@@ -439,6 +439,23 @@ def _has_steps(root: nn.Module) -> bool:
     return bool(_TIMES & parameters.keys()) or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
 
 
+def different_times(timestep: Any, caller: Caller) -> list[float]:
+    """
+    List the timesteps of a call's rows, where they are several and no pipeline says which one it is at.
+
+    Args:
+        timestep: What the denoiser was called with: a number, (), (rows,), or (rows, tokens).
+        caller: Who is calling.
+    """
+    if not isinstance(timestep, torch.Tensor) or timestep.ndim == 0 or len(timestep) < 2:
+        return []
+    if timestep.stride(0) == 0 or (caller.pipe is not None and _is_number(caller.local("t"))):
+        return []  # one for all, and nothing has to be read from the device for it
+    each = timestep.detach().flatten(1).amax(1) if timestep.ndim > 1 else timestep  # (rows,)
+    times = sorted({float(value) for value in each.tolist()}, reverse=True)
+    return times if len(times) > 1 else []
+
+
 def timestep_of(args: Sequence[Any], kwargs: Any) -> Any:
     """Find the timestep of a denoiser call: the argument of that name, or the second one; None where there is none."""
     given = next((kwargs[name] for name in ("timestep", "timestep_ratio") if name in kwargs), None)

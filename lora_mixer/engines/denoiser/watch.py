@@ -8,6 +8,7 @@ has the hooks inside: they break its graph, and still run.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.engines.compiling import outside
@@ -58,6 +59,29 @@ class _AroundCall:
         return output if self._after is None else self._after(args, kwargs, output, call)
 
 
+class _MethodCall:
+    """Stands for a method of a module that pipelines call in the place of its forward; copies of the module have a copy of it."""
+
+    def __init__(self, module: nn.Module, name: str, before: Before) -> None:
+        self.module, self.name, self._before = module, name, before
+        self.inner = vars(module).get(name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._method)
+
+    @property
+    def _method(self) -> Callable[..., Any]:
+        method: Callable[..., Any] = (
+            getattr(type(self.module), self.name).__get__(self.module) if self.inner is None else self.inner
+        )
+        return method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._before(args, kwargs)
+        return self._method(*args, **kwargs)
+
+
 class Calls:
     """Holds what watches the calls of components."""
 
@@ -65,6 +89,20 @@ class Calls:
         """Start with none."""
         self._handles: list[RemovableHandle] = []
         self._around = StandIns()
+        self._methods: list[_MethodCall] = []
+
+    def watch_method(self, module: nn.Module, name: str, before: Before) -> None:
+        """
+        Watch the calls of one of a module's methods, where it has that one.
+
+        Args:
+            module: The module.
+            name: The method.
+            before: Called with the arguments before each call.
+        """
+        if inspect.isfunction(inspect.getattr_static(type(module), name, None)):
+            self._methods.append(_MethodCall(module, name, before))
+            vars(module)[name] = self._methods[-1]
 
     def watch(self, outer: nn.Module, before: Before, after: After | None = None) -> None:
         """
@@ -87,7 +125,7 @@ class Calls:
     @property
     def watching(self) -> bool:
         """Whether any component is watched."""
-        return bool(self._handles or self._around)
+        return bool(self._handles or self._around or self._methods)
 
     def clear(self) -> None:
         """Take everything away."""
@@ -95,3 +133,11 @@ class Calls:
             handle.remove()
         self._handles.clear()
         self._around.clear()
+        for method in reversed(self._methods):
+            own = vars(method.module)
+            if own.get(method.name) is method:
+                if method.inner is None:
+                    del own[method.name]
+                else:
+                    own[method.name] = method.inner
+        self._methods.clear()

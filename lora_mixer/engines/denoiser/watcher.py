@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.engines.denoiser.follower import DenoiserFollower
+from lora_mixer.engines.denoiser.images import rows_of_pictures
 from lora_mixer.engines.denoiser.prompts import Prompts
 from lora_mixer.engines.denoiser.steps import what_goes_by_steps
 from lora_mixer.engines.denoiser.watch import Calls
@@ -15,10 +19,12 @@ from lora_mixer.mixes import TEXT_ENCODERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
     from lora_mixer.engines.engine import Call, Effect, Engine
     from lora_mixer.engines.pipeline_ref import PipelineRef
+
+
+_OF_PICTURES = ("encode", "decode")
+"""Methods by which pipelines have pictures read and written; they are no calls of the module."""
 
 
 class _Shown:
@@ -35,6 +41,19 @@ class _Shown:
         """Show the mix of each text."""
         for engine in self._engines:
             engine.show_text(component, rows)
+
+
+class _PictureCall:
+    """Gives each picture that a component reads or writes its own mix: no denoiser's call, so none of its rows and halves."""
+
+    def __init__(self, part: str, word: str, images: int, shown: _Shown) -> None:
+        self._part, self._word, self._images, self._shown = part, word, images, shown
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        if sample is not None and sample.ndim:
+            call = f"{self._part}.{self._word}"
+            self._shown.text(self._part, rows_of_pictures(calling(self._part), call, sample, self._images))
 
 
 class CallWatcher:
@@ -79,6 +98,11 @@ class CallWatcher:
             if any(engine.sees_places(part) for engine in engines):
                 follower.place_in(getattr(outer[part], "_orig_mod", outer[part]))
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
+            if len(setting.every) > 1:
+                module = getattr(outer[part], "_orig_mod", outer[part])
+                for word in _OF_PICTURES:
+                    before = _PictureCall(part, word, len(setting.mixes), shown)
+                    self._calls.watch_method(module, word, before)
         if len(setting.every) > 1:
             for part in dict.fromkeys(part for engine in engines for part in engine.components):
                 if part in TEXT_ENCODERS:

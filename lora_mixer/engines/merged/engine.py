@@ -24,6 +24,7 @@ from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import HookHandle, hook_output
+from lora_mixer.engines.merged.as_left import is_as_written, that_differ
 from lora_mixer.engines.merged.base_places import find_room
 from lora_mixer.engines.merged.bias_hook import AddBias
 from lora_mixer.engines.merged.blend import Term, accumulator, bias_change, blend_weight, write
@@ -49,7 +50,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -70,6 +71,9 @@ _READ_FROM_FILES = "its weights are read from files at each call (group offloadi
 
 _FREE: AbstractContextManager[None] = nullcontext()
 """Gradients are off already where weights are written: a guard for each of a thousand layers costs as much as small layers do."""
+
+_AT_ONCE = 1 << 28
+"""Bytes of weights that are written beside the live ones at a time, to compare them."""
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -186,6 +190,25 @@ def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
     return entry.weight.clean()
 
 
+def _is_grouped(entry: _Touched, parts: Sequence[_GainPart]) -> bool:
+    """Tell whether a weight may be written with others; where a module has a weight of its own, its memory is another one each time."""
+    plain = not entry.transposed and not entry.weight.is_wide and entry.shared is None
+    return plain and all(part.pair is not None for part in parts)
+
+
+def _add(groups: Groups, target: torch.Tensor, base: torch.Tensor, parts: Sequence[_GainPart]) -> bool:
+    """Have a weight written with others, or say that it has to go another way."""
+    pairs = [part.pair for part in parts if part.pair is not None]
+    return groups.add(target, base, pairs, [part.place for part in parts])
+
+
+def _blend_bias(target: torch.Tensor, base: torch.Tensor, terms: Sequence[Term]) -> None:
+    """Write a base and all changes of it into a bias, rounded once."""
+    exact = base.to(target.device, accumulator(target))
+    change = bias_change(exact, terms)
+    write(target, exact if change is None else exact + change.to(exact))
+
+
 class MergedEngine(Engine):
     """
     Writes mixes into weights and puts the base back; it keeps the bases for all engines.
@@ -220,6 +243,7 @@ class MergedEngine(Engine):
         self._widening: set[str] = set()  # names of adapters that give weights more inputs
         self._hooks: list[HookHandle] = []
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
+        self._others_values: list[tuple[KeptWeight, torch.Tensor]] = []  # on a way back, until it is gone
         self._watch: Watch | None = None
         # for which table of touched modules, how large, and roots: the attributes of all modules under these
         self._hooked: tuple[Any, int, tuple[nn.Module, ...], list[dict[str, Any]]] = (None, 0, (), [])
@@ -375,6 +399,11 @@ class MergedEngine(Engine):
             if not slot.blended:
                 slot.base = None
         self._fresh.clear()
+        for slot, values in self._others_values if undone else ():
+            if slot.live.shape == values.shape:
+                with writing(slot.live):
+                    slot.live.copy_(values)  # what somebody else has written was no mistake of his
+        self._others_values = []
         if undone:
             self._plans.clear()
 
@@ -382,6 +411,10 @@ class MergedEngine(Engine):
         """Hold what was recorded, with the base in all else; the mix is for the caller to write."""
         for slot, state in self._given_up:
             slot.roll_back(state)
+            if slot.blended and not slot.locked and not slot.stored:
+                self._others_values.append(
+                    (slot, slot.live.clone())
+                )  # the mix is about to be written over it
         self._given_up = []
         kept = {id(entry) for entry in record.touched.values()}
         odd = [entry for entry in self._touched.values() if id(entry) not in kept]
@@ -587,7 +620,7 @@ class MergedEngine(Engine):
                 entry.module,
                 weights,
                 clean.T if entry.transposed else clean,
-                None if bias is None else bias.live if bias.base is None else bias.base,
+                None if bias is None else bias.clean(),
             )
 
     def clean_weights(self, name: str) -> list[Callable[[], torch.Tensor]]:
@@ -614,15 +647,20 @@ class MergedEngine(Engine):
         self._roots = dict(components)
         self._find_stored()
 
-    def clear_stored(self) -> None:
+    def clear_stored(self, theirs: Collection[KeptWeight] = ()) -> None:
         """
         Put the base into files that hold a mix, all or nothing; the mix goes on beside, or ends.
+
+        Args:
+            theirs: Weights whose files stay as they are.
 
         Raises:
             SaveError: When the disk is in the way; the files hold the mix then.
         """
         held = (
-            [slot for slot in self._all_slots() if slot.stored and slot.blended] if self._has_stored else []
+            [slot for slot in self._all_slots() if slot.stored and slot.blended and slot not in theirs]
+            if self._has_stored
+            else []
         )
         write_tensors([(x.stored, x.base) for x in held if x.stored is not None and x.base is not None])
         for slot in held:
@@ -710,20 +748,111 @@ class MergedEngine(Engine):
         self._plans.clear()
         self._write({})
 
-    def rebase(self) -> None:
-        """Take what the weights hold now as the new base; no mix is active afterwards."""
+    def give_up(self, slots: Iterable[KeptWeight]) -> None:
+        """Note weights whose base is about to be given up: a way back leaves in them what they hold now."""
+        self._given_up = [(slot, slot.record()) for slot in slots]
+
+    def everything(self) -> set[KeptWeight]:
+        """Return all weights and biases that adapters change."""
+        return set(self._all_slots())
+
+    def written_by_others(self) -> tuple[set[KeptWeight], bool]:
+        """
+        Find the weights whose values are not this engine's, by their object and version, else by reading them.
+
+        Returns:
+            Those that hold anything else than the mix that was written, or that no mix is in; and whether a mix was in any, and
+            nothing else has written those.
+        """
+        theirs: set[KeptWeight] = set()
+        doubtful: dict[_Touched, list[KeptWeight]] = {}
+        for entry in self._touched.values():
+            for slot in entry.slots:
+                if isinstance(slot, TiedUse):
+                    continue  # what it has of its own is in no parameter
+                if slot.base is None or not (slot.blended or slot.is_wide) or slot.is_others:
+                    theirs.add(slot)
+                else:
+                    doubtful.setdefault(entry, []).append(slot)
+        theirs |= self._rewritten(doubtful)
+        mixed = [x.shared if isinstance(x, TiedUse) else x for x in self._all_slots() if x.blended]
+        return theirs, bool(mixed) and not any(x in theirs and x.is_written for x in mixed)
+
+    @torch.no_grad()
+    def _rewritten(self, doubtful: Mapping[_Touched, Sequence[KeptWeight]]) -> set[KeptWeight]:
+        """Find those of some weights and biases that do not hold the mix which was written, by writing it once more beside them."""
+        names = sorted(n for n, gains in self._active.items() if any(gains) and n in self._adapters)
+        flat = [gain for name in names for gain in self._active[name]]
+        parts = self._parts(names, self._active)
+        found: set[KeptWeight] = set()
+        waiting: list[tuple[_Touched, Sequence[KeptWeight]]] = []
+        size = 0
+        with exact_matmul():
+            for entry, slots in doubtful.items():
+                if entry not in parts:
+                    continue  # a mix that could not be taken out: nobody else has written it
+                waiting.append((entry, slots))
+                size += sum(slot.base.nbytes for slot in slots if slot.base is not None)
+                if size >= _AT_ONCE:
+                    found |= self._differing(waiting, parts, flat)
+                    waiting, size = [], 0
+            found |= self._differing(waiting, parts, flat)
+        for whole in (whole for name in names for whole in self._wholes.get(name, ())):
+            whole.forget()
+        return found
+
+    @staticmethod
+    def _differing(
+        waiting: Sequence[tuple[_Touched, Sequence[KeptWeight]]],
+        parts: Mapping[_Touched, Sequence[_GainPart]],
+        flat: Sequence[float],
+    ) -> set[KeptWeight]:
+        groups, writes, weights = Groups(), [], 0
+        written: list[tuple[KeptWeight, torch.Tensor]] = []
+        for entry, slots in waiting:
+            for slot in slots:
+                base = slot.base
+                if base is None:
+                    continue
+                far = slot.keep_on == "host" and slot.parameter.device.type != "meta"
+                copy = torch.empty_like(base, device=slot.parameter.device if far else base.device)
+                written.append((slot, copy))
+                if slot is not entry.weight:
+                    _blend_bias(copy, base, [p.term(flat) for p in parts[entry]])
+                elif not _is_grouped(entry, parts[entry]) or not _add(groups, copy, base, parts[entry]):
+                    terms = [p.term(flat) for p in parts[entry]]
+                    writes.append(partial(blend_weight, copy, base, terms, transposed=entry.transposed))
+                    weights += base.numel()
+        groups.write(flat)
+        on_all_cores(writes, weights)
+        values = [(slot, slot.held, copy) for slot, copy in written]
+        return {slot for slot, held, copy in values if held is not None and not is_as_written(held, copy)}
+
+    def rebase(self, theirs: Collection[KeptWeight]) -> None:
+        """
+        Take what some weights hold now as the new base, and put the kept one back into all others; no mix is active afterwards.
+
+        Args:
+            theirs: Those that somebody else has written.
+        """
+        fused = self._fused.in_step()
         self._drop_hooks()
-        self._active = {}
         self._plans.clear()
-        self._given_up = [(slot, slot.record()) for slot in self._all_slots()]
-        for slot in self._slots():
+        for entry in self._touched.values():
+            if entry.root is not None and entry.weight not in theirs:
+                entry.weight.resize(None, entry.root)
+        restore([slot for slot in self._all_slots() if slot not in theirs])
+        self._fused.copy(fused)
+        self._active = {}
+        for slot in theirs:
             slot.rebase()
+        self._watch = None
 
     def base_bytes(self) -> dict[str, int]:
         """Count the bytes of kept bases by device."""
         table: dict[str, int] = {}
-        for slot in self._slots():
-            if slot.base is not None:
+        for slot in self._all_slots():
+            if slot.base is not None and not slot.locked:
                 place = str(slot.base.device)
                 table[place] = table.get(place, 0) + slot.base.numel() * slot.base.element_size()
         return table
@@ -731,15 +860,13 @@ class MergedEngine(Engine):
     def _all_slots(self) -> list[KeptWeight]:
         return [slot for entry in self._touched.values() for slot in entry.slots]
 
-    def _slots(self) -> list[KeptWeight]:
-        return [slot for slot in self._all_slots() if not slot.locked]
-
     @torch.no_grad()
     def _write(self, gains: Gains) -> None:
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
         self._reshape(names, gains)
+        self._let_go_of_stale(names, gains)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make_plan(names, gains)
@@ -763,6 +890,26 @@ class MergedEngine(Engine):
         if not self._is_pruned:
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
+
+    def _let_go_of_stale(self, names: Sequence[str], gains: Gains) -> None:
+        """Keep no base of a weight that was clean and is something else by now: writes past autograd move no counter."""
+        entries = {
+            id(held.entry): held.entry
+            for name in names
+            for held, gain in zip(self._adapters[name], gains[name], strict=True)
+            if gain
+        }
+        slots = {
+            slot: slot.base
+            for entry in entries.values()
+            for slot in (*entry.slots, *(entry.shared.slots if entry.shared else ()))
+            if slot.base is not None and not (slot.blended or slot.locked or slot.stored or slot.is_wide)
+        }
+        odd = that_differ((slot.live, base) for slot, base in slots.items())
+        for slot, is_odd in zip(slots, odd, strict=True):
+            if is_odd:
+                slot.base = None
+                self._plans.clear()
 
     def _write_singles(
         self, singles: Sequence[tuple[_Touched, list[_GainPart]]], flat: Sequence[float]
@@ -809,21 +956,31 @@ class MergedEngine(Engine):
                 self._plans.clear()
                 self._generations[entry.weight.name.partition(".")[0]] += 1
 
-    def _make_plan(self, names: Sequence[str], gains: Gains) -> _WritingPlan:
-        plan = _WritingPlan()
+    def _parts(self, names: Sequence[str], gains: Gains) -> dict[_Touched, list[_GainPart]]:
+        """Tell what is written where; a module's own weight has what all modules of its parameter have, too."""
         parts: dict[_Touched, list[_GainPart]] = {}
         place = 0
         for name in names:  # sorted: one order of summation, whatever the order of the mix
             for layer, gain in zip(self._adapters[name], gains[name], strict=True):
                 if gain:
                     entry, weights = layer.entry, layer.weights
-                    self._fresh += [slot for slot in entry.slots if slot.base is None]
                     shape = tuple(entry.weight.parameter.shape)
                     if entry.weight.is_wide and (weights.in_width or shape[1]) < shape[1]:
                         weights = Padded(weights, weights.in_width or shape[1], weights.alpha)
                     pair = weights.factors(shape[::-1] if entry.transposed else shape)
                     parts.setdefault(entry, []).append(_GainPart(weights, pair, place))
                 place += 1
+        return {
+            entry: sorted([*own, *parts.get(entry.shared, [])], key=lambda part: part.place)
+            if entry.shared is not None and entry.shared in parts
+            else own
+            for entry, own in parts.items()
+        }
+
+    def _make_plan(self, names: Sequence[str], gains: Gains) -> _WritingPlan:
+        plan = _WritingPlan()
+        parts = self._parts(names, gains)
+        self._fresh += [slot for entry in parts for slot in entry.slots if slot.base is None]
         raise_problems(  # what was offloaded or packed since the mix was set
             [
                 f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
@@ -834,23 +991,11 @@ class MergedEngine(Engine):
         if self._keep_on == "auto":
             find_room([slot for entry in parts for slot in (entry.shared or entry).slots])
         for entry, entry_parts in parts.items():
-            # a module's own weight has what all modules of its parameter have, too
-            both = parts.get(entry.shared, []) if entry.shared is not None else []
-            entry_parts = sorted([*entry_parts, *both], key=lambda part: part.place) if both else entry_parts  # noqa: PLW2901
             base, live = entry.weight.keep(), entry.weight.live
             plan.written.add(entry.weight)
-            pairs = [part.pair for part in entry_parts if part.pair is not None]
-            grouped = len(pairs) == len(entry_parts) and not entry.transposed and not entry.weight.is_wide
-            grouped = grouped and entry.shared is None  # its memory is another one each time
-            if not grouped or not plan.groups.add(live, base, pairs, [part.place for part in entry_parts]):
+            if not _is_grouped(entry, entry_parts) or not _add(plan.groups, live, base, entry_parts):
                 plan.singles.append((entry, entry_parts))
-            clean = (
-                None
-                if entry.bias is None
-                else entry.bias.base
-                if entry.bias.base is not None
-                else entry.bias.live
-            )
+            clean = None if entry.bias is None else entry.bias.clean()
             biased = [part for part in entry_parts if part.weights.bias_delta(clean, 1.0) is not None]
             if biased:
                 plan.biases.append((entry, biased))
@@ -867,10 +1012,8 @@ class MergedEngine(Engine):
                 self._hooks.append(hook_output(entry.module, AddBias(change)))
             return
         live = entry.bias.live
-        base = entry.bias.keep().to(live.device, accumulator(live))
-        change = bias_change(base, terms)
         with writing(live) if live.is_inference() else _FREE:
-            write(live, base if change is None else base + change.to(base))
+            _blend_bias(live, entry.bias.keep(), terms)
 
     def _drop_hooks(self) -> None:
         for handle in self._hooks:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.binding.index import OWN_INPUTS
+from lora_mixer.engines.merged.as_left import that_differ
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
 from lora_mixer.engines.modes import writing
@@ -28,8 +29,10 @@ KeepBase = Literal["device", "host", "none", "auto"]
 """Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), nowhere, or where there is room."""
 
 
-KeptRecord = tuple["torch.Tensor | None", bool, "tuple[torch.Tensor, int, Any] | None"]
-"""A kept base, whether a mix is in the parameter, and the narrower tensor, if any."""
+KeptRecord = dict[str, Any]
+"""What a slot said at one time: the kept base, whether a mix is in the parameter, how that was found, and the narrower tensor."""
+
+_RECORDED = ("base", "blended", "locked", "_seen", "_storage", "_address", "_version", "_narrow", "_is_copy")
 
 
 class KeptWeight:
@@ -100,7 +103,33 @@ class KeptWeight:
             return self._narrow[0].to(self.live)
         if self.base is None and self.stored is not None:
             return self.stored.read()
-        return self.live if self.base is None else self.base
+        if self.base is None or not (self.blended or self.locked or self.stored or self.is_wide):
+            return self.live  # others may have written to it since the base was kept
+        return self.base
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        """What the weight holds, wherever offloading keeps it; None where that is not in memory."""
+        if self.stored is not None:
+            return self.stored.read()
+        if self.parameter.device.type != "meta":
+            return self.live
+        place = stored_values(self.module, self.attribute)
+        value: torch.Tensor | None = None if place is None else place[0].get(place[1])
+        return value
+
+    @property
+    def is_others(self) -> bool:
+        """Whether it is certain that somebody else has replaced, written or packed the parameter since it was stamped."""
+        if not self.can_restore:
+            return True
+        is_elsewhere = self.parameter.device.type == "meta" or self._original is not None
+        return not is_elsewhere and self._overwritten(self.parameter)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether somebody else has written to it, where it is known to hold no mix of its own, or what it holds to be no mix."""
+        return self.blended or self.base is None or self.is_others or that_differ([(self.live, self.base)])[0]
 
     @property
     def unchanged(self) -> bool:
@@ -280,11 +309,11 @@ class KeptWeight:
 
     def record(self) -> KeptRecord:
         """Note the base and whether a mix is in the parameter."""
-        return self.base, self.blended, self._narrow
+        return {key: vars(self)[key] for key in _RECORDED}
 
     def roll_back(self, record: KeptRecord) -> None:
         """Keep the base that was recorded again."""
-        self.base, self.blended, self._narrow = record
+        vars(self).update(record)
         self._mark()
 
     def let_go(self) -> None:
@@ -346,8 +375,10 @@ def stored_values(module: nn.Module, attribute: str) -> tuple[Any, str] | None:
     return None
 
 
-def unsupported(parameter: torch.Tensor) -> str | None:
+def unsupported(parameter: torch.Tensor | None) -> str | None:
     """Say why a parameter's values cannot be rewritten in place, or None if they can."""
+    if parameter is None:
+        return "its weights were taken away by something else"
     if parameter.device.type == "meta":
         return (
             "its weights are on the meta device (sequential CPU offload, device_map or low_cpu_mem_usage); use "

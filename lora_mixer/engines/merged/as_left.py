@@ -1,0 +1,86 @@
+"""
+Whether weights still hold what was written into them: how writes past autograd, which move no counter, are found.
+
+It reads every weight, so it is asked where a base is at stake only: before one that was kept earlier is used again, and when
+somebody says that he has written something.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes."""
+
+_OTHERS = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""What a pipeline may have been converted to and back."""
+
+_RARE = 256
+"""One number in so many may be its neighbour: products that are arranged otherwise end in the other of two nearest numbers."""
+
+
+def that_differ(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[bool]:
+    """
+    Tell which tensors do not hold the same bits as another of their shape and type; one question to a device for all on it.
+
+    Example:
+        >>> ones = torch.ones(2)
+        >>> that_differ([(ones, ones.clone()), (ones, -ones)])
+        [False, True]
+    """
+    pairs = list(pairs)
+    answers = [None if _alike(a, b) else True for a, b in pairs]
+    waiting: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
+    for place, (a, b) in enumerate(pairs):
+        if answers[place] is None and a.device.type == "cpu":
+            answers[place] = not torch.equal(_bits(a), _bits(b.to(a.device)))
+        elif answers[place] is None:
+            other = (_bits(a) != _bits(b.to(a.device, non_blocking=True))).any()  # ()
+            waiting.setdefault(a.device, []).append((place, other))
+    for asked in waiting.values():
+        found = torch.stack([other for _, other in asked]).tolist()
+        for (place, _), other in zip(asked, found, strict=True):
+            answers[place] = other
+    return [bool(answer) for answer in answers]
+
+
+def is_as_written(held: torch.Tensor, written: torch.Tensor) -> bool:
+    """
+    Tell whether a tensor holds what was written, also after changes of its type or device.
+
+    Args:
+        held: What is there now.
+        written: What was written, computed anew in the type that it had then.
+
+    Example:
+        >>> written = torch.tensor([1.0, 0.1])
+        >>> is_as_written(written.half(), written), is_as_written(written.half().float(), written), is_as_written(-written, written)
+        (True, True, False)
+    """
+    if held.shape != written.shape:
+        return False
+    now = written.to(held.device, held.dtype)
+    ways = [dtype for dtype in _OTHERS if dtype.itemsize <= held.dtype.itemsize]
+    hops = [now, *(written.to(held.device, dtype).to(held.dtype) for dtype in ways)]
+    if not all(that_differ((held, hop) for hop in hops)):
+        return True
+    if held.dtype.itemsize == 1:
+        return False
+    wide = torch.float64 if held.dtype == torch.float64 else torch.float32
+    a, b = held.to(wide), now.to(wide)
+    odd = ~((a == b) | (a.isnan() & b.isnan()))
+    near = (a - b).abs() <= torch.finfo(held.dtype).eps * torch.maximum(a.abs(), b.abs())
+    return bool((~odd | near).all()) and int(odd.sum()) * _RARE <= held.numel()
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().view(_BITS[tensor.dtype.itemsize])
