@@ -455,3 +455,55 @@ def test_weights_that_others_changed_are_told_before_a_scale(mixed: Any) -> None
         layer.weight.add_(1.0)
     with pytest.raises(PipelineStateError, match="changed by something else"):
         picture(pipe, scale=0.5)
+
+
+def unpaired(pipe: Any, kind: str) -> dict[str, torch.Tensor]:
+    """Write what has no low-rank form over some layers of UNet and text encoder."""
+    gen = torch.Generator().manual_seed(8)
+    table: dict[str, torch.Tensor] = {}
+    for part, front in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")):
+        for path, layer in getattr(pipe, part).named_modules():
+            key = front + path.replace(".", "_")
+            if kind == "norm" and isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+                table[f"{key}.w_norm"] = torch.randn(layer.weight.shape, generator=gen) * 0.2
+                table[f"{key}.b_norm"] = torch.randn(layer.weight.shape, generator=gen) * 0.2
+            if not isinstance(layer, nn.Linear) or not path.endswith(("to_q", "to_k", "v_proj")):
+                continue
+            out, width = layer.weight.shape
+            factors = {f"w{i}_{x}": (out, 2) if x == "a" else (2, width) for i in (1, 2) for x in "ab"}
+            if kind == "loha":
+                for name, shape in factors.items():
+                    table[f"{key}.hada_{name}"] = torch.randn(shape, generator=gen) * 0.5
+            elif kind == "dora":
+                table[f"{key}.lora_up.weight"] = torch.randn(out, 2, generator=gen) * 0.3
+                table[f"{key}.lora_down.weight"] = torch.randn(2, width, generator=gen) * 0.3
+                table[f"{key}.dora_scale"] = layer.weight.detach().norm(dim=1, keepdim=True) * 1.2
+            elif kind == "full":
+                table[f"{key}.diff"] = torch.randn(out, width, generator=gen) * 0.1
+    return table
+
+
+@pytest.mark.parametrize("how", ["plain", "schedule", "list", "negative"])
+@pytest.mark.parametrize("kind", ["dora", "loha", "full", "norm"])
+def test_what_has_no_pair_beside_the_weights_has_the_scale_too(kind: str, how: str) -> None:
+    pipe = made("sd")
+    base = Snapshot.of(pipe)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(unpaired(pipe, kind), "a")
+    prompt = ["an owl", "a castle"] if how == "list" else "an owl"
+
+    def shown(times: float, scale: float | None) -> torch.Tensor:
+        schedule = {"schedule": "linear(0.2, 1)"} if how == "schedule" else {}
+        one: Any = {"a": {"weight": 0.8 * times, **schedule}}
+        mix = [one, {"a": -0.3 * times}] if how == "list" else one
+        negative = {"a": -0.5 * times} if how == "negative" else None
+        mixer.set_mix(mix, engine="auto" if how == "list" else "side", negative=negative)
+        return picture(pipe, prompt=prompt, scale=scale)
+
+    plain = shown(1.0, None)
+    for scale in (0.5, 0.0, -1.0):
+        expected = shown(scale, None)
+        assert distance(shown(1.0, scale), expected) < CLOSE
+        assert distance(expected, plain) > 1e-3
+    mixer.disable_lora()
+    base.assert_values(pipe)

@@ -331,3 +331,38 @@ def test_what_is_no_pipeline_is_refused() -> None:
         LoraMixer("unet")
     with pytest.raises(MixError, match="keep_base"):
         LoraMixer(small_pipe(), keep_base="disk")
+
+
+@pytest.mark.parametrize("where", ["vae", "unet", "text_encoder", "whole vae"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_torch_jit_made_stays_as_it_is_and_disturbs_nothing(where):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return self.inner(value)
+
+    pipe = tiny_sd()
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = pipe.unet.get_submodule(path).weight.shape[0]
+    scripted = torch.jit.script(Twice())
+    if where == "whole vae":
+        pipe.vae = scripted
+    else:
+        getattr(pipe, where).extra = scripted
+    weight = pipe.unet.get_submodule(path).weight
+    base = weight.detach().clone()
+    mixer = LoraMixer(pipe)
+
+    for engine in ("merged", "side"):
+        mixer.load_lora_weights(
+            {f"unet.{path}.lora_A.weight": torch.ones(1, width), f"unet.{path}.lora_B.weight": torch.ones(width, 1)}, "a"
+        )  # fmt: skip
+        mixer.set_mix({"a": 0.5}, engine=engine)
+        x = torch.randn(2, width)
+        made = pipe.unet.get_submodule(path)(x)
+        assert torch.allclose(made, x @ base.T + 0.5 * x.sum(1, keepdim=True), atol=1e-5)
+        mixer.unload_lora_weights()
+        assert torch.equal(weight, base)

@@ -212,6 +212,8 @@ class ModuleIndex:
         for path, module in root.named_modules():
             if getattr(type(module), "holds_adapters", False):
                 continue  # parameters of adapters in training, not the model's own
+            if not isinstance(module._parameters, dict):  # noqa: SLF001
+                continue  # what torch.jit made: its code reads its parameters past any module
             plain = plain_path(path, root)
             self._all_paths.append(plain)
             self._owners[plain] = module

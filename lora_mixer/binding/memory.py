@@ -39,7 +39,13 @@ class Structure:
     def __init__(self, components: Mapping[str, nn.Module]) -> None:
         """Note all modules, their classes, and what each of them holds by name."""
         self._components = dict(components)
-        self._modules = [module for root in components.values() for module in root.modules()]
+        # what torch.jit made keeps no dictionaries, and no adapter changes it
+        self._modules = [
+            module
+            for root in components.values()
+            for module in root.modules()
+            if isinstance(module._modules, dict)  # noqa: SLF001
+        ]
         self._children = [module._modules for module in self._modules]  # noqa: SLF001
         self._parameters = [module._parameters for module in self._modules]  # noqa: SLF001
         self._seen = self._look()

@@ -97,7 +97,8 @@ class FusedProjections:
             id(holder): holder
             for part, modules in wanted.items()
             for holder in components[part].modules()
-            if any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
+            if isinstance(holder._modules, dict)  # noqa: SLF001 -- not what torch.jit made
+            and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
 
     def check(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.dense.layer import DenseLayer, refusal
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import hook_output
@@ -21,7 +20,7 @@ from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -45,6 +44,7 @@ class DenseEngine(Engine):
         self._handles: list[HookHandle] = []
         self._mixes: Sequence[MixGains] = ()
         self._generations: Counter[str] = Counter()
+        self._shown: dict[str, Call] = {}
 
     # --- who carries out what ------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class DenseEngine(Engine):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._layers, self._mixes = {}, ()
+        self._layers, self._mixes, self._shown = {}, (), {}
 
     def enter(self, effect: Effect) -> None:
         """Stand beside the modules that this engine was given."""
@@ -144,26 +144,25 @@ class DenseEngine(Engine):
 
     def show(self, call: Call) -> None:
         """Put the gains of a call into effect in all denoisers; before any, in text encoders, too."""
-        gains = [mix.at(call.step, call.turn) for mix in self._mixes] if self._layers else []
-        for component, layers in self._layers.items():
-            if component not in TEXT_ENCODERS or call.turn is None:
-                self._put(component, layers, gains, call.rows)
+        self._put([part for part in self._layers if part not in TEXT_ENCODERS or call.turn is None], call)
+
+    def show_again(self, component: str) -> None:
+        """Put into effect in a component what was last, with the scale that calls of it have now."""
+        if component in self._shown:
+            self._put([component], self._shown[component])
 
     def show_text(self, component: str, rows: torch.Tensor) -> None:
         """Give each text of a text encoder's batch its own mix."""
-        gains = [mix.at(START) for mix in self._mixes]
-        self._put(component, self._layers.get(component, []), gains, rows)
+        if component in self._layers:
+            self._put([component], Call(rows=rows))
 
-    def _put(
-        self,
-        component: str,
-        layers: Sequence[DenseLayer],
-        gains: Sequence[Mapping[str, Sequence[float]]],
-        rows: torch.Tensor | None,
-    ) -> None:
-        for layer in layers:
-            layer.show(gains, rows)
-        self._generations[component] += 1
+    def _put(self, components: Sequence[str], call: Call) -> None:
+        gains = [mix.at(call.step, call.turn) for mix in self._mixes] if components else []
+        for component in components:
+            self._shown[component] = call
+            for layer in self._layers[component]:
+                layer.show(gains, call.rows)
+            self._generations[component] += 1
 
 
 def has_masks(wish: Wish) -> bool:
