@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import counted_names, family_of_class, flatten, may_be_absent, spell
 from lora_mixer.families.earlier_names import earlier_names
@@ -17,7 +19,6 @@ from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch
     from torch import nn
 
     from lora_mixer.algorithms.base import Ranges
@@ -212,7 +213,7 @@ class ModuleIndex:
         for path, module in root.named_modules():
             if getattr(type(module), "holds_adapters", False):
                 continue  # parameters of adapters in training, not the model's own
-            if not isinstance(module._parameters, dict):  # noqa: SLF001
+            if isinstance(module, torch.jit.ScriptModule):
                 continue  # what torch.jit made: its code reads its parameters past any module
             plain = plain_path(path, root)
             self._all_paths.append(plain)

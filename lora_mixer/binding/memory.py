@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.algorithms.moulds import Mould, NoMouldError, Section
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.moulds import BoundMould, MouldedBound
@@ -44,7 +46,7 @@ class Structure:
             module
             for root in components.values()
             for module in root.modules()
-            if isinstance(module._modules, dict)  # noqa: SLF001
+            if not isinstance(module, torch.jit.ScriptModule)
         ]
         self._children = [module._modules for module in self._modules]  # noqa: SLF001
         self._parameters = [module._parameters for module in self._modules]  # noqa: SLF001

@@ -97,7 +97,7 @@ class FusedProjections:
             id(holder): holder
             for part, modules in wanted.items()
             for holder in components[part].modules()
-            if isinstance(holder._modules, dict)  # noqa: SLF001 -- not what torch.jit made
+            if not isinstance(holder, torch.jit.ScriptModule)  # which has no dictionaries
             and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
 
