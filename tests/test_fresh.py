@@ -15,6 +15,7 @@ from tests.fresh_models import build, output
 from tests.small_language_models import distance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LORA, ADALORA, IA3, LOHA = peft.LoraConfig, peft.AdaLoraConfig, peft.IA3Config, peft.LoHaConfig
@@ -51,6 +52,8 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "with an effect": ("llama", LORA, {"r": 4, "init_lora_weights": False, "target_modules": ["q_proj"]}),
     "pissa": ("llama", LORA, {"r": 4, "lora_alpha": 8, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]}),
     "pissa on gpt2": ("gpt2", LORA, {"r": 4, "init_lora_weights": "pissa", "target_modules": ["c_attn"]}),
+    "pissa of a head": ("llama", LORA, {"r": 4, "init_lora_weights": "pissa", "target_modules": ["lm_head", "q_proj"]}),
+    "olora of a head": ("llama", LORA, {"r": 4, "lora_alpha": 6, "init_lora_weights": "olora", "target_modules": ["lm_head"]}),
     "olora": ("llama", LORA, {"r": 4, "lora_alpha": 6, "init_lora_weights": "olora", "target_modules": ["k_proj", "up_proj"]}),
     "orthogonal": ("llama", LORA, {"r": 4, "init_lora_weights": "orthogonal", "target_modules": ["q_proj"]}),
     "a bias on the pair": ("opt", LORA, {"r": 4, "lora_bias": True, "target_modules": ["fc1"]}),
@@ -99,6 +102,10 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "lokr as lycoris starts": ("llama", LOKR, {"r": 2, "init_weights": "lycoris", "target_modules": ["q_proj"]}),
     "lokr with whole factors": ("llama", LOKR, {"r": 64, "target_modules": ["q_proj"], "init_weights": False}),
     "lokr on convolutions": ("convolutions", LOKR, {"r": 1, "target_modules": ["line", "picture", "point"]}),
+    "lokr with whole factors of a line": ("convolutions", LOKR, {"r": 2, "alpha": 3, "target_modules": ["line"], "init_weights": False}),
+    "lokr with pairs and whole factors of a line": (
+        "convolutions", LOKR, {"r": 1, "decompose_both": True, "decompose_factor": 2, "rank_pattern": {"line": 3}, "target_modules": ["line", "point"], "init_weights": False}
+    ),
     "lokr with cores": ("convolutions", LOKR, {"r": 1, "use_effective_conv2d": True, "decompose_factor": 2, "target_modules": ["picture", "point"]}),
     "oft": ("llama", OFT, {"oft_block_size": 4, "target_modules": ["q_proj", "down_proj"]}),
     "oft by number of blocks": ("opt", OFT, {"r": 5, "oft_block_size": 0, "target_modules": ["fc2"]}),
@@ -141,6 +148,35 @@ def trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {key: parameter for key, parameter in found.items() if own[id(parameter)] == key}
 
 
+def check_again(mixer: LoraMixer, path: Path, run: Callable[[], torch.Tensor], wanted: torch.Tensor) -> None:
+    """Load what was written, to be used and to be trained on; nothing of it is left."""
+    for trainable in (False, True):
+        mixer.unload_lora_weights()
+        mixer.load_lora_weights(path, strict=True, trainable=trainable)
+        assert distance(run(), wanted) < 1e-5, trainable
+    mixer.unload_lora_weights()
+
+
+def check_starts(
+    found: dict[str, Any], wanted: dict[str, Any], fields: dict[str, Any], *, idle: bool
+) -> None:
+    """Compare what was drawn: the same size, and zeros where there are zeros."""
+    for key, parameter in found.items():
+        mine, other_value = parameter.detach(), wanted[key].detach()
+        assert mine.any() == other_value.any(), key
+        if (
+            "lora_magnitude" in key
+            or "trainable_tokens" in key
+            or fields.get("init_lora_weights") in ("pissa", "olora")
+        ):
+            if idle and not ("lora_A" in key or "lora_B" in key):
+                assert distance(mine, other_value) < 1e-5, key
+        elif mine.numel() > 40 and other_value.any():
+            assert (
+                0.5 < float(mine.std() / other_value.std()) < 2.0 or mine.std() == other_value.std() == 0
+            ), key
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_modules_shapes_starts_and_gradients_are_those_of_peft(case: str, tmp_path: Path) -> None:
     name, kind, fields = CASES[case]
@@ -160,25 +196,10 @@ def test_modules_shapes_starts_and_gradients_are_those_of_peft(case: str, tmp_pa
     assert {key: tuple(p.shape) for key, p in found.items()} == {
         key: tuple(p.shape) for key, p in wanted.items()
     }
-    idle = (
-        fields.get("init_lora_weights", True) is not False and fields.get("init_weights", True) is not False
-    )
-    idle = idle and fields.get("init_ia3_weights", True)
+    inits = ("init_lora_weights", "init_weights", "init_ia3_weights")
+    idle = all(fields.get(field, True) is not False for field in inits)
     assert (distance(output(model, name), before) < 2e-6) == idle
-    for key, parameter in found.items():  # drawn alike: the same size, and zeros where there are zeros
-        mine, other_value = parameter.detach(), wanted[key].detach()
-        assert mine.any() == other_value.any(), key
-        if (
-            "lora_magnitude" in key
-            or "trainable_tokens" in key
-            or fields.get("init_lora_weights") in ("pissa", "olora")
-        ):
-            if idle and not ("lora_A" in key or "lora_B" in key):
-                assert distance(mine, other_value) < 1e-5, key
-        elif mine.numel() > 40 and other_value.any():
-            assert (
-                0.5 < float(mine.std() / other_value.std()) < 2.0 or mine.std() == other_value.std() == 0
-            ), key
+    check_starts(found, wanted, fields, idle=idle)
     assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
 
     drawn = torch.Generator().manual_seed(8)
@@ -210,10 +231,13 @@ def test_modules_shapes_starts_and_gradients_are_those_of_peft(case: str, tmp_pa
         warnings.simplefilter("ignore")
         loaded = peft.PeftModel.from_pretrained(build(name), tmp_path).eval()
     assert distance(output(loaded, name), mine) < 1e-5
-    mixer.unload_lora_weights()
+    check_again(mixer, tmp_path, lambda: output(model, name), mine)
     assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
-    mixer.load_lora_weights(tmp_path, "again")
-    assert distance(output(model, name), mine) < 1e-5
+    if fields.get("bias") not in ("lora_only", "oft_only"):  # which PEFT does not save
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.save_pretrained(tmp_path / "theirs")
+        check_again(mixer, tmp_path / "theirs", lambda: output(model, name), out)
     assert (
         json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
         == kind(**fields).peft_type.value

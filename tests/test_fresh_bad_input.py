@@ -62,6 +62,8 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a magnitude over a part of the base": ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa", use_dora=True), "use_dora", "pissa"),
     "an odd orthogonal rank": ("llama", LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="orthogonal"), "target_modules", "an even one"),
     "pissa on a convolution": ("convolutions", LoraConfig(r=3, target_modules=["picture"], init_lora_weights="pissa"), "target_modules", "not a linear layer"),
+    "pissa on a tied head": ("opt", LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights="pissa"), "target_modules", "lm_head shares its weight with other modules"),
+    "olora on a tied head": ("opt", LoraConfig(r=3, target_modules=["q_proj", "lm_head"], init_lora_weights="olora"), "target_modules", "lm_head shares its weight with other modules"),
     "eva without data": ("llama", LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="eva"), "init_lora_weights", "needs eva_data"),
     "a bias beside a magnitude": ("llama", LoraConfig(target_modules=["q_proj"], lora_bias=True, use_dora=True), "lora_bias", "choose one"),
     "biases of nobody": ("llama", LoraConfig(target_modules=["q_proj"], bias="some"), "bias", "'lora_only'"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING
 
+import peft
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,8 @@ from torch import nn
 
 from lora_mixer import LoraMixer
 from lora_mixer.errors import MatchError, PipelineStateError
+from tests.fresh_models import build, output
+from tests.small_language_models import distance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,3 +193,44 @@ def test_an_optimizer_step_on_weights_with_a_mix_is_refused(module: str, fused: 
     optimizer.step()
     mixer.unload_lora_weights()
     assert not torch.equal(model.head.bias, before["head.bias"])
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("saves_base", [True, False])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_what_peft_took_out_of_all_twins_is_no_change_of_one(
+    start: str, saves_base: bool, trainable: bool, tmp_path
+) -> None:
+    model = build("opt")
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=start)
+        theirs = peft.get_peft_model(build("opt"), config)
+        theirs.save_pretrained(tmp_path, save_embedding_layers=saves_base)
+    mixer = LoraMixer(model)
+
+    with pytest.raises(
+        MatchError, match=r"lm_head.*started from a part of a weight that other modules share"
+    ):
+        mixer.load_lora_weights(tmp_path, trainable=trainable)
+
+    assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
+
+
+def test_a_lookup_table_beside_pairs_that_started_from_the_base_has_a_plain_pair(tmp_path) -> None:
+    for saves_base in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.LoraConfig(
+                r=2, target_modules=["embed_tokens", "q_proj"], init_lora_weights="pissa"
+            )
+            theirs = peft.get_peft_model(build("llama"), config).eval()
+            with torch.no_grad():
+                for parameter in theirs.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(torch.randn_like(parameter) * 0.1)
+            theirs.save_pretrained(tmp_path / str(saves_base), save_embedding_layers=saves_base)
+        model = build("llama")
+        LoraMixer(model).load_lora_weights(tmp_path / str(saves_base), strict=True)
+        assert distance(output(model, "llama"), output(theirs, "llama")) < 1e-5

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_mixer import LoraConfig, LoraMixer
 from lora_mixer.algorithms.dora import Dora, RankParts, lengths_in_ranks
-from lora_mixer.engines.trainable.joined import Terms, Turn, apart, joined
+from lora_mixer.engines.trainable.joined import Terms, apart, joined
 from tests.fresh_models import build, inputs, output
 from tests.small_language_models import distance
 
@@ -39,31 +39,24 @@ def test_values_gradients_and_their_gradients_are_those_of_the_formula_in_fp64(n
     torch.manual_seed(3)
     layer = make().double().requires_grad_(False)
     flat = layer.weight.flatten(1)
-    for blocks, turned, last in [(1, False, False), (1, True, True), (2, False, True), (4, False, False)]:
+    for last, scale in [(False, 0.5), (True, 1.0)]:
         x = torch.randn(shape, dtype=torch.float64)
         if last and len(shape) == 4:
             x = x.to(memory_format=torch.channels_last)
         x.requires_grad_(asks)
-        downs = [
-            torch.randn(2, flat.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(blocks)
-        ]
-        ups = [torch.randn(7, 2, dtype=torch.float64, requires_grad=True) for _ in range(blocks)]
-        scales = [0.5 + 0.25 * number for number in range(blocks)]
-        magnitude, shift, turn = None, None, None
-        if turned:
-            magnitude = torch.rand(7, dtype=torch.float64).add(0.5).requires_grad_()
-            dora = Dora(None, magnitude, True, "peft", None)  # type: ignore[arg-type]
-            turn = Turn(dora, magnitude, flat.square().sum(1), flat)
-            shift = magnitude / (flat + scales[0] * ups[0].detach() @ downs[0].detach()).norm(dim=1) - 1
-        terms = [Terms(d, u, s, turn) for d, u, s in zip(downs, ups, scales, strict=True)]
+        down = torch.randn(2, flat.shape[1], dtype=torch.float64, requires_grad=True)
+        up = torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
+        magnitude = torch.rand(7, dtype=torch.float64).add(0.5).requires_grad_()
+        dora = Dora(None, magnitude, True, "peft", None)  # type: ignore[arg-type]
 
-        found = joined(layer, x, terms)
+        found = joined(layer, x, Terms(down, up, scale, dora, magnitude, flat.square().sum(1), flat))
 
+        shift = magnitude / (flat + scale * up.detach() @ down.detach()).norm(dim=1) - 1
         kept = None if isinstance(layer, nn.Linear) else (layer.stride, layer.padding, layer.dilation)
-        wanted = apart(x, layer.weight, layer.bias, shift, kept, scales, *downs, *ups)
+        wanted = apart(x, layer.weight, layer.bias, shift, down, up, scale, kept)
         assert found is not None
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
-        asked = [one for one in (x if asks else None, magnitude, *downs, *ups) if one is not None]
+        asked = [*([x] if asks else []), magnitude, down, up]
         plain = [torch.autograd.grad(out.tanh().sum(), asked, retain_graph=True) for out in (found, wanted)]
         kept_graph = [
             torch.autograd.grad(out.tanh().sum(), asked, create_graph=True) for out in (found, wanted)

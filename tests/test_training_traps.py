@@ -1,8 +1,8 @@
 """
 Traps of adapters on language models and of training, each with the tests that fall into it where it is not minded.
 
-Numbers are those of the project's list of facts about training; docs/training.md has the table. T31 to T35 are of a training from
-folders of pictures, which this package does not have yet.
+Numbers are those of the project's list of facts about training; docs/training.md has the table. T33 to T35 are of data sets of
+pictures, which this package does not read; of T31 and T32 it has what they lead to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_mixer import LoraConfig, LoraMixer
-from lora_mixer.errors import LoraMixerError
+from lora_mixer.errors import LoraMixerError, SaveError
+from lora_mixer.problem import SaveReason
 from tests.fresh_models import build, inputs, output
 from tests.small_language_models import distance
 
@@ -56,6 +57,8 @@ TRAPS = {
     "T28": ("bases by paths of other machines", "test_a_path_of_another_machine_is_told_and_base_replaces_it"),
     "T29": ("a vocabulary that was resized", "test_a_saved_table_with_more_rows_makes_room_in_the_base", "test_adapters_for_another_model_are_refused"),
     "T30": ("padding on the left", "test_outputs_tokens_and_base_are_those_of_peft", "test_rows_of_a_language_model_generate_with_their_own_adapters_of_any_kind"),
+    "T31": ("a loss over an SNR of 0 is no number", "test_what_has_come_to_no_number_is_not_written_over_what_was_saved"),
+    "T32": ("parts in fp16 give no numbers", "test_what_has_come_to_no_number_is_not_written_over_what_was_saved", "test_every_kind_trains_a_half_precision_base_under_autocast_in_fp32"),
     "T36": ("what belongs to a checkpoint", "test_the_reference_run_has_its_log_and_resumes_from_the_fourth_step_to_the_same_weights", "test_an_adalora_resumes_to_the_ranks_and_weights_of_a_run_that_went_on"),
 }  # fmt: skip
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "training.md"
@@ -68,7 +71,7 @@ def test_each_trap_names_tests_that_are_there_and_the_page_has_the_table() -> No
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    assert [*TRAPS] == [f"T{n}" for n in (*range(1, 31), 36)]
+    assert [*TRAPS] == [f"T{n}" for n in (*range(1, 33), 36)]
     assert not [where for _, *places in TRAPS.values() for where in places if where not in known]
     rows = re.findall(r"^\| (T\d+) \| (.*) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     shown = [
@@ -246,3 +249,24 @@ def test_training_leaves_the_mode_of_the_model_to_the_user(training: bool) -> No
     model(**inputs("bert")).logits.sum().backward()
     mixer.delete_adapters("a")
     assert all(module.training is training for module in model.modules())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_has_come_to_no_number_is_not_written_over_what_was_saved(value: float, tmp_path: Path) -> None:
+    mixer = LoraMixer(build("llama"))
+    mixer.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"]), "a")
+    parameters = stirred(mixer)
+    mixer.save_lora_weights(tmp_path, "a", format="peft")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    snr = torch.tensor([4.0, 0.0])  # of a schedule whose last step is noise alone
+    weight = 5 / snr if value == float("inf") else snr.clamp(max=5) / snr
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    (output(mixer.pipe, "llama")[:2].square().mean((1, 2)) * weight).mean().backward()
+    optimizer.step()
+
+    with pytest.raises(SaveError, match=r"NaN or Inf in .* the training diverged") as caught:
+        mixer.save_lora_weights(tmp_path, "a", format="peft")
+
+    assert {problem.place for problem in caught.value.problems} <= {*parameters}
+    assert {problem.reason for problem in caught.value.problems} == {SaveReason.VALUES}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

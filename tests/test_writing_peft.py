@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_mixer import LoraMixer
+from lora_mixer import LoHaConfig, LoKrConfig, LoraMixer
 from lora_mixer.errors import SaveError, UnsupportedAdapterError
+from tests.fresh_models import build, output
 from tests.small_language_models import distance, reference
 
 _DATA = Path(os.environ.get("LORA_MIXER_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -196,3 +197,93 @@ def test_what_a_pissa_took_out_of_the_base_is_worked_out_once_for_each_base(
         other.first.weight.mul_(1.5)
     LoraMixer(other).load_lora_weights(folder, "a")
     assert distance(net(ids), other(ids)) < 1e-6
+
+
+LYCORIS: dict[str, tuple[str, Any]] = {
+    "loha": ("llama", LoHaConfig(r=3, alpha=5, target_modules=["q_proj", "down_proj"], rank_pattern={"1.mlp.down_proj": 2})),
+    "loha on convolutions": ("convolutions", LoHaConfig(r=2, alpha=3, target_modules=["line", "picture", "point", "head"])),
+    "loha with cores": ("convolutions", LoHaConfig(r=2, target_modules=["picture", "point"], use_effective_conv2d=True)),
+    "lokr": ("llama", LoKrConfig(r=2, alpha=3, target_modules=["q_proj", "down_proj"])),
+    "lokr of pairs": ("llama", LoKrConfig(r=1, alpha=3, decompose_both=True, decompose_factor=4, target_modules=["q_proj", "up_proj"])),
+    "lokr of whole factors": ("llama", LoKrConfig(r=99, alpha=3, decompose_factor=8, target_modules=["q_proj", "lm_head"])),
+    "lokr on convolutions": ("convolutions", LoKrConfig(r=1, alpha=3, target_modules=["line", "picture", "point", "head"])),
+    "lokr with cores": ("convolutions", LoKrConfig(r=1, use_effective_conv2d=True, target_modules=["picture", "point"])),
+}  # fmt: skip
+
+
+def as_lycoris(kind: str, config: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return what a model gives with a stirred adapter, and the adapter under the keys that LyCORIS has."""
+    mixer = LoraMixer(build(kind))
+    mixer.add_adapter(config, "a")
+    parameters = dict(mixer.named_trainable_parameters("a"))
+    drawn = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.2)
+    tensors = {key.removeprefix("base_model.model."): p.detach().clone() for key, p in parameters.items()}
+    for path in {key.rpartition(".")[0] for key in tensors}:
+        scale = config.alpha / config.rank_pattern.get(path.removeprefix("model.layers."), config.r)
+        halves = [tensors.get(f"{path}.{name}") for name in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b")]
+        ranks = [half.shape[0] for half in halves if half is not None]
+        if ranks:
+            tensors[f"{path}.alpha"] = torch.tensor(scale * ranks[0])
+        else:  # LyCORIS does not scale these
+            tensors[f"{path}.lokr_w1"] *= scale
+    return output(mixer.pipe, kind).detach(), tensors
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("name", LYCORIS)
+def test_lycoris_kinds_are_written_for_peft_as_they_are(name: str, trainable: bool, tmp_path: Path) -> None:
+    kind, config = LYCORIS[name]
+    wanted, tensors = as_lycoris(kind, config)
+    mixer = LoraMixer(build(kind))
+    mixer.load_lora_weights(tensors, "a", strict=True, trainable=trainable)
+    assert distance(output(mixer.pipe, kind), wanted) < 1e-5
+
+    mixer.save_lora_weights(tmp_path, "a", format="peft")
+
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(t.numel() for t in written.values()) == sum(
+        t.numel() for key, t in tensors.items() if not key.endswith(".alpha")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(build(kind), tmp_path).eval()
+    assert distance(output(theirs, kind), wanted) < 1e-5
+    again = LoraMixer(build(kind))
+    again.load_lora_weights(tmp_path, strict=True)
+    assert distance(output(again.pipe, kind), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "lokr_w1": torch.ones(2, 6),
+            "lokr_w2": torch.ones(12, 4),
+        },  # sides that no factor of PEFT's comes to
+        {
+            "lokr_w1_a": torch.ones(4, 2),
+            "lokr_w1_b": torch.ones(2, 4),
+            "lokr_w2": torch.ones(6, 6),
+        },  # a small pair beside
+    ],
+    ids=["sides", "ranks"],
+)
+def test_factors_that_peft_does_not_come_to_are_refused_by_name_or_written_at_a_rank(
+    changes: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = "model.layers.0.self_attn.q_proj"
+    mixer = LoraMixer(build("llama"))
+    mixer.load_lora_weights({f"{path}.{leaf}": tensor for leaf, tensor in changes.items()}, "a", strict=True)
+
+    with pytest.raises(SaveError, match=r"q_proj \(factors that no configuration of PEFT's comes to; a rank"):
+        mixer.save_lora_weights(tmp_path / "a", "a", format="peft")
+
+    assert not (tmp_path / "a").exists()
+    mixer.save_lora_weights(tmp_path / "a", "a", format="peft", rank=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "a").eval()
+    assert distance(output(theirs, "llama"), output(mixer.pipe, "llama")) < 1e-5

@@ -37,6 +37,7 @@ class ModuleTensors:
         rank: The rank that the configuration gives this module; None where there is none.
         spellings: Other spellings of the module that a configuration may use.
         parameters: The module's parameters that the configuration names, each with its scale and alpha.
+        beside: Roles of the module's tensors that other algorithms take.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -50,6 +51,7 @@ class ModuleTensors:
     rank: int | None = None
     spellings: tuple[str, ...] = ()
     parameters: tuple[tuple[str, float, float | None], ...] = ()
+    beside: frozenset[str] = frozenset()
 
     def need(self, *roles: str) -> tuple[torch.Tensor, ...]:
         """
@@ -168,6 +170,11 @@ class LayerWeights(abc.ABC):
     def in_width(self) -> int | None:
         """The input width of the module that this was made for, where the tensors tell; it names the base family."""
         return None
+
+    @property
+    def took_from_base(self) -> bool:
+        """Whether training took a part out of the base's own tensor, which is gone for every module that shares it."""
+        return any(part.took_from_base for part in self.inner_parts())
 
     def inner_parts(self) -> Iterator[LayerWeights]:
         """Yield the changes that this one modifies or adds up."""

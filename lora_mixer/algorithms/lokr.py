@@ -5,6 +5,9 @@ LyCORIS (arXiv:2309.14859), PEFT and ai-toolkit. w1 is (a, c), w2 is (b, d, *ker
 earliest LyCORIS factorised in * kernel instead of in, so that w2 is a matrix for 3x3 convolutions and w1 may be the
 larger one; row-major reshaping makes both one formula.
 
+PEFT's product of a full w2 for kernels of one axis (Conv1d) is another: torch.kron puts axes that w1 lacks in front of it, so
+that what comes out is w2[b, d, k] w1[a, c] at output b * a's size + a and input d * c's size + c.
+
 The scale is alpha / rank, the rank that of w2, else of w1. With both factors full LyCORIS does not scale and ai-toolkit
 writes a placeholder (9999220736.0), so alpha is ignored; PEFT scales by alpha / r of its configuration all the same.
 """
@@ -39,6 +42,7 @@ class LoKr(LayerWeights):
         t2: The core (rank, rank, *kernel), or None.
         scale: What the product is multiplied by.
         alpha: The alpha in force; None where there is none or it does not scale.
+        is_turned: Whether w2 is the outer factor, as PEFT's are for kernels of one axis; w1 is a matrix or two, w2 (b, d, k) then.
     """
 
     algorithm: ClassVar[str] = "lokr"
@@ -54,6 +58,7 @@ class LoKr(LayerWeights):
     t2: torch.Tensor | None
     scale: float
     alpha: float | None
+    is_turned: bool = False
 
     @classmethod
     def from_parts(cls, parts: ModuleTensors) -> LoKr:
@@ -79,7 +84,8 @@ class LoKr(LayerWeights):
             scale, alpha = parts.scale_for(parts.rank), parts.alpha
         else:
             scale, alpha = (1.0 if parts.scale is None else parts.scale) * parts.scalar, None
-        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, scale, alpha)
+        is_turned = w2 is not None and w2.ndim == 3 and parts.config.get("peft_type") == "LOKR"
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, scale, alpha, is_turned)
 
     @property
     def rank(self) -> int | None:
@@ -88,7 +94,13 @@ class LoKr(LayerWeights):
         return None if inner is None else inner.shape[0]
 
     def lycoris_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the factors and an alpha; two full factors have no rank that an alpha could be over, so the first takes the scale."""
+        """
+        Return the factors and an alpha; nothing where LyCORIS has no such product.
+
+        Two full factors have no rank that an alpha could be over, so the first takes the scale.
+        """
+        if self.is_turned:
+            return {}
         names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
         tensors = {f".lokr_{name}": half for name in names if (half := getattr(self, name)) is not None}
         rank = self.rank
@@ -122,7 +134,7 @@ class LoKr(LayerWeights):
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of ``w1`` where they are whole blocks of the product; other rows are cut after it."""
         block = self._inner_size()[0]
-        if any(edge % block for span in ranges for edge in span):
+        if self.is_turned or any(edge % block for span in ranges for edge in span):
             return super().take(ranges, total)
         blocks = tuple((start // block, stop // block) for start, stop in ranges)
         if self.w1 is not None:
@@ -152,7 +164,7 @@ class LoKr(LayerWeights):
         """Return kron(u1, u2) @ kron(v1, v2), exact for w1 = u1 @ v1 and w2 = u2 @ v2, where that is cheaper."""
         u1, v1 = self._left()
         u2, v2 = self._right()
-        if not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
+        if self.is_turned or not pair_is_cheaper(min(u1.shape) * min(u2.shape), shape):
             return None
         return Factors(
             kronecker(wide(_up(u1, v1)), wide(_up(u2, v2))),
@@ -166,6 +178,10 @@ class LoKr(LayerWeights):
             u.to(base) if v is None else u.to(base) @ v.to(base) for u, v in (self._left(), self._right())
         )
         # the smaller factor takes the scale; it is a product or a copy by now
+        if self.is_turned and self.w2 is not None:
+            kernels = self.w2.to(base).movedim(2, 0)  # (k, b, d)
+            each = torch.stack([torch.kron(kernel, left) for kernel in kernels], dim=-1)
+            return each.mul_(gain * self.scale).reshape(base.shape)
         return kronecker(left * (gain * self.scale), right).reshape(base.shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_mixer.algorithms.experts import ParameterPair
-from lora_mixer.algorithms.started import Started
+from lora_mixer.algorithms.started import STARTS, Started
 from lora_mixer.algorithms.ungrouped import pair_of_any_groups
 from lora_mixer.errors import UnsupportedAdapterError
 
@@ -21,11 +21,13 @@ def pair_from_parts(parts: ModuleTensors) -> LayerWeights:
         UnsupportedAdapterError: When it asks for KaSA, whose tensors are not all there.
     """
     start = parts.config.get("init_lora_weights")
+    # PEFT starts lookup tables as usual; and where the file has the weight that training went on from, the start is out of it
+    is_plain = "embedding_down" in parts.tensors or "set_weight" in parts.beside
     if parts.config.get("kasa_config"):
         raise UnsupportedAdapterError(
             "KaSA without the diagonal between its halves (lora_diag)", key=parts.label
         )
-    if start in ("pissa", "olora"):
+    if start in STARTS and not is_plain:
         return Started.from_parts(parts, start)
     if parts.config.get("target_parameters"):
         return ParameterPair.from_parts_for(parts, parts.parameters)

@@ -8,7 +8,7 @@ is s B A - P:
 * OLoRA (arXiv:2406.01775): P = s Q_r R_r of W = Q R.
 * KaSA (arXiv:2412.06071): P = the r smallest singular values' part of W, given up for good; the pair has a trained diagonal between.
 
-P is worked out from the base anew. At other weights than 1 PEFT scales the pair only, since P has left the base for good:
+P is worked out from the base anew, unless the file holds W - P, as PEFT's do for heads and lookup tables. At other weights than 1 PEFT scales the pair only, since P has left the base for good:
 W + m s B A - P; at weight 0 it is the base, as for every adapter. Files that were converted when they were saved are plain
 pairs and say so.
 """
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors
 
 Start = Literal["pissa", "olora", "kasa"]
+STARTS = ("pissa", "olora")
+"""Those that ``init_lora_weights`` names."""
 
 
 def started_from(
@@ -134,6 +136,11 @@ class Started(LayerWeights):
     def algorithms(self) -> tuple[str, ...]:
         """The start's name and the pair's."""
         return (self.start, *self.pair.algorithms)
+
+    @property
+    def took_from_base(self) -> bool:
+        """Yes."""
+        return True
 
     @property
     def rank(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights
 from lora_mixer.algorithms.full import WeightAndBias
 from lora_mixer.algorithms.outputs import OutputChange
+from lora_mixer.algorithms.started import STARTS
 from lora_mixer.errors import InvalidAdapterError
 
 if TYPE_CHECKING:
@@ -26,14 +27,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Values(WeightAndBias):
-    """A weight, a bias or both."""
+    """
+    A weight, a bias or both.
+
+    Attributes:
+        is_remainder: Whether the weight is what training left of the base when it took a start out of it.
+    """
 
     algorithm: ClassVar[str] = "set"
+
+    is_remainder: bool = False
 
     @classmethod
     def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
-        return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"))
+        is_remainder = "down" in parts.beside and parts.config.get("init_lora_weights") in STARTS
+        return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"), is_remainder)
+
+    @property
+    def took_from_base(self) -> bool:
+        """Whether it is a remainder."""
+        return self.is_remainder
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return V - W, or zeros."""

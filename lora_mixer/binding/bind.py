@@ -305,10 +305,13 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
     if wider and known and not any(word in kind for word in ("Control", "Fill")):
         live = wider[0].live
         columns = wider[0].widening.columns if wider[0].widening is not None else 0
+        roots = [layer.widening.root for layer in wider if layer.widening is not None]
+        family = family_of_class(type(roots[0]).__name__)
+        other = "" if family is None else family.controlled
+        way = f"; make a {other} of the same parts ({other}.from_pipe)" if other else ""
         raise MatchError(
             f"a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
-            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
-            "the same parts (FluxControlPipeline.from_pipe)",
+            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by{way}",
             file=binding.report.source,
         )
 
@@ -316,14 +319,9 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
 def _misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     """Say why a layer of the file is not for what its name means here, or None."""
     live = match.placements[0].live
-    what = "+".join(weights.algorithms)
-    held = not weights.beside_only and _has_beside_only(weights)
-    if held or any(
-        p.live_rows is not None and weights.take(p.file_rows, match.total).needs_whole(p.live.shape)
-        for p in match.placements
-    ):
-        of = "of a pair over all inputs of a convolution in groups"
-        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
+    of_kind = _misfit_of_kind(weights, match)
+    if of_kind is not None:
+        return of_kind
     if live.is_bare and isinstance(weights, ParameterPair):
         return weights.misfit(live.shape)
     if live.is_packed and weights.bias_delta(None, 1.0) is not None:
@@ -341,6 +339,24 @@ def _misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
     if misfit is None and len({p.live.shape[1:] for p in match.placements}) > 1:
         misfit = "its parts have different inputs here"
     return misfit
+
+
+def _misfit_of_kind(weights: LayerWeights, match: ModuleMatch) -> str | None:
+    """Say why no change of its kind can be what it is here, or None."""
+    what = "+".join(weights.algorithms)
+    held = not weights.beside_only and _has_beside_only(weights)
+    if held or any(
+        p.live_rows is not None and weights.take(p.file_rows, match.total).needs_whole(p.live.shape)
+        for p in match.placements
+    ):
+        of = "of a pair over all inputs of a convolution in groups"
+        return f"{what} {of if held else 'on a layer of which a module here has a part only'}"
+    if match.placements[0].live.tied and weights.took_from_base:
+        return (
+            f"{what} started from a part of a weight that other modules share; PEFT took it from all of them, so what was "
+            "trained is no change of this module"
+        )
+    return None
 
 
 def _bias_misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:

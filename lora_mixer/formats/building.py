@@ -140,7 +140,9 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
             by_algorithm.pop("lora", None)
     magnitude = by_algorithm.pop("dora", None)
     built = {
-        name: builder(name)(replace(parts, tensors=tensors))
+        name: builder(name)(
+            replace(parts, tensors=tensors, beside=frozenset(parts.tensors.keys() - tensors.keys()))
+        )
         for name, tensors in sorted(by_algorithm.items())
         if name
     }

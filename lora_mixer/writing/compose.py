@@ -56,7 +56,7 @@ class RankCut:
         SaveError: When one is impossible.
 
     Example:
-        >>> Cut(rank=8, energy=0.9).to_text(), Cut(rank=8).to_text()
+        >>> RankCut(rank=8, energy=0.9).to_text(), RankCut(rank=8).to_text()
         ('rank 8, energy 0.9', '8')
     """
 
@@ -118,13 +118,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: RankCut | None = None) -> list[NewLayer]:
+def as_loaded(
+    parts: Sequence[Part],
+    *,
+    keep_leaves: bool,
+    alone: frozenset[str] = frozenset(),
+    cut: RankCut | None = None,
+) -> list[NewLayer]:
     """
     Return the layers of one adapter with its own tensors and scales.
 
     Args:
         parts: All parts of the adapter.
         keep_leaves: Whether tensors of other algorithms may be kept under their own leaf names.
+        alone: Algorithms whose tensors may be kept where all parts have the same one.
         cut: For layers that are not a pair: the rank to write them at.
 
     Returns:
@@ -135,9 +142,11 @@ def as_loaded(parts: Sequence[Part], *, keep_leaves: bool, cut: RankCut | None =
     """
     chosen = cut or RankCut()
     layers, refused = [], []
+    kinds = {part.weights.algorithm for part in parts}
+    by_kind = (keep_leaves or (len(kinds) == 1 and kinds <= alone)) and not chosen.is_wanted
     for each in parts:
         part = of_one_width(each.place, [Share("", each, 1.0)])[1][0].part
-        layer = _own_layer(part, keep_leaves=keep_leaves, by_kind=keep_leaves and not chosen.is_wanted)
+        layer = _own_layer(part, keep_leaves=keep_leaves, by_kind=by_kind)
         if layer is None:
             layer = _summed_layer(part.place, [Share("", part, 1.0)], chosen)
         if layer is None:

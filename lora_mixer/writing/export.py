@@ -360,7 +360,12 @@ def write_adapters(
     if mix is None:
         (adapter,) = adapters
         _refuse_nonfinite(adapter.info, adapter.parts)
-        layers = as_loaded(adapter.parts, keep_leaves=FORMATS[format].holds_every_algorithm, cut=ranks)
+        layers = as_loaded(
+            adapter.parts,
+            keep_leaves=FORMATS[format].holds_every_algorithm,
+            alone=FORMATS[format].holds_alone,
+            cut=ranks,
+        )
         metadata, title = provenance.of_one(adapter.info), adapter.info.name
     else:
         if not mix.is_constant:

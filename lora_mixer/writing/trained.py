@@ -8,10 +8,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.algorithms.base import all_finite
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.header import open_weights, read_header
+from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.wording import first_of
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.report import SaveReport
 
@@ -40,8 +43,9 @@ def write_peft(
         The files.
 
     Raises:
-        SaveError: When values do not fit the dtype, or the disk refuses; what was there before is still there.
+        SaveError: When values are NaN or Inf or do not fit the dtype, or the disk refuses; what was there before is still there.
     """
+    _refuse_nonfinite(tensors, folder)
     stored = {key: _stored(key, tensor, dtype) for key, tensor in tensors.items()}
     text = json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True)
     weights = folder / "adapter_model.safetensors"
@@ -54,7 +58,7 @@ def write_peft(
             written = read_tensors(stream, read_header(stream, str(weights)), str(weights))
         odd = written.keys() ^ stored.keys()
         odd |= {key for key in written.keys() - odd if not torch.equal(written[key], stored[key].cpu())}
-        if odd and not any(tensor.isnan().any() for tensor in stored.values()):
+        if odd:
             raise SaveError(f"{weights}: {', '.join(sorted(odd)[:3])} came back other than written")
 
     files = write_files(
@@ -69,10 +73,22 @@ def write_peft(
     )
 
 
+def _refuse_nonfinite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse NaN and Inf, which would be in the file for good; all keys are named."""
+    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not all_finite(tensor)]
+    if bad:
+        raise SaveError(
+            f"NaN or Inf in {len(bad)} of {len(tensors)} tensors ({first_of(bad, 5)}): the training diverged, or the file that they "
+            "were read from is damaged; go on from the last checkpoint that was written, at a lower learning rate",
+            file=str(folder),
+            problems=[SaveProblem(key, SaveReason.VALUES) for key in bad],
+        )
+
+
 def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     value = tensor.detach()
     stored = value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if stored is not value and not stored.isfinite().all() and value.isfinite().all():
+    if stored is not value and not all_finite(stored):
         raise SaveError(
             f"{key}: values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16"
         )

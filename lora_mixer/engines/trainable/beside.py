@@ -113,46 +113,27 @@ class Beside:
             return None
         if self._rows is not None:  # rows of several mixes are put together from their own outputs
             return None
-        pieces = (0,)
         kind = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
-        ready = self.together.take(self, pieces, kind) if self.together is not None else None
-        terms = self.terms(pieces)
+        ready = self.together.take(self, kind) if self.together is not None else None
+        terms = self.terms()
         return None if terms is None else joined(self.module, x, terms, ready)
 
-    def versions(self, pieces: Sequence[int]) -> list[int]:
-        """Return how often each of the factors of blocks has been written to, as far as torch counts that."""
+    def versions(self) -> list[int]:
+        """Return how often each of the tensors has been written to, as far as torch counts that."""
         return [
             tensor._version  # noqa: SLF001 -- how torch tells
-            for mix in pieces
             for form, gains in self._forms
-            if gains[mix]
+            if gains[0]
             for tensor in form.weights.tensors()
             if not tensor.is_inference()
         ]
 
-    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
-        """
-        Return what is added to each of equal blocks of rows; None where that cannot be one operation with the module's own product.
-
-        Args:
-            pieces: The mix of each block.
-        """
-        terms = []
-        for mix in pieces:
-            active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
-            term = active[0][0].terms(active[0][1] * self.scale) if len(active) == 1 else None
-            if term is None or (len(pieces) > 1 and term.turn is not None):
-                return None
-            terms.append(term)
-        first = terms[0]
-        same = all(
-            (one.down.shape, one.down.dtype, one.up.dtype)
-            == (first.down.shape, first.down.dtype, first.up.dtype)
-            for one in terms
-        )
-        return terms if same else None
+    def terms(self) -> Terms | None:
+        """Return what is one operation with the module's own product where all rows have one mix; None where there is none."""
+        active = [(form, gains[0]) for form, gains in self._forms if gains[0]]
+        return active[0][0].terms(active[0][1] * self.scale) if len(active) == 1 else None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return the output with the adapters' part."""

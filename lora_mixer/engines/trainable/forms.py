@@ -26,7 +26,7 @@ from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.engines.trainable.joined import Terms, Turn
+from lora_mixer.engines.trainable.joined import Terms
 from lora_mixer.engines.trainable.parameters import Live
 from lora_mixer.errors import PipelineStateError
 
@@ -202,8 +202,8 @@ class DoraForm(Form):
         if self._squares.device != pair.down.device:
             self._squares = self._squares_of_base()
         weight: Any = self.layer.module.weight
-        turn = Turn(dora, dora.magnitude.flatten(), self._squares, weight.detach().flatten(1))
-        return Terms(pair.down, pair.up, at * pair.scale, turn)
+        flat = weight.detach().flatten(1)
+        return Terms(pair.down, pair.up, at * pair.scale, dora, dora.magnitude.flatten(), self._squares, flat)
 
     def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:
         """Return the output with the turned weight's product, as long as the magnitude says, in the place of the weight's."""

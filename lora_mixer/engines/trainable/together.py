@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 class Joining(Protocol):
     """What stands beside a layer and is one operation with it."""
 
-    def terms(self, pieces: Sequence[int]) -> list[Terms] | None:
-        """Return what is added to each of equal blocks of rows, or None."""
+    def terms(self) -> Terms | None:
+        """Return what is one operation with the layer, or None."""
 
-    def versions(self, pieces: Sequence[int]) -> list[int]:
-        """Return how often each of the factors has been written to."""
+    def versions(self) -> list[int]:
+        """Return how often each of the tensors has been written to."""
 
 
 class _Steps:
@@ -55,7 +55,6 @@ class _Steps:
 class _Made(NamedTuple):
     """One layer's part."""
 
-    pieces: tuple[int, ...]
     ready: ReadyTerms
     versions: list[int]
 
@@ -81,35 +80,33 @@ class Together:
             self._is_new = True
             self._made = {}
 
-    def take(self, layer: Joining, pieces: tuple[int, ...], kind: torch.dtype) -> ReadyTerms | None:
+    def take(self, layer: Joining, kind: torch.dtype) -> ReadyTerms | None:
         """
         Return what a layer computes with, once for each call of the component; None where it has to make its own.
 
         Args:
             layer: Who asks.
-            pieces: The mix of each of its blocks of rows.
             kind: The type of its inputs.
         """
         if self._is_new:
             self._is_new = False
-            self._make(pieces, kind)
+            self._make(kind)
         made = self._made.pop(id(layer), None)
-        if made is None or made.pieces != pieces or self._of != _circumstances(kind):
+        if made is None or self._of != _circumstances(kind):
             return None
-        return made.ready if made.versions == layer.versions(pieces) else None
+        return made.ready if made.versions == layer.versions() else None
 
     @torch.no_grad()
-    def _make(self, pieces: tuple[int, ...], kind: torch.dtype) -> None:
-        """Make what all layers need for a call whose rows have these mixes."""
-        asking = [(layer, terms) for layer in self._layers if (terms := layer.terms(pieces)) is not None]
+    def _make(self, kind: torch.dtype) -> None:
+        """Make what all layers need for a call."""
+        asking = [(layer, terms) for layer in self._layers if (terms := layer.terms()) is not None]
         self._of = _circumstances(kind)
         if not asking:
             return
-        with torch.autocast(asking[0][1][0].down.device.type, enabled=False):
+        with torch.autocast(asking[0][1].down.device.type, enabled=False):
             ready = made_ready([terms for _, terms in asking], kind)
         self._made = {
-            id(layer): _Made(pieces, part, layer.versions(pieces))
-            for (layer, _), part in zip(asking, ready, strict=True)
+            id(layer): _Made(part, layer.versions()) for (layer, _), part in zip(asking, ready, strict=True)
         }
 
 

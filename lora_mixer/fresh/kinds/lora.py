@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from lora_mixer.algorithms.started import STARTS as STARTS_OF_BASE
 from lora_mixer.algorithms.started import started_from
 from lora_mixer.errors import AdapterConfigError
 from lora_mixer.fresh.config import AdapterConfig
@@ -111,9 +112,9 @@ def _problems(config: LoraConfig) -> Iterator[Problem]:
             "not in it.",
         )
         return
-    if start in ("pissa", "olora") and config.use_dora:
+    if start in STARTS_OF_BASE and config.use_dora:
         yield Problem("use_dora", f"cannot be trained together with init_lora_weights={start!r}.")
-    if start in ("pissa", "olora") and not config.lora_alpha:
+    if start in STARTS_OF_BASE and not config.lora_alpha:
         yield Problem("lora_alpha", f"{start} divides by the scale, which is 0.")
     if config.lora_bias and config.use_dora:
         yield Problem("lora_bias", "has no place beside a magnitude; choose one of lora_bias and use_dora.")
@@ -166,6 +167,10 @@ def refuses(config: LoraConfig, target: Target) -> str | None:
             f"is not a linear layer, which init_lora_weights={start!r} needs",
         ),
         (
+            start in STARTS_OF_BASE and target.live.tied,
+            f"shares its weight with other modules, from all of which PEFT takes what init_lora_weights={start!r} starts from",
+        ),
+        (
             start == "orthogonal" and target.rank % 2,
             f"has rank {target.rank}; init_lora_weights='orthogonal' needs an even one",
         ),
@@ -181,7 +186,7 @@ def pair(config: LoraConfig, target: Target) -> tuple[torch.Tensor, torch.Tensor
         down = torch.zeros(rank, shape[0]) if start else normal(rank, shape[0])
         return down, normal(shape[1], rank)
     ones = (1,) * (len(shape) - 2)
-    if start in ("pissa", "olora"):
+    if start in STARTS_OF_BASE:
         left, right = started_from(start, target.clean(), rank, target.scale)  # type: ignore[arg-type]
         if start == "olora":
             return right.clone(), left / target.scale

@@ -72,6 +72,7 @@ class OutputFormat:
         spelling: How files of the format name modules, which tells them when a file is read back without a model; None where
             the live path says it.
         holds_every_algorithm: Whether each algorithm's own tensors, norms and biases have a place, not pairs alone.
+        holds_alone: Algorithms whose own tensors have a place where all modules have the same one.
         is_folder: Whether it is a folder of several files.
         keeps_what_was_read: Whether an adapter that was read from this format goes back with its own keys and configuration.
         dora: What readers of the format do with weights other than 1 of a DoRA.
@@ -87,6 +88,7 @@ class OutputFormat:
     files: Callable[[NewAdapter], Mapping[Path, Content]]
     spelling: Callable[[Names], Spelling] | None = None
     holds_every_algorithm: bool = False
+    holds_alone: frozenset[str] = frozenset()
     is_folder: bool = False
     keeps_what_was_read: bool = False
     dora: str = "as PEFT's own forward does (lora_magnitude_vector)"

@@ -7,7 +7,6 @@ The same configuration stands in a folder's ``adapter_config.json`` and, by comp
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.errors import SaveError
@@ -16,6 +15,7 @@ from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors
+from lora_mixer.writing.formats.peft_kinds import KINDS, by_pattern, of_one_kind, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,9 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
         if layer.place.embedding and not embeddings
     }
     bad |= {
-        str(layer.place): "the change of a bias alone"
+        str(layer.place): "factors that no configuration of PEFT's comes to; a rank (rank=) makes it a pair"
+        if layer.leaves
+        else "the change of a bias alone"
         for layer in layers
         if layer.up is None and layer.vector is None
     }
@@ -137,23 +139,13 @@ def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, A
         >>> lora_config([layer], ["a"])["lora_alpha"]
         0.5
     """
-    ranks = Counter(layer.rank for layer in layers)
-    rank = ranks.most_common(1)[0][0]
-    alphas = Counter(layer.alpha for layer in layers)
-    alpha = alphas.most_common(1)[0][0]
+    rank, ranks = by_pattern([layer.rank for layer in layers], paths)
+    alpha, alphas = by_pattern([plain(layer.alpha) for layer in layers], paths)
     config: dict[str, Any] = {
         "r": rank,
-        "lora_alpha": _plain(alpha),
-        "rank_pattern": {
-            _pattern(path, paths): layer.rank
-            for layer, path in zip(layers, paths, strict=True)
-            if layer.rank != rank
-        },
-        "alpha_pattern": {
-            _pattern(path, paths): _plain(layer.alpha)
-            for layer, path in zip(layers, paths, strict=True)
-            if layer.alpha != alpha
-        },
+        "lora_alpha": alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
         "target_modules": sorted(paths),
     }
     if any(layer.bias is not None for layer in layers):
@@ -163,34 +155,29 @@ def lora_config(layers: Sequence[NewLayer], paths: Sequence[str]) -> dict[str, A
     return config
 
 
-def _plain(number: float) -> float:
-    """Write whole numbers as such: some readers want them so."""
-    return int(number) if number == int(number) else number
-
-
-def _pattern(path: str, paths: Sequence[str]) -> str:
-    """Name one path so that it matches no other that ends alike; patterns match the ends of paths."""
-    return f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path
-
-
 def _files(adapter: NewAdapter) -> dict[Path, Content]:
-    refuse_what_peft_lacks(adapter.layers, "PEFT's format", embeddings=True)
     contents: dict[Path, Content] = {}
+    kinds = {part: of_one_kind(layers, adapter.dtype) for part, layers in adapter.components.items()}
+    pairs = [layer for layer in adapter.layers if kinds[layer.place.component] is None]
+    refuse_what_peft_lacks(pairs, "PEFT's format", embeddings=True)
     for component, layers in adapter.components.items():
         folder = adapter.path if len(adapter.components) == 1 else adapter.path / component
-        config = {
-            "peft_type": "LORA",
-            "task_type": None,
-            "base_model_name_or_path": None,
-            "inference_mode": True,
-            "bias": "none",
-            "lora_dropout": 0.0,
-            "fan_in_fan_out": False,
-            "use_rslora": False,
-            "use_dora": False,
-            **lora_config(layers, [layer.place.path for layer in layers]),
-        }
-        tensors = to_peft(layers, lambda layer: f"base_model.model.{layer.place.path}", adapter.dtype)
+        config: dict[str, Any] = {"task_type": None, "base_model_name_or_path": None, "inference_mode": True}
+        kind = kinds[component]
+        if kind is None:
+            config |= {
+                "peft_type": "LORA",
+                "bias": "none",
+                "lora_dropout": 0.0,
+                "fan_in_fan_out": False,
+                "use_rslora": False,
+                "use_dora": False,
+                **lora_config(layers, [layer.place.path for layer in layers]),
+            }
+            tensors = to_peft(layers, lambda layer: f"base_model.model.{layer.place.path}", adapter.dtype)
+        else:
+            config |= kind.config
+            tensors = {f"base_model.model.{key}": tensor for key, tensor in kind.tensors.items()}
         texts = {"format": "pt", **adapter.metadata, COMPONENT_KEY: component}
         contents[folder / WEIGHTS] = safetensors(tensors, texts)
         contents[folder / _CONFIG] = _json(config)
@@ -212,4 +199,5 @@ PEFT = OutputFormat(
     _files,
     is_folder=True,
     keeps_what_was_read=True,
+    holds_alone=frozenset(KINDS),
 )
