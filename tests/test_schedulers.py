@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -440,3 +442,62 @@ def test_a_loop_whose_run_is_nowhere_in_reach_is_refused_and_only_where_steps_co
         loop()
     with mixer.applied("a:1, b:1 | switch"), pytest.raises(MixError, match="Switch goes by the steps"):
         loop()
+
+
+class Shared(Denoiser):
+    """A denoiser that notes, for each thread, what it computed with from begin to end of a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, list[tuple[float, ...]]] = {}
+
+    def forward(
+        self, sample: torch.Tensor, timestep: Any, cross_attention_kwargs: Any = None
+    ) -> torch.Tensor:
+        del timestep, cross_attention_kwargs
+        ones = torch.ones(len(sample), 1)
+        computed = {round(float(self.layer(ones)[0].detach()) - self.base, 3) for _ in range(40)}
+        self.seen.setdefault(threading.get_ident(), []).append(tuple(sorted(computed)))
+        return torch.zeros_like(sample)
+
+
+@pytest.mark.parametrize("engine", ["merged", "side"])
+@pytest.mark.parametrize("what", ["schedule", "scale", "one has a scale"])
+def test_threads_that_share_a_denoiser_have_their_own_steps_and_scales(engine: Any, what: str) -> None:
+    unet = Shared()
+    mixer = LoraMixer(Pipeline(unet, EulerDiscreteScheduler(**BETAS)))
+    ones = {"unet.layer.lora_A.weight": torch.ones(1, 1), "unet.layer.lora_B.weight": torch.ones(1, 1)}
+    mixer.load_lora_weights(ones, "a")
+    mixer.set_mix({"a": {"schedule": "linear(0, 1)"}} if what == "schedule" else {"a": 1.0}, engine=engine)
+    found: dict[int, list[tuple[float, ...]]] = {}
+    barrier = threading.Barrier(2)
+    scales = {"schedule": (None, None), "scale": (0.25, 0.5), "one has a scale": (0.25, None)}[what]
+
+    def run(steps: int, scale: float | None) -> None:
+        pipe = Pipeline(unet, EulerDiscreteScheduler(**BETAS))
+        own: Any = {} if scale is None else {"cross_attention_kwargs": {"scale": scale}}
+        barrier.wait()
+        if what == "schedule":
+            pipe(steps)
+        else:
+            for step in range(steps):
+                unet(torch.zeros(1, 4, 2, 2), step, **own)
+        found[steps] = unet.seen[threading.get_ident()]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=run, args=(steps, scale))
+            for steps, scale in zip((9, 6), scales, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    for steps, scale in zip((9, 6), scales, strict=True):
+        each = [step / (steps - 1) for step in range(steps)] if what == "schedule" else [scale or 1.0] * steps
+        assert found[steps] == [(round(gain, 3),) for gain in each]
+    mixer.unload_lora_weights()

@@ -14,6 +14,7 @@ by name. Bases are kept by the merged engine for all.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from lora_mixer.engines.active import BASE, ActiveMixes
 from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
 from lora_mixer.engines.denoiser.standing_in import StandIns
 from lora_mixer.engines.denoiser.steps import check_has_steps
+from lora_mixer.engines.denoiser.turns import Turns
 from lora_mixer.engines.denoiser.watcher import CallWatcher
 from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
@@ -77,7 +79,8 @@ class EngineController:
         self._bases = MergedEngine(keep_on, self._fused)
         house = House(self._bases)
         self._engines: Sequence[Engine] = [make(house) for make in ENGINES.values()]
-        self._watcher = CallWatcher()
+        self._turns = Turns()
+        self._watcher = CallWatcher(self._turns)
         self._scaled, self._scales = StandIns(), Scales()
         self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
@@ -352,7 +355,8 @@ class EngineController:
             engine.enter(effect)
         self._fused.clear()
         self._fused.stand()
-        if wish.is_moving or wish.is_by_place:
+        self._turns.is_by_call = wish.is_moving or wish.is_by_place
+        if self._turns.is_by_call:
             self._watcher.watch(self._pipe, effect, self._engines)
         self._take_scales(setting, components)
         self._now = setting
@@ -363,14 +367,19 @@ class EngineController:
         parts = {part for name in setting.names for part in self._layers[name].components}
         for part in sorted(parts & outer.keys()):
             read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
-            self._scaled.place(outer[part], ScaledCall(part, read, self.scaled))
+            self._scaled.place(outer[part], ScaledCall(part, read, self._hold_scale, self._turns))
 
     def drop_scales(self) -> None:
         """Let calls have no scale any more."""
         self._scaled.clear()
 
-    def scaled(self, part: str, scale: float) -> AbstractContextManager[None]:
-        """Multiply the whole mix in a component for a block."""
+    @contextmanager
+    def scaled(self, part: str, scale: float) -> Iterator[None]:
+        """Multiply the whole mix in a component for a block, while no other thread is inside of a call."""
+        with self._turns.taken(alone=True), self._hold_scale(part, scale):
+            yield
+
+    def _hold_scale(self, part: str, scale: float) -> AbstractContextManager[None]:
         return self._scales.hold(part, scale, self._show_scale)
 
     def _show_scale(self, part: str) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from lora_mixer.engines.denoiser.turns import Turns
+
     Read = Callable[[tuple[Any, ...], Mapping[str, Any]], float]
     Hold = Callable[[str, float], AbstractContextManager[None]]
 
@@ -170,20 +172,26 @@ class ScaledCall:
         part: The component's name.
         read: Reads the scale of a call.
         hold: Holds a scale for a block.
+        turns: Says when a call may be made, beside those of other threads.
     """
 
-    def __init__(self, part: str, read: Read, hold: Hold) -> None:
+    def __init__(self, part: str, read: Read, hold: Hold, turns: Turns) -> None:
         """Hold them all."""
-        self._part, self._read, self._hold = part, read, hold
+        self._part, self._read, self._hold, self._turns = part, read, hold, turns
 
     def __call__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the component."""
         scale = self._read(args, kwargs)
-        return call(*args, **kwargs) if scale == 1.0 else self._scaled(scale, call, args, kwargs)
+        if scale != 1.0:
+            return self._scaled(scale, call, args, kwargs)
+        if torch.compiler.is_compiling():  # code that is one graph has no room to wait in
+            return call(*args, **kwargs)
+        with self._turns.taken(alone=self._turns.is_by_call):
+            return call(*args, **kwargs)
 
     @outside
     def _scaled(
         self, scale: float, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._hold(self._part, scale):
+        with self._turns.taken(alone=True), self._hold(self._part, scale):
             return call(*args, **kwargs)

@@ -9,6 +9,7 @@ starts late, counts from where it starts.
 from __future__ import annotations
 
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -254,7 +255,7 @@ class StepReader:
     def __init__(self, pipe: Any) -> None:
         """Start before any call."""
         self._pipe = pipe
-        self._clock = StepClock()
+        self._clocks: dict[int, StepClock] = {}  # by thread: loops of several do not count each other's calls
         self._timesteps = Timesteps()
 
     def read(self, timestep: Any, caller: Caller) -> Step:
@@ -284,7 +285,9 @@ class StepReader:
         else:
             values = given
         levels, number = self._looked_up(values, given, schedulers, caller)
-        return self._clock.tick(number, levels)
+        if threading.get_ident() not in self._clocks and len(self._clocks) >= _RUNS:
+            del self._clocks[next(iter(self._clocks))]
+        return self._clocks.setdefault(threading.get_ident(), StepClock()).tick(number, levels)
 
     def _looked_up(
         self, values: Sequence[Any], given: Sequence[Any], schedulers: Sequence[Any], caller: Caller

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
+    from lora_mixer.engines.denoiser.turns import Turns
+
     Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
     After = Callable[[tuple[Any, ...], dict[str, Any], Any, Callable[..., Any]], Any]
 
@@ -62,8 +64,8 @@ class _AroundCall:
 class _MethodCall:
     """Stands for a method of a module that pipelines call in the place of its forward; copies of the module have a copy of it."""
 
-    def __init__(self, module: nn.Module, name: str, before: Before) -> None:
-        self.module, self.name, self._before = module, name, before
+    def __init__(self, module: nn.Module, name: str, before: Before, turns: Turns) -> None:
+        self.module, self.name, self._before, self._turns = module, name, before, turns
         self.inner = vars(module).get(name)
 
     @property
@@ -78,15 +80,22 @@ class _MethodCall:
         return method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._before(args, kwargs)
-        return self._method(*args, **kwargs)
+        with self._turns.taken(alone=True):
+            self._before(args, kwargs)
+            return self._method(*args, **kwargs)
 
 
 class Calls:
-    """Holds what watches the calls of components."""
+    """
+    Holds what watches the calls of components.
 
-    def __init__(self) -> None:
+    Args:
+        turns: Says when a call may be made, beside those of other threads.
+    """
+
+    def __init__(self, turns: Turns) -> None:
         """Start with none."""
+        self._turns = turns
         self._handles: list[RemovableHandle] = []
         self._around = StandIns()
         self._methods: list[_MethodCall] = []
@@ -101,7 +110,7 @@ class Calls:
             before: Called with the arguments before each call.
         """
         if inspect.isfunction(inspect.getattr_static(type(module), name, None)):
-            self._methods.append(_MethodCall(module, name, before))
+            self._methods.append(_MethodCall(module, name, before, self._turns))
             vars(module)[name] = self._methods[-1]
 
     def watch(self, outer: nn.Module, before: Before, after: After | None = None) -> None:

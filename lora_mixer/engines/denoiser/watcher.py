@@ -19,6 +19,7 @@ from lora_mixer.mixes import TEXT_ENCODERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lora_mixer.engines.denoiser.turns import Turns
     from lora_mixer.engines.engine import Call, Effect, Engine
     from lora_mixer.engines.pipeline_ref import PipelineRef
 
@@ -57,11 +58,16 @@ class _PictureCall:
 
 
 class CallWatcher:
-    """Watches the calls of components as long as a mix goes by them."""
+    """
+    Watches the calls of components as long as a mix goes by them.
 
-    def __init__(self) -> None:
+    Args:
+        turns: Says when a call may be made, beside those of other threads.
+    """
+
+    def __init__(self, turns: Turns) -> None:
         """Start with none."""
-        self._calls = Calls()
+        self._calls = Calls(turns)
 
     @property
     def is_watching(self) -> bool:
