@@ -93,7 +93,8 @@ def attempt(job: Callable[[Reference, Parts], None], own: Reference) -> str:
 
 def _refused(error: Exception) -> str:
     text = " ".join(str(error).split()).replace("|", "/").replace("`", "'").replace(f"{data_folder()}/", "")
-    return f"refuses: {type(error).__name__}: {text[:70]}"
+    told, brace, _ = text[:70].partition("{")  # a set has another order each time
+    return f"refuses: {type(error).__name__}: {told}{'{...' if brace else ''}"
 
 
 def section() -> str:

@@ -29,7 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_mixer import LoraMixer
 from tests.references import Reference, Tiny, names, relative, tiny
-from tests.test_references import MIX, OTHER_OUTPUTS
+from tests.test_references import MIX, OTHER_OUTPUTS, STRENGTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,11 @@ def by_us(data: Path, name: str, reference: Reference) -> str:
     mixer = LoraMixer(pipeline.pipe)
     try:
         mixer.load_lora_weights(
-            reference.source, "a", component=reference.facts.get("component"), strict=True
+            reference.source,
+            "a",
+            component=reference.facts.get("component"),
+            strict=True,
+            dora_strength=STRENGTHS.get(name),
         )
         errors = []
         for weight in reference.weights():
@@ -273,7 +277,8 @@ def page(rows: list[tuple[str, str, str, str]], real: list[tuple[str, str, str]]
         "",
         "References follow the tool's own forward; for "
         + ", ".join(OTHER_OUTPUTS)
-        + " its merge (docs/formats.md says why).",
+        + " its merge (docs/formats.md says why). LyCORIS' DoRAs are asked for under the name of its own meaning of weights below 1"
+        + " (`dora_strength`); the one in use agrees at 1 only.",
     ]
     return "\n".join(lines)
 

@@ -26,11 +26,11 @@ from lora_mixer import (
     infotext,
     load_pipeline,
 )
+from lora_mixer.pictures import PICTURE_FIELDS
 
 CATEGORY = "lora_mixer"
 MODEL = "LORA_MIXER"
 DEMO = "demo"
-_SEED_AT_MOST = 2**63 - 1
 
 
 class _HeldModel:
@@ -93,10 +93,16 @@ def _blocks(text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MixError(
             f'blocks: expected a preset or a table such as {{"down": 0.5}}, got {text[:80]!r}: {error}'
         ) from error
+
+
+def _whole(name: str, default: int) -> dict[str, int]:
+    """Return what ComfyUI is to know of a field of a picture."""
+    about = PICTURE_FIELDS[name]
+    return {"default": default, "min": int(about.low or 0), "max": int(about.high or 0)}
 
 
 def _number(default: float, low: float, high: float, step: float = 0.01) -> tuple[str, dict[str, float]]:
@@ -248,13 +254,13 @@ class LoraMixerPictures:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         """Say what the node takes."""
-        side = {"default": 512, "min": 8, "max": 16384, "step": 8}
+        side = _whole("width", 512) | {"step": 8}
         return {
             "required": {
                 "model": (MODEL,),
                 "prompt": ("STRING", {"default": "", "multiline": True}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": _SEED_AT_MOST}),
-                "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
+                "seed": ("INT", _whole("seed", 0)),
+                "steps": ("INT", _whole("steps", 20)),
                 "guidance_scale": _number(7.0, 0.0, 100.0, 0.1),
                 "width": ("INT", side),
                 "height": ("INT", side),

@@ -58,6 +58,10 @@ class SiteFile:
         address: Where it is downloaded from.
         model_id: The model's number.
         version_id: The version's number.
+
+    Example:
+        >>> SiteFile("ink.safetensors", title="Ink").words
+        ()
     """
 
     name: str
@@ -113,6 +117,10 @@ class ModelSite:
 
         Raises:
             SourceError: When it is not a hash, or the site does not answer.
+
+        Example:
+            >>> ModelSite().by_hash("0123456789").title  # doctest: +SKIP
+            'Ink'
         """
         wanted = as_hash(digits)
         if wanted is None:
@@ -129,8 +137,15 @@ class ModelSite:
         """
         Return the newest version of a file's model, where that is another one.
 
+        Args:
+            file: The file, as :meth:`by_hash` gave it.
+
         Raises:
             SourceError: When the site does not answer.
+
+        Example:
+            >>> site.newest(file).version  # doctest: +SKIP
+            'v2'
         """
         model = self._json(f"/models/{file.model_id}") if file.model_id else None
         if model is None:
@@ -157,6 +172,10 @@ class ModelSite:
 
         Raises:
             SourceError: When the site does not answer.
+
+        Example:
+            >>> site.find(match_adapters(read_picture("x.png"), library.known()).missing)  # doctest: +SKIP
+            {'ink': SiteFile(name='ink.safetensors', ...)}
         """
         files = {}
         for adapter in adapters:
@@ -188,6 +207,10 @@ class ModelSite:
             SourceError: When the site does not give it, it is not a .safetensors file, or a file of that name is there.
             CorruptFileError: When what came is something else.
             SaveError: When the disk refuses.
+
+        Example:
+            >>> site.download(file, "loras")  # doctest: +SKIP
+            PosixPath('loras/ink.safetensors')
         """
         place = Path(folder).expanduser() / file.name
         digest = file.hashes.get("sha256", "")

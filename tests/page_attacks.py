@@ -146,7 +146,7 @@ ROUTES = (
 )  # fmt: skip
 """Those of Gradio and of the page, below ``gradio_api``; some are there in other settings only."""
 
-SHOWN = ("image/png", "image/jpeg", "image/webp")
+SHOWN = ("image/png", "image/jpeg", "image/webp", "application/json")
 """What a browser may show of what strangers upload; it runs nothing of these."""
 
 
@@ -450,7 +450,9 @@ def attack(seed: int, count: int, folder: Path, *, seconds: float = float("inf")
     try:
         with serving(out, cache) as (url, app):
             table = Table((str(out.parent), str(Path(__file__).resolve().parent.parent)))
-            attacker = Attacker(url, str(out.parent / "secret.txt"), table, seed)
+            # under a name of its own: what answers repeat of what was sent is no path that they give away
+            (folder / "alias").symlink_to(out.parent)
+            attacker = Attacker(url, str(folder / "alias" / "secret.txt"), table, seed)
             before = {path for path in out.parent.rglob("*") if path.is_file()}
             early = sample()
             while attacker.calls < count and time.monotonic() < end:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -292,6 +294,34 @@ def test_a_damaged_database_is_one_sentence(tmp_path):
         open_manifest(tmp_path / "m.sqlite")
     with pytest.raises(SaveError, match=r"m\.sqlite"):
         read_manifest(tmp_path / "m.sqlite")
+
+
+def test_whatever_bytes_of_a_database_are_damaged_it_is_read_or_refused_in_one_sentence(tmp_path):
+    place = tmp_path / "m.sqlite"
+    manifest = open_manifest(place)
+    for number in range(20):
+        manifest.add({"file": f"{number}.png", "index": number, "status": "done"})
+    manifest.close()
+    base = sqlite3.connect(place)
+    base.execute("PRAGMA journal_mode=DELETE")
+    base.close()
+    whole = place.read_bytes()
+    for seed in range(60):
+        dice, raw = random.Random(seed), bytearray(whole)
+        for _ in range(dice.choice((1, 20, 400))):
+            raw[dice.randrange(100, len(raw))] = dice.randrange(256)
+        place.write_bytes(raw)
+        with contextlib.suppress(SaveError):
+            read_manifest(place)
+        with contextlib.suppress(SaveError), contextlib.closing(open_manifest(place)) as manifest:
+            manifest.records()
+            manifest.add({"file": "x.png", "index": 1, "status": "done"})
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "&a {b: *a}", "a: &a {<<: *a}", "- &a [[*a, *a], {x: *a}]"])
+def test_aliases_within_what_they_stand_for_are_refused(text):
+    with pytest.raises(PlanError, match=r"nested too deeply|more than"):
+        parse_plan(f"jobs: []\nx:\n  {text}".encode(), "yaml")
 
 
 def test_the_command_says_how_to_replace(model_folder, tmp_path):

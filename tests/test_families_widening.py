@@ -38,6 +38,23 @@ def test_a_control_adapter_is_refused_by_name_where_the_pipeline_has_no_picture_
     assert all(torch.equal(now[key], tensor) for key, tensor in before.items())
 
 
+def test_the_way_out_that_is_named_is_one_that_the_family_has(shared_data):
+    transformer = parts_of(shared_data, reference(shared_data, "flux2/kohya")).components["transformer"]
+    pipe = diffusers.Flux2Pipeline(
+        transformer=transformer, **dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+    )
+    rows, columns = transformer.x_embedder.weight.shape
+    wide = {
+        f"{IMG_IN}.lora_A.weight": torch.ones(1, 2 * columns),
+        f"{IMG_IN}.lora_B.weight": torch.ones(rows, 1),
+    }
+    with pytest.raises(MatchError, match="Flux2Pipeline gives the model no picture") as caught:
+        LoraMixer(pipe).load_lora_weights(wide, "a")
+    assert "FluxControlPipeline" not in str(caught.value)
+    with pytest.raises(MatchError, match=r"FluxControlPipeline\.from_pipe"):
+        LoraMixer(pipeline("FluxPipeline", shared_data)).load_lora_weights(KINDS["wide"][0], "a")
+
+
 def test_the_pipeline_is_told_how_many_channels_there_are_and_told_back(shared_data):
     pipe = pipeline("FluxControlPipeline", shared_data)
     config, layer = pipe.transformer.config, pipe.transformer.x_embedder

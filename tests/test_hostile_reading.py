@@ -24,6 +24,7 @@ from lora_mixer import (
     read_adapter,
 )
 from lora_mixer.formats import reader
+from lora_mixer.formats.pickles import load_pickle
 from lora_mixer.library import Library, SavedMixes, layer_norms
 from lora_mixer.merging.low_rank import pair_of, truncate
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
@@ -222,6 +223,39 @@ def test_so_are_those_of_a_pickle(kind, key, tmp_path):
     with pytest.raises(LoraMixerError, match=r"x\.pt"):
         LoraMixer(root).load_lora_weights(tmp_path / "x.pt", "a", allow_pickle=True)
     assert torch.equal(root["net"].weight, before)
+
+
+def _folded(kind: str) -> dict[str, torch.Tensor]:
+    one = torch.ones(1)
+    wide = torch.ones(1 << 12)
+    return {
+        "repeated": {"net.lora_A.weight": one.expand(1 << 14, 8), "net.lora_B.weight": one.expand(8, 1 << 14)},
+        "without end": {"net.lora_A.weight": one.as_strided((1 << 26, 8), (0, 0)), "net.lora_B.weight": one.as_strided((8, 1 << 26), (0, 0))},
+        "windows": {"net.diff": wide.as_strided((1 << 11, 1 << 11), (1, 1))},
+        "many names": {f"net{number}.diff": wide for number in range(64)},
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["repeated", "without end", "windows", "many names"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_tensors_of_a_pickle_stand_for_no_more_than_it_holds(kind, nested, zipped, tmp_path):
+    """A storage of 4 bytes may have any shape by its strides; a copy of that to a device would have all of it."""
+    table = _folded(kind)
+    content = {"state_dict": table} if nested else table
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    for call in (LoraMixer(model()).load_lora_weights, read_adapter):
+        with pytest.raises(CorruptFileError, match="stand for"):
+            call(tmp_path / "a.pt", allow_pickle=True)
+    torch.save({"<w>": torch.ones(1).expand(1 << 14, 8)}, tmp_path / "word.pt")
+    with pytest.raises(CorruptFileError, match="stand for"), (tmp_path / "word.pt").open("rb") as stream:
+        load_pickle(stream, "word.pt")  # as textual inversions are read
+
+
+def test_tied_tensors_of_a_pickle_are_read(tmp_path):
+    tied = torch.ones(8, 2)
+    torch.save({"net.lora_A.weight": tied.T, "net.lora_B.weight": tied}, tmp_path / "a.pt")
+    assert read_adapter(tmp_path / "a.pt", allow_pickle=True).ranks == (2,)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,28 @@ def test_a_class_name_stands_for_one_thing():
 
     assert len(where) > 300
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
+FOR_TESTS = {
+    "forget_all",
+    "forget_moulds",
+}  # as a new process has it: what is remembered between calls is gone
+
+
+def test_every_name_of_a_module_is_used():
+    sources = [
+        path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob("*.py*")
+    ]
+    used = Counter(word for source in sources for word in re.findall(r"\w+", source))
+    names = [
+        name
+        for source in sources
+        for node in ast.parse(source).body
+        for name in (
+            [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list else
+            [each.id for each in getattr(node, "targets", ()) if isinstance(each, ast.Name)]
+        )
+    ]  # fmt: skip
+
+    assert len(names) > 2000
+    assert {name for name in names if used[name] == 1 and not name.startswith("__")} == FOR_TESTS

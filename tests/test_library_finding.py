@@ -103,6 +103,8 @@ class TestHashes:
 
         assert library.by_hash("ab" * 6)[0].name == "declared"
         assert one(library, "declared").hashes == {"declared": "ab" * 32}
+        library.hashes(one(library, "declared").id)  # which are others: headers are copied, and lie
+        assert library.by_hash("ab" * 6) == ()
 
     def test_a_pictures_adapters_are_matched_in_the_library(self, library):
         digits = library.hashes(one(library, "ink").id)["autov3"]

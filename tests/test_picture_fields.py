@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from lora_mixer import LoraMixer, PictureError, PictureMaker, PictureRequest, PictureSettings, PlanError
@@ -18,8 +19,9 @@ from lora_mixer.batches.plan import load_plan, plan_schema
 from lora_mixer.cli._app import app
 from lora_mixer.demo import demo_adapters
 from lora_mixer.mixes import Mix
-from lora_mixer.picture_metadata import read_picture, save_picture
+from lora_mixer.picture_metadata import infotext, read_picture, recalled_request, save_picture
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
+from lora_mixer.ui import limits
 
 NUMBERS = [about for about in PICTURE_FIELDS.values() if about.kind != "text"]
 BEYOND = [
@@ -117,6 +119,36 @@ def test_a_picture_remembers_each_field(name, tmp_path):
     path = save_picture(Image.new("RGB", (64, 64)), tmp_path / "x.png", PictureSettings.of_request(request))
 
     assert getattr(read_picture(path), name) == value
+
+
+@pytest.mark.parametrize("name", [name for name, about in PICTURE_FIELDS.items() if about.infotext])
+def test_other_programs_are_told_each_field_that_they_have_a_name_for(name, tmp_path):
+    about = PICTURE_FIELDS[name]
+    value = another(about)
+    settings = PictureSettings.of_request(PictureRequest("a castle", **{"steps": 9, name: value}))
+    text = infotext(settings)
+    info = PngInfo()
+    info.add_text("parameters", text.replace("Version: lora-mixer", "Version: 1.10.1, Was"))
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", pnginfo=info)
+
+    read = read_picture(tmp_path / "x.png")
+
+    assert f"{about.infotext}: " in text
+    assert read.dialect == "a1111"
+    assert str(getattr(read, name)).casefold().replace(" karras", "") in (str(value).casefold(), "dpm++ 2m")
+    assert about.infotext not in read.extra
+
+
+def test_what_the_text_of_a_picture_says_and_cannot_be_is_reported(tmp_path):
+    info = PngInfo()
+    info.add_text("parameters", "a castle\nSteps: 20, Clip skip: 0, CFG scale: many, Seed: 7, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", pnginfo=info)
+
+    read = read_picture(tmp_path / "x.png")
+
+    assert (read.steps, read.clip_skip, read.guidance_scale) == (20, None, None)
+    assert dict(read.extra) == {"Clip skip": "0", "CFG scale": "many"}
+    assert {problem.place for problem in recalled_request(read).unused} == {"Clip skip", "CFG scale"}
 
 
 @pytest.mark.parametrize("name", PICTURE_FIELDS)
@@ -244,3 +276,11 @@ def test_generate_makes_the_demo_as_the_demo_is_made_best(tmp_path):
     assert result.exit_code == 0, result.stderr
     settings = read_picture(out)
     assert (settings.steps, settings.guidance_scale, settings.width) == (20, 3.0, 128)
+
+
+def test_the_page_and_the_nodes_take_no_more_than_the_table():
+    steps, width, height, seed = (PICTURE_FIELDS[name] for name in ("steps", "width", "height", "seed"))
+
+    assert steps.high >= limits.MAX_STEPS
+    assert width.low <= limits.MIN_SIDE < limits.MAX_SIDE <= min(width.high, height.high)
+    assert seed.high == limits.MAX_SEED + limits.MAX_COUNT

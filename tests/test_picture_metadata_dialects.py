@@ -41,7 +41,7 @@ def test_automatic1111():
     assert hashes(settings) == ["0123456789ab", "ba9876543210"]
     assert next(iter(settings.adapters[0].hashes)) == "autov3"
     assert settings.version == "v1.10.1"
-    assert settings.extra == {"Clip skip": "2"}
+    assert (settings.clip_skip, settings.extra) == (1, {})  # 1 more there
     assert settings.notes == ()
 
 
@@ -76,7 +76,7 @@ def test_civitais_bare_json_does_not_break_the_other_pairs():
     assert facts(settings)[:7] == ("a castle", "rain", 9, 25, 5.0, 832, 1216)
     assert weights(settings) == [("ink: v2", 0.65, None)]
     assert hashes(settings) == ["abcdef0123"]
-    assert settings.extra == {"Clip skip": "2", "Created Date": "2025-01-01"}
+    assert (settings.clip_skip, settings.extra) == (1, {"Created Date": "2025-01-01"})
 
 
 def test_sdnext_pairs_names_and_hashes_by_their_places():

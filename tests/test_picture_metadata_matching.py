@@ -260,13 +260,68 @@ def test_a_file_of_that_name_is_the_only_one_read(tmp_path, monkeypatch):
     assert len(files.opened) == 1
 
 
-def test_hashes_that_are_known_and_those_of_headers_cost_no_reading(tmp_path, monkeypatch):
+def test_hashes_that_are_known_cost_no_reading(tmp_path, monkeypatch):
     files = Files(tmp_path, 6).watched(monkeypatch)
-    stated = info("stated", metadata={"sshs_model_hash": "7" * 64})
-    known = {**files.known, "table": {"sha256": "8" * 64}, "stated": stated}
-    for digits, name in (("7" * 64, "stated"), ("8" * 64, "table")):
-        assert match_adapters(wanted("renamed", digits), known).slots[0].match == name
+    known = {**files.known, "table": {"sha256": "8" * 64}}
+    assert match_adapters(wanted("renamed", "8" * 64), known).slots[0].match == "table"
     assert files.opened == []
+
+
+def stating(folder, name, seed, digits):
+    """Write a file whose header states a hash, and return its description."""
+    path = folder / f"{name}.safetensors"
+    pair = {
+        "lora_unet_x.lora_down.weight": torch.full((4, 8), float(seed)),
+        "lora_unet_x.lora_up.weight": torch.ones(8, 4),
+    }
+    save_file(pair, path, {"sshs_model_hash": digits})
+    return read_adapter(path)
+
+
+@pytest.mark.parametrize("order", [("liar", "ink", "oil"), ("oil", "ink", "liar"), ("ink", "liar")])
+@pytest.mark.parametrize("kind", ["sshs_model_hash", "autov3", "sha256"])
+@pytest.mark.parametrize("length", [64, 12, 10, 8])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_a_header_states_is_where_to_look_first_and_no_hash(tmp_path, order, kind, length, is_known):
+    """Tools copy headers, and anybody can write one: the file that has the hash is it."""
+    stating(tmp_path, "ink", 1, "0" * 64)
+    true = read_adapter(tmp_path / "ink.safetensors").hashes
+    files = {
+        "ink": read_adapter(tmp_path / "ink.safetensors"),
+        "oil": stating(tmp_path, "oil", 2, "0" * 64),
+        "liar": stating(tmp_path, "liar", 3, true[kind][:length]),
+    }
+    if is_known:
+        files["liar"].hashes["sha256"]  # computed already
+
+    (slot,) = match_adapters(
+        wanted("other", true[kind][:length]), {name: files[name] for name in order}
+    ).slots
+
+    assert (slot.match, slot.found_by) == ("ink", "hash")
+
+
+def test_a_file_that_says_the_truth_is_the_only_one_read(tmp_path, monkeypatch):
+    known = {name: stating(tmp_path, name, seed, "0" * 64) for seed, name in enumerate("abc")}
+    true = stating(tmp_path, "d", 9, "0" * 64).hashes["sshs_model_hash"]  # of the tensors alone
+    known["d"] = stating(tmp_path, "d", 9, true)
+    files = Files(tmp_path, 0).watched(monkeypatch)
+
+    (slot,) = match_adapters(wanted("other", true), known).slots
+
+    assert (slot.match, slot.found_by, len(files.opened)) == ("d", "hash", 1)
+
+
+def test_a_file_that_cannot_be_read_is_taken_at_its_word_and_that_is_said():
+    stated = info("stated", metadata={"sshs_model_hash": "7" * 64})
+    in_library = {"declared": "7" * 64}
+
+    for known in ({"oil": OIL, "stated": stated}, {"oil": OIL, "stated": in_library}):
+        (slot,) = match_adapters(wanted("other", "7" * 64), known).slots
+        assert (slot.match, slot.found_by) == ("stated", "header")
+        assert "was not read" in slot.note
+    refuted = in_library | {"sha256": "8" * 64}
+    assert match_adapters(wanted("other", "7" * 64), {"stated": refuted}).slots[0].match is None
 
 
 def test_an_unknown_hash_reads_no_more_than_the_bound_and_says_so(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lora_mixer import (
     grid_sheet,
     load_pipeline,
 )
+from lora_mixer.mixes import block_layouts
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.preview import heading_for, noise_levels
 from tests.models import tiny_sdxl
@@ -237,6 +239,31 @@ def test_a_weight_axis_changes_every_component():
     )
 
     assert cell.mix == Mix.of({"a": 0.5})
+
+
+@pytest.mark.parametrize("part", ["unet", "transformer", "transformer_2", "te"])
+def test_an_axis_can_be_the_weight_in_one_part_of_the_pipeline(part):
+    axis = GridAxis.read(part, "0, 0.5", "a")
+    cells = grid_requests(PictureRequest("x", mix="a:0.8"), axis)
+
+    assert axis.labels == (f"a {part} 0", f"a {part} 0.5")
+    assert [cell.mix.gain("a", "text_encoder" if part == "te" else part, "x") for cell in cells] == [0.0, 0.5]
+
+
+@pytest.mark.parametrize(("family", "part"), [("flux", "transformer"), ("sd", "unet"), (None, "unet")])
+@pytest.mark.parametrize("label", ["adapter's denoiser weight", "adapter's UNet weight"])
+def test_the_pages_axis_of_the_denoiser_is_that_of_the_model_that_is_there(family, part, label):
+    compare = pytest.importorskip("ui.handlers.compare")
+    paths = {
+        "flux": {"transformer": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]},
+        "sd": {"unet": ["down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.0"]},
+    }
+    layout = None if family is None else next(iter(block_layouts(paths[family]).values()))
+    given = {"columns-kind": label, "columns-values": "0-1", "columns-adapter": "a"}
+
+    axis = compare.read_axis(SimpleNamespace(layout=layout), given, "columns")
+
+    assert (axis.kind, axis.values) == (part, (0.0, 1.0))
 
 
 def test_an_axis_shows_the_names_that_it_is_given():

@@ -37,6 +37,7 @@ MODULES = (
     "lora_mixer.mixes",
     "lora_mixer.picture_metadata",
     "lora_mixer.pictures",
+    "lora_mixer.sites",
     "lora_mixer.sources",
     "lora_mixer.training",
     "lora_mixer.ui",
@@ -57,6 +58,10 @@ RUN_BY_TESTS = {
     "lora_mixer.run_plan": "tests/test_batches.py",
     "lora_mixer.pictures.find_models": "tests/test_models.py",
     "lora_mixer.pictures.read_checkpoint": "tests/test_models.py",
+    **{
+        f"lora_mixer.sites.ModelSite.{name}": "tests/test_sites.py"
+        for name in ("by_hash", "newest", "find", "download")
+    },
     "lora_mixer.training.adapter_trainer": "tests/test_trainer.py",
     "lora_mixer.ui.AppState": "tests/browser.py",  # a server
     "lora_mixer.ui.build": "tests/test_light_imports.py",

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from lora_mixer import LoraMixer, PictureMaker, PictureRequest
+from lora_mixer import CorruptFileError, LoraMixer, PictureMaker, PictureRequest, SourceNotFoundError
 from lora_mixer.batches import run_plan
 from lora_mixer.cli._app import app
+from lora_mixer.pictures import load_pipeline
 from tests.models import text_encoder, tokenizer
 
 SIDE = 32
@@ -160,3 +162,92 @@ def test_the_command_and_a_plan_make_the_same_pictures(folder, tmp_path):
     base, mixed = (Image.open(path) for path in sorted((tmp_path / "many").glob("*.png")))
     assert different(base, mixed)
     assert np.array_equal(np.asarray(mixed), np.asarray(Image.open(tmp_path / "one.png")))
+
+
+def write_gguf(path, tensors):
+    """Write a file as those off model sites: matrices in 8 bits where their rows can be, all else as it is."""
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(path, "flux")
+    for key, tensor in tensors.items():
+        values = tensor.float().numpy()
+        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            writer.add_tensor(key, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(key, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def packed(tensor):
+    return hasattr(tensor, "quant_type")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "gguf"])
+def test_a_denoiser_in_a_file_takes_the_place_of_the_folders(folder, tmp_path, ending):
+    own = diffusers.DiffusionPipeline.from_pretrained(folder / "model").transformer.state_dict()
+    tensors = {key: (tensor * 0.5).contiguous() for key, tensor in own.items()}
+    file = tmp_path / f"other.{ending}"
+    (save_file(tensors, file) if ending == "safetensors" else write_gguf(file, tensors))
+
+    pipe = load_pipeline(str(file), config=str(folder / "model"), device="cpu", dtype="float32")
+
+    live = pipe.transformer.state_dict()
+    assert any(map(packed, live.values())) == (ending == "gguf")
+    for key, tensor in live.items():
+        if packed(tensor):
+            tensor = dequantize_gguf_tensor(tensor)  # noqa: PLW2901
+        assert torch.allclose(tensor.float(), tensors[key], atol=0.02 * float(tensors[key].abs().max()))
+
+
+def test_adapters_on_a_model_of_a_gguf_file_are_right_within_its_rounding(folder, tmp_path):
+    own = diffusers.DiffusionPipeline.from_pretrained(folder / "model")
+    write_gguf(tmp_path / "base.gguf", own.transformer.state_dict())
+    pipe = load_pipeline(
+        str(tmp_path / "base.gguf"), config=str(folder / "model"), device="cpu", dtype="float32"
+    )
+    before = everything(pipe)
+    own.transformer.load_state_dict(
+        {
+            key: dequantize_gguf_tensor(tensor) if packed(tensor) else tensor
+            for key, tensor in pipe.transformer.state_dict().items()
+        }
+    )
+    found = []
+    for each in (pipe, own):
+        mixer = LoraMixer(each)
+        mixer.load_lora_weights(folder / "a.safetensors", "a")
+        maker = PictureMaker(mixer, defaults={"steps": 2})
+        requests = [
+            PictureRequest("a castle", seed=1, width=SIDE, height=SIDE, mix=mix) for mix in ({"a": 0.7}, {})
+        ]
+        found.append([picture.image for picture in sorted(maker.make(requests), key=lambda each: each.index)])
+        mixer.unload_lora_weights()
+    for one, other in zip(*found, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max() <= 1
+    assert different(*found[0])
+    assert all(torch.equal(tensor, before[key]) for key, tensor in everything(pipe).items())
+
+
+def test_a_file_that_is_not_the_folders_denoiser_is_refused_by_name(folder, tmp_path):
+    own = diffusers.DiffusionPipeline.from_pretrained(folder / "model").transformer.state_dict()
+    half = {key: tensor.contiguous() for key, tensor in list(own.items())[::2]}
+    save_file(half | {"transformer_blocks.9.x": torch.ones(1)}, tmp_path / "half.safetensors")
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGML" + bytes(100))
+    cut = tmp_path / "cut.gguf"
+    write_gguf(cut, own)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    for file, kind, said in (
+        (
+            tmp_path / "half.safetensors",
+            SourceNotFoundError,
+            r"half\.safetensors: (lacks|cannot be read as the)",
+        ),
+        (bad, CorruptFileError, "no GGUF file"),
+        (cut, SourceNotFoundError, r"cut\.gguf: cannot be read as the transformer of"),
+    ):
+        with pytest.raises(kind, match=said):
+            load_pipeline(str(file), config=str(folder / "model"), device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import replace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 from gradio import networking
 
 from lora_mixer import demo_adapters, match_adapters
@@ -103,6 +105,26 @@ def test_what_is_refused_while_something_goes_on_says_where_it_goes_on(kind, wor
     with pytest.raises(PictureError, match=words):
         held(jobs, "a", "bake")
     jobs.stop("a")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "There is not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "There is not enough memory",
+        ),
+        (MemoryError(), "There is not enough memory"),
+        (KeyError("x"), r"This should not have happened \(KeyError\)"),
+    ],
+)
+def test_an_error_of_no_ones_is_told_in_words(error, words):
+    def work(_: SessionJob):
+        raise error
+
+    with pytest.raises(PictureError, match=f"^{words}"):
+        asyncio.run(Jobs().result("a", "make", "a picture", work))
 
 
 def test_one_session_cannot_rearrange_what_another_has_waiting():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser import PROMPT, STEPS, Desk
+from tests.browser import PROMPT, STEPS, Desk, slowed
 from tests.loras import write_lora
 
 SIZES = {"desktop": (1440, 900), "tablet": (1024, 768), "phone": (390, 844)}
@@ -40,6 +40,12 @@ def test_the_picture_is_on_the_screen_when_it_is_made(desk, size):
     if size[0] > 900:  # and the words that it was made of, above the button
         bar = box(desk, "#make-bar")
         assert box(desk, "#prompt textarea")["bottom"] <= (bar["top"] if size[0] < 1181 else size[1])
+
+
+def test_what_is_marked_slowed_is_far_away(desk):
+    away = "async () => { const start = performance.now(); await fetch('/?' + start); return performance.now() - start; }"
+    with slowed(desk):
+        assert desk.page.evaluate(away) >= 199  # milliseconds there and back; clocks of browsers are coarse
 
 
 def test_seven_rows_and_the_picture_are_seen_at_once(desk):

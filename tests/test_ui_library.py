@@ -161,6 +161,12 @@ def test_cards_are_searched_sorted_filtered_and_paged(desks, tmp_path):
         assert titles(desk) == ["big", *(f"style {n:02}" for n in range(23))]
         cards.get_by_role("button", name="Next").click()
         cards.get_by_text("2 / 2").wait_for()
+        desk.page.set_viewport_size({"width": 390, "height": 844})
+        tops = "all => all.map(one => Math.round(one.getBoundingClientRect().top))"
+        assert (
+            len(set(cards.locator(".lm-panel-head button").evaluate_all(tops))) == 1
+        )  # in one line on a phone
+        desk.page.set_viewport_size({"width": 1440, "height": 900})
         assert titles(desk) == [f"style {n:02}" for n in range(23, 30)]
         desk.page.get_by_role("searchbox", name="Search").fill("style 07")  # as pasted: no key is pressed
         cards.get_by_text("1 adapter", exact=True).wait_for()
@@ -228,6 +234,10 @@ def test_a_library_is_seen_by_folders_marks_and_what_fits_and_remembers_how(chro
         assert titles(desk) == ["etching", "oil"]
         desk.page.get_by_label("Folders in styles").click()
         assert folders(desk) == ["All folders", "loras 5", "people 1", "styles 2"]
+        desk.page.set_viewport_size({"width": 390, "height": 844})
+        heights = desk.page.locator(".lm-folder").evaluate_all("all => all.map(one => one.offsetHeight)")
+        assert set(heights) == {44}  # for fingers, and all alike
+        desk.page.set_viewport_size({"width": 1440, "height": 900})
         desk.page.get_by_role("button", name="All folders").click()
         desk.page.get_by_text("5 adapters").wait_for()
 

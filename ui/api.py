@@ -10,8 +10,9 @@ import gradio as gr
 from . import checks, gallery
 from .handlers import library as handlers
 from .handlers.gallery import of_gallery
-from .handlers.make import MAX_COUNT, read_request, several
+from .handlers.make import read_request, several
 from .jobs import make_all
+from .limits import MAX_COUNT
 from .mix_rows import read_mix
 from .pages.shared import guarded
 

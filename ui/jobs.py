@@ -16,7 +16,7 @@ from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 
 from . import gallery
 from .ending import start_computing
-from .messages import FieldError, told
+from .messages import FieldError, told, unexpected
 from .thumbs import data_uri
 
 if TYPE_CHECKING:
@@ -302,8 +302,7 @@ class Jobs:
                 job.tell({"state": "error", **told(error)})
             except Exception as error:  # noqa: BLE001 -- said on the page and in the log, whatever it is
                 _log.exception("a picture could not be made")
-                text = f"This should not have happened ({type(error).__name__}); the server's log has more."
-                job.tell({"state": "error", **told(PictureError(text))})
+                job.tell({"state": "error", **told(PictureError(unexpected(error)))})
 
     def _watch(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from lora_mixer.errors import PictureError
 from lora_mixer.mixes import Mask
 
 from . import checks
+from .limits import MAX_SIDE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-MAX_SIDE = 4096
 MAX_BYTES = 8 << 20
 
 

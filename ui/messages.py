@@ -88,6 +88,25 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda match: match[1] or "a folder", text)
 
 
+def unexpected(error: Exception) -> str:
+    """
+    Say for people what is no error of the package: that memory ran out, or that the log has more.
+
+    Example:
+        >>> unexpected(KeyError("x"))
+        "This should not have happened (KeyError); the server's log has more."
+    """
+    import torch  # the port is looked at before it is there
+
+    # on a CPU torch raises a plain RuntimeError, of which its allocator's name is all that can be told
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return (
+            "There is not enough memory for this. Ask for a smaller picture or fewer adapters at once, or start with "
+            "--offload model; nothing here has changed."
+        )
+    return f"This should not have happened ({type(error).__name__}); the server's log has more."
+
+
 def told(error: LoraMixerError) -> dict[str, Any]:
     """Return an error as the page shows it: its words, its field, and a number, so that the same twice is seen twice."""
     return {

@@ -12,6 +12,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.errors import PictureError
 
 from . import checks
+from .limits import MAX_SIDE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from .masks import Masks
 
-MAX_SIDE = 4096
 MAX_TEXT = 48 << 20
 """Characters of an address that a browser sends a picture as."""
 _DIGEST = re.compile("[0-9a-f]{64}")

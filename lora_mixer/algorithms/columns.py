@@ -69,6 +69,7 @@ def with_columns(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     Return a tensor with zeros behind its second axis, up to a number of columns.
 
     Example:
+        >>> import torch
         >>> with_columns(torch.ones(1, 2), 3)
         tensor([[1., 1., 0.]])
     """

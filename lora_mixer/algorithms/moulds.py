@@ -57,7 +57,7 @@ class TensorPlaces:
 
     Example:
         >>> section = torch.arange(6, dtype=torch.uint8)
-        >>> places = Places(section)
+        >>> places = TensorPlaces(section)
         >>> places.of(section[2:4]), places.of(section.view(2, 3).T), places.of(section[2:4])
         (0, 1, 0)
         >>> Section(places, section + 10)[1]

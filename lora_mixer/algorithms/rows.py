@@ -147,7 +147,7 @@ class RowCut:
     Example:
         >>> from lora_mixer.algorithms.full import Full
         >>> fused = Full(torch.arange(6.0).reshape(3, 2), None, 1.0)
-        >>> Cut(((2, 3), (0, 1)), 3, None, 2).of(fused).delta(torch.zeros(2, 2), 1.0)
+        >>> RowCut(((2, 3), (0, 1)), 3, None, 2).of(fused).delta(torch.zeros(2, 2), 1.0)
         tensor([[4., 5.],
                 [0., 1.]])
     """

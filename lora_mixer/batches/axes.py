@@ -12,6 +12,7 @@ from lora_mixer.batches.plan import MIX_FIELDS, PictureEntry, sentence
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
+from lora_mixer.pictures.grid import BY_COMPONENT
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _FIELDS = frozenset(PictureEntry.model_fields)
 _WILDCARD = re.compile(r"__(.+)__")
 _RANGE = re.compile(r"(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})")
-_KINDS = ("weight", "unet", "te", "blocks")
+_KINDS = ("weight", *BY_COMPONENT, "blocks")
 VALUES_AT_MOST = 1_000_000
 
 

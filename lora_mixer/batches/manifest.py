@@ -19,6 +19,7 @@ from lora_mixer.batches.locks import take_lock
 from lora_mixer.errors import SaveError
 from lora_mixer.parsing.files import refuse_irregular
 from lora_mixer.parsing.json_text import json_or_none
+from lora_mixer.parsing.sqlite_errors import SQLITE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +108,7 @@ def read_manifest(path: str | Path) -> list[Record]:
         else:
             with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as base:
                 records = _rows(base)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *SQLITE_ERRORS) as error:
         raise SaveError(f"the manifest {path} cannot be read: {error}") from error
     pictures = [record for record in records.values() if record.get("status") not in INNER]
     return sorted(pictures, key=lambda record: _number(record.get("index")))
@@ -154,7 +155,7 @@ def _is_own_table(path: Path) -> bool:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             columns = [row[1] for row in base.execute("PRAGMA table_info(pictures)")]
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         return False
     return tables <= {"pictures"} and columns in ([], list(_COLUMNS))
 
@@ -243,13 +244,13 @@ class _Table:
             self._base.execute(
                 "CREATE TABLE IF NOT EXISTS pictures (file TEXT PRIMARY KEY, idx INTEGER, status TEXT, record TEXT)"
             )
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise SaveError(f"cannot write {path}: {error}") from error
 
     def records(self) -> dict[str, Record]:
         try:
             return _rows(self._base)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise SaveError(f"the manifest {self._path} cannot be read: {error}") from error
 
     def add(self, record: Record, *, at_once: bool = False) -> None:
@@ -258,7 +259,7 @@ class _Table:
         try:
             with self._base:
                 self._base.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise SaveError(f"cannot write {self._path}: {error}") from error
 
     def close(self) -> None:

@@ -131,7 +131,7 @@ class Job(PictureEntry):
         dict[str, list[Any] | str],
         Field(
             description="Values by axis; every combination is made, the last axis fastest. Axes: the fields above, "
-            "'weight NAME', 'unet NAME', 'te NAME', 'blocks NAME', '__WILDCARD__'. A list, '1..10', or 'all' for wildcards."
+            "'weight NAME', 'unet NAME', 'transformer NAME', 'te NAME', 'blocks NAME', '__WILDCARD__'. A list, '1..10', or 'all' for wildcards."
         ),
     ] = {}
     zip: Annotated[

@@ -305,10 +305,13 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
     if wider and known and not any(word in kind for word in ("Control", "Fill")):
         live = wider[0].live
         columns = wider[0].widening.columns if wider[0].widening is not None else 0
+        roots = [layer.widening.root for layer in wider if layer.widening is not None]
+        family = family_of_class(type(roots[0]).__name__)
+        other = "" if family is None else family.controlled
+        way = f"; make a {other} of the same parts ({other}.from_pipe)" if other else ""
         raise MatchError(
             f"a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
-            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by; make a FluxControlPipeline of "
-            "the same parts (FluxControlPipeline.from_pipe)",
+            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by{way}",
             file=binding.report.source,
         )
 

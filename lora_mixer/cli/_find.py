@@ -103,7 +103,7 @@ def _wanted(thing: str, known: Mapping[str, Any]) -> list[tuple[picture_metadata
         ]
     adapter = picture_metadata.PictureAdapter(thing, hashes={"hash": thing})
     return [
-        (adapter, slot.match if slot.found_by == "hash" else None)
+        (adapter, slot.match if slot.found_by in ("hash", "header") else None)
         for slot in picture_metadata.match_adapters(
             picture_metadata.PictureSettings(adapters=(adapter,)), known
         ).slots

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding import BoundLayer
 
-_HOOK = "_diffusers_hook"
 _WASTE = 1.5
 """A storage is copied whole when it holds at most this many times the bytes that are needed."""
 

@@ -51,6 +51,7 @@ class Family:
         unet: The arguments of its UNet's class, to build its modules without weights.
         text_encoders: Class, hidden size, inner size, layers and heads of each text encoder (CLIP, T5), likewise.
         widens: Live modules (in the tables' language) whose inputs an adapter may widen, or need not fill.
+        controlled: The pipeline of diffusers that gives a widened layer its second picture; empty where there is none.
         transformer: Class and arguments of its denoiser, where it is made in one size.
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
@@ -78,6 +79,7 @@ class Family:
     unet: Mapping[str, Any] | None = None
     text_encoders: Mapping[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     widens: tuple[str, ...] = ()
+    controlled: str = ""
     transformer: tuple[str, Mapping[str, Any]] | None = None
     t5: str = ""
     kohya_flat: str = ""

@@ -79,6 +79,7 @@ distilled_guidance_layer.*
     },
     t5="text_encoder_2",
     widens=("x_embedder",),
+    controlled="FluxControlPipeline",
     kohya_flat="bfl",
 )
 

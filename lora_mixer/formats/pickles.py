@@ -25,7 +25,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     Load whatever a pickle holds that torch's restricted loader lets through.
 
     Raises:
-        CorruptFileError: When that loader refuses the file.
+        CorruptFileError: When that loader refuses the file, or its tensors stand for much more than it holds.
         NotAnAdapterError: When it is something else, such as a web page, a picture or an archive.
     """
     kind = other_kind(stream)
@@ -39,13 +39,35 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     _refuse_bomb(stream, label)
     stream.seek(0)
     try:
-        return torch.load(stream, map_location="cpu", weights_only=True)
+        content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
         reason = first_line(error)
         raise CorruptFileError(
             f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead",
             file=label,
         ) from None
+    _refuse_folded(content, stream, label)
+    return content
+
+
+def _refuse_folded(content: Any, stream: IO[bytes], label: str) -> None:
+    """Refuse tensors that stand for much more than the file holds: the same few bytes in many places, or under many names."""
+    size, whole = stream.seek(0, 2), 0
+    waiting = [content]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple):
+            waiting.extend(each)
+        elif isinstance(each, torch.Tensor) and not each.is_meta and each.layout is torch.strided:
+            whole += each.numel() * each.element_size()
+    if whole > _UNPACKED_TIMES * size:
+        raise CorruptFileError(
+            f"its tensors stand for {whole} bytes, more than {_UNPACKED_TIMES} times the {size} that the file has: they lie over "
+            "each other; save them with .clone(), or as safetensors",
+            file=label,
+        )
 
 
 def _refuse_bomb(stream: IO[bytes], label: str) -> None:

@@ -149,11 +149,6 @@ def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Proble
     return [path for path in matches if not any(path.startswith(f"{other}.") for other in matches)]
 
 
-def heads_of(config: AdapterConfig) -> tuple[str, ...]:
-    """Return the names of the heads that a task trains whole."""
-    return _HEADS.get(config.task_type or "", ())
-
-
 def resolved(config: AdapterConfig, tree: ModuleTree) -> AdapterConfig:
     """Return a configuration with the usual targets where it names none, if any are known."""
     if config.target_modules is not None or config.peft_type in ("TRAINABLE_TOKENS", "FULL"):

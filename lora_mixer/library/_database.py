@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_mixer.errors import SourceError
+from lora_mixer.parsing.sqlite_errors import SQLITE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
+_NO_SENSE = 1  # SQLITE_ERROR, which sqlite3 names from Python 3.11 on
 _APPLICATION = 0x4C6F5261
 """What SQLite files of a library say of themselves ("LoRa")."""
 _WAIT_S = 60.0
@@ -87,18 +89,18 @@ class Database:
         Raises:
             SourceError: The file is locked, the disk is full, or the like.
         """
-        for _ in range(3):
+        for at in range(3):
             try:
                 with closing(self._opened()) as connection:
                     return work(connection)
-            except sqlite3.DatabaseError as error:
+            except SQLITE_ERRORS as error:
                 if not _is_damage(error):
                     raise SourceError(
                         f"the library's index cannot be used ({error})", file=str(self.path)
                     ) from error
-                self._renew(f"was damaged ({error})", "damaged")
+                self._renew(f"was damaged ({error})", "damaged", seen_twice=at > 0)
             except _OtherVersionError as error:
-                self._renew(str(error), "other-version")
+                self._renew(str(error), "other-version", seen_twice=at > 0)
         raise SourceError(f"{self.path} is damaged again and again; is the disk all right?")
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -120,6 +122,7 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
+            connection.text_factory = _text
             connection.create_function("casefold", 1, _casefold, deterministic=True)
             if (_pragma(connection, "application_id"), _pragma(connection, "user_version")) != self._own:
                 self._prepare(connection)
@@ -184,10 +187,10 @@ class Database:
             file=str(self.path),
         )
 
-    def _renew(self, why: str, state: str) -> None:
-        """Set a file aside, unless another thread or process has just done so."""
+    def _renew(self, why: str, state: str, *, seen_twice: bool) -> None:
+        """Set a file aside, unless another thread or process has just done so; a check does not find all that work does."""
         with self._lock:
-            if self._is_sound():
+            if not seen_twice and self._is_sound():
                 return
             aside = f"{self.path}.{state}-{time.time_ns():x}"
             try:
@@ -206,8 +209,11 @@ class Database:
                 row: Any = connection.execute("PRAGMA quick_check(1)").fetchone()
                 readable = (0, self._version, *self._upgrades)
                 known = not self._irreplaceable or _pragma(connection, "user_version") in readable
+                for table in self._tables if known else ():  # a check looks at no text
+                    for _ in connection.execute(f'SELECT * FROM "{table}"'):
+                        pass
                 return bool(row[0] == "ok") and known
-        except sqlite3.DatabaseError:
+        except SQLITE_ERRORS:
             return False
 
 
@@ -215,9 +221,24 @@ def _casefold(text: str | None) -> str:
     return (text or "").casefold()
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Tell damage from what may happen to a sound file: locked, full, read-only."""
-    return type(error) is sqlite3.DatabaseError
+def _text(raw: bytes) -> str:
+    """Decode a text; SQLite's own error for one that is no text is of the same class as that for a file that is locked."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError("a text in it is none") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """
+    Tell damage from what may happen to a sound file: locked, full, read-only.
+
+    A statement of ours that makes no sense to SQLite (its code 1) is damage, too: the tables in the file are not those that it says.
+    """
+    return (
+        type(error) in (sqlite3.DatabaseError, UnicodeDecodeError)
+        or getattr(error, "sqlite_errorcode", None) == _NO_SENSE
+    )
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -671,7 +671,7 @@ class Library:
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """
-        Return the entries that have a hash, of any kind; of those whose hashes are known.
+        Return the entries that have a hash, of any kind; of files that nobody has hashed yet, those that say so.
 
         Args:
             digits: 8 hexadecimal digits or more; the beginning of a longer hash will do.
@@ -681,7 +681,8 @@ class Library:
             return ()
         return self._where(
             "(id IN (SELECT id FROM hashes WHERE digits >= ? AND digits < ? OR digits IN (?, ?, ?))"
-            " OR substr(declared, 1, ?) = ?)",
+            # headers are copied, and lie: what one says counts until the file's own hashes are known
+            " OR (substr(declared, 1, ?) = ? AND id NOT IN (SELECT id FROM hashes)))",
             *(wanted, wanted + "g", wanted[:8], wanted[:10], wanted[:12]),
             *(len(wanted), wanted),
         )

@@ -93,6 +93,8 @@ class _ValueTree:
         self.count += 1
         if self.count > self.most:
             raise _TooLargeError
+        if len(path) > _DEPTH_AT_MOST:  # an alias within what it stands for has no end
+            raise _TooDeepError(node.start_mark.line + 1)
         self.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)

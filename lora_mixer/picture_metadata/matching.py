@@ -41,7 +41,8 @@ class AdapterMatch:
     Attributes:
         adapter: What the picture says.
         match: The name of the adapter that is meant, or None.
-        found_by: ``hash`` or ``name``; ``missing`` or ``ambiguous`` where there is no match.
+        found_by: ``hash`` or ``name``; ``header`` where the file could not be read and only says of itself that it is it;
+            ``missing`` or ``ambiguous`` where there is no match.
         candidates: The names that could be meant, where there are several.
         note: A remark for people, or an empty text.
 
@@ -85,6 +86,8 @@ class AdapterMatches:
         return tuple(slot.adapter for slot in self.slots if slot.match is None)
 
 
+_STATED = "sshs_model_hash"  # in a file's metadata
+_DECLARED = "declared"  # the same in the library's index
 READ_AT_MOST = 1 << 30
 """How many bytes of files are read for hashes in one call, unless said otherwise."""
 
@@ -146,12 +149,22 @@ class _Here:
         self._skipped: dict[str, str] = {}
 
     def known_hashes(self, name: str) -> list[str]:
-        """Return the hashes of one adapter that are known, and what its header states of itself; nothing is read."""
+        """Return the hashes of one adapter that are known; nothing is read, and what its header states is not one."""
         entry: Any = self._known[name]
         table = getattr(entry, "hashes", entry)
-        stated = getattr(entry, "metadata", {}).get("sshs_model_hash")
-        listed = [as_hash(text) for text in getattr(table, "known", table).values()]
-        return [digits for digits in (*listed, as_hash(stated)) if digits] + self._computed.get(name, [])
+        listed = [as_hash(text) for kind, text in getattr(table, "known", table).items() if kind != _DECLARED]
+        return [digits for digits in listed if digits] + self._computed.get(name, [])
+
+    def states(self, name: str, digits: list[str]) -> bool:
+        """Tell whether an adapter's header says that it has one of these hashes: headers are copied, and lie."""
+        entry: Any = self._known[name]
+        table = getattr(entry, "hashes", entry)
+        stated = (getattr(entry, "metadata", {}).get(_STATED), getattr(table, "known", table).get(_DECLARED))
+        return any(same_hash(a, b) for a in digits for b in stated if isinstance(b, str))
+
+    def unread(self, digits: list[str]) -> list[str]:
+        """Return the adapters that say that they have one of these hashes, and whose own are not known."""
+        return [name for name in self._known if self.states(name, digits) and not self.known_hashes(name)]
 
     def hashes(self, name: str) -> list[str]:
         """Return the hashes of one adapter; those of a file that nobody has computed yet as far as the bound reaches."""
@@ -195,8 +208,8 @@ class _Here:
         return [name for name, common in lengths.items() if common == most]
 
     def looked_into(self, digits: list[str]) -> list[str]:
-        """Return the same from files that nobody has hashed yet: they are read until one of them is it."""
-        for name in self._known:
+        """Return the same from files that nobody has hashed yet: read until one is it, those that say so first."""
+        for name in sorted(self._known, key=lambda name: not self.states(name, digits)):
             before = self.known_hashes(name)
             fresh = [hash_here for hash_here in self.hashes(name) if hash_here not in before]
             for hash_here in fresh:
@@ -263,6 +276,9 @@ def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
         (name,) = same
         note = "" if name == adapter.name else f'"{adapter.name}" is called "{name}" here'
         return AdapterMatch(adapter, name, "hash", (), note)
+    if len(said := here.unread(digits)) == 1:
+        note = f'"{said[0]}" says of itself that it is "{adapter.name}"; its file was not read'
+        return AdapterMatch(adapter, said[0], "header", (), note)
     if len(by_name) > 1:
         note = f'"{adapter.name}" could be {", ".join(by_name)}'
         return AdapterMatch(adapter, None, "ambiguous", tuple(by_name), note)

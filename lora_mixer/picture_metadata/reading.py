@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _ELSEWHERE: Mapping[str, tuple[str, ...]] = {
-    "schedule": ("Schedule type", "Schedule", "Scheduler", "scheduler", "noise_schedule"),
+    "schedule": ("Schedule", "Scheduler", "scheduler", "noise_schedule"),
 }
 """Where programs say what is a field here; each keeps it among the ``extra`` of its settings, too."""
 
@@ -38,8 +38,8 @@ def _from_extra(settings: PictureSettings) -> dict[str, Any]:
 
 
 def _clip_skip(extra: Mapping[str, str]) -> int | None:
-    """Return the layers to skip as diffusers counts: A1111 and Fooocus say 1 more, SwarmUI a negative place."""
-    for key, sign, more in (("Clip skip", 1, -1), ("clip_skip", 1, -1), ("clipstopatlayer", -1, -1)):
+    """Return the layers to skip as diffusers counts: Fooocus says 1 more, SwarmUI a negative place."""
+    for key, sign, more in (("clip_skip", 1, -1), ("clipstopatlayer", -1, -1)):
         number = as_int(extra.get(key), -100, 100)
         if number is not None and sign * number + more >= 0:
             return sign * number + more

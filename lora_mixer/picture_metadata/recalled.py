@@ -119,12 +119,10 @@ def _uncarried(values: dict[str, Any]) -> Problem | None:
 
 _SAID = frozenset(
     (
-        "Schedule type",
         "Schedule",
         "Scheduler",
         "scheduler",
         "noise_schedule",
-        "Clip skip",
         "clip_skip",
         "clipstopatlayer",
         "App",

@@ -14,6 +14,7 @@ from lora_mixer.picture_metadata.dialects import own
 from lora_mixer.picture_metadata.portable import portable
 from lora_mixer.picture_metadata.settings import PictureAdapter
 from lora_mixer.picture_metadata.tags import alias_of, with_tags
+from lora_mixer.pictures.request import PICTURE_FIELDS
 from lora_mixer.pictures.samplers import usual_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Formats by the ending of a file's name."""
 _QUALITY = {"JPEG": 95, "WEBP": 90}
 _MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB"), "WEBP": ("RGB", "RGBA")}
+_ORDER = ("steps", "sampler", "schedule", "clip_skip", "guidance_scale", "seed")  # as AUTOMATIC1111 has them
 _JPEG_EXIF_AT_MOST = 65_000  # the segment has 16 bits for its length
 # Which hash AUTOMATIC1111 shows: of the tensors alone, where it is known.
 _SHOWN_HASHES = ("sshs_model_hash", "autov3", "sha256", "autov2", "autov1")
@@ -70,18 +72,17 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
         ]
         told = [PictureAdapter.of(name, portable(other)[name]) for name in differing]
         negative_prompt, _ = with_tags(negative_prompt, told)
-    sampler, schedule = _names_of_sampler(settings)
+    values = {name: getattr(settings, name) for name in PICTURE_FIELDS} | _names_of_sampler(settings)
     sized = settings.width is not None and settings.height is not None
     return parameters_text.write_parameters(
         prompt,
         negative_prompt,
         {
-            "Steps": settings.steps,
-            "Sampler": sampler,
-            "Schedule type": schedule,
-            "Clip skip": None if settings.clip_skip is None else settings.clip_skip + 1,
-            "CFG scale": settings.guidance_scale,
-            "Seed": settings.seed,
+            **{
+                about.infotext: about.to_infotext(values[name])
+                for name, about in sorted(PICTURE_FIELDS.items(), key=lambda item: _place(item[0]))
+                if about.infotext is not None
+            },
             "Size": f"{settings.width}x{settings.height}" if sized else None,
             "Model hash": settings.model_hash,
             "Model": settings.model,
@@ -92,13 +93,18 @@ def infotext(settings: PictureSettings, hashes: Mapping[str, Mapping[str, str]] 
     )
 
 
-def _names_of_sampler(settings: PictureSettings) -> tuple[str | None, str | None]:
+def _place(name: str) -> int:
+    """Return a field's place in the text: programs look for the steps at its beginning; a new field comes last."""
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def _names_of_sampler(settings: PictureSettings) -> dict[str, str | None]:
     """Return the sampler and its schedule as other programs name them; only diffusers' classes have other names there."""
     sampler, word = settings.sampler, ""
     if sampler is not None and sampler.endswith("Scheduler"):
         sampler, word = usual_name(sampler)
     words = settings.schedule or word
-    return sampler, (words.capitalize() if words.isalpha() else words) or None
+    return {"sampler": sampler, "schedule": (words.capitalize() if words.isalpha() else words) or None}
 
 
 def save_picture(

@@ -41,7 +41,8 @@ _ATTENDS = re.compile(r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k
 _TEXT = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
 _ADAPTER = re.compile(r"(?:^|[._])(?:lora_(?:down|up|A|B|mid)|lokr_w|hada_w|oft_|boft_|ia3_|dora_scale)")
 _TRANSFORMER = (
-    "double_blocks.", "single_blocks.", "joint_blocks.", "single_transformer_blocks.", "transformer_blocks.",
+    "double_blocks.", "single_blocks.", "joint_blocks.", "single_transformer_blocks.", "transformer_blocks.", "blocks.", "layers.",
+    "double_layers.", "joint_transformer_blocks.", "noise_refiner.", "double_stream_blocks.", "visual_transformer_blocks.",
 )  # fmt: skip
 _IMAGE_CHANNELS, _INPAINTING_CHANNELS, _EDIT_CHANNELS = 4, 9, 8
 
@@ -108,6 +109,9 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
         raise SourceNotFoundError(f"{path} {what}; expected a checkpoint")
     suffix = place.suffix.lower()
     if suffix == ".gguf":
+        with place.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise CorruptFileError("is no GGUF file, whatever its name says", file=str(path))
         return Checkpoint(place, "denoiser")
     if suffix in PICKLED:
         if not allow_pickle:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer.errors import PictureError
+from lora_mixer.parsing.values import as_float, as_int, as_text
 from lora_mixer.pictures.samplers import read_sampler
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
@@ -84,6 +85,38 @@ class PictureField:
         """
         text = self._odd(value)
         return None if text is None else Problem(self.name, text)
+
+    def to_infotext(self, value: Any) -> Any:
+        """
+        Return a value as AUTOMATIC1111 counts it.
+
+        Args:
+            value: A value of the field, or None.
+
+        Example:
+            >>> PictureField("Layers.", "whole", infotext="Clip skip", infotext_plus=1).to_infotext(1)
+            2
+        """
+        return value + self.infotext_plus if value is not None and self.infotext_plus else value
+
+    def of_infotext(self, text: object) -> Any:
+        """
+        Return what AUTOMATIC1111's text means here, or None where it means nothing.
+
+        Args:
+            text: What stands there; anything.
+
+        Example:
+            >>> PictureField("Layers.", "whole", infotext="Clip skip", infotext_plus=1).of_infotext("2")
+            1
+        """
+        if self.kind == "text":
+            return as_text(text)
+        if self.kind == "number":
+            return as_float(text)
+        low, high = self.elsewhere
+        number = as_int(text, low + self.infotext_plus, high + self.infotext_plus)
+        return None if number is None else number - self.infotext_plus
 
     def _odd(self, value: object) -> str | None:
         if value is None and self.default is None:

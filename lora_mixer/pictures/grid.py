@@ -24,7 +24,7 @@ class GridAxis:
     One axis of a grid.
 
     Attributes:
-        kind: ``none``, ``weight``, ``unet``, ``te``, ``adapter``, ``seed``, ``steps``, ``guidance``, ``blocks``,
+        kind: ``none``, ``weight``, ``unet``, ``transformer``, ``transformer_2``, ``te``, ``adapter``, ``seed``, ``steps``, ``guidance``, ``blocks``,
             ``prompt`` or ``mix``.
         values: One for each row or column: numbers; names of adapters; lists of LBW or their presets; texts to put into
             the prompt in place of the first; mixes in any form.
@@ -153,13 +153,13 @@ def with_adapter(mix: Mix, name: str, **changes: Any) -> Mix:
     return Mix({**mix.adapters, name: changed}, mix.method)
 
 
-def _component(part: str) -> Callable[[GridAxis, PictureRequest, Any], PictureRequest]:
+def _component(part: str) -> _AxisKind:
     def change(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
         now = request.mix.adapters.get(axis.adapter, AdapterMix())
         components: Mapping[str, float] = {**now.components, part: value}
         return replace(request, mix=with_adapter(request.mix, axis.adapter, components=components))
 
-    return change
+    return _AxisKind(change, lambda a, v: f"{a.adapter} {part} {_number(v)}", needs_adapter=True)
 
 
 def _weight(axis: GridAxis, request: PictureRequest, value: Any) -> PictureRequest:
@@ -194,7 +194,10 @@ def _named(axis: GridAxis, value: Any) -> str:
     return f"{axis.adapter} {_number(value)}"
 
 
-_NUMBERS = ("weight", "unet", "te", "seed", "steps", "guidance")
+BY_COMPONENT = ("unet", "transformer", "transformer_2", "te")
+"""The axes that are an adapter's weight in one part of the pipeline."""
+
+_NUMBERS = ("weight", *BY_COMPONENT, "seed", "steps", "guidance")
 _NUMBER = r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+"
 _RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})(?:\s*(?:\(\s*({_NUMBER})\s*\)|\[\s*(\d+)\s*\]))?")
 
@@ -241,8 +244,7 @@ def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
 _KINDS: Mapping[str, _AxisKind] = {
     "none": _AxisKind(lambda _, request, __: request, lambda _, __: ""),
     "weight": _AxisKind(_weight, _named, needs_adapter=True),
-    "unet": _AxisKind(_component("unet"), lambda a, v: f"{a.adapter} unet {_number(v)}", needs_adapter=True),
-    "te": _AxisKind(_component("te"), lambda a, v: f"{a.adapter} te {_number(v)}", needs_adapter=True),
+    **{part: _component(part) for part in BY_COMPONENT},
     "adapter": _AxisKind(_adapter, lambda _, value: str(value) or "base"),
     "seed": _AxisKind(lambda _, r, v: replace(r, seed=v), lambda _, v: f"seed {v}"),
     "steps": _AxisKind(lambda _, r, v: replace(r, steps=v), lambda _, v: f"{v} steps"),

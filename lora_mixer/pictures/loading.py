@@ -78,15 +78,32 @@ def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> 
         if more:
             pipe.register_modules(**more)
         return pipe
-    from diffusers import DiffusionPipeline
-
     if is_checkpoint_name(wanted.model) and not Path(wanted.model).expanduser().is_dir():
         return _load_file(wanted, dtype, more)
-    pipelines: Any = DiffusionPipeline
     given = {
         name: getattr(wanted, name) for name in ("revision", "variant") if getattr(wanted, name) is not None
     }
-    return pipelines.from_pretrained(wanted.model, torch_dtype=dtype, **given, **more)
+    return _with_parts(wanted.model, dtype, more, given)
+
+
+def _with_parts(
+    model: str, dtype: torch.dtype, parts: Mapping[str, Any], given: Mapping[str, str] | None = None
+) -> Any:
+    """
+    Load a pipeline of a folder or a repository with parts in the place of its own.
+
+    Only the pipeline's own class takes all of them: ``DiffusionPipeline`` drops those that the class can do without, such as Wan's
+    transformer, and loads the folder's.
+    """
+    import diffusers
+
+    named = _json(folder / "model_index.json") if (folder := Path(model).expanduser()).is_dir() else {}
+    kind: Any = getattr(diffusers, str(named.get("_class_name")), diffusers.DiffusionPipeline)
+    pipe = kind.from_pretrained(model, torch_dtype=dtype, **(given or {}), **parts)
+    dropped = {name: part for name, part in parts.items() if getattr(pipe, name, None) is not part}
+    if dropped:
+        pipe.register_modules(**dropped)
+    return pipe
 
 
 def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any:
@@ -121,7 +138,8 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
 
 def _load_file(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> Any:
     checkpoint = read_checkpoint(wanted.model, allow_pickle=wanted.allow_pickle)
-    if checkpoint.kind == "denoiser" and wanted.config is not None:
+    # names of new models are known to nobody here: the class that the folder names says whether they are its
+    if checkpoint.kind in ("denoiser", "unknown") and wanted.config is not None:
         return _load_denoiser(checkpoint, wanted, dtype, more)
     if checkpoint.kind != "pipeline":
         raise SourceNotFoundError(f"{wanted.model} is {OTHERWISE[checkpoint.kind]}")
@@ -141,8 +159,6 @@ def _load_denoiser(
     checkpoint: Checkpoint, wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]
 ) -> Any:
     """Put a denoiser of its own, GGUF ones included, into the pipeline of a folder."""
-    import diffusers
-
     folder = Path(str(wanted.config)).expanduser()
     index = _json(folder / "model_index.json")
     part = next((name for name in ("transformer", "unet") if isinstance(index.get(name), list)), None)
@@ -155,13 +171,33 @@ def _load_denoiser(
                 f"{checkpoint.path} is a GGUF file, and the package gguf is missing; "
                 f"install it with: {install('quant')}"
             )
-        quantised: Any = diffusers.GGUFQuantizationConfig
+        from diffusers import GGUFQuantizationConfig
+
+        quantised: Any = GGUFQuantizationConfig
         given["quantization_config"] = quantised(compute_dtype=dtype)
-    denoiser = getattr(diffusers, index[part][1]).from_single_file(
-        str(checkpoint.path), config=str(folder), subfolder=part, torch_dtype=dtype, **given
-    )
-    pipelines: Any = diffusers.DiffusionPipeline
-    return pipelines.from_pretrained(str(folder), torch_dtype=dtype, **{part: denoiser}, **more)
+    kind = _class_of(folder / part, "config.json")
+    what = f"the {part} of {folder} ({kind.__name__})"
+    try:
+        denoiser = kind.from_single_file(
+            str(checkpoint.path), config=str(folder), subfolder=part, torch_dtype=dtype, **given
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # diffusers looks for its own names, and stumbles in many ways where they are not there
+        raise SourceNotFoundError(
+            f"cannot be read as {what}: {type(error).__name__}: {first_line(error, 300)}",
+            file=str(checkpoint.path),
+        ) from error
+    held = dict(denoiser.named_parameters())
+    lost = [name for name, parameter in held.items() if parameter.is_meta]
+    if lost:
+        raise SourceNotFoundError(
+            f"lacks {len(lost)} of the {len(held)} weights that {what} has, such as {lost[0]}: it is of another model, or a part of one",
+            file=str(checkpoint.path),
+        )
+    return _with_parts(str(folder), dtype, {part: denoiser, **more})
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class RankCut:
         SaveError: When one is impossible.
 
     Example:
-        >>> Cut(rank=8, energy=0.9).to_text(), Cut(rank=8).to_text()
+        >>> RankCut(rank=8, energy=0.9).to_text(), RankCut(rank=8).to_text()
         ('rank 8, energy 0.9', '8')
     """
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     """Finds the modules of an adapter's layers."""
 
 _HALF = 2e-2  # bfloat16 has 8 bits, in both factors
-_FULL = 1e-5
 
 
 def check_written(

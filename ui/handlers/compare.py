@@ -26,7 +26,7 @@ EMPTY = "The mix is empty: add adapters in the Library, and switch them on."
 AXES = {
     "nothing": "none",
     "adapter's weight": "weight",
-    "adapter's UNet weight": "unet",
+    "adapter's denoiser weight": "denoiser",
     "adapter's text weight": "te",
     "adapter alone": "adapter",
     "seed": "seed",
@@ -36,6 +36,8 @@ AXES = {
     "words in the prompt": "prompt",
     "whole mix": "mix",
 }
+_FORMER = {"adapter's UNet weight": "adapter's denoiser weight"}
+"""What axes were called before, as browsers keep them."""
 
 
 def read_axis(app: AppState, given: Any, name: str) -> GridAxis:
@@ -54,7 +56,10 @@ def read_axis(app: AppState, given: Any, name: str) -> GridAxis:
 
     fields = {} if given is None else checks.table(given, "axes")
     nothing = next(iter(AXES))
-    kind = AXES[checks.choice(fields.get(f"{name}-kind", nothing), "axis", tuple(AXES), f"{name}-kind")]
+    given_kind = fields.get(f"{name}-kind", nothing)
+    kind = AXES[checks.choice(_FORMER.get(str(given_kind), given_kind), "axis", tuple(AXES), f"{name}-kind")]
+    if kind == "denoiser":
+        kind = "unet" if app.layout is None or app.layout.is_unet else "transformer"
     text = checks.text(fields.get(f"{name}-values"), "Values", 4000, f"{name}-values")
     adapter = checks.text(fields.get(f"{name}-adapter"), "Adapter", 256, f"{name}-adapter")
     try:

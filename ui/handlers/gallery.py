@@ -199,7 +199,11 @@ def report(
     app: AppState, settings: PictureSettings, matches: AdapterMatches, unused: Sequence[str]
 ) -> dict[str, Any]:
     """Say what was read and which adapters were found, for the page."""
-    words = {"hash": "found by hash", "name": "found by name"}
+    words = {
+        "hash": "found by hash",
+        "name": "found by name",
+        "header": "found by what its file says of itself",
+    }
     slots = []
     for slot in matches.slots:
         ok = slot.match is not None

@@ -12,6 +12,7 @@ from lora_mixer.pictures import PICTURE_FIELDS, SCHEDULES
 
 from .. import checks
 from ..jobs import Jobs, Order, make_all
+from ..limits import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_SIDE
 from ..messages import FieldError, told
 from ..mix_rows import read_rows
 from ..thumbs import data_uri
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from ..app_state import AppState
     from ..jobs import SessionJob
 
-MAX_COUNT = 64
-MAX_STEPS = 500
-MAX_SIDE = 4096
-MAX_SEED = 2**63 - 1 - MAX_COUNT
 _LABEL = 60
 DRAFT_STEPS = 6
 DRAFT_SIDE = 512
@@ -61,9 +58,9 @@ def read_request(
         checks.text(negative, "Negative prompt", field="negative"),
         checks.whole(seed, "Seed", 0, MAX_SEED, "seed"),
         checks.whole(steps, "Steps", 1, MAX_STEPS, "steps"),
-        checks.number(guidance, "Guidance", 0, 100, "guidance"),
-        checks.whole(width, "Width", 16, MAX_SIDE, "width") // 8 * 8,
-        checks.whole(height, "Height", 16, MAX_SIDE, "height") // 8 * 8,
+        checks.number(guidance, "Guidance", 0, MAX_GUIDANCE, "guidance"),
+        checks.whole(width, "Width", MIN_SIDE, MAX_SIDE, "width") // 8 * 8,
+        checks.whole(height, "Height", MIN_SIDE, MAX_SIDE, "height") // 8 * 8,
         mix=read_rows(mix_rows).mix(app),
         **read_more(app, more),
     )

@@ -59,6 +59,8 @@ window.lm = (() => {
     if (same && typed !== null && same.value === held.value) same.setSelectionRange(typed, end);
   }
 
+  // What stands on a button that turns pages: on phones the arrow alone.
+  const turning = (step, back, on) => (step < 0 ? ["← ", h("span", { class: "lm-wide" }, back)] : [h("span", { class: "lm-wide" }, on), " →"]);
   const number = (value, digits = 2) => String(Math.round(value * 10 ** digits) / 10 ** digits);
   const parts = {};
 
@@ -124,7 +126,7 @@ window.lm = (() => {
     if (!mark(field, text)) say(text, { bad: true });
   }
 
-  return { h, picture, later, empty, reveal, redraw, number, bytes, parts, start, say, ask, fault, mark, unmark, serve: (given) => { server = { ...server, ...given }; } };
+  return { h, picture, later, empty, turning, reveal, redraw, number, bytes, parts, start, say, ask, fault, mark, unmark, serve: (given) => { server = { ...server, ...given }; } };
 })();
 
 // One way back for everything that a person does here, the latest first.

@@ -3,7 +3,7 @@ lm.parts.gallery = (root, { props, trigger, watch }) => {
   const { h, picture, empty, redraw } = lm;
   function draw() {
     const v = props.value || { pictures: [], page: 0, pages: 1, total: 0 };
-    const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => trigger("turn", { page: v.page + step }) }, step < 0 ? "← Newer" : "Older →");
+    const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => trigger("turn", { page: v.page + step }) }, lm.turning(step, "Newer", "Older"));
     redraw(root,
       h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count" }, `${v.total} picture${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
         v.pages > 1 && [turn(-1), h("span", { class: "lm-count" }, `${v.page + 1} / ${v.pages}`), turn(1)]),

@@ -110,7 +110,7 @@ lm.parts.cards = (root, { props, server, watch }) => {
   function draw() {
     const v = found;
     if (!v) return body.replaceChildren(h("p", { class: "lm-hint", role: "status" }, "The library is being looked at."));
-    const next = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => look(v.page + step) }, step < 0 ? "← Previous" : "Next →");
+    const next = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => look(v.page + step) }, lm.turning(step, "Previous", "Next"));
     const cards = (entries) => h("div", { class: liked.list ? "lm-lines" : "lm-cards" }, entries.map(liked.list ? line : card));
     const shown = twins
       ? twins.length ? twins.map((group) => [h("h3", {}, `${group.length} files are the same`), cards(group)]) : empty("No doubles", "No two files here are the same to the byte.")

@@ -38,7 +38,7 @@ def read_call(text: str, where: str, reading: Reading) -> WrittenCall | None:
     Example:
         >>> from lora_mixer.mixes.reading import Reading
         >>> read_call("window(5s, stop=0.8)", "", Reading())
-        Call(name='window', positional=['5s'], named={'stop': 0.8})
+        WrittenCall(name='window', positional=['5s'], named={'stop': 0.8})
     """
     if not (match := _CALL.fullmatch(text.strip())):
         return None

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.parsing.values import as_float, as_hash, as_int, as_list, as_table, as_text, sides
+from lora_mixer.parsing.values import as_float, as_hash, as_list, as_table, as_text, sides
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.settings import HASH_KINDS, PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import alias_of, take_tags
+from lora_mixer.pictures.request import PICTURE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lora_mixer.picture_metadata.parameters_text import Infotext
 
 NAME = "a1111"
-_KNOWN = ("Steps", "CFG scale", "Seed", "Sampler", "Model", "Model hash", "Size", "Version", "Lora hashes")
+_KNOWN = ("Model", "Model hash", "Size", "Version", "Lora hashes")
 
 
 def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
@@ -46,21 +47,24 @@ def settings_of(
     pairs = infotext.pairs
     prompt, adapters = take_tags(infotext.prompt, notes)
     width, height = sides(pairs.get("Size", ""))
+    fields = {
+        name: value
+        for name, about in PICTURE_FIELDS.items()
+        if about.infotext is not None and (value := about.of_infotext(pairs.get(about.infotext))) is not None
+    }
+    known = {*_KNOWN, *(PICTURE_FIELDS[name].infotext for name in fields)}
     return PictureSettings(
+        **fields,
         prompt=prompt,
         negative_prompt=infotext.negative_prompt,
-        seed=as_int(pairs.get("Seed"), -(1 << 64)),
-        steps=as_int(pairs.get("Steps"), 0, 1 << 20),
-        guidance_scale=as_float(pairs.get("CFG scale")),
         width=width,
         height=height,
-        sampler=as_text(pairs.get("Sampler")),
         model=as_text(pairs.get("Model")),
         model_hash=as_text(pairs.get("Model hash")),
         adapters=tuple(_with_resources(adapters, infotext, {**hashes_of(infotext), **(more or {})}, notes)),
         dialect=dialect,
         version=as_text(pairs.get("Version")),
-        extra={key: text for key, text in pairs.items() if key not in _KNOWN},
+        extra={key: text for key, text in pairs.items() if key not in known},
     )
 
 
