@@ -14,19 +14,13 @@ from torch import nn
 
 import lora_mixer
 from lora_mixer import (
-    AdaLoraConfig,
     EvaConfig,
-    FullConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
     LoraConfig,
     LoraMixer,
-    OFTConfig,
     TrainableTokensConfig,
 )
 from lora_mixer.fresh import KINDS, read_config
-from tests.fresh_models import build, inputs, output
+from tests.fresh_models import EVERY_KIND, build, inputs, output, stirred
 from tests.small_language_models import distance
 from tests.small_unets import SDXL
 from tests.small_unets import build as build_unet
@@ -35,28 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVERY: dict[str, Any] = {
-    "lora": LoraConfig(r=3, target_modules=["q_proj", "up_proj"]),
-    "rslora": LoraConfig(r=3, target_modules=["v_proj"], use_rslora=True),
-    "dora": LoraConfig(r=3, target_modules=["q_proj"], use_dora=True),
-    "pissa": LoraConfig(r=3, target_modules=["o_proj"], init_lora_weights="pissa"),
-    "adalora": AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["k_proj"]),
-    "ia3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "loha": LoHaConfig(r=2, target_modules=["q_proj"]),
-    "lokr": LoKrConfig(r=2, target_modules=["gate_proj"]),
-    "oft": OFTConfig(oft_block_size=4, target_modules=["down_proj"]),
+    **EVERY_KIND,
     "tokens": TrainableTokensConfig(token_indices=sorted({*inputs("llama")["input_ids"][0].tolist()})[:2]),
-    "full": FullConfig(target_modules=["norm", "1.mlp.up_proj"]),
     "head": LoraConfig(target_modules=[], modules_to_save=["lm_head"]),
 }
-
-
-def moved(mixer: LoraMixer, name: str, seed: int = 0) -> None:
-    """Give an adapter in training an effect."""
-    drawn = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not every one is in the mix
-        for _, parameter in mixer.named_trainable_parameters(name):
-            parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.05)
 
 
 def test_a_configuration_in_every_form_makes_the_same_adapter(tmp_path: Path) -> None:
@@ -115,7 +91,7 @@ def test_configurations_of_every_kind_train_side_by_side_and_one_by_one() -> Non
         assert distance(output(model, "llama"), before) < 2e-6, name
     alone = {}
     for number, name in enumerate(EVERY):
-        moved(mixer, name, number)
+        stirred(mixer, name, number, 0.05)
         mixer.set_adapters(name)
         alone[name] = output(model, "llama").detach()
         assert distance(alone[name], before) > 1e-5, name
@@ -140,7 +116,7 @@ def test_what_was_trained_loads_again_here(name: str, tmp_path: Path) -> None:
     model = build("llama")
     mixer = LoraMixer(model)
     mixer.add_adapter(EVERY[name], "mine")
-    moved(mixer, "mine")
+    stirred(mixer, "mine", 0, 0.05)
     wanted = output(model, "llama").detach()
 
     mixer.save_lora_weights(tmp_path, "mine", format="peft")
@@ -225,7 +201,7 @@ def test_eva_starts_in_the_directions_and_with_the_ranks_of_peft(fields: dict[st
             assert float(mine.norm() / other.norm()) == pytest.approx(times, rel=0.03)
     assert torch.equal(output(model, "llama"), before)
     assert not model.training
-    moved(mixer, "mine")
+    stirred(mixer, "mine", 0, 0.05)
     out = output(model, "llama").detach()
     with torch.no_grad():
         for key, p in mixer.named_trainable_parameters("mine"):
@@ -354,7 +330,7 @@ def test_checkpointing_gives_every_kind_the_same_gradients(reentrant: bool) -> N
             mixer = LoraMixer(model)
             torch.manual_seed(2)
             mixer.add_adapter(config, "mine")
-            moved(mixer, "mine")
+            stirred(mixer, "mine", 0, 0.05)
             output(model, "llama").square().sum().backward()
             found.append([p.grad for _, p in mixer.named_trainable_parameters("mine")])
         assert all(torch.equal(one, two) for one, two in zip(*found, strict=True)), name
@@ -366,7 +342,7 @@ def test_every_kind_trains_a_half_precision_base_under_autocast_in_fp32() -> Non
         base = {key: value.clone() for key, value in model.state_dict().items()}
         mixer = LoraMixer(model)
         mixer.add_adapter(config, "mine")
-        moved(mixer, "mine")
+        stirred(mixer, "mine", 0, 0.05)
         with torch.autocast("cpu", torch.bfloat16):
             out = output(model, "llama")
         out.float().square().sum().backward()
@@ -384,7 +360,7 @@ def test_gradients_add_up_over_batches_as_those_of_one_batch() -> None:
         mixer = LoraMixer(model)
         torch.manual_seed(2)
         mixer.add_adapter(config, "mine")
-        moved(mixer, "mine")
+        stirred(mixer, "mine", 0, 0.05)
         whole = inputs("llama")
         parameters = [p for _, p in mixer.named_trainable_parameters("mine")]
         model(**whole).logits.square().sum().backward()

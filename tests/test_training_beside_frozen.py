@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lora_mixer import FullConfig, IA3Config, LoHaConfig, LoraConfig, LoraMixer
-from tests.fresh_models import build, inputs, output
+from tests.fresh_models import build, inputs, output, stirred
 from tests.small_language_models import distance
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ COUPLES = [
 def made(name: str, config: Any, path: Path, seed: int) -> Path:
     mixer = LoraMixer(build(name))
     mixer.add_adapter(config, "x")
-    drawn = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in mixer.named_trainable_parameters("x"):
-            parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.1)
+    stirred(mixer, "x", seed)
     mixer.save_lora_weights(path, "x", format="peft")
     return path
 

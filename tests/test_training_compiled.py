@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.fresh_models import stirred
 from tests.small_language_models import distance
-from tests.test_training_rows import IDS, KINDS, on_llama, stirred
+from tests.test_training_rows import IDS, KINDS, on_llama
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -15,7 +16,7 @@ def test_a_kind_compiles_into_one_graph_and_trains_alike(kind: str) -> None:
     torch._dynamo.reset()
     counters.clear()
     model, mixer, _ = on_llama([KINDS[kind]])
-    parameters = stirred(mixer, ["a0"])["a0"]
+    parameters = stirred(mixer, "a0", 0)
     compiled, found = torch.compile(model, backend="aot_eager"), []
 
     for call in (model, compiled):

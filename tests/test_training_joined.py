@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora_mixer import LoraConfig, LoraMixer
 from lora_mixer.algorithms.dora import Dora, RankParts, lengths_in_ranks
 from lora_mixer.engines.trainable.joined import Terms, apart, joined
-from tests.fresh_models import build, inputs, output
+from tests.fresh_models import build, inputs, output, stirred
 from tests.small_language_models import distance
 
 if TYPE_CHECKING:
@@ -131,11 +131,7 @@ def trained() -> tuple[nn.Module, LoraMixer, dict[str, nn.Parameter]]:
     model = build("llama")
     mixer = LoraMixer(model)
     mixer.add_adapter(LoraConfig(r=3, target_modules=["q_proj", "up_proj"], use_dora=True), "mine")
-    parameters = dict(mixer.named_trainable_parameters("mine"))
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+    parameters = stirred(mixer, "mine", size=0.2)
     return model, mixer, parameters
 
 

@@ -11,18 +11,13 @@ import torch
 from torch import nn
 
 from lora_mixer import (
-    AdaLoraConfig,
-    FullConfig,
-    IA3Config,
     LoHaConfig,
-    LoKrConfig,
     LoraConfig,
     LoraMixer,
-    OFTConfig,
     TrainableTokensConfig,
 )
 from lora_mixer.errors import MixError
-from tests.fresh_models import build
+from tests.fresh_models import EVERY_KIND, build, stirred
 from tests.models import tiny_sd
 from tests.small_language_models import distance
 
@@ -33,21 +28,15 @@ IDS = torch.randint(2, 37, (6, 7), generator=torch.Generator().manual_seed(4))
 IDS[:, 2] = 9  # a token that all rows have
 LORA = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "up_proj", "down_proj"])
 KINDS: dict[str, Any] = {
+    **EVERY_KIND,
     "lora": LORA,
     "ranks that differ": LoraConfig(r=3, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 5}),
     "bias on B": LoraConfig(r=3, target_modules=["q_proj", "down_proj"], lora_bias=True),
-    "dora": LoraConfig(r=3, target_modules=["q_proj", "v_proj"], use_dora=True),
-    "pissa": LoraConfig(r=3, target_modules=["o_proj"], init_lora_weights="pissa"),
-    "adalora": AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["k_proj", "up_proj"]),
-    "ia3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "loha": LoHaConfig(r=2, target_modules=["q_proj"]),
-    "lokr": LoKrConfig(r=2, target_modules=["gate_proj"]),
-    "oft": OFTConfig(oft_block_size=4, target_modules=["down_proj"]),
     "tokens": TrainableTokensConfig(token_indices=[5, 9, 21]),
     "lookup": LoraConfig(r=3, target_modules=["embed_tokens", "q_proj"]),
-    "full": FullConfig(target_modules=["norm", "1.mlp.up_proj"]),
     "head": LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]),
 }
+del KINDS["rslora"]  # a plain pair here
 ORDERS = {
     "blocks": [0, 0, 1, 1, 2, 2],
     "blocks of several sizes": [2, 0, 0, 0, 1, 1],
@@ -56,22 +45,9 @@ ORDERS = {
 }
 
 
-def stirred(mixer: LoraMixer, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
+def every_stirred(mixer: LoraMixer, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
     """Give adapters values of their own, and return their parameters."""
-    found = {}
-    for seed, name in enumerate(names):
-        drawn = torch.Generator().manual_seed(seed)
-        with pytest.warns(UserWarning, match="not in the mix") if seed + 1 < len(names) else _nothing():
-            found[name] = dict(mixer.named_trainable_parameters(name))
-        with torch.no_grad():
-            for parameter in found[name].values():
-                parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.1)
-    return found
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+    return {name: stirred(mixer, name, seed) for seed, name in enumerate(names)}
 
 
 def losses(logits: torch.Tensor) -> torch.Tensor:
@@ -100,7 +76,7 @@ def check(
 ) -> None:
     """Train adapters each on its own rows, then all in one batch from the same start, and compare gradients and weights."""
     names = sorted({f"a{n}" for n in order if n >= 0})
-    parameters = stirred(mixer, names)
+    parameters = every_stirred(mixer, names)
     start = {name: {key: p.detach().clone() for key, p in own.items()} for name, own in parameters.items()}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     wanted: dict[str, Any] = {}
@@ -178,7 +154,7 @@ def test_ranks_scales_and_dropped_inputs_may_differ() -> None:
 
 def test_one_mix_for_several_rows_of_a_larger_batch() -> None:
     model, mixer, run = on_llama([LORA] * 3)
-    parameters = stirred(mixer, ["a0", "a1", "a2"])
+    parameters = every_stirred(mixer, ["a0", "a1", "a2"])
     mixer.set_mix([{"a0": 1.0}, {"a1": 0.5}, {"a2": 1.0}], guidance_copies=1)
     found = run(torch.arange(6)).detach()
     mixer.set_mix([{name: gain} for name, gain in (("a0", 1.0), ("a1", 0.5), ("a2", 1.0)) for _ in range(2)])
@@ -253,7 +229,7 @@ def test_rows_of_a_compiled_model_train_alike() -> None:
 
 def test_an_adapter_that_runs_away_leaves_the_others_as_they_are() -> None:
     model, mixer, run = on_llama([LORA] * 3)
-    parameters = stirred(mixer, ["a0", "a1", "a2"])
+    parameters = every_stirred(mixer, ["a0", "a1", "a2"])
     for order in (ORDERS["blocks"], ORDERS["in turn"]):
         mixer.set_mix(names_of(order))
         with torch.no_grad():
@@ -270,7 +246,7 @@ def test_an_adapter_that_runs_away_leaves_the_others_as_they_are() -> None:
 
 def test_frozen_adapters_stand_beside_rows_that_are_trained() -> None:
     _, mixer, run = on_llama([LORA] * 2)
-    stirred(mixer, ["a0", "a1"])
+    every_stirred(mixer, ["a0", "a1"])
     with pytest.warns(UserWarning, match="not in the mix"):
         still = {key: p.detach() for key, p in mixer.named_trainable_parameters("a0")}
     mixer.load_lora_weights(

@@ -16,14 +16,13 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import nn
 
 from lora_mixer import LoraConfig, LoraMixer
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.problem import SaveReason
-from tests.fresh_models import build, inputs, output
+from tests.fresh_models import build, inputs, output, stirred
 from tests.small_language_models import distance
 
 TRAPS = {
@@ -89,13 +88,21 @@ def theirs(model: Any, config: Any, values: dict[str, torch.Tensor]) -> Any:
     return wrapped
 
 
-def stirred(mixer: LoraMixer, name: str = "a") -> dict[str, nn.Parameter]:
-    found = dict(mixer.named_trainable_parameters(name))
-    drawn = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in found.values():
-            parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.1)
-    return found
+def check_beside_peft(name: str, config: Any) -> None:
+    """Train on a model with PEFT's adapter and with one of the same values here: outputs and gradients are equal."""
+    model = build(name)
+    mixer = LoraMixer(model)
+    mixer.add_adapter(config, "a")
+    parameters = stirred(mixer)
+    other = theirs(build(name), config, {key: p.detach() for key, p in parameters.items()})
+    outs = [output(net, name) for net in (model, other)]
+    assert distance(*outs) < 1e-5
+    for out in outs:
+        out.square().sum().backward()
+    wanted = {key.replace(".default", ""): p.grad for key, p in other.named_parameters() if p.requires_grad}
+    assert parameters.keys() == wanted.keys()
+    for key, p in parameters.items():
+        assert distance(p.grad, wanted[key]) < 2e-5, key
 
 
 def test_inputs_that_a_dora_drops_are_dropped_of_both_products() -> None:
@@ -133,34 +140,7 @@ def test_weight_0_of_a_dora_in_training_is_the_base() -> None:
 
 
 def test_a_pair_on_a_scaled_lookup_is_scaled_in_training_too() -> None:
-    def gemma() -> Any:
-        torch.manual_seed(1)
-        return transformers.GemmaForCausalLM(
-            transformers.GemmaConfig(
-                vocab_size=37,
-                hidden_size=24,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=12,
-                pad_token_id=0,
-            )
-        ).eval()
-
-    config = peft.LoraConfig(r=3, target_modules=["embed_tokens", "v_proj"])
-    model = gemma()
-    mixer = LoraMixer(model)
-    mixer.add_adapter(config, "a")
-    parameters = stirred(mixer)
-    other = theirs(gemma(), config, {key: p.detach() for key, p in parameters.items()})
-    outs = [output(net, "llama") for net in (model, other)]
-    assert distance(*outs) < 1e-5
-    for out in outs:
-        out.square().sum().backward()
-    wanted = {key.replace(".default", ""): p.grad for key, p in other.named_parameters() if p.requires_grad}
-    for key, p in parameters.items():
-        assert distance(p.grad, wanted[key]) < 2e-5, key
+    check_beside_peft("gemma", peft.LoraConfig(r=3, target_modules=["embed_tokens", "v_proj"]))
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -187,34 +167,7 @@ def test_a_layer_whose_forward_is_never_called_is_not_trained_without_a_word(
 
 
 def test_layers_that_are_called_several_times_have_one_adapter_and_the_sum_of_its_gradients() -> None:
-    def albert() -> Any:
-        torch.manual_seed(1)
-        return transformers.AlbertForSequenceClassification(
-            transformers.AlbertConfig(
-                vocab_size=37,
-                embedding_size=12,
-                hidden_size=24,
-                intermediate_size=32,
-                num_hidden_layers=4,
-                num_attention_heads=2,
-                max_position_embeddings=32,
-            )
-        ).eval()
-
-    config = peft.LoraConfig(r=3, target_modules=["query", "ffn"])
-    model = albert()
-    mixer = LoraMixer(model)
-    mixer.add_adapter(config, "a")
-    parameters = stirred(mixer)
-    other = theirs(albert(), config, {key: p.detach() for key, p in parameters.items()})
-    outs = [output(net, "bert") for net in (model, other)]
-    assert distance(*outs) < 1e-5
-    for out in outs:
-        out.square().sum().backward()
-    wanted = {key.replace(".default", ""): p.grad for key, p in other.named_parameters() if p.requires_grad}
-    assert len(parameters) == 4
-    for key, p in parameters.items():
-        assert distance(p.grad, wanted[key]) < 2e-5, key
+    check_beside_peft("albert", peft.LoraConfig(r=3, target_modules=["query", "ffn"]))
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"], ["norm"]])
