@@ -505,13 +505,14 @@ def _unload_of_pipeline(words: DiffusersWords, reset_to_overwritten_params: bool
     words.unload_lora_weights()
 
 
-def _of_model(method: Any) -> Any:
-    """Let a word of pipelines speak of one component: it takes the component first."""
+@dataclass(frozen=True)
+class _OfModel:
+    """Lets a word of pipelines speak of one component: it takes the component first."""
 
-    def say(words: DiffusersWords, part: str, *args: Any, **kwargs: Any) -> Any:
-        return method(words, *args, part=part, **kwargs)
+    method: Any
 
-    return say
+    def __call__(self, words: DiffusersWords, part: str, *args: Any, **kwargs: Any) -> Any:
+        return self.method(words, *args, part=part, **kwargs)
 
 
 def _set_of_model(words: DiffusersWords, part: str, adapter_names: Any, weights: Any = None) -> None:
@@ -549,18 +550,18 @@ _OF_PIPELINES = {
 _OF_MODELS = {
     "load_lora_adapter": DiffusersWords.load_lora_adapter,
     "save_lora_adapter": DiffusersWords.save_lora_adapter,
-    "unload_lora": _of_model(DiffusersWords.unload_lora_weights),
+    "unload_lora": _OfModel(DiffusersWords.unload_lora_weights),
     "set_adapters": _set_of_model,
     "set_adapter": DiffusersWords.set_adapter,
-    "disable_lora": _of_model(DiffusersWords.disable_lora),
-    "enable_lora": _of_model(DiffusersWords.enable_lora),
-    "disable_adapters": _of_model(DiffusersWords.disable_lora),
-    "enable_adapters": _of_model(DiffusersWords.enable_lora),
+    "disable_lora": _OfModel(DiffusersWords.disable_lora),
+    "enable_lora": _OfModel(DiffusersWords.enable_lora),
+    "disable_adapters": _OfModel(DiffusersWords.disable_lora),
+    "enable_adapters": _OfModel(DiffusersWords.enable_lora),
     "active_adapters": DiffusersWords.active_adapters,
-    "delete_adapters": _of_model(DiffusersWords.delete_adapters),
+    "delete_adapters": _OfModel(DiffusersWords.delete_adapters),
     "fuse_lora": _fuse_of_model,
     "unfuse_lora": _unfuse_of_model,
-    "enable_lora_hotswap": _of_model(_hotswap),
+    "enable_lora_hotswap": _OfModel(_hotswap),
 }
 """Words of diffusers' pipelines and models, and of Transformers' models where these have them."""
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import json
+import pickle
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -561,3 +562,32 @@ def test_arguments_without_a_meaning_are_refused_through_diffusers_words(ours: A
         call(pipe, files["kohya"])
     assert np.array_equal(picture(pipe), before)
     assert pipe.get_active_adapters() == active
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_copy_of_a_pipeline_that_was_taken_over_has_its_words_too(ours: Any, way: str, fused: bool) -> None:
+    pipe, _, files = ours
+    base = Snapshot.of(pipe)
+    plain = picture(pipe)
+    load(pipe, files["kohya"], adapter_name="a")
+    load(pipe, files["peft"], adapter_name="b")
+    pipe.set_adapters(["a", "b"], [0.5, -0.3])
+    if fused:
+        pipe.fuse_lora()
+    mixed = picture(pipe)
+
+    copied = pickle.loads(pickle.dumps(pipe)) if way == "pickle" else copy.deepcopy(pipe)
+
+    assert np.array_equal(picture(copied), mixed)
+    if fused:
+        copied.unfuse_lora()
+    copied.unet.disable_lora()
+    copied.text_encoder.disable_adapters()
+    assert np.array_equal(picture(copied), plain)
+    copied.unload_lora_weights()
+    assert (np.array_equal(picture(copied), plain), np.array_equal(picture(pipe), mixed)) == (True, True)
+    if fused:
+        pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    base.assert_values(pipe)
