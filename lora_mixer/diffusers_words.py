@@ -209,7 +209,7 @@ class DiffusersWords:
             )
         folder = Path(save_directory)
         if folder.is_file():
-            raise SaveError(f"{folder} is a file; expected a folder")
+            raise SaveError("is a file; expected a folder", file=str(folder))
         with tempfile.TemporaryDirectory() as room:
             path = Path(room) / _WEIGHTS_NAME
             self._mixer.save_lora_weights(

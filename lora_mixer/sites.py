@@ -221,7 +221,7 @@ class ModelSite:
                 f"the site states no SHA-256 of {file.name!r}, so what comes could not be checked"
             )
         if place.exists():
-            raise SourceError(f"{place} is there already")
+            raise SourceError("is there already", file=str(place))
         _host_of(file.address, like=self._host)
 
         def write(stream: IO[bytes]) -> None:

@@ -266,7 +266,7 @@ def pickled(tensors: dict[str, torch.Tensor], dice: random.Random) -> bytes:
     if dice.random() < 0.2:
         tensors = {
             key: x.flatten()[:1].expand([dice.choice((n, n, 1 << 14, 1 << 20)) for n in x.shape])
-            if x.numel()
+            if x.numel() and x.ndim
             else x
             for key, x in tensors.items()
         }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lora_mixer
+from lora_mixer import errors
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("lora_mixer", "ui", "comfyui")
@@ -144,3 +145,34 @@ def test_every_name_of_a_module_is_used():
 
     assert len(names) > 2000
     assert {name for name in names if used[name] == 1 and not name.startswith("__")} == FOR_TESTS
+
+
+ABOUT_A_FILE = {"path", "file", "source", "folder", "root", "label"}
+
+
+def test_an_error_that_begins_with_a_file_has_it_as_a_field():
+    """``--json`` and the page show the field; a name in the text alone is lost on them."""
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type)} - {"PictureError"}
+    odd, seen = [], 0
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                    continue
+                seen += node.func.id in classes
+                text = node.args[0]
+                first = text.values[0] if isinstance(text, ast.JoinedStr) else None
+                name = (
+                    ast.unparse(first.value).split(".")[-1].strip("_")
+                    if isinstance(first, ast.FormattedValue)
+                    else ""
+                )
+                if (
+                    node.func.id in classes
+                    and name in ABOUT_A_FILE
+                    and not any(k.arg == "file" for k in node.keywords)
+                ):
+                    odd.append((path.name, node.lineno))
+
+    assert seen > 400
+    assert odd == []

@@ -147,7 +147,7 @@ def test_a_hub_that_refuses_is_reported_with_its_status(hub):
 def test_a_broken_config_is_named(hub):
     hub.repos["user/repo"] = Repo({"adapter_config.json": b"{", "adapter_model.safetensors": b"weights"})
 
-    with pytest.raises(CorruptFileError, match=r"adapter_config.json must be a JSON object"):
+    with pytest.raises(CorruptFileError, match=r"adapter_config.json: must be a JSON object"):
         resolve_source("user/repo")
 
 

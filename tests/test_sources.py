@@ -167,7 +167,7 @@ def test_pickles_need_to_be_allowed(tmp_path, suffix):
     file = fill(tmp_path, f"x{suffix}") / f"x{suffix}"
 
     for source in (file, tmp_path):
-        with pytest.raises(SourceError, match=rf"x\{suffix} is a pickle.*allow_pickle=True"):
+        with pytest.raises(SourceError, match=rf"x\{suffix}: is a pickle.*allow_pickle=True"):
             resolve_source(source)
 
         assert resolve_source(source, allow_pickle=True).weights == file
@@ -204,7 +204,7 @@ def test_a_broken_config_is_named(tmp_path, content):
     fill(tmp_path, "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(content, encoding="latin-1")
 
-    with pytest.raises(CorruptFileError, match=r"adapter_config.json must be a JSON object"):
+    with pytest.raises(CorruptFileError, match=r"adapter_config.json: must be a JSON object"):
         resolve_source(tmp_path)
 
 

@@ -10,7 +10,6 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from lora_mixer.parsing.values import clean_text
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ class PageGuard:
                 "%s: %s (%s)",
                 quote(scope["path"])[:200],
                 type(error).__name__,
-                clean_text(first_line(error, 160)),
+                ascii(first_line(error, 160)),
             )
             if not begun:
                 await _answer(send, 400, "This request is none that the page understands.")

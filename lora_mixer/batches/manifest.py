@@ -109,7 +109,7 @@ def read_manifest(path: str | Path) -> list[Record]:
             with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as base:
                 records = _rows(base)
     except (OSError, *SQLITE_ERRORS) as error:
-        raise SaveError(f"the manifest {path} cannot be read: {error}") from error
+        raise SaveError(f"the manifest cannot be read: {error}", file=str(path)) from error
     pictures = [record for record in records.values() if record.get("status") not in INNER]
     return sorted(pictures, key=lambda record: _number(record.get("index")))
 
@@ -125,7 +125,7 @@ def _refuse_irregular(path: Path) -> None:
     except FileNotFoundError:
         return
     except ValueError as error:
-        raise SaveError(f"the manifest {path} {error}") from error
+        raise SaveError(f"the manifest {error}", file=str(path)) from error
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -145,8 +145,9 @@ def _refuse_foreign(path: Path) -> None:
         is_own = _is_own_table(path)
     if not is_own:
         raise SaveError(
-            f"{path} is there and is not a manifest of lora_mixer; give this plan another output.manifest, so that it stays "
-            "as it is"
+            "is there and is not a manifest of lora_mixer; give this plan another output.manifest, so that it stays "
+            "as it is",
+            file=str(path),
         )
 
 
@@ -189,7 +190,7 @@ class _Lines:
             self._stream = path.open("a+b", buffering=0)
             self._cut_torn_line()
         except OSError as error:
-            raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+            raise SaveError(f"cannot be written: {error.strerror or error}", file=str(path)) from error
 
     def _cut_torn_line(self) -> None:
         size = end = self._stream.seek(0, os.SEEK_END)
@@ -220,13 +221,13 @@ class _Lines:
         except OSError as error:
             with suppress(OSError):  # else the next run cuts the torn line off
                 self._stream.truncate(before)
-            raise SaveError(f"cannot write {self._path}: {error.strerror or error}") from error
+            raise SaveError(f"cannot be written: {error.strerror or error}", file=str(self._path)) from error
 
     def close(self) -> None:
         try:
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise SaveError(f"cannot write {self._path}: {error.strerror or error}") from error
+            raise SaveError(f"cannot be written: {error.strerror or error}", file=str(self._path)) from error
         finally:
             self._stream.close()
             self._lock.release()
@@ -245,13 +246,13 @@ class _Table:
                 "CREATE TABLE IF NOT EXISTS pictures (file TEXT PRIMARY KEY, idx INTEGER, status TEXT, record TEXT)"
             )
         except SQLITE_ERRORS as error:
-            raise SaveError(f"cannot write {path}: {error}") from error
+            raise SaveError(f"cannot be written: {error}", file=str(path)) from error
 
     def records(self) -> dict[str, Record]:
         try:
             return _rows(self._base)
         except SQLITE_ERRORS as error:
-            raise SaveError(f"the manifest {self._path} cannot be read: {error}") from error
+            raise SaveError(f"the manifest cannot be read: {error}", file=str(self._path)) from error
 
     def add(self, record: Record, *, at_once: bool = False) -> None:
         del at_once  # WAL and synchronous=NORMAL: a loss of power may cost the last records, never the file
@@ -260,7 +261,7 @@ class _Table:
             with self._base:
                 self._base.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", row)
         except SQLITE_ERRORS as error:
-            raise SaveError(f"cannot write {self._path}: {error}") from error
+            raise SaveError(f"cannot be written: {error}", file=str(self._path)) from error
 
     def close(self) -> None:
         self._base.close()

@@ -342,7 +342,7 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         raw = read_regular(path, PLAN_BYTES_AT_MOST)
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(
-            f"the plan {source} cannot be read: {getattr(error, 'strerror', None) or error}"
+            f"the plan cannot be read: {getattr(error, 'strerror', None) or error}", file=str(source)
         ) from error
     kind = KINDS.get(path.suffix.lower())
     if kind is None:

@@ -60,7 +60,7 @@ class BatchResult:
         ...     result.open()
         ... except SaveError as error:
         ...     print(error)
-        pictures/0.png is not there (failed)
+        pictures/0.png: is not there (failed)
     """
 
     index: int
@@ -88,7 +88,7 @@ class BatchResult:
         folder, _, name = self.file.rpartition("/")
         raw = Storage(folder).read(name)
         if raw is None:
-            raise SaveError(f"{self.file} is not there ({self.status})")
+            raise SaveError(f"is not there ({self.status})", file=str(self.file))
         return Image.open(io.BytesIO(raw))
 
 

@@ -103,7 +103,8 @@ class Storage:
             place /= part
             if place.is_symlink():
                 raise SaveError(
-                    f"cannot write {self._path / name}: {place} is a link, which may lead anywhere"
+                    f"cannot be written: {place} is a link, which may lead anywhere",
+                    file=str(self._path / name),
                 )
 
     def there(self, names: Iterable[str]) -> list[str]:
@@ -186,4 +187,4 @@ class Storage:
             self._remote.pipe_file(place + _PART, raw)
             self._remote.mv(place + _PART, place)
         except (OSError, NotImplementedError) as error:
-            raise SaveError(f"cannot write {self.where(name)}: {error}") from error
+            raise SaveError(f"cannot be written: {error}", file=str(self.where(name))) from error

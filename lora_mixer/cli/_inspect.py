@@ -85,7 +85,7 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
     if not files:
         hint = "" if allow_pickle else " Pickles (.pt, .bin) are looked for with --allow-pickle."
         raise SourceNotFoundError(
-            f"{source} holds no adapter files (.safetensors), nor do the folders in it.{hint}"
+            f"holds no adapter files (.safetensors), nor do the folders in it.{hint}", file=source
         )
     return [str(file) for file in files]
 

@@ -101,7 +101,7 @@ class Database:
                 self._renew(f"was damaged ({error})", "damaged", seen_twice=at > 0)
             except _OtherVersionError as error:
                 self._renew(str(error), "other-version", seen_twice=at > 0)
-        raise SourceError(f"{self.path} is damaged again and again; is the disk all right?")
+        raise SourceError("is damaged again and again; is the disk all right?", file=str(self.path))
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do some work in a transaction, which is kept if it ends well; else as ``read``."""
@@ -199,7 +199,9 @@ class Database:
                     if part.exists():
                         part.replace(f"{aside}{ending}")
             except OSError as refusal:
-                raise SourceError(f"{self.path} {why} and cannot be set aside ({refusal})") from refusal
+                raise SourceError(
+                    f"{why} and cannot be set aside ({refusal})", file=str(self.path)
+                ) from refusal
             self.renewals += 1
             self._notes.append(f"{self.path} {why}; it was set aside as {Path(aside).name} and made anew")
 

@@ -93,7 +93,7 @@ def move(entry: Entry, folder: Path, undone: Undone) -> Interruptible[Path]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SaveError(f"{folder} cannot be made ({error.strerror or error})") from error
+            raise SaveError(f"cannot be made ({error.strerror or error})", file=str(folder)) from error
 
     return _moved(places, entry.name, now, undone, begin=begin)
 

@@ -305,7 +305,9 @@ class Library:
         if any(
             part == ".." or part.startswith(".") or adding.safe_name(part) != part for part in parts
         ) or not within(place, top):
-            raise SourceError(f"{folder}: expected names of folders with / between, none of them hidden")
+            raise SourceError(
+                "expected names of folders with / between, none of them hidden", file=str(folder)
+            )
         with changing.move(entry, place, self._seen_again) as path:
             return self._elsewhere(id, path)
 
@@ -509,7 +511,9 @@ class Library:
     def _named_root(self, folder: str | os.PathLike[str] | None) -> Path:
         root = self._roots[0] if folder is None else Path(folder).expanduser().absolute()
         if root not in self._roots:
-            raise SourceError(f"{root} is none of the library's folders: {', '.join(map(str, self._roots))}")
+            raise SourceError(
+                f"is none of the library's folders: {', '.join(map(str, self._roots))}", file=str(root)
+            )
         return root
 
     def _root(self, folder: str | os.PathLike[str] | None) -> Path:
@@ -522,7 +526,7 @@ class Library:
         self.refresh()
         entries = self._where("path = ?", str(path))
         if not entries:
-            raise SourceNotFoundError(f"{path} was written and is not there any more")
+            raise SourceNotFoundError("was written and is not there any more", file=str(path))
         return entries[0]
 
     # --- looking: nothing here changes a file ---

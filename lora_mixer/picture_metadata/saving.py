@@ -149,9 +149,11 @@ def save_picture(
     place = Path(path)
     kind = FORMATS.get(place.suffix.lower())
     if kind is None:
-        raise SaveError(f"{place}: expected a name that ends with {', '.join(FORMATS)}, got {place.suffix!r}")
+        raise SaveError(
+            f"expected a name that ends with {', '.join(FORMATS)}, got {place.suffix!r}", file=str(place)
+        )
     if quality is not None and quality not in range(1, 101):
-        raise SaveError(f"{place}: quality must be a whole number from 1 to 100, got {quality!r}")
+        raise SaveError(f"quality must be a whole number from 1 to 100, got {quality!r}", file=str(place))
     if settings.width is None or settings.height is None:
         settings = replace(settings, width=image.width, height=image.height)
     settings = _ours(settings, hashes)
@@ -164,7 +166,7 @@ def save_picture(
         try:
             shown.save(stream, kind, **options)
         except ValueError as error:
-            raise SaveError(f"{place}: cannot be written as {kind}: {error}") from error
+            raise SaveError(f"cannot be written as {kind}: {error}", file=str(place)) from error
 
     write_files({place: write})
     return place
@@ -184,8 +186,9 @@ def _texts_for(kind: str, settings: PictureSettings, place: Path) -> dict[str, A
         exif = exif_of(text, own.write_own(settings, with_masks=False))
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_AT_MOST:
         raise SaveError(
-            f"{place}: the settings take {len(exif)} bytes, and a JPEG has room for {_JPEG_EXIF_AT_MOST}; "
-            f"save it as .png or .webp"
+            f"the settings take {len(exif)} bytes, and a JPEG has room for {_JPEG_EXIF_AT_MOST}; "
+            f"save it as .png or .webp",
+            file=str(place),
         )
     return {"exif": exif}
 

@@ -106,7 +106,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     place = Path(path).expanduser()
     if not place.is_file():
         what = "is not a file" if place.exists() else "is not there"
-        raise SourceNotFoundError(f"{path} {what}; expected a checkpoint")
+        raise SourceNotFoundError(f"{what}; expected a checkpoint", file=str(path))
     suffix = place.suffix.lower()
     if suffix == ".gguf":
         with place.open("rb") as stream:
@@ -116,8 +116,9 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     if suffix in PICKLED:
         if not allow_pickle:
             raise SourceNotFoundError(
-                f"{path} is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
-                "allow_pickle=True); better take its .safetensors form"
+                "is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
+                "allow_pickle=True); better take its .safetensors form",
+                file=str(path),
             )
         return describe_checkpoint(place, _shapes_of_pickle(place))
     with open_weights(place, str(path)) as stream:

@@ -78,7 +78,9 @@ def _check_base(place: Path, pipe: Any, *, allow_pickle: bool) -> None:
 
     held = read_checkpoint(place, allow_pickle=allow_pickle)
     if held.kind != "ip-adapter":
-        raise SourceNotFoundError(f"{place} is expected to be an IP-Adapter, and is {OTHERWISE[held.kind]}")
+        raise SourceNotFoundError(
+            f"is expected to be an IP-Adapter, and is {OTHERWISE[held.kind]}", file=str(place)
+        )
     if place.suffix.lower() != ".safetensors":
         return
     with open_weights(place, str(place)) as stream:

@@ -97,7 +97,8 @@ def _with_parts(
     """
     import diffusers
 
-    named = _json(folder / "model_index.json") if (folder := Path(model).expanduser()).is_dir() else {}
+    index = Path(model).expanduser() / "model_index.json"
+    named = _json(index) if index.is_file() else {}
     kind: Any = getattr(diffusers, str(named.get("_class_name")), diffusers.DiffusionPipeline)
     pipe = kind.from_pretrained(model, torch_dtype=dtype, **(given or {}), **parts)
     dropped = {name: part for name, part in parts.items() if getattr(pipe, name, None) is not part}
@@ -168,8 +169,8 @@ def _load_denoiser(
     if checkpoint.path.suffix.lower() == ".gguf":
         if importlib.util.find_spec("gguf") is None:  # diffusers asks for it in the middle of its work
             raise MissingExtraError(
-                f"{checkpoint.path} is a GGUF file, and the package gguf is missing; "
-                f"install it with: {install('quant')}"
+                f"is a GGUF file, and the package gguf is missing; install it with: {install('quant')}",
+                file=str(checkpoint.path),
             )
         from diffusers import GGUFQuantizationConfig
 
@@ -277,7 +278,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = loose_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SourceNotFoundError(f"{path} cannot be read: {error}") from error
+        raise SourceNotFoundError(f"cannot be read: {error}", file=str(path)) from error
     return values if isinstance(values, dict) else {}
 
 

@@ -111,12 +111,13 @@ def _left_out(folder: Path, parts: tuple[AdapterSource, ...]) -> tuple[str, ...]
 def _single_file(path: Path, request: Request) -> Path:
     if not path.is_file():
         raise SourceNotFoundError(
-            f"{path} is neither a file nor a folder. Pass the path of a file that can be read."
+            "is neither a file nor a folder. Pass the path of a file that can be read.", file=str(path)
         )
     if request.subfolder is not None or request.weight_name not in (None, path.name):
         raise SourceError(
-            f"{path} is a file, so weight_name={request.weight_name!r} and subfolder={request.subfolder!r} have "
-            f"nothing to choose from. Leave them out, or pass the folder."
+            f"is a file, so weight_name={request.weight_name!r} and subfolder={request.subfolder!r} have "
+            f"nothing to choose from. Leave them out, or pass the folder.",
+            file=str(path),
         )
     return path
 
@@ -127,14 +128,18 @@ def _in_folder(root: Path, request: Request) -> Path:
         folder = root / safe_relative(request.subfolder, "subfolder")
         _refuse_escape(root, folder)
         if not folder.is_dir():
-            raise SourceNotFoundError(f"{root} has no folder {request.subfolder!r}; it holds {_shown(root)}.")
+            raise SourceNotFoundError(
+                f"has no folder {request.subfolder!r}; it holds {_shown(root)}.", file=str(root)
+            )
     if request.weight_name is None:
         file = folder / choose_file(_file_names(folder), str(folder), request)
     else:
         file = folder / safe_relative(request.weight_name, "weight_name")
     _refuse_escape(root, file)
     if not file.is_file():
-        raise SourceNotFoundError(f"{folder} has no file {request.weight_name!r}; it holds {_shown(folder)}.")
+        raise SourceNotFoundError(
+            f"has no file {request.weight_name!r}; it holds {_shown(folder)}.", file=str(folder)
+        )
     return file
 
 
@@ -153,8 +158,9 @@ def leads_out(root: Path, path: Path) -> bool:
 def _refuse_escape(root: Path, path: Path) -> None:
     if leads_out(root, path):
         raise SourceError(
-            f"{path} leads out of the folder {root}, to {path.resolve()}. "
-            "If that is what you want, pass the file's own path."
+            f"leads out of the folder {root}, to {path.resolve()}. "
+            "If that is what you want, pass the file's own path.",
+            file=str(path),
         )
 
 
@@ -196,14 +202,16 @@ def read_config(path: Path) -> dict[str, Any] | None:
     size = path.stat().st_size
     if size > _CONFIG_BYTES_AT_MOST:
         raise CorruptFileError(
-            f"{path} must be a small JSON object (got {size} bytes). Is it the right file?"
+            f"must be a small JSON object (got {size} bytes). Is it the right file?", file=str(path)
         )
     try:
         config = loose_json(path.read_bytes())
     except NotJsonError as error:
-        raise CorruptFileError(f"{path} must be a JSON object (got text that is none: {error}).") from error
+        raise CorruptFileError(
+            f"must be a JSON object (got text that is none: {error}).", file=str(path)
+        ) from error
     if not isinstance(config, dict):
-        raise CorruptFileError(f"{path} must be a JSON object (got a {type(config).__name__}).")
+        raise CorruptFileError(f"must be a JSON object (got a {type(config).__name__}).", file=str(path))
     return config
 
 

@@ -35,13 +35,15 @@ def from_open_file(file: BinaryIO, request: Request) -> AdapterSource:
             file.seek(0)
         content: Any = file.read()
     except (OSError, ValueError) as error:
-        raise SourceError(f"{label} cannot be read: {error}. Pass a file opened with mode 'rb'.") from error
+        raise SourceError(
+            f"cannot be read: {error}. Pass a file opened with mode 'rb'.", file=str(label)
+        ) from error
     finally:
         if position is not None:
             file.seek(position)
     if not isinstance(content, bytes | bytearray | memoryview):
         raise SourceError(
-            f"{label} must be open for bytes (got {type(content).__name__}). Open it with mode 'rb'."
+            f"must be open for bytes (got {type(content).__name__}). Open it with mode 'rb'.", file=str(label)
         )
     return AdapterSource(label=label, weights=bytes(content))
 

@@ -78,15 +78,19 @@ def check_allowed(name: str, label: str, request: Request) -> None:
     if not is_pickle(name):
         if request.use_safetensors is False and name.lower().endswith(SAFETENSORS_SUFFIX):
             raise SourceError(
-                f"{label} is a safetensors file, but use_safetensors=False was asked for. Leave it out."
+                "is a safetensors file, but use_safetensors=False was asked for. Leave it out.",
+                file=str(label),
             )
         return
     if request.use_safetensors:
-        raise SourceError(f"{label} is not a safetensors file, but use_safetensors=True was asked for.")
+        raise SourceError(
+            "is not a safetensors file, but use_safetensors=True was asked for.", file=str(label)
+        )
     if not request.allow_pickle:
         raise SourceError(
-            f"{label} is a pickle ({PurePosixPath(name).suffix}): such a file can run code while it is read, so it is "
-            f"not opened by default. Convert it to .safetensors, or pass allow_pickle=True if you trust it."
+            f"is a pickle ({PurePosixPath(name).suffix}): such a file can run code while it is read, so it is "
+            f"not opened by default. Convert it to .safetensors, or pass allow_pickle=True if you trust it.",
+            file=str(label),
         )
 
 

@@ -35,7 +35,7 @@ def free_folder(path: Any) -> Path:
     """
     folder = Path(path).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SaveError(f"{path} is there already and is not an empty folder; name another")
+        raise SaveError("is there already and is not an empty folder; name another", file=str(path))
     return folder
 
 
@@ -83,7 +83,7 @@ def bake(mixer: LoraMixer, path: Any, mix: Any = None, *, model: str = "") -> Pa
                 folder.rmdir()
             spare.rename(folder)
         except OSError as error:
-            raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+            raise SaveError(f"cannot be written: {error.strerror or error}", file=str(path)) from error
         finally:
             shutil.rmtree(spare, ignore_errors=True)
     return folder

@@ -121,7 +121,8 @@ class Trained(Own):
         ]
         if problems:
             raise MatchError(
-                f"{label} is another adapter than the one in training: {first_of(problems, _SHOWN, between='; ')}"
+                f"is another adapter than the one in training: {first_of(problems, _SHOWN, between='; ')}",
+                file=label,
             )
         with torch.no_grad():
             for key, held in self.parameters.items():
