@@ -21,6 +21,7 @@ from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from types import FrameType
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -58,6 +59,8 @@ _READS = ("check_inputs", _ENCODE, "_encode_prompt", "_encode_image")
 _STEPS_BEGIN = "progress_bar"
 """What its steps begin with, also in pipelines that have none of these words."""
 _BEGINS = (*_READS, _STEPS_BEGIN)
+_PARTS = "_get_signature_keys"
+"""What ``pipe.components`` asks: another pipeline is made of the parts (``from_pipe``), and has the mix with them."""
 _SAVES = ("save_pretrained", "push_to_hub")
 
 
@@ -172,6 +175,24 @@ class Guard:
         return scale_of(given, "lora_scale")
 
 
+class PartsGuard(Guard):
+    """Stands for what ``pipe.components`` asks the class: a pipeline that is made of its parts has the mix with them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Bring the mix to replaced parts before they are given to others."""
+        # its own frame in a variable would be a circle that keeps a mixer alive which nobody has any more
+        if self._gives_parts(getattr(inspect.currentframe(), "f_back", None)):
+            self._state.follow_beforehand()
+        return self._method(*args, **kwargs)
+
+    def _gives_parts(self, caller: FrameType | None) -> bool:
+        """Tell whether the parts go to others than this package; what else asks for their names begins nothing."""
+        gives = getattr(inspect.getattr_static(type(self._owner), "components", None), "fget", None)
+        if caller is None or caller.f_back is None or caller.f_code is not getattr(gives, "__code__", None):
+            return False
+        return not str(caller.f_back.f_globals.get("__name__")).startswith("lora_mixer.")
+
+
 def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
     """Put guards on a pipeline and on the parts that adapters reach."""
     for owner in (pipe, *roots):
@@ -181,6 +202,8 @@ def place(pipe: Any, roots: Iterable[nn.Module], state: Any) -> None:
                     owner
                 ):
                     vars(owner)[word] = Guard(owner, word, state)
+    if isinstance(inspect.getattr_static(type(pipe), _PARTS, None), classmethod) and _PARTS not in vars(pipe):
+        vars(pipe)[_PARTS] = PartsGuard(pipe, _PARTS, state)
 
 
 def take_away(pipe: Any, roots: Iterable[nn.Module]) -> None:

@@ -22,7 +22,7 @@ from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.engines import BASE, EngineController
 from lora_mixer.engines.placement import copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained
-from lora_mixer.errors import MixLostError, PipelineStateError, SaveError
+from lora_mixer.errors import LoraMixerError, MixLostError, PipelineStateError, SaveError
 from lora_mixer.holding import Holder, HoldingLock
 from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.textual_inversion import TokenSet
@@ -507,6 +507,12 @@ class MixerState:
                 pass
         finally:
             self.owner = owner
+
+    def follow_beforehand(self) -> None:
+        """Do the same before another pipeline is made of the parts; what cannot be done yet is told by the next picture or call."""
+        if not self._open:
+            with suppress(LoraMixerError):
+                self.follow()
 
     def _is_bound_to(self, root: nn.Module, part: str) -> bool:
         """Whether all modules of a component that adapters change are in this one."""
