@@ -90,8 +90,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], dict[str, tuple[int, str]]]] = {
         {"jsonl": UNKNOWN, "sqlite": GOES_ON},  # a database knows files by its own column
     ),
     "huge numbers": (lambda path: records(path, lambda n, t, _: fields(t, index=10**30)), both(*GOES_ON)),
-    "a pipe": (fifo, both(2, r"^error: the manifest .* is a FIFO; expected a regular file$")),
-    "a folder": (folder, both(2, r"^error: the manifest .* is a folder; expected a regular file$")),
+    "a pipe": (fifo, both(2, r"^error: .*: the manifest is a FIFO; expected a regular file$")),
+    "a folder": (folder, both(2, r"^error: .*: the manifest is a folder; expected a regular file$")),
     "gone": (lambda path: path.unlink(), both(*UNKNOWN)),
 }  # fmt: skip
 """By what was done to the manifest of a finished run: exit code and last line of the same command, by the manifest's kind."""
