@@ -426,6 +426,18 @@ def test_rows_of_one_call_at_different_timesteps_are_refused_and_those_of_one_ar
         stream()
 
 
+@pytest.mark.parametrize("timesteps", [[10.0, 500.0], [999.0, 1.0, 1.0]])
+def test_one_call_by_itself_is_made_as_before_the_first_step_whatever_its_timesteps(
+    unet: Denoiser, timesteps: list[float]
+) -> None:
+    """No run has been set, and nothing goes through one: a look at the denoiser, as people take to see what a mix does."""
+
+    def by_itself() -> None:
+        unet(torch.zeros(len(timesteps), 4, 2, 2), torch.tensor(timesteps))
+
+    assert gains(unet, "0.75@0, 0.5@1", by_itself) == [0.75]
+
+
 def test_a_loop_whose_run_is_nowhere_in_reach_is_refused_and_only_where_steps_count(unet: Denoiser) -> None:
     unet.mixer.pipe.scheduler.set_timesteps(3)  # type: ignore[operator, union-attr]
 

@@ -84,7 +84,8 @@ class DenoiserFollower:
             return  # a graph keeps the gains of the step that it was captured at; nothing can be read now
         caller = calling(self._part)
         timestep = timestep_of(args, kwargs)
-        if self._by_steps and (times := different_times(timestep, caller)):
+        times = different_times(timestep, caller) if self._by_steps else []
+        if times and self._steps.is_in_run(caller):
             raise MixError(
                 f"{self._by_steps} goes by the steps of a run, and {self._part} is called with rows of {len(times)} different "
                 f"timesteps ({', '.join(f'{time:g}' for time in times[:4])}), which would have one gain: call it with rows of one "

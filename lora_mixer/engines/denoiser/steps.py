@@ -258,6 +258,15 @@ class StepReader:
         self._clocks: dict[int, StepClock] = {}  # by thread: loops of several do not count each other's calls
         self._timesteps = Timesteps()
 
+    def is_in_run(self, caller: Caller) -> bool:
+        """Tell whether a call is one of a run or of a training loop; one by itself is made as before the first step."""
+        schedulers = [*caller.schedulers(), getattr(self._pipe, "scheduler", None)]
+        return (
+            caller.pipe is not None
+            or any(getattr(each, "num_inference_steps", None) is not None for each in schedulers)
+            or any(each.ndim == 1 and len(each) > 1 for each in caller.tensors())
+        )
+
     def read(self, timestep: Any, caller: Caller) -> Step:
         """
         Return the step of a call.
