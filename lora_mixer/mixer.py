@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -31,7 +31,7 @@ from lora_mixer.engines.denoiser.steps import schedules_without_steps
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
@@ -180,13 +180,15 @@ class LoraMixer:
     """
 
     def __init__(self, pipe: Any, *, keep_base: KeepBase = "device", take_over: bool = False) -> None:
-        """Take the pipeline; nothing is changed or copied yet."""
+        """Take the pipeline, and over what a mixer that is gone has left on it; nothing else is changed or copied yet."""
         if keep_base not in get_args(KeepBase):
             raise MixError(f"keep_base must be one of {', '.join(get_args(KeepBase))}, got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
+        with suppress(PipelineStateError):  # the first call says it, with the way out of that
+            self._take_up("bind")
         if take_over:
             DiffusersWords(self).place()
 
@@ -1303,11 +1305,15 @@ class LoraMixer:
 
     @property
     def _state(self) -> MixerState:
-        """The state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
+        """The state of the pipeline, where nothing is changed by looking at it."""
+        return self._take_up("bind")
+
+    def _take_up(self, parts: Parts) -> MixerState:
+        """Return the state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
         if self._own.is_empty:
             left = state_of(self.pipe)
             if left is not None and left is not self._own and left.adopt(self):
-                left.take_over(self, self.pipe, self._keep_base)
+                left.take_over(self, self.pipe, self._keep_base, parts)
                 self._own = left
         return self._own
 
@@ -1320,7 +1326,7 @@ class LoraMixer:
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
         """Change the state, all or nothing; what is not a load has to have something to change, or nobody else may have it."""
-        state = self._state
+        state = self._take_up(parts)
         if not loads and state.is_empty:
             refuse_beside(state, self.pipe)
         return state.transaction(self, parts)

@@ -30,7 +30,7 @@ from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
-from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
+from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike, shares_names
 from lora_mixer.formats.fronts import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark, Remedy
@@ -606,7 +606,9 @@ def _refuse_partial(
             spelling for spelling in tally.unmatched if spelling not in aside and not index.may_lack(spelling)
         ]
         told = family_named(info.base)
-        other = told is not None and told is not index.family and not alike(told.name, index.family.name)
+        other = (
+            told is not None and told is not index.family and not shares_names(told.name, index.family.name)
+        )
         here = describe_base(components)
         total = len(tally.named) + len(foreign)
         strange = (
@@ -615,7 +617,11 @@ def _refuse_partial(
         )
         if foreign and other:
             raise MatchError(strange, file=info.source)
-        alien = [spelling for spelling in foreign if told is None and _is_alien(spelling, index, tally.named)]
+        alien = [
+            spelling
+            for spelling in foreign
+            if told is not index.family and _is_alien(spelling, index, tally.named)
+        ]
         if alien:
             raise MatchError(
                 f"an adapter for {info.base}, and this pipeline is {here}: {len(alien)} of the "
