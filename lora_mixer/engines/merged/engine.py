@@ -917,9 +917,9 @@ class MergedEngine(Engine):
         writes: list[Callable[[], None]] = []
         weights = 0
         for entry, parts in singles:
-            entry.weight.keep()  # where a module gets a weight of its own, that is made here
+            base = entry.weight.keep()  # where a module gets a weight of its own, that is made here
             live, terms = entry.weight.live, [p.term(flat) for p in parts]
-            blend = partial(blend_weight, live, entry.weight.keep(), terms, transposed=entry.transposed)
+            blend = partial(blend_weight, live, base, terms, transposed=entry.transposed)
             if live.is_inference():
                 with writing(live):
                     blend()
