@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.layers import BoundLayer
-    from lora_mixer.binding.moulds import Share
+    from lora_mixer.binding.moulds import HasPattern
     from lora_mixer.binding.report import MatchReport
     from lora_mixer.formats.moulds import FileMould
     from lora_mixer.problem import NoteKind, Remark
@@ -151,7 +151,7 @@ class ModelMemory:
         adapter: Adapter,
         component: str | None,
         layers: Sequence[BoundLayer],
-        shares: Sequence[Share | None],
+        shares: Sequence[HasPattern | None],
         report: MatchReport,
         base: str,
         apart: tuple[LayerWeights, Sequence[int]] | None,

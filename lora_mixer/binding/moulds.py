@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lora_mixer.formats.moulds import FileMould, MouldedLayers
 
 
-class Share(Protocol):
-    """What a layer of a file is to a module."""
+class HasPattern(Protocol):
+    """What a layer of a file is to a module, as far as a mould needs it."""
 
     @property
     def pattern(self) -> tuple[LayerWeights, RowCut] | None:
@@ -54,7 +54,7 @@ class BoundMould:
     def of(
         cls,
         layers: Sequence[BoundLayer],
-        shares: Sequence[Share | None],
+        shares: Sequence[HasPattern | None],
         file: MouldedLayers,
     ) -> BoundMould:
         """
@@ -94,7 +94,7 @@ class BoundMould:
             yield made
 
 
-def _mould_of(weights: LayerWeights, share: Share | None, places: TensorPlaces) -> Mould | CutMould:
+def _mould_of(weights: LayerWeights, share: HasPattern | None, places: TensorPlaces) -> Mould | CutMould:
     try:
         return Mould.of(weights, places)
     except NoMouldError:
