@@ -206,7 +206,7 @@ class DiffusersWords:
         self._known([adapter_name], "save_lora_adapter")
         if not safe_serialization:
             raise SaveError(
-                "safe_serialization=False would write a pickle; adapters are written as safetensors only"
+                "without safe_serialization it would be a pickle; adapters are written as safetensors only"
             )
         folder = Path(save_directory)
         if folder.is_file():
@@ -531,7 +531,7 @@ def _set_lora_device(words: DiffusersWords, *_: Any, **__: Any) -> None:
 def _hotswap(words: DiffusersWords, *_: Any, **__: Any) -> None:
     words.say_once(
         "enable_lora_hotswap",
-        "an adapter of any rank is replaced by hotswap=True, and compiled code stays as it is",
+        "an adapter of any rank is replaced where hotswap is asked for, and compiled code stays as it is",
     )
 
 

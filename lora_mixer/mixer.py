@@ -41,6 +41,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
+from lora_mixer.problem import Remedy
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
@@ -464,7 +465,7 @@ class LoraMixer:
             refuse_unusable(binding, self.pipe)
             report = binding.report
             if strict and not report.complete:
-                raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
+                raise MatchError(f"not all of the file was matched, as strict asks for:\n{report}")
             reached = {live.component for live in binding.lives}
             reached |= {word.component for word in words}
             state.claim(
@@ -1295,7 +1296,7 @@ class LoraMixer:
             if is_untouched and not is_new:
                 warnings.warn(
                     "nothing else has written any of the weights that a mix was in, so rebase() put their kept base back, and no "
-                    "adapter is active; rebase(bake=True) makes the mix a part of the base",
+                    "adapter is active; with bake it makes the mix a part of the base",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -1443,7 +1444,8 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     learnt = state.trained(name)
     if learnt is None:
         raise AdapterNameError(
-            f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
+            f"{name!r} was not loaded to be trained",
+            remedy=Remedy("load it with trainable=True, or make a fresh one with add_adapter"),
         )
     return learnt
 
@@ -1458,7 +1460,8 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
     denoiser = next((name for name in DENOISERS if name in components), None)
     if denoiser is None and len(components) > 1:
         raise MatchError(
-            f"say which component the adapter is for with component=...; this pipeline has {there}"
+            f"it cannot be told which component the adapter is for; this pipeline has {there}",
+            remedy=Remedy("say it with component="),
         )
     return denoiser or next(iter(components))
 
@@ -1475,12 +1478,18 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
         raise _unknown(state, [name], "hotswap")
     if hotswap and trainable != (state.trained(name) is not None):
         raise AdapterNameError(
-            f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
-            "them, and any other adapter is deleted first and loaded without hotswap"
+            f"{name}: an adapter in training keeps its parameters",
+            remedy=Remedy(
+                "hotswap=True with trainable=True writes other values into them, and any other adapter is deleted first and loaded "
+                "without hotswap"
+            ),
         )
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
-            f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+            f"adapter name {name!r} is in use",
+            remedy=Remedy(
+                "choose another, delete it first, or pass hotswap=True", "choose another", "choose another"
+            ),
         )
 
 

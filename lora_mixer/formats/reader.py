@@ -32,7 +32,7 @@ from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
-from lora_mixer.problem import NoteKind, Remark
+from lora_mixer.problem import NoteKind, Remark, Remedy
 from lora_mixer.textual_inversion.files import alone, bundled
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
@@ -107,9 +107,14 @@ def _left_out(folders: Sequence[str]) -> Remark[NoteKind]:
     """Say which adapters beside this one were not read."""
     listed = first_of([repr(folder) for folder in folders], _SHOWN)
     return Remark(
-        f"folders beside it hold adapters that were not loaded: {listed}; load one by subfolder={folders[0]!r}, and say by "
-        "component= which part of the pipeline it is for where its keys do not",
+        f"folders beside it hold adapters that were not loaded: {listed}",
         NoteKind.LEFT_OUT,
+        Remedy(
+            f"load one by subfolder={folders[0]!r}, and say by component= which part of the pipeline it is for where its keys "
+            "do not",
+            "name such a folder to load what is in it",
+            "upload what is in such a folder by itself",
+        ),
     )
 
 
@@ -384,10 +389,9 @@ def _assemble(
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
     notes: list[Remark[NoteKind]] = []
     if groups.embeddings:
-        said = (
-            f"holds textual inversions {', '.join(groups.embeddings)}; load_embeddings=True loads them, too"
-        )
-        notes.append(Remark(said, NoteKind.WORDS_LEFT))
+        said = f"holds textual inversions {', '.join(groups.embeddings)}"
+        load = Remedy("load_embeddings=True loads them, too", "--load-embeddings loads them, too")
+        notes.append(Remark(said, NoteKind.WORDS_LEFT, load))
     idle = [layer for layer in layers if getattr(layer.weights, "scale", 1.0) == 0.0]
     if idle:
         said = f"{len(idle)} of {len(layers)} modules have alpha 0 in the file and change nothing"
