@@ -433,9 +433,7 @@ class DiffusersWords:
         now_set = self._mixer.mixes
         if now_set and now_set != self._last:  # another mix is in effect
             return set()
-        return {
-            name for part in self._parts.values() for name in part.fused if name in self._mixer.adapters
-        }
+        return {name for part in self._parts.values() for name in part.fused if name in self._mixer.adapters}
 
 
 class FusedNames(AbstractSet[str]):
