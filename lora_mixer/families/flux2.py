@@ -63,6 +63,8 @@ _FLUX3_LAYERS = (
     ("attn_out", "attn.to_out.0"),
     ("mlp_in", "ff.linear_in"),
     ("mlp_out", "ff.linear_out"),
+    ("norm.query_norm.scale", "attn.norm_q"),
+    ("norm.key_norm.scale", "attn.norm_k"),
 )
 FLUX3 = Family(
     "Flux.3",
@@ -77,10 +79,18 @@ FLUX3 = Family(
 content_mode_blocks.* -> mode_blocks.*
 single_blocks.* -> single_transformer_blocks.*
 emb_in.* -> x_embedders.*
+txt_in -> context_embedder
+time_in.{in_layer,out_layer} -> timestep_embedder.{linear_1,linear_2}
+ref_time_in.{in_layer,out_layer} -> target_timestep_embedder.{linear_1,linear_2}
+{early,single}_stream_modulations.*.lin -> {early,single}_stream_modulations.*.linear
+final_layer.image.linear -> proj_out
 final_layer.image.adaLN_modulation.1 -> norm_out.linear[swap]
 """,
     },
-    marks=r"(?:content_)?mode_blocks_0",
+    marks=(
+        r"(?:content_)?mode_blocks_0|(?:^|_)single_blocks_0_(?:[qkv]_proj|attn_out|mlp_(?:in|out))$"
+        r"|^single_transformer_blocks_0_attn_to_out_0$"
+    ),
     headers=("flux3", "flux-3"),
     said=("flux.3", "flux 3", "flux3"),
     kohya_flat="bfl",

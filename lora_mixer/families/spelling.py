@@ -5,7 +5,8 @@ A table has one rule a line, ``spelling -> module``, both dotted::
 
     double_blocks.N.img_attn.qkv -> transformer_blocks.N.attn.to_q .to_k .to_v
 
-* ``N`` stands for any number, ``L`` for the last block's, ``*`` for any number of names.
+* ``N`` stands for any number, ``L`` for the last block's, ``*`` for any number of names; ``blockN`` is a name with a number
+  at its end.
 * Several modules share the rows of the file's layer in this order, each as many as it has itself; a leading dot means
   the first module's parent.
 * ``norm_out.linear[1/2,0/2]``: the file's rows fill the second half of the module's rows and then the first;
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _TOKEN = {"N": r"(\d+)", "L": r"(\d+)", "*": r"(.+)"}
+_NUMBERED = re.compile(r"[a-z]+N\Z")
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,20 @@ def _pieces(text: str) -> Pieces:
 
 def pattern_of(path: str, separator: str = r"\.") -> re.Pattern[str]:
     """Return the expression that the tables' language means by a path; groups are what ``N``, ``L`` and ``*`` stand for."""
-    return re.compile(separator.join(_TOKEN.get(name, re.escape(name)) for name in path.split(".")) + r"\Z")
+    return re.compile(separator.join(_expression(name) for name in path.split(".")) + r"\Z")
+
+
+def _expression(name: str) -> str:
+    return _TOKEN.get(name) or (rf"{name[:-1]}(\d+)" if _NUMBERED.match(name) else re.escape(name))
 
 
 def fill(path: str, values: tuple[str, ...]) -> str:
     """Put values for the placeholders of a path, in order."""
     numbers = iter(values)
-    return ".".join(next(numbers) if name in _TOKEN else name for name in path.split("."))
+    return ".".join(
+        next(numbers) if name in _TOKEN else name[:-1] + next(numbers) if _NUMBERED.match(name) else name
+        for name in path.split(".")
+    )
 
 
 def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:

@@ -11,7 +11,7 @@ from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, Unsupporte
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
-from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.problem import Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
 
@@ -41,7 +41,11 @@ _AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:w
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 _TRAINED_PART = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|hra|kasa|adapter)_\w+$")
 """How methods name what they train in a module: no module of a model is named so."""
-_WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
+_WORD = Remark(
+    "textual inversion, loaded only where words are asked for",
+    UnusedReason.TEXTUAL_INVERSION,
+    Remedy("load_embeddings=True", "--load-embeddings"),
+)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
 _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
 
@@ -252,8 +256,11 @@ def _not_an_adapter(
     if not tensors:
         return NotAnAdapterError("holds no tensors at all", file=label)
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
-        what = "a textual inversion (embedding); load it with mixer.load_textual_inversion"
-        return NotAnAdapterError(f"{what}", file=label)
+        return NotAnAdapterError(
+            "a textual inversion (embedding), not an adapter",
+            file=label,
+            remedy=Remedy("load it with mixer.load_textual_inversion"),
+        )
     for kind, pattern in _OTHER_KINDS:
         if any(pattern.search(key) for key in tensors):
             return NotAnAdapterError(
