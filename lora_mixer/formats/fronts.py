@@ -124,6 +124,8 @@ _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_modu
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
 
 
+_FRONTS_AT_MOST = 16
+"""How many may stand one before the other; each leaves a spelling of its own behind."""
 _DENOISERS = frozenset(("denoiser", "transformer"))
 """Hints that mean one component, so that their fronts may stand one behind the other."""
 
@@ -148,7 +150,7 @@ def split_component(spelling: str) -> tuple[KeyTarget, str]:
     flat = False
     module = written = spelling
     seen = [spelling]
-    while True:
+    for _ in range(_FRONTS_AT_MOST):
         front = _front_of(module, hint, flat=flat)
         if front is None:
             break
@@ -185,7 +187,10 @@ def behind(front: str, spelling: str) -> str:
     """
     flat, module = front.endswith("_"), spelling
     wrappers = [wrapper.replace(".", "_") if flat else wrapper for wrapper in _WRAPPERS]
-    while (before := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+    for _ in range(_FRONTS_AT_MOST):
+        before = next((x for x in (front, *wrappers) if module.startswith(x)), None)
+        if before is None:
+            break
         module = module[len(before) :]
     return _unwrapped_inside(module, flat=flat)
 

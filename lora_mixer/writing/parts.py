@@ -31,7 +31,7 @@ from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import block_position
-from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.problem import Remedy, SaveProblem, SaveReason
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
@@ -273,13 +273,20 @@ def _needs_base(weights: Any) -> bool:
     return bool(weights.algorithm != "lora")
 
 
+BASE_REMEDY = Remedy(
+    "name the base model, a checkpoint or a diffusers folder, with model=",
+    "name the base model, a checkpoint or a diffusers folder, with --model",
+)
+"""What can be done where the base's weights are needed."""
+
+
 def _refuse_unknown_bias(layer: AdapterLayer) -> None:
     """Refuse a trained bias whose base is not at hand: the change of it cannot be told."""
     if any(isinstance(part, Values) and part.bias is not None for part in _each(layer.weights)):
         raise SaveError(
-            "holds a trained bias that replaces the model's own; name the base model (--model), so that the change of "
-            "it can be written",
+            "holds a trained bias that replaces the model's own, and its change can be written where the base is known",
             key=layer.target.written,
+            remedy=BASE_REMEDY,
             problems=(SaveProblem(layer.target.written, SaveReason.BASE, "set"),),
         )
 
@@ -330,7 +337,8 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         if shape is None or flat or any(is_translated(family.layouts, module) for family in families):
             raise SaveError(
                 f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
-                "or shape cannot be told; name the base model, a checkpoint or a diffusers folder (--model)"
+                "or shape cannot be told",
+                remedy=BASE_REMEDY,
             )
         _refuse_unknown_bias(layer)
         hint = written if layer.target.hint is None and written is not None else layer.target.hint
