@@ -7,7 +7,6 @@ while a picture is made, so branches of a graph that share a model do not see ea
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -26,6 +25,7 @@ from lora_mixer import (
     infotext,
     load_pipeline,
 )
+from lora_mixer.parsing import NotJsonError, strict_json
 from lora_mixer.pictures import PICTURE_FIELDS
 
 CATEGORY = "lora_mixer"
@@ -92,8 +92,8 @@ def _blocks(text: str) -> Any:
     if not text.startswith("{"):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return strict_json(text)
+    except NotJsonError as error:
         raise MixError(
             f'blocks: expected a preset or a table such as {{"down": 0.5}}, got {text[:80]!r}: {error}'
         ) from error

@@ -67,7 +67,7 @@ from .pictures import (
     grid_sheet,
     load_pipeline,
 )
-from .problem import Problem
+from .problem import Problem, Remedy, Surface
 from .speed import Measurement, SpeedReport, measure_speed
 from .writing import SaveReport
 
@@ -122,6 +122,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Problem",
+    "Remedy",
     "SaveError",
     "SaveReport",
     "SavedMixes",
@@ -129,6 +130,7 @@ __all__ = [
     "SourceNotFoundError",
     "SpeedReport",
     "StepProgress",
+    "Surface",
     "TokenInfo",
     "TrainableTokensConfig",
     "UnmatchedTargetsWarning",

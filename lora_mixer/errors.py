@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_mixer.problem import Problem, SaveProblem
+from lora_mixer.problem import Problem, Remedy, SaveProblem, Surface, option_text
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -48,15 +48,17 @@ class LoraMixerError(Exception):
     Base of all errors of this package; messages are cut at 10,000 characters.
 
     Args:
-        message: What was expected, what was got and how to fix it.
+        message: What was expected, what was got and how to fix it, where that is the same everywhere.
         file: The file, folder or repository that it is about, as messages call it.
         key: The key or the module in that file.
         problems: Each thing that is wrong, with its place, where there are several or all are listed.
+        remedy: How to fix it, where that has other words in programs, on the command line and on the page.
 
     Attributes:
         file: As above, or None.
         key: As above, or None.
         problems: As above; empty where the message is all.
+        remedy: As above, or None.
 
     Example:
         >>> from lora_mixer import read_adapter
@@ -76,25 +78,73 @@ class LoraMixerError(Exception):
         file: str | None = None,
         key: str | None = None,
         problems: Iterable[Problem | SaveProblem] = (),
+        remedy: Remedy | None = None,
     ) -> None:
         super().__init__(message)
         self.file = file
         self.key = key
         self.problems = tuple(problems)
+        self.remedy = remedy
+
+    @property
+    def message(self) -> str:
+        """The message alone: without file, key and remedy."""
+        return str(self.args[0]) if self.args else ""
 
     @property
     def reason(self) -> str:
-        """The message without the file: what a surface shows that names the file by itself."""
-        said = str(self.args[0]) if self.args else ""
-        return f"{self.key}: {said}" if self.key else said
+        """The message without the file: what is shown beside the file's name."""
+        return self.reason_on(Surface.PYTHON)
 
-    def __str__(self) -> str:
-        """Return file, key and message, shortened in its middle where it has no end."""
-        text = f"{self.file}: {self.reason}" if self.file else self.reason
+    def text_on(self, surface: Surface | None) -> str:
+        """
+        Return file, key, message and remedy in the words of a surface, shortened in the middle where they have no end.
+
+        Args:
+            surface: Where it is read; None leaves the remedy out.
+
+        Returns:
+            The text.
+
+        Example:
+            >>> error = SaveError("no rank is given", remedy=Remedy("pass rank=", "give --rank"))
+            >>> str(error), error.text_on(Surface.COMMAND), error.text_on(Surface.PAGE)
+            ('no rank is given; pass rank=', 'no rank is given; give --rank', 'no rank is given')
+        """
+        said = self.reason_on(surface)
+        text = f"{self.file}: {said}" if self.file else said
         if len(text) <= _LONGEST:
             return text
         half = _LONGEST // 2 - 50
         return f"{text[:half]} [... {len(text) - 2 * half} characters more ...] {text[-half:]}"
+
+    def reason_on(self, surface: Surface | None) -> str:
+        """
+        Return what ``text_on`` does, without the file, for whoever names that.
+
+        Args:
+            surface: Where it is read; None leaves the remedy out.
+
+        Example:
+            >>> CorruptFileError("cut short", file="ink.safetensors").reason_on(Surface.PAGE)
+            'cut short'
+        """
+        said = (
+            self.message
+            if self.remedy is None or surface is None
+            else self.remedy.after(self.message, surface)
+        )
+        place = self._place(surface)
+        return f"{place}: {said}" if place else said
+
+    def _place(self, surface: Surface | None) -> str | None:
+        """Return what stands before the message; it has one name on all surfaces but for options."""
+        del surface
+        return self.key
+
+    def __str__(self) -> str:
+        """Return the text for programs."""
+        return self.text_on(Surface.PYTHON)
 
 
 class SourceError(LoraMixerError):
@@ -350,7 +400,7 @@ class PlanError(LoraMixerError, ValueError):
         >>> parse_plan(b"jobs: 3", "yaml")
         Traceback (most recent call last):
         lora_mixer.errors.PlanError: This plan cannot be made:
-          line 1: jobs: expected a valid list, got 3 (an int)
+          line 1: jobs: expected a valid list, got 3
     """
 
     problems: tuple[Problem, ...]
@@ -386,10 +436,14 @@ class PictureError(LoraMixerError, ValueError):
     Args:
         message: What is wrong; None lists the problems.
         field: The field of the picture that it is about.
+        option: The option of the model that it is about, an attribute of ``ModelOptions``: the command line and the page, which
+            is started there, name it as they spell it (``--vae-tiling``).
         problems: Each thing that is wrong, with the field as its place.
+        remedy: What can be done about it, as in :class:`LoraMixerError`.
 
     Attributes:
         problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
+        option: As above, or None.
 
     Example:
         >>> from lora_mixer import PictureRequest
@@ -403,14 +457,28 @@ class PictureError(LoraMixerError, ValueError):
     problems: tuple[Problem, ...]
 
     def __init__(
-        self, message: str | None = None, *, field: str | None = None, problems: Iterable[Problem] = ()
+        self,
+        message: str | None = None,
+        *,
+        field: str | None = None,
+        option: str | None = None,
+        problems: Iterable[Problem] = (),
+        remedy: Remedy | None = None,
     ) -> None:
         listed = tuple(problems)
         if message is None:
             message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
         elif field is not None:
             listed = (Problem(field, message),)
-        super().__init__(message, key=field, problems=listed)
+        super().__init__(message, key=field or option, problems=listed, remedy=remedy)
+        self.option = option
+
+    def _place(self, surface: Surface | None) -> str | None:
+        return (
+            self.key
+            if self.option is None or surface in (Surface.PYTHON, Surface.PLAN)
+            else option_text(self.option)
+        )
 
 
 class PictureCancelled(LoraMixerError):  # noqa: N818 -- no error, but what ends one

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lora_mixer.engines.denoiser.scaled import scale_of
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -241,8 +242,10 @@ class StepGuard:
         if names:
             raise PipelineStateError(
                 f"{type(optimizer).__name__}.step() would train {len(names)} weights of the base that a LoraMixer has a mix "
-                f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out: call disable_lora() "
-                "before the base is trained, or rebase(bake=True) to make the mix a part of it. Nothing was changed"
+                f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out. Nothing was changed.",
+                remedy=Remedy(
+                    "Call disable_lora() before the base is trained, or rebase(bake=True) to make the mix a part of it."
+                ),
             )
 
 

@@ -76,5 +76,5 @@ def match_adapter(
     adapter = read_source(resolve_source(source, **options))
     report = bind(adapter, find_components(pipe), adapter.info.name, component=component).report
     if strict and not report.complete:
-        raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
+        raise MatchError(f"not all of the file was matched, as strict asks for:\n{report}")
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -31,7 +31,7 @@ from lora_mixer.engines.denoiser.steps import schedules_without_steps
 from lora_mixer.engines.pipeline_ref import callers
 from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to_devices
 from lora_mixer.engines.trainable.parameters import Trained, trained
-from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError
+from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
 from lora_mixer.fresh.making import Asked, fresh_source
 from lora_mixer.fresh.rates import groups_of
@@ -41,6 +41,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
+from lora_mixer.problem import Remedy
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
@@ -179,13 +180,15 @@ class LoraMixer:
     """
 
     def __init__(self, pipe: Any, *, keep_base: KeepBase = "device", take_over: bool = False) -> None:
-        """Take the pipeline; nothing is changed or copied yet."""
+        """Take the pipeline, and over what a mixer that is gone has left on it; nothing else is changed or copied yet."""
         if keep_base not in get_args(KeepBase):
             raise MixError(f"keep_base must be one of {', '.join(get_args(KeepBase))}, got {keep_base!r}")
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
+        with suppress(PipelineStateError):  # the first call says it, with the way out of that
+            self._take_up("bind")
         if take_over:
             DiffusersWords(self).place()
 
@@ -206,6 +209,9 @@ class LoraMixer:
         """
         Return the mixer whose adapters are on a pipeline, also where its variable is lost; else a new one.
 
+        One of a pipeline that has another module under a name that both have is not this one's, whatever they share: what it loads
+        would go there.
+
         Args:
             pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
 
@@ -217,7 +223,11 @@ class LoraMixer:
         """
         state = state_of(pipe)
         mixer = None if state is None else state.mixer
-        return mixer if isinstance(mixer, cls) else cls(pipe)
+        if not isinstance(mixer, cls):
+            return cls(pipe)
+        theirs, mine = find_components(mixer.pipe), find_components(pipe)
+        is_same = all(theirs.get(part, root) is root for part, root in mine.items())
+        return mixer if mixer.pipe is pipe or is_same else cls(pipe)
 
     # --- loading -----------------------------------------------------------------------------------------
 
@@ -455,7 +465,7 @@ class LoraMixer:
             refuse_unusable(binding, self.pipe)
             report = binding.report
             if strict and not report.complete:
-                raise MatchError(f"strict=True, and not all of the file was matched:\n{report}")
+                raise MatchError(f"not all of the file was matched, as strict asks for:\n{report}")
             reached = {live.component for live in binding.lives}
             reached |= {word.component for word in words}
             state.claim(
@@ -1286,7 +1296,7 @@ class LoraMixer:
             if is_untouched and not is_new:
                 warnings.warn(
                     "nothing else has written any of the weights that a mix was in, so rebase() put their kept base back, and no "
-                    "adapter is active; rebase(bake=True) makes the mix a part of the base",
+                    "adapter is active; with bake it makes the mix a part of the base",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -1302,11 +1312,15 @@ class LoraMixer:
 
     @property
     def _state(self) -> MixerState:
-        """The state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
+        """The state of the pipeline, where nothing is changed by looking at it."""
+        return self._take_up("bind")
+
+    def _take_up(self, parts: Parts) -> MixerState:
+        """Return the state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
         if self._own.is_empty:
             left = state_of(self.pipe)
             if left is not None and left is not self._own and left.adopt(self):
-                left.take_over(self, self.pipe, self._keep_base)
+                left.take_over(self, self.pipe, self._keep_base, parts)
                 self._own = left
         return self._own
 
@@ -1319,7 +1333,7 @@ class LoraMixer:
 
     def _call(self, parts: Parts = "bind", *, loads: bool = False) -> Interruptible[MixerState]:
         """Change the state, all or nothing; what is not a load has to have something to change, or nobody else may have it."""
-        state = self._state
+        state = self._take_up(parts)
         if not loads and state.is_empty:
             refuse_beside(state, self.pipe)
         return state.transaction(self, parts)
@@ -1430,7 +1444,8 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
     learnt = state.trained(name)
     if learnt is None:
         raise AdapterNameError(
-            f"{name!r} was not loaded to be trained: load it with trainable=True, or make a fresh one with add_adapter"
+            f"{name!r} was not loaded to be trained",
+            remedy=Remedy("load it with trainable=True, or make a fresh one with add_adapter"),
         )
     return learnt
 
@@ -1445,7 +1460,8 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
     denoiser = next((name for name in DENOISERS if name in components), None)
     if denoiser is None and len(components) > 1:
         raise MatchError(
-            f"say which component the adapter is for with component=...; this pipeline has {there}"
+            f"it cannot be told which component the adapter is for; this pipeline has {there}",
+            remedy=Remedy("say it with component="),
         )
     return denoiser or next(iter(components))
 
@@ -1462,12 +1478,18 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
         raise _unknown(state, [name], "hotswap")
     if hotswap and trainable != (state.trained(name) is not None):
         raise AdapterNameError(
-            f"{name}: an adapter in training keeps its parameters: hotswap=True with trainable=True writes other values into "
-            "them, and any other adapter is deleted first and loaded without hotswap"
+            f"{name}: an adapter in training keeps its parameters",
+            remedy=Remedy(
+                "hotswap=True with trainable=True writes other values into them, and any other adapter is deleted first and loaded "
+                "without hotswap"
+            ),
         )
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
-            f"adapter name {name!r} is in use; choose another, delete it first, or pass hotswap=True"
+            f"adapter name {name!r} is in use",
+            remedy=Remedy(
+                "choose another, delete it first, or pass hotswap=True", "choose another", "choose another"
+            ),
         )
 
 

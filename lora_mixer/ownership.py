@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _MARK = "_lora_mixer_state"
 """Under this name a part holds the state that it belongs to: no module, parameter or buffer, so no key changes."""
 
-Parts = Literal["bind", "leave", "take", "put back"]
+Parts = Literal["bind", "leave", "take", "put back", "ignore"]
 
 _states: weakref.WeakSet[MixerState] = weakref.WeakSet()
 """All states that are alive; what keeps one alive is its marks, and the mixer while there is one."""
@@ -126,7 +126,6 @@ class MixerState:
         self._is_noted = True  # whether that knows all modules that adapters change
         self._claimed: list[tuple[str, nn.Module]] = []
         self._claimed_modules: set[int] = set()
-        self._is_copy = False
         self._open = 0
         self._opener: Holder | None = None
         self.lock = HoldingLock()
@@ -136,7 +135,7 @@ class MixerState:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the parts needs: all but the lock, and the mixer, which stays with the original."""
         fresh = {
-            "lock": None, "owner": None, "_lineage": None, "_is_copy": True, "_open": 0, "_opener": None, "memory": ModelMemory()
+            "lock": None, "owner": None, "_lineage": None, "_open": 0, "_opener": None, "memory": ModelMemory()
         }  # fmt: skip
         return {**vars(self), **fresh, "_claimed": [], "_claimed_modules": set(), "blocks": []}
 
@@ -158,7 +157,8 @@ class MixerState:
             mixer: The mixer that works on it from now on.
             parts: What to do where others have replaced parts of the pipeline: ``bind`` adapters to the new ones;
                 ``leave`` those that no adapter fits, for calls that only give the base back; ``take`` the new ones
-                whatever they were made from; ``put back`` the old ones where a mix is in them.
+                whatever they were made from; ``put back`` the old ones where a mix is in them; ``ignore`` them, before a
+                call that does one of these.
 
         Raises:
             MixLostError: When a change failed and so did the way back; no adapter is in effect then.
@@ -246,16 +246,20 @@ class MixerState:
 
     def _follow(self, parts: Parts) -> None:
         """Bind adapters and words to what stands in the pipeline now."""
-        if self.is_empty:
+        if self.has_nothing or parts == "ignore":
             return
         components = self.components()
-        if self._lineage is None:  # a copy
-            self._lineage = Lineage(self.roots, self.controller.modules)
-        if not self._lineage.holds(components):
+        if not self._trace().holds(components):
             if parts == "put back":
-                self._lineage.put_back({m for m in self.controller.modules if self.controller.blended({m})})
+                self._trace().put_back({m for m in self.controller.modules if self.controller.blended({m})})
             self._rebind(components, parts)
         self.tokens.follow()
+
+    def _trace(self) -> Lineage:
+        """Return where bound modules hang; a copy, or one that was bound anew, has to look first."""
+        if self._lineage is None:
+            self._lineage = Lineage(self.roots, self.controller.modules)
+        return self._lineage
 
     def _rebind(self, components: Mapping[str, nn.Module], parts: Parts) -> None:
         finder = Rebinder(self.roots, components)
@@ -384,32 +388,33 @@ class MixerState:
             self.inherited.discard(name)
             self.controller.remove(name)
 
-    def take_over(self, mixer: Any, pipe: Any, keep_base: KeepBase) -> None:
+    def take_over(self, mixer: Any, pipe: Any, keep_base: KeepBase, parts: Parts) -> None:
         """Go on with another mixer, on a pipeline that has the same parts; what is loaded is there under its names."""
-        before, was_copy = self.pipe, self._is_copy
+        before, was_own = self.pipe, self.controller.has_own_pipe
         self._move_to(pipe)
         try:
-            self._take_over(mixer, keep_base, again=pipe is not before)
+            self._take_over(
+                mixer, keep_base, parts if parts == "bind" else "ignore", again=pipe is not before
+            )
         except BaseException:
-            self._move_to(before)
-            self._is_copy = was_copy
+            self._move_to(before, is_own=was_own)
             self.owner = None
             raise
 
-    def _move_to(self, pipe: Any) -> None:
-        self._is_copy = False
+    def _move_to(self, pipe: Any, *, is_own: bool = True) -> None:
         guards.take_away(self.pipe, ())
-        self.controller.pipe = pipe
+        self.controller.move_to(pipe, is_own=is_own)
         self.tokens.move_to(pipe)
-        guards.place(pipe, (), self)
+        if not self.is_empty:
+            guards.place(pipe, (), self)
 
-    def _take_over(self, mixer: Any, keep_base: KeepBase, *, again: bool) -> None:
-        with self.transaction(mixer):
+    def _take_over(self, mixer: Any, keep_base: KeepBase, parts: Parts, *, again: bool) -> None:
+        with self.transaction(mixer, parts):
             self.inherited = set(self.loaded)
             self.inherited_tokens = {word.token for word in self.tokens.held.get(None, ())}
             self.keep_base = keep_base
             self.controller.keep_on(keep_base)
-            if again:
+            if again and parts == "bind":  # else the call that follows puts something else into effect
                 self.controller.apply(self.held if self.enabled else BASE, self.components())
 
     def trained(self, name: str) -> Trained | None:
@@ -472,6 +477,11 @@ class MixerState:
         return not self.loaded and not self.tokens.held
 
     @property
+    def has_nothing(self) -> bool:
+        """Whether nothing of it is on any module: no adapter, no word, no room that was reserved."""
+        return self.is_empty and not self.controller.reserved
+
+    @property
     def mixer(self) -> Any:
         """The mixer that works on it; None when that is gone."""
         return None if self.owner is None else self.owner()
@@ -491,8 +501,10 @@ class MixerState:
         Raises:
             PipelineStateError: When they were made from the mix, the adapters do not fit them, or it is too late.
         """
-        lineage, components = self._lineage, self.components()
-        if not self.enabled or self.held == BASE or lineage is None or lineage.holds(components):
+        if not self.enabled or self.held == BASE or (self._lineage is None and self._open):
+            return
+        components = self.components()
+        if self._trace().holds(components):
             return
         read = [part for part in self.roots if part in (*TEXT_ENCODERS, "bert")] if is_late else []
         odd = [part for part in read if not self._is_bound_to(components.get(part, self.roots[part]), part)]
@@ -558,7 +570,9 @@ class MixerState:
 
     def mark(self) -> None:
         """Let the parts hold the state that adapters and words reach now, and no others."""
-        reach = (*self.controller.components, *self.tokens.components)
+        reach = tuple(
+            dict.fromkeys((*self.controller.components, *self.tokens.components, *self.controller.reserved))
+        )
         if reach == self._reach and self._lineage is not None:
             # what is there was looked at as this change began
             self._is_noted = self._is_noted or self._lineage.covers(self.controller.modules)
@@ -608,7 +622,7 @@ class MixerState:
 
     def _refuse(self, roots: Mapping[str, nn.Module], touched: set[int]) -> None:
         """Raise where another state reaches for what this one has, or is just loading."""
-        mine_by_name = [*self.roots.items(), *self._claimed] if not self.is_empty else self._claimed
+        mine_by_name = [*self.roots.items(), *self._claimed] if not self.has_nothing else self._claimed
         mine = {id(root) for _, root in mine_by_name}
         shared = [name for name, root in roots.items() if id(root) in mine]
         held = () if self.is_empty else self.controller.modules
@@ -616,14 +630,24 @@ class MixerState:
             return
         where = " and ".join(shared or roots)
         what = ", ".join([*self.loaded, *dict.fromkeys(self.tokens.names)]) or "being loaded just now"
+        is_room = self.is_empty and not self._claimed
         if self.mixer is not None:
+            does = (
+                f"keeps room reserved on {where}" if is_room else f"has adapters loaded on {where} ({what})"
+            )
             raise PipelineStateError(
-                f"another LoraMixer has adapters loaded on {where} ({what}); use that one (LoraMixer.of(pipe) gives "
-                "it), or call its unload_lora_weights() first"
+                f"another LoraMixer {does}; use that one (LoraMixer.of(part), with that part, gives it), or call its "
+                f"{'release' if is_room else 'unload_lora_weights'}() first"
+            )
+        parts = ", ".join(dict(mine_by_name))
+        if is_room:
+            raise PipelineStateError(
+                f"{where} has room that a LoraMixer reserved which is gone, on a pipeline with other parts ({parts}); "
+                "LoraMixer(part).release(), with that part, takes it away"
             )
         raise PipelineStateError(
             f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
-            f"({', '.join(dict(mine_by_name))}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+            f"({parts}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
         )
 
     def refuse_beside(self, pipe: Any, components: Mapping[str, nn.Module]) -> None:
@@ -643,11 +667,9 @@ class MixerState:
 
     def is_on(self, pipe: Any, components: Mapping[str, nn.Module]) -> bool:
         """Whether it is the state of this pipeline: of the same object, or one that has all parts which are reached."""
-        if self.is_empty:
+        if self.has_nothing:
             return False
-        if (
-            self.pipe is pipe and not self._is_copy
-        ):  # a copy of a part refers to the pipeline of the first one
+        if self.pipe is pipe and self.controller.has_own_pipe:
             return True
         mine = {id(root) for root in self.roots.values()}
         reached = mine & {id(root) for root in components.values()}
@@ -680,6 +702,10 @@ def state_of(pipe: Any) -> MixerState | None:
     """
     components = find_components(pipe)
     states = [state for state in _all_states() if state.is_on(pipe, components)]
+    if any(
+        state.controller.has_own_pipe for state in states
+    ):  # a copied part in place of its first is followed
+        states = [s for s in states if s.controller.has_own_pipe or s.pipe is not pipe]
     if len(states) > 1:
         parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in states)
         raise PipelineStateError(

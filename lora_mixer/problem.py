@@ -50,6 +50,116 @@ class Problem:
         return replace(self, place=f"{outer}{apart}{self.place}")
 
 
+class Surface(Enum):
+    """Where a message is read, which decides how it names what its reader can do."""
+
+    PYTHON = "python"
+    """A program: arguments and calls."""
+    COMMAND = "command line"
+    """A terminal: options."""
+    PAGE = "page"
+    """The web page: its fields, or how it is started."""
+    PLAN = "plan"
+    """A plan of pictures and what is written about its run: its entries."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """
+    What its reader can do about a problem, in the words of each surface; empty where that one has no way.
+
+    Attributes:
+        python: For programs.
+        command: For the command line.
+        page: For the web page.
+        plan: For plans, whose entries mostly bear the names of arguments: those of ``python`` where it is empty.
+
+    Example:
+        >>> remedy = Remedy("pass rank=", "give --rank")
+        >>> remedy.after("no rank is given", Surface.COMMAND), remedy.after("no rank is given", Surface.PAGE)
+        ('no rank is given; give --rank', 'no rank is given')
+    """
+
+    python: str = ""
+    command: str = ""
+    page: str = ""
+    plan: str = ""
+
+    @classmethod
+    def option(cls, what: str, name: str) -> Remedy:
+        """
+        Return how an option of the model, which has one name everywhere, is given.
+
+        Args:
+            what: What it does, such as "name a folder".
+            name: The attribute of ``ModelOptions``.
+
+        Example:
+            >>> Remedy.option("name its VAE", "vae").page
+            'name its VAE with --vae when the page is started'
+        """
+        option = option_text(name)
+        return cls(
+            f"{what} with {name}=",
+            f"{what} with {option}",
+            f"{what} with {option} when the page is started",
+            f"{what} with the model's entry {name}",
+        )
+
+    @classmethod
+    def same(cls, text: str) -> Remedy:
+        """
+        Return what is said alike everywhere, behind the message.
+
+        Args:
+            text: What can be done.
+
+        Example:
+            >>> Remedy.same("wait a little").on(Surface.PAGE)
+            'wait a little'
+        """
+        return cls(text, text, text)
+
+    def on(self, surface: Surface) -> str:
+        """
+        Return the words of a surface.
+
+        Args:
+            surface: Where they are read.
+        """
+        words = {
+            Surface.PYTHON: self.python,
+            Surface.COMMAND: self.command,
+            Surface.PAGE: self.page,
+            Surface.PLAN: self.plan or self.python,
+        }
+        return words[surface]
+
+    def after(self, text: str, surface: Surface) -> str:
+        """
+        Return a message with the words of a surface behind it.
+
+        Args:
+            text: The message.
+            surface: Where it is read.
+        """
+        words = self.on(surface)
+        if not words or not text:
+            return text or words
+        return f"{text}{' ' if text.endswith(('.', '!', '?')) else '; '}{words}"
+
+
+def option_text(name: str) -> str:
+    """
+    Return an option's name as the command line spells it.
+
+    Example:
+        >>> option_text("vae_tiling")
+        '--vae-tiling'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 class SaveReason(str, Enum):
     """Why something cannot be written as asked."""
 
@@ -118,6 +228,8 @@ class NoteKind(Enum):
     """Some of its modules have alpha 0 and change nothing."""
     ALL_ZERO = "all zero"
     """All of its modules hold zeros."""
+    NOT_HELD = "not held"
+    """Its configuration speaks of tensors that it does not hold."""
     BESIDE = "beside"
     """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
     TRAINED_APART = "trained apart"
@@ -138,9 +250,11 @@ class Remark(str, Generic[K]):
     Args:
         text: The sentence.
         kind: What it is about.
+        remedy: What can be done about it; its words for programs end the sentence.
 
     Attributes:
         kind: As above.
+        remedy: As above, or None.
 
     Example:
         >>> remark = Remark("no such module", AbsenceReason.NO_MODULE)
@@ -148,14 +262,20 @@ class Remark(str, Generic[K]):
         ('no such module', <AbsenceReason.NO_MODULE: 'no module'>)
     """
 
-    __slots__ = ("kind",)
+    __slots__ = ("_text", "kind", "remedy")
     kind: K
+    remedy: Remedy | None
+    _text: str
 
-    def __new__(cls, text: str, kind: K) -> Self:
-        """Keep both."""
-        remark = super().__new__(cls, text)
-        remark.kind = kind
+    def __new__(cls, text: str, kind: K, remedy: Remedy | None = None) -> Self:
+        """Keep all."""
+        remark = super().__new__(cls, text if remedy is None else remedy.after(text, Surface.PYTHON))
+        remark.kind, remark.remedy, remark._text = kind, remedy, text
         return remark
 
-    def __getnewargs__(self) -> tuple[str, K]:  # type: ignore[override]
-        return str(self), self.kind
+    def text_on(self, surface: Surface) -> str:
+        """Return the sentence with the words of a surface."""
+        return self._text if self.remedy is None else self.remedy.after(self._text, surface)
+
+    def __getnewargs__(self) -> tuple[str, K, Remedy | None]:  # type: ignore[override]
+        return self._text, self.kind, self.remedy

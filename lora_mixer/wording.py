@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["did_you_mean", "first_line", "first_of", "list_of", "number_text", "shown"]
 
 _LONGEST_SHOWN = 60
+_TOLD = (str, int, bool, list, dict, tuple, set, bytes, type(None))
+"""Types that a value of theirs shows by its quotes and brackets, or by being a number or a word."""
 
 
 def shown(value: object) -> str:
     """
-    Show a value and, where it says more, its type, in a message.
+    Show a value in a message, and its type where the value as it is written does not tell it.
 
     Args:
         value: Anything that a user passed.
@@ -24,13 +26,13 @@ def shown(value: object) -> str:
         A short text.
 
     Example:
-        >>> shown("x"), shown(float("nan"))
-        ("'x' (a str)", 'nan')
+        >>> shown("x"), shown(float("nan")), shown(object)
+        ("'x'", 'nan', "<class 'object'> (a type)")
     """
     text = repr(value)
     if len(text) > _LONGEST_SHOWN:
         text = text[: _LONGEST_SHOWN - 3] + "..."
-    if isinstance(value, float):
+    if type(value) in _TOLD or isinstance(value, float):
         return text
     name = type(value).__name__
     return f"{text} ({'an' if name[0].lower() in 'aeiou' else 'a'} {name})"

@@ -281,7 +281,7 @@ def test_vera_cuts_the_shared_matrices_to_each_module():
 
 
 def test_vera_without_its_shared_matrices_is_refused_with_the_way_out():
-    with pytest.raises(FormatError, match="save_projection=True"):
+    with pytest.raises(FormatError, match="save_projection, only"):
         layer({"vera_lambda_b": randn(6), "vera_lambda_d": randn(3)}, config={"peft_type": "VERA"})
 
 

@@ -112,7 +112,7 @@ def test_a_picture_that_does_not_fit_says_what_takes_less(monkeypatch):
 
     monkeypatch.setattr(type(mixer.pipe.unet), "forward", full)
     with pytest.raises(
-        PictureError, match=r"the memory of cpu is too small for 128x64; take, in this order: --vae-tiling"
+        PictureError, match=r"the memory of cpu is too small for 128x64; take, in this order: vae_tiling=True"
     ):
         list(maker.make([PictureRequest("x", steps=1, width=128, height=64)]))
 

@@ -217,5 +217,5 @@ def test_the_nodes_stand_on_public_names_alone():
     ]
 
     assert named
-    assert all(module in ("lora_mixer", "lora_mixer.pictures") for module, _ in named)
+    assert all(module in ("lora_mixer", "lora_mixer.parsing", "lora_mixer.pictures") for module, _ in named)
     assert all(name in importlib.import_module(module).__all__ for module, name in named)

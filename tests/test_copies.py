@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 from copy import deepcopy
@@ -12,7 +13,8 @@ import torch
 
 from lora_mixer import LoraMixer
 from tests.models import tiny_sd
-from tests.small_pipe import assert_same, pairs_for, values, written
+from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
+from tests.weights import Snapshot, components
 
 MIXES: dict[str, Any] = {
     "merged": ({"a": 0.7, "b": -0.4}, {}),
@@ -121,6 +123,96 @@ def test_a_part_is_copied_without_the_pipeline() -> None:
     assert mixer.get_active_adapters() == ["a"]
     mixer.unload_lora_weights()
     assert_same(values(pipe), base)
+
+
+class CheckedPipe(SmallPipe):
+    """A pipeline whose pictures begin with a look at their inputs."""
+
+    def check_inputs(self) -> None:
+        """Find nothing."""
+
+
+def replaced(part: str) -> torch.nn.Module:
+    """Make another text encoder or UNet with the same layers."""
+    module: torch.nn.Module = small_pipe(seed=9).components[part]
+    return module
+
+
+@pytest.mark.parametrize("copy", [deepcopy, pickled])
+@pytest.mark.parametrize("when", ["before", "after, with a mixer", "after, without", "before and looked at"])
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_copy_has_the_mix_in_parts_that_are_replaced(
+    part: str, off: bool, when: str, copy: Any, kept: bool
+) -> None:
+    pipe = CheckedPipe(**components(small_pipe()))
+    pairs = pairs_for(pipe, 1)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.set_adapters("a", 0.5)
+    clean = Snapshot.of(SmallPipe(**{**components(small_pipe()), part: replaced(part)}))
+    if off:
+        mixer.disable_lora()
+    if when.startswith("before"):
+        pipe.components[part] = replaced(part)
+    if when == "before and looked at":
+        pipe.check_inputs()
+    if not kept:
+        del mixer
+        gc.collect()
+
+    other = copy(pipe)
+    again = LoraMixer(other) if when == "after, with a mixer" else None
+    if when.startswith("after"):
+        other.components[part] = replaced(part)
+
+    other.check_inputs()
+    if off:
+        assert_same(values(other), clean.state)
+    else:
+        clean.assert_holds(other, mixed((pairs, 0.5)))
+    again = again or LoraMixer(other)
+    assert (list(again.adapters), again.get_active_adapters()) == (["a"], [] if off else ["a"])
+    again.enable_lora()
+    clean.assert_holds(other, mixed((pairs, 0.5)))
+    again.unload_lora_weights()
+    assert_same(values(other), clean.state)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "before", "copy"),
+    [("schedule", "unet", False, deepcopy), ("side", "text_encoder", True, pickled)],
+)
+def test_a_picture_of_a_copy_has_the_mix_in_parts_that_were_replaced(
+    name: str, part: str, before: bool, copy: Any
+) -> None:
+    pipe, mixer, _ = made()
+    mixer.set_mix(MIXES[name][0], **MIXES[name][1])
+    if before:
+        setattr(pipe, part, scaled(getattr(tiny_sd(), part)))
+    other = copy(pipe)
+    if not before:
+        setattr(other, part, scaled(getattr(tiny_sd(), part)))
+
+    picture = draw(other)
+
+    wanted = tiny_sd()
+    setattr(wanted, part, scaled(getattr(tiny_sd(), part)))
+    theirs = LoraMixer(wanted)
+    for seed, adapter in enumerate("ab"):
+        theirs.load_lora_weights(written(pairs_for(wanted, seed)), adapter, activate=False)
+    theirs.set_mix(MIXES[name][0], **MIXES[name][1])
+    assert torch.equal(picture, draw(wanted))
+    assert LoraMixer(other).mixes == theirs.mixes
+
+
+def scaled(part: Any) -> Any:
+    """Change all weights of a part."""
+    with torch.no_grad():
+        for weight in part.parameters():
+            weight.mul_(1.1)
+    return part
 
 
 def test_a_mixer_is_copied_with_its_pipeline() -> None:

@@ -70,7 +70,76 @@ def pair(shapes):
         ({"transformer_blocks.0.attn.to_q": (2432, 2432)}, "SD3"),
         ({"transformer_blocks.0.attn1.to_q": (1152, 1152)}, "PixArt"),
         ({"transformer_blocks.0.attn1.to_q": (2048, 2048)}, "LTX-Video"),
-        ({"transformer_blocks.0.attn1.to_q": (4096, 4096)}, "LTX-Video 2"),
+        ({"transformer_blocks.0.attn1.to_q": (4096, 4096)}, "a DiT (SD3, PixArt, LTX, ...)"),  # or CogView4
+        ({"transformer_blocks.0.audio_attn1.to_q": (2048, 2048)}, "LTX-Video 2"),
+        ({"transformer_blocks.0.attn1.to_q": (1920, 1920)}, "CogVideoX"),
+        (
+            {
+                "lora_unet_blocks_0_attn_qkv": (6720, 2240),
+                "lora_unet_blocks_0_cross_attn_q_linear": (2240, 2240),
+            },
+            "Sana",
+        ),
+        (
+            {
+                "lora_unet_blocks_0_attn_qkv": (3456, 1152),
+                "lora_unet_blocks_0_cross_attn_q_linear": (1152, 1152),
+            },
+            "PixArt",
+        ),
+        ({"lora_unet_double_blocks_0_img_attn_qkv": (6144, 2048)}, "HunyuanVideo 1.5"),
+        ({"diffusion_model.double_blocks.0.img_attn.qkv": (10752, 3584)}, "HunyuanImage"),
+        (
+            {"transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q": (2048, 2048)},
+            "HunyuanVideo 1.5",
+        ),
+        ({"transformer.token_refiner.refiner_blocks.0.attn.to_q": (7168, 5376)}, "MiniMax-H3"),
+        (
+            {
+                "transformer.blocks.0.attn2.add_k_proj": (5120, 5120),
+                "transformer.blocks.0.attn1.to_q": (5120, 5120),
+            },
+            "Wan",
+        ),
+        ({"transformer.transformer_blocks.0.attn1.add_k_proj": (3072, 1536)}, "Mochi"),
+        ({"transformer.blocks.0.attn1.to_q": (1408, 1408)}, "HunyuanDiT"),
+        ({"transformer.blocks.0.ff.net.0.proj": (6144, 1408)}, "HunyuanDiT"),
+        ({"model.diffusion_model.transformer.layers.0.attention.query_key_value": (5760, 1920)}, "CogVideoX"),
+        ({"transformer.layers.0.attention.query_key_value": (12288, 4096)}, "CogView4"),
+        ({"mixins.adaln.adaln_modules.0.1": (49152, 512)}, "CogView4"),
+        ({"transformer.layers.0.attn.to_q": (2304, 2304)}, "Lumina 2"),
+        ({"transformer.layers.0.attn2.to_q": (2304, 2304)}, "Lumina-Next"),
+        ({"transformer.layers.0.attention.to_q": (4608, 4608)}, "Ideogram 4"),
+        ({"transformer.layers.0.attention.to_q": (3840, 3840)}, "Z-Image"),
+        ({"transformer.layers.0.self_attn.to_q": (3072, 3072)}, "OmniGen"),
+        (
+            {
+                "transformer.layers.0.self_attn.to_q": (2048, 2048),
+                "transformer.layers.0.cross_attn.to_q": (2048, 2048),
+            },
+            "ACE-Step",
+        ),
+        ({"transformer.layers.0.self_attention.to_q": (3072, 3072)}, "Ernie-Image"),
+        ({"net.blocks.block0.blocks.0.block.attn.to_q.0": (4096, 4096)}, "Cosmos"),
+        ({"lora_unet_blocks_0_self_attn_q_proj": (5120, 5120)}, "Cosmos"),
+        ({"lora_unet_blocks_0_self_attn_q_proj": (2048, 2048)}, "Anima"),
+        ({"single_blocks.0.q_proj": (3072, 3072)}, "Flux.3"),
+        ({"lora_unet_blocks_0_attn_out": (1792, 1792)}, "PRX"),
+        ({"blocks.0.attn.a_to_qkv": (9216, 3072)}, "Flux.1"),
+        (
+            {
+                "transformer.caption_projection.0.linear": (1536, 2048),
+                "transformer.transformer_blocks.0.attn.to_q": (3072, 3072),
+            },
+            "Bria Fibo",
+        ),
+        (
+            {
+                "transformer.context_embedder.linear_1": (3072, 4096),
+                "transformer.transformer_blocks.0.attn.to_q": (3072, 3072),
+            },
+            "Motif",
+        ),
         ({"transformer_blocks.0.attn1.to_q": (3072, 3072)}, "CogVideoX"),
         ({"lora_unet_layers_0_attention_qkv": (3840, 2304)}, "Lumina 2"),
         ({"lora_unet_double_blocks_0_img_attn_qkv": (18432, 6144)}, "Flux.2"),

@@ -48,7 +48,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a norm": ("llama", LoraConfig(target_modules=["input_layernorm"]), "target_modules", "has no pair"),
     "a rank of 0": ("llama", LoraConfig(r=0, target_modules=["q_proj"]), "r", "at least 1, got 0"),
     "a rank below 0": ("llama", LoHaConfig(r=-2, target_modules=["q_proj"]), "r", "at least 1"),
-    "a rank that is not a number": ("llama", LoKrConfig(r="8", target_modules=["q_proj"]), "r", "'8' (a str)"),  # type: ignore[arg-type]
+    "a rank that is not a number": ("llama", LoKrConfig(r="8", target_modules=["q_proj"]), "r", "'8'"),  # type: ignore[arg-type]
     "a rank beyond the layer": ("llama", LoraConfig(r=25, target_modules=["q_proj"]), "target_modules", "has at most 24"),
     "a rank beyond one layer": ("bert", LoraConfig(r=8, target_modules="all-linear"), "target_modules", "classifier rank 8 is beyond the layer, whose matrix 3 x 24"),
     "a rank by pattern beyond": ("llama", LoraConfig(target_modules=["k_proj"], rank_pattern={"1.self_attn.k_proj": 30}), "target_modules", "layers.1.self_attn.k_proj rank 30"),

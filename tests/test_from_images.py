@@ -207,7 +207,7 @@ def test_a_controlnet_of_another_base_is_refused(controlled, tmp_path):
     ):
         load_pipeline(str(tmp_path / "sdxl"), controlnet=str(controlled / "net"), device="cpu")
     other = single_files.save({"lora_x.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "x.safetensors")
-    with pytest.raises(SourceNotFoundError, match="expected to be a ControlNet, and is an adapter"):
+    with pytest.raises(SourceNotFoundError, match="expected a ControlNet, got an adapter"):
         load_pipeline(str(controlled / "model"), controlnet=str(other), device="cpu")
 
 

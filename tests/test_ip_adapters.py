@@ -158,9 +158,13 @@ def test_what_cannot_be_is_one_sentence(prepared, tmp_path):
     mixer = mixer_of(prepared)
     plain = LoraMixer(load_pipeline(str(folder / "model"), device="cpu"))
     cases = [
-        (mixer, {"ip_adapter_image": None, "ip_adapter_scale": None}, "needs an ip_adapter_image"),
+        (
+            mixer,
+            {"ip_adapter_image": None, "ip_adapter_scale": None},
+            "ip_adapter_image: the model has an IP-Adapter, which needs one",
+        ),
         (mixer, {"ip_adapter_image": str(folder / "gone.png")}, "cannot be read"),
-        (plain, {"mix": {}}, "--ip-adapter"),
+        (plain, {"mix": {}}, "name one with ip_adapter="),
         (plain, {"mix": {}, "ip_adapter_image": None}, "ip_adapter_scale needs"),
     ]
     for owner, fields, message in cases:
@@ -175,13 +179,13 @@ def test_what_cannot_be_is_one_sentence(prepared, tmp_path):
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "lora.safetensors")
     for given, error, message in (
         (wrong, PictureError, "made for another base"),
-        (alone, SourceNotFoundError, "--image-encoder"),
-        (tmp_path / "lora.safetensors", SourceNotFoundError, "to be an IP-Adapter, and is an adapter"),
+        (alone, SourceNotFoundError, "image_encoder="),
+        (tmp_path / "lora.safetensors", SourceNotFoundError, "expected an IP-Adapter, got an adapter"),
         (tmp_path / "gone.safetensors", SourceNotFoundError, "is not there"),
     ):
         with pytest.raises(error, match=message):
             load_pipeline(str(folder / "model"), ip_adapter=str(given), device="cpu")
-    with pytest.raises(LoraMixerError, match="an IP-Adapter: give it with --ip-adapter"):
+    with pytest.raises(LoraMixerError, match="got an IP-Adapter; give it beside a model, with ip_adapter="):
         load_pipeline(str(file), device="cpu")
     assert read_checkpoint(file).kind == "ip-adapter"
 

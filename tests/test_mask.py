@@ -131,7 +131,7 @@ def test_one_line_says_a_mask(png: str) -> None:
         (np.array([[np.nan, 0.5]]), "values from 0 to 1"),
         (np.array([["x", "y"]]), "a picture or numbers"),
         (None, "a picture or numbers"),
-        (3, "got 3 (an int)"),
+        (3, "got 3"),
         ({"path": 3}, 'expected a "path" or a "digest"'),
         ({}, 'expected a "path" or a "digest"'),
         ({"digest": "xyz"}, "64 hexadecimal digits"),

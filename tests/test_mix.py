@@ -139,9 +139,9 @@ class TestRefusing:
         message = str(caught.value)
         assert "for 4 reasons" in message
         assert "a: expected a finite number, got nan." in message
-        assert "b.unet: expected a finite number, got 'x' (a str)." in message
-        assert "b.te: expected a finite number, got True (a bool)." in message
-        assert "expected a name (text that is not empty), got '' (a str)" in message
+        assert "b.unet: expected a finite number, got 'x'." in message
+        assert "b.te: expected a finite number, got True." in message
+        assert "expected a name (text that is not empty), got ''" in message
 
     def test_a_misspelled_key_is_answered_with_the_right_one(self) -> None:
         """Both in the rich form and in place of a component."""

@@ -141,7 +141,7 @@ def test_files_of_other_kinds_are_told_apart_and_refused_by_name(kind, tmp_path)
     with pytest.raises(SourceNotFoundError) as caught:
         load_pipeline(str(path), device="cpu")
     assert len(str(caught.value)) < 400
-    what = {"adapter": "--lora", "vae": "--vae", "controlnet": "--controlnet", "denoiser": "--config"}
+    what = {"adapter": "load_lora_weights", "vae": "vae=", "controlnet": "controlnet=", "denoiser": "config="}
     assert what.get(kind, "") in str(caught.value)
 
 
@@ -167,7 +167,7 @@ def test_a_pickle_is_opened_only_when_asked_for(tmp_path, made):
     torch.save({"state_dict": single_files.pipeline_tensors(tiny_sd())}, path)
     folder = str(made["sd"].with_suffix(""))
 
-    with pytest.raises(SourceNotFoundError, match="allow-pickle"):
+    with pytest.raises(SourceNotFoundError, match="allow_pickle="):
         load_pipeline(str(path), config=folder, device="cpu")
     pipe = load_pipeline(str(path), config=folder, device="cpu", allow_pickle=True)
 

@@ -79,7 +79,7 @@ def test_eight_bits_need_a_denoiser_that_can_be_stored_so():
     class Pipe:
         unet = torch.nn.Linear(2, 2)
 
-    with pytest.raises(PictureError, match="--fp8: Pipe has no denoiser that can be stored in 8 bits"):
+    with pytest.raises(PictureError, match="fp8: Pipe has no denoiser that can be stored in 8 bits"):
         placing.store_in_eight_bits(Pipe(), torch.float32)
 
 
@@ -111,9 +111,7 @@ def test_a_picture_that_does_not_fit_is_made_with_the_next_smaller_setting(monke
     mixer.set_mix("ink:0.3")
     calls = full_until(monkeypatch, mixer, lambda pipe: pipe.vae.use_tiling)
 
-    with pytest.warns(
-        SmallerSettingWarning, match=r"memory of cpu is too small .* goes on with --vae-tiling"
-    ):
+    with pytest.warns(SmallerSettingWarning, match=r"memory of cpu is too small .* goes on with vae_tiling"):
         made = pixels(mixer)
 
     assert calls[:2] == [False, True]
@@ -131,9 +129,9 @@ def test_settings_follow_each_other_from_what_costs_least(monkeypatch):
         pixels(mixer)
 
     assert [str(each.message).rpartition(" with ")[2] for each in told] == [
-        "--offload model",
-        "--vae-tiling",
-        "--offload sequential",
+        "offload model",
+        "vae_tiling",
+        "offload sequential",
     ]
 
 
@@ -148,8 +146,8 @@ def test_settings_that_change_pixels_are_taken_only_where_that_is_allowed(monkey
 
     assert mixer.pipe.vae.use_tiling is used
     # what is in use already is not proposed again
-    assert ("--vae-tiling" in str(error.value)) is not used
-    assert "--dtype float16" in str(error.value)
+    assert ("vae_tiling=True" in str(error.value)) is not used
+    assert "dtype='float16'" in str(error.value)
 
 
 def test_other_ways_are_refused():

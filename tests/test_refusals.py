@@ -258,7 +258,7 @@ class TestPartialMatch:
             assert len(by_name["text_encoder_2"].keys_unused) == 3 * len(by_name["text_encoder_2"].unmatched)
             mixer.unload_lora_weights()
             clean.assert_untouched(sdxl)
-            with pytest.raises(MatchError, match="strict=True"):
+            with pytest.raises(MatchError, match="not all of the file was matched"):
                 mixer.load_lora_weights(table, strict=True)
             clean.assert_untouched(sdxl)
         finally:
@@ -333,7 +333,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(refuses, tmp_path):
 
     with pytest.raises(LoraMixerError, match="allow_pickle"):
         read_adapter(tmp_path / "a.pt")
-    with pytest.raises(LoraMixerError, match="weights_only"):
+    with pytest.raises(LoraMixerError, match="reads weights only"):
         read_adapter(tmp_path / "a.pt", allow_pickle=True)
     assert not (tmp_path / "ran").exists()
 

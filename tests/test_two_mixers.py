@@ -124,21 +124,112 @@ def test_hooks_of_a_mixer_that_is_gone_are_the_next_ones(how: str) -> None:
     clean.assert_untouched(pipe)
 
 
+@pytest.mark.parametrize("ended", ["unload_lora_weights", "delete_adapters"])
+@pytest.mark.parametrize("then", ["release", "reserve", "load"])
+def test_room_that_a_mixer_reserved_which_is_gone_is_the_next_ones(ended: str, then: str) -> None:
+    pipe = tiny_sd()
+    pairs = pairs_for(pipe, 1)
+    clean = Snapshot.of(pipe)
+    first = two_lines(pipe, written(pairs), adapter_name="a")
+    first.reserve(rank=8)
+    getattr(first, ended)(*(["a"] if ended == "delete_adapters" else []))
+    left = hooks(pipe)
+    assert left
+    others = [LoraMixer(pipe)]
+    for ask in (
+        others[0].release,
+        others[0].memory,
+        lambda: others[0].load_lora_weights(written(pairs), "b"),
+    ):
+        with pytest.raises(
+            PipelineStateError, match=r"another LoraMixer keeps room reserved on unet;.*release\(\)"
+        ):
+            ask()
+    others.clear()
+    del first, ask
+    gc.collect()
+
+    mixer = LoraMixer(pipe)
+
+    if then != "release":
+        mixer.load_lora_weights(written(pairs), "a")
+    if then == "load":
+        assert hooks(pipe) >= left
+        assert not mixer.is_in_parameters  # the mix is in that room
+    elif then == "reserve":
+        mixer.reserve(rank=4)
+    mixer.release()
+    assert hooks(pipe) == 0 or then != "release"
+    mixer.unload_lora_weights()
+    assert hooks(pipe) == 0
+    clean.assert_untouched(pipe)
+    assert not [name for root in components(pipe).values() for name in vars(root) if "lora_mixer" in name]
+
+
+def test_room_on_one_part_of_two_pipelines_is_told_and_taken_away_by_that_part() -> None:
+    parts = {
+        name: small_pipe(seed=n).components["unet"] for n, name in enumerate(("transformer", "transformer_2"))
+    }
+    pipe = SmallPipe(**parts)
+    pair = {"linear.lora_A.weight": torch.ones(1, 6), "linear.lora_B.weight": torch.ones(5, 1)}
+    file = {f"{part}.{key}": value for part in parts for key, value in pair.items()}
+    mixer = two_lines(pipe, file, adapter_name="a")
+    mixer.reserve(rank=8)
+    mixer.unload_lora_weights()
+    assert hooks(pipe) == 2
+    del mixer
+    gc.collect()
+    other = SmallPipe(transformer=parts["transformer"], transformer_2=small_pipe(seed=7).components["unet"])
+
+    with pytest.raises(PipelineStateError, match=r"transformer has room .* gone.*LoraMixer\(part\)\.release"):
+        two_lines(other, file, adapter_name="a")
+
+    LoraMixer(parts["transformer"]).release()
+    assert hooks(pipe) == 0
+    two_lines(other, file, adapter_name="a")
+
+
+@pytest.mark.parametrize("way", ["restore_base", "rebase"])
+def test_layers_that_were_replaced_under_the_mix_of_a_mixer_that_is_gone_have_both_ways_out(way: str) -> None:
+    pipe = small_pipe()
+    base = values(pipe)
+    two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")
+    gc.collect()
+    unet = pipe.components["unet"]
+    unet.linear = copy.deepcopy(unet.linear)
+    held = base if way == "restore_base" else {**base, "unet.linear.weight": unet.linear.weight.clone()}
+
+    mixer = LoraMixer(pipe)
+    with pytest.raises(PipelineStateError, match=r"restore_base\(\).*rebase\(\)"):
+        mixer.get_active_adapters()
+    getattr(mixer, way)()
+
+    assert_same(values(pipe), held)
+    assert mixer.get_active_adapters() == []
+    mixer.set_adapters("a", 0.5)
+    mixer.unload_lora_weights()
+    assert_same(values(pipe), held)
+
+
 def test_another_pipeline_object_with_the_same_parts_goes_on() -> None:
     pipe = small_pipe()
     pairs = pairs_for(pipe, 1)
-    clean = Snapshot.of(pipe)
     two_lines(pipe, written(pairs), adapter_name="a")
     other = SmallPipe(**components(pipe))
     del pipe
+    gc.collect()
 
     mixer = LoraMixer(other)
+    other.components["unet"] = small_pipe(seed=4).components["unet"]  # before the mixer is asked anything
 
+    clean = Snapshot.of(
+        SmallPipe(**{**components(small_pipe()), "unet": small_pipe(seed=4).components["unet"]})
+    )
     assert list(mixer.adapters) == ["a"]
     mixer.set_adapters("a", 0.5)
     clean.assert_holds(other, mixed((pairs, 0.5)))
     mixer.disable_lora()
-    clean.assert_untouched(other)
+    assert_same(values(other), clean.state)
 
 
 def test_a_part_alone_gives_all_parts_their_base_back() -> None:
@@ -185,6 +276,26 @@ def test_pipelines_that_share_parts_which_no_adapter_changes_have_a_mixer_each()
     assert two.get_active_adapters() == ["a"]
     one.delete_adapters("t")
     two.load_lora_weights(written(with_text), "t")
+
+
+def test_the_mixer_of_a_pipeline_is_none_that_loads_into_another_ones_parts() -> None:
+    pipe = small_pipe()
+    other = SmallPipe(**{**components(pipe), "unet": small_pipe(seed=5).components["unet"]})
+    text = pairs_for(pipe, 1, lambda part, _: part == "text_encoder")
+    unet = pairs_for(other, 2, lambda part, _: part == "unet")
+    first = two_lines(pipe, written(text), adapter_name="t")
+    before, clean = values(pipe), Snapshot.of(other)
+
+    theirs = LoraMixer.of(other)
+
+    assert theirs.pipe is other
+    theirs.load_lora_weights(written(unet), "u")
+    assert_same(values(pipe), before)
+    clean.assert_holds(other, mixed((unet, 1.0)))
+    with pytest.raises(PipelineStateError, match=r"loaded on text_encoder \(t\)"):
+        theirs.load_lora_weights(written(text), "t")
+    assert LoraMixer.of(SmallPipe(**components(pipe))) is first
+    assert LoraMixer.of(pipe.components["text_encoder"]) is first
 
 
 def test_a_lost_variable_is_found_again() -> None:
@@ -353,12 +464,16 @@ def test_of_two_mixers_that_go_on_at_once_one_does(monkeypatch: Any) -> None:
     clean = Snapshot.of(pipe)
     two_lines(pipe, written(pairs), adapter_name="a")
     gc.collect()
-    take_over, other, refused = ownership.MixerState.take_over, LoraMixer(pipe), []
+    take_over, others, refused = ownership.MixerState.take_over, [], []
+
+    def second() -> None:
+        others.append(LoraMixer(pipe))
+        others[0].load_lora_weights(written(pairs), "b")
 
     def meanwhile(state: Any, *args: Any) -> None:
         if not refused:
             refused.append(None)
-            refused.append(_elsewhere(lambda: other.load_lora_weights(written(pairs), "b")))
+            refused.append(_elsewhere(second))
         take_over(state, *args)
 
     monkeypatch.setattr(ownership.MixerState, "take_over", meanwhile)
@@ -369,6 +484,7 @@ def test_of_two_mixers_that_go_on_at_once_one_does(monkeypatch: Any) -> None:
     clean.assert_holds(pipe, mixed((pairs, 1.0)))
     one.unload_lora_weights()
     clean.assert_untouched(pipe)
+    (other,) = others
     other.load_lora_weights(written(pairs), "b")
     clean.assert_holds(pipe, mixed((pairs, 1.0)))
     other.unload_lora_weights()

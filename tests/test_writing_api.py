@@ -351,7 +351,7 @@ def test_a_trained_bias_whose_base_is_away_is_refused_by_name(tmp_path):
     adapter = parts.read_source(parts.resolve_source(table), name="a")
     (layer,) = adapter.layers
 
-    with pytest.raises(SaveError, match=r"trained bias that replaces the model's own.*--model") as caught:
+    with pytest.raises(SaveError, match=r"trained bias that replaces the model's own.*model=") as caught:
         parts._refuse_unknown_bias(layer)
 
     assert caught.value.problems[0].reason == "base"

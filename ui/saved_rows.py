@@ -7,6 +7,7 @@ import threading
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_mixer.atomic import write_files
+from lora_mixer.parsing import json_or_none
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ class SavedRows:
 
     def _read(self) -> dict[str, list[Any]]:
         try:
-            book = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            book = json_or_none(self._path.read_bytes())
+        except OSError:
             return {}
         return book if isinstance(book, dict) else {}

@@ -51,8 +51,8 @@ class Vera(Factored):
         lambda_b, lambda_d = parts.need("vera_lambda_b", "vera_lambda_d")
         if not {"vera_A", "vera_B"} <= set(parts.tensors):
             raise UnsupportedAdapterError(
-                "VeRA without its shared matrices vera_A and vera_B; save it again with "
-                "save_projection=True, only then does the file hold the whole adapter",
+                "VeRA without its shared matrices vera_A and vera_B; save it again with PEFT's save_projection, only "
+                "then does the file hold the whole adapter",
                 key=parts.label,
             )
         down, up = parts.need("vera_A", "vera_B")

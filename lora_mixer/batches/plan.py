@@ -16,6 +16,7 @@ from lora_mixer.parsing.files import read_regular
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
+from lora_mixer.problem import Surface
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         >>> load_plan({"jobs": [{"prompt": "a castle", "steps": 0}]})
         Traceback (most recent call last):
         lora_mixer.errors.PlanError: This plan cannot be made:
-          jobs[0].steps: expected greater than or equal to 1, got 0 (an int)
+          jobs[0].steps: expected greater than or equal to 1, got 0
     """
     if isinstance(source, Plan):
         return source
@@ -372,7 +373,7 @@ def parse_plan(raw: bytes, kind: str, *, label: str = "", folder: Path | None = 
         >>> parse_plan(b"prompt,seed\na cat,one\n", "csv")
         Traceback (most recent call last):
         lora_mixer.errors.PlanError: This plan cannot be made:
-          line 2: jobs[0].seed: expected a valid integer, got 'one' (a str)
+          line 2: jobs[0].seed: expected a valid integer, got 'one'
     """
     problems = _problems(label)
     text = decode(raw, problems)
@@ -404,7 +405,7 @@ def _validated(located: Located, label: str, folder: Path, *, with_lines: bool) 
 
 
 def _problems(label: str, lines: Callable[[tuple[str | int, ...]], int | None] | None = None) -> Problems:
-    return Problems(lines, lambda problems: PlanError(problems=problems, file=label or None))
+    return Problems(lines, lambda problems: PlanError(problems=problems, file=label or None), Surface.PLAN)
 
 
 def sentence(error: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.batches.worker_pool import Event, InProcess, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import PlanError, SaveError
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -211,8 +212,9 @@ class _BatchRun:
         if lost:
             raise SaveError(
                 f"{len(lost)} files in {self.checked.folder} are of another plan or of an earlier form of this one, and would be "
-                f"lost: {first_of(lost, 3)}. Choose another folder (output.folder, --out), move them away, or say that "
-                "they may go (output.replace: true, --replace)"
+                f"lost: {first_of(lost, 3)}. Choose another folder (output.folder), move them away, or say that they may go "
+                "(output.replace: true)",
+                remedy=Remedy("", "the options are --out and --replace"),
             )
 
     def _begin(self, task: Task, manifest: Manifest) -> None:

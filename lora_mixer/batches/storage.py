@@ -14,6 +14,7 @@ from lora_mixer.batches.locks import take_lock
 from lora_mixer.errors import SaveError
 from lora_mixer.parsing.files import read_regular
 from lora_mixer.picture_metadata import save_picture
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,7 +177,8 @@ class Storage:
         except (OSError, ValueError, NotImplementedError) as error:  # ValueError: a zero byte in the name
             raise SaveError(
                 f"cannot write to {self.folder!r}: {getattr(error, 'strerror', None) or error}; choose another place "
-                "with output.folder or --out"
+                "with the plan's output.folder",
+                remedy=Remedy("", "or with --out"),
             ) from error
 
     def _upload(self, name: str, raw: bytes) -> None:

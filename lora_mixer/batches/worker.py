@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.storage import Storage
 from lora_mixer.errors import LoraMixerError, SaveError
+from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -245,7 +246,7 @@ class Worker:
 
 def _failed(picture: PlannedPicture, error: BaseException, *, fatal: bool = False) -> Outcome:
     if isinstance(error, LoraMixerError):
-        reason = str(error)
+        reason = error.text_on(Surface.PLAN)
     else:
         last = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""  # noqa: PTH119

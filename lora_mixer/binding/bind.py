@@ -30,10 +30,10 @@ from lora_mixer.errors import MatchError
 from lora_mixer.families import family_named, family_of_class
 from lora_mixer.families.counted_names import CANDIDATES, ORDERS
 from lora_mixer.families.of_pipeline import UNKNOWN, describe_base
-from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike
+from lora_mixer.families.telling import CROSS_ATTENTION, TRANSFORMERS, alike, shares_names
 from lora_mixer.formats.fronts import COMPONENTS_OF_HINT, ENCODER_HINTS, behind
 from lora_mixer.formats.safeloras import PREFIX as ORDINAL
-from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark
+from lora_mixer.problem import AbsenceReason, NoteKind, Problem, Remark, Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -608,7 +608,9 @@ def _refuse_partial(
             spelling for spelling in tally.unmatched if spelling not in aside and not index.may_lack(spelling)
         ]
         told = family_named(info.base)
-        other = told is not None and told is not index.family and not alike(told.name, index.family.name)
+        other = (
+            told is not None and told is not index.family and not shares_names(told.name, index.family.name)
+        )
         here = describe_base(components)
         total = len(tally.named) + len(foreign)
         strange = (
@@ -617,7 +619,11 @@ def _refuse_partial(
         )
         if foreign and other:
             raise MatchError(strange, file=info.source)
-        alien = [spelling for spelling in foreign if told is None and _is_alien(spelling, index, tally.named)]
+        alien = [
+            spelling
+            for spelling in foreign
+            if told is not index.family and _is_alien(spelling, index, tally.named)
+        ]
         if alien:
             raise MatchError(
                 f"an adapter for {info.base}, and this pipeline is {here}: {len(alien)} of the "
@@ -645,9 +651,10 @@ def _refuse_several(adapter: Adapter, component: str) -> None:
     )
     if apart and component not in TEXT_HINTS:
         raise MatchError(
-            f"its keys name {' and '.join(apart)}, each with changes of its own, and component={component!r} asks for all of "
-            "them in one: leave component= out, or load a file for each; nothing was changed",
+            f"its keys name {' and '.join(apart)}, each with changes of its own, and all of them are asked for in one, "
+            f"{component!r}; nothing was changed",
             file=adapter.info.source,
+            remedy=Remedy("leave component= out, or load a file for each"),
         )
 
 
@@ -696,16 +703,14 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
         and any(why.kind is AbsenceReason.NO_COMPONENT for why in part.unmatched.values())
     ]
     if lacking:
-        message += (
-            f": it has no {' and no '.join(lacking)}, which they name; component= says what else they are for"
-        )
+        message += f": it has no {' and no '.join(lacking)}, which they name"
     transformer = components.get("transformer")
     if transformer is not None and family_of_class(type(transformer).__name__) is None:
         message += (
             "; other names than its own are not known of this class, so that adapters for it load when their keys are the "
             "module paths of the diffusers model (as diffusers and PEFT save them): convert this one to those names first"
         )
-    raise MatchError(message)
+    raise MatchError(message, remedy=Remedy("component= says what else they are for") if lacking else None)
 
 
 def _judge(
@@ -737,14 +742,20 @@ def _judge(
         )
     if twice:
         how = (
-            f"by its parts {' and '.join(given_by)}, which are one here; name the one that is meant by subfolder= or component=, and "
-            f"load the other under a name of its own"
+            f"by its parts {' and '.join(given_by)}, which are one here"
             if given_by
             else "under different spellings"
         )
         raise MatchError(
             f"{len(twice)} modules are given twice {how}: {', '.join(twice[:5])}",
             file=info.source,
+            remedy=Remedy(
+                "name the one that is meant by subfolder= or component=, and load the other under a name of its own",
+                "name the one that is meant, and the other as an adapter of its own",
+                "upload each as an adapter of its own",
+            )
+            if given_by
+            else None,
         )
 
 

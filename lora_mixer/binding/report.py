@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_mixer.problem import Surface
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,23 @@ class MatchReport:
         return self.unmatched == 0 and not self.unused_keys
 
     def __str__(self) -> str:
-        """Return a short table: a line for each component, then what is left over and why."""
+        """Return the table for programs."""
+        return self.text_on(Surface.PYTHON)
+
+    def text_on(self, surface: Surface) -> str:
+        """
+        Return a short table in the words of a surface: a line for each component, then what is left over and why.
+
+        Args:
+            surface: Where it is read.
+
+        Returns:
+            The table.
+
+        Example:
+            >>> MatchReport("ink", "ink.safetensors", "kohya", ()).text_on(Surface.PAGE)
+            'ink: ink.safetensors (kohya)'
+        """
         lines = [f"{self.adapter_name}: {self.source} ({self.format})"]
         width = max((len(part.component) for part in self.components), default=0)
         for part in self.components:
@@ -94,11 +111,11 @@ class MatchReport:
             )
             reasons: dict[str, list[str]] = {}
             for name, why in part.unmatched.items():
-                reasons.setdefault(why, []).append(name)
+                reasons.setdefault(why.text_on(surface), []).append(name)
             for reason, names in reasons.items():
                 lines.append(f"    not matched, {reason}: {first_of(names, _SHOWN)}")
         if self.unused_keys:
             keys_left = list(self.unused_keys)
             lines.append(f"  {len(keys_left)} keys not used: {first_of(keys_left, _SHOWN)}")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {note.text_on(surface)}" for note in self.notes]
         return "\n".join(lines)

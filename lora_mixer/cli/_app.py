@@ -28,6 +28,7 @@ from lora_mixer.cli._show import show
 from lora_mixer.cli._terminal import print_error
 from lora_mixer.cli._ui import ui
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.problem import Surface
 
 EXIT_ERROR = 2
 _JSON = "lora_mixer.json"
@@ -53,7 +54,7 @@ class _Commands(TyperGroup):
                 raise
             if ctx.meta.get(_JSON):
                 typer.echo(json.dumps(facts_of_error(error)))
-            print_error(str(error))
+            print_error(error.text_on(Surface.COMMAND))
             raise typer.Exit(EXIT_ERROR) from error
 
 

@@ -21,6 +21,7 @@ from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
+from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -186,7 +187,7 @@ def load_adapters(
                 allow_pickle=allow_pickle,
                 load_embeddings=load_embeddings,
             )
-        console(stderr=quiet).print(plain(report), soft_wrap=True)
+        console(stderr=quiet).print(plain(report.text_on(Surface.COMMAND)), soft_wrap=True)
         if report.unmatched:
             print_warning(
                 f"{option.source}: only a part of it fits this pipeline; --strict refuses such files."

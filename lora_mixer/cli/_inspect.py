@@ -12,6 +12,7 @@ from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._progress import bar
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
+from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -92,8 +93,12 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
 
 def _as_object(name: str, result: AdapterInfo | Exception) -> dict[str, Any]:
     if isinstance(result, Exception):
-        return {"source": name, "error": {"type": type(result).__name__, "message": str(result)}}
+        return {"source": name, "error": {"type": type(result).__name__, "message": _told(result)}}
     return result.to_dict()
+
+
+def _told(error: Exception) -> str:
+    return error.text_on(Surface.COMMAND) if isinstance(error, LoraMixerError) else str(error)
 
 
 def _table(rows: Iterable[Row]) -> Table:
@@ -108,7 +113,7 @@ def _table(rows: Iterable[Row]) -> Table:
     for name, result in rows:
         if isinstance(result, Exception):
             # One cell for the file and the reason: in a column of its own it would squeeze all others.
-            reason = result.reason if isinstance(result, LoraMixerError) else str(result)
+            reason = result.reason_on(Surface.COMMAND) if isinstance(result, LoraMixerError) else str(result)
             table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
             continue
         table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(result))))

@@ -12,6 +12,7 @@ from lora_mixer.cli import _completing
 from lora_mixer.cli._options import with_options
 from lora_mixer.errors import PictureError
 from lora_mixer.pictures import MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
+from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +102,7 @@ def _read_model(values: dict[str, Any]) -> ModelOptions:
     try:
         return ModelOptions(**values)
     except PictureError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(error.text_on(Surface.COMMAND)) from error
 
 
 def choice(name: str, choices: tuple[str, ...]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from lora_mixer.cli._terminal import console, plain
+from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,7 @@ def facts_of_error(error: LoraMixerError) -> dict[str, Any]:
     """
     facts = {
         "type": type(error).__name__,
-        "message": str(error),
+        "message": error.text_on(Surface.COMMAND),
         "file": error.file,
         "key": error.key,
         "problems": [str(problem) for problem in error.problems],

@@ -52,8 +52,8 @@ def _break_graph() -> None:
     if TracingContext.try_get() is not None:
         raise _graph_error()(
             "what changes the mix at this call (a schedule, a mask, a mix for each image, a call's scale) is inside of code "
-            "that was compiled with fullgraph=True after the mix was set, and can only be read outside of it: set the mix "
-            "once more (mixer.set_mix), now that the module is compiled, or leave fullgraph=True out"
+            "that was compiled with fullgraph after the mix was set, and can only be read outside of it: set the mix "
+            "once more (mixer.set_mix), now that the module is compiled, or leave fullgraph out"
         )
 
 

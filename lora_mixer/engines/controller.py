@@ -92,9 +92,14 @@ class EngineController:
         """The pipeline, for its scheduler and guidance."""
         return self._pipe.pipe
 
-    @pipe.setter
-    def pipe(self, pipe: Any) -> None:
-        self._pipe = PipelineRef(pipe)
+    @property
+    def has_own_pipe(self) -> bool:
+        """Whether this is the pipeline of these modules, and not that of those that they are a copy of."""
+        return self._pipe.is_own
+
+    def move_to(self, pipe: Any, *, is_own: bool = True) -> None:
+        """Belong to another pipeline that has the same parts."""
+        self._pipe = PipelineRef(pipe, is_own=is_own)
 
     # --- adapters --------------------------------------------------------------------------------------------------
 
@@ -171,6 +176,13 @@ class EngineController:
     def components(self) -> tuple[str, ...]:
         """The components that adapters change."""
         return tuple(dict.fromkeys(part for layers in self._layers.values() for part in layers.components))
+
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """The components in which room is kept for mixes to come."""
+        return tuple(
+            part for engine in self._engines if engine.room is not None for part in engine.room.components
+        )
 
     # --- bases -----------------------------------------------------------------------------------------------------
 

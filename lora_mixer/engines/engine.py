@@ -135,11 +135,13 @@ class Room:
         rank: The ranks of each layer.
         rows: The rows of a batch that may differ.
         modules: The identities of the modules that it is beside.
+        components: The components of these.
     """
 
     rank: int
     rows: int
     modules: frozenset[int]
+    components: tuple[str, ...]
 
 
 class Engine(ABC):

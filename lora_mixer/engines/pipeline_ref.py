@@ -15,6 +15,7 @@ class PipelineRef:
 
     Args:
         pipe: The pipeline, or a bare module.
+        is_own: False where this stands on a copied part, and the pipeline is that of the first one.
 
     Example:
         >>> from copy import deepcopy
@@ -23,9 +24,9 @@ class PipelineRef:
         True
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, *, is_own: bool = True) -> None:
         """Hold it."""
-        self.pipe = pipe
+        self.pipe, self.is_own = pipe, is_own
 
     @property
     def scheduler(self) -> Any:
@@ -34,7 +35,12 @@ class PipelineRef:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineRef:
         """Refer to the copy of the pipeline where that is being copied, else to the same one."""
-        return PipelineRef(memo.get(id(self.pipe), self.pipe))
+        copied = memo.get(id(self.pipe))
+        return (
+            PipelineRef(self.pipe, is_own=False)
+            if copied is None
+            else PipelineRef(copied, is_own=self.is_own)
+        )
 
 
 def callers(pipe: Any) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ import torch
 
 from lora_mixer.binding.moulds import MouldedBound, PouredLayers
 from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -107,8 +108,9 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
     if bad:
         raise InvalidAdapterError(
             f"NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
-            "diverged or the file is damaged. allow_nonfinite=True loads it all the same",
+            "diverged or the file is damaged.",
             file=source,
+            remedy=Remedy("allow_nonfinite=True loads it all the same"),
         )
 
 

@@ -68,11 +68,11 @@ guidance_in.*
 time_text_embed.guidance_embedder.*
 distilled_guidance_layer.*
 """,
-    marks=r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_0",
+    marks=r"(?:^|_)(?:(?:double_blocks|single_blocks|single_transformer_blocks)_0|blocks_0_attn_[ab]_to_(?:qkv|out)$)",
     headers=("flux",),
     said=("flux",),
     kohya=("flux1", "False", "flux-1-dev/lora"),
-    transformer=("FluxTransformer2DModel", {"guidance_embeds": True}),
+    transformers=(("FluxTransformer2DModel", {"guidance_embeds": True}),),
     text_encoders={
         "text_encoder": ("CLIPTextModel", 768, 3072, 12, 12),
         "text_encoder_2": ("T5EncoderModel", 4096, 10240, 24, 64),
@@ -112,7 +112,7 @@ time_text_embed.*
     headers=("chroma",),
     said=("chroma",),
     kohya=("chroma", "False", "chroma/lora"),
-    transformer=("ChromaTransformer2DModel", {}),
+    transformers=(("ChromaTransformer2DModel", {}),),
     kohya_flat="bfl",
 )
 
@@ -134,7 +134,8 @@ semantic_txt_in -> context_embedder
 semantic_txt_norm -> context_embedder_norm
 """,
     },
-    marks=r"(?:img|txt)_mlp_(?:up|gate)_proj|^semantic_txt_in",
+    marks=r"(?:img|txt)_mlp_(?:up|gate)_proj|^semantic_txt_in|^context_embedder_norm$",
+    like="Flux.1",
     headers=("ovis",),
     said=("ovis",),
     kohya_flat="original",

@@ -38,14 +38,35 @@ single_sformer_blocks.* -> single_transformer_blocks.*
 guidance_in.*
 time_guidance_embed.guidance_embedder.*
 """,
-    marks=r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|(?:^|_)transformer_blocks_0_ff(?:_context)?_linear_in",
+    marks=r"to_qkv_mlp_proj|(?:^|_)(?:single_)?sformer_blocks_0|(?:double|single)_stream_modulation|(?:^|_)transformer_blocks_0_ff(?:_context)?_linear_in",
     like="Flux.1",
     widths=frozenset((6144,)),
     ratio=4,
     headers=("flux2", "flux-2", "flux.2"),
     said=("flux 2", "flux.2", "flux2"),
     kohya=("flux2", "False", "flux-2/lora"),
-    transformer=("Flux2Transformer2DModel", {}),
+    transformers=(
+        ("Flux2Transformer2DModel", {}),
+        # Klein 4B and 9B
+        (
+            "Flux2Transformer2DModel",
+            {
+                "num_layers": 5,
+                "num_single_layers": 20,
+                "num_attention_heads": 24,
+                "joint_attention_dim": 7680,
+            },
+        ),
+        (
+            "Flux2Transformer2DModel",
+            {
+                "num_layers": 8,
+                "num_single_layers": 24,
+                "num_attention_heads": 32,
+                "joint_attention_dim": 12288,
+            },
+        ),
+    ),
     widens=("x_embedder",),
     kohya_flat="bfl",
 )
@@ -63,6 +84,8 @@ _FLUX3_LAYERS = (
     ("attn_out", "attn.to_out.0"),
     ("mlp_in", "ff.linear_in"),
     ("mlp_out", "ff.linear_out"),
+    ("norm.query_norm.scale", "attn.norm_q"),
+    ("norm.key_norm.scale", "attn.norm_k"),
 )
 FLUX3 = Family(
     "Flux.3",
@@ -77,10 +100,18 @@ FLUX3 = Family(
 content_mode_blocks.* -> mode_blocks.*
 single_blocks.* -> single_transformer_blocks.*
 emb_in.* -> x_embedders.*
+txt_in -> context_embedder
+time_in.{in_layer,out_layer} -> timestep_embedder.{linear_1,linear_2}
+ref_time_in.{in_layer,out_layer} -> target_timestep_embedder.{linear_1,linear_2}
+{early,single}_stream_modulations.*.lin -> {early,single}_stream_modulations.*.linear
+final_layer.image.linear -> proj_out
 final_layer.image.adaLN_modulation.1 -> norm_out.linear[swap]
 """,
     },
-    marks=r"(?:content_)?mode_blocks_0",
+    marks=(
+        r"(?:content_)?mode_blocks_0|(?:^|_)single_blocks_0_(?:[qkv]_proj|attn_out|mlp_(?:in|out))$"
+        r"|^single_transformer_blocks_0_attn_to_out_0$"
+    ),
     headers=("flux3", "flux-3"),
     said=("flux.3", "flux 3", "flux3"),
     kohya_flat="bfl",

@@ -103,6 +103,7 @@ _VISION = """
 vision_in.proj.{0,4} -> image_embedder.{norm_in,norm_out}
 vision_in.proj.{1,3} -> image_embedder.{linear_1,linear_2}
 """
+_KINDS = "cond_type_embedding -> cond_type_embed"
 
 
 HUNYUAN_VIDEO = Family(
@@ -120,13 +121,13 @@ time_text_embed.guidance_embedder.*
 """,
     marks=(
         r"(?:double|single)_blocks_0_(?:(?:img|txt)_mlp_fc0|(?:img|txt)_mod_linear|modulation_linear)"
-        r"|individual_token_refiner|token_refiner_refiner_blocks"
+        r"|individual_token_refiner|context_embedder_token_refiner"
     ),
     like="Flux.1",
     headers=("hunyuan_video", "hunyuan-video", "hunyuanvideo", "hunyuan"),
     said=("hunyuan video", "hunyuanvideo"),
     kohya=("hunyuan_video", "False", "hunyuan-video/lora"),
-    transformer=("HunyuanVideoTransformer3DModel", {"guidance_embeds": True}),
+    transformers=(("HunyuanVideoTransformer3DModel", {"guidance_embeds": True}),),
     kohya_flat="original",
     comfyui="comfyui",
 )
@@ -136,10 +137,13 @@ HUNYUAN_VIDEO_15 = Family(
     classes=("HunyuanVideo15",),
     joint="picture first",
     layouts={
-        "original": _SPLIT + _DOUBLE + _original("time_embed") + _BYT5 + _VISION,
-        "comfyui": _comfy("time_embed") + _BYT5 + _VISION,
+        "original": _SPLIT + _DOUBLE + _original("time_embed") + _BYT5 + _VISION + _KINDS,
+        "comfyui": _comfy("time_embed") + _BYT5 + _VISION + _KINDS,
         "fused": _FUSED,  # musubi's converter
     },
+    like="HunyuanVideo",
+    widths=frozenset((2048,)),
+    transformers=(("HunyuanVideo15Transformer3DModel", {}),),
     headers=("hunyuan-video-1.5", "hunyuan_video_1_5"),
     said=("hunyuan video 1.5",),
     kohya_flat="original",
@@ -161,6 +165,9 @@ time_r_in.*
 byt5_in.*
 """,
     marks=r"(?:double|single)_blocks_0_(?:linear0_(?:[qkv]|mlp)|linear0_fc)$|single_blocks_0_linear0_[qkv]",
+    like="HunyuanVideo",
+    widths=frozenset((3584,)),
+    transformers=(("HunyuanImageTransformer2DModel", {}),),
     headers=("hunyuan-image", "hunyuan_image", "hunyuanimage"),
     said=("hunyuan image", "hunyuanimage"),
     kohya=("hunyuan_image", "False", "hunyuan-image-2.1/lora"),
@@ -182,9 +189,23 @@ blocks.N.{attn1,attn2}.k_norm -> blocks.N.{attn1,attn2}.norm_k
 blocks.N.default_modulation.1 -> blocks.N.norm1.linear
 blocks.N.mlp.{fc1,fc2} -> blocks.N.{ff.net.0.proj,ff.net.2}
 blocks.N.{norm2,norm3} -> blocks.N.{norm3,norm2}
+blocks.N.norm1 -> blocks.N.norm1.norm
+pooler.{q_proj,k_proj,v_proj,c_proj} -> time_extra_emb.pooler.{q_proj,k_proj,v_proj,c_proj}
+pooler.positional_embedding -> time_extra_emb.pooler.positional_embedding
+t_embedder.mlp.{0,2} -> time_extra_emb.timestep_embedder.{linear_1,linear_2}
+extra_embedder.{0,2} -> time_extra_emb.extra_embedder.{linear_1,linear_2}
+mlp_t5.{0,2} -> text_embedder.{linear_1,linear_2}
+x_embedder.proj -> pos_embed.proj
+final_layer.adaLN_modulation.1 -> norm_out.linear[swap]
+final_layer.linear -> proj_out
 """,
     },
-    marks=r"(?:^|_)blocks_0_(?:attn0_Wqkv|attn0_kv_proj|default_modulation_0)$",
+    marks=(
+        r"(?:^|_)blocks_0_(?:attn0_Wqkv|attn0_kv_proj|default_modulation_0)$"
+        r"|(?<!transformer_)blocks_0_(?:ff_net_0|norm0_linear|skip_linear)|^time_extra_emb_"
+    ),
+    like="Wan",
+    widths=frozenset((1408,)),
     headers=("hunyuan-dit", "hydit"),
     said=("hunyuandit", "hunyuan dit"),
     kohya_flat="original",

@@ -5,7 +5,8 @@ A table has one rule a line, ``spelling -> module``, both dotted::
 
     double_blocks.N.img_attn.qkv -> transformer_blocks.N.attn.to_q .to_k .to_v
 
-* ``N`` stands for any number, ``L`` for the last block's, ``*`` for any number of names.
+* ``N`` stands for any number, ``L`` for the last block's, ``*`` for any number of names; ``blockN`` is a name with a number
+  at its end.
 * Several modules share the rows of the file's layer in this order, each as many as it has itself; a leading dot means
   the first module's parent.
 * ``norm_out.linear[1/2,0/2]``: the file's rows fill the second half of the module's rows and then the first;
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _TOKEN = {"N": r"(\d+)", "L": r"(\d+)", "*": r"(.+)"}
+_NUMBERED = re.compile(r"[a-z]+N\Z")
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,20 @@ def _pieces(text: str) -> Pieces:
 
 def pattern_of(path: str, separator: str = r"\.") -> re.Pattern[str]:
     """Return the expression that the tables' language means by a path; groups are what ``N``, ``L`` and ``*`` stand for."""
-    return re.compile(separator.join(_TOKEN.get(name, re.escape(name)) for name in path.split(".")) + r"\Z")
+    return re.compile(separator.join(_expression(name) for name in path.split(".")) + r"\Z")
+
+
+def _expression(name: str) -> str:
+    return _TOKEN.get(name) or (rf"{name[:-1]}(\d+)" if _NUMBERED.match(name) else re.escape(name))
 
 
 def fill(path: str, values: tuple[str, ...]) -> str:
     """Put values for the placeholders of a path, in order."""
     numbers = iter(values)
-    return ".".join(next(numbers) if name in _TOKEN else name for name in path.split("."))
+    return ".".join(
+        next(numbers) if name in _TOKEN else name[:-1] + next(numbers) if _NUMBERED.match(name) else name
+        for name in path.split(".")
+    )
 
 
 def spell(table: str, paths: Collection[str]) -> dict[str, tuple[Pieces, ...]]:
@@ -164,6 +173,29 @@ def _with_aliases(spelling: str, shares: tuple[Pieces, ...]) -> Iterator[tuple[s
     if len(pieces) > 1 and len(shares) == 1:  # OneTrainer's OMI numbers the parts of a fused layer
         for number, piece in enumerate(pieces):
             yield f"{spelling}.{number}", ((piece,),)
+
+
+@cache
+def _sides(text: str) -> tuple[tuple[re.Pattern[str], ...], tuple[re.Pattern[str], ...]]:
+    """Return the expressions of a table's spellings, and of the live modules that they mean."""
+    rules = read_table(text)
+    live = dict.fromkeys(piece.path for rule in rules for share in rule.shares for piece in share)
+    return tuple(pattern_of(rule.spelling) for rule in rules), tuple(pattern_of(path) for path in live)
+
+
+def is_translated(layouts: Mapping[str, str], name: str) -> bool:
+    """
+    Say whether a dotted name is one of a family's spellings, and not that of a live module.
+
+    Example:
+        >>> layouts = {"original": "b.N.qkv -> blocks.N.to_q .to_k"}
+        >>> is_translated(layouts, "b.3.qkv"), is_translated(layouts, "blocks.3.to_q")
+        (True, False)
+    """
+    sides = [_sides(text) for text in layouts.values()]
+    return any(x.match(name) for spellings, _ in sides for x in spellings) and not any(
+        x.match(name) for _, lives in sides for x in lives
+    )
 
 
 @cache

@@ -17,7 +17,7 @@ from lora_mixer.families.images import STABLE_CASCADE
 from lora_mixer.families.table import FAMILIES, family_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lora_mixer.families.family import Family
 
@@ -56,7 +56,7 @@ _ONLY_SDXL = re.compile(r"transformer_blocks_[2-9]|^add_embedding_|^label_emb_")
 _CROSS_K = re.compile(r"attn2_to_k$")
 _TE_Q = re.compile(r"self_attn_(?:q_proj|to_q)$")
 _LINEAR1, _LINEAR2 = re.compile(r"single_blocks_\d+_linear1$"), re.compile(r"single_blocks_\d+_linear2$")
-_DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv)$")
+_DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv|q|q_proj|query_key_value)$")
 
 
 def base_family(
@@ -88,7 +88,7 @@ def base_family(
     if family is not None:
         declared = _declared(metadata)
         # names that two families share: the header tells which it is
-        return declared if declared is not None and alike(declared, family) else family
+        return declared if declared is not None and shares_names(family, declared) else family
     return _declared(metadata) or (_said(said) if text == "unknown" else None) or text
 
 
@@ -150,12 +150,46 @@ def _relative(name: str, modules: Mapping[str, int | None]) -> str | None:
     """Find the family that has the names of another, by widths."""
     width = _width(modules, _DIT_Q)
     first, last = _width(modules, _LINEAR1), _width(modules, _LINEAR2)
-    for family in FAMILIES:
-        if family.like == name and (
-            width in family.widths or (family.ratio and first and last == family.ratio * first)
-        ):
-            return family.name
-    return None
+    fitting = [
+        family.name
+        for family in FAMILIES
+        if shares_names(name, family.name)
+        and (width in family.widths or (family.ratio and first and last == family.ratio * first))
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def one_label(labels: Collection[str]) -> str | None:
+    """
+    Return the label that is meant by all of several files' labels, None where they are of different families.
+
+    Example:
+        >>> one_label({"Flux.1", "HunyuanVideo"}), one_label({"Flux.1", "Wan"})
+        ('HunyuanVideo', None)
+    """
+    return next(
+        (
+            name
+            for name in labels
+            if all(
+                other == name or name in EITHER.get(other, ()) or shares_names(other, name)
+                for other in labels
+            )
+        ),
+        None,
+    )
+
+
+def families_of(label: str) -> tuple[Family, ...]:
+    """
+    Return the families that a label may mean.
+
+    Example:
+        >>> [family.name for family in families_of("Flux.1 or Flux.2")], families_of("unknown")
+        (['Flux.1', 'Flux.2'], ())
+    """
+    rows = (family_named(name) for name in EITHER.get(label, (label,)))
+    return tuple(row for row in rows if row is not None)
 
 
 def unet_family(width: int) -> str:
@@ -169,13 +203,29 @@ def unet_family(width: int) -> str:
     return CROSS_ATTENTION.get(width, f"UNet with cross-attention {width}")
 
 
+def shares_names(told: str, family: str) -> bool:
+    """
+    Say whether files of a family may be told as another one's, since they have its names.
+
+    Args:
+        told: What names tell.
+        family: What the file may be for.
+
+    Example:
+        >>> shares_names("Flux.1", "HunyuanVideo 1.5"), shares_names("HunyuanVideo", "Flux.1")
+        (True, False)
+    """
+    row = family_named(family)
+    while row is not None and row.like:
+        if row.like == told:
+            return True
+        row = family_named(row.like)
+    return False
+
+
 def alike(one: str, other: str) -> bool:
     """Say whether two families' files share their names, so that a file's label may be either."""
-    families = family_named(one), family_named(other)
-    return any(
-        family is not None and family.like and family.like == name
-        for family, name in zip(families, (other, one), strict=True)
-    )
+    return shares_names(one, other) or shares_names(other, one)
 
 
 def _declared(metadata: Mapping[str, str]) -> str | None:

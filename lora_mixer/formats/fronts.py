@@ -78,6 +78,8 @@ FRONTS: tuple[tuple[str, str | None, str], ...] = (
     ("transformer_2.", "transformer_2", "diffusers"),
     ("transformer.", "transformer", "diffusers"),
     ("controlnet.", "controlnet", "diffusers"),
+    ("connectors.", "connectors", "diffusers"),
+    ("text_embedding_projection.", "connectors", "comfyui"),
     ("text_encoder_4.", "text_encoder_4", "diffusers"),
     ("text_encoder_3.", "text_encoder_3", "diffusers"),
     ("text_encoder_2.", "text_encoder_2", "diffusers"),
@@ -91,7 +93,7 @@ Longer ones stand first where one begins another.
 
 # SDXL's second encoder is clip_g; a refiner has it as its only one.
 COMPONENTS_OF_HINT: dict[str, tuple[str, ...]] = {
-    "denoiser": ("unet", "transformer"),
+    "denoiser": ("unet", "transformer", "prior"),  # the last is Stable Cascade's, where there is neither
     "transformer": ("transformer", "unet"),
     "clip_g": ("text_encoder_2", "text_encoder"),
     "prior": ("prior", "prior_prior"),
@@ -107,8 +109,12 @@ COMPONENT_KEY = "lora_mixer.component"
 """Header field of this package's PEFT files: the component that they are for, which PEFT's keys do not name."""
 _ENCODER = re.compile(r"text_encoders\.(\w+)\.(?:transformer\.)?")
 """ComfyUI's front of text encoders of every kind: ``gemma2_2b``, ``qwen3_06b``, ``umt5xxl``, ..."""
-_CONDITIONER = ("llm_adapter.", "llm_adapter_")
-"""The part of Anima's denoiser that diffusers has as a component of its own."""
+_PARTS = {
+    "llm_adapter": ("text_conditioner", True),
+    "video_embeddings_connector": ("connectors", False),
+    "audio_embeddings_connector": ("connectors", False),
+}
+"""Parts of a denoiser (Anima's, LTX-2's) that diffusers has in a component of its own, and whether their name is its front there."""
 
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -121,6 +127,8 @@ _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_modu
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
 
 
+_FRONTS_AT_MOST = 16
+"""How many may stand one before the other; each leaves a spelling of its own behind."""
 _DENOISERS = frozenset(("denoiser", "transformer"))
 """Hints that mean one component, so that their fronts may stand one behind the other."""
 
@@ -145,7 +153,7 @@ def split_component(spelling: str) -> tuple[KeyTarget, str]:
     flat = False
     module = written = spelling
     seen = [spelling]
-    while True:
+    for _ in range(_FRONTS_AT_MOST):
         front = _front_of(module, hint, flat=flat)
         if front is None:
             break
@@ -161,8 +169,10 @@ def split_component(spelling: str) -> tuple[KeyTarget, str]:
                 seen.clear()  # PEFT's root is in every key that it writes: nobody's path begins so
         seen.append(module)
     module = _unwrapped_inside(module, flat=flat)
-    if hint in _DENOISERS and module.startswith(_CONDITIONER):
-        hint, module = "text_conditioner", module[len(_CONDITIONER[0]) :]
+    if hint in _DENOISERS:
+        for part, (component, is_front) in _PARTS.items():
+            if module.startswith((f"{part}.", f"{part}_")):
+                hint, module = component, module[len(part) + 1 :] if is_front else module
     return KeyTarget(hint, module, written, tuple(x for x in seen if x not in (module, written))), layout
 
 
@@ -180,7 +190,10 @@ def behind(front: str, spelling: str) -> str:
     """
     flat, module = front.endswith("_"), spelling
     wrappers = _FLAT_WRAPPERS if flat else _WRAPPERS
-    while (before := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+    for _ in range(_FRONTS_AT_MOST):
+        before = next((x for x in (front, *wrappers) if module.startswith(x)), None)
+        if before is None:
+            break
         module = module[len(before) :]
     return _unwrapped_inside(module, flat=flat)
 

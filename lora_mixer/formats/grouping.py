@@ -11,7 +11,8 @@ from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, Unsupporte
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
-from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.parsing.module_patterns import LONGEST_NAME
+from lora_mixer.problem import Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
 
@@ -41,7 +42,13 @@ _AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:w
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 _TRAINED_PART = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|hra|kasa|adapter)_\w+$")
 """How methods name what they train in a module: no module of a model is named so."""
-_WORD = Remark("textual inversion, loaded with load_embeddings=True only", UnusedReason.TEXTUAL_INVERSION)
+_LONGEST_KEY = LONGEST_NAME + 96
+"""Letters of a key: a path, with an ending behind it."""
+_WORD = Remark(
+    "textual inversion, loaded only where words are asked for",
+    UnusedReason.TEXTUAL_INVERSION,
+    Remedy("load_embeddings=True", "--load-embeddings"),
+)
 _UNKNOWN = Remark("no known ending of an adapter key", UnusedReason.UNKNOWN_ENDING)
 _LONE = Remark("alpha or scale of a module that has no weights here", UnusedReason.LONE_SCALE)
 
@@ -86,7 +93,7 @@ def group_keys(
 
     Raises:
         NotAnAdapterError: When no key belongs to an adapter; the message says what the file seems to be.
-        InvalidAdapterError: When a module's part stands twice, or several named adapters share the file.
+        InvalidAdapterError: When a key is too long, a module's part stands twice, or several named adapters share the file.
         UnsupportedAdapterError: When keys beside a PEFT configuration are of no known part.
     """
     modules: dict[tuple[str | None, str], ModuleKeys] = {}
@@ -95,6 +102,7 @@ def group_keys(
     unused: dict[str, Remark[UnusedReason]] = {}
     inner_names: dict[str, None] = {}
     twice: list[str] = []
+    _check_lengths(tensors, label)
     for key, tensor in tensors.items():
         if (token := token_of(key)) is not None:
             embeddings.setdefault(token)
@@ -129,6 +137,21 @@ def group_keys(
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
     return FileGroups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _check_lengths(keys: Iterable[str], label: str) -> None:
+    """
+    Refuse keys that are longer than any module's path.
+
+    Raises:
+        InvalidAdapterError: When there is one.
+    """
+    longest = max(keys, key=len, default="")
+    if len(longest) > _LONGEST_KEY:
+        raise InvalidAdapterError(
+            f"a key of {len(longest)} letters, {longest[:60]!r}...: no module of a model has such a path",
+            file=label,
+        )
 
 
 def _group_of(target: KeyTarget, modules: dict[tuple[str | None, str], ModuleKeys]) -> ModuleKeys:
@@ -252,8 +275,11 @@ def _not_an_adapter(
     if not tensors:
         return NotAnAdapterError("holds no tensors at all", file=label)
     if embeddings or set(tensors) <= {"clip_l", "clip_g", "emb_params"}:
-        what = "a textual inversion (embedding); load it with mixer.load_textual_inversion"
-        return NotAnAdapterError(f"{what}", file=label)
+        return NotAnAdapterError(
+            "a textual inversion (embedding), not an adapter",
+            file=label,
+            remedy=Remedy("load it with mixer.load_textual_inversion"),
+        )
     for kind, pattern in _OTHER_KINDS:
         if any(pattern.search(key) for key in tensors):
             return NotAnAdapterError(

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.formats.signatures import is_pickle, other_kind
 from lora_mixer.parsing.json_text import loose_json, loose_json_at
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -318,8 +319,13 @@ def _foreign(stream: IO[bytes], first: bytes, size: int, label: str) -> CorruptF
         return NotAnAdapterError(f"not safetensors but {kind}", file=label)
     if is_pickle(first):
         return NotAnAdapterError(
-            "a PyTorch pickle, not safetensors; if you trust where it is from, name it .pt and pass allow_pickle=True",
+            "a PyTorch pickle, not safetensors",
             file=label,
+            remedy=Remedy(
+                "if you trust where it is from, name it .pt and pass allow_pickle=True",
+                "if you trust where it is from, name it .pt and give --allow-pickle",
+                "the page takes safetensors only",
+            ),
         )
     return CorruptFileError(
         f"not a safetensors file, or cut short in a download: its first 8 bytes claim a header of "

@@ -14,6 +14,7 @@ import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
 from lora_mixer.formats.signatures import is_pickle, other_kind
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
 
 _UNPACKED_TIMES = 4
@@ -43,7 +44,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     except Exception as error:  # noqa: BLE001 -- torch.load raises whatever the stream makes it raise
         reason = first_line(error)
         raise CorruptFileError(
-            f"torch.load(weights_only=True) refused the pickle: {reason}; use a safetensors file instead",
+            f"torch.load, which reads weights only, refused the pickle: {reason}; use a safetensors file instead",
             file=label,
         ) from None
     _refuse_folded(content, stream, label)
@@ -65,8 +66,13 @@ def _refuse_folded(content: Any, stream: IO[bytes], label: str) -> None:
     if whole > _UNPACKED_TIMES * size:
         raise CorruptFileError(
             f"its tensors stand for {whole} bytes, more than {_UNPACKED_TIMES} times the {size} that the file has: they lie over "
-            "each other; save them with .clone(), or as safetensors",
+            "each other",
             file=label,
+            remedy=Remedy(
+                "save them with .clone(), or as safetensors",
+                "save them as safetensors",
+                "save them as safetensors",
+            ),
         )
 
 

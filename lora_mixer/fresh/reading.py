@@ -107,7 +107,7 @@ def _from_table(kind: FreshKind, table: Mapping[str, Any], label: str) -> Adapte
             problems=tuple(
                 Problem(
                     key,
-                    f"{label}: {kind.config.__name__} has no such field ({shown(value)}).{did_you_mean(key, known)}",
+                    f"{label}: {kind.config.__name__} has no such field (got {shown(value)}).{did_you_mean(key, known)}",
                 )
                 for key, value in odd.items()
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_mixer.errors import SourceError
 from lora_mixer.parsing.sqlite_errors import SQLITE_ERRORS
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -183,8 +184,13 @@ class Database:
         shown = ", ".join(tables[:3]) or "none"
         raise SourceError(
             f"a SQLite file of another program (application_id {mark:#x}, tables {shown:.200}), which is left "
-            "as it is; give the library's index another place (index=, --index)",
+            "as it is",
             file=str(self.path),
+            remedy=Remedy(
+                "give the library's index another place with index=",
+                "give the library's index another place with --index",
+                "start the page with another --index",
+            ),
         )
 
     def _renew(self, why: str, state: str, *, seen_twice: bool) -> None:

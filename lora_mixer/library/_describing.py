@@ -79,9 +79,9 @@ def describe_file(file: WalkedFile) -> Described:
         row["content"] = content_key(path, file.size)
         row |= _of_info(read_adapter(path))
     except FormatError as error:
-        row["problem"] = clean_text(error)[:_TEXT_AT_MOST]
+        row["problem"] = clean_text(error.text_on(None))[:_TEXT_AT_MOST]
     except LoraMixerError as error:
-        failure, row["problem"] = error, clean_text(error)[:_TEXT_AT_MOST]
+        failure, row["problem"] = error, clean_text(error.text_on(None))[:_TEXT_AT_MOST]
     except OSError as error:
         failure = SourceError(f"cannot be read ({error.strerror or error})", file=str(path))
         row["problem"] = clean_text(failure)[:_TEXT_AT_MOST]

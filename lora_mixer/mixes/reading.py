@@ -31,7 +31,7 @@ class Reading(Problems):
         >>> reading.number("a.te", values["a"]["te"])
         0.0
         >>> print(reading.problems[0])
-        line 3: a.te: expected a finite number, got 'high' (a str).
+        line 3: a.te: expected a finite number, got 'high'.
     """
 
     def __init__(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from lora_mixer.errors import MixError
-from lora_mixer.problem import Problem
+from lora_mixer.errors import LoraMixerError, MixError
+from lora_mixer.problem import Problem, Surface
 from lora_mixer.wording import did_you_mean, list_of, number_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from lora_mixer.errors import LoraMixerError
 
 EntryPath = tuple[str | int, ...]
 """Keys and numbers that lead to an entry."""
@@ -28,6 +27,7 @@ class Problems:
     Args:
         lines: Returns the line of what stands at a path, where what is read is a file or a text of several lines.
         refuse: Makes the error of all problems; a ``MixError`` where it is not said.
+        surface: Where they are read, for what others' errors say can be done.
 
     Attributes:
         problems: What is wrong, each with its place and, where there are lines, its line.
@@ -43,8 +43,10 @@ class Problems:
         self,
         lines: Callable[[EntryPath], int | None] | None = None,
         refuse: Callable[[Sequence[Problem]], LoraMixerError] | None = None,
+        surface: Surface = Surface.PYTHON,
     ) -> None:
         """Start without any."""
+        self._surface = surface
         self.problems: list[Problem] = []
         self.lines = lines
         self._noted: set[Problem] = set()
@@ -76,7 +78,14 @@ class Problems:
 
     def take(self, where: str | EntryPath, error: Exception) -> None:
         """Note what an error says of a part that stands at a place: each of its problems, or all of it as one."""
-        for each in getattr(error, "problems", ()) or (Problem("", str(error)),):
+        remedy = getattr(error, "remedy", None)
+        problems = list(getattr(error, "problems", ()))
+        if not problems:
+            text = error.text_on(self._surface) if isinstance(error, LoraMixerError) else str(error)
+            problems = [Problem("", text)]
+        elif remedy is not None:
+            problems[-1] = replace(problems[-1], text=remedy.after(problems[-1].text, self._surface))
+        for each in problems:
             inner = each.within(where if isinstance(where, str) else path_text(where))
             line = None if isinstance(where, str) or self.lines is None else self.lines(where)
             self.problem(inner.place, inner.text, line=inner.line if line is None else line)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +47,9 @@ def write_config_folder(checkpoint: Checkpoint, folder: Path) -> Path:
         known = ", ".join(one.name for one in FAMILIES if one.single_file is not None)
         raise SourceNotFoundError(
             f"its base ({family or 'of unknown kind'}, {checkpoint.task}) is none of those whose "
-            f"configuration lora_mixer brings along ({known}); name a diffusers folder with --config",
+            f"configuration lora_mixer brings along ({known})",
             file=str(checkpoint.path),
+            remedy=Remedy.option("name a diffusers folder that has it", "config"),
         )
     from lora_mixer.families.skeleton import of_family
 

@@ -16,6 +16,7 @@ from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoun
 from lora_mixer.families.telling import CROSS_ATTENTION
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -116,16 +117,18 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     if suffix in PICKLED:
         if not allow_pickle:
             raise SourceNotFoundError(
-                "is a pickle, which can run code. If you trust where it is from, allow it (--allow-pickle, "
-                "allow_pickle=True); better take its .safetensors form",
+                "is a pickle, which can run code; better take its .safetensors form",
                 file=str(path),
+                remedy=Remedy.option("if you trust where it is from, allow it", "allow_pickle"),
             )
         return describe_checkpoint(place, _shapes_of_pickle(place))
     with open_weights(place, str(path)) as stream:
         try:
             header = read_header(stream, str(path))
         except NotAnAdapterError as error:
-            raise CorruptFileError(str(error)) from error
+            raise CorruptFileError(
+                error.message, file=error.file, key=error.key, remedy=error.remedy
+            ) from error
     return describe_checkpoint(place, {key: tuple(spec.shape) for key, spec in header.tensors.items()})
 
 
@@ -210,17 +213,38 @@ _KINDS: tuple[tuple[CheckpointKind, Callable[[Keys], bool]], ...] = (
 )
 
 
-OTHERWISE = {
-    "adapter": "an adapter, not a model: load it with --lora (load_lora_weights)",
-    "vae": "a VAE alone: give it with --vae beside a model",
-    "controlnet": "a ControlNet: give it with --controlnet beside a model",
-    "ip-adapter": "an IP-Adapter: give it with --ip-adapter beside a model",
-    "text encoder": "a text encoder alone; a model has a denoiser and a VAE, too",
-    "embedding": "a textual inversion: load it with load_textual_inversion beside a model",
-    "denoiser": "a denoiser alone, without text encoders and VAE: name a diffusers folder that has them with --config",
-    "unknown": "nothing that is known as a model: its tensors have other names",
+_BESIDE = "give it beside a model,"
+_OTHERWISE: dict[CheckpointKind, tuple[str, Remedy | None]] = {
+    "adapter": (
+        "an adapter, not a model",
+        Remedy(
+            "load it with load_lora_weights",
+            "load it with --lora",
+            "upload it in the library",
+            "name it among the plan's adapters",
+        ),
+    ),
+    "vae": ("a VAE alone", Remedy.option(_BESIDE, "vae")),
+    "controlnet": ("a ControlNet", Remedy.option(_BESIDE, "controlnet")),
+    "ip-adapter": ("an IP-Adapter", Remedy.option(_BESIDE, "ip_adapter")),
+    "text encoder": ("a text encoder alone; a model has a denoiser and a VAE, too", None),
+    "embedding": (
+        "a textual inversion, not a model",
+        Remedy("load it with load_textual_inversion beside a model"),
+    ),
+    "denoiser": (
+        "a denoiser alone, without text encoders and VAE",
+        Remedy.option("name a diffusers folder that has them", "config"),
+    ),
+    "pipeline": ("a whole pipeline", None),
+    "unknown": ("nothing that is known as a model: its tensors have other names", None),
 }
-"""What to do with files that are not whole pipelines, by kind."""
+
+
+def not_expected(held: Checkpoint, expected: str) -> SourceNotFoundError:
+    """Return the error for a file that is another thing than what was asked for, with what can be done with it."""
+    what, remedy = _OTHERWISE[held.kind]
+    return SourceNotFoundError(f"expected {expected}, got {what}", file=str(held.path), remedy=remedy)
 
 
 def find_models(folder: str | Path) -> Iterator[str]:

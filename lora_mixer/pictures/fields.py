@@ -81,7 +81,7 @@ class PictureField:
 
         Example:
             >>> print(PictureField("Steps.", "whole", 1, 100, name="steps").problem(0))
-            steps: expected a whole number from 1 to 100, got 0 (an int)
+            steps: expected a whole number from 1 to 100, got 0
         """
         text = self._odd(value)
         return None if text is None else Problem(self.name, text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import PictureError
 from lora_mixer.parsing.files import read_regular
 from lora_mixer.pictures.ip_adapters import has_ip_adapter, scaled
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -51,15 +52,21 @@ class ImageTasks:
                     raise PictureError(f"{name} needs an image to start from")
         if (request.control_image is not None) != self._control:
             raise PictureError(
-                "control_image needs a model that was loaded with a ControlNet (--controlnet)"
+                "needs a model that was loaded with a ControlNet"
                 if request.control_image is not None
-                else "the model has a ControlNet, which needs a control_image"
+                else "the model has a ControlNet, which needs one",
+                field="control_image",
+                remedy=Remedy.option("name one", "controlnet") if request.control_image is not None else None,
             )
         if (request.ip_adapter_image is not None) != has_ip_adapter(self.pipe):
             raise PictureError(
-                "ip_adapter_image needs a model that was loaded with an IP-Adapter (--ip-adapter)"
+                "needs a model that was loaded with an IP-Adapter"
                 if request.ip_adapter_image is not None
-                else "the model has an IP-Adapter, which needs an ip_adapter_image"
+                else "the model has an IP-Adapter, which needs one",
+                field="ip_adapter_image",
+                remedy=Remedy.option("name one", "ip_adapter")
+                if request.ip_adapter_image is not None
+                else None,
             )
         if request.ip_adapter_image is None and request.ip_adapter_scale is not None:
             raise PictureError("ip_adapter_scale needs an ip_adapter_image")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError, SourceNotFoundError
-from lora_mixer.pictures.checkpoints import OTHERWISE, read_checkpoint
+from lora_mixer.pictures.checkpoints import not_expected, read_checkpoint
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,9 @@ def load_ip_adapter(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> None
         SourceNotFoundError: When it or its image encoder is not there, or the file is another thing.
     """
     if not hasattr(pipe, "load_ip_adapter") or getattr(pipe, "unet", None) is None:
-        raise PictureError(f"--ip-adapter: {type(pipe).__name__} takes no IP-Adapter in this diffusers")
+        raise PictureError(
+            f"{type(pipe).__name__} takes no IP-Adapter in this diffusers", option="ip_adapter"
+        )
     name = str(wanted.ip_adapter)
     place = Path(name).expanduser()
     if place.is_file():
@@ -56,7 +59,7 @@ def load_ip_adapter(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> None
         encoder = wanted.image_encoder
     else:
         raise SourceNotFoundError(
-            f"{name} is not there; expected an IP-Adapter: a file, or user/repo/folder/x.safetensors (--ip-adapter)"
+            "is not there; expected an IP-Adapter: a file, or user/repo/folder/x.safetensors", file=name
         )
     given: dict[str, Any] = {}
     if encoder is not None:
@@ -67,7 +70,9 @@ def load_ip_adapter(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> None
         given["image_encoder_folder"] = None
     elif place.is_file():
         raise SourceNotFoundError(
-            f"{name} needs its image encoder: put it beside the file as {_ENCODER}/, or name it with --image-encoder"
+            f"needs its image encoder: put it beside the file as {_ENCODER}/",
+            file=name,
+            remedy=Remedy.option("or name it", "image_encoder"),
         )
     pipe.load_ip_adapter(source, subfolder=below, weight_name=file, **given)
     pipe.unet.to(dtype)
@@ -78,9 +83,7 @@ def _check_base(place: Path, pipe: Any, *, allow_pickle: bool) -> None:
 
     held = read_checkpoint(place, allow_pickle=allow_pickle)
     if held.kind != "ip-adapter":
-        raise SourceNotFoundError(
-            f"is expected to be an IP-Adapter, and is {OTHERWISE[held.kind]}", file=str(place)
-        )
+        raise not_expected(held, "an IP-Adapter")
     if place.suffix.lower() != ".safetensors":
         return
     with open_weights(place, str(place)) as stream:
@@ -91,8 +94,9 @@ def _check_base(place: Path, pipe: Any, *, allow_pickle: bool) -> None:
     places = sum(name.endswith("attn2.processor") for name in pipe.unet.attn_processors)
     if theirs != {ours} or count != places:
         raise PictureError(
-            f"--ip-adapter: {place} was made for another base: {count} layers for texts of width "
-            f"{', '.join(map(str, sorted(theirs))) or '?'}, the model has {places} of width {ours}"
+            f"{place} was made for another base: {count} layers for texts of width "
+            f"{', '.join(map(str, sorted(theirs))) or '?'}, the model has {places} of width {ours}",
+            option="ip_adapter",
         )
 
 

@@ -17,7 +17,7 @@ from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, S
 from lora_mixer.extras import install
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.pictures.base_configs import write_config_folder
-from lora_mixer.pictures.checkpoints import OTHERWISE, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.checkpoints import is_checkpoint_name, not_expected, read_checkpoint
 from lora_mixer.pictures.ip_adapters import load_ip_adapter
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.pictures.placing import place
@@ -113,14 +113,15 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise PictureError(
-            f"--controlnet: {type(pipe).__name__} has no UNet; only models with one take a ControlNet here"
+            f"{type(pipe).__name__} has no UNet; only models with one take a ControlNet here",
+            option="controlnet",
         )
     nets: Any = diffusers.ControlNetModel
     name = str(wanted.controlnet)
     if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
         held = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
         if held.kind != "controlnet":
-            raise SourceNotFoundError(f"{name} is expected to be a ControlNet, and is {OTHERWISE[held.kind]}")
+            raise not_expected(held, "a ControlNet")
         with tempfile.TemporaryDirectory(prefix="lora-mixer-config-") as folder:
             nets.from_unet(unet, load_weights_from_unet=False).save_config(folder)
             net = nets.from_single_file(
@@ -131,7 +132,8 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
     theirs, ours = net.config.cross_attention_dim, unet.config.cross_attention_dim
     if theirs != ours:
         raise PictureError(
-            f"--controlnet: {name} was made for another base: it attends to texts of width {theirs}, the model to {ours}"
+            f"{name} was made for another base: it attends to texts of width {theirs}, the model to {ours}",
+            option="controlnet",
         )
     makers: Any = diffusers.AutoPipelineForText2Image
     return makers.from_pipe(pipe, controlnet=net)
@@ -143,7 +145,7 @@ def _load_file(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]
     if checkpoint.kind in ("denoiser", "unknown") and wanted.config is not None:
         return _load_denoiser(checkpoint, wanted, dtype, more)
     if checkpoint.kind != "pipeline":
-        raise SourceNotFoundError(f"{wanted.model} is {OTHERWISE[checkpoint.kind]}")
+        raise not_expected(checkpoint, "a model")
     from lora_mixer.demo import quiet_libraries
 
     with config_of(checkpoint, wanted.config) as folder, quiet_libraries():
@@ -221,7 +223,9 @@ def config_of(checkpoint: Checkpoint, given: str | None = None) -> Iterator[Path
         yield beside
         return
     if given is not None:
-        raise SourceNotFoundError(f"{given}: expected a diffusers folder with model_index.json (--config)")
+        raise SourceNotFoundError(
+            "its configuration is expected to be a diffusers folder with model_index.json", file=given
+        )
     with tempfile.TemporaryDirectory(prefix="lora-mixer-config-") as folder:
         yield write_config_folder(checkpoint, Path(folder))
 
@@ -236,7 +240,7 @@ def _load_vae(wanted: ModelOptions, dtype: torch.dtype) -> Any:
         return vaes.from_pretrained(str(wanted.vae), torch_dtype=dtype, **below)
     held = read_checkpoint(place, allow_pickle=wanted.allow_pickle)
     if held.kind not in ("vae", "pipeline"):
-        raise SourceNotFoundError(f"{wanted.vae} is expected to be a VAE, and is {OTHERWISE[held.kind]}")
+        raise not_expected(held, "a VAE")
     with _vae_config(wanted) as folder:
         return vaes.from_single_file(str(place), config=str(folder), torch_dtype=dtype, local_files_only=True)
 

@@ -22,11 +22,12 @@ from lora_mixer.errors import MissingExtraError, MixError, PictureError
 from lora_mixer.extras import require
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
-from lora_mixer.pictures.placing import free_memory, offload_of, smaller_than
+from lora_mixer.pictures.placing import free_memory, offload_of, setting_text, smaller_than
 from lora_mixer.pictures.preview import Progress
 from lora_mixer.pictures.prompting import PromptEncoder
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 from lora_mixer.pictures.samplers import AYS, ays_timesteps, make_scheduler, read_sampler
+from lora_mixer.problem import Remedy, Surface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class PictureMaker:
         batch_size: The most pictures in one pipeline call. 1 gives the same bytes whatever is made together.
         defaults: Values for what requests leave open, such as ``steps`` and ``guidance_scale``.
         smaller: What is done when a single picture does not fit into memory: ``any`` gives the pipeline the next setting that
-            takes less (``--offload model``, ``--vae-tiling``, ``--offload sequential``) and goes on, with a
+            takes less (``offload="model"``, ``vae_tiling``, ``offload="sequential"``) and goes on, with a
             :class:`SmallerSettingWarning`; ``same_pixels`` leaves those out that change pictures; ``none`` is an error at once.
 
     Raises:
@@ -300,7 +301,7 @@ class PictureMaker:
         smaller = smaller_than(pipe, keeping_pixels=self._smaller == "same_pixels")
         setting = None if self._smaller == "none" else next(smaller, None)
         if setting is None:
-            raise PictureError(out_of_memory(request, device, pipe)) from None
+            raise out_of_memory(request, device, pipe) from None
         mix = self.mixer.mix
         self.mixer.set_mix({})  # offloading moves weights: it gets the base
         try:
@@ -309,7 +310,7 @@ class PictureMaker:
             self.mixer.set_mix(mix)
         free_memory()
         warnings.warn(
-            f"the memory of {device} is too small for {_size(request)}: it goes on with {setting.option}",
+            f"the memory of {device} is too small for {_size(request)}: it goes on with {setting.option} {setting.value}".rstrip(),
             SmallerSettingWarning,
             stacklevel=5,
         )
@@ -440,21 +441,34 @@ class PictureMaker:
         return self.mixer.applied(mixes, negative=negatives if negatives != mixes else None)
 
 
-def out_of_memory(request: PictureRequest, device: str, pipe: Any = None) -> str:
+def out_of_memory(request: PictureRequest, device: str, pipe: Any = None) -> PictureError:
     """
-    Say what takes less memory, the least loss first, and is not in use yet.
+    Return the error that says what takes less memory, the least loss first, and is not in use yet.
 
     Example:
-        >>> out_of_memory(PictureRequest("a", width=1024, height=1024), "cuda:0")[:44]
-        'the memory of cuda:0 is too small for 1024x1'
+        >>> print(out_of_memory(PictureRequest("a", width=1024, height=1024), "cuda:0").message)
+        the memory of cuda:0 is too small for 1024x1024
     """
-    left = [each.option for each in smaller_than(pipe, keeping_pixels=False)]
+    left = [(each.option, each.value) for each in smaller_than(pipe, keeping_pixels=False)]
     if getattr(pipe, "dtype", None) is not torch.float16:
-        left.append("--dtype float16")
+        left.append(("dtype", "float16"))
     if offload_of(pipe) in ("none", "model"):
-        left.append("--fp8")
-    proposed = ", ".join(dict.fromkeys((*left, "--keep-base host", "or a smaller width and height")))
-    return f"the memory of {device} is too small for {_size(request)}; take, in this order: {proposed}"
+        left.append(("fp8", ""))
+    left.append(("keep_base", "host"))
+    written = {
+        surface: ", ".join(setting_text(option, value, surface) for option, value in left)
+        for surface in Surface
+    }
+    taken, smaller = "take, in this order: ", "or a smaller width and height"
+    return PictureError(
+        f"the memory of {device} is too small for {_size(request)}",
+        remedy=Remedy(
+            f"{taken}{written[Surface.PYTHON]}, {smaller}",
+            f"{taken}{written[Surface.COMMAND]}, {smaller}",
+            f"take a smaller width and height, or start the page with, in this order: {written[Surface.PAGE]}",
+            f"{taken}{written[Surface.PLAN]}, {smaller}",
+        ),
+    )
 
 
 def _size(request: PictureRequest) -> str:

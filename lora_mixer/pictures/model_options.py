@@ -106,7 +106,7 @@ class ModelOptions:
     fp8: bool = field(
         default=False,
         metadata=_said(
-            "Store the denoiser in 8 bits (float8), computed in --dtype: half the memory of float16, and other pixels."
+            "Store the denoiser in 8 bits (float8), computed in dtype: half the memory of float16, and other pixels."
         ),
     )
     vae_tiling: bool = field(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families.skeleton import lazy_tensors, of_folder
-from lora_mixer.pictures.checkpoints import OTHERWISE, PICKLED, is_checkpoint_name, read_checkpoint
+from lora_mixer.pictures.checkpoints import PICKLED, is_checkpoint_name, not_expected, read_checkpoint
 from lora_mixer.pictures.loading import config_of, load_pipeline
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.wording import first_line
@@ -54,7 +54,7 @@ def load_outline(model: str | ModelOptions = DEMO, **options: Any) -> Skeleton:
         if checkpoint.kind == "denoiser" and wanted.config is not None:
             outline = of_folder(wanted.config)
         elif checkpoint.kind != "pipeline":
-            raise SourceNotFoundError(f"{name} is {OTHERWISE[checkpoint.kind]}")
+            raise not_expected(checkpoint, "a model")
         else:
             with config_of(checkpoint, wanted.config) as folder:
                 outline = of_folder(folder)

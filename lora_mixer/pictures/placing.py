@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import PictureError
+from lora_mixer.problem import Surface, option_text
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def place(pipe: Any, wanted: ModelOptions, device: torch.device, dtype: torch.dt
     for name, asked in (("tiling", wanted.vae_tiling), ("slicing", wanted.vae_slicing)):
         enable = getattr(vae, f"enable_{name}", None)
         if asked and enable is None:
-            raise PictureError(f"--vae-{name}: the VAE of {type(pipe).__name__} has no {name}")
+            raise PictureError(f"the VAE of {type(pipe).__name__} has no {name}", option=f"vae_{name}")
         if asked and enable is not None:
             enable()
     if wanted.fp8:
@@ -50,7 +51,7 @@ def place(pipe: Any, wanted: ModelOptions, device: torch.device, dtype: torch.dt
         return pipe.to(device)
     if device.type == "cpu":
         raise PictureError(
-            "--offload keeps parts in host memory, off a GPU; on the CPU they are there already"
+            "parts are kept in host memory, off a GPU; on the CPU they are there already", option="offload"
         )
     return offload(pipe, wanted.offload, device)
 
@@ -64,13 +65,15 @@ def store_in_eight_bits(pipe: Any, dtype: torch.dtype) -> None:
     """
     denoisers = [module for name in _DENOISERS if (module := getattr(pipe, name, None)) is not None]
     if not denoisers or not all(hasattr(module, "enable_layerwise_casting") for module in denoisers):
-        raise PictureError(f"--fp8: {type(pipe).__name__} has no denoiser that can be stored in 8 bits")
+        raise PictureError(
+            f"{type(pipe).__name__} has no denoiser that can be stored in 8 bits", option="fp8"
+        )
     for module in denoisers:
         try:
             module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             raise PictureError(
-                f"--fp8: {type(module).__name__} cannot be stored in 8 bits: {first_line(error)}"
+                f"{type(module).__name__} cannot be stored in 8 bits: {first_line(error)}", option="fp8"
             ) from error
 
 
@@ -146,7 +149,8 @@ class Smaller:
     A setting that takes less memory.
 
     Attributes:
-        option: As the command line calls it.
+        option: The attribute of ``ModelOptions``.
+        value: What it is set to; empty where it is a switch.
         keeps_pixels: Whether pictures are the same with it.
         is_on: Tells whether a pipeline has it.
         can: Tells whether a pipeline could have it now.
@@ -154,10 +158,26 @@ class Smaller:
     """
 
     option: str
+    value: str
     keeps_pixels: bool
     is_on: Callable[[Any], bool]
     can: Callable[[Any], bool]
     apply: Callable[[Any], object]
+
+
+def setting_text(option: str, value: str, surface: Surface) -> str:
+    """
+    Return an option of the model with its value, as a surface writes it.
+
+    Example:
+        >>> setting_text("offload", "model", Surface.COMMAND), setting_text("fp8", "", Surface.PYTHON)
+        ('--offload model', 'fp8=True')
+    """
+    if surface is Surface.PLAN:
+        return f"{option}: {value or 'true'}"
+    if surface is Surface.PYTHON:
+        return f"{option}={value!r}" if value else f"{option}=True"
+    return f"{option_text(option)} {value}".rstrip()
 
 
 def _on_gpu(pipe: Any) -> bool:
@@ -175,21 +195,24 @@ def _has_tiles(pipe: Any) -> bool:
 
 SMALLER: tuple[Smaller, ...] = (
     Smaller(
-        "--offload model",
+        "offload",
+        "model",
         keeps_pixels=True,
         is_on=lambda pipe: offload_of(pipe) != "none",
         can=lambda pipe: _on_gpu(pipe) and hasattr(pipe, "enable_model_cpu_offload"),
         apply=lambda pipe: offload(pipe, "model", _device_of(pipe)),
     ),
     Smaller(
-        "--vae-tiling",
+        "vae_tiling",
+        "",
         keeps_pixels=False,
         is_on=lambda pipe: bool(getattr(getattr(pipe, "vae", None), "use_tiling", False)),
         can=_has_tiles,
         apply=lambda pipe: pipe.vae.enable_tiling(),
     ),
     Smaller(
-        "--offload sequential",
+        "offload",
+        "sequential",
         keeps_pixels=True,
         is_on=lambda pipe: offload_of(pipe) in ("sequential", "group"),
         can=lambda pipe: _on_gpu(pipe) and hasattr(pipe, "enable_sequential_cpu_offload"),

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 from huggingface_hub import errors as hub
 
 from lora_mixer.errors import SourceError, SourceNotFoundError
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from lora_mixer.sources._types import Request
+
+OFFLINE = Remedy(
+    "Load it once online (it is offline by local_files_only=True or HF_HUB_OFFLINE=1), or pass cache_dir=.",
+    "Load it once online, without HF_HUB_OFFLINE=1.",
+    "Load it once online: this page was started with HF_HUB_OFFLINE=1.",
+)
+"""What can be done where nothing may be downloaded and the cache has not got it."""
+_LOG_IN = "For a private one run 'hf auth login'."
 
 
 def translate(  # noqa: PLR0911  (one way out per kind of error)
@@ -29,13 +38,18 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
     # GatedRepoError is a RepositoryNotFoundError, and offline a missing file is both an entry and an error of access.
     if isinstance(error, hub.GatedRepoError):
         return SourceError(
-            f"{repo_id} is gated: its owner wants its terms accepted first. Accept them on its page at the Hub, then "
-            f"pass token= or run 'hf auth login'."
+            f"{repo_id} is gated: its owner wants its terms accepted first. Accept them on its page at the Hub.",
+            remedy=Remedy(
+                "Then pass token= or run 'hf auth login'.",
+                "Then run 'hf auth login'.",
+                "Then run 'hf auth login' on the machine of this page.",
+            ),
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return SourceNotFoundError(
             f"There is no repository {repo_id!r} at the Hub, or it is private and the token is missing or wrong; "
-            f"nor is there a file or folder of that name here. Check the name; for a private one pass token=."
+            f"nor is there a file or folder of that name here. Check the name.",
+            remedy=Remedy("For a private one pass token=.", _LOG_IN, _LOG_IN),
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return SourceNotFoundError(
@@ -45,17 +59,24 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
         return _not_cached(error, what, revision, request)
     if isinstance(error, hub.EntryNotFoundError):
         return SourceNotFoundError(
-            f"{repo_id} has no file {name!r} at revision {revision!r}. Check weight_name= and subfolder=, or leave "
-            f"them out to have the files listed."
+            f"{repo_id} has no file {name!r} at revision {revision!r}.",
+            remedy=Remedy(
+                "Check weight_name= and subfolder=, or leave them out to have the files listed.",
+                "Name the repository alone to have the files listed.",
+                "Leave the file out to have the files listed.",
+            ),
         )
     if isinstance(error, hub.HfHubHTTPError):
         status = getattr(error.response, "status_code", "no status")
         return SourceError(
-            f"The Hub refused {what}: HTTP {status}. {_advice(status)} It said: {_first_line(error)}"
+            f"The Hub refused {what}: HTTP {status}. It said: {_first_line(error)}", remedy=_advice(status)
         )
     return SourceError(
-        f"{what} could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} "
-        f"Check the network, or use what is cached with local_files_only=True."
+        f"{what} could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} Check the network.",
+        remedy=Remedy(
+            "Or use what is cached with local_files_only=True.",
+            "Or set HF_HUB_OFFLINE=1 to use what is cached.",
+        ),
     )
 
 
@@ -63,8 +84,8 @@ def _not_cached(error: Exception, what: str, revision: str, request: Request) ->
     where = f"the cache ({request.cache_dir or 'its usual place'})"
     if request.local_files_only:
         return SourceNotFoundError(
-            f"{what} at revision {revision!r} is not in {where}, and nothing may be downloaded (local_files_only=True "
-            f"or HF_HUB_OFFLINE=1). Load it once online, or pass cache_dir=."
+            f"{what} at revision {revision!r} is not in {where}, and nothing may be downloaded.",
+            remedy=OFFLINE,
         )
     cause = error.__cause__ or error
     return SourceError(
@@ -73,12 +94,13 @@ def _not_cached(error: Exception, what: str, revision: str, request: Request) ->
     )
 
 
-def _advice(status: object) -> str:
+def _advice(status: object) -> Remedy:
     if status in (401, 403):
-        return "Pass a token= that may read it."
+        log_in = "Log in as one who may read it, by 'hf auth login'."
+        return Remedy("Pass a token= that may read it.", log_in, log_in)
     if status == 429:
-        return "Too many requests: wait a little."
-    return "Try again later."
+        return Remedy.same("Too many requests: wait a little.")
+    return Remedy.same("Try again later.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import AmbiguousSourceError, SourceError, SourceNotFoundError
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -78,19 +79,24 @@ def check_allowed(name: str, label: str, request: Request) -> None:
     if not is_pickle(name):
         if request.use_safetensors is False and name.lower().endswith(SAFETENSORS_SUFFIX):
             raise SourceError(
-                "is a safetensors file, but use_safetensors=False was asked for. Leave it out.",
+                "is a safetensors file, and other files were asked for (use_safetensors).",
                 file=str(label),
             )
         return
     if request.use_safetensors:
         raise SourceError(
-            "is not a safetensors file, but use_safetensors=True was asked for.", file=str(label)
+            "is not a safetensors file, and only such were asked for (use_safetensors).", file=str(label)
         )
     if not request.allow_pickle:
         raise SourceError(
             f"is a pickle ({PurePosixPath(name).suffix}): such a file can run code while it is read, so it is "
-            f"not opened by default. Convert it to .safetensors, or pass allow_pickle=True if you trust it.",
+            "not opened by default.",
             file=str(label),
+            remedy=Remedy(
+                "Convert it to .safetensors, or pass allow_pickle=True if you trust it.",
+                "Convert it to .safetensors, or give --allow-pickle if you trust it.",
+                "Convert it to .safetensors: the page opens no others.",
+            ),
         )
 
 
@@ -148,7 +154,8 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
     if paths and bare:
         raise SourceError(
             f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(paths, 5)} has; without it the scale is not known, "
-            "and the adapter would be loaded without this part. Put the file there, or name one component by subfolder="
+            "and the adapter would be loaded without this part. Put the file there.",
+            remedy=Remedy("Or name one component by subfolder=."),
         )
     return paths
 
@@ -211,22 +218,40 @@ def choose_file(names: Iterable[str], where: str, request: Request) -> str:
         return files[0]
     if files:
         raise AmbiguousSourceError(
-            f"{where} holds {len(files)} files that could be the adapter: {listing(files)}. "
-            f"Name one with weight_name=, for example weight_name={files[0]!r}."
+            f"{where} holds {len(files)} files that could be the adapter: {listing(files)}.",
+            remedy=Remedy(
+                f"Name one with weight_name=, for example weight_name={files[0]!r}.",
+                "Name the file itself, by its path or its address.",
+                "Name one under File in it.",
+            ),
         )
-    raise SourceNotFoundError(_none_found(names, where, request))
+    raise _none_found(names, where, request)
 
 
-def _none_found(names: list[str], where: str, request: Request) -> str:
+def _none_found(names: list[str], where: str, request: Request) -> SourceNotFoundError:
     wanted = ", ".join(ADAPTER_SUFFIXES) if request.use_safetensors is None else SAFETENSORS_SUFFIX
     message = f"{where} holds no adapter file ({wanted}); it holds {listing(sorted(names)) or 'nothing'}."
     deeper = [name for name in candidates(names, ADAPTER_SUFFIXES) if "/" in name]
     if deeper:
         folder = deeper[0].rpartition("/")[0]
-        return f"{message} If it is in a folder below, name that one: subfolder={folder!r}."
+        named = f"If it is in a folder below, name that one: {folder}"
+        return SourceNotFoundError(
+            message,
+            remedy=Remedy(
+                f"If it is in a folder below, name that one: subfolder={folder!r}.",
+                f"{named}.",
+                f"If it is in a folder below, name the file with it: {deeper[0]}.",
+            ),
+        )
     if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in names):
-        return f"{message} Files with names of whole models are left alone unless weight_name= names one."
-    return message
+        left = "Files with names of whole models are left alone unless"
+        return SourceNotFoundError(
+            message,
+            remedy=Remedy(
+                f"{left} weight_name= names one.", f"{left} one is named.", f"{left} one is named."
+            ),
+        )
+    return SourceNotFoundError(message)
 
 
 def listing(names: Sequence[str]) -> str:

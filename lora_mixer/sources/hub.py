@@ -25,7 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
-from lora_mixer.sources._hub_errors import translate
+from lora_mixer.sources._hub_errors import OFFLINE, translate
 from lora_mixer.sources._local import read_config
 from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
@@ -187,8 +187,8 @@ def _cached_names(repo_id: str, request: Request) -> list[str]:
     snapshot = storage / "snapshots" / commit
     if not snapshot.is_dir():
         raise SourceNotFoundError(
-            f"{repo_id} at revision {revision!r} is not in the cache {storage.parent}, and nothing may be downloaded "
-            f"(local_files_only=True or HF_HUB_OFFLINE=1). Load it once online, or pass cache_dir=."
+            f"{repo_id} at revision {revision!r} is not in the cache {storage.parent}, and nothing may be downloaded.",
+            remedy=OFFLINE,
         )
     return [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
 

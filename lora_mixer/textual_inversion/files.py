@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import InvalidAdapterError, MatchError, NotAnAdapterError
-from lora_mixer.problem import Remark, UnusedReason
+from lora_mixer.problem import Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import WORD_KEY, token_of
 
 if TYPE_CHECKING:
@@ -110,9 +110,12 @@ def alone(content: Any, own_name: str, label: str) -> tuple[Embedding, ...]:
     if rest or odd or not words:
         shown = ", ".join(list(rest or odd or content)[:5]) or "no keys at all"
         raise NotAnAdapterError(
-            f"no textual inversion: expected vectors by word (got {shown}). "
-            "A LoRA with words in it goes to load_lora_weights(..., load_embeddings=True)",
+            f"no textual inversion: expected vectors by word (got {shown}).",
             file=label,
+            remedy=Remedy(
+                "A LoRA with words in it goes to load_lora_weights(..., load_embeddings=True)",
+                "A LoRA with words in it goes to --lora, with --load-embeddings",
+            ),
         )
     return words
 
@@ -169,6 +172,7 @@ def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) 
         InvalidAdapterError: When the word cannot stand in a prompt, or the vectors are none.
     """
     token, vectors, problems = embedding.token, {}, []
+    remedy: Remedy | None = None
     if not token.isprintable() or not token or len(token) > _LONGEST or any(c.isspace() for c in token):
         problems.append(f"a word of 1 to {_LONGEST} printable letters without spaces (got {token[:80]!r})")
     for encoder, tensor in embedding.vectors.items():
@@ -184,10 +188,11 @@ def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) 
                 f"(got shape {tuple(tensor.shape)} of {tensor.dtype})"
             )
         elif not allow_nonfinite and not torch.isfinite(rows.float()).all():
-            problems.append("finite numbers (got NaN or Inf; allow_nonfinite=True loads them all the same)")
+            problems.append("finite numbers (got NaN or Inf)")
+            remedy = Remedy("allow_nonfinite=True loads them all the same")
         vectors[encoder] = rows
     if problems:
         raise InvalidAdapterError(
-            f"textual inversion {token[:80]!r}: expected {'; '.join(problems)}", file=label
+            f"textual inversion {token[:80]!r}: expected {'; '.join(problems)}", file=label, remedy=remedy
         )
     return Embedding(token, vectors, embedding.keys)

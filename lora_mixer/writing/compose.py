@@ -19,7 +19,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
-from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.problem import Remedy, SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
@@ -39,6 +39,14 @@ _SHOWN = 8
 def same(places: Iterable[Any]) -> Iterable[Any]:
     """Show nothing."""
     return places
+
+
+CUT_REMEDY = Remedy(
+    "give a rank, an energy or an sv_ratio",
+    "give --rank, --energy or --sv-ratio",
+    "give a Rank, an Energy or an SV ratio",
+)
+"""What can be done where nothing says how far to cut."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,8 @@ def mixed(
     chosen, ranks = method or MergeMethod(), cut or RankCut()
     if chosen.needs_rank and not ranks.is_wanted:
         raise SaveError(
-            f"{chosen.name} makes full matrices: say at which rank to write them (rank=, energy= or sv_ratio=; --rank, "
-            "--energy or --sv-ratio)"
+            f"{chosen.name} makes full matrices, and nothing says at which rank to write them",
+            remedy=CUT_REMEDY,
         )
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []
@@ -437,8 +445,14 @@ def _refuse(refused: Sequence[SaveProblem]) -> None:
     lacks = {SaveReason.BASE: ", and no base weights at hand"}
     listed = first_of([f"{x.place} ({x.detail}{lacks.get(x.reason, '')})" for x in refused], _SHOWN)
     bases = any(problem.reason is SaveReason.BASE for problem in refused)
-    advice = "name the base model (--model) and a rank" if bases else "give a rank (rank=, --rank)"
+    wanted = "to write them as the best pair of a rank,"
+    named = "name the base model and a rank" if bases else "give a rank"
     raise SaveError(
-        f"{len(refused)} modules are not low-rank pairs: {listed}; to write them as the best pair of a rank, {advice}",
+        f"{len(refused)} modules are not low-rank pairs: {listed}",
         problems=refused,
+        remedy=Remedy(
+            f"{wanted} {named} ({'model= and rank=' if bases else 'rank='})",
+            f"{wanted} {named} ({'--model and --rank' if bases else '--rank'})",
+            f"{wanted} give a Rank",
+        ),
     )

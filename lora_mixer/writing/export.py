@@ -23,7 +23,7 @@ from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
 from lora_mixer.writing.adapter_file import check_format, write_adapter
-from lora_mixer.writing.compose import RankCut, as_loaded, mixed, same
+from lora_mixer.writing.compose import CUT_REMEDY, RankCut, as_loaded, mixed, same
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.formats.kohya import with_one_alpha
 from lora_mixer.writing.formats.table import FORMATS
@@ -219,7 +219,7 @@ def resize(
         2
     """
     if not RankCut(rank, conv_rank, energy, sv_ratio).is_wanted:
-        raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
+        raise SaveError("nothing says how far to cut", remedy=CUT_REMEDY)
     return merge(
         [(adapter, 1.0)],
         path,
@@ -286,7 +286,7 @@ def extract(
 
     cut, place = RankCut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
     if not cut.is_wanted:
-        raise SaveError("give a rank, an energy or an sv_ratio (--rank or --energy, or --sv-ratio)")
+        raise SaveError("nothing says how far to cut", remedy=CUT_REMEDY)
     if format is not None:
         check_format(format, place)
     before, after = (load_outline(str(x), allow_pickle=allow_pickle) for x in (base, tuned))

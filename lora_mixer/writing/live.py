@@ -91,14 +91,16 @@ def read_save_options(
         mix = Mix.from_weights(list(names), weights)
     else:
         if weights is None and len(present) > 1:
-            raise MixError(f"{len(present)} mixes are in effect, one for each image; say which with weights=")
+            raise MixError(
+                f"{len(present)} mixes are in effect, one for each image; weights have to say which"
+            )
         mix = next(iter(present), Mix.of({})) if weights is None else Mix.of(weights)
     if not mix.names:
         raise MixError("there is nothing to save: no adapter is active; name one with adapter_names")
     if not mix.is_constant:
         raise MixError(
             "this mix has schedules, masks or a method that changes it from step to step, which no adapter file can "
-            "hold; save each adapter, or give weights="
+            "hold; save each adapter, or give plain weights"
         )
     alone = len(mix.names) == 1 and mix == Mix.of({mix.names[0]: 1.0})
     one = mix.names[0] if alone and not cut.is_wanted and chosen.spec.is_sum else None

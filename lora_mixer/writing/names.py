@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TEXT_ROOT = "text_model."
 DENOISERS = ("transformer", "transformer_2")
+_PRIORS = ("prior", "prior_prior")
 _CLIP_TOPS = ("embeddings", "encoder", "final_layer_norm")
 _LANGUAGE_ROOT = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?")
 """What stands before ``layers`` in language models, whatever classes wrap them."""
@@ -132,6 +133,10 @@ class Names:
             numbered |= {"text_encoder_3": "te3", "text_encoder_4": "te4"}
             if self._is_t5(place):  # Kohya's trainer counts T5 as the third, wherever the pipeline has it
                 numbered[place.component] = "te3" if self.family.t5 else "te"
+        if any(part in self.paths for part in _PRIORS):  # Stable Cascade, as OneTrainer names its parts
+            numbered = dict.fromkeys(_PRIORS, "prior_unet") | dict.fromkeys(
+                ("text_encoder", "prior_text_encoder"), "prior_te"
+            )
         prefix = numbered.get(place.component)
         if prefix is None:
             raise SaveError(

@@ -359,7 +359,9 @@ class SideEngine(Engine):
     def room(self) -> Room | None:
         """What is reserved."""
         held = self._reserved
-        return None if held is None else Room(held.rank, held.rows, frozenset(held.layers))
+        return (
+            None if held is None else Room(held.rank, held.rows, frozenset(held.layers), tuple(held.buffers))
+        )
 
     def reserve(
         self, layers: Sequence[LiveModule], rank: int, rows: int, components: Mapping[str, nn.Module]

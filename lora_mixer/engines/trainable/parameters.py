@@ -20,6 +20,7 @@ from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
 from lora_mixer.formats.fronts import PEFT_ROOT
+from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -181,9 +182,9 @@ def trained(
     if idle:
         raise UnsupportedAdapterError(
             f"{idle[0].component}.{idle[0].path}: its forward is never called (the attention around it reads its weight), so that "
-            f"nothing that stands beside it would be trained; leave it out ({len(idle)} such layers). Loaded without "
-            "trainable=True it goes into the weights; nothing was changed",
+            f"nothing that stands beside it would be trained; leave it out ({len(idle)} such layers); nothing was changed",
             file=label,
+            remedy=Remedy("loaded without trainable=True it goes into the weights"),
         )
     by_place = {tensor.data_ptr(): key for key, tensor in tensors.items() if tensor.numel()}
     parameters: dict[str, nn.Parameter] = {}

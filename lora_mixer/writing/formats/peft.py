@@ -87,7 +87,7 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
         if layer.place.embedding and not embeddings
     }
     bad |= {
-        str(layer.place): "factors that no configuration of PEFT's comes to; a rank (rank=) makes it a pair"
+        str(layer.place): "factors that no configuration of PEFT's comes to; a rank makes it a pair"
         if layer.leaves
         else "the change of a bias alone"
         for layer in layers
@@ -108,7 +108,7 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
     if bad:
         listed = first_of([f"{name} ({why})" for name, why in bad.items()], _SHOWN)
         raise SaveError(
-            f"{where} has no place for {len(bad)} modules: {listed}; format='kohya' has",
+            f"{where} has no place for {len(bad)} modules: {listed}; kohya's format has",
             problems=[SaveProblem(name, SaveReason.FORMAT, why) for name, why in bad.items()],
         )
 
