@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from lora_mixer.errors import AdapterNameError, MixError, SaveError
 from lora_mixer.interrupts import Interruptible, at_once, uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from lora_mixer.binding import MatchReport
     from lora_mixer.mixes import Mix
@@ -424,7 +425,41 @@ class DiffusersWords:
             names = {name for part in parts.values() for name in part.fused}
             vars(pipe).pop(_FUSED, None)
             if names:
-                vars(pipe)[_FUSED] = names
+                vars(pipe)[_FUSED] = FusedNames(self)
+
+    @property
+    def fused_names(self) -> set[str]:
+        """The adapters that are fused now, whatever the mixer's own words have done since."""
+        now_set = self._mixer.mixes
+        if now_set and now_set != self._last:  # another mix is in effect
+            return set()
+        return {name for part in self._parts.values() for name in part.fused if name in self._mixer.adapters}
+
+
+class FusedNames(AbstractSet[str]):
+    """
+    The names that a pipeline's ``num_fused_loras`` counts, as they are when they are asked for.
+
+    Args:
+        words: Who knows them.
+    """
+
+    def __init__(self, words: DiffusersWords) -> None:
+        """Hold it."""
+        self._words = words
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._words.fused_names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._words.fused_names))
+
+    def __len__(self) -> int:
+        return len(self._words.fused_names)
+
+    @classmethod
+    def _from_iterable(cls, names: Iterable[str]) -> set[str]:  # type: ignore[override]
+        return set(names)
 
 
 class Word:

@@ -209,6 +209,9 @@ class LoraMixer:
         """
         Return the mixer whose adapters are on a pipeline, also where its variable is lost; else a new one.
 
+        One of a pipeline that has another module under a name that both have is not this one's, whatever they share: what it loads
+        would go there.
+
         Args:
             pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
 
@@ -220,7 +223,11 @@ class LoraMixer:
         """
         state = state_of(pipe)
         mixer = None if state is None else state.mixer
-        return mixer if isinstance(mixer, cls) else cls(pipe)
+        if not isinstance(mixer, cls):
+            return cls(pipe)
+        theirs, mine = find_components(mixer.pipe), find_components(pipe)
+        is_same = all(theirs.get(part, root) is root for part, root in mine.items())
+        return mixer if mixer.pipe is pipe or is_same else cls(pipe)
 
     # --- loading -----------------------------------------------------------------------------------------
 

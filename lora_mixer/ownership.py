@@ -636,7 +636,7 @@ class MixerState:
                 f"keeps room reserved on {where}" if is_room else f"has adapters loaded on {where} ({what})"
             )
             raise PipelineStateError(
-                f"another LoraMixer {does}; use that one (LoraMixer.of(pipe) gives it), or call its "
+                f"another LoraMixer {does}; use that one (LoraMixer.of(part), with that part, gives it), or call its "
                 f"{'release' if is_room else 'unload_lora_weights'}() first"
             )
         parts = ", ".join(dict(mine_by_name))

@@ -228,6 +228,8 @@ class NoteKind(Enum):
     """Some of its modules have alpha 0 and change nothing."""
     ALL_ZERO = "all zero"
     """All of its modules hold zeros."""
+    NOT_HELD = "not held"
+    """Its configuration speaks of tensors that it does not hold."""
     BESIDE = "beside"
     """Some of its changes are in no weight, whatever the mix: they run beside their layers."""
     TRAINED_APART = "trained apart"

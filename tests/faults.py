@@ -715,7 +715,7 @@ class Bench:
                 active = [held.pipe.get_active_adapters(), held.pipe.get_list_adapters()]
             except LoraMixerError as error:  # a mix that diffusers' words cannot say
                 active = [str(error)]
-            words_ = (*active, held.pipe._merged_adapters)
+            words_ = (*active, frozenset(held.pipe._merged_adapters))
         return (*said(mixer), learnt, *words_)
 
     def make(self) -> tuple[Any, LoraMixer]:

@@ -148,6 +148,51 @@ def test_method_that_holds_less_than_its_change_is_refused_by_name(tmp_path):
         LoraMixer(base).load_lora_weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "more", "told"),
+    [
+        ({"use_dora": True}, {}, ["2 of 2 modules have no magnitude"]),
+        ({"use_dora": True}, {"lin1.lora_magnitude_vector": (16,)}, ["1 of 2 modules have no magnitude"]),
+        ({"use_dora": True}, {"lin1.lora_magnitude_vector": (16,), "lin2.lora_magnitude_vector": (8,)}, []),
+        ({"modules_to_save": ["head", "norm"]}, {}, ["modules_to_save head, norm, and"]),
+        ({"modules_to_save": ["head", "norm"]}, {"head.weight": (8, 8)}, ["modules_to_save norm, and"]),
+        ({"modules_to_save": ["head"], "use_dora": True}, {}, ["no magnitude", "modules_to_save head, and"]),
+        ({"modules_to_save": ["lin1"]}, {}, ["modules_to_save lin1, and"]),  # its pairs are not it
+        (
+            {"modules_to_save": ["classifier", "score"]},
+            {"score.weight": (2, 8)},
+            [],
+        ),  # as PEFT writes for either
+        ({}, {"head.weight": (8, 8)}, []),
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "header"])
+def test_what_a_configuration_speaks_of_and_the_file_does_not_hold_is_told(
+    tmp_path, config, more, told, place
+):
+    tensors = {
+        f"base_model.model.{path}.{leaf}.weight": torch.ones(shape)
+        for path, width, out in (("lin1", 8, 16), ("lin2", 16, 8))
+        for leaf, shape in (("lora_A", (2, width)), ("lora_B", (out, 2)))
+    } | {f"base_model.model.{key}": torch.ones(shape) for key, shape in more.items()}
+    config = {"r": 2, "lora_alpha": 2, **config}
+    path = tmp_path / "adapter_model.safetensors"
+    if place == "folder":
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+        save_file(tensors, path)
+        path = tmp_path
+    else:
+        save_file(tensors, path, {"lora_adapter_metadata": json.dumps(config)})
+    model = Small()
+    model.score = nn.Linear(8, 2)
+
+    for _ in range(2):  # by the kind that the first one has made known, too
+        notes = LoraMixer(copy.deepcopy(model)).load_lora_weights(path, "a").notes
+        found = [note for note in notes if note.kind is NoteKind.NOT_HELD]
+        assert len(found) == len(told)
+        assert all(text in note for text, note in zip(told, found, strict=True))
+
+
 def _component_folder(folder, pairs, path, config=None):
     """Write one pair as PEFT does, and give its product."""
     down, up = pairs

@@ -301,6 +301,35 @@ def test_what_a_header_states_is_where_to_look_first_and_no_hash(tmp_path, order
     assert (slot.match, slot.found_by) == ("ink", "hash")
 
 
+@pytest.mark.parametrize("hashed", [(), ("ink",), ("twin",), ("ink", "twin")])
+@pytest.mark.parametrize("order", [("ink", "near", "twin"), ("twin", "near", "ink")])
+@pytest.mark.parametrize(("name", "match"), [("other", None), ("ink", "ink"), ("twin", "twin")])
+def test_files_of_equal_tensors_are_ambiguous_whoever_has_hashed_them(
+    tmp_path, monkeypatch, hashed, order, name, match
+):
+    """But for their name: only little is read of a file that differs."""
+    tensors = {
+        "lora_unet_x.lora_down.weight": torch.ones(4, 9000),
+        "lora_unet_x.lora_up.weight": torch.ones(8, 4),
+    }
+    save_file(tensors, tmp_path / "ink.safetensors")
+    save_file(tensors, tmp_path / "twin.safetensors", {"ss_output_name": "twin"})
+    tensors["lora_unet_x.lora_up.weight"][7, 3] = 2.0
+    save_file(tensors, tmp_path / "near.safetensors")
+    known = {each: read_adapter(tmp_path / f"{each}.safetensors") for each in order}
+    for each in hashed:
+        known[each].hashes["sha256"]
+    digits = read_adapter(tmp_path / "ink.safetensors").hashes["autov3"]
+    files = Files(tmp_path, 0).watched(monkeypatch)
+
+    (slot,) = match_adapters(wanted(name, digits), known).slots
+
+    assert slot.match == match
+    assert slot.found_by == ("hash" if match else "ambiguous")
+    assert set(slot.candidates) == (set() if match else {"ink", "twin"})
+    assert len(files.opened) <= 2 - len(hashed) + (name == "other" and not hashed)
+
+
 def test_a_file_that_says_the_truth_is_the_only_one_read(tmp_path, monkeypatch):
     known = {name: stating(tmp_path, name, seed, "0" * 64) for seed, name in enumerate("abc")}
     true = stating(tmp_path, "d", 9, "0" * 64).hashes["sshs_model_hash"]  # of the tensors alone

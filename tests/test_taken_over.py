@@ -364,6 +364,37 @@ def test_what_was_fused_beside_the_weights_cannot_stay_in_them_and_is_not_lost(k
     assert np.array_equal(picture(pipe), clean)
 
 
+@pytest.mark.parametrize(
+    ("own", "count"),
+    [
+        (lambda mixer: mixer.unload_lora_weights(), 0),
+        (lambda mixer: mixer.delete_adapters("a"), 0),  # another mix is in effect, as after set_adapters
+        (lambda mixer: mixer.delete_adapters(["a", "b"]), 0),
+        (lambda mixer: mixer.set_adapters("a", 0.2), 0),
+        (lambda mixer: mixer.set_mix({}), 0),
+        (lambda mixer: mixer.disable_lora(), 2),
+        (lambda mixer: (mixer.disable_lora(), mixer.enable_lora()), 2),
+        (lambda mixer: mixer.hand_back(), 0),
+    ],
+)
+def test_what_is_fused_is_counted_as_it_is_whatever_the_mixers_own_words_did(own: Any, count: int) -> None:
+    pipe = tiny_sd()
+    pair = {"lora_A.weight": torch.ones(1, 12), "lora_B.weight": torch.ones(12, 1)}
+    path = "text_encoder.encoder.layers.0.self_attn.q_proj" if hasattr(pipe.text_encoder, "encoder") else ""
+    path = path or "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    mixer = LoraMixer(pipe, take_over=True)
+    for name in "ab":
+        pipe.load_lora_weights({f"{path}.{key}": value for key, value in pair.items()}, adapter_name=name)
+    pipe.set_adapters(["a", "b"])
+    pipe.fuse_lora()
+    assert (pipe.num_fused_loras, pipe.fused_loras) == (2, {"a", "b"})
+
+    own(mixer)
+
+    assert (pipe.num_fused_loras, len(pipe.fused_loras)) == (count, count)
+    assert copy.deepcopy(pipe).num_fused_loras == count
+
+
 def test_the_mixers_own_words_and_diffusers_go_together(ours: Any) -> None:
     pipe, mixer, files = ours
     mixer.load_lora_weights(files["kohya"], "a")

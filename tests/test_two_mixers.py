@@ -278,6 +278,26 @@ def test_pipelines_that_share_parts_which_no_adapter_changes_have_a_mixer_each()
     two.load_lora_weights(written(with_text), "t")
 
 
+def test_the_mixer_of_a_pipeline_is_none_that_loads_into_another_ones_parts() -> None:
+    pipe = small_pipe()
+    other = SmallPipe(**{**components(pipe), "unet": small_pipe(seed=5).components["unet"]})
+    text = pairs_for(pipe, 1, lambda part, _: part == "text_encoder")
+    unet = pairs_for(other, 2, lambda part, _: part == "unet")
+    first = two_lines(pipe, written(text), adapter_name="t")
+    before, clean = values(pipe), Snapshot.of(other)
+
+    theirs = LoraMixer.of(other)
+
+    assert theirs.pipe is other
+    theirs.load_lora_weights(written(unet), "u")
+    assert_same(values(pipe), before)
+    clean.assert_holds(other, mixed((unet, 1.0)))
+    with pytest.raises(PipelineStateError, match=r"loaded on text_encoder \(t\)"):
+        theirs.load_lora_weights(written(text), "t")
+    assert LoraMixer.of(SmallPipe(**components(pipe))) is first
+    assert LoraMixer.of(pipe.components["text_encoder"]) is first
+
+
 def test_a_lost_variable_is_found_again() -> None:
     pipe = small_pipe()
     kept = [two_lines(pipe, written(pairs_for(pipe, 1)), adapter_name="a")]

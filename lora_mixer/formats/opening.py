@@ -58,7 +58,8 @@ def hashes_of(source: AdapterSource, stream: IO[bytes], data_start: int | None) 
     """Return the hashes of a source, to be computed when they are asked for."""
     weights = source.weights
     assert not isinstance(weights, Mapping)  # noqa: S101 -- streams are of files and bytes
-    return hashes.Hashes(_FileHashes(weights, data_start, source.label, stamp(stream)))
+    file = _FileHashes(weights, data_start, source.label, stamp(stream))
+    return hashes.Hashes(file, file.sampled)
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,23 @@ class _FileHashes:
     stamp: tuple[int, int] | None
 
     def __call__(self) -> dict[str, str]:
+        with self._opened() as stream:
+            return hashes.compute(stream, self.data_start)
+
+    def sampled(self) -> str:
+        """Digest a little of the file."""
+        with self._opened() as stream:
+            return hashes.sample(stream, self.data_start)
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
         with stream_of(self.weights, self.label) as stream:
             if stamp(stream) != self.stamp:
                 raise SourceError(
                     "the file has changed since it was read, so its hashes would be those of another",
                     file=self.label,
                 )
-            return hashes.compute(stream, self.data_start)
+            yield stream
 
 
 def scale_rules(source: AdapterSource, metadata: Mapping[str, str]) -> Mapping[str | None, ScaleRule]:

@@ -6,6 +6,7 @@ Every problem of a file is collected and raised once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
+from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Remark, Remedy
 from lora_mixer.textual_inversion.files import alone, bundled
@@ -39,10 +41,14 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo, AdapterLayer
     from lora_mixer.formats.container import Memory
     from lora_mixer.formats.header import Header
+    from lora_mixer.formats.peft_config import ScaleRule
     from lora_mixer.problem import UnusedReason
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
+_OF_PAIRS = re.compile(r"\.(?:lora|hada|lokr|oft|ia3|vera|vblora)_")
+_HEADS = frozenset(("classifier", "score"))
+"""PEFT's configurations of classifiers name both, whichever the model has."""
 _SMALL = 1 << 16  # bytes of a tensor that a description reads
 _SHOWN, _LONG = 5, 200  # names in a message, and letters of each
 
@@ -330,6 +336,39 @@ def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[Note
     return (Remark(said, NoteKind.ALL_ZERO),)
 
 
+def _note_not_held(
+    layers: Sequence[AdapterLayer],
+    rules: Mapping[str | None, ScaleRule],
+    keys: Iterable[str],
+) -> list[Remark[NoteKind]]:
+    """Say what configurations speak of and the file has no tensors for: what it holds is applied as it is."""
+    notes = []
+    for part, rule in rules.items():
+        where = "" if part is None else f"{part}: "
+        asked = layers if rule.config.get("use_dora") else ()
+        own = [layer for layer in asked if rule_for(layer.target, rules) is rule]
+        plain = [layer for layer in own if layer.weights.algorithms == ("lora",)]
+        if plain:
+            said = (
+                f"{where}the configuration has use_dora, and {len(plain)} of {len(own)} modules have no magnitude in the file: they "
+                "are plain LoRA here (PEFT would give them the lengths of the base's rows)"
+            )
+            notes.append(Remark(said, NoteKind.NOT_HELD))
+        saved = rule.config.get("modules_to_save") or ()
+        named = [saved] if isinstance(saved, str) else saved if isinstance(saved, list | tuple) else ()
+        paths = [f".{key}." for key in keys if not _OF_PAIRS.search(key)] if named else []
+        held = {name for name in map(str, named) if any(f".{name}." in path for path in paths)}
+        held |= _HEADS if held & _HEADS else set()
+        absent = [name for name in map(str, named) if name not in held]
+        if absent:
+            said = (
+                f"{where}the configuration has modules_to_save {first_of(absent, 3)}, and the file holds nothing of "
+                f"{'them' if len(absent) > 1 else 'it'}: the base's own stay"
+            )
+            notes.append(Remark(said, NoteKind.NOT_HELD))
+    return notes
+
+
 def _assemble(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str],
@@ -359,6 +398,7 @@ def _assemble(
         notes.append(Remark(said, NoteKind.ALPHA_ZERO))
     elif not source.is_fresh:
         notes += _note_zeros(layers, len(layers))
+    notes += _note_not_held(layers, rules, tensors)
     held = [t for layer in layers for t in layer.weights.tensors()]
     facts = _facts(layers)
     if made is not None:

@@ -2,8 +2,9 @@
 The adapters that a picture names, found among those that are here: by hash first, then by name.
 
 Hashes decide, since files are renamed and names are common; a name decides where the picture or the file has no hash.
-A hash that is not known yet takes reading the whole file: those that are known and those that headers state come first, then
-files of that name, and the rest as far as a bound of bytes reaches.
+A hash that is not known yet takes reading the whole file: those that are known come first, then files of that name, those whose
+headers state it, and the rest as far as a bound of bytes reaches. Of what is found, equal files are found, too, known or not: of the
+others with as many bytes a little is read, and all of those that do not differ there.
 What is not found keeps its place, its weight and its order, so that nothing moves up into it.
 """
 
@@ -15,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import LoraMixerError, MixError
+from lora_mixer.hashes import Hashes
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.values import as_hash, file_stem
 from lora_mixer.wording import first_of
@@ -176,10 +178,13 @@ class _Here:
             self._skipped[name] = "not read"
             return self.known_hashes(name)
         self._left -= size
+        index = self._by_start
         try:
             self._computed[name] = [digits for text in table.values() if (digits := as_hash(text))]
         except (LoraMixerError, OSError) as error:
             self._skipped[name] = f"unreadable ({type(error).__name__})"
+        for digits in self._computed.get(name, ()):
+            index.setdefault(digits[:_SHORTEST], []).append((name, digits))
         return self.known_hashes(name)
 
     def notes(self) -> list[str]:
@@ -197,8 +202,44 @@ class _Here:
             return [wanted]
         return self._names.get(_folded(wanted)) or self._aliases.get(_folded(wanted), [])
 
-    def hashed(self, digits: list[str]) -> list[str]:
-        """Return the adapters that have one of these hashes; of several those with most digits in common."""
+    def hashed(self, digits: list[str], by_name: list[str]) -> list[str]:
+        """
+        Return the adapters that have one of these hashes, the same ones whether theirs were known before or not.
+
+        What is known comes first; else files are read until one is it: those of that name, those whose headers say so, the rest. Then
+        what may be equal to it is read, too.
+        """
+        found = self._known_by(digits) or self._read_until(digits, by_name)
+        for name in self._known if found else ():
+            if name not in found and self._may_equal(name, found[0]):
+                self.hashes(name)
+        return self._known_by(digits) if found else []
+
+    def _read_until(self, digits: list[str], by_name: list[str]) -> list[str]:
+        """Read files that nobody has hashed yet until one has one of these hashes."""
+        order = sorted(self._known, key=lambda name: (name not in by_name, not self.states(name, digits)))
+        for name in order if digits else ():
+            if name not in self._computed and _alike(digits, [name], self.hashes):
+                return [name]
+        return []
+
+    def _may_equal(self, name: str, found: str) -> bool:
+        """Tell whether an adapter whose hashes nobody knows may be the file of another one."""
+        one, other = self._known[name], self._known[found]
+        mine, theirs = getattr(one, "hashes", None), getattr(other, "hashes", None)
+        if not isinstance(mine, Hashes) or self.known_hashes(name) or name in self._skipped:
+            return False
+        if not isinstance(theirs, Hashes):  # a table of hashes alone: there is nothing to compare with
+            return False
+        if getattr(one, "bytes", None) != getattr(other, "bytes", None):
+            return False
+        try:
+            return mine.may_equal(theirs)
+        except (LoraMixerError, OSError):  # what reads all of it says so
+            return True
+
+    def _known_by(self, digits: list[str]) -> list[str]:
+        """Return the adapters that are known to have one of these hashes; of several those with most digits in common."""
         lengths: dict[str, int] = {}
         for text in digits:
             for name, known in self._by_start.get(text[:_SHORTEST], ()):
@@ -206,17 +247,6 @@ class _Here:
                     lengths[name] = max(lengths.get(name, 0), min(len(text), len(known)))
         most = max(lengths.values(), default=0)
         return [name for name, common in lengths.items() if common == most]
-
-    def looked_into(self, digits: list[str]) -> list[str]:
-        """Return the same from files that nobody has hashed yet: read until one is it, those that say so first."""
-        for name in sorted(self._known, key=lambda name: not self.states(name, digits)):
-            before = self.known_hashes(name)
-            fresh = [hash_here for hash_here in self.hashes(name) if hash_here not in before]
-            for hash_here in fresh:
-                self._by_start.setdefault(hash_here[:_SHORTEST], []).append((name, hash_here))
-            if any(same_hash(text, hash_here) for text in digits for hash_here in fresh):
-                return [name]
-        return []
 
     @cached_property
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:
@@ -262,13 +292,8 @@ def _find(adapter: PictureAdapter, here: _Here) -> AdapterMatch:
         if kind not in _FOREIGN_KINDS and (wanted_hash := as_hash(text))
     ]
     by_name = here.named(adapter.name)
-    # Files of that name first, then what is known, then the rest: computing a hash reads the whole file.
-    same = (
-        _alike(digits, by_name, here.known_hashes)
-        or here.hashed(digits)
-        or _alike(digits, by_name, here.hashes)
-        or (here.looked_into(digits) if digits else [])
-    )
+    found = here.hashed(digits, by_name)
+    same = _alike(digits, by_name, here.known_hashes) or found
     if len(same) > 1:
         note = f'"{adapter.name}" could be {", ".join(same)}, whose hashes are equal'
         return AdapterMatch(adapter, None, "ambiguous", tuple(same), note)
