@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import accelerate
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -282,6 +283,98 @@ def test_offloading_after_loading_goes_on_beside_the_weights() -> None:
     bench.mixer.set_mix(WEIGHTS)
 
     assert (bench() - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+class Kinds(nn.Module):
+    """A layer of each kind that is changed in a way without pairs, its bias changed too where it has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loha = nn.Linear(6, 8)
+        self.dora = nn.Linear(8, 8)
+        self.full = nn.Linear(8, 6, bias=False)
+        self.conv = nn.Conv1d(5, 4, 3)
+        self.norm = nn.BatchNorm1d(4)
+        self.norm.running_mean.uniform_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(self.full(torch.tanh(self.dora(self.loha(x))))))
+
+    def changes(self) -> dict[str, torch.Tensor]:
+        """A file of all of them."""
+        torch.manual_seed(1)
+        return {
+            **{f"unet.loha.hada_w{k}_a": torch.randn(8, 2) for k in (1, 2)},
+            **{f"unet.loha.hada_w{k}_b": torch.randn(2, 6) for k in (1, 2)},
+            "unet.dora.lora_A.weight": torch.randn(2, 8),
+            "unet.dora.lora_B.weight": torch.randn(8, 2),
+            "unet.dora.lora_magnitude_vector": torch.rand(8) + 0.5,
+            "unet.full.diff": torch.randn(6, 8),
+            "unet.full.diff_b": torch.randn(6),
+            "unet.conv.diff": torch.randn(4, 5, 3),
+            "unet.conv.diff_b": torch.randn(4),
+            "unet.norm.w_norm": torch.randn(4),
+            "unet.norm.b_norm": torch.randn(4),
+        }
+
+
+def group_to_disk(level: str) -> Callable[[nn.Module, str], None]:
+    def offload(block: nn.Module, folder: str) -> None:
+        cpu = torch.device("cpu")
+        blocks = {"num_blocks_per_group": 1} if level == "block_level" else {}
+        apply_group_offloading(block, cpu, cpu, level, offload_to_disk_path=folder, **blocks)
+
+    return offload
+
+
+OFFLOADING: dict[str, Callable[[nn.Module, str], None]] = {
+    "sequential": lambda block, _: accelerate.cpu_offload(block, "cpu"),
+    "sequential, buffers too": lambda block, _: accelerate.cpu_offload(block, "cpu", offload_buffers=True),
+    "disk": lambda block, folder: accelerate.disk_offload(block, folder, "cpu"),
+    "leaves on disk": group_to_disk("leaf_level"),
+    "blocks on disk": group_to_disk("block_level"),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "after a call"])
+@pytest.mark.parametrize("way", OFFLOADING)
+def test_changes_without_pairs_run_beside_values_that_offloading_keeps_elsewhere(
+    way: str, when: str, tmp_path: Any
+) -> None:
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(3))
+
+    def run(one: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return one(x)
+
+    block, plain = (Kinds().eval().requires_grad_(False) for _ in range(2))
+    base = run(plain)
+    mixer, theirs = (LoraMixer(SmallPipe(unet=one)) for one in (block, plain))
+    if when == "before":
+        OFFLOADING[way](block, str(tmp_path))
+    mixer.load_lora_weights(block.changes(), "a", activate=False)
+    theirs.load_lora_weights(plain.changes(), "a", activate=False)
+    mixer.set_mix({"a": 0.7}, engine="side")
+    if when == "after a call":
+        run(block)
+    if when != "before":
+        OFFLOADING[way](block, str(tmp_path))
+
+    rows = []
+    for weight in (0.7, -0.4):
+        theirs.set_mix({"a": weight}, engine="merged")
+        rows.append(run(plain))
+    for mix, wanted in (
+        ({"a": 0.7}, rows[0]),
+        ([{"a": 0.7}, {"a": -0.4}], torch.stack([rows[0][0], rows[1][1]])),
+    ):
+        if isinstance(mix, list):
+            mixer.set_mix(mix)
+        assert torch.allclose(run(block), wanted, atol=1e-4)
+        assert (wanted - base).abs().max() > 0.1
+    mixer.unload_lora_weights()
+    assert torch.allclose(run(block), base, atol=1e-6)
 
 
 def test_weights_computed_from_others_are_left_alone() -> None:

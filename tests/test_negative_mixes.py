@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from lora_mixer import LoraMixer, Mix, MixError
 from tests.models import tiny_sd, tiny_sdxl
+from tests.small_pipe import SmallPipe
 from tests.test_cli_generate import SIZE, files, generate, pixels  # noqa: F401 -- files is a fixture
 from tests.test_side import file_of
 
@@ -176,11 +177,14 @@ def test_a_tag_that_no_lora_option_stands_for_is_an_error(files, tmp_path) -> No
 @pytest.mark.parametrize("engine_file", ["pairs", "full"])
 @pytest.mark.parametrize("prompts", [["a castle"], ["a castle", "a red fish"]])
 @pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("sliced", [False, True])
 @pytest.mark.parametrize("many", [False, True])
 def test_each_picture_is_decoded_with_its_own_mix_and_never_with_the_negative_one(
-    engine_file: str, prompts: list[str], each: int, many: bool
+    engine_file: str, prompts: list[str], each: int, many: bool, sliced: bool
 ) -> None:
     pipe, weights = tiny_sd(), (0.7, 0.3)
+    if sliced:
+        pipe.vae.enable_slicing()
     pipe.set_progress_bar_config(disable=True)
     layer = pipe.vae.decoder.conv_in
     change = torch.randn_like(layer.weight, generator=torch.Generator().manual_seed(3))
@@ -218,6 +222,45 @@ def test_each_picture_is_decoded_with_its_own_mix_and_never_with_the_negative_on
     assert {"decode", "encode"} <= vars(pipe.vae).keys()
     mixer.disable_lora()
     assert not {"decode", "encode"} & vars(pipe.vae).keys()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "full"])
+def test_slices_of_an_autoencoder_without_methods_of_its_own_for_them_have_their_own_mixes(kind: str) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    file: dict[str, torch.Tensor] = {}
+    for path in ("encoder.layers.0", "encoder.layers.3.conv.2", "decoder.layers.0", "decoder.layers.4"):
+        weight = vae.get_submodule(path).weight
+        if kind == "full":
+            file[f"vae.{path}.diff"] = torch.randn_like(weight)
+        else:
+            file[f"vae.{path}.lora_A.weight"] = torch.randn(2, *weight.shape[1:])
+            file[f"vae.{path}.lora_B.weight"] = torch.randn(len(weight), 2, 1, 1)
+    mixer = LoraMixer(SmallPipe(vae=vae))
+    mixer.load_lora_weights(file, "v", activate=False)
+    pictures, latents = torch.rand(3, 3, 8, 8), torch.randn(3, 4, 4, 4)
+    weights, wanted = (1.0, -0.5, 0.0), []
+    with torch.no_grad():
+        for place, weight in enumerate(weights):
+            mixer.set_mix({"v": weight}, engine="merged")
+            row = slice(place, place + 1)
+            wanted.append((vae.encode(pictures[row]).latents, vae.decode(latents[row]).sample))
+        mixer.set_mix([{"v": weight} for weight in weights])
+        vae.enable_slicing()
+        made = vae.encode(pictures).latents, vae.decode(latents).sample
+        vae.enable_tiling()
+        vae.tile_latent_min_size, vae.spatial_scale_factor = 2, 2
+        with pytest.raises(
+            MixError, match=r"vae\.decode\(\) takes its 3 pictures apart .*vae\.disable_slicing\(\)"
+        ):
+            vae.decode(latents)
+    for found, expected in zip(made, zip(*wanted, strict=True), strict=True):
+        assert (found - torch.cat(expected)).norm() < CLOSE * found.norm()
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])

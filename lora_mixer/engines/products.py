@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_mixer.engines.offloaded import value_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -42,6 +44,6 @@ def weight_of(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
 
 def product(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return inputs times a linear layer's weight, without its bias."""
-    bias = module._parameters.get("bias")  # noqa: SLF001 -- put back before anything else is called
     output: torch.Tensor = module.forward(x)
+    bias = value_of(module, "bias")
     return output if bias is None else output - bias.to(output)

@@ -101,7 +101,7 @@ class Calls:
         self._around = StandIns()
         self._methods: list[_MethodCall] = []
 
-    def watch_method(self, module: nn.Module, name: str, before: Before) -> None:
+    def watch_method(self, module: nn.Module, name: str, before: Before) -> bool:
         """
         Watch the calls of one of a module's methods, where it has that one.
 
@@ -109,10 +109,15 @@ class Calls:
             module: The module.
             name: The method.
             before: Called with the arguments before each call.
+
+        Returns:
+            Whether it has.
         """
-        if inspect.isfunction(inspect.getattr_static(type(module), name, None)):
-            self._methods.append(_MethodCall(module, name, before, self._turns))
-            vars(module)[name] = self._methods[-1]
+        if not inspect.isfunction(inspect.getattr_static(type(module), name, None)):
+            return False
+        self._methods.append(_MethodCall(module, name, before, self._turns))
+        vars(module)[name] = self._methods[-1]
+        return True
 
     def watch(self, outer: nn.Module, before: Before, after: After | None = None) -> None:
         """

@@ -14,6 +14,7 @@ from lora_mixer.engines.denoiser.prompts import Prompts
 from lora_mixer.engines.denoiser.steps import what_goes_by_steps
 from lora_mixer.engines.denoiser.watch import Calls
 from lora_mixer.engines.pipeline_ref import callers
+from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from lora_mixer.engines.pipeline_ref import PipelineRef
 
 
-_OF_PICTURES = ("encode", "decode")
-"""Methods by which pipelines have pictures read and written; they are no calls of the module."""
+_OF_PICTURES = {"encode": ("_encode", "encoder"), "decode": ("_decode", "decoder")}
+"""Methods by which pipelines have pictures read and written, which are no calls of the module; and what each calls for all pictures,
+or, sliced (``enable_slicing``), for one after the other: a method, or where there is none a module."""
 
 
 class _Shown:
@@ -49,12 +51,35 @@ class _PictureCall:
 
     def __init__(self, part: str, word: str, images: int, shown: _Shown) -> None:
         self._part, self._word, self._images, self._shown = part, word, images, shown
+        self._rows: torch.Tensor | None = None
+        self._done = 0
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        """Begin with all pictures."""
+        sample = _first_tensor(args, kwargs)
+        self._rows, self._done = None, 0
         if sample is not None and sample.ndim:
             call = f"{self._part}.{self._word}"
-            self._shown.text(self._part, rows_of_pictures(calling(self._part), call, sample, self._images))
+            self._rows = rows_of_pictures(calling(self._part), call, sample, self._images)
+            self._shown.text(self._part, self._rows)
+
+    def slice(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Go on with the next pictures, where these are not all."""
+        sample = _first_tensor(args, kwargs)
+        if self._rows is None or sample is None or not sample.ndim or len(sample) == len(self._rows):
+            return
+        rows = self._rows[self._done : self._done + len(sample)]  # (pictures of the slice,)
+        if len(rows) != len(sample):
+            raise MixError(
+                f"{self._part}.{self._word}() takes its {len(self._rows)} pictures apart in a way that does not tell which is which, so "
+                f"that they cannot have mixes of their own: turn slicing off ({self._part}.disable_slicing())"
+            )
+        self._done += len(sample)
+        self._shown.text(self._part, rows)
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
 
 
 class CallWatcher:
@@ -106,9 +131,13 @@ class CallWatcher:
             self._calls.watch(outer[part], follower.before, follower.after if follower.several else None)
             if len(setting.every) > 1:
                 module = getattr(outer[part], "_orig_mod", outer[part])
-                for word in _OF_PICTURES:
-                    before = _PictureCall(part, word, len(setting.mixes), shown)
-                    self._calls.watch_method(module, word, before)
+                for word, (inner, child) in _OF_PICTURES.items():
+                    pictures = _PictureCall(part, word, len(setting.mixes), shown)
+                    if not self._calls.watch_method(module, word, pictures):
+                        continue
+                    sliced = getattr(module, child, None)
+                    if not self._calls.watch_method(module, inner, pictures.slice) and sliced is not None:
+                        self._calls.watch(sliced, pictures.slice)
         if len(setting.every) > 1:
             for part in dict.fromkeys(part for engine in engines for part in engine.components):
                 if part in TEXT_ENCODERS:

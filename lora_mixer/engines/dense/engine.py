@@ -15,6 +15,7 @@ from lora_mixer.engines.dense.layer import DenseLayer, refusal
 from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
+from lora_mixer.engines.offloaded import is_kept
 from lora_mixer.engines.side.support import side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -87,7 +88,11 @@ class DenseEngine(Engine):
         for reason, holds in reasons.items():
             if holds:
                 return reason
-        packed = not layer.live.is_bare and unsupported(layer.live.weight) is not None
+        packed = (
+            not layer.live.is_bare
+            and unsupported(layer.live.weight) is not None
+            and not (layer.live.weight.is_meta and is_kept(layer.live.module, layer.live.attribute))
+        )
         why = refusal(layer.live, packed=packed, rows=wish.images > 1)
         if why is not None or wish.images > 1 or self._bases.refusal(wish, name, place) is not None:
             return why

@@ -8,8 +8,9 @@ import torch
 
 from lora_mixer.engines.compiling import while_traced
 from lora_mixer.engines.denoiser.images import repeated_rows
-from lora_mixer.engines.merged.tied_use import standing_in
+from lora_mixer.engines.merged.tied_use import computed_with
 from lora_mixer.engines.modes import lasting
+from lora_mixer.engines.offloaded import value_of
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
@@ -101,12 +102,12 @@ class DenseLayer:
     ) -> torch.Tensor:
         self._work_out(mix)
         if not self._is_linear:
-            own_weight = {key: value.to(self.live.weight.device) for key, value in self._kept[mix].items()}
-            result: torch.Tensor = standing_in(module, own_weight).forward(*args)
+            result: torch.Tensor = computed_with(module, self._kept[mix], args, output)
             return result
         change, moved = self._kept[mix]
-        bias, x = module._parameters.get("bias"), args[0]  # noqa: SLF001
-        plain = output if bias is None else output - bias.to(output)
+        x, plain = args[0], output
+        if change.uses_own and (bias := value_of(module, "bias")) is not None:
+            plain = output - bias.to(output)
         x = x.to(output.device) if x.device != output.device else x
         added: torch.Tensor = change.added(x, plain, lambda inputs: product(module, inputs))
         if moved is not None:
@@ -147,7 +148,7 @@ class DenseLayer:
         return change, self._bias(module, mix)
 
     def _bias(self, module: nn.Module, mix: tuple[float, ...]) -> torch.Tensor | None:
-        bias = module._parameters.get("bias")  # noqa: SLF001
+        bias = value_of(module, "bias")
         wide = None if bias is None else bias.detach().float()
         moved = [
             change
@@ -158,7 +159,8 @@ class DenseLayer:
 
     def _weights(self, module: nn.Module, mix: tuple[float, ...]) -> dict[str, torch.Tensor]:
         """Return the module's parameters with a mix in them."""
-        live = self.live.weight
+        live = value_of(module, self.live.attribute)
+        live = self.live.weight if live is None else live  # computed by a parametrisation
         base = (live.T if self.live.transposed else live).detach()
         base = base if base.dtype.itemsize > 2 else base.float()
         total = base.clone()
@@ -166,7 +168,7 @@ class DenseLayer:
             if gain:
                 total += weights.delta(base, gain)
         tensors = {self.live.attribute: (total.T if self.live.transposed else total).to(live.dtype)}
-        bias, moved = module._parameters.get("bias"), self._bias(module, mix)  # noqa: SLF001
+        bias, moved = value_of(module, "bias"), self._bias(module, mix)
         if moved is not None:
             tensors["bias"] = moved.to(live.dtype) if bias is None else (bias.float() + moved).to(bias.dtype)
         return tensors

@@ -48,12 +48,18 @@ def tensors_in_files(root: nn.Module) -> dict[int, StoredTensor]:
     """Return where the parameters of a component, by identity, are stored; empty where none is in a file."""
     stored: dict[int, StoredTensor] = {}
     for module in root.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", None) or {}
-        group: Any = getattr(hooks.get("group_offloading"), "group", None)
-        if getattr(group, "offload_to_disk_path", None):
-            path = Path(group.safetensors_file_path)
-            stored |= {id(tensor): StoredTensor(path, key) for tensor, key in group.tensor_to_key.items()}
+        stored |= own_files(module)
     return stored
+
+
+def own_files(module: nn.Module) -> dict[int, StoredTensor]:
+    """Return where tensors, by identity, are stored that are read before a module's own ``forward``; empty where none is."""
+    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", None) or {}
+    group: Any = getattr(hooks.get("group_offloading"), "group", None)
+    if not getattr(group, "offload_to_disk_path", None):
+        return {}
+    path = Path(group.safetensors_file_path)
+    return {id(tensor): StoredTensor(path, key) for tensor, key in group.tensor_to_key.items()}
 
 
 def write_tensors(values: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:

@@ -14,6 +14,7 @@ from lora_mixer.engines.merged.as_left import that_differ
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
 from lora_mixer.engines.modes import writing
+from lora_mixer.engines.offloaded import stored_values
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
@@ -355,24 +356,6 @@ def restore(slots: Iterable[KeptWeight]) -> None:
     for slot in slots:
         if slot.keep_on == "none" and not slot.is_wide:
             slot.base = None
-
-
-def stored_values(module: nn.Module, attribute: str) -> tuple[Any, str] | None:
-    """
-    Find where accelerate keeps the values of a parameter that is on meta.
-
-    Returns:
-        A table of tensors and the name in it, which may be new to it where the values are on disk; None for unknown places.
-    """
-    hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        table, key = getattr(one, "weights_map", None), attribute
-        while table is not None and hasattr(table, "prefix"):
-            table, key = table.dataset, f"{table.prefix}{key}"
-        table = getattr(table, "state_dict", table)
-        if isinstance(table, dict):
-            return table, key
-    return None
 
 
 def unsupported(parameter: torch.Tensor | None) -> str | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.engines.merged.kept_weight import KeepBase, KeptWeight
+from lora_mixer.engines.offloaded import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    import torch
     from torch import nn
 
 
@@ -91,10 +93,33 @@ class OwnWeight:
         """Hold the use."""
         self._use = use
 
-    def __call__(self, module: nn.Module, args: Any, _output: Any) -> Any:
-        """Return the output with the own weight, on the device and in the type that the parameter has by now."""
-        weight = self._use.live.to(self._use.parameter)
-        return standing_in(module, {self._use.attribute: weight}).forward(*args)
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output with the own weight, where the output is and in the type that the parameter has by now."""
+        weight = self._use.live.to(self._use.parameter.dtype)
+        return computed_with(module, {self._use.attribute: weight}, args, output)
+
+
+def computed_with(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], args: Sequence[Any], output: Any
+) -> Any:
+    """
+    Return what a module's class computes with other tensors, where its own output is; offloading has moved inputs there for it alone.
+
+    Args:
+        module: The module, whose ``forward`` is over: what it has of its own may be elsewhere by now.
+        tensors: In the place of those of these names.
+        args: The inputs.
+        output: What the module has computed.
+    """
+    device = output.device if isinstance(output, torch.Tensor) else None
+    table = dict(tensors)
+    for name in (*module._parameters, *module._buffers):  # noqa: SLF001
+        if name not in table and (own := value_of(module, name)) is not None:
+            table[name] = own
+    if device is not None:
+        table = {name: tensor.to(device) for name, tensor in table.items()}
+        args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    return standing_in(module, table).forward(*args)
 
 
 def standing_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
