@@ -131,6 +131,8 @@ def _marks() -> tuple[tuple[Family, re.Pattern[str]], ...]:
 
 
 def _transformer(modules: Mapping[str, int | None]) -> str | None:
+    if not modules:
+        return None
     kinds = {_NUMBER.sub("0", name) for name in modules}  # thousands of layers, a few dozen kinds
     for family, pattern in _marks():
         if any(pattern.search(kind) for kind in kinds):

@@ -100,12 +100,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(*group.target.spellings)
-    whole = whole_numbers()
+    # AdaLoRA keeps no singular value at all in some modules
+    cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
     for role, tensor in tensors.items():
-        if tensor.is_complex() or (not tensor.is_floating_point() and role not in whole):
+        if not tensor.is_floating_point() and (tensor.is_complex() or role not in whole_numbers()):
             raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", file=label)
-        # AdaLoRA keeps no singular value at all in some modules
-        cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
             raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", file=label)
     parts = ModuleTensors(
@@ -120,7 +119,7 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         rank=None if rule is None else rule.rank_of(*group.target.spellings),
         spellings=group.target.spellings,
         parameters=_parameters(rule, group.target, tensors["down"].shape[0])
-        if "down" in tensors and tensors["down"].ndim
+        if rule is not None and "down" in tensors and tensors["down"].ndim
         else (),
     )
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
@@ -160,11 +159,9 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     )
 
 
-def _parameters(
-    rule: ScaleRule | None, target: KeyTarget, rank: int
-) -> tuple[tuple[str, float, float | None], ...]:
+def _parameters(rule: ScaleRule, target: KeyTarget, rank: int) -> tuple[tuple[str, float, float | None], ...]:
     """Return scale and alpha of a pair for each parameter of its module that the configuration names."""
-    if rule is None or not rule.config.get("target_parameters"):
+    if not rule.config.get("target_parameters"):
         return ()
     by_owner = rule.config.once(_by_owner)
     owners = [spelling.replace(".base_layer", "") for spelling in target.spellings]
@@ -229,6 +226,6 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
             file=label,
         )
     value = float(tensor.float().item())
-    if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
+    if not math.isfinite(value):
         raise InvalidAdapterError(f"{role} is {value}, expected a finite number", file=label)
     return value

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_mixer.algorithms.table import shared_roles
+from lora_mixer.algorithms.table import KINDS
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
+_IP_ADAPTER = re.compile(r"^(?:image_proj|ip_adapter)\.")
 _OTHER_KINDS = (
     (
         "a full checkpoint",
@@ -128,7 +128,7 @@ def group_keys(
     _check_once(list(inner_names), twice, label)
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
-    foreign = any(_IP_ADAPTER.search(key) for key in tensors)
+    foreign = any(_IP_ADAPTER.match(key) for key in tensors)
     if nothing or foreign or _only_values(modules.values(), has_config=has_config):
         raise _not_an_adapter(tensors, list(embeddings), label)
     if has_config:
@@ -210,7 +210,7 @@ def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
 
 def is_foreign(key: str) -> bool:
     """Say whether a key is of a kind that decides about its whole file: a word's vectors, an IP-Adapter's part."""
-    return token_of(key) is not None or _IP_ADAPTER.search(key) is not None
+    return token_of(key) is not None or _IP_ADAPTER.match(key) is not None
 
 
 def locate(
@@ -242,7 +242,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in shared_roles():
+    if leaf.algorithm and leaf.role in KINDS[leaf.algorithm].shared:
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

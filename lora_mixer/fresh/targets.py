@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from lora_mixer.binding import ModuleIndex
-from lora_mixer.binding.index import plain_path
+from lora_mixer.binding.index import plain_paths
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
 from lora_mixer.parsing.module_ends import ends, fronts, places
@@ -96,7 +96,7 @@ class ModuleTree:
         self.component, self.root, self._clean = component, root, clean
         self._index = ModuleIndex(component, root)
         self.modules: dict[str, nn.Module] = {
-            plain_path(path, root): module for path, module in root.named_modules() if path
+            path: module for path, module in plain_paths(root) if module is not root
         } or {"": root}
 
     @property
