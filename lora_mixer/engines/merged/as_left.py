@@ -45,8 +45,8 @@ def that_differ(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[bool
             other = (_bits(a) != _bits(b.to(a.device, non_blocking=True))).any()  # ()
             waiting.setdefault(a.device, []).append((place, other))
     for asked in waiting.values():
-        found = torch.stack([other for _, other in asked]).tolist()
-        for (place, _), other in zip(asked, found, strict=True):
+        flags = torch.stack([other for _, other in asked]).tolist()
+        for (place, _), other in zip(asked, flags, strict=True):
             answers[place] = other
     return [bool(answer) for answer in answers]
 
