@@ -125,7 +125,9 @@ class Side:
 
 
 def export(commit: str, into: Path) -> Path:
-    """Put a commit's package into a folder."""
+    """Put a commit's package into a folder; a folder that holds one is taken as it is, where there is no git."""
+    if Path(commit).is_dir():
+        return Path(commit).resolve()
     tar = subprocess.run(
         ["git", "archive", commit, "lora_mixer"], cwd=ROOT, check=True, capture_output=True
     ).stdout
@@ -139,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("commit", help="what to measure against")
+    parser.add_argument("commit", help="what to measure against: a commit, or a folder with its package")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)

@@ -331,3 +331,69 @@ def test_a_file_of_the_original_code_is_converted_to_diffusers_names_and_back(tm
     again = load_file(tmp_path / "again.safetensors")
     for key, tensor in table.items():
         assert torch.equal(again[key], tensor), key
+
+
+def rank_one(shapes, seed):
+    """Make pairs of rank 1, in full sizes, for modules by name."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{name}.{half}.weight": torch.randn(size, generator=generator)
+        for name, (out, into) in shapes.items()
+        for half, size in (("lora_A", (1, into)), ("lora_B", (out, 1)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "original", "width"),
+    [
+        ("transformer.blocks.7.attn1.to_q", "diffusion_model.blocks.7.self_attn.q", 5120),
+        ("transformer.blocks.7.attn2.to_v", "diffusion_model.blocks.7.cross_attn.v", 1536),
+        ("transformer_2.blocks.7.attn2.to_k", "transformer_2.blocks.7.cross_attn.k", 5120),
+        ("transformer.transformer_blocks.3.ff.linear_out", "diffusion_model.double_blocks.3.img_mlp.2", 3072),
+        ("transformer.transformer_blocks.3.attn2.to_q", "lora_unet_blocks_3_cross_attn_q_linear", 2240),
+    ],
+)
+def test_without_a_model_the_sizes_of_the_family_tell_which_module_a_name_means(
+    tmp_path, own, original, width
+):
+    into = {"linear_out": 3 * width, "fc2": 4 * width, "mlp.2": 3 * width}
+    wide = next((size for end, size in into.items() if original.endswith(end)), width)
+    save_file(rank_one({original: (width, wide)}, 1), tmp_path / "a.safetensors")
+    save_file(rank_one({own: (width, wide)}, 2), tmp_path / "b.safetensors")
+
+    convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors", format="diffusers")
+    assert {key.rpartition(".lora_")[0] for key in load_file(tmp_path / "c.safetensors")} == {own}
+
+    if ".transformer_blocks." in own:  # a layer alone, of a name that many families have
+        return
+    merge(
+        {tmp_path / "a.safetensors": 0.5, tmp_path / "b.safetensors": 2.0},
+        tmp_path / "m.safetensors",
+        format="diffusers",
+    )
+    merged = load_file(tmp_path / "m.safetensors")
+    assert {key.rpartition(".lora_")[0] for key in merged} == {own}
+    one, other = (load_file(tmp_path / f"{x}.safetensors") for x in "ab")
+    down, up = (merged[f"{own}.lora_{x}.weight"].double() for x in "AB")
+    wanted = sum(
+        weight * table[f"{name}.lora_B.weight"].double() @ table[f"{name}.lora_A.weight"].double()[:, :64]
+        for table, name, weight in ((one, original, 0.5), (other, own, 2.0))
+    )
+    assert distance(up @ down[:, :64], wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion_model.blocks.0.self_attn.q",
+        "double_blocks.0.img_attn.proj",
+        "diffusion_model.joint_blocks.0.x_block.attn.proj",
+        "transformer.layers.0.attention.query_key_value",
+    ],
+)
+def test_names_of_the_original_code_are_not_passed_off_as_the_live_models(tmp_path, name):
+    """The size is of no model that is known, so that nobody can say what the layer's rows are."""
+    save_file(rank_one({name: (24, 24)}, 1), tmp_path / "a.safetensors")
+    with pytest.raises(SaveError, match="--model"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out.safetensors", format="diffusers")
+    assert not (tmp_path / "out.safetensors").exists()

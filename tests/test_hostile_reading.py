@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 
 import pytest
 import torch
@@ -14,20 +15,27 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from lora_mixer import (
+    AdapterConfigError,
     CorruptFileError,
     InvalidAdapterError,
     LoraMixer,
     LoraMixerError,
+    MixError,
     SaveError,
     SourceError,
     SourceNotFoundError,
     read_adapter,
 )
 from lora_mixer.formats import reader
+from lora_mixer.formats.fronts import split_component
 from lora_mixer.formats.pickles import load_pickle
 from lora_mixer.library import Library, SavedMixes, layer_norms
+from lora_mixer.library.norms import block_of
+from lora_mixer.merging import MergeMethod
 from lora_mixer.merging.low_rank import pair_of, truncate
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
+from lora_mixer.parsing.yaml_nodes import plain_value
+from lora_mixer.sources import AdapterSource
 
 
 def model(width=8):
@@ -36,6 +44,22 @@ def model(width=8):
 
 def pair(width=8):
     return {"net.lora_A.weight": torch.ones(2, width), "net.lora_B.weight": torch.ones(width, 2)}
+
+
+@contextlib.contextmanager
+def processor_seconds(most=5):
+    """End what takes longer, as no small file may: an alarm of the processor's time, not of the clock's."""
+
+    def end(*_):
+        pytest.fail(f"has no end within {most} s of the processor")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 EXPLODING = (
@@ -108,6 +132,176 @@ class TestPatterns:
         assert [table.find(f"x.block{number}.to_q") for number in range(0, 50_000, 50)] == list(
             range(0, 50_000, 50)
         )
+
+    @pytest.mark.parametrize(
+        ("form", "most"),
+        [("block{}.to_q", 0), ("^x.block{}.to_q$", 0), ("block{}.*", 6001)],
+    )
+    def test_none_is_compiled_that_no_module_may_mean(self, form, most, monkeypatch):
+        asked, compile_ = [], re.compile
+        monkeypatch.setattr(re, "compile", lambda *args: asked.append(args) or compile_(*args))
+        table = ModulePatterns({form.format(number): number for number in range(50_000, 80_000)})
+        assert not asked
+        assert [table.find("x.block56000.to_q") for _ in range(2)] == [56_000, 56_000]
+        assert len(asked) == most
+
+    def test_compiling_counts_as_work(self):
+        table = ModulePatterns({f"ab{number}?": number for number in range(20_000)})
+        with pytest.raises(PatternTooHardError, match="too much work"):
+            table.find("c")
+
+    @pytest.mark.parametrize(
+        "table",
+        [
+            {mark * length: 1 for length in range(1, 700) for mark in "._-"},
+            {".*": 1, **{f"x{number}.*": 2 for number in range(50_000)}},
+        ],
+        ids=["marks", "the first matches all"],
+    )
+    def test_those_that_are_tried_at_every_module_end(self, table):
+        patterns = ModulePatterns(table)
+        with processor_seconds(), contextlib.suppress(PatternTooHardError):
+            assert {patterns.find(f"m{number}.{'_' * 690}") for number in range(8000)} == {1}
+
+
+def configured(state, **config):
+    """Read a state dict with a configuration beside it."""
+    source = AdapterSource(label="x", weights=state, config={"r": 2, "lora_alpha": 2, **config})
+    with processor_seconds():
+        return {layer.target.module: layer.weights for layer in reader.read_source(source).layers}
+
+
+MODULES, ENTRIES = range(500), 300_000
+
+
+class TestTables:
+    """A configuration with many entries beside a file of many modules takes the sum of both, not the product."""
+
+    @pytest.mark.parametrize("front", ["", "m499."])
+    def test_ends_of_names(self, front):
+        state = {f"base_model.model.m{n}.q.ia3_l": torch.ones(4) for n in MODULES}
+        names = [f"z{number}" for number in range(ENTRIES)] + [f"{front}q"]
+        layers = configured(state, peft_type="IA3", feedforward_modules=names)
+        assert [name for name, weights in layers.items() if weights.on_input] == [
+            f"m{n}.q" for n in MODULES if not front or n == 499
+        ]
+
+    def test_masks_of_ranks(self):
+        state = {}
+        for n in MODULES:
+            key = f"base_model.model.m{n}.q.lora_"
+            state |= {f"{key}A": torch.ones(2, 4), f"{key}B": torch.ones(4, 2), f"{key}E": torch.ones(2, 1)}
+        masks = {f"z{number}.lora_E": [True] for number in range(ENTRIES // 3)}
+        masks |= {"base_model.model.m7.q.lora_E": [True, False], "m7.q": [True, True]}
+        layers = configured(state, peft_type="ADALORA", rank_pattern=masks)
+        assert {name for name, weights in layers.items() if weights.rank == 1} == {"m7.q"}
+
+    def test_ids_of_tokens(self):
+        state = {
+            f"base_model.model.m{n}.emb.token_adapter.trainable_tokens_delta": torch.ones(2, 4)
+            for n in MODULES
+        }
+        table = {f"z{number}": [1] for number in range(ENTRIES // 3)} | {
+            "m7.emb": [5, 6],
+            "emb": [3, 4],
+            "m8.emb": [7, 8],
+        }
+        layers = configured(state, peft_type="TRAINABLE_TOKENS", trainable_token_indices=table)
+        assert layers["m7.emb"].indices.tolist() == [5, 6]
+        assert layers["m8.emb"].indices.tolist() == [3, 4]  # the first that means the module
+
+    def test_names_of_parameters(self):
+        state = {}
+        for n in MODULES:
+            key = f"base_model.model.m{n}.lora_"
+            state |= {f"{key}A.weight": torch.ones(2, 4), f"{key}B.weight": torch.ones(4, 2)}
+        far = [f"z.w{number}" for number in range(ENTRIES // 10)]
+        layers = configured(state, peft_type="LORA", target_parameters=[*far, "m7.up", "m7.down"])
+        assert [name for name, _, _ in layers["m7"].scales] == ["up", "down"]
+        for bad, said in (
+            ([f"w{n}" for n in range(ENTRIES)], "at most 64"),
+            ([*far, 5], "list of names"),
+            (5, "list of names"),
+        ):
+            with pytest.raises(InvalidAdapterError, match=said):
+                configured(state, peft_type="LORA", target_parameters=bad)
+
+    @pytest.mark.parametrize(
+        "field",
+        ["target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "target_parameters"],
+    )
+    def test_of_a_fresh_adapter(self, field, tmp_path):
+        live = nn.ModuleDict(
+            {
+                "model": nn.ModuleDict(
+                    {"layers": nn.ModuleList(nn.ModuleDict({"q": nn.Linear(2, 2)}) for _ in MODULES)}
+                )
+            }
+        )
+        config = {"peft_type": "LORA", "target_modules": ["q"], "r": 1, "layers_to_transform": [3]}
+        many = [f"z{number}.w" for number in range(ENTRIES // 5)]
+        if field == "exclude_modules":
+            many.append("layers.4.q")
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: many}))
+        mixer = LoraMixer(live)
+        with processor_seconds():
+            if field == "exclude_modules":
+                assert mixer.add_adapter(str(tmp_path / "adapter_config.json"), "a")
+                return
+            with pytest.raises(AdapterConfigError) as caught:
+                mixer.add_adapter(str(tmp_path / "adapter_config.json"), "a")
+        assert len(str(caught.value)) < 12_000
+
+
+UNITS = (
+    "mid_",
+    "lora_",
+    "to_q_",
+    "_orig_mod.",
+    "base_model.model.",
+    "diffusion_model.",
+    "1.",
+    ".",
+    "a",
+    "down_blocks_1_",
+)
+
+
+class TestLongNames:
+    @pytest.mark.parametrize("unit", UNITS)
+    @pytest.mark.parametrize("front", ["", "lora_unet_", "base_model.model."])
+    def test_names_that_no_module_has_are_refused(self, unit, front, tmp_path):
+        name = front + unit * (200_000 // len(unit))
+        save_file(
+            {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(4, 2)},
+            tmp_path / "x.safetensors",
+        )
+        for read in (read_adapter, layer_norms, LoraMixer(model()).load_lora_weights):
+            with processor_seconds(), pytest.raises(InvalidAdapterError, match="letters") as caught:
+                read(tmp_path / "x.safetensors")
+            assert len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize("unit", UNITS)
+    def test_each_block_is_found_in_one_look(self, unit):
+        with processor_seconds():
+            assert block_of(unit * (200_000 // len(unit)) + "!")
+
+    @pytest.mark.parametrize("unit", ["_orig_mod.", "module.", "base_model.model."])
+    def test_fronts_before_fronts_have_an_end(self, unit):
+        target, _ = split_component(unit * 200 + "net")
+        assert sum(map(len, target.spellings)) < 20 * len(unit * 200)
+
+
+@pytest.mark.parametrize("text", ["9" * 200_000 + "x", "-.5" * 70_000, "1e" * 100_000])
+def test_what_begins_like_a_number_in_yaml_is_read_once(text):
+    with processor_seconds():
+        assert plain_value(text) == text
+
+
+@pytest.mark.parametrize("text", ["ties" + " " * 100_000 + "x", " " * 100_000 + "ties(" + "a" * 100_000])
+def test_what_is_no_method_is_refused_at_once(text):
+    with processor_seconds(), pytest.raises(MixError):
+        MergeMethod.of(text)
 
 
 @pytest.mark.parametrize(

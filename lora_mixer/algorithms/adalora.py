@@ -9,7 +9,7 @@ still holds all of them is cut down here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -17,6 +17,8 @@ from lora_mixer.algorithms.base import Factored, HasPair, wide
 from lora_mixer.algorithms.outputs import Factors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_mixer.algorithms.base import ModuleTensors
 
 _EPSILON = 1e-5  # PEFT's guard for a rank of zero; part of the meaning of its files
@@ -71,11 +73,17 @@ class AdaLora(HasPair, Factored):
 
 def _mask(parts: ModuleTensors) -> list[bool] | None:
     """Return the configuration's mask of this module, one entry for each rank that training began with."""
-    patterns = parts.config.get("rank_pattern")
-    if not isinstance(patterns, dict):
-        return None
-    for name, mask in patterns.items():
+    masks = parts.config.once(_masks)
+    found = [masks[name] for name in (parts.module, *parts.spellings) if name in masks]
+    return [bool(keep) for keep in min(found)[1]] if found else None
+
+
+def _masks(config: Mapping[str, Any]) -> dict[str, tuple[int, list[Any]]]:
+    """Return the masks by module, each with its place: where two are for one module, the first counts."""
+    patterns = config.get("rank_pattern")
+    masks: dict[str, tuple[int, list[Any]]] = {}
+    for place, (name, mask) in enumerate(patterns.items() if isinstance(patterns, dict) else ()):
         module = str(name).removesuffix(".lora_E").removeprefix("base_model.").removeprefix("model.")
-        if module in (parts.module, *parts.spellings) and isinstance(mask, list):
-            return [bool(keep) for keep in mask]
-    return None
+        if isinstance(mask, list):
+            masks.setdefault(module, (place, mask))
+    return masks

@@ -12,6 +12,7 @@ import torch
 
 from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.parsing.module_ends import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,7 @@ class ModuleTensors:
     label: str
     module: str = ""
     scalar: float = 1.0
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Configuration = field(default_factory=Configuration)
     rank: int | None = None
     spellings: tuple[str, ...] = ()
     parameters: tuple[tuple[str, float, float | None], ...] = ()

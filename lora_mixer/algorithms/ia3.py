@@ -16,11 +16,12 @@ from lora_mixer.algorithms.base import LayerWeights, take_rows
 from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
+from lora_mixer.wording import shown
 
-_STEPS = 10_000_000  # of one match
+_STEPS = 1_000_000_000  # of all matches of a file, at the most that its pattern may cost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -121,24 +122,42 @@ def _peft_side(vector: torch.Tensor, parts: ModuleTensors) -> bool | None:
     names: Any = parts.config.get("feedforward_modules")
     if names is None:
         return None if not parts.config else False
-    if isinstance(names, str):
-        try:
-            pattern = compiled(names)
-        except PatternTooHardError as error:
-            raise InvalidAdapterError(f"feedforward_modules: {error}", key=parts.label) from None
-        if pattern is None:
+    try:
+        return parts.config.once(_Feedforward)(parts.module)
+    except InvalidAdapterError as error:
+        raise InvalidAdapterError(error.args[0], key=parts.label[:200]) from None
+
+
+class _Feedforward:
+    """The modules whose inputs are multiplied, by ends of their names or by a regular expression."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        names: Any = config["feedforward_modules"]
+        self._names: frozenset[str] = frozenset()
+        self._pattern, self._power, self._spent = "", 0, 0
+        if isinstance(names, list):
+            self._names = frozenset(map(str, names))
+        elif not isinstance(names, str):
             raise InvalidAdapterError(
-                f"feedforward_modules is {names[:200]!r}, no regular expression", key=parts.label
+                f"feedforward_modules is {shown(names)}, expected a list of names or a regular expression"
             )
-        module = parts.module
-        if len(module) ** pattern[1] > _STEPS:
+        else:
+            try:
+                pattern = compiled(names)
+            except PatternTooHardError as error:
+                raise InvalidAdapterError(f"feedforward_modules: {error}") from None
+            if pattern is None:
+                raise InvalidAdapterError(f"feedforward_modules is {names[:200]!r}, no regular expression")
+            self._pattern, self._power = names, pattern[1]
+        self._lengths = {len(name) for name in self._names}
+
+    def __call__(self, module: str) -> bool:
+        """Say whether a module is one of them."""
+        if not self._power:
+            return any(module[len(module) - n :] in self._names for n in self._lengths if n <= len(module))
+        self._spent += len(module) ** self._power
+        if self._spent > _STEPS:
             raise InvalidAdapterError(
-                f"the name is too long for the pattern {names[:200]!r}", key=parts.label[:200]
+                f"feedforward_modules is {self._pattern[:200]!r}, too much work for names of such a length"
             )
-        return re.fullmatch(names, module) is not None
-    if not isinstance(names, list):
-        raise InvalidAdapterError(
-            f"feedforward_modules is {names!r}, expected a list of names or a regular expression",
-            key=parts.label,
-        )
-    return any(parts.module.endswith(str(name)) for name in names)
+        return re.fullmatch(self._pattern, module) is not None

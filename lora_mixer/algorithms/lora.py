@@ -129,6 +129,8 @@ class LowRank(Factored):
 
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of ``up`` and of its bias, and the same ``down`` and scale."""
+        if self.up_bias is None and ranges == ((0, total),) and self.up.shape[0] == total:
+            return self
         bias = None if self.up_bias is None else take_bias(self.up_bias, ranges, total)
         return replace(self, up=take_rows(self.up, ranges), up_bias=bias)
 

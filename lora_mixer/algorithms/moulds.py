@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -25,8 +26,7 @@ class NoMouldError(Exception):
     """A change cannot be told by shapes and places alone."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """
     Where a tensor lies in a data section.
 
@@ -66,12 +66,12 @@ class TensorPlaces:
                 [12, 15]], dtype=torch.uint8)
     """
 
-    def __init__(self, section: torch.Tensor) -> None:
-        """Take the data section (uint8) that tensors are views of."""
+    def __init__(self, section: torch.Tensor, like: TensorPlaces | None = None) -> None:
+        """Take the data section (uint8) that tensors are views of, and the places that are known of one like it."""
         self._address = section.untyped_storage().data_ptr()
-        self._known: dict[Place, int] = {}
+        self._known: dict[Place, int] = {} if like is None else dict(like._known)  # noqa: SLF001
         self._of: dict[int, tuple[torch.Tensor, int]] = {}
-        self.all: list[Place] = []
+        self.all: list[Place] = [] if like is None else list(like.all)
 
     def of(self, tensor: torch.Tensor) -> int:
         """
@@ -85,7 +85,7 @@ class TensorPlaces:
             return seen[1]
         if tensor.is_meta or tensor.untyped_storage().data_ptr() != self._address:
             raise NoMouldError
-        place = Place(tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        place = Place(tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
         number = self._known.setdefault(place, len(self.all))
         if number == len(self.all):
             self.all.append(place)
@@ -131,6 +131,12 @@ class Section:
         return made
 
 
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    """Return the names of an algorithm's fields; files have thousands of modules, which are asked again and again."""
+    return tuple(one.name for one in dataclasses.fields(kind))
+
+
 @dataclass(frozen=True)
 class Mould:
     """
@@ -166,17 +172,16 @@ class Mould:
         tensors: list[tuple[str, int]] = []
         parts: list[tuple[str, Mould]] = []
         lists: list[tuple[str, tuple[Mould, ...]]] = []
-        same: Any = weights
-        for one in dataclasses.fields(same):
-            value = getattr(weights, one.name)
+        for name in _fields(type(weights)):
+            value = getattr(weights, name)
             if isinstance(value, torch.Tensor):
-                tensors.append((one.name, places.of(value)))
+                tensors.append((name, places.of(value)))
             elif isinstance(value, LayerWeights):
-                parts.append((one.name, cls.of(value, places)))
+                parts.append((name, cls.of(value, places)))
             elif isinstance(value, tuple) and any(isinstance(part, LayerWeights) for part in value):
-                lists.append((one.name, tuple(cls.of(part, places) for part in value)))
+                lists.append((name, tuple(cls.of(part, places) for part in value)))
             else:
-                plain[one.name] = value
+                plain[name] = value
         return cls(type(weights), plain, tuple(tensors), tuple(parts), tuple(lists))
 
     def fill(self, section: Callable[[int], torch.Tensor]) -> LayerWeights:

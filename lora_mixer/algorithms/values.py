@@ -18,9 +18,11 @@ from lora_mixer.algorithms.full import WeightAndBias
 from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.algorithms.started import STARTS
 from lora_mixer.errors import InvalidAdapterError
+from lora_mixer.parsing.module_ends import ends, places
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lora_mixer.algorithms.base import ModuleTensors
 
@@ -101,12 +103,14 @@ class Tokens(LayerWeights):
         config = parts.config
         table: Any = config.get("trainable_token_indices", config.get("token_indices"))
         if isinstance(table, dict):
-            table = next((ids for name, ids in table.items() if _ends(parts.module, str(name))), None)
-        numbers = isinstance(table, list) and all(type(i) is int and 0 <= i < 2**31 for i in table)
-        if not numbers or rows.ndim != 2 or len(table) != rows.shape[0]:
+            there = config.once(_token_places)
+            named = [name for name in ends(parts.module) if name in there]
+            table = table[min(named, key=there.__getitem__)] if named else None
+        fits = isinstance(table, list) and rows.ndim == 2 and len(table) == rows.shape[0]
+        if not fits or not all(type(i) is int and 0 <= i < 2**31 for i in table):
             raise InvalidAdapterError(
                 f"trained tokens of shape {tuple(rows.shape)}, and the configuration's token indices are "
-                f"{table!r}; expected one id for each row",
+                f"{shown(table)}; expected one id for each row",
                 key=parts.label,
             )
         return cls(rows, torch.tensor(table, dtype=torch.long))
@@ -129,5 +133,5 @@ class Tokens(LayerWeights):
         return change
 
 
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
+def _token_places(config: Mapping[str, Any]) -> dict[str, int]:
+    return places(config.get("trainable_token_indices", config.get("token_indices")))

@@ -167,7 +167,9 @@ def bind(
     _prefer_layouts(adapter.layers, indexes, adapter.info.format)
     if component is None:
         fronts = _fronts(indexes)
-        adapter = replace(adapter, layers=tuple(_in_own_component(layer, fronts) for layer in adapter.layers))
+        adapter = replace(
+            adapter, layers=tuple([_in_own_component(layer, fronts) for layer in adapter.layers])
+        )
     matches = _matched(adapter, indexes, component)
     tallies, shares, misfits = matches.tallies, matches.shares, matches.misfits
     aside = _for_others(adapter.layers, component)
@@ -187,15 +189,15 @@ def bind(
         _refuse_foreign(adapter, components, report)
     twice = [] if misfits else _twice(shares, indexes)
     _judge(adapter, components, report, misfits, twice, _given_by(shares, twice))
-    bound = tuple([_bound(group) for group in shares.values()])
+    bound: Sequence[BoundLayer] = tuple([_bound(group) for group in shares.values()])
     base = _base(adapter.info.base, report, indexes)
     general = replace(
         report, notes=(*_beside_only(bound), *_other_expert(adapter, report, indexes, component))
     )
     apart = _maybe_apart(shares.values())
     if memory is not None and all(map(_is_told_by_names, shares.values())):
-        patterns = [group[0].pattern if len(group) == 1 else None for group in shares.values()]
-        memory.keep(given, component, bound, patterns, general, base, apart)
+        alone = [group[0] if len(group) == 1 else None for group in shares.values()]
+        bound = memory.keep(given, component, bound, alone, general, base, apart)
     return Binding(
         bound,
         named(general, adapter, name, _trained_apart(apart)),
@@ -830,18 +832,18 @@ def _fits(layer: AdapterLayer, index: ModuleIndex) -> bool:
 def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) -> AdapterLayer:
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
     target = layer.target
-    spelled = dict.fromkeys(
-        (target.written, target.module)
-    )  # the latter without words of diffusers' old processors
+    written, module = target.written, target.module  # the latter without words of diffusers' old processors
     for front, index in fronts.items():
-        inside = [spelling for spelling in spelled if spelling.startswith(front)]
+        if not (written.startswith(front) or module.startswith(front)):
+            continue
+        inside = [spelling for spelling in dict.fromkeys((written, module)) if spelling.startswith(front)]
         part = index.component
-        if inside and part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
+        if part in COMPONENTS_OF_HINT.get(target.hint or "", (target.hint,)):
             return layer  # that is how it is understood anyway
         for spelling in inside:
-            for module in (spelling[len(front) :], behind(front, spelling)):
-                if index.find(module) is not None:
-                    return replace(layer, target=replace(target, hint=part, module=module))
+            for path in (spelling[len(front) :], behind(front, spelling)):
+                if index.find(path) is not None:
+                    return replace(layer, target=replace(target, hint=part, module=path))
     return layer
 
 

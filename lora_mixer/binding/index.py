@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lora_mixer.components import TEXT_HINTS
 from lora_mixer.families import counted_names, family_of_class, flatten, may_be_absent, spell
@@ -19,8 +20,6 @@ from lora_mixer.formats.safeloras import PREFIX as ORDINAL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import nn
-
     from lora_mixer.algorithms.base import Ranges
     from lora_mixer.families import Family, Pieces
 
@@ -31,6 +30,20 @@ _ROWS = ("q_proj", "k_proj", "v_proj")
 
 OWN_INPUTS = "_lora_mixer_own_inputs"
 """What a module has beside its parameters while an adapter gives it more inputs: how many it has without."""
+
+
+def _own_value(module: nn.Module, name: str) -> Any:
+    """Return a module's attribute or property, None without one: asking for what is not there takes torch ten times as long."""
+    value = module.__dict__.get(name)
+    return getattr(module, name, None) if value is None and hasattr(type(module), name) else value
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Say whether a module has a weight that is not a parameter of its own: a buffer, a property, what a wrapper hands on."""
+    plain = type(module).__getattr__ is nn.Module.__getattr__ and not hasattr(type(module), "weight")
+    places = (module.__dict__, module._buffers, module._modules)  # noqa: SLF001
+    known = any("weight" in place for place in places) if plain else True
+    return known and getattr(module, "weight", None) is not None
 
 
 @dataclass(frozen=True)
@@ -87,9 +100,9 @@ class LiveModule:
 
         It is the base model's, also while an adapter gives the module more inputs: what else is loaded then stays when these go.
         """
-        wide, narrow = (getattr(self.module, key, None) for key in ("out_features", "in_features"))
         if self.is_bare:
             return tuple(self.weight.shape)
+        wide, narrow = _own_value(self.module, "out_features"), _own_value(self.module, "in_features")
         own = self.module.__dict__.get(OWN_INPUTS)
         if isinstance(wide, int) and isinstance(narrow, int):
             return (wide, narrow if own is None else own)
@@ -139,11 +152,16 @@ class ModuleMatch:
         return (self.total, *self.placements[0].live.shape[1:])
 
 
-def plain_path(path: str, root: nn.Module) -> str:
-    """Return a path without what PEFT and ``torch.compile`` wrap around models and modules; files know it from before."""
-    if hasattr(root, "peft_config"):
-        path = path.removeprefix(PEFT_ROOT).replace(".original_module", "")
-    return path.replace("_orig_mod.", "").replace(".base_layer", "")
+def plain_paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """
+    Yield all modules of a component by their paths as files know them, from before it was wrapped.
+
+    What PEFT and ``torch.compile`` wrap comes after its wrapper, at the same path.
+    """
+    is_peft = hasattr(root, "peft_config")
+    for path, module in root.named_modules():
+        plain = path.removeprefix(PEFT_ROOT).replace(".original_module", "") if is_peft else path
+        yield plain.replace("_orig_mod.", "").replace(".base_layer", ""), module
 
 
 @lru_cache(maxsize=32)
@@ -210,17 +228,16 @@ class ModuleIndex:
         self._preferred: tuple[str, ...] = ()
         self._all_paths: list[str] = []
         self._ordinals: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str] | None] = {}
-        for path, module in root.named_modules():
+        for plain, module in plain_paths(root):
             if getattr(type(module), "holds_adapters", False):
                 continue  # parameters of adapters in training, not the model's own
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # what torch.jit made: its code reads its parameters past any module
-            plain = plain_path(path, root)
             self._all_paths.append(plain)
             self._owners[plain] = module
-            if getattr(module, "weight", None) is not None:
-                self._modules[plain] = module
             shared = module._parameters.get("weight")  # noqa: SLF001
+            if shared is not None or _has_weight(module):
+                self._modules[plain] = module
             if shared is not None:
                 self._uses[id(shared)] = self._uses.get(id(shared), 0) + 1
             if module._parameters.get(_PACKED) is not None:  # noqa: SLF001

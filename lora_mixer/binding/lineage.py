@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_mixer.binding.index import plain_path
+from lora_mixer.binding.index import plain_paths
 from lora_mixer.errors import PipelineStateError
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ class Rebinder:
 
     def _index(self, part: str, root: nn.Module) -> None:
         paths, there = self._paths.setdefault(part, {}), self._there.setdefault(part, set())
-        for path, module in root.named_modules():
+        for plain, module in plain_paths(root):  # the wrapped module comes last
             there.add(id(module))
-            plain = plain_path(path, root)  # the wrapped module comes last
             if plain not in paths or getattr(module, "weight", None) is not None:
                 paths[plain] = module

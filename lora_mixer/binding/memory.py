@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.layers import BoundLayer
-    from lora_mixer.binding.moulds import Pattern
+    from lora_mixer.binding.moulds import HasPattern
     from lora_mixer.binding.report import MatchReport
     from lora_mixer.formats.moulds import FileMould
     from lora_mixer.problem import NoteKind, Remark
@@ -151,25 +151,31 @@ class ModelMemory:
         adapter: Adapter,
         component: str | None,
         layers: Sequence[BoundLayer],
-        patterns: Sequence[Pattern | None],
+        shares: Sequence[HasPattern | None],
         report: MatchReport,
         base: str,
         apart: tuple[LayerWeights, Sequence[int]] | None,
-    ) -> None:
-        """Keep a binding that went by names and shapes alone, where its file is of a kind that is known."""
+    ) -> Sequence[BoundLayer]:
+        """
+        Keep a binding that went by names and shapes alone, where its file is of a kind that is known.
+
+        Returns:
+            The layers, as those of the next file of this kind will come; the same where nothing is kept.
+        """
         file_layers = adapter.layers
         if not isinstance(file_layers, MouldedLayers):
-            return
+            return layers
         try:
-            bound = BoundMould.of(layers, patterns, file_layers.mould, file_layers.raw)
+            bound = BoundMould.of(layers, shares, file_layers)
             mould = None if apart is None else (Mould.of(apart[0], bound.places), apart[1])
         except NoMouldError:
-            return
+            return layers
         bound.places.settle()
         self._bindings.insert(
             0, KnownBinding(file_layers.mould, _asked(adapter, component), bound, report, base, mould)
         )
         del self._bindings[_KEPT:]
+        return MouldedBound(bound, file_layers.raw)
 
 
 def _asked(adapter: Adapter, component: str | None) -> tuple[str | None, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import torch
 
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.rows import RowCut
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.binding.layers import Siblings
-    from lora_mixer.formats.moulds import FileMould
+    from lora_mixer.formats.moulds import FileMould, MouldedLayers
 
-Pattern = tuple["LayerWeights", "RowCut"]
-"""A layer of a file, and what is cut from it."""
+
+class HasPattern(Protocol):
+    """What a layer of a file is to a module, as far as a mould needs it."""
+
+    @property
+    def pattern(self) -> tuple[LayerWeights, RowCut] | None:
+        """The file's layer and what is cut from it; None where it is reshaped on the way."""
+
+
 Span = tuple[torch.dtype, int, int]
 """Numbers of one dtype in a data section, from one up to another, in numbers of that dtype."""
 
@@ -47,25 +54,32 @@ class BoundMould:
     def of(
         cls,
         layers: Sequence[BoundLayer],
-        patterns: Sequence[Pattern | None],
-        mould: FileMould,
-        raw: torch.Tensor,
+        shares: Sequence[HasPattern | None],
+        file: MouldedLayers,
     ) -> BoundMould:
         """
-        Take the mould of bound layers whose tensors are views of a data section, or are cut from what is.
+        Take the mould of layers that are bound to a file's, or to what is cut from these.
 
         Raises:
             NoMouldError: When there is none, or a layer widens what it changes.
         """
         if any(layer.widening is not None for layer in layers):
             raise NoMouldError
-        places = TensorPlaces(raw)
-        spans = [
-            (layer.live, _mould_of(layer.weights, pattern, places), layer.siblings)
-            for layer, pattern in zip(layers, patterns, strict=True)
+        mould = file.mould
+        places = TensorPlaces(file.raw, mould.places)
+        whole = {
+            id(layer.weights): known for layer, (_, known, _) in zip(file.made, mould.layers, strict=True)
+        }  # most layers are bound as they are
+        bound = [
+            (
+                layer.live,
+                whole.get(id(layer.weights)) or _mould_of(layer.weights, share, places),
+                layer.siblings,
+            )
+            for layer, share in zip(layers, shares, strict=True)
         ]
         places.settle()
-        return cls(spans, places, _spans(mould))
+        return cls(bound, places, _spans(mould))
 
     def fill(
         self, sections: Mapping[torch.device, Section], where: Sequence[torch.device]
@@ -80,10 +94,11 @@ class BoundMould:
             yield made
 
 
-def _mould_of(weights: LayerWeights, pattern: Pattern | None, places: TensorPlaces) -> Mould | CutMould:
+def _mould_of(weights: LayerWeights, share: HasPattern | None, places: TensorPlaces) -> Mould | CutMould:
     try:
         return Mould.of(weights, places)
     except NoMouldError:
+        pattern = None if share is None else share.pattern
         if pattern is None:
             raise
     return CutMould(Mould.of(pattern[0], places), pattern[1])

@@ -52,7 +52,7 @@ BaseModel = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="The base, a checkpoint (.safetensors), a diffusers folder or a Hub repository: needed where it is not SD 1.x, SD 2.x or SDXL, and for algorithms whose "
+        help="The base, a checkpoint (.safetensors), a diffusers folder or a Hub repository: needed where it is not SD 1.x, SD 2.x, SDXL or a transformer of a released size, and for algorithms whose "
         "change depends on its weights.",
     ),
 ]

@@ -98,6 +98,7 @@ class FusedProjections:
             for part, modules in wanted.items()
             for holder in components[part].modules()
             if not isinstance(holder, torch.jit.ScriptModule)  # which has no dictionaries
+            and not _LEAVES.isdisjoint(holder._modules)  # noqa: SLF001 -- most modules hold none
             and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
 

@@ -52,7 +52,7 @@ class Family:
         text_encoders: Class, hidden size, inner size, layers and heads of each text encoder (CLIP, T5), likewise.
         widens: Live modules (in the tables' language) whose inputs an adapter may widen, or need not fill.
         controlled: The pipeline of diffusers that gives a widened layer its second picture; empty where there is none.
-        transformer: Class and arguments of its denoiser, where it is made in one size.
+        transformers: Class and arguments of its denoiser in each size that is known, the usual first.
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
@@ -80,7 +80,7 @@ class Family:
     text_encoders: Mapping[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     widens: tuple[str, ...] = ()
     controlled: str = ""
-    transformer: tuple[str, Mapping[str, Any]] | None = None
+    transformers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     t5: str = ""
     kohya_flat: str = ""
     kohya_implementation: str = "diffusers"

@@ -72,7 +72,7 @@ distilled_guidance_layer.*
     headers=("flux",),
     said=("flux",),
     kohya=("flux1", "False", "flux-1-dev/lora"),
-    transformer=("FluxTransformer2DModel", {"guidance_embeds": True}),
+    transformers=(("FluxTransformer2DModel", {"guidance_embeds": True}),),
     text_encoders={
         "text_encoder": ("CLIPTextModel", 768, 3072, 12, 12),
         "text_encoder_2": ("T5EncoderModel", 4096, 10240, 24, 64),
@@ -112,7 +112,7 @@ time_text_embed.*
     headers=("chroma",),
     said=("chroma",),
     kohya=("chroma", "False", "chroma/lora"),
-    transformer=("ChromaTransformer2DModel", {}),
+    transformers=(("ChromaTransformer2DModel", {}),),
     kohya_flat="bfl",
 )
 

@@ -38,14 +38,35 @@ single_sformer_blocks.* -> single_transformer_blocks.*
 guidance_in.*
 time_guidance_embed.guidance_embedder.*
 """,
-    marks=r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|(?:^|_)transformer_blocks_0_ff(?:_context)?_linear_in",
+    marks=r"to_qkv_mlp_proj|(?:^|_)(?:single_)?sformer_blocks_0|(?:double|single)_stream_modulation|(?:^|_)transformer_blocks_0_ff(?:_context)?_linear_in",
     like="Flux.1",
     widths=frozenset((6144,)),
     ratio=4,
     headers=("flux2", "flux-2", "flux.2"),
     said=("flux 2", "flux.2", "flux2"),
     kohya=("flux2", "False", "flux-2/lora"),
-    transformer=("Flux2Transformer2DModel", {}),
+    transformers=(
+        ("Flux2Transformer2DModel", {}),
+        # Klein 4B and 9B
+        (
+            "Flux2Transformer2DModel",
+            {
+                "num_layers": 5,
+                "num_single_layers": 20,
+                "num_attention_heads": 24,
+                "joint_attention_dim": 7680,
+            },
+        ),
+        (
+            "Flux2Transformer2DModel",
+            {
+                "num_layers": 8,
+                "num_single_layers": 24,
+                "num_attention_heads": 32,
+                "joint_attention_dim": 12288,
+            },
+        ),
+    ),
     widens=("x_embedder",),
     kohya_flat="bfl",
 )

@@ -36,6 +36,7 @@ x_embedder.proj -> patch_embedding
     marks=r"(?:^|_)(?:blocks_0_mlp|transformer_blocks_0_ff)_(?:inverted_conv|depth_conv|point_conv|conv_(?:inverted|depth|point))",
     like="PixArt",
     widths=frozenset((2240, 1120)),
+    transformers=(("SanaTransformer2DModel", {}),),
     headers=("sana",),
     said=("sana",),
     kohya_flat="original",
@@ -58,6 +59,7 @@ x_embedder.proj -> pos_embed.proj
     marks=r"(?:^|_)blocks_0_cross_attn_(?:q_linear|kv_linear)$",
     like="DiT with cross-attention",
     widths=frozenset((1152,)),
+    transformers=(("PixArtTransformer2DModel", {"caption_channels": 4096, "sample_size": 128}),),
     headers=("pixart",),
     said=("pixart",),
     kohya_flat="original",
@@ -85,11 +87,13 @@ t_embedder.mlp.{0,2} -> time_step_proj.{linear_1,linear_2}
 """,
     },
     marks=r"(?:^|_)(?:double_layers|single_layers|joint_transformer_blocks)_0",
+    transformers=(("AuraFlowTransformer2DModel", {}),),
     headers=("auraflow",),
     said=("auraflow", "aura flow"),
     kohya_flat="original",
 )
 
+_COSMOS_2B = ("CosmosTransformer3DModel", {"num_attention_heads": 16, "extra_pos_embed_type": None})
 COSMOS = Family(
     "Cosmos",
     classes=("Cosmos",),
@@ -130,6 +134,14 @@ extra_pos_embedder.* -> learnable_pos_embed.*
     ),
     like="Anima",
     widths=frozenset((4096, 5120)),
+    transformers=(
+        _COSMOS_2B,
+        (
+            "CosmosTransformer3DModel",
+            {"num_attention_heads": 40, "num_layers": 36, "extra_pos_embed_type": None},
+        ),
+        ("CosmosTransformer3DModel", {}),
+    ),
     headers=("cosmos",),
     said=("cosmos",),
     kohya_flat="original",
@@ -143,6 +155,7 @@ ANIMA = Family(
     "Anima",
     marks=r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$",
     encoder="qwen3_06b",
+    transformers=(_COSMOS_2B,),
     headers=("anima",),
     said=("anima",),
     layouts=COSMOS.layouts,
@@ -187,6 +200,7 @@ txtmlp.{1,3} -> txt_in.{linear_1,linear_2}
 """,
     },
     marks=r"txtfusion|text_fusion|(?:^|_)blocks_0_attn_w[qkvo]$",
+    transformers=(("Krea2Transformer2DModel", {}),),
     headers=("krea2", "krea-2"),
     said=("krea 2", "krea2"),
     kohya=("krea2", "False", "krea-2/lora"),

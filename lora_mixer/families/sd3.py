@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from lora_mixer.families.family import Family
 
+_SHARED = {"sample_size": 128, "in_channels": 16, "out_channels": 16, "pooled_projection_dim": 2048}
+
+
+def _sized(layers: int) -> dict[str, int]:
+    return {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": 64 * layers}
+
+
 SD3 = Family(
     "SD3",
     classes=("SD3",),
@@ -42,6 +49,19 @@ transformer_blocks.N.attn2.*
     said=("sd 3", "sd3"),
     widths=frozenset((1536, 2432)),
     like="DiT",
+    transformers=(
+        ("SD3Transformer2DModel", {**_SHARED, **_sized(38), "qk_norm": "rms_norm"}),
+        (
+            "SD3Transformer2DModel",
+            {**_SHARED, **_sized(24), "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))},
+        ),
+        ("SD3Transformer2DModel", {**_SHARED, **_sized(24)}),
+    ),
+    text_encoders={
+        "text_encoder": ("CLIPTextModelWithProjection", 768, 3072, 12, 12),
+        "text_encoder_2": ("CLIPTextModelWithProjection", 1280, 5120, 32, 20),
+        "text_encoder_3": ("T5EncoderModel", 4096, 10240, 24, 64),
+    },
     t5="text_encoder_3",
     kohya=("sd3", "False", "stable-diffusion-3/lora"),
     kohya_flat="original",

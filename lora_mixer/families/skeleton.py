@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 FAMILIES = tuple(family.name for family in _ROWS if family.unet is not None)
 """Families of UNets whose modules are known without a folder."""
-TRANSFORMERS = tuple(family.name for family in _ROWS if family.transformer is not None)
-"""Families of transformers of which the usual size is known."""
+TRANSFORMERS = {family.name: len(family.transformers) for family in _ROWS if family.transformers}
+"""Families of transformers of which sizes are known, and how many."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,18 @@ class Skeleton:
         }
 
 
-def of_family(family: str) -> Skeleton:
+@lru_cache(maxsize=8)
+def of_family(family: str, size: int = 0, *, experts: tuple[str, ...] = ()) -> Skeleton:
     """
     Build the modules of a base family.
 
     Args:
         family: One of ``FAMILIES`` or ``TRANSFORMERS``.
+        size: Which of the sizes that ``TRANSFORMERS`` counts.
+        experts: Further components that are denoisers of that size, such as ``transformer_2``.
 
     Returns:
-        The components, without weights.
+        The components, without weights; the same object for the same arguments, nobody's to change.
     """
     row = family_named(family)
     assert row is not None  # noqa: S101 -- one of FAMILIES
@@ -85,9 +88,10 @@ def of_family(family: str) -> Skeleton:
         components: dict[str, nn.Module] = {}
         if row.unet is not None:
             components["unet"] = diffusers.UNet2DConditionModel(**row.unet)
-        if row.transformer is not None:
-            kind, arguments = row.transformer
-            components["transformer"] = getattr(diffusers, kind)(**arguments)
+        if row.transformers:
+            kind, arguments = row.transformers[size]
+            for part in ("transformer", *experts):
+                components[part] = getattr(diffusers, kind)(**arguments)
         for part, (kind, *sizes) in row.text_encoders.items():
             components[part] = _t5(kind, *sizes) if kind.startswith("T5") else _clip(kind, *sizes)
     return Skeleton(family, components)

@@ -176,6 +176,29 @@ def _with_aliases(spelling: str, shares: tuple[Pieces, ...]) -> Iterator[tuple[s
 
 
 @cache
+def _sides(text: str) -> tuple[tuple[re.Pattern[str], ...], tuple[re.Pattern[str], ...]]:
+    """Return the expressions of a table's spellings, and of the live modules that they mean."""
+    rules = read_table(text)
+    live = dict.fromkeys(piece.path for rule in rules for share in rule.shares for piece in share)
+    return tuple(pattern_of(rule.spelling) for rule in rules), tuple(pattern_of(path) for path in live)
+
+
+def is_translated(layouts: Mapping[str, str], name: str) -> bool:
+    """
+    Say whether a dotted name is one of a family's spellings, and not that of a live module.
+
+    Example:
+        >>> layouts = {"original": "b.N.qkv -> blocks.N.to_q .to_k"}
+        >>> is_translated(layouts, "b.3.qkv"), is_translated(layouts, "blocks.3.to_q")
+        (True, False)
+    """
+    sides = [_sides(text) for text in layouts.values()]
+    return any(x.match(name) for spellings, _ in sides for x in spellings) and not any(
+        x.match(name) for _, lives in sides for x in lives
+    )
+
+
+@cache
 def _absent(text: str) -> tuple[re.Pattern[str], ...]:
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return tuple(pattern_of(one, "[._]") for line in lines if line for one in _expand(line))

@@ -17,7 +17,7 @@ from lora_mixer.families.images import STABLE_CASCADE
 from lora_mixer.families.table import FAMILIES, family_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lora_mixer.families.family import Family
 
@@ -131,6 +131,8 @@ def _marks() -> tuple[tuple[Family, re.Pattern[str]], ...]:
 
 
 def _transformer(modules: Mapping[str, int | None]) -> str | None:
+    if not modules:
+        return None
     kinds = {_NUMBER.sub("0", name) for name in modules}  # thousands of layers, a few dozen kinds
     for family, pattern in _marks():
         if any(pattern.search(kind) for kind in kinds):
@@ -155,6 +157,39 @@ def _relative(name: str, modules: Mapping[str, int | None]) -> str | None:
         and (width in family.widths or (family.ratio and first and last == family.ratio * first))
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def one_label(labels: Collection[str]) -> str | None:
+    """
+    Return the label that is meant by all of several files' labels, None where they are of different families.
+
+    Example:
+        >>> one_label({"Flux.1", "HunyuanVideo"}), one_label({"Flux.1", "Wan"})
+        ('HunyuanVideo', None)
+    """
+    return next(
+        (
+            name
+            for name in labels
+            if all(
+                other == name or name in EITHER.get(other, ()) or shares_names(other, name)
+                for other in labels
+            )
+        ),
+        None,
+    )
+
+
+def families_of(label: str) -> tuple[Family, ...]:
+    """
+    Return the families that a label may mean.
+
+    Example:
+        >>> [family.name for family in families_of("Flux.1 or Flux.2")], families_of("unknown")
+        (['Flux.1', 'Flux.2'], ())
+    """
+    rows = (family_named(name) for name in EITHER.get(label, (label,)))
+    return tuple(row for row in rows if row is not None)
 
 
 def unet_family(width: int) -> str:

@@ -19,6 +19,13 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
     like="DiT with cross-attention",
     widths=frozenset((2048,)),
     comfyui="original",
+    transformers=(
+        ("LTXVideoTransformer3DModel", {}),
+        (
+            "LTXVideoTransformer3DModel",
+            {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48},
+        ),
+    ),
     headers=("ltx",),
     said=("ltx",),
 )
@@ -53,6 +60,7 @@ aggregate_embed -> text_proj_in
     like="DiT with cross-attention",
     widths=frozenset((4096,)),
     comfyui="original",
+    transformers=(("LTX2VideoTransformer3DModel", {}),),
     headers=("ltx-2", "ltx2", "ltx-video-2"),
     said=("ltx-2", "ltx2", "ltxv2", "ltxv 2"),
 )
@@ -87,6 +95,7 @@ transformer_blocks.N.attn1.to_add_out
 transformer_blocks.N.ff_context.*
 """,
     marks=r"(?:^|_)blocks_0_(?:attn_qkv_[xy]|attn_proj_[xy]|mlp_[xy]_w0|mod_[xy])$|^transformer_blocks_0_attn0_add_[qkv]_proj$",
+    transformers=(("MochiTransformer3DModel", {}),),
     headers=("mochi",),
     said=("mochi",),
     kohya_flat="original",
@@ -126,6 +135,10 @@ ofs_embed.{0,2} -> ofs_embedding.{linear_1,linear_2}
     marks=r"attention_query_key_value|adaLN_modulations_0",
     like="DiT with cross-attention",
     widths=frozenset((1920, 3072)),
+    transformers=(
+        ("CogVideoXTransformer3DModel", {}),
+        ("CogVideoXTransformer3DModel", {"num_attention_heads": 48, "num_layers": 42}),
+    ),
     headers=("cogvideo",),
     said=("cogvideo",),
 )
@@ -195,6 +208,7 @@ MINIMAX_H3 = Family(
         "diffsynth": _MINIMAX_ATTENTION.format(heads="[heads]") + _MINIMAX,
     },
     marks=r"(?:^|_)blocks_0_attn_qkv_proj$|^token_refiner_|(?:^|_)blocks_0_adaln_proj_",
+    transformers=(("MiniMaxH3Transformer3DModel", {}),),
     headers=("minimax",),
     said=("minimax",),
     kohya_flat="original",

@@ -87,6 +87,22 @@ pose_patch_embedding
     marks=r"(?:^|_)(?<!transformer_)(?:blocks|vace_blocks)_0_(?:(?:self|cross)_attn_(?:[qkvo]|k_img|v_img)|ffn_0|attn0_to_[qkv]|ffn_net_0_\w+)$",
     headers=("wan",),
     said=("wan",),
+    transformers=(
+        ("WanTransformer3DModel", {}),
+        ("WanTransformer3DModel", {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}),
+        ("WanTransformer3DModel", {"in_channels": 36}),
+        ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}),
+        (
+            "WanTransformer3DModel",
+            {
+                "num_attention_heads": 24,
+                "in_channels": 48,
+                "out_channels": 48,
+                "ffn_dim": 14336,
+                "num_layers": 30,
+            },
+        ),
+    ),
     kohya=("wan2.1", "False", "wan2.1/lora"),
     kohya_flat="original",
 )

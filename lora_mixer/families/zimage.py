@@ -25,7 +25,7 @@ final_layer.adaLN_modulation.1 -> all_final_layer.2-1.adaLN_modulation.1
     headers=("zimage", "z-image", "z_image"),
     said=("z-image", "zimage", "z image"),
     kohya=("zimage", "False", "z-image/lora"),
-    transformer=("ZImageTransformer2DModel", {}),
+    transformers=(("ZImageTransformer2DModel", {}),),
     kohya_flat="",
 )
 
@@ -55,7 +55,7 @@ final_layer.linear -> norm_out.linear_2
     marks=r"^(?:layers|noise_refiner|context_refiner)_0_(?:attn_to|feed_forward_linear|norm0_linear)|^time_caption_embed_",
     like="Z-Image",
     widths=frozenset((2304,)),
-    transformer=("Lumina2Transformer2DModel", {}),
+    transformers=(("Lumina2Transformer2DModel", {}),),
     encoder="gemma2_2b",
     headers=("lumina",),
     said=("lumina",),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import Combined, Dora, LayerWeights, ModuleTensors
 from lora_mixer.algorithms.table import KINDS, builder, shared_roles, whole_numbers
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.peft_config import rule_for
+from lora_mixer.parsing.module_ends import Configuration, ends, places
 from lora_mixer.problem import Problem
-from lora_mixer.wording import first_of
+from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _OUT_OF_ATTENTION = ".base_layer.out_proj"
 """How only PEFT spells the output of ``nn.MultiheadAttention``: inside of its wrapper."""
 _SHOWN = 10  # problems listed in one message
+_PARAMETERS = 64  # bare parameters of one module
 
 
 def build_layers(
@@ -98,12 +100,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     rule = rule_for(group.target, rules)
     if alpha is None and rule is not None:
         alpha = rule.alpha_of(*group.target.spellings)
-    whole = whole_numbers()
+    # AdaLoRA keeps no singular value at all in some modules
+    cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
     for role, tensor in tensors.items():
-        if tensor.is_complex() or (not tensor.is_floating_point() and role not in whole):
+        if not tensor.is_floating_point() and (tensor.is_complex() or role not in whole_numbers()):
             raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", file=label)
-        # AdaLoRA keeps no singular value at all in some modules
-        cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
             raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", file=label)
     parts = ModuleTensors(
@@ -114,11 +115,11 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
         label=label,
         module=group.target.module,
         scalar=times * (1.0 if scalar is None else scalar),
-        config={} if rule is None else rule.config,
+        config=Configuration() if rule is None else rule.config,
         rank=None if rule is None else rule.rank_of(*group.target.spellings),
         spellings=group.target.spellings,
         parameters=_parameters(rule, group.target, tensors["down"].shape[0])
-        if "down" in tensors and tensors["down"].ndim
+        if rule is not None and "down" in tensors and tensors["down"].ndim
         else (),
     )
     return AdapterLayer(group.target, _weights(group, parts), tuple(group.keys))
@@ -158,21 +159,45 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     )
 
 
-def _parameters(
-    rule: ScaleRule | None, target: KeyTarget, rank: int
-) -> tuple[tuple[str, float, float | None], ...]:
+def _parameters(rule: ScaleRule, target: KeyTarget, rank: int) -> tuple[tuple[str, float, float | None], ...]:
     """Return scale and alpha of a pair for each parameter of its module that the configuration names."""
-    names = () if rule is None else rule.config.get("target_parameters") or ()
+    if not rule.config.get("target_parameters"):
+        return ()
+    by_owner = rule.config.once(_by_owner)
+    owners = [spelling.replace(".base_layer", "") for spelling in target.spellings]
+    known = {end: by_owner[end] for owner in owners for end in (*ends(owner), "") if end in by_owner}
+    count = sum(map(len, known.values()))
+    if count > _PARAMETERS:
+        raise InvalidAdapterError(
+            f"target_parameters names {count} parameters of this module, at most {_PARAMETERS} are read",
+            key=target.written,
+        )
+    named = {name: place for part in known.values() for name, place in part.items()}
     parameters = []
-    for name in dict.fromkeys(str(entry).rpartition(".")[2] for entry in names):
-        owners = [spelling.replace(".base_layer", "") for spelling in target.spellings]
+    for name in sorted(named, key=named.__getitem__):
         spelled = [f"{owner}.{name}" for owner in owners]
-        if rule is None or not any(s == str(e) or s.endswith(f".{e}") for s in spelled for e in names):
-            continue
         alpha, own_rank = rule.alpha_of(*spelled), rule.rank_of(*spelled) or rank
         divisor = math.sqrt(own_rank) if rule.rank_stabilised else own_rank
         parameters.append((name, 1.0 if alpha is None else alpha / divisor, alpha))
     return tuple(parameters)
+
+
+def _by_owner(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """
+    Return the names of parameters by the end of their module's path, each with its place among all names.
+
+    Raises:
+        InvalidAdapterError: When they are not a list of names.
+    """
+    names = config["target_parameters"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidAdapterError(f"target_parameters is {shown(names)}, expected a list of names")
+    order = places(name.rpartition(".")[2] for name in names)
+    found: dict[str, dict[str, int]] = {}
+    for entry in names:
+        owner, _, name = entry.rpartition(".")
+        found.setdefault(owner, {})[name] = order[name]
+    return found
 
 
 def _together(weights: Sequence[LayerWeights], parts: ModuleTensors) -> LayerWeights:
@@ -201,6 +226,6 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
             file=label,
         )
     value = float(tensor.float().item())
-    if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN is not itself
+    if not math.isfinite(value):
         raise InvalidAdapterError(f"{role} is {value}, expected a finite number", file=label)
     return value

@@ -119,11 +119,16 @@ _PARTS = {
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What PEFT, DDP, ``torch.compile`` and FSDP put in front of every path while a model is trained."""
+_FLAT_WRAPPERS = tuple(wrapper.replace(".", "_") for wrapper in _WRAPPERS)
+_BEGINNINGS = (*_WRAPPERS, *(prefix for prefix, _, _ in FRONTS), "text_encoders.")
+"""All that a front may begin with: one look at these is enough for most of what stands behind one."""
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers around single blocks; no module of a model is called so."""
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
 
 
+_FRONTS_AT_MOST = 16
+"""How many may stand one before the other; each leaves a spelling of its own behind."""
 _DENOISERS = frozenset(("denoiser", "transformer"))
 """Hints that mean one component, so that their fronts may stand one behind the other."""
 
@@ -148,7 +153,7 @@ def split_component(spelling: str) -> tuple[KeyTarget, str]:
     flat = False
     module = written = spelling
     seen = [spelling]
-    while True:
+    for _ in range(_FRONTS_AT_MOST):
         front = _front_of(module, hint, flat=flat)
         if front is None:
             break
@@ -184,8 +189,11 @@ def behind(front: str, spelling: str) -> str:
         'mid_block.resnets.0.conv1'
     """
     flat, module = front.endswith("_"), spelling
-    wrappers = [wrapper.replace(".", "_") if flat else wrapper for wrapper in _WRAPPERS]
-    while (before := next((x for x in (front, *wrappers) if module.startswith(x)), None)) is not None:
+    wrappers = _FLAT_WRAPPERS if flat else _WRAPPERS
+    for _ in range(_FRONTS_AT_MOST):
+        before = next((x for x in (front, *wrappers) if module.startswith(x)), None)
+        if before is None:
+            break
         module = module[len(before) :]
     return _unwrapped_inside(module, flat=flat)
 
@@ -196,14 +204,15 @@ def _unwrapped_inside(module: str, *, flat: bool) -> str:
 
 def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | None, str] | None:
     """Find what stands before a path: a wrapper, or a component's name, which may stand twice."""
-    for wrapper in _WRAPPERS:
-        prefix = wrapper.replace(".", "_") if flat else wrapper
+    if not text.startswith(_FLAT_WRAPPERS if flat else _BEGINNINGS):
+        return None
+    for prefix, wrapper in zip(_FLAT_WRAPPERS if flat else _WRAPPERS, _WRAPPERS, strict=True):
         if text.startswith(prefix):
             return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"
-    for prefix, named, layout in () if flat else FRONTS:
+    for prefix, named, layout in FRONTS:
         if text.startswith(prefix) and (hint is None or hint == named or {hint, named} <= _DENOISERS):
             return prefix, named, layout
-    encoder = None if flat or hint is not None else _ENCODER.match(text)
+    encoder = None if hint is not None else _ENCODER.match(text)
     if encoder is not None:
         return encoder[0], "t5" if "t5" in encoder[1] else "text_encoder", "comfyui"
     return None

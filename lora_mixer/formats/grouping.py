@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_mixer.algorithms.table import shared_roles
+from lora_mixer.algorithms.table import KINDS
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
+from lora_mixer.parsing.module_patterns import LONGEST_NAME
 from lora_mixer.problem import Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_IP_ADAPTER = re.compile(r"^image_proj\.|^ip_adapter\.")
+_IP_ADAPTER = re.compile(r"^(?:image_proj|ip_adapter)\.")
 _OTHER_KINDS = (
     (
         "a full checkpoint",
@@ -41,6 +42,8 @@ _AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:w
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
 _TRAINED_PART = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|hra|kasa|adapter)_\w+$")
 """How methods name what they train in a module: no module of a model is named so."""
+_LONGEST_KEY = LONGEST_NAME + 96
+"""Letters of a key: a path, with an ending behind it."""
 _WORD = Remark(
     "textual inversion, loaded only where words are asked for",
     UnusedReason.TEXTUAL_INVERSION,
@@ -90,7 +93,7 @@ def group_keys(
 
     Raises:
         NotAnAdapterError: When no key belongs to an adapter; the message says what the file seems to be.
-        InvalidAdapterError: When a module's part stands twice, or several named adapters share the file.
+        InvalidAdapterError: When a key is too long, a module's part stands twice, or several named adapters share the file.
         UnsupportedAdapterError: When keys beside a PEFT configuration are of no known part.
     """
     modules: dict[tuple[str | None, str], ModuleKeys] = {}
@@ -99,6 +102,7 @@ def group_keys(
     unused: dict[str, Remark[UnusedReason]] = {}
     inner_names: dict[str, None] = {}
     twice: list[str] = []
+    _check_lengths(tensors, label)
     for key, tensor in tensors.items():
         if (token := token_of(key)) is not None:
             embeddings.setdefault(token)
@@ -124,7 +128,7 @@ def group_keys(
     _check_once(list(inner_names), twice, label)
     nothing = not any(group.algorithms for group in modules.values())
     # FaceID's IP-Adapters bring a LoRA along, which is of no use without them
-    foreign = any(_IP_ADAPTER.search(key) for key in tensors)
+    foreign = any(_IP_ADAPTER.match(key) for key in tensors)
     if nothing or foreign or _only_values(modules.values(), has_config=has_config):
         raise _not_an_adapter(tensors, list(embeddings), label)
     if has_config:
@@ -133,6 +137,21 @@ def group_keys(
     for group in lone:  # an alpha whose pair is gone
         unused.update(dict.fromkeys(group.keys, _LONE))
     return FileGroups([g for g in modules.values() if g.algorithms], layouts, list(embeddings), unused)
+
+
+def _check_lengths(keys: Iterable[str], label: str) -> None:
+    """
+    Refuse keys that are longer than any module's path.
+
+    Raises:
+        InvalidAdapterError: When there is one.
+    """
+    longest = max(keys, key=len, default="")
+    if len(longest) > _LONGEST_KEY:
+        raise InvalidAdapterError(
+            f"a key of {len(longest)} letters, {longest[:60]!r}...: no module of a model has such a path",
+            file=label,
+        )
 
 
 def _group_of(target: KeyTarget, modules: dict[tuple[str | None, str], ModuleKeys]) -> ModuleKeys:
@@ -191,7 +210,7 @@ def _only_values(groups: Iterable[ModuleKeys], *, has_config: bool) -> bool:
 
 def is_foreign(key: str) -> bool:
     """Say whether a key is of a kind that decides about its whole file: a word's vectors, an IP-Adapter's part."""
-    return token_of(key) is not None or _IP_ADAPTER.search(key) is not None
+    return token_of(key) is not None or _IP_ADAPTER.match(key) is not None
 
 
 def locate(
@@ -223,7 +242,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.role in shared_roles():
+    if leaf.algorithm and leaf.role in KINDS[leaf.algorithm].shared:
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"

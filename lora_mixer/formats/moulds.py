@@ -174,12 +174,10 @@ def keep_mould(
     held = sum(place.bytes for place in places.all)
     if held * _WASTE < len(raw):
         return adapter
-    spans = [
-        torch.arange(spec.start, spec.end)
-        for spec in header.tensors.values()
-        if spec.end - spec.start == ITEM_BYTES[spec.dtype]
-    ]
-    numbers = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+    single = (spec for spec in header.tensors.values() if spec.end - spec.start == ITEM_BYTES[spec.dtype])
+    numbers = torch.tensor(
+        [byte for spec in single for byte in range(spec.start, spec.end)], dtype=torch.int64
+    )
     mould = FileMould(
         header.tensors,
         rules,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.algorithms.table import peft_fields, peft_types
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
+from lora_mixer.parsing.module_ends import Configuration
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class ScaleRule:
     rank_stabilised: bool = False
     transposed: bool = False
     """``fan_in_fan_out``: the modules store (in, out); only told, the live module decides."""
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Configuration = field(default_factory=Configuration)
     """The whole configuration, for algorithms with options of their own."""
 
     def alpha_of(self, *spellings: str) -> float | None:
@@ -163,7 +164,7 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
         rank_pattern={} if masks else _numbers(config, "rank_pattern", label),
         rank_stabilised=bool(config.get("use_rslora")),
         transposed=bool(config.get("fan_in_fan_out")),
-        config=config,
+        config=Configuration(config),
     )
 
 

@@ -30,6 +30,7 @@ from lora_mixer.fresh.targets import (
     saved_modules,
 )
 from lora_mixer.mixes.lbw import id_of
+from lora_mixer.parsing.module_ends import ends
 from lora_mixer.problem import Problem
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
@@ -226,7 +227,7 @@ def _written(
     elif isinstance(said, list):
         fields["target_modules"] = list(dict.fromkeys(said))
     names = list(config.modules_to_save or ())
-    heads = [path.rpartition(".")[2] for path in saved if not any(_ends(path, name) for name in names)]
+    heads = [path.rpartition(".")[2] for path in saved if set(names).isdisjoint(ends(path))]
     if heads:
         fields["modules_to_save"] = [*names, *dict.fromkeys(heads)]
     if config.base_model_name_or_path is None:
@@ -239,10 +240,6 @@ def _written(
     if getattr(config, "init_lora_weights", None) == "eva" and getattr(config, "eva_config", 0) is None:
         fields["eva_config"] = EvaConfig()
     return replace(config, **fields)
-
-
-def _ends(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _by_data(
@@ -409,7 +406,7 @@ def _add_tokens(config: AdapterConfig, tree: ModuleTree, tensors: dict[str, torc
     else:
         tables = {}
         for name, tokens in table.items():
-            paths = [path for path in tree.modules if _ends(path, name)]
+            paths = tree.ending_with(name)
             if not paths:
                 raise AdapterConfigError(
                     problems=(

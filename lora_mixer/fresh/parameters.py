@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.fresh.starts import kaiming
+from lora_mixer.parsing.module_ends import ends
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -39,20 +40,20 @@ def parameter_pairs(
         A (experts * rank, in) and B (out, rank * experts) of each.
     """
     tensors: dict[str, torch.Tensor] = {}
-    used: set[str] = set()
+    used, wanted = set[str](), set(names)
     for path, module in tree.modules.items():
         parameters: list[tuple[str, tuple[int, ...]]] = []
         for name, parameter in module.named_parameters(recurse=False):
             spelled = f"{path}.{name}"
-            ends = [one for one in names if spelled == one or spelled.endswith(f".{one}")]
-            used.update(ends)
-            if ends and name in _VALUES:
+            named = wanted.intersection(ends(spelled))
+            used.update(named)
+            if named and name in _VALUES:
                 problems.append(
                     Problem(
                         "target_parameters", f"{spelled} is a layer's own; name {path} in target_modules."
                     )
                 )
-            elif ends:
+            elif named:
                 parameters.append((spelled, tuple(parameter.shape)))
         layer: Any = module
         for depth, (spelled, shape) in enumerate(reversed(parameters)):

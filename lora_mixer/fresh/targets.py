@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from lora_mixer.binding import ModuleIndex
-from lora_mixer.binding.index import plain_path
+from lora_mixer.binding.index import plain_paths
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
-from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
+from lora_mixer.parsing.module_ends import ends, fronts, places
+from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     import torch
 
@@ -93,7 +96,7 @@ class ModuleTree:
         self.component, self.root, self._clean = component, root, clean
         self._index = ModuleIndex(component, root)
         self.modules: dict[str, nn.Module] = {
-            plain_path(path, root): module for path, module in root.named_modules() if path
+            path: module for path, module in plain_paths(root) if module is not root
         } or {"": root}
 
     @property
@@ -110,6 +113,18 @@ class ModuleTree:
     def has_weight(self, path: str) -> bool:
         """Say whether there is a module with a weight at a path."""
         return getattr(self.modules[path], "weight", None) is not None
+
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.modules:
+            for end in ends(path):
+                found.setdefault(end, []).append(path)
+        return found
+
+    def ending_with(self, name: str) -> list[str]:
+        """Return the paths that are a name, or end with it behind a dot."""
+        return self._by_end.get(name, [])
 
     def path_of(self, wanted: object) -> str | None:
         """Return the path of a module, or None where it is not in the tree."""
@@ -140,13 +155,13 @@ def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Proble
     names = list(config.modules_to_save or ())
     matches: dict[str, None] = {}
     for name in names:
-        paths = [path for path in tree.modules if _ends(path, name)]
+        paths = tree.ending_with(name)
         if not paths:
             problems.append(Problem("modules_to_save", f"no module of the model ends with {name!r}."))
         matches |= dict.fromkeys(paths)
     for name in _HEADS.get(config.task_type or "", ()):
-        matches |= dict.fromkeys(path for path in tree.modules if _ends(path, name))
-    return [path for path in matches if not any(path.startswith(f"{other}.") for other in matches)]
+        matches |= dict.fromkeys(tree.ending_with(name))
+    return [path for path in matches if not any(front in matches for front in fronts(path) if front != path)]
 
 
 def resolved(config: AdapterConfig, tree: ModuleTree) -> AdapterConfig:
@@ -220,9 +235,10 @@ def _by_suffix(
 ) -> list[str]:
     """Return the paths that end with one of the names; a name for nothing but what is saved whole is a problem."""
     matches: dict[str, None] = {}
+    whole = set(saved)
     for name in wanted:
-        ends = [path for path in tree.modules if _ends(path, name)]
-        if ends and all(_within(path, saved) for path in ends):
+        named = tree.ending_with(name)
+        if named and all(_within(path, whole) for path in named):
             problems.append(
                 Problem(
                     "target_modules",
@@ -230,13 +246,16 @@ def _by_suffix(
                     "cannot have an adapter as well; take it out of one of them.",
                 )
             )
-        elif not ends:
+        elif not named:
             notes.append(f"no module ends with {name!r}, which target_modules names")
-        matches |= dict.fromkeys(ends)
+        matches |= dict.fromkeys(named)
     if config.layers_to_transform is not None:
         layers = config.layers_to_transform
         numbers = {layers} if isinstance(layers, int) else set(layers)
-        there = {path: _number(path, config.layers_pattern) for path in matches}
+        names = config.layers_pattern
+        lists = places([names] if isinstance(names, str) else names or ())
+        patterns = ModulePatterns(lists) if lists else None
+        there = {path: _number(path, patterns) for path in matches}
         matches = {path: None for path, number in there.items() if number in numbers}
         if there and not matches:
             known = sorted({number for number in there.values() if number is not None})
@@ -250,22 +269,23 @@ def _by_suffix(
     return [path for path in tree.modules if path in matches]
 
 
-def _number(path: str, pattern: list[str] | str | None) -> int | None:
+def _number(path: str, patterns: ModulePatterns[int] | None) -> int | None:
     """
     Return the number of the layer that a path is in: the first behind a name, or as in PEFT the first but for the root's own lists.
 
     Example:
-        >>> _number("model.layers.1.experts.0.w1", None), _number("blocks.3.to_q", None), _number("blocks.3.to_q", "blocks")
-        (1, None, 3)
+        >>> _number("model.layers.1.experts.0.w1", None), _number("blocks.3.to_q", None)
+        (1, None)
+        >>> _number("blocks.3.to_q", ModulePatterns({"blocks": 0}))
+        3
     """
     parts = path.split(".")
-    places = [place for place, part in enumerate(parts[:-1]) if part.isdecimal()]
-    for name in [pattern] if isinstance(pattern, str) else pattern or ():
-        expression = compiled(name)
-        for place in places:
-            if expression is not None and expression[0].match(".".join(parts[:place])):
-                return int(parts[place])
-    return None if pattern else next((int(parts[place]) for place in places if place > 1), None)
+    numbers = [place for place, part in enumerate(parts[:-1]) if part.isdecimal()]
+    if patterns is None:
+        return next((int(parts[place]) for place in numbers if place > 1), None)
+    found = [(patterns.find(".".join(parts[:place])), place) for place in numbers]
+    named = [(first, place) for first, place in found if first is not None]
+    return int(parts[min(named)[1]]) if named else None
 
 
 def _all_linear(tree: ModuleTree, notes: list[str]) -> list[str]:
@@ -286,8 +306,9 @@ def _excluder(config: AdapterConfig, tree: ModuleTree, saved: Sequence[str], *, 
     if isinstance(excluded, str):
         left_out = set(_whole(excluded, tree.modules, trusted=trusted))
     else:
-        left_out = {path for path in tree.modules if any(_ends(path, name) for name in excluded or ())}
-    return left_out | {path for path in tree.modules if _within(path, saved)}
+        left_out = {path for name in excluded or () for path in tree.ending_with(name)}
+    whole = set(saved)
+    return left_out | {path for path in tree.modules if _within(path, whole)}
 
 
 def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[str]:
@@ -324,12 +345,8 @@ def _nothing(wanted: Sequence[str] | str, tree: ModuleTree, count: int) -> Probl
     )
 
 
-def _ends(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
-
-
-def _within(path: str, above: Sequence[str]) -> bool:
-    return any(path == other or path.startswith(f"{other}.") for other in above)
+def _within(path: str, above: AbstractSet[str]) -> bool:
+    return any(front in above for front in fronts(path))
 
 
 def biases(tree: ModuleTree, targets: Sequence[str], which: str) -> Iterator[tuple[str, torch.Tensor]]:

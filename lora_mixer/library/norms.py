@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(
     r"(?:^|[._])(?:(down|up)_blocks[._](\d+)|(mid)_block|(input|output)_blocks[._](\d+)|(middle)_block"
-    r"|((?:[a-z]+_)*blocks|layers|(?:[a-z]+_)*refiner)[._](\d+))(?=[._]|$)"
+    r"|((?:[a-z]+_){0,8}blocks|layers|(?:[a-z]+_){0,8}refiner)[._](\d+))(?=[._]|$)"
 )
 
 

@@ -33,7 +33,7 @@ _ELSEWHERE = {
 }
 """How names begin that are looked for here and stand elsewhere, and where."""
 
-_TEXT = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_TEXT = re.compile(r"([\w-]+)\s*(?:\((.*)\))?", re.DOTALL)
 
 
 class MergeMethod:
@@ -98,7 +98,7 @@ class MergeMethod:
         """
         if isinstance(method, MergeMethod):
             return cls(method.name, **{**method.settings, **more}) if more else method
-        match = _TEXT.fullmatch(str(method))
+        match = _TEXT.fullmatch(str(method).strip())
         name, inside = match.groups() if match is not None else ("", None)
         if not name:
             refuse([f"expected a method such as ties or ties(density=0.2), got {method!r}"])

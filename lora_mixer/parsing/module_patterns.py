@@ -8,6 +8,7 @@ all of it together has a budget.
 
 from __future__ import annotations
 
+import heapq
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(r"\^?(?:[\w\-.]|\\[.\-])*\$?")
 _TOKEN = re.compile(r"\\[.\-dws]|\[[^\[\]\\]{1,64}\]|[\w\-. ^$|]|\(\?:|[()*+?]")
-_LONGEST_NAME, _LONGEST_PATTERN = 4096, 2048
+_LONGEST_PATTERN = 2048
+LONGEST_NAME = 4096
+"""Letters of a module's path that are read; no model's come near."""
 _QUANTIFIERS, _GROUPS = 2, 2
-_STEPS = 100_000_000  # what all patterns of a file that are not names may need together
+_STEPS = 100_000_000  # what all patterns of a file may need together
+_A_MATCH, _A_COMPILATION, _A_LETTER = 100, 5000, 200
+"""What it costs to begin a match, to compile a pattern, and each letter of it, in steps of a match."""
 Value = TypeVar("Value")
 
 
@@ -43,15 +48,32 @@ def compiled(pattern: str) -> tuple[re.Pattern[str], int] | None:
         >>> compiled("to_[qk]")[0].match("mid_block.attn1.to_q") is not None
         True
     """
-    power = 1
+    power = power_of(pattern)
+    expression = _expression(pattern)
+    return None if expression is None else (expression, power)
+
+
+def power_of(pattern: str) -> int:
+    """
+    Return the power of a name's length that matching a pattern may cost; 1 for a plain name.
+
+    Raises:
+        PatternTooHardError: When matching it has no good bound.
+
+    Example:
+        >>> power_of("mid_block.attn1.to_q"), power_of("attn.*")
+        (1, 2)
+    """
     if len(pattern) > _LONGEST_PATTERN:
         raise PatternTooHardError(
             f"a pattern of {len(pattern)} characters, at most {_LONGEST_PATTERN} are read"
         )
-    if not _PLAIN.fullmatch(pattern):
-        power = _power(pattern)
+    return 1 if _PLAIN.fullmatch(pattern) else _power(pattern)
+
+
+def _expression(pattern: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$"), power
+        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
     except re.error:
         return None
 
@@ -94,26 +116,23 @@ class ModulePatterns(Generic[Value]):
     """
 
     def __init__(self, table: Mapping[str, Value]) -> None:
-        """Sort names from what is none."""
-        self._entries = [(pattern, compiled(pattern), value) for pattern, value in table.items()]
+        """Sort names from what is none; none is compiled before a module comes that it may mean."""
+        self._entries = [(pattern, power_of(pattern), value) for pattern, value in table.items()]
+        self._compiled: dict[int, re.Pattern[str] | None] = {}
         self._spent = 0
 
     @cached_property
     def _names(self) -> dict[str, list[int]]:
         """Places of plain names by what they come to without dots, underscores and anchors."""
         names: dict[str, list[int]] = {}
-        for place, (pattern, expression, _) in enumerate(self._entries):
-            if expression is None or expression[1] == 1:
+        for place, (pattern, power, _) in enumerate(self._entries):
+            if power == 1:
                 names.setdefault(_squeezed(pattern), []).append(place)
         return names
 
     @cached_property
     def _others(self) -> list[int]:
-        return [
-            place
-            for place, (_, expression, _) in enumerate(self._entries)
-            if expression and expression[1] > 1
-        ]
+        return [place for place, (_, power, _) in enumerate(self._entries) if power > 1]
 
     def find(self, *spellings: str) -> Value | None:
         """
@@ -124,9 +143,12 @@ class ModulePatterns(Generic[Value]):
         """
         if not self._entries:
             return None
-        places = sorted({place for name in spellings for place in self._candidates(name[:_LONGEST_NAME])})
-        for place in places:
-            if any(self._matches(place, name) for name in spellings if len(name) <= _LONGEST_NAME):
+        read = [name for name in spellings if len(name) <= LONGEST_NAME]
+        named = sorted({place for name in read for place in self._candidates(name)})
+        for place in heapq.merge(named, self._others):
+            if any(self._is_named(place, name) for name in read) or any(
+                self._matches(place, name) for name in read
+            ):
                 return self._entries[place][2]
         return None
 
@@ -136,17 +158,34 @@ class ModulePatterns(Generic[Value]):
             if name.count(".") < 64
             else [name]
         )
-        return [place for end in ends for place in self._names.get(_squeezed(end), ())] + self._others
+        return [place for end in ends for place in self._names.get(_squeezed(end), ())]
+
+    def _is_named(self, place: int, name: str) -> bool:
+        """Say whether a plain name is this one to the letter, as nearly all are: nothing has to be compiled for it."""
+        pattern, power, _ = self._entries[place]
+        if power > 1:
+            return False
+        self._spend(_A_MATCH + len(name))
+        plain = pattern.removesuffix("$").replace("\\", "")
+        if plain.startswith("^"):
+            return name == plain[1:]
+        return name == plain or name.endswith("." + plain)
 
     def _matches(self, place: int, name: str) -> bool:
-        pattern, expression, _ = self._entries[place]
+        pattern, power, _ = self._entries[place]
+        self._spend(_A_MATCH + len(name) ** min(power, 8))
+        if place not in self._compiled:
+            self._spend(_A_COMPILATION + _A_LETTER * len(pattern))
+            self._compiled[place] = _expression(pattern)
+        expression = self._compiled[place]
         if expression is None:
             return name == pattern or name.endswith("." + pattern)
-        if expression[1] > 1:
-            self._spent += len(name) ** min(expression[1], 8)
-            if self._spent > _STEPS:
-                raise PatternTooHardError("its patterns of module names need too much work; use plain names")
-        return expression[0].match(name) is not None
+        return expression.match(name) is not None
+
+    def _spend(self, steps: int) -> None:
+        self._spent += steps
+        if self._spent > _STEPS:
+            raise PatternTooHardError("its patterns of module names need too much work; use plain names")
 
 
 def _squeezed(name: str) -> str:

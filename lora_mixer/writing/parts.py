@@ -21,10 +21,10 @@ from lora_mixer.algorithms.values import Values
 from lora_mixer.algorithms.whole import WholeLayer, gathered
 from lora_mixer.binding import bind
 from lora_mixer.errors import MatchError, SaveError
-from lora_mixer.families import family_named
+from lora_mixer.families import family_named, is_translated
 from lora_mixer.families import skeleton as skeletons
 from lora_mixer.families.skeleton import Skeleton, of_family
-from lora_mixer.families.telling import TRANSFORMERS
+from lora_mixer.families.telling import TRANSFORMERS, families_of, one_label, shares_names
 from lora_mixer.formats import read_source
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import Adapter, AdapterLayer
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.binding.index import LiveModule
+    from lora_mixer.families import Family
     from lora_mixer.sources import AdapterSource
 
 _LEAVES = ("kohya", "lycoris", "comfyui")  # layouts whose leaf names are those of Kohya's files
@@ -113,9 +114,20 @@ def open_files(
         paths: dict[str, list[str]] = {}
         for part in (part for file_parts in parts for part in file_parts):
             paths.setdefault(part.place.component, []).append(part.place.path)
-        return FileSet(_together(adapters, parts), Names(paths), None, denoiser)
+        return FileSet(_together(adapters, parts), Names(paths, _same_names(adapters)), None, denoiser)
     parts = [_bound(adapter, raw, skeleton) for adapter, raw in zip(adapters, raws, strict=True)]
     return FileSet(_together(adapters, parts), names_of(skeleton.components), skeleton)
+
+
+def _same_names(adapters: Sequence[Adapter]) -> Family | None:
+    """Return the family of the files where all tools have the live model's own names for it."""
+    family = family_named(adapters[0].info.base)
+    alone = family is not None and all(adapter.info.base == family.name for adapter in adapters)
+    return (
+        family
+        if family and alone and family.is_transformer and not (family.kohya_flat or family.comfyui)
+        else None
+    )
 
 
 def _together(adapters: Sequence[Adapter], parts: Sequence[tuple[Part, ...]]) -> tuple[AdapterParts, ...]:
@@ -184,22 +196,34 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     if bases == {"SD 1.x or SDXL"}:  # text encoders of 768 alone
         bases = {"SD 1.x"}
     bases.discard("SD 1.x or SDXL")
-    if len(bases) > 1:
+    base = one_label(bases)
+    if base is None:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
         raise MatchError(f"these adapters are for different bases and cannot become one: {table}")
-    (base,) = bases
-    if base not in (*skeletons.FAMILIES, *skeletons.TRANSFORMERS):
-        return None
-    skeleton = of_family(base)
-    family = family_named(base)
-    if family is None or family.transformer is None:
-        return skeleton
-    # transformers of one family come in several sizes: where the usual one is not it, the files' own names have to do
+    if base in skeletons.FAMILIES:
+        return of_family(base)
+    hints = {layer.target.hint for adapter in adapters for layer in adapter.layers}
+    experts = tuple({str(hint) for hint in hints} & {"transformer_2"})
+
+    def of(name: str) -> Skeleton | None:
+        # transformers of one family come in several sizes: where no known one is it, the files' own names have to do
+        sized = (of_family(name, size, experts=experts) for size in range(skeletons.TRANSFORMERS[name]))
+        return next((skeleton for skeleton in sized if all(_is_whole(a, skeleton) for a in adapters)), None)
+
+    own = of(base) if base in skeletons.TRANSFORMERS else None
+    if own is not None:
+        return own
+    # the label is that of a family whose names others have: the one of these whose sizes they are, if there is one alone
+    others = [of(name) for name in skeletons.TRANSFORMERS if shares_names(base, name)]
+    fitting = [skeleton for skeleton in others if skeleton is not None]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _is_whole(adapter: Adapter, skeleton: Skeleton) -> bool:
     try:
-        whole = all(bind(a, skeleton.components, a.info.name).report.complete for a in adapters)
+        return bind(adapter, skeleton.components, adapter.info.name).report.complete
     except MatchError:
-        whole = False
-    return skeleton if whole else None
+        return False
 
 
 def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton) -> tuple[Part, ...]:
@@ -305,9 +329,12 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
     written = adapter.component
     parts: dict[ModulePlace, Part] = {}
     twice = []
+    families = families_of(adapter.info.base)
     for layer in adapter.layers:
         shape = getattr(layer.weights, "shape", None)
-        if shape is None or ("." not in layer.target.module and layer.target.module != layer.target.written):
+        module = layer.target.module
+        flat = "." not in module and module != layer.target.written
+        if shape is None or flat or any(is_translated(family.layouts, module) for family in families):
             raise SaveError(
                 f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
                 "or shape cannot be told",

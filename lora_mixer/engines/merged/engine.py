@@ -202,6 +202,18 @@ def _add(groups: Groups, target: torch.Tensor, base: torch.Tensor, parts: Sequen
     return groups.add(target, base, pairs, [part.place for part in parts])
 
 
+def _blend(
+    target: torch.Tensor,
+    base: torch.Tensor,
+    parts: Sequence[_GainPart],
+    gains: Sequence[float],
+    *,
+    transposed: bool,
+) -> None:
+    """Write a base and all parts of it into a weight; terms are made one weight at a time, as thousands at once wake the collector."""
+    blend_weight(target, base, [part.term(gains) for part in parts], transposed=transposed)
+
+
 def _blend_bias(target: torch.Tensor, base: torch.Tensor, terms: Sequence[Term]) -> None:
     """Write a base and all changes of it into a bias, rounded once."""
     exact = base.to(target.device, accumulator(target))
@@ -820,8 +832,9 @@ class MergedEngine(Engine):
                 if slot is not entry.weight:
                     _blend_bias(copy, base, [p.term(flat) for p in parts[entry]])
                 elif not _is_grouped(entry, parts[entry]) or not _add(groups, copy, base, parts[entry]):
-                    terms = [p.term(flat) for p in parts[entry]]
-                    writes.append(partial(blend_weight, copy, base, terms, transposed=entry.transposed))
+                    writes.append(
+                        partial(_blend, copy, base, parts[entry], flat, transposed=entry.transposed)
+                    )
                     weights += base.numel()
         groups.write(flat)
         on_all_cores(writes, weights)
@@ -917,13 +930,13 @@ class MergedEngine(Engine):
         writes: list[Callable[[], None]] = []
         weights = 0
         for entry, parts in singles:
-            entry.weight.keep()  # where a module gets a weight of its own, that is made here
-            live, terms = entry.weight.live, [p.term(flat) for p in parts]
-            blend = partial(blend_weight, live, entry.weight.keep(), terms, transposed=entry.transposed)
+            base = entry.weight.keep()  # where a module gets a weight of its own, that is made here
+            live = entry.weight.live
+            blend = partial(_blend, live, base, parts, flat, transposed=entry.transposed)
             if live.is_inference():
                 with writing(live):
                     blend()
-            elif live.device.type == "cpu" and all(term.pair is not None for term in terms):
+            elif live.device.type == "cpu" and all(part.pair is not None for part in parts):
                 writes.append(blend)  # the changes of others may share what they compute
                 weights += live.numel()
             else:

@@ -196,10 +196,11 @@ class Groups:
         Returns:
             False unless all is on one GPU, dense in memory (channels last, too), and at most fp32.
         """
+        if not weight.is_cuda:
+            return False
         flat, clean = _flat(weight), _flat(base)
         if not (
-            weight.is_cuda
-            and weight.dtype.itemsize <= 4
+            weight.dtype.itemsize <= 4
             and base.device == weight.device
             and flat is not None
             and clean is not None

@@ -13,6 +13,7 @@ from lora_mixer.algorithms.values import Values
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.trainable.direct import DirectBlocks, DirectPair
 from lora_mixer.engines.trainable.forms import (
     Layer,
     PairForm,
@@ -54,6 +55,8 @@ class Beside:
         self._confined: list[LayerWeights] = []
         self._rows: Sequence[int] | None = None
         self._pieces: dict[int, list[tuple[int, Rows]]] = {}
+        self._pair: DirectPair | None = None
+        self._direct: dict[int, DirectBlocks | None] = {}
         self.together: Together | None = None
 
     def add(
@@ -95,7 +98,7 @@ class Beside:
 
     def show(self, rows: Sequence[int] | None) -> None:
         """Take the mix of each row of the calls to come; None where there is one for all."""
-        self._rows, self._pieces = rows, {}
+        self._rows, self._pieces, self._direct = rows, {}, {}
         if rows is not None:  # now, and not where a compiler looks on
             self._pieces[len(rows)] = self._told_apart(rows, len(rows))
 
@@ -103,16 +106,39 @@ class Beside:
     def can_join(self) -> bool:
         """Whether the module's own product and what adapters add to it may be one operation."""
         forms = [form for form, _ in self._forms]
-        alone = self._is_alone and not self._wholes and not self._confined
-        return alone and bool(forms) and all(form.can_join for form in forms) and can_join(self.module)
+        return (
+            self._is_bare and bool(forms) and all(form.can_join for form in forms) and can_join(self.module)
+        )
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether all that stands beside the module is forms of its outputs."""
+        return self._is_alone and not self._wholes and not self._confined
+
+    def settle(self) -> bool:
+        """Say whether outputs can be made within the module's ``forward``, which no form may ask for a product of its own then."""
+        if not self._is_bare or not all(
+            isinstance(form, PairForm) or form.can_join for form, _ in self._forms
+        ):
+            return False
+        pairs = [
+            form for form, _ in self._forms if isinstance(form, PairForm) and form.direct(1.0) is not None
+        ]
+        active = [(form, gains[0]) for form, gains in self._forms if gains[0]]
+        if len(active) == 1 and active[0][0] in pairs:
+            self._pair = active[0][0].direct(active[0][1])
+        return bool(pairs) or self.can_join
 
     def at_once(self, args: Any) -> torch.Tensor | None:
         """Return the output of inputs with the adapters' part; None where it is made of the module's own."""
         x = args[0] if len(args) == 1 else None
         if not isinstance(x, torch.Tensor):
             return None
-        if self._rows is not None:  # rows of several mixes are put together from their own outputs
-            return None
+        if self._rows is not None:  # other rows of several mixes are put together from their own outputs
+            blocks = self._blocks_of(x)
+            return None if blocks is None else blocks(x, self.scale)
+        if self._pair is not None:
+            return self._pair(x, self.scale)
         kind = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
@@ -180,23 +206,38 @@ class Beside:
         self, pieces: Sequence[tuple[int, Rows]], x: torch.Tensor, output: torch.Tensor
     ) -> torch.Tensor | None:
         """Return the output where rows lie in equal blocks, each with one pair of the same rank; else None."""
+        own = self._pair_of_each(pieces)
+        if not own:
+            return None
+        pairs = [form.pair() for form, _ in own]
+        if len({(pair.down.shape, pair.down.dtype) for pair in pairs}) != 1:
+            return None
+        scales = [gain * self.scale * pair.scale for (_, gain), pair in zip(own, pairs, strict=True)]
+        return with_pairs_of_blocks(self.module, output, x, pairs, scales, own[0][0].layer.shape)
+
+    def _pair_of_each(self, pieces: Sequence[tuple[int, Rows]]) -> list[tuple[PairForm, float]]:
+        """Return the pair of each of equal blocks of rows and its weight; nothing where it is not one pair each."""
         sizes = {rows.stop - rows.start for _, rows in pieces if isinstance(rows, slice)}
         if self._wholes or len(sizes) != 1:
-            return None
-        pairs, scales = [], []
-        shape: tuple[int, ...] = ()
+            return []
+        found = []
         for mix, _ in pieces:
             active = [(form, gains[mix]) for form, gains in self._forms if gains[mix]]
             form = active[0][0] if len(active) == 1 else None
             if not isinstance(form, PairForm) or not form.is_plain:
-                return None
-            shape = form.layer.shape
-            pair = form.pair()
-            pairs.append(pair)
-            scales.append(active[0][1] * self.scale * pair.scale)
-        if len({(pair.down.shape, pair.down.dtype) for pair in pairs}) != 1:
-            return None
-        return with_pairs_of_blocks(self.module, output, x, pairs, scales, shape)
+                return []
+            found.append((form, active[0][1]))
+        return found
+
+    def _blocks_of(self, x: torch.Tensor) -> DirectBlocks | None:
+        """Return what gives blocks of a batch their own pairs, made once for each size of a batch; None where nothing can."""
+        batch = len(x) if x.ndim > 1 else 0
+        if batch not in self._direct:
+            pieces = self._pieces_of(batch) if batch and type(self.module) is nn.Linear else ()
+            self._direct[batch] = DirectBlocks.of(
+                [form.direct(gain) for form, gain in self._pair_of_each(pieces)]
+            )
+        return self._direct[batch]
 
     def _pieces_of(self, batch: int) -> list[tuple[int, Rows]]:
         if batch not in self._pieces:

@@ -247,7 +247,7 @@ class TrainableEngine(Engine):
         self._beside = list(by_module.values())
         for beside in self._beside:
             # behind what others of this package make of the output, before all else
-            if beside.can_join:
+            if beside.settle():
                 self._handles.append(hook_within(beside.module, beside))
             else:
                 first = not output_hooks(beside.module)

@@ -26,6 +26,7 @@ from lora_mixer.engines.merged.tied_use import standing_in
 from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
+from lora_mixer.engines.trainable.direct import DirectPair, casts, convolve_by, meeting
 from lora_mixer.engines.trainable.joined import Terms
 from lora_mixer.engines.trainable.parameters import Live
 from lora_mixer.errors import PipelineStateError
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     """Gives a clean base (out, in, *kernel)."""
     Held = tuple[torch.Tensor, torch.Tensor]
     """A product of two matrices (out, rank) and (rank, in) that is not trained."""
-
-_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 @dataclass
@@ -73,9 +72,9 @@ class Layer:
             return product(self.module, x)
         if self.is_own:
             module: Any = self.module
-            return product(module, x if _casts(x) else x.to(module.weight.dtype))
+            return product(module, x if casts(x) else x.to(module.weight.dtype))
         weight = self.clean().to(x.device)
-        if not _casts(x):
+        if not casts(x):
             weight = weight.to(x.dtype)
         if len(self.shape) == 2:
             return functional.linear(x, weight)
@@ -141,7 +140,7 @@ class PairForm(Form):
     def added(self, x: torch.Tensor, output: torch.Tensor, plain: torch.Tensor, gain: float) -> torch.Tensor:  # noqa: ARG002
         """Return output + gain * scale * (x A^T) B^T."""
         pair = self.pair()
-        x = _meeting(x, pair.down)
+        x = meeting(x, pair.down)
         module, shape = self.layer.module, self.layer.shape
         dropped = functional.dropout(x, self.dropout, module.training) if self.dropout else x
         total = with_pair(module, output, dropped, pair.down, pair.up, gain * pair.scale, shape)
@@ -165,6 +164,15 @@ class PairForm(Form):
     def is_plain(self) -> bool:
         """Whether there are the two products and nothing else."""
         return not self.dropout and not self._adds_more
+
+    def direct(self, gain: float) -> DirectPair | None:
+        """Return the pair at a weight where its factors are parameters as they are and there is nothing else; else None."""
+        pair, shape = self.weights, self.layer.shape
+        if self._adds_more or not isinstance(pair, LowRank) or pair.mid is not None or pair.shape != shape:
+            return None
+        if not isinstance(pair.down, nn.Parameter) or not isinstance(pair.up, nn.Parameter):
+            return None  # views are looked up at each call
+        return DirectPair(self.layer.module, pair.down, pair.up, gain * pair.scale, self.dropout)
 
 
 @dataclass
@@ -211,7 +219,7 @@ class DoraForm(Form):
         pair = dora.inner.factors(layer.shape)
         assert pair is not None  # noqa: S101 -- kinds that are pairs
         at, share = dora.shares(gain)
-        given = _meeting(x, pair.down)
+        given = meeting(x, pair.down)
         if self.dropout and layer.module.training:
             given = functional.dropout(given, self.dropout)
             clean = layer.product(given.to(x.dtype))
@@ -279,7 +287,7 @@ class OutputForm(Form):
             change = now.on_outputs(partial(self._base, x.device), layer.shape, gain)
             # packed layers round what they are given, others take what the parameters are
             like = next((t for t in now.tensors() if t.is_floating_point()), x)
-            given = x if layer.is_packed else _meeting(x, like)
+            given = x if layer.is_packed else meeting(x, like)
             clean = layer.own(x, plain) if change.uses_own else plain
             total = total + change.added(given.to(output.device), clean, layer.product).to(output.dtype)
         return total if moved is None else total + moved.to(total)
@@ -417,15 +425,16 @@ def with_pair(
     if is_linear:
         part = functional.linear(hidden, up)
     else:
-        part = _CONVOLUTIONS[len(shape) - 2](hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
+        part = convolve_by(len(shape))(hidden, up.view(*up.shape, *[1] * (len(shape) - 2)))
     return output + (part if part.dtype == output.dtype else part.to(output.dtype))
 
 
 def convolved(module: nn.Module, x: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """Return a convolution of a layer's input with another weight (n, in / groups, *kernel), without bias."""
     layer: Any = module
-    convolve: Any = _CONVOLUTIONS[weight.ndim - 2]
-    out: torch.Tensor = convolve(x, weight, None, layer.stride, layer.padding, layer.dilation, groups)
+    out: torch.Tensor = convolve_by(weight.ndim)(
+        x, weight, None, layer.stride, layer.padding, layer.dilation, groups
+    )
     return out
 
 
@@ -460,7 +469,7 @@ def with_pairs_of_blocks(
     if any(other != scale for other in scales):
         ups, scale = [up * scale_of for up, scale_of in zip(ups, scales, strict=True)], 1.0
     up = torch.stack(ups)  # (blocks, out, r)
-    x = _meeting(x, down)
+    x = meeting(x, down)
     if len(shape) == 2:
         hidden = torch.bmm(x.reshape(blocks, -1, x.shape[-1]), down.mT)  # (blocks, n, r)
         part = torch.bmm(hidden if scale == 1 else hidden * scale, up.mT)  # (blocks, n, out)
@@ -470,8 +479,10 @@ def with_pairs_of_blocks(
     grouped = x.view(blocks, rows, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (rows, blocks * in, *places)
     hidden = convolved(module, grouped, down.view(-1, *shape[1:]), blocks)  # (rows, blocks * r, *places)
     point = up.flatten(0, 1).view(-1, up.shape[2], *[1] * (len(shape) - 2))
-    part = _CONVOLUTIONS[len(shape) - 2](hidden if scale == 1 else hidden * scale, point, groups=blocks)
-    apart = part.view(rows, blocks, -1, *part.shape[2:]).transpose(0, 1)  # (blocks, rows, out, *places)
+    points: torch.Tensor = convolve_by(len(shape))(
+        hidden if scale == 1 else hidden * scale, point, groups=blocks
+    )
+    apart = points.view(rows, blocks, -1, *points.shape[2:]).transpose(0, 1)  # (blocks, rows, out, *places)
     return output + apart.reshape(output.shape).to(output.dtype)
 
 
@@ -488,13 +499,3 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 def _wide_type(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype.itemsize > 2 else torch.float32
-
-
-def _casts(x: torch.Tensor) -> bool:
-    """Whether autocast brings the inputs of products to one type by itself."""
-    return torch.is_autocast_enabled(x.device.type)
-
-
-def _meeting(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return inputs in the type of the parameters, unless autocast chooses one for both."""
-    return x if _casts(x) else x.to(parameter.dtype)

@@ -54,7 +54,8 @@ def _problems(config: IA3Config) -> Iterator[Problem]:
             "feedforward_modules", f"expected a list of suffixes or a regular expression, got {shown(names)}."
         )
     elif texts is not None and isinstance(config.target_modules, list):
-        odd = [name for name in texts if name not in config.target_modules]
+        targets = set(config.target_modules)
+        odd = [name for name in texts if name not in targets]
         if odd:
             yield Problem("feedforward_modules", f"{', '.join(map(repr, odd))} is not in target_modules.")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lora_mixer.mixes.reading import Reading
 
 _PLAIN_NAME = re.compile(r"[^\s,:|\"'()\[\]{}=@~](?:[^\n\r\t,:|\"'()\[\]{}=@~]*[^\s,:|\"'()\[\]{}=@~])?")
-_PLAIN_VALUE = re.compile(r"[A-Za-z_][\w.:-]*(?:\([\w.,+ -]*\))?|[\d.e+@,s-]*@[\d.e+@,s-]*")
+_PLAIN_VALUE = re.compile(r"[A-Za-z_][\w.:-]*(?:\([\w.,+ -]*\))?|(?=[^@]*@)[\d.e+@,s-]*")
 
 _PARTS = ("blocks", "schedule", "mask")
 _SUGAR = ("lbw", "start", "stop", "step", "feather")
