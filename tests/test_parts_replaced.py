@@ -348,6 +348,44 @@ def test_a_picture_is_made_with_the_mix_in_parts_that_were_replaced_before_it(
     assert not any(isinstance(value, Guard) for value in vars(pipe).values())
 
 
+class Saving(SmallPipe):
+    """A pipeline that says what it would write."""
+
+    def save_pretrained(self) -> dict[str, torch.Tensor]:
+        """Return all values."""
+        return values(self)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("state", ["merged", "off", "side", "misfit"])
+def test_a_pipeline_is_saved_with_the_mix_in_parts_that_were_replaced_before_it(
+    part: str, state: str
+) -> None:
+    pipe, other = Saving(**components(small_pipe())), components(small_pipe(seed=3))
+    pairs = pairs_for(pipe, 1)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.set_mix({"a": 0.5}, engine="side" if state == "side" else "auto")
+    if state == "off":
+        mixer.disable_lora()
+    if state == "misfit":
+        other[part] = nn.Sequential()
+    pipe.components[part] = other[part]
+    clean = Snapshot.of(Saving(**{**components(small_pipe()), part: components(small_pipe(seed=3))[part]}))
+
+    if state in ("side", "misfit"):
+        with pytest.raises(PipelineStateError, match=r"no parameter|not in the new ones"):
+            pipe.save_pretrained()
+    elif state == "off":
+        assert_same(pipe.save_pretrained(), clean.state)
+    else:
+        assert_same(pipe.save_pretrained(), values(pipe))
+        clean.assert_holds(pipe, mixed((pairs, 0.5)))
+    mixer.disable_lora()
+    if state != "misfit":
+        assert_same(values(pipe), clean.state)
+
+
 def _unconditional(unet: Any) -> Any:
     return DDPMPipeline(unet, DDIMScheduler())
 

@@ -193,7 +193,7 @@ def test_rebase_finds_writes_under_a_mix_with_nan_in_it() -> None:
 def test_where_nothing_was_written_rebase_says_so_and_names_what_bakes() -> None:
     bench = _bench()
     bench.mixer.set_adapters("b", 0.5)
-    with pytest.warns(UserWarning, match=r"nothing else has written.*with bake it"):
+    with pytest.warns(UserWarning, match=r"nothing else has written.*bake=True"):
         bench.mixer.rebase()
     bench.assert_base()
 

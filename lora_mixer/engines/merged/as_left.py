@@ -7,6 +7,7 @@ somebody says that he has written something.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,32 +50,76 @@ def that_differ(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[bool
         >>> that_differ([(ones, ones.clone()), (ones, -ones), (ones, ones.half())])
         [False, True, True]
     """
-    together: list[_Lot] = []
-    answers: list[bool] = []
-    begun: dict[object, tuple[int, _Lot]] = {}
-    for place, (a, b) in enumerate(pairs):
-        answers.append(True)
-        if a.shape != b.shape or a.dtype != b.dtype:
-            continue
-        kind, bytes_of = (a.device, b.device, a.dtype), a.numel() * a.dtype.itemsize
-        size, lot = begun.get(kind, (_TOGETHER_ON_DEVICE, _NO_LOT))
-        most = _TOGETHER if a.device.type == "cpu" else _TOGETHER_ON_DEVICE
-        if size + bytes_of > most or a.dtype.itemsize == 1:
-            size, lot = 0, ([], [], [])
-            together.append(lot)
-        lot[0].append(place)
-        lot[1].append(a)
-        lot[2].append(b)
-        begun[kind] = size + bytes_of, lot
+    pairs = list(pairs)
+    answers = [None if _alike(a, b) else True for a, b in pairs]
+    _compare_at_once(pairs, answers)
+    lots = _laid_together(pairs, [place for place, answer in enumerate(answers) if answer is None])
     odd: list[_Lot] = []
-    for lot, differs in zip(together, _unlike(together), strict=True):
+    for lot, differs in zip(lots, _unlike(lots), strict=True):
         if differs and len(lot[0]) > 1:
             odd += [([place], [a], [b]) for place, a, b in zip(*lot, strict=True)]
         for place in lot[0]:
             answers[place] = differs
     for (places, *_), differs in zip(odd, _unlike(odd), strict=True):
         answers[places[0]] = differs
-    return answers
+    return [bool(answer) for answer in answers]
+
+
+def _laid_together(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], places: Sequence[int]) -> list[_Lot]:
+    """Lay those of some pairs together that are of one type and place, until a lot is full."""
+    lots: list[_Lot] = []
+    begun: dict[object, tuple[int, _Lot]] = {}
+    for place in places:
+        a, b = pairs[place]
+        kind, added = (a.device, b.device, a.dtype), a.numel() * a.dtype.itemsize
+        most = _TOGETHER if a.device.type == "cpu" else _TOGETHER_ON_DEVICE
+        size, lot = begun.get(kind, (most, _NO_LOT))
+        if size + added > most or a.dtype.itemsize == 1 or lot is _NO_LOT:
+            size, lot = 0, ([], [], [])
+            lots.append(lot)
+        lot[0].append(place)
+        lot[1].append(a)
+        lot[2].append(b)
+        begun[kind] = size + added, lot
+    return lots
+
+
+def _compare_at_once(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], answers: list[bool | None]) -> None:
+    """Fill in what one kernel for each GPU can tell; the rest is asked tensor by tensor."""
+    alike: dict[torch.device, list[int]] = {}
+    for place, (one, other) in enumerate(pairs):
+        if answers[place] is None and one.is_cuda and _are_words(one, other):
+            alike.setdefault(one.device, []).append(place)
+    compare = _differ() if alike else None
+    if compare is None:
+        return
+    for places in alike.values():
+        for place, odd in zip(places, compare([pairs[place] for place in places]).tolist(), strict=True):
+            answers[place] = bool(odd)
+
+
+def _are_words(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Say whether two tensors lie alike on one device, without gaps, and begin and end at whole words of 8 bytes."""
+    return (
+        one.device == other.device
+        and one.stride() == other.stride()
+        and (one.is_contiguous() or (one.ndim == 4 and one.is_contiguous(memory_format=torch.channels_last)))
+        and not (one.data_ptr() | other.data_ptr() | one.nbytes) % 8
+    )
+
+
+@cache
+def _differ() -> Any:
+    """Return the function that launches the kernel, or None where Triton is missing or cannot compile."""
+    try:
+        from lora_mixer.engines.merged.kernel_compare import differ
+
+        ones = torch.ones(3, 8, device="cuda")
+        odd = ones.clone()
+        odd[2, 7] = 0
+        return differ if differ([(ones, ones.clone()), (ones, odd)]).tolist() == [0, 1] else None
+    except Exception:  # noqa: BLE001 -- no compiler, an old driver, another vendor: there is the other way
+        return None
 
 
 def is_as_written(held: torch.Tensor, written: torch.Tensor) -> bool:
@@ -106,6 +151,11 @@ def is_as_written(held: torch.Tensor, written: torch.Tensor) -> bool:
     return bool((~odd | near).all()) and int(odd.sum()) * _RARE <= held.numel()
 
 
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+@torch.no_grad()
 def _unlike(together: Sequence[_Lot]) -> list[bool]:
     """Tell for each lot whether any of its pairs differ."""
     answers: list[bool] = []
