@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import warnings
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 -- typer reads it at runtime
@@ -85,6 +84,8 @@ def generate(
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
+    import secrets  # not for help
+
     named = read_options(lora or ())
     first = said.setdefault("seed", secrets.randbelow(2**32))
     seeds = [first + number for number in range(count)]
