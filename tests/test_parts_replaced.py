@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError
 from lora_mixer.guards import Guard
-from tests.models import tiny_sd, tiny_sdxl
+from tests.models import SD_WIDTH, tiny_sd, tiny_sdxl
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components, random_pairs
 
@@ -239,6 +239,41 @@ def test_words_go_to_the_text_encoder_that_is_there_now(sd: Any) -> None:
     finally:
         mixer.unload_lora_weights()
         sd.text_encoder = old
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_words_are_known_to_what_was_put_in_since_the_last_call_as_a_picture_begins(
+    part: str, copied: bool
+) -> None:
+    def made() -> Any:
+        pipe = tiny_sd()
+        pipe.tokenizer = deepcopy(pipe.tokenizer)
+        return pipe
+
+    def read(pipe: Any) -> torch.Tensor:
+        found: torch.Tensor = pipe.encode_prompt("an ohwx cat", "cpu", 1, False)[0]
+        return found
+
+    new = getattr(made(), part)
+    if part == "text_encoder":
+        with torch.no_grad():
+            new.get_input_embeddings().weight.mul_(1.5)
+    vectors = torch.randn(2, new.config.hidden_size if part == "text_encoder" else SD_WIDTH)
+    pipe, wanted = made(), made()
+    size = len(wanted.tokenizer)
+    setattr(wanted, part, deepcopy(new))
+    LoraMixer(wanted).load_textual_inversion({"ohwx": vectors})
+    mixer = LoraMixer(pipe)
+    mixer.load_textual_inversion({"ohwx": vectors})
+    pipe = deepcopy(pipe) if copied else pipe
+    setattr(pipe, part, new)
+
+    assert torch.equal(read(pipe), read(wanted))
+    mixer = LoraMixer.of(pipe)
+    assert list(mixer.tokens) == ["ohwx"]
+    mixer.unload_textual_inversion()
+    assert len(pipe.tokenizer) == size
 
 
 @pytest.mark.filterwarnings(
