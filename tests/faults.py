@@ -916,6 +916,7 @@ def inject(
     each: int = 2,
     once: bool = False,
     tell: Callable[[str], object] = lambda _: None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> tuple[collections.Counter[str], list[str]]:
     """
     Inject faults.
@@ -929,6 +930,7 @@ def inject(
         each: How many faults a state and a call have, before the next ones are drawn.
         once: Stop when all states and calls have had theirs.
         tell: Called with what was inconsistent, as it is found.
+        ended: Asked between faults whether that was enough.
 
     Returns:
         How many were injected by kind, and what was inconsistent.
@@ -939,7 +941,11 @@ def inject(
     wrong = []
     left: list[tuple[str, str]] = []
     with _keys():
-        while (count is None or done.total() < count) and (end is None or time.monotonic() < end):
+        while (
+            (count is None or done.total() < count)
+            and (end is None or time.monotonic() < end)
+            and not ended()
+        ):
             if not left:
                 if once and done:
                     break
@@ -984,6 +990,8 @@ def main() -> None:
         return
     if options.count is None and options.seconds is None and not options.all:
         options.seconds = 300.0
+    asked: list[int] = []  # who is told to end says how far it came
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     done, wrong = inject(
         options.seed,
         options.count,
@@ -993,6 +1001,7 @@ def main() -> None:
         each=options.each,
         once=options.all,
         tell=lambda line: print(line, flush=True),  # noqa: T201
+        ended=lambda: bool(asked),
     )
     kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(done.items()))
     sys.stdout.write(

@@ -4,6 +4,7 @@ Long runs: a page with people coming and going, and batches whose workers are ki
 ``python -m tests.long_runs page --pictures 2000`` makes a day's pictures of eight sessions at once, some of which leave in the
 middle, while adapters come to the library and go; ``python -m tests.long_runs batch --engine ray --rounds 50`` runs a plan again
 and again and kills a worker at random in each. Both print what they measured; the exit code says whether it was flat.
+``python -m tests.long_runs calls --calls 5801`` calls one mixer from many threads and compares each picture with that of a single one.
 ``python -m tests.long_runs kills --rounds 20`` kills runners and workers of batches at any moment, and runs each plan to its end.
 """
 
@@ -31,11 +32,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import torch
 
-from lora_mixer import demo_adapters
+from lora_mixer import LoraMixer, demo_adapters
 from lora_mixer.batches import run_plan
 from tests.batch_plans import GRID, hashes, make_model, plan_for, statuses
 from tests.browser import serving
+from tests.models import tiny_sd
+from tests.small_pipe import pairs_for, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -316,6 +320,85 @@ def _ends(pid: int, seconds: float = 60.0) -> bool:
     return False
 
 
+MIXES: tuple[dict[str, Any], ...] = (
+    {},
+    {"neon": 1.0},
+    {"ink": 0.6, "neon": -0.4},
+    {"ink": {"te": 0.5, "unet": 0.2}, "pixel": 0.7},
+    {"neon": {"weight": 0.9, "schedule": "0@0,1@0.5"}},
+    {"pixel": {"blocks": {"down": 1.0, "mid": 0.0, "up": 0.3}}},
+)
+KINDS = ("picture", "load", "switch", "ask")
+ADAPTERS = ("neon", "ink", "pixel")
+
+
+def calls(count: int, threads: int, seed: int, *, seconds: float = float("inf")) -> dict[str, int]:
+    """
+    Call one mixer from many threads: pictures in blocks of ``applied``, loads, deletions, switches and questions.
+
+    Args:
+        count: How many calls there are.
+        threads: How many threads make them.
+        seed: What is drawn goes by this.
+        seconds: When to stop.
+
+    Returns:
+        How many were made, by kind; pictures ``unlike`` those of one thread, other ``wrong`` answers, values of the base that ``changed``.
+    """
+    pipe = tiny_sd()
+    mixer = LoraMixer(pipe)
+    files = {name: written(pairs_for(pipe, number)) for number, name in enumerate(ADAPTERS)}
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    base = [value.clone() for part in parts for value in part.state_dict().values()]
+    for name, file in files.items():
+        mixer.load_lora_weights(file, adapter_name=name)
+
+    def picture(mix: int, noise: int) -> bytes:
+        with mixer.applied(MIXES[mix]):
+            made = pipe(
+                "a castle", num_inference_steps=2, width=16, height=16, generator=torch.Generator().manual_seed(noise)
+            )  # fmt: skip
+        return bytes(made.images[0].tobytes())
+
+    dice, came, lock = random.Random(seed), dict[str, int](), threading.Lock()
+    jobs = [
+        (dice.choice(("picture", *KINDS)), (dice.randrange(len(MIXES)), dice.randrange(4)), number)
+        for number in range(count)
+    ]
+    wanted = {which: picture(*which) for which in sorted({each[1] for each in jobs if each[0] == "picture"})}
+    assert len(set(wanted.values())) == len(wanted)
+    end = time.monotonic() + seconds
+
+    def call(job: tuple[str, tuple[int, int], int]) -> None:
+        kind, (mix, noise), number = job
+        if time.monotonic() > end:
+            return
+        right, wrong = True, "wrong"
+        if kind == "picture":
+            right, wrong = picture(mix, noise) == wanted[mix, noise], "unlike"
+        elif kind == "load":
+            own = f"own{number}"
+            mixer.load_lora_weights(files[ADAPTERS[noise % 3]], adapter_name=own)
+            right = own in mixer.adapters
+            mixer.delete_adapters(own)
+            right = right and own not in mixer.adapters
+        elif kind == "switch":
+            mixer.disable_lora() if noise == 0 else mixer.set_mix(MIXES[mix])
+        else:
+            right = set(ADAPTERS) <= set(mixer.adapters) and mixer.memory() is not None
+        with lock:
+            came[kind] = came.get(kind, 0) + 1
+            if not right:
+                came[wrong] = came.get(wrong, 0) + 1
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(call, jobs))
+    mixer.unload_lora_weights()
+    after = [value for part in parts for value in part.state_dict().values()]
+    changed = sum(not torch.equal(a, b) for a, b in zip(base, after, strict=True))
+    return came | ({"changed": changed} if changed else {})
+
+
 def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
@@ -325,15 +408,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("page", "batch", "kills"))
+    parser.add_argument("what", choices=("page", "batch", "kills", "calls"))
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--engine", choices=("processes", "ray"), default="ray")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=5801)
+    parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
+    if chosen.what == "calls":
+        came = calls(chosen.calls, chosen.threads, chosen.seed, seconds=chosen.seconds)
+        print(json.dumps({"calls": sum(came.get(kind, 0) for kind in KINDS), **came}))  # noqa: T201
+        sys.exit(bool(set(came) - set(KINDS)))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if chosen.what == "kills":

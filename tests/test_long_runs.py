@@ -25,6 +25,12 @@ def test_people_who_come_and_go_leave_nothing_open(tmp_path: Path, monkeypatch: 
     assert late.temporary - samples[0].temporary <= MORE.temporary
 
 
+def test_calls_of_many_threads_make_the_pictures_of_one() -> None:
+    came = long_runs.calls(12, 4, seed=6)
+    assert set(came) == set(long_runs.KINDS)  # none unlike, none wrong, nothing of the base changed
+    assert sum(came.values()) == 12
+
+
 @pytest.mark.parametrize(
     ("step", "named"),
     [
