@@ -41,7 +41,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Remedy, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
@@ -1294,9 +1294,12 @@ class LoraMixer:
             is_untouched = state.controller.rebase(state.components(), bake=bake)
             state.enabled = False
             if is_untouched and not is_new:
-                warnings.warn(
+                told = (
                     "nothing else has written any of the weights that a mix was in, so rebase() put their kept base back, and no "
-                    "adapter is active; rebase(bake=True) makes the mix a part of the base",
+                    "adapter is active"
+                )
+                warnings.warn(
+                    Remedy("rebase(bake=True) makes the mix a part of the base").after(told, Surface.PYTHON),
                     UserWarning,
                     stacklevel=2,
                 )
