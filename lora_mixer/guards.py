@@ -112,6 +112,7 @@ class Guard:
                 )
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
+            self._state.follow()
             learnt = (
                 self._state.trained_on(self._owner)
                 if hasattr(type(self._owner), "_hf_peft_config_loaded")

@@ -1296,7 +1296,7 @@ class LoraMixer:
             if is_untouched and not is_new:
                 warnings.warn(
                     "nothing else has written any of the weights that a mix was in, so rebase() put their kept base back, and no "
-                    "adapter is active; with bake it makes the mix a part of the base",
+                    "adapter is active; rebase(bake=True) makes the mix a part of the base",
                     UserWarning,
                     stacklevel=2,
                 )

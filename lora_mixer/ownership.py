@@ -501,10 +501,11 @@ class MixerState:
         Raises:
             PipelineStateError: When they were made from the mix, the adapters do not fit them, or it is too late.
         """
-        if not self.enabled or self.held == BASE or (self._lineage is None and self._open):
+        if self._lineage is None and self._open:
             return
         components = self.components()
-        if self._trace().holds(components):
+        is_behind = self.enabled and self.held != BASE and not self._trace().holds(components)
+        if not is_behind and not self.tokens.is_behind:
             return
         read = [part for part in self.roots if part in (*TEXT_ENCODERS, "bert")] if is_late else []
         odd = [part for part in read if not self._is_bound_to(components.get(part, self.roots[part]), part)]

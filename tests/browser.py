@@ -6,13 +6,14 @@ import base64
 import io
 import os
 import shutil
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lora_mixer import LoraMixerError, PictureRequest
+from lora_mixer import LoraMixerError, PictureMaker, PictureRequest
 
 STEPS = 2
 PROMPT = "a castle"
@@ -76,6 +77,48 @@ def alone(app, mix, seed=1, prompt=PROMPT, **more):
         app.ready(request.mix.names)
         (picture,) = app.maker.make([request])
     return picture.image.tobytes()
+
+
+class Gate:
+    """Pictures of a page stop before their second step, and go on when a test says so: none ends while one looks at it."""
+
+    def __init__(self):
+        self._free, self._may = threading.Event(), threading.Semaphore(0)
+
+    def step(self):
+        """Let the picture that waits make one step."""
+        self._may.release()
+
+    def open(self):
+        """Let all go on."""
+        self._free.set()
+        self._may.release()
+
+    def wait(self):
+        """Wait in a picture's step."""
+        if not self._free.is_set():
+            self._may.acquire()
+
+
+@contextmanager
+def held(app, monkeypatch):
+    """Hold the pictures of a page at their steps."""
+    gate, own = Gate(), PictureMaker.make
+
+    def make(maker, requests, *, on_step=None, **more):
+        def step(progress):
+            if on_step is not None:
+                on_step(progress)
+            gate.wait()
+
+        return own(maker, requests, on_step=step, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureMaker, "make", make)
+        try:
+            yield gate
+        finally:
+            gate.open()
 
 
 def pixels(data):

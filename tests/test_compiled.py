@@ -316,6 +316,37 @@ def test_a_compiled_text_encoder_learns_words(kind: str) -> None:
     assert (text(pipe, "a cat") - base).abs().max() < CLOSE
 
 
+RECORDED: dict[str, Callable[[Any, Any], Any]] = {
+    "trace": lambda module, given: torch.jit.trace(module, given, check_trace=False),
+    "export": lambda module, given: torch.export.export(module, given, strict=False).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that these ways to record are old
+@pytest.mark.parametrize("how", RECORDED)
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_is_read_at_calls_is_refused_by_name_where_a_call_is_recorded_and_all_else_is_recorded(
+    how: str, name: str, expected: dict[str, torch.Tensor]
+) -> None:
+    torch._dynamo.reset()
+    mixer = loaded()
+    mix, options = FEATURES[name]
+    mixer.set_mix(mix, **options)
+    unet, scheduler = mixer.pipe.unet, mixer.pipe.scheduler
+    numbers = torch.Generator().manual_seed(3)
+    given = (
+        torch.randn(4, 4, 6, 6, generator=numbers), scheduler.timesteps[1], torch.randn(4, 3, 5, generator=numbers)
+    )  # fmt: skip
+    if name in ("merged", "side", "bias by hook"):  # the same at each call
+        with torch.no_grad():
+            recorded = RECORDED[how](unet, given)
+            assert (recorded(*given) - unet(*given)).abs().max() < CLOSE
+    else:
+        with pytest.raises(PipelineStateError, match=r"changes the mix at this call.*constant mix"):
+            RECORDED[how](unet, given)
+    assert torch.equal(mixer.pipe.steps(), expected[name])
+
+
 ONE_GRAPH: dict[str, Callable[[Any], Any]] = {
     "module": lambda pipe: setattr(pipe, "unet", torch.compile(pipe.unet, backend="eager", fullgraph=True)),
     "in place": lambda pipe: pipe.unet.compile(backend="eager", fullgraph=True),

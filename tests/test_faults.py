@@ -388,7 +388,7 @@ NO_FAULTS = {
         "Compatibility ComponentMatch Composite Constant DemoAdapter DryRun Entry EvaConfig Fit GridAxis KLora Keyframes "
         "LayerNorms LayerPatterns LbwWeights LowRankForm Mask MatchReport Measurement MemoryReport MergeMethod Method "
         "MethodSpec Mix ModelOptions OutputFormat Page Picture PictureAdapter PictureField PictureFields PictureRequest "
-        "PictureSettings Plan PlannedPicture Problem Proposal Ramp Recalled Refreshed Sampler SaveReport Schedule Setting "
+        "PictureSettings Plan PlannedPicture Problem Proposal Ramp Recalled Refreshed Remedy Sampler SaveReport Schedule Setting "
         "SliderStart SpeedReport StepProgress Switch TokenInfo Window AdapterMatch Band"
     ),
     "functions of values, or of files that they only read": (

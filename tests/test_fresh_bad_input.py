@@ -55,6 +55,9 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a loha beyond": ("convolutions", LoHaConfig(r=7, target_modules=["point"]), "target_modules", "at most 6"),
     "an adalora beyond": ("llama", AdaLoraConfig(init_r=30, total_step=9, target_modules=["q_proj"]), "target_modules", "at most 24"),
     "a pattern's rank of 0": ("llama", LoraConfig(target_modules=["q_proj"], rank_pattern={"q_proj": 0}), "rank_pattern['q_proj']", "above 0"),
+    "a rank by what is no expression": ("llama", LoraConfig(target_modules=["q_proj"], rank_pattern={"q_(proj": 2}), "rank_pattern['q_(proj']", "a regular expression"),
+    "a rank by a number": ("llama", LoHaConfig(target_modules=["q_proj"], rank_pattern={7: 2}), "rank_pattern[7]", "a regular expression"),  # type: ignore[dict-item]
+    "an alpha by pattern that is no number": ("llama", LoraConfig(target_modules=["q_proj"], alpha_pattern={"q_proj": float("nan")}), "alpha_pattern['q_proj']", "above 0"),
     "an alpha by pattern that is a text": ("llama", LoraConfig(target_modules=["q_proj"], alpha_pattern={"q_proj": "x"}), "alpha_pattern['q_proj']", "above 0"),  # type: ignore[dict-item]
     "dropout of everything": ("llama", LoraConfig(target_modules=["q_proj"], lora_dropout=1.0), "lora_dropout", "below 1"),
     "a start that changes the base": ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights="corda"), "init_lora_weights", "'corda'"),
@@ -171,6 +174,17 @@ def test_names_in_use_unknown_components_and_blocks_are_refused_and_others_go_on
 
     assert mixer.get_active_adapters() == ["mine"]
     assert torch.equal(output(model, "llama"), out)
+
+
+@pytest.mark.parametrize("kind", [LoraConfig, LoHaConfig])
+def test_patterns_that_count_for_no_target_are_told(kind: Any) -> None:
+    fields: dict[str, Any] = {"rank_pattern": {"q_proj": 2, "0.self_attn.q_proj": 4, "k_proj": 2}}
+    with pytest.warns(UnmatchedTargetsWarning) as said:
+        LoraMixer(build("llama")).add_adapter(kind(target_modules=["q_proj"], r=3, **fields), "a")
+    told = str(said[0].message)
+    assert "rank_pattern['k_proj'] counts for no target" in told
+    assert "rank_pattern['0.self_attn.q_proj'] counts for no target" in told  # the first that matches counts
+    assert "['q_proj']" not in told
 
 
 def test_names_that_match_nothing_beside_others_are_warned_of() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +265,24 @@ def test_all_linear_layers_leave_out_what_is_not_called_and_say_so() -> None:
     with pytest.warns(lora_mixer.UnmatchedTargetsWarning, match=r"attention\.out_proj is left out"):
         mixer.add_adapter(LoraConfig(r=2, target_modules="all-linear"), "mine")
     assert {key.split(".")[2] for key, _ in mixer.named_trainable_parameters("mine")} == {"first"}
+
+
+def test_all_linear_says_that_experts_in_one_tensor_are_left_out_and_how_they_are_named() -> None:
+    mixer = LoraMixer(build("mixtral"))
+    with pytest.warns(
+        lora_mixer.UnmatchedTargetsWarning, match=r"layers\.0\.mlp\.experts\.gate_up_proj \(4 such tensors\)"
+    ) as said:
+        mixer.add_adapter(LoraConfig(r=2, target_modules="all-linear"), "mine")
+    names = re.findall(r"'([^']+)'", str(said[0].message).partition("target_parameters=")[2])
+    assert names == ["experts.gate_up_proj", "experts.down_proj"]
+    assert not any("experts" in key for key, _ in mixer.named_trainable_parameters("mine"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", lora_mixer.UnmatchedTargetsWarning)
+        config = LoraConfig(r=2, target_modules="all-linear", target_parameters=names)
+        mixer.add_adapter(config, "experts, too")
+    both = [key for key, _ in mixer.named_trainable_parameters("experts, too") if "experts" in key]
+    assert len(both) == 8
 
 
 def test_a_dilated_convolution_s_pair_is_the_change_of_its_weight(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError
 from lora_mixer.guards import Guard
-from tests.models import tiny_sd, tiny_sdxl
+from tests.models import SD_WIDTH, tiny_sd, tiny_sdxl
 from tests.small_pipe import SmallPipe, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components, random_pairs
 
@@ -241,6 +241,41 @@ def test_words_go_to_the_text_encoder_that_is_there_now(sd: Any) -> None:
         sd.text_encoder = old
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_words_are_known_to_what_was_put_in_since_the_last_call_as_a_picture_begins(
+    part: str, copied: bool
+) -> None:
+    def made() -> Any:
+        pipe = tiny_sd()
+        pipe.tokenizer = deepcopy(pipe.tokenizer)
+        return pipe
+
+    def read(pipe: Any) -> torch.Tensor:
+        found: torch.Tensor = pipe.encode_prompt("an ohwx cat", "cpu", 1, False)[0]
+        return found
+
+    new = getattr(made(), part)
+    if part == "text_encoder":
+        with torch.no_grad():
+            new.get_input_embeddings().weight.mul_(1.5)
+    vectors = torch.randn(2, new.config.hidden_size if part == "text_encoder" else SD_WIDTH)
+    pipe, wanted = made(), made()
+    size = len(wanted.tokenizer)
+    setattr(wanted, part, deepcopy(new))
+    LoraMixer(wanted).load_textual_inversion({"ohwx": vectors})
+    mixer = LoraMixer(pipe)
+    mixer.load_textual_inversion({"ohwx": vectors})
+    pipe = deepcopy(pipe) if copied else pipe
+    setattr(pipe, part, new)
+
+    assert torch.equal(read(pipe), read(wanted))
+    mixer = LoraMixer.of(pipe)
+    assert list(mixer.tokens) == ["ohwx"]
+    mixer.unload_textual_inversion()
+    assert len(pipe.tokenizer) == size
+
+
 @pytest.mark.filterwarnings(
     "ignore::lora_mixer.mixer.UnusedWeightWarning"
 )  # a schedule of a text encoder alone
@@ -346,6 +381,44 @@ def test_a_picture_is_made_with_the_mix_in_parts_that_were_replaced_before_it(
     mixer.unload_lora_weights()
     assert_same(values(pipe), values(make()))
     assert not any(isinstance(value, Guard) for value in vars(pipe).values())
+
+
+class Saving(SmallPipe):
+    """A pipeline that says what it would write."""
+
+    def save_pretrained(self) -> dict[str, torch.Tensor]:
+        """Return all values."""
+        return values(self)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("state", ["merged", "off", "side", "misfit"])
+def test_a_pipeline_is_saved_with_the_mix_in_parts_that_were_replaced_before_it(
+    part: str, state: str
+) -> None:
+    pipe, other = Saving(**components(small_pipe())), components(small_pipe(seed=3))
+    pairs = pairs_for(pipe, 1)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs), "a")
+    mixer.set_mix({"a": 0.5}, engine="side" if state == "side" else "auto")
+    if state == "off":
+        mixer.disable_lora()
+    if state == "misfit":
+        other[part] = nn.Sequential()
+    pipe.components[part] = other[part]
+    clean = Snapshot.of(Saving(**{**components(small_pipe()), part: components(small_pipe(seed=3))[part]}))
+
+    if state in ("side", "misfit"):
+        with pytest.raises(PipelineStateError, match=r"no parameter|not in the new ones"):
+            pipe.save_pretrained()
+    elif state == "off":
+        assert_same(pipe.save_pretrained(), clean.state)
+    else:
+        assert_same(pipe.save_pretrained(), values(pipe))
+        clean.assert_holds(pipe, mixed((pairs, 0.5)))
+    mixer.disable_lora()
+    if state != "misfit":
+        assert_same(values(pipe), clean.state)
 
 
 def _unconditional(unet: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lora_mixer import LoraMixer, PipelineStateError
+from lora_mixer.engines.merged.as_left import that_differ
 from tests.small_pipe import Bench, assert_same, mixed, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, components, same_bits
 
@@ -239,6 +240,30 @@ def test_writes_past_autograd_into_clean_weights_are_the_base(between: str, plac
     Snapshot(base, (), (), 0).assert_holds(bench.pipe, mixed((bench.pairs["b"], 0.5)))
     mixer.disable_lora()
     assert_same(values(bench.pipe), base)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+def test_tensors_that_are_compared_together_are_told_apart_bit_by_bit(dtype: torch.dtype) -> None:
+    shapes = [(1,), (3,), (5, 7), (2, 3, 3, 3), (0,), (400, 401), (1000, 1000), ()] * 3
+    ones = [torch.randn(shape).to(dtype) for shape in shapes]
+    ones[3] = ones[3].float().to(memory_format=torch.channels_last).to(dtype)
+    others = [one.clone() for one in ones]
+    others[11] = others[11].contiguous()
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    odd = {0, 2, 5, 14, 19, 22}
+    for place in odd:
+        others[place].view(-1).view(bits)[-1] ^= 1
+    ones[8], others[8] = (torch.tensor([value]).to(dtype) for value in (0.0, -0.0))
+    for table in (ones, others):
+        table[9] = torch.full((3,), torch.nan).to(dtype)
+    others[10] = others[10].t()
+    others[12] = others[12].double() if dtype != torch.float64 else others[12].half()
+
+    assert [place for place, odd in enumerate(that_differ(zip(ones, others, strict=True))) if odd] == sorted(
+        {*odd, 8, 10, 12}
+    )
 
 
 def test_a_failed_rebase_leaves_what_was_written_and_the_mix(monkeypatch: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -276,6 +277,58 @@ def test_pipelines_that_share_parts_which_no_adapter_changes_have_a_mixer_each()
     assert two.get_active_adapters() == ["a"]
     one.delete_adapters("t")
     two.load_lora_weights(written(with_text), "t")
+
+
+ENDS: dict[str, Callable[[list[LoraMixer]], Any]] = {
+    "unload": lambda held: held[0].unload_lora_weights(),
+    "delete": lambda held: held[0].delete_adapters(list(held[0].adapters)),
+    "gone": lambda held: (held.clear(), gc.collect()),
+    "gone while off": lambda held: (held[0].disable_lora(), held.clear(), gc.collect()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kind", ["text alone", "both"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_three_pipelines_with_one_text_encoder_one_has_adapters_on_it(
+    order: tuple[int, ...], kind: str, end: str
+) -> None:
+    """Who comes first has it; the others are refused by name until it lets go, and keep what they have on their own parts."""
+    text = small_pipe().components["text_encoder"]
+    unets = [small_pipe(seed=n).components["unet"] for n in range(3)]
+    pipes = [SmallPipe(unet=unet, text_encoder=text) for unet in unets]
+    clean = [Snapshot.of(pipe) for pipe in pipes]
+    first, second, third = order
+    file = written(pairs_for(pipes[0], 1, lambda part, _: kind == "both" or part == "text_encoder"))
+    own = pairs_for(pipes[0], 2, lambda part, _: part == "unet")
+    held = [two_lines(pipes[first], file, adapter_name="t")]
+    others = {number: LoraMixer(pipes[number]) for number in (second, third)}
+    both = values(pipes[first])
+
+    for mixer in others.values():
+        mixer.load_lora_weights(written(own), "u")
+        for _ in range(2):
+            with pytest.raises(
+                PipelineStateError, match=r"has adapters loaded on text_encoder \(t\).*unload"
+            ):
+                mixer.load_lora_weights(file, "t")
+        assert (list(mixer.adapters), mixer.get_active_adapters()) == (["u"], ["u"])
+    assert_same(values(pipes[first]), both)
+    ENDS[end](held)
+    if not held:  # it is still there, whoever asks for it
+        with pytest.raises(PipelineStateError, match=r"text_encoder carries what .* gone \(t\)"):
+            others[second].load_lora_weights(file, "t")
+        LoraMixer(text).unload_lora_weights()
+    clean[first].assert_untouched(pipes[first])
+    others[second].load_lora_weights(file, "t")
+    with pytest.raises(PipelineStateError, match=r"has adapters loaded on text_encoder \(u, t\)"):
+        others[third].load_lora_weights(file, "t")
+    others[second].unload_lora_weights()
+    others[third].load_lora_weights(file, "t")
+    others[third].delete_adapters("t")
+    others[third].unload_lora_weights()
+    for pipe, before in zip(pipes, clean, strict=True):
+        before.assert_untouched(pipe)
 
 
 def test_the_mixer_of_a_pipeline_is_none_that_loads_into_another_ones_parts() -> None:

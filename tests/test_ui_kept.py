@@ -8,7 +8,7 @@ import pytest
 
 from lora_mixer import Mix
 from lora_mixer.picture_metadata import read_picture
-from tests.browser import PROMPT, STEPS, Desk, pixels
+from tests.browser import PROMPT, STEPS, Desk, held, pixels
 
 MISSING = "gone with the wind"
 
@@ -65,19 +65,21 @@ def test_a_reload_gives_everything_back(desk):
     assert strip.count() == 2
 
 
-def test_a_job_goes_on_while_its_page_is_loaded_again(desk, app):
-    desk.fill(PROMPT, seed=5, steps=60)
-    desk.page.locator("#make-button").click()
-    desk.page.locator("#stage .lm-preview").wait_for()
-    asked = []
-    desk.page.on("dialog", lambda dialog: asked.append(dialog.type))
-    reload(desk)
-    assert asked == ["beforeunload"]  # leaving during a job asks
-    desk.state("running").wait_for()
-    desk.state("done").wait_for()
-    desk.page.locator("#stage .lm-final").wait_for()
+def test_a_job_goes_on_while_its_page_is_loaded_again(desk, app, monkeypatch):
+    desk.fill(PROMPT, seed=5, steps=6)
+    with held(app, monkeypatch) as gate:
+        desk.page.locator("#make-button").click()
+        desk.page.locator("#stage .lm-preview").wait_for()
+        asked = []
+        desk.page.on("dialog", lambda dialog: asked.append(dialog.type))
+        reload(desk)
+        assert asked == ["beforeunload"]  # leaving during a job asks
+        desk.state("running").wait_for()
+        gate.open()
+        desk.state("done").wait_for()
+        desk.page.locator("#stage .lm-final").wait_for()
     made = read_picture(desk.fetch(desk.shown()))
-    assert (made.seed, made.steps) == (5, 60)
+    assert (made.seed, made.steps) == (5, 6)
 
 
 def test_each_visitor_begins_with_a_seed_of_its_own_and_sees_what_was_saved_meanwhile(
@@ -251,41 +253,43 @@ def waits(desk, *prompts):
     )
 
 
-def test_make_pressed_again_waits_and_what_waits_can_be_taken_out(desk):
-    desk.fill("first", seed=7, steps=40)
-    desk.page.locator("#make-button").click()
-    desk.state("running").wait_for()
-    desk.page.evaluate(
-        """() => {
-            const stage = document.querySelector("#stage");
-            window.states = new Set();
-            new MutationObserver(() => states.add(stage.querySelector(".lm-stage").dataset.state)).observe(stage, { subtree: true, attributes: true });
-        }"""
-    )
-    for prompt in ("second", "third", "fourth"):
-        desk.page.get_by_label("Prompt", exact=True).fill(prompt)
+def test_make_pressed_again_waits_and_what_waits_can_be_taken_out(desk, app, monkeypatch):
+    desk.fill("first", seed=7, steps=6)
+    with held(app, monkeypatch) as gate:
         desk.page.locator("#make-button").click()
-        desk.page.locator(".lm-queue").get_by_text(prompt).wait_for()
-    assert desk.page.evaluate("[...states]") == ["running"]  # the picture that forms stays in sight
-    assert desk.page.get_by_label("Seed", exact=True).input_value() == "7"  # and nobody loses his seed
-    button = desk.page.get_by_label("Take out: third").element_handle()
-    step = desk.page.locator("#stage .lm-status").inner_text()
-    desk.page.wait_for_function(
-        "step => document.querySelector('#stage .lm-status').innerText !== step", arg=step
-    )
-    assert button.evaluate("node => node.isConnected")  # a step takes no button away under one's hand
-    desk.page.get_by_label("Take out: third").click()
-    desk.page.locator(".lm-queue").get_by_text("third").wait_for(state="detached")
-    desk.page.get_by_label("Earlier: fourth").click()
-    waits(desk, "fourth", "second")
-    desk.page.locator("#make-button").focus()  # not in a text, where Ctrl+Z is the browser's own
-    desk.page.keyboard.press("Control+z")
-    waits(desk, "second", "fourth")
-    desk.page.keyboard.press("Control+z")
-    waits(desk, "second", "third", "fourth")
-    desk.page.get_by_label("Take out: third").click()
-    waits(desk, "second", "fourth")
-    desk.page.get_by_label("Earlier: fourth").click()
+        desk.state("running").wait_for()
+        desk.page.evaluate(
+            """() => {
+                const stage = document.querySelector("#stage");
+                window.states = new Set();
+                new MutationObserver(() => states.add(stage.querySelector(".lm-stage").dataset.state)).observe(stage, { subtree: true, attributes: true });
+            }"""
+        )
+        for prompt in ("second", "third", "fourth"):
+            desk.page.get_by_label("Prompt", exact=True).fill(prompt)
+            desk.page.locator("#make-button").click()
+            desk.page.locator(".lm-queue").get_by_text(prompt).wait_for()
+        assert desk.page.evaluate("[...states]") == ["running"]  # the picture that forms stays in sight
+        assert desk.page.get_by_label("Seed", exact=True).input_value() == "7"  # and nobody loses his seed
+        button = desk.page.get_by_label("Take out: third").element_handle()
+        step = desk.page.locator("#stage .lm-status").inner_text()
+        gate.step()
+        desk.page.wait_for_function(
+            "step => document.querySelector('#stage .lm-status').innerText !== step", arg=step
+        )
+        assert button.evaluate("node => node.isConnected")  # a step takes no button away under one's hand
+        desk.page.get_by_label("Take out: third").click()
+        desk.page.locator(".lm-queue").get_by_text("third").wait_for(state="detached")
+        desk.page.get_by_label("Earlier: fourth").click()
+        waits(desk, "fourth", "second")
+        desk.page.locator("#make-button").focus()  # not in a text, where Ctrl+Z is the browser's own
+        desk.page.keyboard.press("Control+z")
+        waits(desk, "second", "fourth")
+        desk.page.keyboard.press("Control+z")
+        waits(desk, "second", "third", "fourth")
+        desk.page.get_by_label("Take out: third").click()
+        waits(desk, "second", "fourth")
+        desk.page.get_by_label("Earlier: fourth").click()
     desk.page.wait_for_function("document.querySelectorAll('#stage .lm-pick').length === 3")
     desk.state("done").wait_for()
     made = [

@@ -220,7 +220,6 @@ def test_the_model_is_changed_for_all_and_a_broken_one_changes_nothing(chromium,
         )
         desk.page.locator("#more .lm-problem").wait_for()
         assert str(tmp_path) not in desk.page.content()
-        assert desk.make() != b""
         assert pixels(desk.make()) == pixels(before)
 
         number = app.models.number

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.families import FAMILIES
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.peft_config import HEADER_KEY
 from lora_mixer.parsing.json_text import json_or_none
@@ -22,30 +23,6 @@ if TYPE_CHECKING:
     from lora_mixer.sources import AdapterSource
 
 _CARD_BYTES_AT_MOST = 1 << 20
-_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-_FLUX = "black-forest-labs/FLUX.1-dev"
-_ARCHITECTURES = (
-    *((name, _SDXL) for name in ("stable-diffusion-xl", "sdxl")),
-    *((name, _SD15) for name in ("stable-diffusion-v1", "sd_v1", "sd_1.5", "sd1", "sd15")),
-    *((name, "stabilityai/stable-diffusion-2-1") for name in ("stable-diffusion-v2-768-v", "sd_v2_768_v")),
-    *((name, "stabilityai/stable-diffusion-2-1-base") for name in ("stable-diffusion-v2", "sd_v2")),
-    *(
-        (name, "black-forest-labs/FLUX.1-schnell")
-        for name in ("flux-1-schnell", "flux1-schnell", "flux.1-schnell")
-    ),
-    *((name, _FLUX) for name in ("flux-1-dev", "flux1-dev", "flux.1-dev", "flux1", "flux-1")),
-    *(
-        (name, "stabilityai/stable-diffusion-3.5-large")
-        for name in ("stable-diffusion-3.5-large", "sd3.5-large")
-    ),
-    *(
-        (name, "stabilityai/stable-diffusion-3.5-medium")
-        for name in ("stable-diffusion-3.5-medium", "sd3.5-medium")
-    ),
-    *((name, "stabilityai/stable-diffusion-3-medium-diffusers") for name in ("stable-diffusion-3", "sd3")),
-)
-"""What headers call architectures, as beginnings, and the model that each is usually trained on."""
 _FOREIGN = re.compile(r"^(?:[A-Za-z]:[\\/]|[\\/~.])|\\|/.*/")
 
 
@@ -115,10 +92,14 @@ def named_bases(source: AdapterSource, request: Mapping[str, Any]) -> Iterator[N
         yield NamedBase(name, None, f"base_model_name_or_path in {HEADER_KEY} of its header")
     for key in ("modelspec.architecture", "ss_base_model_version"):
         said = metadata.get(key, "")
-        for start, name in _ARCHITECTURES:
-            if said.lower().startswith(start):
-                yield NamedBase(name, None, f"{key} = {said[:80]!r} of its header")
-                break
+        bases = [
+            (len(start), name)
+            for family in FAMILIES
+            for start, name in family.bases
+            if said.lower().startswith(start)
+        ]
+        if bases:
+            yield NamedBase(max(bases)[1], None, f"{key} = {said[:80]!r} of its header")
 
 
 def _of_card(source: AdapterSource, request: Mapping[str, Any]) -> list[str]:

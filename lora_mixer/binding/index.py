@@ -103,12 +103,12 @@ class LiveModule:
         if self.is_bare:
             return tuple(self.weight.shape)
         wide, narrow = _own_value(self.module, "out_features"), _own_value(self.module, "in_features")
-        own = self.module.__dict__.get(OWN_INPUTS)
+        columns = self.module.__dict__.get(OWN_INPUTS)
         if isinstance(wide, int) and isinstance(narrow, int):
-            return (wide, narrow if own is None else own)
+            return (wide, narrow if columns is None else columns)
         shape = tuple(self.weight.shape)
         shape = shape[::-1] if self.transposed else shape
-        return shape if own is None else (shape[0], own, *shape[2:])
+        return shape if columns is None else (shape[0], columns, *shape[2:])
 
 
 @dataclass(frozen=True)

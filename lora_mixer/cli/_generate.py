@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import secrets
 import warnings
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 -- typer reads it at runtime
@@ -85,6 +83,8 @@ def generate(
     load_embeddings: LoadEmbeddings = False,
 ) -> None:
     """Make pictures with adapters mixed into a pipeline; each says inside how it was made."""
+    import secrets  # not for help
+
     named = read_options(lora or ())
     first = said.setdefault("seed", secrets.randbelow(2**32))
     seeds = [first + number for number in range(count)]
@@ -130,7 +130,7 @@ def _named_in(
     folders: Iterable[Path], said: dict[str, Any], mix: str | None, known: set[str]
 ) -> list[LoraOption]:
     """Return the adapters of folders that the prompts or the mix name; the rest of a folder is not even opened."""
-    from lora_mixer.mixes import AdapterMix, Mix
+    from lora_mixer.mixes import AdapterMix, Mix, names_in_prompt
     from lora_mixer.sources import adapter_files
 
     missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
@@ -138,7 +138,7 @@ def _named_in(
         raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
     wanted = [*Mix.of(mix).names] if mix is not None else []
     for text in (said.get("prompt", ""), said.get("negative_prompt", "")):
-        wanted += [match[1].strip() for match in re.finditer(r"<(?:lora|lyco):([^<>:]+)[^<>]*>", text)]
+        wanted += names_in_prompt(text)
     files: dict[str, Path] = {}
     for folder in folders:
         for file in adapter_files(folder.expanduser()):

@@ -1,4 +1,4 @@
-"""A bar for long work on a terminal; nothing in a pipe."""
+"""A bar for long work on a terminal; nothing in a pipe or for one thing alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def bar(items: Iterable[T], title: str) -> Iterator[T]:
         >>> list(bar([1, 2], "working"))
         [1, 2]
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     known = list(items)
     err = console(stderr=True)
+    if len(known) < 2 or not err.is_terminal:
+        yield from known
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True) as progress:
         yield from progress.track(known, description=title)

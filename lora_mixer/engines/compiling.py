@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
+_JIT: Any = torch.jit  # its words have no types
+
 
 def while_traced(function: Function) -> Function:
     """Have a function run for good while it is traced, and what it returns be a constant of the graph."""
@@ -32,7 +34,8 @@ def outside(function: Function) -> Function:
     Keep a function out of compiled code: it breaks a graph that it is called in, and still runs.
 
     Raises:
-        PipelineStateError: When the graph may not be broken (``fullgraph=True``), as the function is called.
+        PipelineStateError: When the graph may not be broken (``fullgraph=True``, ``torch.export``), or the call is recorded once for
+            all (``torch.jit.trace``), as the function is called.
     """
     disabled: Any = torch.compiler.disable
     kept = disabled(function)
@@ -41,9 +44,25 @@ def outside(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             _break_graph()
+        refuse_recorded()
         return kept(*args, **kwargs)
 
     return cast("Function", call)
+
+
+def refuse_recorded() -> None:
+    """
+    Refuse a call that is recorded to be repeated as it is: what goes by the call would be that of this one for good.
+
+    Raises:
+        PipelineStateError: While ``torch.jit.trace`` or ``torch.onnx.export`` records.
+    """
+    if _JIT.is_tracing():
+        raise PipelineStateError(
+            "what changes the mix at this call (a schedule, a mask, a mix for each image, a call's scale) would be recorded by "
+            "torch.jit.trace or torch.onnx.export as it is now, and stay so at each call: set a constant mix "
+            "(engine='merged') before the module is recorded"
+        )
 
 
 @while_traced
@@ -53,7 +72,8 @@ def _break_graph() -> None:
         raise _graph_error()(
             "what changes the mix at this call (a schedule, a mask, a mix for each image, a call's scale) is inside of code "
             "that was compiled with fullgraph after the mix was set, and can only be read outside of it: set the mix "
-            "once more (mixer.set_mix), now that the module is compiled, or leave fullgraph out"
+            "once more (mixer.set_mix), now that the module is compiled, or leave fullgraph out; to export a module, set a "
+            "constant mix (engine='merged')"
         )
 
 

@@ -33,6 +33,7 @@ from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
 from lora_mixer.engines.products import weight_of
+from lora_mixer.engines.read_past import look_again, read_past
 from lora_mixer.engines.selection import choose
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.engines.table import ENGINES, House
@@ -120,6 +121,7 @@ class EngineController:
             roots: The components that it reaches then.
         """
         self._comparisons.forget(name)
+        look_again()
         layers = layers if isinstance(layers, BoundLayers) else BoundLayers(layers)
         self._layers[name] = layers
         for engine in self._engines:
@@ -317,7 +319,7 @@ class EngineController:
             PipelineStateError: When weights cannot be worked on.
         """
         self._bases.find_stored(components)
-        wish = self._wish(setting)
+        wish = self._wish(setting, components)
         for engine in self._engines:
             engine.look(wish)
         self._fused.find(self._layers.values(), components)
@@ -332,10 +334,10 @@ class EngineController:
         self._bases.clear_stored(but)
         self._changing = True
 
-    def _wish(self, setting: ActiveMixes) -> Wish:
+    def _wish(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> Wish:
         names = [name for name in setting.names if self.own(name) is None]
         reserved = any(engine.room is not None for engine in self._engines)
-        return Wish(setting, self._layers, names, reserved)
+        return Wish(setting, self._layers, names, reserved, components)
 
     def _share(self, wish: Wish) -> Mapping[str, Mapping[str, Sequence[bool]]]:
         """Tell which engine has which layers: all of an adapter that one has alone, the others as they share them out."""
@@ -431,7 +433,7 @@ class EngineController:
         for engine, state in zip(self._engines, record.engines, strict=True):
             engine.roll_back(state)
         self._fused.copy_again()
-        wish = self._wish(record.now)
+        wish = self._wish(record.now, components)
         self._enter(wish, components, self._share(wish))
         for engine in self._engines:
             engine.settle(undone=True)
@@ -480,6 +482,7 @@ class EngineController:
             for layers in self._layers.values()
             for layer in layers
             if layer.live.component not in TEXT_ENCODERS
+            and id(layer.live.module) not in read_past(components[layer.live.component])
         }
         self._changing = True
         self._clear()

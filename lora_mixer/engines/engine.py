@@ -9,11 +9,13 @@ mix out and how dearly, shares the layers out, and lets each engine have its own
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_mixer.engines.denoiser.places import Places
 from lora_mixer.engines.denoiser.steps import START, Step
+from lora_mixer.engines.read_past import read_past
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
@@ -49,12 +51,22 @@ class Wish:
         layers: The layers of all loaded adapters.
         names: The adapters of the mixes that are shared out, without those that one engine has alone.
         is_reserved: Whether an engine keeps room for mixes to come.
+        components: The pipeline's modules.
     """
 
     setting: ActiveMixes
     layers: Mapping[str, BoundLayers]
     names: Sequence[str]
     is_reserved: bool = False
+    components: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def read_past(self) -> Collection[int]:
+        """The identities of modules beside which nothing is heard: others read their weights without calling them."""
+        parts = {part for name in self.names for part in self.layers[name].components}
+        return {
+            module for part in parts & self.components.keys() for module in read_past(self.components[part])
+        }
 
     @property
     def images(self) -> int:

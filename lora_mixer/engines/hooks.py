@@ -188,12 +188,12 @@ def sweep(modules: Iterable[nn.Module]) -> None:
 
 def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> HookHandle:
     """
-    Let a hook change what a module returns.
+    Let a hook change what a module returns, before the hooks of others see it: they have what a mix in the weight would give them.
 
     Args:
         module: A layer.
         hook: Called with the module, its arguments and its output; what it returns is the output.
-        first: Whether it runs before all others, for one that computes the output anew.
+        first: Whether it runs before those of this package, too, for one that computes the output anew.
 
     Returns:
         What takes it away again.
@@ -209,8 +209,11 @@ def hook_output(module: nn.Module, hook: Callable[..., Any], *, first: bool = Fa
         (tensor([0., 0.]), True)
     """
     attached = _attached(module)
-    handle = module.register_forward_hook(_WithInput(hook), with_kwargs=True, prepend=first)
+    ours = [number for number in attached.after if number in module._forward_hooks]  # noqa: SLF001
+    handle = module.register_forward_hook(_WithInput(hook), with_kwargs=True, prepend=True)
     attached.numbers.append(handle.id)
+    for number in () if first else reversed(ours):
+        module._forward_hooks.move_to_end(number, last=False)  # type: ignore[attr-defined] # noqa: SLF001
     attached.after = {handle.id: hook, **attached.after} if first else {**attached.after, handle.id: hook}
     return HookHandle(module, handle)
 

@@ -46,6 +46,9 @@ class Family:
         ratio: Likewise: how many times the input of a single block's last layer is that of its first.
         headers: What ``ss_base_model_version`` or ``modelspec.architecture`` contain.
         said: How the names begin that users and model sites give to it.
+        bases: How ``modelspec.architecture`` or ``ss_base_model_version`` begin, and the model that such files are usually trained on;
+            the longest beginning counts.
+        noise_schedule: Whether it is a transformer that is trained on a schedule of noise, as UNets are, whose samplers serve it, too.
         cross_attention: The width of the text that its UNet attends to; 0 for transformers.
         kohya: ``ss_base_model_version``, ``ss_v2`` and ``modelspec.architecture`` that Kohya's trainer writes.
         unet: The arguments of its UNet's class, to build its modules without weights.
@@ -74,6 +77,8 @@ class Family:
     ratio: int = 0
     headers: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    bases: tuple[tuple[str, str], ...] = ()
+    noise_schedule: bool = False
     cross_attention: int = 0
     kohya: tuple[str, str, str] | None = None
     unet: Mapping[str, Any] | None = None
@@ -95,3 +100,8 @@ class Family:
     def is_transformer(self) -> bool:
         """Whether its denoiser is a transformer."""
         return not self.cross_attention
+
+    @property
+    def brings_sampler(self) -> bool:
+        """Whether it is trained on flows, for which its pipelines bring the sampler."""
+        return self.is_transformer and not self.noise_schedule

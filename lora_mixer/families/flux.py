@@ -71,6 +71,11 @@ distilled_guidance_layer.*
     marks=r"(?:^|_)(?:(?:double_blocks|single_blocks|single_transformer_blocks)_0|blocks_0_attn_[ab]_to_(?:qkv|out)$)",
     headers=("flux",),
     said=("flux",),
+    bases=(
+        *((f"flux{dash}1-schnell", "black-forest-labs/FLUX.1-schnell") for dash in ("-", "", ".")),
+        *((f"flux{dash}1-dev", "black-forest-labs/FLUX.1-dev") for dash in ("-", "", ".")),
+        *((name, "black-forest-labs/FLUX.1-dev") for name in ("flux1", "flux-1")),
+    ),
     kohya=("flux1", "False", "flux-1-dev/lora"),
     transformers=(("FluxTransformer2DModel", {"guidance_embeds": True}),),
     text_encoders={

@@ -178,6 +178,7 @@ byt5_in.*
 HUNYUAN_DIT = Family(
     "HunyuanDiT",
     classes=("HunyuanDiT",),
+    noise_schedule=True,
     layouts={
         "original": """
 blocks.N.attn1.Wqkv -> blocks.N.attn1.to_q .to_k .to_v

@@ -62,6 +62,7 @@ x_embedder.proj -> pos_embed.proj
     transformers=(("PixArtTransformer2DModel", {"caption_channels": 4096, "sample_size": 128}),),
     headers=("pixart",),
     said=("pixart",),
+    noise_schedule=True,
     kohya_flat="original",
 )
 
@@ -264,7 +265,11 @@ decoder.* -> *
 )
 
 STABLE_CASCADE = Family(
-    "Stable Cascade", classes=("StableCascade",), marks=r"^lora_prior_", said=("stable cascade",)
+    "Stable Cascade",
+    classes=("StableCascade",),
+    marks=r"^lora_prior_",
+    said=("stable cascade",),
+    noise_schedule=True,
 )
 ERNIE_IMAGE = Family(
     "Ernie-Image",

@@ -47,6 +47,15 @@ transformer_blocks.N.attn2.*
     marks=r"(?:^|_)joint_blocks_0",
     headers=("sd3", "stable-diffusion-3"),
     said=("sd 3", "sd3"),
+    bases=(
+        *(
+            (name.format(size), f"stabilityai/stable-diffusion-3.5-{size}")
+            for size in ("large", "medium")
+            for name in ("stable-diffusion-3.5-{}", "sd3.5-{}")
+        ),
+        ("stable-diffusion-3", "stabilityai/stable-diffusion-3-medium-diffusers"),
+        ("sd3", "stabilityai/stable-diffusion-3-medium-diffusers"),
+    ),
     widths=frozenset((1536, 2432)),
     like="DiT",
     transformers=(

@@ -33,6 +33,10 @@ SD1 = Family(
     cross_attention=768,
     headers=("sd_v1", "stable-diffusion-v1"),
     said=("sd 1", "sd1"),
+    bases=tuple(
+        (name, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+        for name in ("stable-diffusion-v1", "sd_v1", "sd_1.5", "sd1", "sd15")
+    ),
     kohya=("sd_v1", "False", "stable-diffusion-v1/lora"),
     unet={"cross_attention_dim": 768, "attention_head_dim": 8},
     text_encoders={"text_encoder": _CLIP_L},
@@ -53,6 +57,12 @@ SD2 = Family(
     cross_attention=1024,
     headers=("sd_v2", "stable-diffusion-v2"),
     said=("sd 2", "sd2"),
+    bases=(
+        ("stable-diffusion-v2-768-v", "stabilityai/stable-diffusion-2-1"),
+        ("sd_v2_768_v", "stabilityai/stable-diffusion-2-1"),
+        ("stable-diffusion-v2", "stabilityai/stable-diffusion-2-1-base"),
+        ("sd_v2", "stabilityai/stable-diffusion-2-1-base"),
+    ),
     kohya=("sd_v2", "True", "stable-diffusion-v2-512/lora"),
     unet={
         "cross_attention_dim": 1024,
@@ -76,6 +86,9 @@ SDXL = Family(
     cross_attention=2048,
     headers=("sdxl", "stable-diffusion-xl"),
     said=("sdxl", "pony", "illustrious", "noobai"),
+    bases=tuple(
+        (name, "stabilityai/stable-diffusion-xl-base-1.0") for name in ("stable-diffusion-xl", "sdxl")
+    ),
     kohya=("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora"),
     unet={
         "cross_attention_dim": 2048,

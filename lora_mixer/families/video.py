@@ -115,6 +115,7 @@ mixins.final_layer.linear -> proj_out
 COGVIDEOX = Family(
     "CogVideoX",
     classes=("CogVideoX", "ConsisID"),
+    noise_schedule=True,
     joint="text first",
     axes="bfchw",
     layouts={

@@ -31,6 +31,7 @@ from lora_mixer.fresh.targets import (
 )
 from lora_mixer.mixes.lbw import id_of
 from lora_mixer.parsing.module_ends import ends
+from lora_mixer.parsing.module_patterns import ModulePatterns
 from lora_mixer.problem import Problem
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
@@ -124,6 +125,7 @@ def fresh_source(
     if refused:
         listed = first_of(refused, _SHOWN, between="; ", last="; ")
         raise AdapterConfigError(problems=(Problem("target_modules", f"{listed}."),))
+    notes += _idle_patterns(config, paths, tree)
     if notes:
         warnings.warn(
             f"{asked.label}: {first_of(notes, _SHOWN, between='; ')}", UnmatchedTargetsWarning, stacklevel=4
@@ -177,6 +179,26 @@ def _paths(
                 )
             )
     return paths, notes
+
+
+def _idle_patterns(config: AdapterConfig, paths: Sequence[str], tree: ModuleTree) -> list[str]:
+    """Return a remark on each pattern of ranks or alphas that counts for no target."""
+    names = set(getattr(config, "target_parameters", None) or ())
+    bare = [
+        spelled
+        for path, module in (tree.modules.items() if names else ())
+        for name, _ in module.named_parameters(recurse=False)
+        if not names.isdisjoint(ends(spelled := f"{path}.{name}"))
+    ]
+    found = []
+    for field in ("rank_pattern", "alpha_pattern"):
+        table = getattr(config, field, None)
+        if not isinstance(table, dict) or not table:
+            continue
+        patterns = ModulePatterns({pattern: pattern for pattern in table})
+        count = {patterns.find(path) for path in (*paths, *bare)}
+        found += [f"{field}[{pattern!r}] counts for no target" for pattern in table if pattern not in count]
+    return found
 
 
 def in_block(path: str, name: str) -> bool:

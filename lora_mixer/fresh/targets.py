@@ -209,6 +209,7 @@ def find_targets(
         is_excluded = _excluder(config, tree, saved, trusted=trusted)
         if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
             paths = _all_linear(tree, notes)
+            notes += _left_out(config, tree)
         elif isinstance(wanted, str):
             paths = _whole(wanted, tree.modules, trusted=trusted)
         else:
@@ -298,6 +299,23 @@ def _all_linear(tree: ModuleTree, notes: list[str]) -> list[str]:
         elif _layer(module) == "linear" and path != head:
             paths.append(path)
     return paths
+
+
+def _left_out(config: AdapterConfig, tree: ModuleTree) -> list[str]:
+    """Return a remark on matrices in one tensor, such as experts, which are no linear layers and which nothing names."""
+    named = set(getattr(config, "target_parameters", None) or ())
+    bare = [
+        spelled
+        for path, module in tree.modules.items()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and name not in ("weight", "bias")
+        if named.isdisjoint(ends(spelled := f"{path}.{name}"))
+    ]
+    if not bare:
+        return []
+    ending = dict.fromkeys(".".join(path.rsplit(".", 2)[1:]) for path in bare)
+    remark = f"{bare[0]} ({len(bare)} such tensors) is left out: it is several matrices in one tensor and no linear layer"
+    return [f"{remark}; name target_parameters={list(ending)} to train them, too"]
 
 
 def _excluder(config: AdapterConfig, tree: ModuleTree, saved: Sequence[str], *, trusted: bool) -> set[str]:

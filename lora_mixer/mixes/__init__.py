@@ -10,7 +10,7 @@ from __future__ import annotations
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.mixes.adapter import AdapterMix
 from lora_mixer.mixes.blocks import Blocks, BlockTree
-from lora_mixer.mixes.grammar.prompt import format_prompt, parse_prompt
+from lora_mixer.mixes.grammar.prompt import format_prompt, names_in_prompt, parse_prompt
 from lora_mixer.mixes.grammar.schedules import schedule_of
 from lora_mixer.mixes.lbw import LBW_IDS, LBW_PRESETS, LbwWeights, draw_lbw, read_presets
 from lora_mixer.mixes.mask import Mask
@@ -55,6 +55,7 @@ __all__ = [
     "block_layouts",
     "draw_lbw",
     "format_prompt",
+    "names_in_prompt",
     "parse_prompt",
     "read_presets",
     "schedule_of",

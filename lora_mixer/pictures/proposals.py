@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ _METHODS: tuple[tuple[re.Pattern[str], Proposal], ...] = tuple(
         (r"\bturbo\b", Proposal("Turbo", 4, 1.0, "Euler a", "trailing")),
     )
 )
-_FLOW = re.compile(r"\b(?:qwen|flux|wan\w*|sd3\w*|hunyuan\w*)\b")
 _STEPS = re.compile(r"\b(\d{1,2}) ?(?:steps?|s(?=tep))\b")
 _NAMED = ("modelspec.title", "ss_output_name", "modelspec.description", "name", "title")
 _STEPS_AT_MOST = 32
@@ -98,10 +98,24 @@ def propose(*names: str) -> Proposal | None:
     return None
 
 
+@cache
+def _flows() -> re.Pattern[str]:
+    """Return what finds the name of a family that brings its sampler among words, with a version behind it or without."""
+    from lora_mixer.families import FAMILIES
+
+    names = {
+        re.sub(r"[^a-z0-9]+", " ", said)
+        for family in FAMILIES
+        if family.brings_sampler
+        for said in family.said
+    }
+    return re.compile(rf"\b(?:{'|'.join(sorted(names))})(?:\d\w*|video)?\b")
+
+
 def _with_steps(proposal: Proposal, name: str) -> Proposal:
     from dataclasses import replace
 
-    if _FLOW.search(name):  # their samplers are of another kind, and their own does
+    if _flows().search(name):  # their samplers are of another kind, and their own does
         proposal = replace(proposal, sampler=None, schedule=None)
     said = _STEPS.search(name)
     if said is None or not 1 <= int(said[1]) <= _STEPS_AT_MOST:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
-from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.pictures.fields import PictureFields, fields_of
 
 if TYPE_CHECKING:
@@ -14,7 +13,14 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from lora_mixer.mixes import Mix
     from lora_mixer.pictures.fields import PictureField
+
+
+def _no_mix() -> Mix:
+    from lora_mixer.mixes import Mix  # what a picture's fields are is asked by commands that mix nothing
+
+    return Mix()
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,13 @@ class PictureRequest(PictureFields):
 
     prompt: str
     seed: int = 0
-    mix: Mix = field(default_factory=Mix)
+    mix: Mix = field(default_factory=_no_mix)
     negative_mix: Mix | None = None
 
     def __post_init__(self) -> None:
         """Check the values and read the mixes."""
+        from lora_mixer.mixes import Mix
+
         problems = [
             problem
             for name, about in PICTURE_FIELDS.items()
@@ -101,6 +109,8 @@ class PictureRequest(PictureFields):
             >>> PictureRequest("an owl", "rain <lora:ink:1>").with_tags(["ink"]).negative_mix.to_text()
             'ink:1'
         """
+        from lora_mixer.mixes import parse_prompt
+
         names = list(known)
         prompt, tagged = parse_prompt(self.prompt, names)
         unwanted, less = parse_prompt(self.negative_prompt, names)
@@ -194,7 +204,7 @@ class PictureRequest(PictureFields):
 
 
 def _with(mix: Mix, tagged: Mix) -> Mix:
-    return Mix({**mix.adapters, **tagged.adapters}, mix.method) if tagged.names else mix
+    return type(mix)({**mix.adapters, **tagged.adapters}, mix.method) if tagged.names else mix
 
 
 PICTURE_FIELDS: Mapping[str, PictureField] = fields_of(PictureRequest)

@@ -272,18 +272,24 @@ class TokenSet:
         """Belong to another pipeline that has the same parts."""
         self._pipe = PipelineRef(pipe)
 
-    def follow(self) -> None:
-        """Teach the tokenizers and embeddings that are there now, where others stand in the place of those that know."""
+    @property
+    def is_behind(self) -> bool:
+        """Whether other tokenizers or embeddings stand in the place of those that know words."""
         encoders = self._encoders() if self._taught else {}
         for taught in self._taught:
             tokenizer, encoder = encoders.get(taught.component, (None, None))
             if encoder is not None and (
                 tokenizer is not taught.tokenizer or input_embedding(encoder) is not taught.embedding
             ):
-                self._changing = True
-                self._teach(self._held if self._shown else {})
-                self._changing = False
-                return
+                return True
+        return False
+
+    def follow(self) -> None:
+        """Teach the tokenizers and embeddings that are there now, where others stand in the place of those that know."""
+        if self.is_behind:
+            self._changing = True
+            self._teach(self._held if self._shown else {})
+            self._changing = False
 
     def drop_all(self) -> None:
         """Let the pipeline know no word any more; what is held can be shown again."""

@@ -1,7 +1,7 @@
 // Below the rows: the mix as text and as a link, and mixes saved by name.
 lm.sharePanel = (root) => {
   const { h, ask, say } = lm;
-  const text = h("textarea", { class: "lm-input", rows: 2, "aria-label": "The mix as text", placeholder: "ink:0.8, neon:unet=0.5,te=0.2,start=0.3" });
+  const text = h("textarea", { class: "lm-input", rows: 2, "aria-label": "The mix as text", placeholder: "ink:0.8, neon:0.5,te=0.2,start=0.3" });
   const problem = h("p", { class: "lm-problem", id: "mix-problem" });
   const name = h("input", { class: "lm-input", type: "text", maxlength: 120, "aria-label": "Name of the mix", placeholder: "Name" });
   const saved = h("input", { type: "hidden" });

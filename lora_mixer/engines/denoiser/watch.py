@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from lora_mixer.engines.compiling import outside
+from lora_mixer.engines.compiling import outside, refuse_recorded
 from lora_mixer.engines.denoiser.standing_in import StandIns
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class _MethodCall:
         return method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        refuse_recorded()
         with self._turns.taken(alone=True):
             self._before(args, kwargs)
             return self._method(*args, **kwargs)

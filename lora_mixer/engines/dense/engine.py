@@ -16,6 +16,7 @@ from lora_mixer.engines.engine import Call, Engine
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.offloaded import is_kept
+from lora_mixer.engines.read_past import READ_PAST
 from lora_mixer.engines.side.support import side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
@@ -65,7 +66,9 @@ class DenseEngine(Engine):
         shares = {}
         for name in wish.names:
             layers = wish.layers[name]
-            shares[name] = [side_pair(layer) is None for layer in layers]
+            shares[name] = [
+                side_pair(layer) is None and id(layer.live.module) not in wish.read_past for layer in layers
+            ]
             for place, mine in enumerate(shares[name]):
                 reason = self.refusal(wish, name, place) if mine else None
                 if reason:
@@ -77,6 +80,7 @@ class DenseEngine(Engine):
         """Return why a layer's output cannot be changed from outside; None where it can."""
         layer = wish.layers[name][place]
         reasons = {
+            READ_PAST: id(layer.live.module) in wish.read_past,
             "it is a pair, which the side path has": side_pair(layer) is not None,
             "it is a pair over all inputs of a convolution in groups, which only a side path could have": (
                 layer.weights.beside_only

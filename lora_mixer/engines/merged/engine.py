@@ -149,6 +149,8 @@ class _WritingPlan:
     written: set[KeptWeight] = field(default_factory=set)
     others: list[KeptWeight] = field(default_factory=list)
     """Those that hold their base under this mix."""
+    kept: list[KeptWeight] = field(default_factory=list)
+    """Whose bases it is written from."""
 
 
 @dataclass
@@ -879,7 +881,7 @@ class MergedEngine(Engine):
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
         self._reshape(names, gains)
-        self._let_go_of_stale(names, gains)
+        self._let_go_of_stale(names, gains, self._plans.get(key))
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make_plan(names, gains)
@@ -904,18 +906,12 @@ class MergedEngine(Engine):
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
 
-    def _let_go_of_stale(self, names: Sequence[str], gains: Gains) -> None:
+    def _let_go_of_stale(self, names: Sequence[str], gains: Gains, plan: _WritingPlan | None) -> None:
         """Keep no base of a weight that was clean and is something else by now: writes past autograd move no counter."""
-        entries = {
-            id(held.entry): held.entry
-            for name in names
-            for held, gain in zip(self._adapters[name], gains[name], strict=True)
-            if gain
-        }
+        kept = self._kept_for(names, gains) if plan is None else plan.kept
         slots = {
             slot: slot.base
-            for entry in entries.values()
-            for slot in (*entry.slots, *(entry.shared.slots if entry.shared else ()))
+            for slot in kept
             if slot.base is not None and not (slot.blended or slot.locked or slot.stored or slot.is_wide)
         }
         odd = that_differ((slot.live, base) for slot, base in slots.items())
@@ -923,6 +919,20 @@ class MergedEngine(Engine):
             if is_odd:
                 slot.base = None
                 self._plans.clear()
+
+    def _kept_for(self, names: Sequence[str], gains: Gains) -> list[KeptWeight]:
+        """Return what may be written for some gains, and the parameters of which there is a use of its own."""
+        entries = {
+            id(held.entry): held.entry
+            for name in names
+            for held, gain in zip(self._adapters[name], gains[name], strict=True)
+            if gain
+        }
+        return [
+            slot
+            for entry in entries.values()
+            for slot in (*entry.slots, *(entry.shared.slots if entry.shared else ()))
+        ]
 
     def _write_singles(
         self, singles: Sequence[tuple[_Touched, list[_GainPart]]], flat: Sequence[float]
@@ -1015,6 +1025,7 @@ class MergedEngine(Engine):
                 if entry.bias is not None:
                     entry.bias.keep()
                     plan.written.add(entry.bias)
+        plan.kept = [slot.shared if isinstance(slot, TiedUse) else slot for slot in plan.written]
         plan.others = [slot for slot in self._all_slots() if slot not in plan.written]
         return plan
 

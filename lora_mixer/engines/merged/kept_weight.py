@@ -30,6 +30,8 @@ KeepBase = Literal["device", "host", "none", "auto"]
 """Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), nowhere, or where there is room."""
 
 
+_OVERLAPPING = "its weights are a view in which numbers share their memory (expand); make them a tensor of their own (clone)"
+
 KeptRecord = dict[str, Any]
 """What a slot said at one time: the kept base, whether a mix is in the parameter, how that was found, and the narrower tensor."""
 
@@ -381,7 +383,9 @@ def unsupported(parameter: torch.Tensor | None) -> str | None:
         )
     if parameter.dtype.itemsize == 1:
         return f"its weights are stored as {parameter.dtype}; load the base as float16, bfloat16 or float32"
-    return None
+    is_view = parameter.layout is torch.strided and 0 in parameter.stride()
+    shares = is_view and torch._debug_has_internal_overlap(parameter) == 1  # noqa: SLF001 -- torch's own question
+    return _OVERLAPPING if shares else None
 
 
 class Watch:

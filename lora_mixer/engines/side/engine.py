@@ -12,6 +12,7 @@ from lora_mixer.engines.engine import Call, Engine, Room
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.placement import compute_device
+from lora_mixer.engines.read_past import READ_PAST
 from lora_mixer.engines.side.gain_buffers import AdapterPart, CallGains, GainBuffers, Stack
 from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.masks import stacked_masks
@@ -147,8 +148,15 @@ class SideEngine(Engine):
             may_run = [wish.images > 1 or layer.live.component not in TEXT_ENCODERS for layer in layers]
             pairs = self._pairs_of(name, layers) if any(may_run) else [None] * len(layers)
             shares[name] = [mine and pair is not None for mine, pair in zip(may_run, pairs, strict=True)]
+            if wish.read_past and any(shares[name]):
+                shares[name] = [
+                    mine and id(layer.live.module) not in wish.read_past
+                    for mine, layer in zip(shares[name], layers, strict=True)
+                ]
             for mine, pair, layer in zip(may_run, pairs, layers, strict=True):
-                if mine and pair is None and layer.widening is None:  # that is for who has the weight
+                if not mine or pair is not None or layer.widening is not None:
+                    continue  # a widened weight is for who has it
+                if id(layer.live.module) not in wish.read_past:
                     dense[name] = layer.weights.algorithms[0]
                     break
         # who asks for it by name gets whole changes beside layers, too, but no mask over them
@@ -165,6 +173,8 @@ class SideEngine(Engine):
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:
         """Return that an adapter has no low-rank form in a layer, where that is so."""
         layers = wish.layers[name]
+        if id(layers[place].live.module) in wish.read_past:
+            return READ_PAST
         if self._pairs_of(name, layers)[place] is not None:
             return None
         if layers[place].widening is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,19 +143,21 @@ class Beside:
         kind = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
-        ready = self.together.take(self, kind) if self.together is not None else None
+        made = self.together.take(self, kind) if self.together is not None else None
+        if made is not None:
+            return joined(self.module, x, *made)
         terms = self.terms()
-        return None if terms is None else joined(self.module, x, terms, ready)
+        return None if terms is None else joined(self.module, x, terms)
 
-    def versions(self) -> list[int]:
-        """Return how often each of the tensors has been written to, as far as torch counts that."""
-        return [
-            tensor._version  # noqa: SLF001 -- how torch tells
-            for form, gains in self._forms
-            if gains[0]
-            for tensor in form.weights.tensors()
-            if not tensor.is_inference()
-        ]
+    def versions(self) -> list[float]:
+        """Return how often each of the tensors has been written to, as far as torch counts that, and the scale."""
+        return [self.scale, *[tensor._version for tensor in self._counted]]  # noqa: SLF001 -- how torch tells
+
+    @cached_property
+    def _counted(self) -> list[torch.Tensor]:
+        """The tensors of what is in effect, which are the same as long as this stands here."""
+        active = [form.weights for form, gains in self._forms if gains[0]]
+        return [tensor for weights in active for tensor in weights.tensors() if not tensor.is_inference()]
 
     def terms(self) -> Terms | None:
         """Return what is one operation with the module's own product where all rows have one mix; None where there is none."""

@@ -30,8 +30,8 @@ class Joining(Protocol):
     def terms(self) -> Terms | None:
         """Return what is one operation with the layer, or None."""
 
-    def versions(self) -> list[int]:
-        """Return how often each of the tensors has been written to."""
+    def versions(self) -> list[float]:
+        """Return how often each of the tensors has been written to, and what all is multiplied by."""
 
 
 class _Steps:
@@ -55,8 +55,9 @@ class _Steps:
 class _Made(NamedTuple):
     """One layer's part."""
 
+    terms: Terms
     ready: ReadyTerms
-    versions: list[int]
+    versions: list[float]
 
 
 class Together:
@@ -80,9 +81,9 @@ class Together:
             self._is_new = True
             self._made = {}
 
-    def take(self, layer: Joining, kind: torch.dtype) -> ReadyTerms | None:
+    def take(self, layer: Joining, kind: torch.dtype) -> tuple[Terms, ReadyTerms] | None:
         """
-        Return what a layer computes with, once for each call of the component; None where it has to make its own.
+        Return what a layer adds and computes with, once for each call of the component; None where it has to make its own.
 
         Args:
             layer: Who asks.
@@ -94,7 +95,7 @@ class Together:
         made = self._made.pop(id(layer), None)
         if made is None or self._of != _circumstances(kind):
             return None
-        return made.ready if made.versions == layer.versions() else None
+        return (made.terms, made.ready) if made.versions == layer.versions() else None
 
     @torch.no_grad()
     def _make(self, kind: torch.dtype) -> None:
@@ -106,7 +107,8 @@ class Together:
         with torch.autocast(asking[0][1].down.device.type, enabled=False):
             ready = made_ready([terms for _, terms in asking], kind)
         self._made = {
-            id(layer): _Made(part, layer.versions()) for (layer, _), part in zip(asking, ready, strict=True)
+            id(layer): _Made(terms, part, layer.versions())
+            for (layer, terms), part in zip(asking, ready, strict=True)
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
@@ -81,7 +82,7 @@ def one_of(config: Any, name: str, *known: object) -> Iterator[Problem]:
 
 
 def ranks(config: Any, *names: str) -> Iterator[Problem]:
-    """Find tables by pattern whose values are not numbers above 0."""
+    """Find tables by pattern whose values are not finite numbers above 0, and patterns that are none."""
     for name in names:
         table = getattr(config, name)
         if not isinstance(table, dict):
@@ -91,8 +92,20 @@ def ranks(config: Any, *names: str) -> Iterator[Problem]:
             continue
         for key, value in table.items():
             kinds = int if name == "rank_pattern" else int | float
-            if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
                 yield Problem(f"{name}[{key!r}]", f"expected a number above 0, got {shown(value)}.")
+            if why := _no_pattern(key):
+                yield Problem(f"{name}[{shown(key)}]", f"expected a name or a regular expression ({why}).")
+
+
+def _no_pattern(key: object) -> str | None:
+    if not isinstance(key, str):
+        return f"got {shown(key)}"
+    try:
+        found = compiled(key)
+    except PatternTooHardError as error:
+        return str(error)
+    return "it cannot be read as one" if found is None else None
 
 
 def rank_beyond(rank: int, target: Target) -> str | None:

@@ -98,6 +98,23 @@ def parse_prompt(
     return (_joined(clean, text[end:], last=True), Mix(adapters)) if end else (text, Mix())
 
 
+def names_in_prompt(text: str) -> list[str]:
+    """
+    List the adapters that the tags of a prompt name, whether or not they are known.
+
+    Args:
+        text: The prompt, as it was typed.
+
+    Returns:
+        The names in the order of the tags, each once.
+
+    Example:
+        >>> names_in_prompt("a castle <lora:ink:0.7> at dusk <lora:neon:lbw=OUTALL> <lora:ink>")
+        ['ink', 'neon']
+    """
+    return list(dict.fromkeys(_BETWEEN.split(match[2])[0].strip() for match in _TAG.finditer(text)))
+
+
 def format_prompt(prompt: str, mix: object) -> str:
     """
     Write a mix behind a prompt.
