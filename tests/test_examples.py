@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = (
     ("__main__.py",)
     if importlib.util.find_spec("triton")
-    else ("__main__.py", "kernel.py", "kernel_beside.py")
+    else ("__main__.py", "kernel.py", "kernel_compare.py", "kernel_beside.py")
 )
 FILES = [
     path.relative_to(ROOT)

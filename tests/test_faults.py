@@ -395,7 +395,7 @@ NO_FAULTS = {
         "base_family block_layouts breadcrumbs check_plan compatible concatenate contact_sheet dare della demo_adapters "
         "draw_lbw dry_run find_models fitting_samplers format_prompt free_folder grid_requests grid_sheet infotext "
         "knots layer_norms load_demo load_outline load_pipeline load_plan magnitude_prune match_adapter match_adapters "
-        "model_card orthogonal_sum own_defaults pair_of parse_plan parse_prompt plan_schema propose propose_for "
+        "model_card names_in_prompt orthogonal_sum own_defaults pair_of parse_plan parse_prompt plan_schema propose propose_for "
         "read_adapter read_checkpoint read_config read_manifest read_picture read_presets recalled_request safe_name "
         "schedule_of ties truncate truncate_pair usual_name weighted_sum with_adapter"
     ),

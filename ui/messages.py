@@ -37,6 +37,7 @@ def words_of(error: BaseException) -> str:
         error: Any error of the package.
 
     Example:
+        >>> from lora_mixer import Remedy
         >>> words_of(PictureError("/srv/loras/ink.safetensors: no rank", remedy=Remedy("pass rank=", page="Give a rank.")))
         'ink.safetensors: no rank; Give a rank.'
     """

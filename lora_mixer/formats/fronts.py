@@ -120,8 +120,6 @@ PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What PEFT, DDP, ``torch.compile`` and FSDP put in front of every path while a model is trained."""
 _FLAT_WRAPPERS = tuple(wrapper.replace(".", "_") for wrapper in _WRAPPERS)
-_BEGINNINGS = (*_WRAPPERS, *(prefix for prefix, _, _ in FRONTS), "text_encoders.")
-"""All that a front may begin with: one look at these is enough for most of what stands behind one."""
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers around single blocks; no module of a model is called so."""
 _INNER_FLAT = re.compile(r"_(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)_")
@@ -202,10 +200,25 @@ def _unwrapped_inside(module: str, *, flat: bool) -> str:
     return _INNER_FLAT.sub("_", module).strip("_") if flat else _INNER.sub("", module)
 
 
+class _Beginnings:
+    """All that a front may begin with, worked out once for a table."""
+
+    _table: tuple[tuple[str, str | None, str], ...] = ()
+    _all: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, table: tuple[tuple[str, str | None, str], ...]) -> tuple[str, ...]:
+        """Return those of a table of fronts."""
+        if cls._table is not table:
+            cls._all = (*_WRAPPERS, *(prefix for prefix, _, _ in table), "text_encoders.")
+            cls._table = table
+        return cls._all
+
+
 def _front_of(text: str, hint: str | None, *, flat: bool) -> tuple[str, str | None, str] | None:
     """Find what stands before a path: a wrapper, or a component's name, which may stand twice."""
-    if not text.startswith(_FLAT_WRAPPERS if flat else _BEGINNINGS):
-        return None
+    if not text.startswith(_FLAT_WRAPPERS if flat else _Beginnings.of(FRONTS)):
+        return None  # as most of what stands behind a front
     for prefix, wrapper in zip(_FLAT_WRAPPERS if flat else _WRAPPERS, _WRAPPERS, strict=True):
         if text.startswith(prefix):
             return prefix, None, "peft" if wrapper is PEFT_ROOT else "plain"

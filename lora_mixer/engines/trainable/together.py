@@ -97,14 +97,13 @@ class Together:
             return None
         return (made.terms, made.ready) if made.versions == layer.versions() else None
 
-    @torch.no_grad()
     def _make(self, kind: torch.dtype) -> None:
-        """Make what all layers need for a call."""
+        """Make what all layers need for a call: gradients go through the terms, and none through what is made ready of them."""
         asking = [(layer, terms) for layer in self._layers if (terms := layer.terms()) is not None]
         self._of = _circumstances(kind)
         if not asking:
             return
-        with torch.autocast(asking[0][1].down.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(asking[0][1].down.device.type, enabled=False):
             ready = made_ready([terms for _, terms in asking], kind)
         self._made = {
             id(layer): _Made(terms, part, layer.versions())
@@ -114,4 +113,4 @@ class Together:
 
 def _circumstances(kind: torch.dtype) -> tuple[object, ...]:
     """Return what must not have changed since something was made."""
-    return kind, torch.is_inference_mode_enabled(), _Steps.now()
+    return kind, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _Steps.now()
