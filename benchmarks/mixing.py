@@ -129,7 +129,7 @@ def measure(  # noqa: PLR0915 -- one table, one process
         out["ours load, very first s"] = first
         out["ours load s"] = statistics.median(loads)
         out["ours load, each s"] = [round(x, 4) for x in loads]
-        slots = mixer._state.controller._bases._slots()  # noqa: SLF001
+        slots = mixer._state.controller._bases._all_slots()  # noqa: SLF001
         touched = [slot.live for slot in slots if slot.attribute == "weight"]
         spare = [torch.empty_like(t) for t in touched]
         out["touched GB"] = sum(t.numel() * t.element_size() for t in touched) / 1e9

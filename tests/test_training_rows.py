@@ -187,6 +187,30 @@ def test_rows_of_other_architectures(name: str) -> None:
     check(model, mixer, run, ORDERS["in turn"])
 
 
+def test_an_encoder_that_is_called_by_itself_gives_each_row_its_own_mix() -> None:
+    model = build("t5")
+    mixer = LoraMixer(model)
+    for number, target in enumerate(("q", "wo", "v")):
+        mixer.add_adapter(LoraConfig(r=2, target_modules=[target]), f"a{number}")
+        stirred(mixer, f"a{number}", number, 2.0)
+    settings = {"max_new_tokens": 5, "pad_token_id": 0, "do_sample": False}
+    wanted, encoded = [], []
+    for number in range(3):
+        mixer.set_adapters(f"a{number}")
+        wanted.append(model.generate(IDS[number : number + 1], **settings)[0])
+        encoded.append(model.get_encoder()(input_ids=IDS[number : number + 1]).last_hidden_state[0])
+
+    mixer.set_mix([{f"a{number}": 1.0} for number in range(3)])  # no call of the model comes between
+    found = model.generate(IDS[:3], **settings)
+    mixer.set_adapters("a1")
+    mixer.set_mix([{f"a{number}": 1.0} for number in range(3)])
+    alone = model.get_encoder()(input_ids=IDS[:3]).last_hidden_state
+
+    for number in range(3):
+        assert torch.equal(found[number][: len(wanted[number])], wanted[number])
+        assert distance(alone[number], encoded[number]) < 1e-6
+
+
 @pytest.mark.parametrize(
     "targets", [["to_q", "to_v", "to_out.0"], ["to_k", "conv1", "conv_in", "ff.net.2", "proj_out"]]
 )

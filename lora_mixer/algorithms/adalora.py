@@ -74,8 +74,8 @@ class AdaLora(HasPair, Factored):
 def _mask(parts: ModuleTensors) -> list[bool] | None:
     """Return the configuration's mask of this module, one entry for each rank that training began with."""
     masks = parts.config.once(_masks)
-    found = [masks[name] for name in (parts.module, *parts.spellings) if name in masks]
-    return [bool(keep) for keep in min(found)[1]] if found else None
+    kept = [masks[name] for name in (parts.module, *parts.spellings) if name in masks]
+    return [bool(keep) for keep in min(kept)[1]] if kept else None
 
 
 def _masks(config: Mapping[str, Any]) -> dict[str, tuple[int, list[Any]]]:

@@ -92,10 +92,10 @@ def alike(keys: Sequence[object]) -> Iterable[list[int]]:
     """
     if len(keys) == 1:
         return [[0]]
-    found: dict[object, list[int]] = {}
+    places: dict[object, list[int]] = {}
     for place, key in enumerate(keys):
-        found.setdefault(key, []).append(place)
-    return found.values()
+        places.setdefault(key, []).append(place)
+    return places.values()
 
 
 def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

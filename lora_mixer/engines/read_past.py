@@ -83,10 +83,10 @@ def read_past(root: nn.Module) -> Collection[int]:
     known = _of_root.get(root)
     if known is None:
         known = frozenset(
-            id(found)
+            id(reached)
             for module in root.modules()
             for path in _paths_of(module)
-            for found in _at(module, path)
+            for reached in _at(module, path)
         )
         _of_root[root] = known
     return known

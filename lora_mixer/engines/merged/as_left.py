@@ -170,8 +170,8 @@ def _unlike(together: Sequence[_Lot]) -> list[bool]:
             waiting.setdefault(one.device, []).append((len(answers), (a != b).any()))
             answers.append(True)
     for asked in waiting.values():
-        found = torch.stack([any_other for _, any_other in asked]).tolist()
-        for (place, _), differs in zip(asked, found, strict=True):
+        flags = torch.stack([any_other for _, any_other in asked]).tolist()
+        for (place, _), differs in zip(asked, flags, strict=True):
             answers[place] = bool(differs)
     return answers
 

@@ -798,7 +798,7 @@ class MergedEngine(Engine):
         names = sorted(n for n, gains in self._active.items() if any(gains) and n in self._adapters)
         flat = [gain for name in names for gain in self._active[name]]
         parts = self._parts(names, self._active)
-        found: set[KeptWeight] = set()
+        differing: set[KeptWeight] = set()
         waiting: list[tuple[_Touched, Sequence[KeptWeight]]] = []
         size = 0
         with exact_matmul():
@@ -808,12 +808,12 @@ class MergedEngine(Engine):
                 waiting.append((entry, slots))
                 size += sum(slot.base.nbytes for slot in slots if slot.base is not None)
                 if size >= _AT_ONCE:
-                    found |= self._differing(waiting, parts, flat)
+                    differing |= self._differing(waiting, parts, flat)
                     waiting, size = [], 0
-            found |= self._differing(waiting, parts, flat)
+            differing |= self._differing(waiting, parts, flat)
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
-        return found
+        return differing
 
     @staticmethod
     def _differing(

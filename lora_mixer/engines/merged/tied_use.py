@@ -114,8 +114,8 @@ def computed_with(
     device = output.device if isinstance(output, torch.Tensor) else None
     table = dict(tensors)
     for name in (*module._parameters, *module._buffers):  # noqa: SLF001
-        if name not in table and (own := value_of(module, name)) is not None:
-            table[name] = own
+        if name not in table and (tensor := value_of(module, name)) is not None:
+            table[name] = tensor
     if device is not None:
         table = {name: tensor.to(device) for name, tensor in table.items()}
         args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]

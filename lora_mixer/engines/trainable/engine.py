@@ -74,6 +74,7 @@ class TrainableEngine(Engine):
         self._roots: dict[str, list[nn.Module]] = {}
         self._beside: list[Beside] = []
         self._rows: dict[str, tuple[int, ...] | None] = {}
+        self._images = 1
         self._scales = Scales()
 
     @property
@@ -201,6 +202,7 @@ class TrainableEngine(Engine):
             return
         self._scales = effect.mixes[0].scales
         mixes = [mix.at(START) for mix in effect.mixes]
+        self._images = len(mixes)
         self._stand(
             [
                 (layer, clean, gains, self._own[name].dropout)
@@ -271,8 +273,10 @@ class TrainableEngine(Engine):
         self._show_rows(component, rows)
 
     def _show_rows(self, component: str, rows: torch.Tensor | None) -> None:
-        owners = None if rows is None else tuple(rows.tolist())
-        if self._rows.get(component) == owners:
+        # before any call of the component: parts that are called by themselves, such as an encoder that generate() asks first
+        unknown = tuple(range(self._images)) if self._images > 1 else None
+        owners = unknown if rows is None else tuple(rows.tolist())
+        if component in self._rows and self._rows[component] == owners:
             return
         self._rows[component] = owners
         for beside in self._beside:
