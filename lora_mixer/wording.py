@@ -38,6 +38,22 @@ def shown(value: object) -> str:
     return f"{text} ({'an' if name[0].lower() in 'aeiou' else 'a'} {name})"
 
 
+def quoted(text: str, most: int = 60) -> str:
+    r"""
+    Quote what a stranger wrote, as people do: in one line, with what cannot be printed escaped.
+
+    Args:
+        text: Any text.
+        most: How many characters of it are shown.
+
+    Example:
+        >>> print(quoted("it's"), quoted("a\n"), quoted("abc", 2))
+        "it's" "a\n" "ab..."
+    """
+    plain = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[:most])
+    return f'"{plain}{"..." if len(text) > most else ""}"'
+
+
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     Suggest the known word that was probably meant.

@@ -19,7 +19,12 @@ from lora_mixer.batches.plan import load_plan, plan_schema
 from lora_mixer.cli._app import app
 from lora_mixer.demo import demo_adapters
 from lora_mixer.mixes import Mix
-from lora_mixer.picture_metadata import infotext, read_picture, recalled_request, save_picture
+from lora_mixer.picture_metadata import (
+    infotext,
+    read_picture,
+    recalled_request,
+    save_picture,
+)
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
 from lora_mixer.ui import limits
 
@@ -149,6 +154,23 @@ def test_what_the_text_of_a_picture_says_and_cannot_be_is_reported(tmp_path):
     assert (read.steps, read.clip_skip, read.guidance_scale) == (20, None, None)
     assert dict(read.extra) == {"Clip skip": "0", "CFG scale": "many"}
     assert {problem.place for problem in recalled_request(read).unused} == {"Clip skip", "CFG scale"}
+
+
+@pytest.mark.parametrize("strange", ["two words", "it's", 'a "b" \x1b[0m', "x" * 300])
+def test_what_a_picture_says_and_is_not_used_is_quoted_as_people_do(strange):
+    texts = {
+        about.name: strange
+        for about in PICTURE_FIELDS.values()
+        if about.kind == "text" and "prompt" not in about.name
+    }
+    found = recalled_request(PictureSettings(**texts, extra={"Hires upscale": strange}))
+    said = {problem.place: problem.text for problem in found.unused}
+    assert {"Hires upscale", "image", "sampler", "emphasis"} <= set(said)
+    for text in said.values():
+        assert repr(strange)[:20] not in text.replace('"it\'s"', ""), text
+        assert text.isprintable(), text
+        assert len(text) < 600, text
+    assert said["image"].startswith(f'"{strange[:5]}')
 
 
 @pytest.mark.parametrize("name", PICTURE_FIELDS)

@@ -195,9 +195,9 @@ def test_the_usual_name_leads_back(row):
     [
         ({"sampler": "DPM++ 2N"}, r"did you mean DPM\+\+"),
         ({"sampler": "qqqqqq"}, "known are Euler"),
-        ({"sampler": "NoSuchScheduler"}, "no scheduler 'NoSuchScheduler'"),
+        ({"sampler": "NoSuchScheduler"}, 'no scheduler "NoSuchScheduler"'),
         ({"sampler": "UNet2DConditionModelScheduler"}, "no scheduler"),
-        ({"schedule": "sideways"}, "'sideways' is unknown; known are normal, karras"),
+        ({"schedule": "sideways"}, '"sideways" is unknown; known are normal, karras'),
         ({"schedule": "karras, beta"}, "exclude each other"),
         ({"sampler": "PLMS", "schedule": "karras"}, "PNDMScheduler cannot carry karras"),
         ({"sampler": "Heun Karras", "schedule": "zero_snr"}, "HeunDiscreteScheduler cannot carry zero_snr"),

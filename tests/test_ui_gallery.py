@@ -56,7 +56,8 @@ def test_a_missing_adapter_keeps_its_place(desk, app, tmp_path):
     info = PngInfo()
     info.add_text(
         "parameters",
-        "a rose <lora:ink:0.5> <lora:gone:0.3> <lora:pixel:0.7>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 9, "
+        "a rose <lora:ink:0.5> <lora:gone:0.3> <lora:pixel:0.7>\nSteps: 3, Sampler: Wanderer, CFG scale: 2, Seed: 9, "
+        "Schedule type: Sideways, Hires upscale: 2, Hires upscaler: it's own, "
         'Lora hashes: "gone: e3b0c442"',  # what other programs write where they hashed nothing: it is no file's
     )
     Image.new("RGB", (128, 128)).save(tmp_path / "a1111.png", pnginfo=info)
@@ -71,8 +72,38 @@ def test_a_missing_adapter_keeps_its_place(desk, app, tmp_path):
     # where several files' hashes are known, that of nothing would be all of theirs: "could be"
     told = desk.page.locator(".lm-slots .lm-missing").all_inner_texts()
     assert told == ['gone: "gone" is not here; its place is kept']
+    notes = desk.page.locator("#shot .lm-problem").all_inner_texts()
+    assert 'Not used: Hires upscale: "2" has no counterpart.' in notes
+    assert 'Not used: Hires upscaler: "it\'s own" has no counterpart.' in notes
+    assert any('"Wanderer" is unknown' in note for note in notes)
+    assert not [note for note in notes if "'2'" in note or "'Wanderer'" in note or "'Sideways'" in note]
     desk.tab("Make")
     assert desk.page.get_by_label("Seed", exact=True).input_value() == "9"
+
+
+def test_what_to_do_without_a_picture_open_is_said_for_any_width_and_for_an_empty_gallery(
+    desk, app, tmp_path, monkeypatch
+):
+    def said(width):
+        desk.page.set_viewport_size({"width": width, "height": 844})
+        desk.tab("Gallery")
+        desk.page.evaluate("lm.galleryFresh()")
+        return desk.page.locator("#shot .lm-empty p")
+
+    desk.fill(PROMPT)
+    desk.make()
+    with monkeypatch.context() as patch:
+        for width in (390, 1440):
+            desk.tab("Make")
+            said(width).get_by_text("Choose one of the pictures, or drop one").wait_for()
+        patch.setattr(app, "pictures", tmp_path)
+        for width in (1440, 390):
+            desk.tab("Make")
+            words = said(width)
+            words.get_by_text("Drop one from here").wait_for()
+            assert "hoose" not in words.inner_text()
+            assert desk.page.locator(".lm-shot").count() == 0
+    desk.page.set_viewport_size({"width": 1440, "height": 900})
 
 
 def test_what_is_missing_is_fetched_from_a_site_when_one_says_so(desk, app, tidy, tmp_path, monkeypatch):

@@ -73,6 +73,98 @@ def test_the_mix_stays_in_sight_in_a_long_library(desk, app, tidy):
     assert 0 <= place["top"] < 200
 
 
+# Of each control that is seen: its name, and how far to the sides and up and down of its middle a tap reaches it (pseudo-elements,
+# paddings and labels count: what lies under the finger is asked for). What something else lies over cannot be tapped and is left out.
+TARGETS = """where => {
+    const what = "button, input:not([type=hidden]), select, textarea, summary, a[href], [role=switch], [role=tab], [role=button], [role=slider], [role=option], [role=checkbox], [role=radio]";
+    const named = e => (e.ariaLabel || e.labels?.[0]?.innerText || e.innerText || e.placeholder || e.title || e.className).trim().slice(0, 40);
+    const found = [];
+    for (const e of document.querySelectorAll(where.split(",").map(one => `${one} :is(${what})`).join(","))) {
+        if (!e.checkVisibility({ visibilityProperty: true })) continue;
+        e.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
+        const own = e.labels?.[0]?.contains(e) && /checkbox|radio|file/.test(e.type) ? e.labels[0] : e;
+        const box = own.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+        if (box.width < 3 || box.height < 3) continue; // a field behind its button, which the system's dialogs are for
+        const mine = (x, y) => { const at = document.elementFromPoint(x, y); return at !== null && own.contains(at); };
+        const reach = (dx, dy) => { let far = 0; while (far < 44 && mine(x + dx * (far + 1), y + dy * (far + 1))) far += 1; return far; };
+        if (mine(x, y)) found.push([named(e), reach(-1, 0) + reach(1, 0) + 1, reach(0, -1) + reach(0, 1) + 1]);
+    }
+    return found;
+}"""
+
+
+def targets(desk, *expected, where="body"):
+    """What can be tapped is 44 px wide and high, and what is expected is among it."""
+    desk.page.wait_for_function("!document.getAnimations().some(one => one.playState === 'running')")
+    found = desk.page.evaluate(TARGETS, where)
+    assert {name for name in expected if name not in {name for name, _, _ in found}} == set()
+    assert [each for each in found if each[1] < 44 or each[2] < 44] == []
+
+
+def test_whatever_one_taps_on_a_phone_is_44_px_wide_and_high(chromium, site):
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    desk = Desk(context, site[0])
+    page = desk.page
+    targets(desk, "Earlier prompts", "Seed", "Keep this seed", "Steps", "Theme: dark or light", "octopus")
+    desk.tab("Library")
+    for name in ("ink", "pixel"):
+        page.get_by_role("button", name=f"Add {name} to the mix").click()
+        desk.row(name).wait_for(state="attached")
+    page.evaluate("document.querySelectorAll('.lm-note-box').forEach(node => node.remove())")
+    targets(desk, "Add adapters", "Search", "Add ink to the mix", "Favourite ink")
+    page.get_by_role("button", name="As a list").click()
+    page.locator(".lm-cardline").first.wait_for()
+    targets(desk, "Details of ink", "Add ink to the mix", "Favourite ink")
+    page.get_by_role("button", name="Details of ink", exact=True).click()
+    page.locator(".lm-details").wait_for()
+    page.evaluate("document.querySelectorAll('.lm-details details').forEach(node => { node.open = true; })")
+    targets(desk, "Close details", "Default weight", "Blur its preview", where="#details")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="As a list").click()
+    desk.tab("Make")
+    desk.open_mix()
+    desk.open_share()
+    of_row = ("Move ink", "ink on", "+ ink sketch", "Remove ink", "ink: UNet", "ink: UNet slider")
+    targets(
+        desk,
+        *of_row,
+        "Close the mix",
+        "Save and share",
+        "Random from",
+        where="#board, .lm-phonebar, #make-bar",
+    )
+    page.get_by_label("More for ink").click()
+    page.get_by_label("ink: blocks", exact=True).select_option(index=1)
+    desk.weight("ink", 0.4, "Text")
+    targets(desk, "ink: Text", "Move ink down", "+ ink sketch", "ink: schedule", where="#board")
+    page.get_by_label("More for ink").click()
+    targets(desk, "ink: Text", "ink: UNet", where="#board")
+    heads = (
+        page.locator("#board .lm-panel-head")
+        .first.locator("button")
+        .evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
+    )
+    assert len(set(heads)) == 1  # in one line, however large
+    page.locator(".lm-sheetclose").click()
+    desk.fill(PROMPT, count=2)
+    desk.make()
+    targets(desk, "Start from it", "Compare")
+    page.get_by_label("Earlier prompts").first.click()
+    targets(desk, "Close", where="dialog[open]")
+    page.keyboard.press("Escape")
+    desk.tab("Compare")
+    targets(desk, "Compare", "Each alone", "Values")
+    desk.tab("Export")
+    targets(desk, "Smaller files, more finely")
+    desk.tab("Gallery")
+    page.locator(".lm-shot").first.click()
+    page.locator(".lm-shotbox").wait_for()
+    targets(desk, "Use these settings", "Delete")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not desk.errors
+    context.close()
+
+
 def test_on_a_phone_the_mix_is_a_sheet_and_what_one_taps_is_large_enough(chromium, site):
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     desk = Desk(context, site[0])

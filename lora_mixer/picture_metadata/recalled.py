@@ -11,7 +11,7 @@ from lora_mixer.mixes import Mix
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
 from lora_mixer.pictures.samplers import WITHOUT_SIGMAS, read_sampler
 from lora_mixer.problem import Problem
-from lora_mixer.wording import first_line
+from lora_mixer.wording import first_line, quoted
 
 if TYPE_CHECKING:
     from lora_mixer.picture_metadata.settings import PictureSettings
@@ -62,7 +62,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         if value is None or value == about.default:
             continue
         problem = (
-            Problem(name, f"{value!r} is not in the picture; give it again")
+            Problem(name, f"{quoted(str(value))} is not in the picture; give it again")
             if about.is_file
             else about.problem(value)
         )
@@ -86,7 +86,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         mix = Mix({adapter.name: adapter.adapter_mix() for adapter in settings.adapters})
     request = PictureRequest(**{"prompt": "", **values}, mix=mix, negative_mix=settings.negative_mix)
     unused += [
-        Problem(key, f"{text[:80]!r} has no counterpart")
+        Problem(key, f"{quoted(text, 80)} has no counterpart")
         for key, text in settings.extra.items()
         if key not in _SAID
     ]

@@ -11,7 +11,7 @@ from lora_mixer.errors import PictureError
 from lora_mixer.parsing.values import as_float, as_int, as_text
 from lora_mixer.pictures.samplers import read_sampler
 from lora_mixer.problem import Problem
-from lora_mixer.wording import shown
+from lora_mixer.wording import quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -133,7 +133,7 @@ class PictureField:
         if not isinstance(value, str):
             return f"expected text, got {shown(value)}"
         if self.choices and value not in self.choices:
-            return f"expected one of {', '.join(self.choices)}, got {shown(value)}"
+            return f"expected one of {', '.join(self.choices)}, got {quoted(value)}"
         if self.high is not None and len(value) > self.high:
             return f"expected at most {self.high:g} characters, got {len(value)}"
         return None if self.check is None else self.check(value)

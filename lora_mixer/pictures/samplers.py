@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
-from lora_mixer.wording import first_line
+from lora_mixer.wording import first_line, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -198,7 +198,7 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
     near = difflib.get_close_matches(key, _BY_KEY, 3, 0.5)
     names = list(dict.fromkeys(_BY_KEY[each].name for each in near)) or [each.name for each in SAMPLERS]
     raise PictureError(
-        f"{name[:60]!r} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
+        f"{quoted(name)} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
         f"{'?' if near else ''} Classes of diffusers are known by their names, too",
         field="sampler",
     )
@@ -213,7 +213,7 @@ def _words(schedule: str | None) -> tuple[str, ...]:
             word = _SCHEDULE_KEYS.get(_key(piece))
             if word is None:
                 raise PictureError(
-                    f"{piece[:60]!r} is unknown; known are {', '.join(SCHEDULES)}, with commas between several",
+                    f"{quoted(piece)} is unknown; known are {', '.join(SCHEDULES)}, with commas between several",
                     field="schedule",
                 )
             words.append(word)
@@ -258,7 +258,7 @@ def _made(scheduler: Any, choice: SamplerChoice, **probing: Any) -> Any:
     try:
         # classes whose library is missing are there in name only, and say so at the first look
         if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "set_timesteps"):
-            raise PictureError(f"this diffusers has no scheduler {choice.scheduler!r}", field="sampler")
+            raise PictureError(f"this diffusers has no scheduler {quoted(choice.scheduler)}", field="sampler")
         takes = set(inspect.signature(kind.__init__).parameters)
     except (ImportError, TypeError) as error:
         raise PictureError(

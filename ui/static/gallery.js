@@ -3,6 +3,8 @@ lm.parts.gallery = (root, { props, trigger, watch }) => {
   const { h, picture, empty, redraw } = lm;
   function draw() {
     const v = props.value || { pictures: [], page: 0, pages: 1, total: 0 };
+    lm.pictures = v.total;
+    lm.nothingOpen?.();
     const turn = (step) => h("button", { class: "lm-button lm-quiet", disabled: v.page + step < 0 || v.page + step >= v.pages, onclick: () => trigger("turn", { page: v.page + step }) }, lm.turning(step, "Newer", "Older"));
     redraw(root,
       h("div", { class: "lm-panel-head" }, h("span", { class: "lm-count" }, `${v.total} picture${v.total === 1 ? "" : "s"}`), h("span", { class: "lm-space" }),
@@ -72,9 +74,13 @@ lm.parts.shot = (root, { props, trigger, server, watch }) => {
     lm.history.push(back);
     lm.say("The picture is in the trash.", { undo: lm.history.back });
   }
+  // Where the pictures stand depends on the width, and whether there are any on what was made.
+  lm.nothingOpen = () => {
+    if (!props.value) root.replaceChildren(empty("No picture open", `${lm.pictures ? "Choose one of the pictures, or drop" : "Drop"} one from here or another program into the field to get its settings back.`));
+  };
   function draw() {
     const v = props.value;
-    if (!v) return root.replaceChildren(empty("No picture open", "Choose one on the left, or drop a picture from here or another program above to get its settings back."));
+    if (!v) return lm.nothingOpen();
     root.replaceChildren(h("section", { class: "lm-shotbox", "aria-label": "Picture and settings" },
       v.url && picture(v.url, v.prompt || "grid", "lm-final"),
       v.title && h("h3", {}, v.title),

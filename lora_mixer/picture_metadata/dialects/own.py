@@ -24,6 +24,7 @@ from lora_mixer.picture_metadata.carriers import OWN_KEY
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.pictures import PICTURE_FIELDS
+from lora_mixer.wording import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,11 +76,13 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
     try:
         table = read_json(texts[OWN_KEY])
     except ValueError as error:
-        notes.append(f"the block {OWN_KEY!r} cannot be read: {error}")
+        notes.append(f"the block {quoted(OWN_KEY)} cannot be read: {error}")
         return None
     if not isinstance(table, dict) or table.get("format") != _FORMAT:
         got = as_table(table).get("format", "none")
-        notes.append(f"the block {OWN_KEY!r} has format {str(got)[:40]!r}, this version reads {_FORMAT}")
+        notes.append(
+            f"the block {quoted(OWN_KEY)} has format {quoted(str(got), 40)}, this version reads {_FORMAT}"
+        )
         return None
     mix = read_mix(table.get("mix"), table.get("masks"), notes)
     if mix is not None and table.get("fingerprint") not in (None, mix.fingerprint):
