@@ -199,6 +199,27 @@ def test_changes_that_only_weights_can_hold_have_the_scale(kind: str) -> None:
     clean.assert_untouched(pipe)
 
 
+@pytest.mark.parametrize("engine", ["merged", "side"])
+def test_a_scaled_call_whose_inputs_ask_for_gradients_is_refused(mixed: Any, engine: Any) -> None:
+    """Its scale is gone by the time that gradients are computed."""
+    pipe, mixer = mixed
+    mixer.set_mix({"a": 0.8}, engine=engine)
+    weights = Snapshot.of(pipe)
+    sample = torch.randn(1, 4, 8, 8, requires_grad=True)
+    text = torch.randn(1, 7, pipe.unet.config.cross_attention_dim)
+
+    def call(scale: float) -> torch.Tensor:
+        return pipe.unet(sample, 5, text, cross_attention_kwargs={"scale": scale}, return_dict=False)[0]
+
+    with pytest.raises(MixError, match="gradients would be those of another mix"):
+        call(0.5)
+    weights.assert_values(pipe)
+    call(1.0).square().sum().backward()
+    assert sample.grad is not None
+    with torch.no_grad():
+        call(0.5)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("engine", ["merged", "side"])
 def test_a_call_that_ends_by_an_error_leaves_the_mix_as_it_was(mixed: Any, engine: Any, error: Any) -> None:

@@ -339,6 +339,22 @@ class OtherNames:
             self.unet(torch.zeros(1, 4, 2, 2), t)
 
 
+class RowsCalledTimesteps(OtherNames):
+    """A pipeline that calls the timestep of one call, for all rows, what others call all of the run: diffusers' DiT does."""
+
+    rows = 1
+
+    def __call__(self) -> None:
+        self.prior_scheduler.set_timesteps(LOOP)
+        for t in self.prior_scheduler.timesteps:
+            timesteps = t.expand(self.rows)
+            self.unet(torch.zeros(self.rows, 4, 2, 2), timesteps)
+
+
+class ThreeRowsCalledTimesteps(RowsCalledTimesteps):
+    rows = 3
+
+
 SHARED = diffusers.UniPCMultistepScheduler(**BETAS)
 
 
@@ -381,7 +397,19 @@ def of_numbers(unet: Denoiser) -> None:
         unet(torch.zeros(1, 4, 2, 2), t)
 
 
+def of_rows(unet: Denoiser) -> None:
+    scheduler = made("DDIMScheduler")
+    scheduler.set_timesteps(LOOP)
+    numbers = scheduler.timesteps.tolist()
+    for t in numbers:
+        timesteps = torch.tensor([t]).repeat(2)
+        unet(torch.zeros(2, 4, 2, 2), timesteps)
+
+
 LOOPS: dict[str, Any] = {
+    "one row called timesteps": lambda unet: RowsCalledTimesteps(unet, made("DDIMScheduler"))(),
+    "rows called timesteps": lambda unet: ThreeRowsCalledTimesteps(unet, made("DDIMScheduler"))(),
+    "a loop's rows": of_rows,
     "sampler": lambda unet: Sampler(unet, made("DPMSolverMultistepScheduler")).run(),
     "module": lambda unet: Wrapped(unet, made("DEISMultistepScheduler"))(LOOP),
     "pipeline with other names": lambda unet: OtherNames(unet, made("DDIMScheduler"))(),

@@ -193,5 +193,15 @@ class ScaledCall:
     def _scaled(
         self, scale: float, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if torch.is_grad_enabled() and any(map(_asks_for_gradients, (*args, *kwargs.values()))):
+            raise MixError(
+                f"a scale of {scale} for {self._part} in a call whose inputs ask for gradients: it is in effect for the call alone, "
+                "and the gradients would be those of another mix; set a mix with the weights times the scale, and leave the "
+                "scale out"
+            )
         with self._turns.taken(alone=True), self._hold(self._part, scale):
             return call(*args, **kwargs)
+
+
+def _asks_for_gradients(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad

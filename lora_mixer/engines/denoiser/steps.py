@@ -283,7 +283,7 @@ class StepReader:
         if caller.pipe is not None:
             run, now = caller.local("timesteps"), caller.local("t")
             values = [now, *given] if _is_number(now) else given
-            if _is_list(run):
+            if _is_list(run) and self._goes_on(run, timestep, schedulers):
                 steps = caller.local("num_inference_steps")
                 order = _order_of(_taken_from([run], schedulers) or next(iter(schedulers), None))
                 levels = self._timesteps.levels(run, steps if isinstance(steps, int) else None, order)
@@ -297,6 +297,14 @@ class StepReader:
         if threading.get_ident() not in self._clocks and len(self._clocks) >= _RUNS:
             del self._clocks[next(iter(self._clocks))]
         return self._clocks.setdefault(threading.get_ident(), StepClock()).tick(number, levels)
+
+    def _goes_on(self, run: Any, timestep: Any, schedulers: Sequence[Any]) -> bool:
+        """Say whether a list is that of a run, and not the timestep of one call for all rows of a batch, as DiT's pipeline calls it."""
+        if run is timestep:
+            return False
+        if len(run) == 1:
+            return all(len(_timesteps_of(one)) == 1 for one in schedulers)
+        return len(set(self._timesteps.read(run))) > 1
 
     def _looked_up(
         self, values: Sequence[Any], given: Sequence[Any], schedulers: Sequence[Any], caller: Caller
@@ -342,7 +350,7 @@ class StepReader:
                 ):
                     continue
                 run = self._timesteps.read(whole)
-                if run in (sorted(run), sorted(run, reverse=True)):
+                if len(set(run)) > 1 and run in (sorted(run), sorted(run, reverse=True)):
                     return whole
         return None
 
