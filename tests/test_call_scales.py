@@ -405,6 +405,24 @@ def test_adapters_in_training_have_it() -> None:
     assert all(p.grad is not None for _, p in mixer.named_trainable_parameters("t"))
 
 
+@pytest.mark.parametrize("engine", ["merged", "side"])
+def test_a_scaled_call_that_trains_one_adapter_beside_others_is_refused(engine: Any) -> None:
+    pipe = made("sd")
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(linears(pipe, 5, text=False), "t", trainable=True)
+    mixer.load_lora_weights(linears(pipe, 6, text=False), "still", activate=False)
+    mixer.set_mix({"t": 1.0, "still": 0.5}, engine=engine)
+    weights = Snapshot.of(pipe)
+    call = (torch.randn(1, 4, 8, 8), torch.tensor(3), torch.randn(1, 5, 12))
+    with pytest.raises(MixError, match=r"trains an adapter beside others \("still"\)"):
+        pipe.unet(*call, cross_attention_kwargs={"scale": 0.5})
+    weights.assert_values(pipe)
+    with torch.no_grad():
+        half = pipe.unet(*call, cross_attention_kwargs={"scale": 0.5}).sample
+    mixer.set_mix({"t": 0.5, "still": 0.25}, engine=engine)
+    assert distance(half, pipe.unet(*call).sample.detach()) < CLOSE
+
+
 @pytest.mark.parametrize("kind", ["merged", "schedule"])
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("way", ["copy", "pickle"])

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lora_mixer.binding.layers import BoundLayers
 from lora_mixer.engines.active import BASE, ActiveMixes
 from lora_mixer.engines.denoiser.scaled import ScaleArgument, ScaledCall, ScaleOfPrompts, Scales
@@ -40,12 +42,12 @@ from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.interrupts import uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.wording import list_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    import torch
     from torch import nn
 
     from lora_mixer.algorithms import LayerWeights
@@ -394,6 +396,14 @@ class EngineController:
             yield
 
     def _hold_scale(self, part: str, scale: float) -> AbstractContextManager[None]:
+        here = [name for name in self._now.names if part in self._layers[name].components]
+        still = [name for name in here if self.own(name) is None]
+        if torch.is_grad_enabled() and still and len(still) < len(here):
+            raise MixError(
+                f"a scale of {scale} for {part} in a call that trains an adapter beside others ({list_of(still, 3)}): it is in effect "
+                "for the call alone, and the gradients would be those of another mix; set a mix with the weights times the "
+                "scale, and leave the scale out"
+            )
         return self._scales.hold(part, scale, self._show_scale)
 
     def _show_scale(self, part: str) -> None:
