@@ -414,7 +414,7 @@ def test_a_scaled_call_that_trains_one_adapter_beside_others_is_refused(engine: 
     mixer.set_mix({"t": 1.0, "still": 0.5}, engine=engine)
     weights = Snapshot.of(pipe)
     call = (torch.randn(1, 4, 8, 8), torch.tensor(3), torch.randn(1, 5, 12))
-    with pytest.raises(MixError, match=r"trains an adapter beside others \("still"\)"):
+    with pytest.raises(MixError, match=r'trains an adapter beside others \("still"\)'):
         pipe.unet(*call, cross_attention_kwargs={"scale": 0.5})
     weights.assert_values(pipe)
     with torch.no_grad():
