@@ -190,6 +190,9 @@ class SaveProblem:
     reason: SaveReason
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.place}: {self.detail or self.reason.value}"
+
 
 class UnusedReason(Enum):
     """Why a key of a file is used by no layer."""

@@ -146,6 +146,29 @@ def test_an_error_is_an_object_and_a_line(name, things):
     assert " ".join(error["message"].split())[:40] in " ".join(result.stderr.split())
 
 
+def test_problems_of_an_error_are_values(things, tmp_path):
+    from safetensors.torch import load_file
+
+    save_file(
+        {**load_file(things / "a.safetensors"), "something.else": torch.zeros(1)},
+        tmp_path / "odd.safetensors",
+    )
+    result = run(
+        "convert",
+        tmp_path / "odd.safetensors",
+        tmp_path / "o.safetensors",
+        "--to",
+        "diffusers",
+        *(placed(each, things) for each in BASE),
+        "--json",
+    )
+
+    (problem,) = json.loads(result.stdout)["error"]["problems"]
+    assert (problem["place"], problem["reason"]) == ("something.else", "unread")
+    assert problem["text"].startswith("something.else: ")
+    assert "SaveProblem" not in result.stdout
+
+
 def test_the_page_says_where_it_is(monkeypatch, tmp_path):
     import lora_mixer.ui.app as page
 

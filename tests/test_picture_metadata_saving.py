@@ -273,7 +273,7 @@ def test_a_block_of_a_later_format_is_noted():
     again = read_picture(picture)
 
     assert again.dialect == "a1111"
-    assert "has format '2', this version reads 1" in again.notes[0]
+    assert 'has format "2", this version reads 1' in again.notes[0]
 
 
 def test_a_mask_that_is_not_the_one_named_is_not_taken():

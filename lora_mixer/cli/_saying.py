@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lora_mixer.errors import LoraMixerError
+    from lora_mixer.problem import Problem, SaveProblem
 
 
 def say(text: object, facts: Mapping[str, Any], *, as_json: bool) -> None:
@@ -38,6 +41,13 @@ def facts_of_error(error: LoraMixerError) -> dict[str, Any]:
         "message": error.text_on(Surface.COMMAND),
         "file": error.file,
         "key": error.key,
-        "problems": [str(problem) for problem in error.problems],
+        "problems": [_facts_of(problem) for problem in error.problems],
     }
     return {"error": facts}
+
+
+def _facts_of(problem: Problem | SaveProblem) -> dict[str, Any]:
+    """Return a problem's fields as values, and its text."""
+    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return {"text": str(problem), **plain}

@@ -407,8 +407,9 @@ def _check_size(part: Part) -> None:
     elements = math.prod(part.place.shape)
     if elements > FULL_AT_MOST:
         raise SaveError(
-            f"{part.place}: its change of {' x '.join(map(str, part.place.shape))} in full would have {elements:,} numbers, and "
-            f"{FULL_AT_MOST:,} is the most; merge LoRA pairs by a method for pairs (sum, ...), or leave the layer out"
+            f"its change of {' x '.join(map(str, part.place.shape))} in full would have {elements:,} numbers, and "
+            f"{FULL_AT_MOST:,} is the most; merge LoRA pairs by a method for pairs (sum, ...), or leave the layer out",
+            key=str(part.place),
         )
 
 

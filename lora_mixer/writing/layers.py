@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.algorithms.columns import Padded, with_columns
 from lora_mixer.errors import SaveError
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
     from lora_mixer.problem import Remark, UnusedReason
+
+
+OTHER_FORMAT = Remedy(
+    "use format='diffusers' or 'peft'",
+    "use --to diffusers or --to peft",
+    "choose diffusers or PEFT as the format",
+)
+"""What writes modules that a format has no names for."""
 
 
 @dataclass(frozen=True)

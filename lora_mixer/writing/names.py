@@ -16,6 +16,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.families import family_of_class, spell
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.writing.fusing import fuse
+from lora_mixer.writing.layers import OTHER_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -123,7 +124,8 @@ class Names:
             name = ldm_name(place.path, self._ldm)
             if name is None:
                 raise SaveError(
-                    f"{place}: the original SDXL code, whose names Kohya's files use, has no such module"
+                    "the original SDXL code, whose names Kohya's files use, has no such module",
+                    key=str(place),
                 )
             return "lora_unet_" + name.replace(".", "_")
         if place.component in DENOISERS and self.family is not None:
@@ -140,8 +142,9 @@ class Names:
         prefix = numbered.get(place.component)
         if prefix is None:
             raise SaveError(
-                f"{place}: Kohya's layout is written for UNets and their text encoders only, not for "
-                f"{place.component}; use format='diffusers' or 'peft'"
+                f"Kohya's layout is written for UNets and their text encoders only, not for {place.component}",
+                key=str(place),
+                remedy=OTHER_FORMAT,
             )
         return f"lora_{prefix}_" + self.dotted(place).replace(".", "_")
 
@@ -160,14 +163,16 @@ class Names:
         if place.component == "unet":
             name = ldm_name(place.path, self._ldm)
             if name is None:
-                raise SaveError(f"{place}: the original code, whose names ComfyUI uses, has no such module")
+                raise SaveError(
+                    "the original code, whose names ComfyUI uses, has no such module", key=str(place)
+                )
             return f"diffusion_model.{name}"
         if place.component in DENOISERS and self.family is not None:
             return f"diffusion_model.{place.path}"
         encoder = self._encoder(place)
         if encoder is None:
             raise SaveError(
-                f"{place}: ComfyUI's name for {place.component} is not known here; use format='diffusers'"
+                f"ComfyUI's name for {place.component} is not known here", key=str(place), remedy=OTHER_FORMAT
             )
         path = self.dotted(place)
         if self.family is not None and encoder == self.family.encoder:

@@ -15,6 +15,7 @@ from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.writing.container import model_hashes
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors
+from lora_mixer.writing.layers import OTHER_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,8 +52,9 @@ def named_tensors(
         name = spelled(layer.place)
         if owners.setdefault(name, layer.place.component) != layer.place.component:
             raise SaveError(
-                f"{layer.place}: names of this format do not tell {layer.place.component} from {owners[name]}; write one file for "
-                "each, or use format='diffusers'"
+                f"names of this format do not tell {layer.place.component} from {owners[name]}; write one file for each",
+                key=str(layer.place),
+                remedy=OTHER_FORMAT,
             )
         if layer.leaves:
             table |= {
