@@ -299,3 +299,27 @@ def test_who_has_wrapped_a_layer_meanwhile_gets_its_class_own_forward_afterwards
     assert not torch.equal(mixed, base)
     assert torch.equal(base, nn.functional.linear(x, layer.weight, layer.bias))
     assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
+
+
+class _PartlyWithoutGradients(torch.nn.Module):
+    """As blocks under reentrant checkpointing are called: the first without gradients, the rest with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.one(x)
+        return self.two(x)
+
+
+def test_layers_with_gradients_have_them_after_one_without_in_the_same_call() -> None:
+    model = _PartlyWithoutGradients()
+    mixer = LoraMixer(model)
+    mixer.add_adapter({"peft_type": "LORA", "r": 2, "use_dora": True, "target_modules": ["one", "two"]}, "a")
+    model(torch.randn(1, 3, 4, 4)).square().sum().backward()
+
+    grads = {key: p.grad is not None for key, p in mixer.named_trainable_parameters("a") if ".two." in key}
+    assert len(grads) == 3
+    assert all(grads.values()), grads
