@@ -67,7 +67,7 @@ from .pictures import (
     grid_sheet,
     load_pipeline,
 )
-from .problem import Problem, Remedy, Surface
+from .problem import Problem, Remedy, SaveProblem, SaveReason, Surface
 from .speed import Measurement, SpeedReport, measure_speed
 from .writing import SaveReport
 
@@ -124,6 +124,8 @@ __all__ = [
     "Problem",
     "Remedy",
     "SaveError",
+    "SaveProblem",
+    "SaveReason",
     "SaveReport",
     "SavedMixes",
     "SourceError",

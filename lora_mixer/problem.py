@@ -184,6 +184,10 @@ class SaveProblem:
         place: The module, by component and path, or the key of the file.
         reason: Why it cannot be written.
         detail: What it is: the algorithm, or why the key is not used.
+
+    Example:
+        >>> print(SaveProblem("unet.conv_in", SaveReason.RANK, "loha"))
+        unet.conv_in: loha
     """
 
     place: str

@@ -15,8 +15,8 @@ from lora_mixer.problem import Surface
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_mixer import Problem, SaveProblem
     from lora_mixer.errors import LoraMixerError
-    from lora_mixer.problem import Problem, SaveProblem
 
 
 def say(text: object, facts: Mapping[str, Any], *, as_json: bool) -> None:
