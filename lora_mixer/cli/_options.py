@@ -35,6 +35,7 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
+    PATCH = "patch"
     NONE = "none"
     AUTO = "auto"
 
