@@ -33,7 +33,7 @@ from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
-from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.making import Asked, fresh_source, needs_data
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
 from lora_mixer.holding import ReadingLock
@@ -418,9 +418,7 @@ class LoraMixer:
                 blocks=[blocks] if isinstance(blocks, str) else blocks,
                 eva_data=eva_data,
             )
-            if (
-                getattr(fresh, "init_lora_weights", None) == "eva"
-            ):  # directions are those of the base's inputs
+            if needs_data(fresh):  # directions are those of the base's inputs
                 state.controller.apply(BASE, components)
             source = fresh_source(fresh, kind, part, components[part], state.controller.clean_of, asked)
             report = self._load(

@@ -19,6 +19,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
+from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Remedy, SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
@@ -80,9 +81,9 @@ class RankCut:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 problems.append(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
+        if self.energy is not None and not (is_number(self.energy) and 0 < self.energy <= 1):
             problems.append(f"energy must be above 0 and at most 1, got {self.energy!r}")
-        if self.sv_ratio is not None and not (_is_number(self.sv_ratio) and self.sv_ratio >= 1):
+        if self.sv_ratio is not None and not (is_number(self.sv_ratio) and self.sv_ratio >= 1):
             problems.append(f"sv_ratio must be at least 1, got {self.sv_ratio!r}")
         if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
             problems.append(
@@ -120,10 +121,6 @@ class RankCut:
         if set(values) == {"rank"}:
             return f"{self.rank}"
         return ", ".join(f"{name} {value:g}" for name, value in values.items())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_loaded(

@@ -50,7 +50,7 @@ def scale_of(value: Any, name: str) -> float:
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     try:
         scale = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if isinstance(number, str | bytes) or not math.isfinite(scale):
         raise MixError(f"{name}: the scale of a mix must be a finite number, got {value!r}")
