@@ -45,6 +45,7 @@ from lora_mixer.problem import Remedy, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import shown
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import RankCut
 from lora_mixer.writing.formats.table import FORMATS
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
     from lora_mixer.writing.report import SaveReport
+
+
+_RESERVED_AT_MOST = 1 << 16
+"""Ranks and rows that can be reserved: far beyond any layer's width and any batch."""
 
 
 class PartialMatchWarning(UserWarning):
@@ -1146,8 +1151,10 @@ class LoraMixer:
             >>> mixer.set_mix({"watercolor": 0.7, "3d": "0@0,1@1"})  # doctest: +SKIP
         """
         for name, value in (("rank", rank), ("rows", rows)):
-            if type(value) is not int or value < 1:
-                raise MixError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if type(value) is not int or not 1 <= value <= _RESERVED_AT_MOST:
+                raise MixError(
+                    f"{name} must be a whole number from 1 to {_RESERVED_AT_MOST}, got {shown(value)}"
+                )
         with self._call() as state:
             state.controller.reserve(rank, rows, state.components())
 

@@ -21,7 +21,7 @@ from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.batches.worker_pool import Event, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import PlanError, SaveError
 from lora_mixer.problem import Remedy
-from lora_mixer.wording import first_of
+from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,7 +133,7 @@ def run_plan(
     if engine not in WORKER_ENGINES:
         raise PlanError(f"engine must be one of {', '.join(WORKER_ENGINES)}, got {engine!r}")
     if workers is not None and workers < 1:
-        raise PlanError(f"workers must be 1 or more, got {workers}")
+        raise PlanError(f"workers must be 1 or more, got {shown(workers)}")
     checked = plan if isinstance(plan, CheckedPlan) else check_plan(plan)
     run = _BatchRun(checked, on_image or _nothing, on_event or _nothing, stop or (lambda: False))
     return run.results(engine, workers, address)

@@ -17,6 +17,7 @@ from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_ends import Configuration
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 from lora_mixer.parsing.values import is_number
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,7 +138,7 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
 def _number(value: Any, name: str, label: str) -> float:
     if not is_number(value):
         raise InvalidAdapterError(
-            f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number",
+            f"{name} is {shown(value)} in the adapter's configuration, expected a finite number",
             file=label,
         )
     return float(value)

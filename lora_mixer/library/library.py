@@ -25,6 +25,7 @@ from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.values import as_float, as_hash, clean_text
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -593,7 +594,7 @@ class Library:
         """
         if not 1 <= page_size <= PAGE_AT_MOST or page < 0:
             raise SourceError(
-                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {page}, {page_size}"
+                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {shown(page)}, {shown(page_size)}"
             )
         bases = None if fits is None else [base for base in self.facets()["base"] if self._suits(base, fits)]
         options: dict[str, Any] = {
