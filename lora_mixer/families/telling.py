@@ -59,7 +59,7 @@ _LINEAR1, _LINEAR2 = re.compile(r"single_blocks_\d+_linear1$"), re.compile(r"sin
 _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv|q|q_proj|query_key_value)$")
 
 
-def base_family(
+def adapter_family(
     hints: Sequence[str | None],
     names: Sequence[str],
     widths: Sequence[int | None],
@@ -80,7 +80,7 @@ def base_family(
         A name such as ``SD 1.x``, ``SDXL``, ``Flux.1``; ``unknown`` where nothing tells.
 
     Example:
-        >>> base_family(["denoiser"], ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], [2048], {})
+        >>> adapter_family(["denoiser"], ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], [2048], {})
         'SDXL'
     """
     usual = len(names) <= _MANY and max(map(len, names), default=0) <= _LONG
