@@ -19,6 +19,7 @@ class Problem:
         place: The path of the entry, such as ``3d.unet.down[1]``; empty for the whole.
         text: What was expected, what was there and how to put it right.
         line: The line of the file, counted from 1, where there is a file.
+        reason: Why, where programs decide on it, such as an ``AbsenceReason``; else None.
 
     Example:
         >>> print(Problem("ink.weight", "expected a finite number, got nan."))
@@ -30,6 +31,7 @@ class Problem:
     place: str
     text: str
     line: int | None = None
+    reason: Enum | None = None
 
     def __str__(self) -> str:
         said = f"{self.place}: {self.text}" if self.place else self.text

@@ -71,9 +71,9 @@ class NameTemplate:
             or not name.isprintable()
             or any(mark in name for mark in '\\:*?"<>|')
         ):
-            raise PlanError(f"{name!r} is not a name for a file inside of the folder")
+            raise PlanError("is not a name for a file inside of the folder", file=name)
         if any(len(part.encode()) > _PART_BYTES_AT_MOST for part in path.parts):
-            raise PlanError(f"{name[:60]!r}... is longer than {_PART_BYTES_AT_MOST} bytes")
+            raise PlanError(f"is longer than {_PART_BYTES_AT_MOST} bytes", file=name[:60] + "...")
         return name
 
 

@@ -55,7 +55,7 @@ def find(
 ) -> None:
     """Look for adapters by hash: in folders, and with --ask on a model site, with their newest version."""
     if get is not None and not ask:
-        raise LoraMixerError("--get fetches from a site: give --ask as well")
+        raise LoraMixerError("--get fetches from a site: give --ask as well", argument="get")
     known = _known(loras or ())
     from lora_mixer.sites import ModelSite
 

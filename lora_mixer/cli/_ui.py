@@ -52,7 +52,7 @@ def ui(
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
-        raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty")
+        raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty", argument="auth")
     from lora_mixer.ui.reach import check_port, check_reach
 
     pair = (user, password) if auth is not None else None

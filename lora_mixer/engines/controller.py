@@ -211,7 +211,7 @@ class EngineController:
         ):
             return weight_of(live.module, live.shape)
         if reason:
-            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+            raise PipelineStateError(reason, key=f"{live.component}.{live.path}")
         return self._bases.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
@@ -402,7 +402,8 @@ class EngineController:
             raise MixError(
                 f"a scale of {scale} for {part} in a call that trains an adapter beside others ({list_of(still, 3)}): it is in effect "
                 "for the call alone, and the gradients would be those of another mix; set a mix with the weights times the "
-                "scale, and leave the scale out"
+                "scale, and leave the scale out",
+                component=part,
             )
         return self._scales.hold(part, scale, self._show_scale)
 

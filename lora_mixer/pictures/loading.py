@@ -132,8 +132,9 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
     theirs, ours = net.config.cross_attention_dim, unet.config.cross_attention_dim
     if theirs != ours:
         raise PictureError(
-            f"{name} was made for another base: it attends to texts of width {theirs}, the model to {ours}",
+            f"was made for another base: it attends to texts of width {theirs}, the model to {ours}",
             option="controlnet",
+            file=name,
         )
     makers: Any = diffusers.AutoPipelineForText2Image
     return makers.from_pipe(pipe, controlnet=net)
@@ -299,16 +300,18 @@ def _told(model: str) -> Iterator[None]:
     except ImportError as error:
         if any(library in str(error).lower() for library in _QUANTISERS):
             raise MissingExtraError(
-                f"{model!r} is quantised, and the library for that is missing ({error}); "
-                f"install it with: {install('quant')}"
+                f"is quantised, and the library for that is missing ({error}); "
+                f"install it with: {install('quant')}",
+                file=model,
             ) from error
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise SourceNotFoundError(
-            f"the model {model!r} must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
-            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line(error, 500)}"
+            f"must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
+            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line(error, 500)}",
+            file=model,
         ) from error
 
 
@@ -320,7 +323,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PictureError(f"the device {name!r} cannot be used here: {first_line(error)}") from error
+        raise PictureError(f"{name!r} cannot be used here: {first_line(error)}", option="device") from error
     return device
 
 

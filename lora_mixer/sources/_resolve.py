@@ -100,8 +100,9 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
         if _REPO_ID.fullmatch(text) and not text.lower().endswith(ADAPTER_SUFFIXES):
             return hub.from_repo(text, request)
     raise SourceNotFoundError(
-        f"{text[:500]!r} is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
-        f"(these look like 'user/name'). Check the spelling and the current folder."
+        f"is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
+        f"(these look like 'user/name'). Check the spelling and the current folder.",
+        file=text[:500],
     )
 
 

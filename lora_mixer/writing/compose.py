@@ -19,7 +19,7 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
-from lora_mixer.problem import Remedy, SaveProblem, SaveReason
+from lora_mixer.problem import Problem, Remedy, SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
@@ -75,21 +75,27 @@ class RankCut:
 
     def __post_init__(self) -> None:
         """Check everything."""
-        problems = []
+        problems: list[Problem] = []
         for name in ("rank", "conv_rank"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                problems.append(f"{name} must be a whole number of at least 1, got {value!r}")
+                problems.append(Problem(name, f"must be a whole number of at least 1, got {value!r}"))
         if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
-            problems.append(f"energy must be above 0 and at most 1, got {self.energy!r}")
+            problems.append(Problem("energy", f"must be above 0 and at most 1, got {self.energy!r}"))
         if self.sv_ratio is not None and not (_is_number(self.sv_ratio) and self.sv_ratio >= 1):
-            problems.append(f"sv_ratio must be at least 1, got {self.sv_ratio!r}")
+            problems.append(Problem("sv_ratio", f"must be at least 1, got {self.sv_ratio!r}"))
         if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
             problems.append(
-                "conv_rank is for convolutions beside a rank, an energy or an sv_ratio for all layers"
+                Problem(
+                    "conv_rank", "is for convolutions beside a rank, an energy or an sv_ratio for all layers"
+                )
             )
         if problems:
-            raise SaveError("; ".join(problems))
+            raise SaveError(
+                "; ".join(f"{one.place} {one.text}" for one in problems),
+                argument=problems[0].place,
+                problems=problems,
+            )
 
     @property
     def is_wanted(self) -> bool:
@@ -192,6 +198,7 @@ def mixed(
         raise SaveError(
             f"{chosen.name} makes full matrices, and nothing says at which rank to write them",
             remedy=CUT_REMEDY,
+            argument="method",
         )
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MatchError
+from lora_mixer.problem import Problem
 from lora_mixer.writing.compose import same
 from lora_mixer.writing.layers import ModulePlace, NewLayer
 
@@ -61,7 +62,12 @@ def changes(
     """
     missing = sorted(set(base.components) ^ set(tuned.components))
     if missing:
-        raise MatchError(f"only one of {base.name} and {tuned.name} has {', '.join(missing)}")
+        raise MatchError(
+            f"only one of this and {base.name} has {', '.join(missing)}",
+            file=tuned.name,
+            component=missing[0],
+            problems=[Problem(part, "is in one of the two only") for part in missing],
+        )
     jobs: list[Job] = [
         (part, path, module)
         for part, root in base.components.items()
@@ -80,7 +86,7 @@ def changes(
         if weight is not None or bias is not None:
             layers.append(_layer(part, path, module, weight, bias, cut))
     if not layers:
-        raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
+        raise MatchError(f"is the same as {base.name}, weight for weight", file=tuned.name)
     return Extracted(tuple(layers), tuple(left_out))
 
 
@@ -106,10 +112,13 @@ def _change(base: Skeleton, tuned: Skeleton, part: str, name: str) -> torch.Tens
     before, after = base.tensor(part, name), tuned.tensor(part, name)
     if before is None or after is None:
         if (before is None) != (after is None):
-            raise MatchError(f"only one of {base.name} and {tuned.name} has {part}.{name}")
+            raise MatchError(f"is in only one of this and {base.name}", file=tuned.name, key=f"{part}.{name}")
         return None
     if before.shape != after.shape:
-        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
-        raise MatchError(f"{part}.{name} is {shapes} in {base.name} and {tuned.name}: not the same model")
+        raise MatchError(
+            f"is {tuple(after.shape)} here and {tuple(before.shape)} in {base.name}: not the same model",
+            file=tuned.name,
+            key=f"{part}.{name}",
+        )
     change = after.float() - before.float()
     return change if change.any() else None

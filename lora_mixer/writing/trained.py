@@ -13,7 +13,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.header import open_weights, read_header
-from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.problem import Problem, SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.report import SaveReport
@@ -59,7 +59,11 @@ def write_peft(
         odd = written.keys() ^ stored.keys()
         odd |= {key for key in written.keys() - odd if not torch.equal(written[key], stored[key].cpu())}
         if odd:
-            raise SaveError(f"{weights}: {', '.join(sorted(odd)[:3])} came back other than written")
+            raise SaveError(
+                f"{', '.join(sorted(odd)[:3])} came back other than written",
+                file=str(weights),
+                problems=[Problem(key, "came back other than written") for key in sorted(odd)],
+            )
 
     files = write_files(
         {
@@ -90,6 +94,6 @@ def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.
     stored = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     if stored is not value and not all_finite(stored):
         raise SaveError(
-            f"{key}: values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16"
+            f"values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16", key=key
         )
     return stored

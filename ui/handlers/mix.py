@@ -174,7 +174,7 @@ def keep_default(app: AppState, name: Any, weight: Any) -> dict[str, Any]:
     wanted = checks.text(name, "adapter", 256)
     entry = app.entry_named(wanted)
     if entry is None:
-        raise PictureError(f"{wanted} is not in the library here")
+        raise PictureError(f"{wanted} is not in the library here", adapter=wanted)
     number = None if weight is None else checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
     before = entry.weight
     app.library.set_default(entry.id, weight=number)

@@ -82,7 +82,10 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
         return BatchLayout(images, 1, (False,))
     raise MixError(
         f"{_mixes(images)} with guidance_copies={copies} do not fit a batch of {batch} rows: pass one prompt for each mix"
-        + ("; the half without the prompt needs both halves in one call of the denoiser" if negatives else "")
+        + (
+            "; the half without the prompt needs both halves in one call of the denoiser" if negatives else ""
+        ),
+        argument="guidance_copies",
     )
 
 
@@ -152,7 +155,8 @@ def check_stated(
         if not torch.equal(told.rows(negatives=negatives), layout.rows(negatives=negatives)):
             raise MixError(
                 f"{stated} {type(caller.pipe).__name__} calls the denoiser with {_times(len(told.without))} of its batch, "
-                f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself"
+                f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself",
+                argument="guidance_copies",
             )
         return
     if not first or sample.ndim < 3:
@@ -160,13 +164,15 @@ def check_stated(
     if said > 1 and not _agree(sample, said):
         raise MixError(
             f"{stated} the batch of {batch} rows is not {said} copies of one behind the other: rows of prompts and rows without "
-            "must be two blocks ([all without, all with]), or be told apart by calls of their own"
+            "must be two blocks ([all without, all with]), or be told apart by calls of their own",
+            argument="guidance_copies",
         )
     seen = _repeats(sample, layout.images)
     if seen > said:
         raise MixError(
             f"{stated} the batch of {batch} rows is {seen} copies of one behind the other, as guidance makes it: say "
-            f"guidance_copies={seen}, or give pictures of one noise a call each"
+            f"guidance_copies={seen}, or give pictures of one noise a call each",
+            argument="guidance_copies",
         )
 
 
@@ -275,7 +281,8 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
     if guided and caller.flag(_PERTURBED):
         raise MixError(
             f"{name} splits its batch inside of layers for perturbed attention, so that the half without the prompt "
-            "cannot have a mix of its own: leave negative= out, or set pag_scale=0"
+            "cannot have a mix of its own: leave negative= out, or set pag_scale=0",
+            argument="negative",
         )
     if guided is False:
         return (False,) * copies
@@ -289,7 +296,8 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
         return (half,)
     raise MixError(
         f"{name} calls the denoiser with {_times(copies)} of its batch, and it cannot be told which of them are without "
-        "the prompt: leave negative= out" + (", or turn guidance off" if guided else "")
+        "the prompt: leave negative= out" + (", or turn guidance off" if guided else ""),
+        argument="negative",
     )
 
 

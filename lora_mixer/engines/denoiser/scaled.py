@@ -53,7 +53,7 @@ def scale_of(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         scale = math.nan
     if isinstance(number, str | bytes) or not math.isfinite(scale):
-        raise MixError(f"{name}: the scale of a mix must be a finite number, got {value!r}")
+        raise MixError(f"{name}: the scale of a mix must be a finite number, got {value!r}", argument=name)
     return scale
 
 
@@ -138,7 +138,8 @@ class Scales:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise MixError(
                 f"a scale of {scale} for {part} while a CUDA graph is recorded, which would keep it for every replay; set a "
-                "mix with these weights, or record it by mixer.capture()"
+                "mix with these weights, or record it by mixer.capture()",
+                component=part,
             )
         with self._lock:
             before = self.of(part)
@@ -197,7 +198,8 @@ class ScaledCall:
             raise MixError(
                 f"a scale of {scale} for {self._part} in a call whose inputs ask for gradients: it is in effect for the call alone, "
                 "and the gradients would be those of another mix; set a mix with the weights times the scale, and leave the "
-                "scale out"
+                "scale out",
+                component=self._part,
             )
         with self._turns.taken(alone=True), self._hold(self._part, scale):
             return call(*args, **kwargs)
