@@ -59,9 +59,9 @@ def write_files(
             _swap(staged)
         except OSError as error:
             # the caller knows no spare file
-            where = error.filename and str(staged.get(Path(error.filename), error.filename))
+            file = error.filename and str(staged.get(Path(error.filename), error.filename))
             raise SaveError(
-                f"cannot be written: {error.strerror or error}", file=where or ", ".join(map(str, writers))
+                f"cannot be written: {error.strerror or error}", file=file or ", ".join(map(str, writers))
             ) from error
     return tuple(writers)
 

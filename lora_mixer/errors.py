@@ -30,7 +30,9 @@ Rooms have a few of their own below these (a preview, a pattern, an output path)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lora_mixer.problem import Problem, Remedy, SaveProblem, Surface, option_text
 from lora_mixer.wording import first_of
@@ -121,6 +123,18 @@ class LoraMixerError(Exception):
         """The message without the file: what is shown beside the file's name."""
         return self.reason_on(Surface.PYTHON)
 
+    def facts(self) -> dict[str, Any]:
+        """
+        Return the fields as values that JSON has, each problem with its text.
+
+        Example:
+            >>> facts = MatchError("is odd", file="ink.safetensors", problems=[Problem("unet.conv", "is not here")]).facts()
+            >>> facts["file"], facts["key"], facts["problems"]
+            ('ink.safetensors', None, [{'text': 'is not here', 'place': 'unet.conv', 'line': None, 'reason': None}])
+        """
+        named = {name: getattr(self, name) for name in ("file", "key", "component", "adapter", "argument")}
+        return {**named, "problems": [_facts_of(problem) for problem in self.problems]}
+
     def text_on(self, surface: Surface | None) -> str:
         """
         Return file, key, message and remedy in the words of a surface, shortened in the middle where they have no end.
@@ -170,6 +184,12 @@ class LoraMixerError(Exception):
     def __str__(self) -> str:
         """Return the text for programs."""
         return self.text_on(Surface.PYTHON)
+
+
+def _facts_of(problem: Problem | SaveProblem) -> dict[str, Any]:
+    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return {"text": str(problem), **plain}
 
 
 def _in_one_line(name: str) -> str:

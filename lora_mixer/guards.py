@@ -108,7 +108,8 @@ class Guard:
                 raise PipelineStateError(
                     f"{where} would leave weights {kind}, into which no mix can be written, and the mix of {', '.join(merged)} "
                     "is asked for as engine='merged': set it with engine='auto' first, which runs beside such weights, or call "
-                    "disable_lora(). Nothing was changed"
+                    "disable_lora(). Nothing was changed",
+                    problems=[Problem(name, "is asked for as engine='merged'") for name in merged],
                 )
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:

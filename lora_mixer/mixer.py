@@ -1536,7 +1536,9 @@ def _one_component(component: str | None, **short: bool) -> str | None:
     if len(named | {component} - {None}) > 1:
         ways = " and ".join(f"load_into_{name}=True" for name in sorted(named))
         also = "" if component is None else f"component={component!r} and "
-        raise MatchError(f"{also}{ways} name two components; leave one out", argument="component")
+        raise MatchError(
+            f"{also}{ways} name two components; leave one out", argument="component", component=component
+        )
     return next(iter(named), component)
 
 

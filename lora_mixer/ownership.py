@@ -721,7 +721,10 @@ def state_of(pipe: Any) -> MixerState | None:
         parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in states)
         raise PipelineStateError(
             f"several mixers have left adapters on this pipeline ({parts}); make a LoraMixer of each of these parts and "
-            "call its unload_lora_weights() first"
+            "call its unload_lora_weights() first",
+            problems=[
+                Problem(part, f"has {', '.join(state.loaded)}") for state in states for part in state.roots
+            ],
         )
     return states[0] if states else None
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,7 +13,6 @@ from lora_mixer.problem import Surface
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_mixer import Problem, SaveProblem
     from lora_mixer.errors import LoraMixerError
 
 
@@ -39,15 +36,6 @@ def facts_of_error(error: LoraMixerError) -> dict[str, Any]:
     facts = {
         "type": type(error).__name__,
         "message": error.text_on(Surface.COMMAND),
-        "file": error.file,
-        "key": error.key,
-        "problems": [_facts_of(problem) for problem in error.problems],
+        **error.facts(),
     }
     return {"error": facts}
-
-
-def _facts_of(problem: Problem | SaveProblem) -> dict[str, Any]:
-    """Return a problem's fields as values, and its text."""
-    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    return {"text": str(problem), **plain}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
+from lora_mixer.cli._options import AsJson, refuse_missing
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.extras import explained
@@ -59,9 +59,7 @@ def ui(
     check_reach(host, share=share, auth=pair)
     check_port(host, port)
     for option, folders in (("--loras", loras), ("--models", models)):
-        missing = [str(folder) for folder in folders or () if not folder.expanduser().is_dir()]
-        if missing:
-            raise LoraMixerError(f"{option}: there is no folder {', '.join(missing)}")
+        refuse_missing(option, folders or ())
     _tell("getting ready; what the page is made of takes some seconds to load", aside=as_json)
     try:
         from lora_mixer.ui.app import launch

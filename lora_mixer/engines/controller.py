@@ -42,6 +42,7 @@ from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.interrupts import uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 from lora_mixer.wording import list_of
 
 if TYPE_CHECKING:
@@ -267,7 +268,10 @@ class EngineController:
         if bake and self._now != BASE and not self.is_in_parameters:
             raise PipelineStateError(
                 f"the mix of {', '.join(self._now.names)} is in no parameter, or only half of it, so that it cannot become a "
-                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())"
+                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())",
+                problems=[
+                    Problem(name, "is in no parameter, or in some of them only") for name in self._now.names
+                ],
             )
         self._fused.check()
         theirs, is_untouched = self._bases.written_by_others()

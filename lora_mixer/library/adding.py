@@ -236,7 +236,8 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
         source = from_repo(repo_id, request)
     else:
         raise SourceError(
-            f"expected the name of a repository such as user/name, or its address at the Hub, got {repo_id[:100]!r}"
+            "expected the name of a repository such as user/name, or its address at the Hub",
+            file=repo_id[:100],
         )
     weights = Path(str(source.weights))
     name = (source.repo_id or "").rpartition("/")[2] if weights.stem in _GENERIC else weights.stem

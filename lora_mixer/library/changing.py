@@ -190,7 +190,7 @@ def _emptied(place: Path) -> None:
 
 def _moved(
     places: Mapping[Path, Path],
-    what: str,
+    label: str,
     found: T,
     undone: Undone,
     *,
@@ -206,7 +206,7 @@ def _moved(
 
     @uninterrupted
     def start() -> T:
-        _refuse_taken(places, what)
+        _refuse_taken(places, label)
         try:
             begin()
             for old, new in places.items():
@@ -215,7 +215,7 @@ def _moved(
         except BaseException as error:
             end(error)
             if isinstance(error, OSError):
-                raise SaveError(f"cannot be moved ({error.strerror or error})", file=what) from error
+                raise SaveError(f"cannot be moved ({error.strerror or error})", file=label) from error
             raise
         return found
 
@@ -233,11 +233,11 @@ def _moved(
     return Interruptible(start, end)
 
 
-def _refuse_taken(places: Mapping[Path, Path], what: str) -> None:
+def _refuse_taken(places: Mapping[Path, Path], label: str) -> None:
     taken = [new for old, new in places.items() if new != old and _is_taken(old, new)]
     if taken:
         raise SourceError(
-            f"there is something called {taken[0].name} already; choose another name or folder", file=what
+            f"there is something called {taken[0].name} already; choose another name or folder", file=label
         )
 
 

@@ -21,6 +21,7 @@ from lora_mixer.pictures.checkpoints import is_checkpoint_name, not_expected, re
 from lora_mixer.pictures.ip_adapters import load_ip_adapter
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.pictures.placing import place
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def _load_denoiser(
         raise SourceNotFoundError(
             f"cannot be read as {what}: {type(error).__name__}: {first_line(error, 300)}",
             file=str(checkpoint.path),
+            component=part,
         ) from error
     held = dict(denoiser.named_parameters())
     lost = [name for name, parameter in held.items() if parameter.is_meta]
@@ -200,6 +202,8 @@ def _load_denoiser(
         raise SourceNotFoundError(
             f"lacks {len(lost)} of the {len(held)} weights that {what} has, such as {lost[0]}: it is of another model, or a part of one",
             file=str(checkpoint.path),
+            component=part,
+            problems=[Problem(name, "is not in the file") for name in lost],
         )
     return _with_parts(str(folder), dtype, {part: denoiser, **more})
 

@@ -34,7 +34,7 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
         name: The file that was asked for, where it was one.
     """
     revision = request.revision or "main"
-    what = f"{repo_id}: {name}" if name else repo_id
+    label = f"{repo_id}: {name}" if name else repo_id
     # GatedRepoError is a RepositoryNotFoundError, and offline a missing file is both an entry and an error of access.
     if isinstance(error, hub.GatedRepoError):
         return SourceError(
@@ -58,7 +58,7 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
             f"has no revision {revision!r}. Check the branch, tag or commit.", file=repo_id
         )
     if isinstance(error, hub.LocalEntryNotFoundError):
-        return _not_cached(error, what, revision, request)
+        return _not_cached(error, label, revision, request)
     if isinstance(error, hub.EntryNotFoundError):
         return SourceNotFoundError(
             f"There is no such file at revision {revision!r}.",
@@ -67,14 +67,14 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
                 "Name the repository alone to have the files listed.",
                 "Leave the file out to have the files listed.",
             ),
-            file=what,
+            file=label,
         )
     if isinstance(error, hub.HfHubHTTPError):
         status = getattr(error.response, "status_code", "no status")
         return SourceError(
             f"The Hub refused it: HTTP {status}. It said: {_first_line(error)}",
             remedy=_advice(status),
-            file=what,
+            file=label,
         )
     return SourceError(
         f"could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} Check the network.",
@@ -82,23 +82,23 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
             "Or use what is cached with local_files_only=True.",
             "Or set HF_HUB_OFFLINE=1 to use what is cached.",
         ),
-        file=what,
+        file=label,
     )
 
 
-def _not_cached(error: Exception, what: str, revision: str, request: Request) -> SourceError:
+def _not_cached(error: Exception, label: str, revision: str, request: Request) -> SourceError:
     where = f"the cache ({request.cache_dir or 'its usual place'})"
     if request.local_files_only:
         return SourceNotFoundError(
             f"is not in {where} at revision {revision!r}, and nothing may be downloaded.",
             remedy=OFFLINE,
-            file=what,
+            file=label,
         )
     cause = error.__cause__ or error
     return SourceError(
         f"The Hub did not answer, and {where} does not have it: {type(cause).__name__}: "
         f"{_first_line(cause)} Check the network and try again.",
-        file=what,
+        file=label,
     )
 
 

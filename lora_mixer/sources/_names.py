@@ -132,7 +132,7 @@ def component_of(folder: str) -> str | None:
     return folder if _COMPONENT.fullmatch(folder) else None
 
 
-def component_files(names: Iterable[str], request: Request, where: str = "folder") -> list[str]:
+def component_files(names: Iterable[str], request: Request, label: str = "folder") -> list[str]:
     """
     Return the adapters of single components, each in a folder of the component's name with its own configuration.
 
@@ -151,14 +151,14 @@ def component_files(names: Iterable[str], request: Request, where: str = "folder
     for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
         if component_of(folder) and CONFIG_NAME in inside:
-            paths.append(f"{folder}/{choose_file(inside, f'{where}/{folder}', request)}")
+            paths.append(f"{folder}/{choose_file(inside, f'{label}/{folder}', request)}")
         elif component_of(folder):
             bare += [f"{folder}/{name}" for name in candidates(inside, ADAPTER_SUFFIXES) if "/" not in name]
     if paths and bare:
         raise SourceError(
             f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(paths, 5)} has; without it the scale is not known, "
             "and the adapter would be loaded without this part. Put the file there.",
-            file=where,
+            file=label,
             problems=[Problem(name, f"has no {CONFIG_NAME} beside it") for name in bare],
             remedy=Remedy("Or name one component by subfolder=."),
         )
@@ -193,13 +193,13 @@ def adapters_left(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...
     )
 
 
-def choose_file(names: Iterable[str], where: str, request: Request) -> str:
+def choose_file(names: Iterable[str], label: str, request: Request) -> str:
     """
     Return the one file of a folder that is the adapter.
 
     Args:
         names: All file names of the folder or repository, relative to it, with ``/`` between folders.
-        where: What to call the folder in messages.
+        label: What to call the folder in messages.
         request: What the caller allows.
 
     Raises:
@@ -218,7 +218,7 @@ def choose_file(names: Iterable[str], where: str, request: Request) -> str:
     if not files and not request.use_safetensors:
         files = candidates(here, PICKLE_SUFFIXES)
         for name in files:
-            check_allowed(name, f"{where}: {name}", request)
+            check_allowed(name, f"{label}: {name}", request)
     if len(files) == 1:
         return files[0]
     if files:
@@ -229,15 +229,15 @@ def choose_file(names: Iterable[str], where: str, request: Request) -> str:
                 "Name the file itself, by its path or its address.",
                 "Name one under File in it.",
             ),
-            file=where,
+            file=label,
         )
-    raise _none_found(names, where, request)
+    raise _none_found(names, label, request)
 
 
-def _none_found(names: list[str], where: str, request: Request) -> SourceNotFoundError:
+def _none_found(held: list[str], label: str, request: Request) -> SourceNotFoundError:
     wanted = ", ".join(ADAPTER_SUFFIXES) if request.use_safetensors is None else SAFETENSORS_SUFFIX
-    message = f"holds no adapter file ({wanted}); it holds {listing(sorted(names)) or 'nothing'}."
-    deeper = [name for name in candidates(names, ADAPTER_SUFFIXES) if "/" in name]
+    message = f"holds no adapter file ({wanted}); it holds {listing(sorted(held)) or 'nothing'}."
+    deeper = [name for name in candidates(held, ADAPTER_SUFFIXES) if "/" in name]
     if deeper:
         folder = deeper[0].rpartition("/")[0]
         named = f"If it is in a folder below, name that one: {folder}"
@@ -248,18 +248,18 @@ def _none_found(names: list[str], where: str, request: Request) -> SourceNotFoun
                 f"{named}.",
                 f"If it is in a folder below, name the file with it: {deeper[0]}.",
             ),
-            file=where,
+            file=label,
         )
-    if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in names):
+    if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in held):
         left = "Files with names of whole models are left alone unless"
         return SourceNotFoundError(
             message,
             remedy=Remedy(
                 f"{left} weight_name= names one.", f"{left} one is named.", f"{left} one is named."
             ),
-            file=where,
+            file=label,
         )
-    return SourceNotFoundError(message, file=where)
+    return SourceNotFoundError(message, file=label)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -157,7 +157,10 @@ def named(
     if set(rows.values()) != {len(names)}:
         told = ", ".join(f"{count} in {part or 'the file'}" for part, count in rows.items())
         raise MatchError(
-            f"token names {len(names)} words, and there are vectors for {told}", file=label, argument="token"
+            f"token names {len(names)} words, and there are vectors for {told}",
+            file=label,
+            argument="token",
+            problems=[Problem(part or "", f"has vectors for {count}") for part, count in rows.items()],
         )
     return tuple(
         replace(

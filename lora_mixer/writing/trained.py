@@ -48,27 +48,27 @@ def write_peft(
     _refuse_nonfinite(tensors, folder)
     stored = {key: _stored(key, tensor, dtype) for key, tensor in tensors.items()}
     text = json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True)
-    weights = folder / "adapter_model.safetensors"
+    place = folder / "adapter_model.safetensors"
 
     def write_config(stream: IO[bytes]) -> None:
         stream.write(text.encode())
 
     def check(files: Mapping[Path, Path]) -> None:
-        with open_weights(files[weights], str(weights)) as stream:
-            written = read_tensors(stream, read_header(stream, str(weights)), str(weights))
+        with open_weights(files[place], str(place)) as stream:
+            written = read_tensors(stream, read_header(stream, str(place)), str(place))
         odd = written.keys() ^ stored.keys()
         odd |= {key for key in written.keys() - odd if not torch.equal(written[key], stored[key].cpu())}
         if odd:
             raise SaveError(
                 f"{', '.join(sorted(odd)[:3])} came back other than written",
-                file=str(weights),
+                file=str(place),
                 problems=[Problem(key, "came back other than written") for key in sorted(odd)],
             )
 
     files = write_files(
         {
             folder / "adapter_config.json": write_config,
-            weights: functools.partial(write_safetensors, tensors=stored, metadata={"format": "pt"}),
+            place: functools.partial(write_safetensors, tensors=stored, metadata={"format": "pt"}),
         },
         check=check,
     )
