@@ -128,6 +128,23 @@ def last_name(node: ast.expr) -> str:
             return ""
 
 
+def whole(node: ast.expr) -> str:
+    """Return what an expression is of, where it is only cut or made a text."""
+    while True:
+        if isinstance(node, ast.Call) and node.args and getattr(node.func, "id", "") in ("str", "shown"):
+            node = node.args[0]
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+            node = node.value
+        else:
+            return ast.unparse(node)
+
+
+def said_twice(one: Made) -> list[str]:
+    """Return what stands before a message, as its file or its key, and in it once more."""
+    before = {whole(k.value) for k in one.call.keywords if GIVES.get(str(k.arg)) in ("file", "key")}
+    return [name for value in one.shown() if (name := whole(value)) in before]
+
+
 class Words:
     """
     Which names stand for what in the code: whatever some place gives as a field stands for that field wherever it is shown.

@@ -323,6 +323,6 @@ def test_files_of_two_shapes_for_a_model_that_is_not_known_do_not_become_one(tmp
             "some.layer.lora_B.weight": torch.ones(4, 1),
         }
         save_file(pair, tmp_path / f"{width}.safetensors")
-    with pytest.raises(MatchError, match=r"some\.layer has another shape in it .*\(4, 16\) and \(4, 8\)"):
+    with pytest.raises(MatchError, match=r"some\.layer: has another shape in it .*\(4, 16\) and \(4, 8\)"):
         export.merge([tmp_path / "8.safetensors", tmp_path / "16.safetensors"], tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

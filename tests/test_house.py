@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lora_mixer
-from tests.error_fields import Words, errors_of, made_in
+from tests.error_fields import Words, errors_of, made_in, said_twice
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("lora_mixer", "ui", "comfyui")
@@ -174,6 +174,16 @@ def test_what_an_error_names_is_a_field_of_it():
 
     assert (len(MADE) > 600, len(WORDS.fields) > 20) == (True, True)
     assert {(each.path, each.said) for each in odd} == NOT_A_FIELD, odd
+
+
+def test_a_message_does_not_say_again_what_stands_before_it():
+    assert [(made.path, made.call.lineno, name) for made in MADE for name in said_twice(made)] == []
+
+
+def test_what_is_said_twice_would_be_seen():
+    tree = ast.parse('SaveError(f"{key[:60]!r} is odd", file=label, key=str(key)[:200])')
+
+    assert [said_twice(made) for made in made_in("x.py", tree, ERRORS)] == [["key"]]
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,8 @@ class _BatchRun:
     ) -> Iterator[BatchResult]:
         if outcome.fatal:
             raise SaveError(
-                f"{outcome.error}; {self.counts['done']} pictures were made, and the same command goes on from here"
+                f"{outcome.error}; {self.counts['done']} pictures were made, and the same command goes on from here",
+                file=outcome.file,
             )
         if not outcome.error:
             yield self._record(outcome, task, manifest, extra)

@@ -53,7 +53,7 @@ class Storage:
                 self._remote, self._root = fsspec.core.url_to_fs(folder)
             except Exception as error:  # each kind of file system raises what it likes at what it lacks
                 raise SaveError(
-                    f"cannot be written to: {type(error).__name__}: {error}", file=folder
+                    f"cannot write to it: {type(error).__name__}: {error}", file=folder
                 ) from error
         else:
             self._path = Path(folder.removeprefix("file://"))
@@ -178,7 +178,7 @@ class Storage:
                 self._remote.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, NotImplementedError) as error:  # ValueError: a zero byte in the name
             raise SaveError(
-                f"cannot be written to: {getattr(error, 'strerror', None) or error}",
+                f"cannot write to it: {getattr(error, 'strerror', None) or error}",
                 file=self.folder,
                 remedy=Remedy(
                     "choose another place with the plan's output.folder",

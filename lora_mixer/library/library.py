@@ -245,9 +245,7 @@ class Library:
             try:
                 thumbnails.write(Path(picture), self._previews / name, thumbnails.SIZES[1])
             except thumbnails.PreviewError as error:
-                raise SourceError(
-                    f"the picture {error.message}", file=Path(picture).name, adapter=entry.name
-                ) from error
+                raise SourceError(error.message, file=Path(picture).name, adapter=entry.name) from error
         return self._say(id, lambda old: {**old, "preview": name})
 
     def rename(self, id: str, name: str) -> Entry:  # noqa: A002

@@ -438,7 +438,7 @@ def _same_file(app: AppState, file: Path, wanted: str) -> Entry | None:
 def _uploaded(path: Path, cache: str) -> Path:
     real = path.resolve(strict=True)
     if not real.is_relative_to(Path(cache).resolve()) or path.is_symlink() or not real.is_file():
-        raise PictureError(f"{path.name}: it is not an upload", file=path.name)
+        raise PictureError("it is not an upload", file=path.name)
     return real
 
 
