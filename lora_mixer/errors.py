@@ -519,7 +519,8 @@ class PictureError(LoraMixerError, ValueError):
         if message is None:
             message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
         elif field is not None:
-            listed = (Problem(field, message),)
+            file = facts.get("file")  # a problem goes its own way, as into a plan's, and has none
+            listed = (Problem(field, message if file is None else f"{file}: {message}"),)
         facts["key"] = field or option
         super().__init__(message, problems=listed, **facts)
         self.option = option

@@ -184,7 +184,7 @@ def facts_of(result):
         (["convert", "halves.safetensors", "@o.safetensors", "--to", "kohya"], {"places": ["lora_unet_q", "lora_unet_r"]}),
         (["convert", "a.safetensors", "@o.safetensors", "--to", "sharp"], {"argument": "format"}),
         (["merge", "a.safetensors", "header.safetensors", "--out", "@o.safetensors", *BASE], {"key": "a.lora_A.weight"}),
-        (["extract", "base.safetensors", "base.safetensors", "--out", "@o.safetensors", "--rank", 4], {"file": "@base.safetensors"}),
+        (["extract", "base.safetensors", "same.safetensors", "--out", "@o.safetensors", "--rank", 4], {"file": "@same.safetensors"}),
         (["generate", *BASE, "--loras", "no/such", "--prompt", "x", "--out", "@x.png"], {"argument": "loras", "places": ["no/such"]}),
         (["generate", *BASE, "--prompt", "x", "--lora", "a.safetensors:nowhere=1", "--out", "@x.png"], {"component": "nowhere"}),
         (["show", "bare.png"], {"file": "@bare.png"}),
@@ -200,6 +200,7 @@ def test_an_error_has_what_it_is_about_as_fields(command, named, things):
     halves = {f"lora_unet_{name}.lora_down.weight": torch.ones(2, 4) for name in "qr"}
     save_file(halves, things / "halves.safetensors")
     Image.new("RGB", (8, 8)).save(things / "bare.png")
+    (things / "same.safetensors").write_bytes((things / "base.safetensors").read_bytes())
 
     error = facts_of(run(*(placed(each, things) for each in command), "--json"))
 
