@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.problem import Problem, Remedy, SaveProblem, Surface, option_text
 from lora_mixer.wording import first_of
@@ -42,20 +42,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from lora_mixer.problem import ErrorFacts
+
 
 _PROBLEMS_SHOWN = 20
 _LONGEST = 10_000  # characters of a message: names in it may come from files
-
-
-class Facts(TypedDict, total=False):
-    """What every error can carry beside its message and its problems, as :class:`LoraMixerError` has it."""
-
-    file: str | None
-    key: str | None
-    component: str | None
-    adapter: str | None
-    argument: str | None
-    remedy: Remedy | None
 
 
 class LoraMixerError(Exception):
@@ -392,7 +383,7 @@ class MixError(LoraMixerError, ValueError):
         *,
         problems: tuple[Problem, ...] = (),
         what: str = "mix",
-        **facts: Unpack[Facts],
+        **facts: Unpack[ErrorFacts],
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This {what} cannot be used: {problems[0]}"
@@ -423,7 +414,7 @@ class AdapterConfigError(LoraMixerError, ValueError):
     """
 
     def __init__(
-        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), **facts: Unpack[Facts]
+        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), **facts: Unpack[ErrorFacts]
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This adapter cannot be made: {problems[0]}"
@@ -456,7 +447,7 @@ class PlanError(LoraMixerError, ValueError):
     problems: tuple[Problem, ...]
 
     def __init__(
-        self, message: str | None = None, *, problems: Iterable[Problem] = (), **facts: Unpack[Facts]
+        self, message: str | None = None, *, problems: Iterable[Problem] = (), **facts: Unpack[ErrorFacts]
     ) -> None:
         by_line = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
         if message is None:
@@ -513,7 +504,7 @@ class PictureError(LoraMixerError, ValueError):
         field: str | None = None,
         option: str | None = None,
         problems: Iterable[Problem] = (),
-        **facts: Unpack[Facts],
+        **facts: Unpack[ErrorFacts],
     ) -> None:
         listed = tuple(problems)
         if message is None:

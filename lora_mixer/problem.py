@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -149,6 +149,25 @@ class Remedy:
         if not words or not text:
             return text or words
         return f"{text}{' ' if text.endswith(('.', '!', '?')) else '; '}{words}"
+
+
+class ErrorFacts(TypedDict, total=False):
+    """
+    What every error can carry beside its message and its problems, as ``LoraMixerError`` explains it.
+
+    Example:
+        >>> from lora_mixer.errors import MixError
+        >>> facts: ErrorFacts = {"adapter": "ink", "argument": "weight"}
+        >>> MixError("is odd", **facts).adapter
+        'ink'
+    """
+
+    file: str | None
+    key: str | None
+    component: str | None
+    adapter: str | None
+    argument: str | None
+    remedy: Remedy | None
 
 
 def option_text(name: str) -> str:

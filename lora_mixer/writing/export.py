@@ -456,7 +456,7 @@ def _refuse_nonfinite(info: AdapterInfo, parts: Sequence[Part]) -> None:
     if bad:
         listed = first_of([problem.place for problem in bad], 5)
         raise SaveError(
-            f"NaN or Inf in {len(bad)} of {len(parts)} modules ({listed}): the training diverged or the file "
+            f"{info.name} has NaN or Inf in {len(bad)} of {len(parts)} modules ({listed}): the training diverged or the file "
             "is damaged; leave it out, or download it again",
             file=info.source,
             problems=bad,
