@@ -33,7 +33,7 @@ from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
-from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.making import Asked, fresh_source, needs_data
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
 from lora_mixer.holding import ReadingLock
@@ -45,6 +45,7 @@ from lora_mixer.problem import Problem, Remedy, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import shown
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import RankCut
 from lora_mixer.writing.formats.table import FORMATS
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
     from lora_mixer.writing.report import SaveReport
+
+
+_RESERVED_AT_MOST = 1 << 16
+"""Ranks and rows that can be reserved: far beyond any layer's width and any batch."""
 
 
 class PartialMatchWarning(UserWarning):
@@ -421,9 +426,7 @@ class LoraMixer:
                 blocks=[blocks] if isinstance(blocks, str) else blocks,
                 eva_data=eva_data,
             )
-            if (
-                getattr(fresh, "init_lora_weights", None) == "eva"
-            ):  # directions are those of the base's inputs
+            if needs_data(fresh):  # directions are those of the base's inputs
                 state.controller.apply(BASE, components)
             source = fresh_source(fresh, kind, part, components[part], state.controller.clean_of, asked)
             report = self._load(
@@ -1160,8 +1163,11 @@ class LoraMixer:
             >>> mixer.set_mix({"watercolor": 0.7, "3d": "0@0,1@1"})  # doctest: +SKIP
         """
         for name, value in (("rank", rank), ("rows", rows)):
-            if type(value) is not int or value < 1:
-                raise MixError(f"{name} must be a whole number of at least 1, got {value!r}", argument=name)
+            if type(value) is not int or not 1 <= value <= _RESERVED_AT_MOST:
+                raise MixError(
+                    f"{name} must be a whole number from 1 to {_RESERVED_AT_MOST}, got {shown(value)}",
+                    argument=name,
+                )
         with self._call() as state:
             state.controller.reserve(rank, rows, state.components())
 

@@ -19,8 +19,9 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
+from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Problem, Remedy, SaveProblem, SaveReason
-from lora_mixer.wording import first_of
+from lora_mixer.wording import first_of, shown
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     """Wraps what is gone through, to show how far the work is."""
 
 _SHOWN = 8
+_RANK_AT_MOST = 1 << 20  # far beyond the width of any layer
 
 
 def same(places: Iterable[Any]) -> Iterable[Any]:
@@ -78,12 +80,14 @@ class RankCut:
         problems: list[Problem] = []
         for name in ("rank", "conv_rank"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                problems.append(Problem(name, f"must be a whole number of at least 1, got {value!r}"))
-        if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
-            problems.append(Problem("energy", f"must be above 0 and at most 1, got {self.energy!r}"))
-        if self.sv_ratio is not None and not (_is_number(self.sv_ratio) and self.sv_ratio >= 1):
-            problems.append(Problem("sv_ratio", f"must be at least 1, got {self.sv_ratio!r}"))
+            if value is not None and (type(value) is not int or not 1 <= value <= _RANK_AT_MOST):
+                problems.append(
+                    Problem(name, f"must be a whole number from 1 to {_RANK_AT_MOST}, got {shown(value)}")
+                )
+        if self.energy is not None and not (is_number(self.energy) and 0 < self.energy <= 1):
+            problems.append(Problem("energy", f"must be above 0 and at most 1, got {shown(self.energy)}"))
+        if self.sv_ratio is not None and not (is_number(self.sv_ratio) and self.sv_ratio >= 1):
+            problems.append(Problem("sv_ratio", f"must be at least 1, got {shown(self.sv_ratio)}"))
         if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
             problems.append(
                 Problem(
@@ -126,10 +130,6 @@ class RankCut:
         if set(values) == {"rank"}:
             return f"{self.rank}"
         return ", ".join(f"{name} {value:g}" for name, value in values.items())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_loaded(
