@@ -30,7 +30,7 @@ def test_a_control_adapter_is_refused_by_name_where_the_pipeline_has_no_picture_
     mixer = LoraMixer(pipe)
     with pytest.raises(
         MatchError,
-        match=r"control adapter: transformer\.x_embedder has 16 inputs .* 8 here, and FluxPipeline",
+        match=r"transformer\.x_embedder: the layer of a control adapter, with 16 inputs .* 8 here, and FluxPipeline",
     ):
         mixer.load_lora_weights(reference(shared_data, CONTROL).adapter, "a")
     assert not mixer.adapters
@@ -287,7 +287,7 @@ def test_what_is_trained_beside_a_layer_does_not_run_while_that_is_wider(shared_
     tensors = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
     mixer.load_lora_weights(tensors, "mine", trainable=True)
     with pytest.raises(
-        MixError, match=r"mine in transformer\.x_embedder: another adapter of the mix gives this"
+        MixError, match=r"transformer\.x_embedder: another adapter of the mix than 'mine' gives this"
     ):
         mixer.set_adapters(["mine", "control"])
     assert parts.components["transformer"].x_embedder.in_features == 8
