@@ -136,7 +136,9 @@ class LoraMixer:
     Args:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
         keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest); ``"host"`` in host memory,
-            which saves GPU memory and takes the bus at each switch; ``"none"`` nowhere, every mix runs beside the weights, which
+            which saves GPU memory and takes the bus at each switch; ``"patch"`` in the mixed weights themselves, from which the
+            mix is subtracted and a small patch put on, bit for bit (a tenth of a copy or less; a switch costs several times as
+            much, and what is written over weights under a mix takes the base with it); ``"none"`` nowhere, every mix runs beside the weights, which
             costs time in each step; ``"auto"`` on the device while 2 GiB stay free there, else in host memory.
         take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
             of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
@@ -1113,7 +1115,9 @@ class LoraMixer:
         """
         with self._look() as state:
             sizes = {name: loaded.info.bytes for name, loaded in state.loaded.items()}
-            return MemoryReport(sizes, state.controller.base_bytes(), state.keep_base)
+            return MemoryReport(
+                sizes, state.controller.base_bytes(), state.keep_base, state.controller.whole_bases()
+            )
 
     @property
     def tokens(self) -> Mapping[str, TokenInfo]:

@@ -320,6 +320,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Held], Any]]] = {
         ),
     ),
     "kept on the host": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
+    "kept in the mix": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.07, -0.05])),
     "kept nowhere": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
     "kept by itself": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
     "offloaded": (Denoiser, _offloaded),
@@ -339,7 +340,12 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Held], Any]]] = {
     "diffusers' words, apart": (SaidPipe, _said_apart),
     "diffusers' words, fused": (SaidPipe, lambda held: (_said(held), held.pipe.fuse_lora(lora_scale=0.5))),
 }
-KEEP = {"kept on the host": "host", "kept nowhere": "none", "kept by itself": "auto"}
+KEEP = {
+    "kept on the host": "host",
+    "kept in the mix": "patch",
+    "kept nowhere": "none",
+    "kept by itself": "auto",
+}
 
 
 def _applied(held: Held) -> None:

@@ -141,7 +141,8 @@ def _transformer(modules: Mapping[str, int | None]) -> str | None:
         return "Flux.1 or Flux.2"
     shared = [kind for kind in kinds if _SHARED.search(kind)]
     if shared:
-        crossing = any("_attn0_" in kind for kind in shared)
+        # numbers are 0 here; SD3.5 medium has attn and attn2
+        crossing = any("_attn0_" in kind for kind in shared) and not any("_attn_" in kind for kind in shared)
         return _relative(_CROSSING if crossing else _SEVERAL, modules) or _UNNAMED
     return None
 
@@ -151,12 +152,24 @@ def _relative(name: str, modules: Mapping[str, int | None]) -> str | None:
     width = _width(modules, _DIT_Q)
     first, last = _width(modules, _LINEAR1), _width(modules, _LINEAR2)
     fitting = [
-        family.name
+        family
         for family in FAMILIES
         if shares_names(name, family.name)
         and (width in family.widths or (family.ratio and first and last == family.ratio * first))
     ]
-    return fitting[0] if len(fitting) == 1 else None
+    if len(fitting) > 1:
+        fitting = [family for family in fitting if _has_inputs(family, modules)] or fitting
+    return fitting[0].name if len(fitting) == 1 else None
+
+
+def _has_inputs(family: Family, modules: Mapping[str, int | None]) -> bool:
+    """Say whether a file has one of the further layers that tell a family, with its inputs."""
+    return any(
+        width == inputs
+        for ending, inputs in family.inputs.items()
+        for name, width in modules.items()
+        if name.endswith(ending)
+    )
 
 
 def one_label(labels: Collection[str]) -> str | None:
