@@ -194,7 +194,9 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
-        if take_over:  # the words first: what is left of another mixer is not moved where they cannot be placed
+        if (
+            take_over
+        ):  # the words first: what is left of another mixer is not moved where they cannot be placed
             DiffusersWords(self).place(then=self._begin)
         else:
             self._begin()
