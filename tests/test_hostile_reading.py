@@ -11,9 +11,11 @@ import pickle
 import random
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -28,6 +30,7 @@ from lora_mixer import (
     SaveError,
     SourceError,
     SourceNotFoundError,
+    from_adapter,
     read_adapter,
 )
 from lora_mixer.formats import reader
@@ -37,11 +40,13 @@ from lora_mixer.library import Library, SavedMixes, layer_norms
 from lora_mixer.library.norms import block_of
 from lora_mixer.merging import MergeMethod
 from lora_mixer.merging.low_rank import pair_of, truncate
-from lora_mixer.mixes import LayerPatterns
+from lora_mixer.mixes import LayerPatterns, Mask
 from lora_mixer.parsing.expressions import Expression
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.parsing.yaml_nodes import plain_value
+from lora_mixer.pictures import ip_adapters, outline
 from lora_mixer.sources import AdapterSource
+from lora_mixer.writing import convert, extract
 
 
 def model(width=8):
@@ -494,6 +499,68 @@ ODD = {
     "quantised": lambda: torch.quantize_per_tensor(torch.ones(2, 8), 0.1, 0, torch.qint8),
     "freed": _freed,
 }
+
+
+def base_named_by(path, _):
+    return from_adapter(path)
+
+
+def extracted(path, folder):
+    return extract(path, path, folder / "out.safetensors", rank=2)
+
+
+def converted(path, folder):
+    return convert(path, folder / "out.safetensors", format="kohya")
+
+
+def loaded_as_ip_adapter(path, _):
+    return ip_adapters._check_base(path, None, allow_pickle=False)
+
+
+def outlined(path, _):
+    return outline._widest(str(path))
+
+
+def described(path, _):
+    return read_adapter(path)
+
+
+READERS = (base_named_by, extracted, converted, loaded_as_ip_adapter, outlined, described)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="a file that cannot be read on is made of Linux's own"
+)
+@pytest.mark.parametrize("reader", READERS, ids=lambda each: each.__name__)
+def test_a_file_that_the_system_cannot_read_on_is_a_source_that_cannot_be_read(reader, tmp_path):
+    place = tmp_path / "x.safetensors"
+    place.symlink_to("/proc/self/mem")  # opens, and fails to be read at its beginning and sought at its end
+    with pytest.raises(SourceError, match=r"x\.safetensors: cannot be read"):
+        reader(place, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "postscript", "cut"])
+@pytest.mark.parametrize(
+    "form", [lambda path: Mask.of(path).load(), lambda path: Mix.of({"a": {"mask": path}})]
+)
+def test_a_mask_is_a_regular_file_with_a_picture(kind, form, tmp_path, monkeypatch):
+    place = tmp_path / "x.png"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "zero":
+        place.symlink_to("/dev/zero")
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        picture = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+        if kind == "cut":
+            stream = io.BytesIO()
+            Image.new("L", (64, 64), 9).save(stream, "PNG")
+            picture = stream.getvalue()[:60]
+        place.write_bytes(picture)
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(MixError, match="not a picture that can be read"):
+        form(str(place))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
