@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -194,10 +194,12 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
-        with suppress(PipelineStateError):  # the first call says it, with the way out of that
-            self._take_up("bind")
-        if take_over:
-            DiffusersWords(self).place()
+        if (
+            take_over
+        ):  # the words first: what is left of another mixer is not moved where they cannot be placed
+            DiffusersWords(self).place(then=self._begin)
+        else:
+            self._begin()
 
     def hand_back(self) -> None:
         """
@@ -1326,6 +1328,15 @@ class LoraMixer:
     def _state(self) -> MixerState:
         """The state of the pipeline, where nothing is changed by looking at it."""
         return self._take_up("bind")
+
+    def _begin(self) -> None:
+        """Take over what a mixer that is gone has left, where that can be done."""
+        try:
+            self._take_up("bind")
+        except MixLostError:  # said once: nothing is in effect any more
+            raise
+        except PipelineStateError:
+            pass  # the first call says it, with the way out of that
 
     def _take_up(self, parts: Parts) -> MixerState:
         """Return the state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""
