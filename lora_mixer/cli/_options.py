@@ -55,6 +55,7 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
+    PATCH = "patch"
     NONE = "none"
     AUTO = "auto"
 
