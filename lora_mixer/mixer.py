@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -33,7 +33,7 @@ from lora_mixer.engines.placement import check_finite, computes_on_cuda, copy_to
 from lora_mixer.engines.trainable.parameters import Trained, trained
 from lora_mixer.errors import AdapterNameError, MatchError, MixError, MixLostError, PipelineStateError
 from lora_mixer.formats import check_held, paused_gc, read_embeddings, read_source, read_trainable
-from lora_mixer.fresh.making import Asked, fresh_source
+from lora_mixer.fresh.making import Asked, fresh_source, needs_data
 from lora_mixer.fresh.rates import groups_of
 from lora_mixer.fresh.reading import read_config
 from lora_mixer.holding import ReadingLock
@@ -45,6 +45,7 @@ from lora_mixer.problem import Remedy, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
+from lora_mixer.wording import shown
 from lora_mixer.writing import live as saving
 from lora_mixer.writing.compose import RankCut
 from lora_mixer.writing.formats.table import FORMATS
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
     from lora_mixer.ownership import Parts
     from lora_mixer.sources import AdapterSource
     from lora_mixer.writing.report import SaveReport
+
+
+_RESERVED_AT_MOST = 1 << 16
+"""Ranks and rows that can be reserved: far beyond any layer's width and any batch."""
 
 
 class PartialMatchWarning(UserWarning):
@@ -131,7 +136,9 @@ class LoraMixer:
     Args:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
         keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest); ``"host"`` in host memory,
-            which saves GPU memory and takes the bus at each switch; ``"none"`` nowhere, every mix runs beside the weights, which
+            which saves GPU memory and takes the bus at each switch; ``"patch"`` in the mixed weights themselves, from which the
+            mix is subtracted and a small patch put on, bit for bit (a tenth of a copy or less; a switch costs several times as
+            much, and what is written over weights under a mix takes the base with it); ``"none"`` nowhere, every mix runs beside the weights, which
             costs time in each step; ``"auto"`` on the device while 2 GiB stay free there, else in host memory.
         take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
             of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
@@ -187,10 +194,12 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
-        with suppress(PipelineStateError):  # the first call says it, with the way out of that
-            self._take_up("bind")
-        if take_over:
-            DiffusersWords(self).place()
+        if (
+            take_over
+        ):  # the words first: what is left of another mixer is not moved where they cannot be placed
+            DiffusersWords(self).place(then=self._begin)
+        else:
+            self._begin()
 
     def hand_back(self) -> None:
         """
@@ -418,9 +427,7 @@ class LoraMixer:
                 blocks=[blocks] if isinstance(blocks, str) else blocks,
                 eva_data=eva_data,
             )
-            if (
-                getattr(fresh, "init_lora_weights", None) == "eva"
-            ):  # directions are those of the base's inputs
+            if needs_data(fresh):  # directions are those of the base's inputs
                 state.controller.apply(BASE, components)
             source = fresh_source(fresh, kind, part, components[part], state.controller.clean_of, asked)
             report = self._load(
@@ -1110,7 +1117,9 @@ class LoraMixer:
         """
         with self._look() as state:
             sizes = {name: loaded.info.bytes for name, loaded in state.loaded.items()}
-            return MemoryReport(sizes, state.controller.base_bytes(), state.keep_base)
+            return MemoryReport(
+                sizes, state.controller.base_bytes(), state.keep_base, state.controller.whole_bases()
+            )
 
     @property
     def tokens(self) -> Mapping[str, TokenInfo]:
@@ -1148,8 +1157,10 @@ class LoraMixer:
             >>> mixer.set_mix({"watercolor": 0.7, "3d": "0@0,1@1"})  # doctest: +SKIP
         """
         for name, value in (("rank", rank), ("rows", rows)):
-            if type(value) is not int or value < 1:
-                raise MixError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if type(value) is not int or not 1 <= value <= _RESERVED_AT_MOST:
+                raise MixError(
+                    f"{name} must be a whole number from 1 to {_RESERVED_AT_MOST}, got {shown(value)}"
+                )
         with self._call() as state:
             state.controller.reserve(rank, rows, state.components())
 
@@ -1317,6 +1328,15 @@ class LoraMixer:
     def _state(self) -> MixerState:
         """The state of the pipeline, where nothing is changed by looking at it."""
         return self._take_up("bind")
+
+    def _begin(self) -> None:
+        """Take over what a mixer that is gone has left, where that can be done."""
+        try:
+            self._take_up("bind")
+        except MixLostError:  # said once: nothing is in effect any more
+            raise
+        except PipelineStateError:
+            pass  # the first call says it, with the way out of that
 
     def _take_up(self, parts: Parts) -> MixerState:
         """Return the state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.parsing.frozen import LazyMap
 from lora_mixer.parsing.json_text import json_or_none
+from lora_mixer.parsing.values import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -252,7 +253,7 @@ def _text(value: Any) -> str:
 
 
 def _weight(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+    if not is_number(value) or not -100 <= value <= 100:
         return None
     return float(value) or None  # A1111 writes 0 where the user chose none
 

@@ -29,7 +29,10 @@ def shown(value: object) -> str:
         >>> shown("x"), shown(float("nan")), shown(object)
         ("'x'", 'nan', "<class 'object'> (a type)")
     """
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a number of {type(value).__name__} that is too long to write"
     if len(text) > _LONGEST_SHOWN:
         text = text[: _LONGEST_SHOWN - 3] + "..."
     if type(value) in _TOLD or isinstance(value, float):

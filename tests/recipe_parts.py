@@ -9,9 +9,12 @@ import torch
 
 from lora_mixer.algorithms import LayerWeights
 from lora_mixer.algorithms.table import AlgorithmKind
+from lora_mixer.batches import WorkerEngine
+from lora_mixer.batches.in_process import InProcess
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
+from lora_mixer.fresh.starts import Start
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
 from lora_mixer.writing import OutputFormat
@@ -175,3 +178,31 @@ class _Product:
 
 # what ``sweep`` takes off again has to be known as an engine's
 _Product.__module__ = "lora_mixer.engines.product"
+
+# --- a start of fresh pairs -------------------------------------------------------------------------------------------
+
+
+def _halves(target):
+    """Return A with ones at its first inputs, B of zeros."""
+    rank, (outputs, inputs) = target.rank, target.shape
+    return torch.eye(rank, inputs), torch.zeros(outputs, rank)
+
+
+FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True, is_peft=False)
+
+# --- an engine of batches ---------------------------------------------------------------------------------------------
+
+
+class CountedInProcess(InProcess):
+    """This process, with a count of the tasks it was sent."""
+
+    sent = 0
+
+    def send(self, worker, task, ahead):
+        CountedInProcess.sent += task is not None
+        return super().send(worker, task, ahead)
+
+
+COUNTED = WorkerEngine(
+    "counted", "this process, counting", lambda spec, shapes, *_: CountedInProcess(spec, shapes)
+)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from lora_mixer import LoraMixer, PictureMaker, PictureRequest
 from lora_mixer.batches import read_manifest, run_plan
+from lora_mixer.batches.in_process import InProcess
 from lora_mixer.batches.storage import Storage
-from lora_mixer.batches.worker_pool import InProcess
 from lora_mixer.errors import SaveError
 from lora_mixer.picture_metadata import read_picture
 from tests.batch_plans import GRID, hashes, plan_for, statuses

@@ -70,6 +70,36 @@ def test_a_dotted_name_is_found_behind_every_front(parts, front, name):
     load(parts, front + name)
 
 
+@pytest.mark.parametrize("front", ["", "diffusion_model.", "transformer."])
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        ("down.weight", "up.weight"),
+        ("lora_A.weight", "lora_B.weight"),
+        ("lora_down.weight", "lora_up.weight"),
+        ("lora_A", "lora_B"),
+    ],
+)
+def test_keys_of_a_layer_in_xlabs_names_meet_whatever_they_end_with(parts, front, down, up):
+    """The number of the stream is a part of the layer's name for a pair's two halves and for its alpha alike."""
+    layers = {
+        "double_blocks.1.processor.qkv_lora2": [f"transformer_blocks.1.attn.add_{x}_proj" for x in "qkv"],
+        "single_blocks.0.processor.qkv_lora": [f"single_transformer_blocks.0.attn.to_{x}" for x in "qkv"],
+    }
+    generator = torch.Generator().manual_seed(2)
+    first, second = torch.randn(84, 2, generator=generator), torch.randn(2, 28, generator=generator)
+    table = {f"{front}{name}.{down}": second for name in layers}
+    table |= {f"{front}{name}.{up}": first for name in layers}
+    table |= {f"{front}{name}.alpha": torch.tensor(5.0) for name in layers}
+    transformer = parts.components["transformer"]
+    before = {key: tensor.double() for key, tensor in transformer.state_dict().items()}
+    assert LoraMixer(parts).load_lora_weights(table, "a").complete
+    for paths in layers.values():
+        for path, change in zip(paths, (2.5 * first.double() @ second.double()).chunk(3), strict=True):
+            live = transformer.get_submodule(path).weight.double()
+            assert distance(live - before[f"{path}.weight"], change) < 1e-5
+
+
 @pytest.mark.parametrize("ending", ["", "_"])
 @pytest.mark.parametrize("name", [DIFFUSERS, ORIGINAL])
 @pytest.mark.parametrize("front", FLAT)

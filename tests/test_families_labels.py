@@ -69,7 +69,32 @@ def pair(shapes):
         ({"transformer_blocks.0.attn.to_q": (3072, 3072)}, "Qwen-Image"),
         ({"transformer_blocks.0.attn.to_q": (2432, 2432)}, "SD3"),
         ({"transformer_blocks.0.attn1.to_q": (1152, 1152)}, "PixArt"),
-        ({"transformer_blocks.0.attn1.to_q": (2048, 2048)}, "LTX-Video"),
+        ({"transformer_blocks.0.attn1.to_q": (2048, 2048)}, "a DiT (SD3, PixArt, LTX, ...)"),  # or Cosmos
+        *(
+            (
+                {
+                    "transformer_blocks.0.attn1.to_q": (width, width),
+                    "transformer_blocks.0.attn2.to_k": (width, text),
+                },
+                family,
+            )
+            for width, text, family in (
+                (2048, 2048, "LTX-Video"),
+                (2048, 1024, "Anima"),
+                (4096, 4096, "LTX-Video 2"),
+                (4096, 1024, "Cosmos"),
+                (5120, 1024, "Cosmos"),
+            )
+        ),
+        (
+            {
+                "transformer.transformer_blocks.0.attn.to_q": (1536, 1536),
+                "transformer.transformer_blocks.0.attn2.to_q": (1536, 1536),
+            },
+            "SD3",
+        ),
+        ({"transformer_blocks.0.attn.to_q": (4096, 4096)}, "Qwen-Image"),
+        ({"lora_unet_layers_0_cross_attn_q_proj": (2048, 2048)}, "ACE-Step"),
         ({"transformer_blocks.0.attn1.to_q": (4096, 4096)}, "a DiT (SD3, PixArt, LTX, ...)"),  # or CogView4
         ({"transformer_blocks.0.audio_attn1.to_q": (2048, 2048)}, "LTX-Video 2"),
         ({"transformer_blocks.0.attn1.to_q": (1920, 1920)}, "CogVideoX"),

@@ -282,7 +282,7 @@ def test_fused_and_split_keys_that_disagree_are_refused(shared_data):
         mixer.load_lora_weights(table, "a")
 
 
-@pytest.mark.parametrize("writer", ["DiffSynth", "others"])
+@pytest.mark.parametrize("writer", ["DiffSynth", "others", "lightx2v"])
 def test_rows_alternate_head_by_head_in_diffsynths_files_of_minimax_and_are_stacked_in_others(
     shared_data, writer
 ):
@@ -290,13 +290,14 @@ def test_rows_alternate_head_by_head_in_diffsynths_files_of_minimax_and_are_stac
     components = parts_of(shared_data, reference(shared_data, "minimax_h3/comfy_stacked"))
     before = state(components)
     up, down = made(1, 72, 2).float(), made(2, 2, 20).float()
-    name = "blocks.1.attn.qkv_proj" if writer == "DiffSynth" else "diffusion_model.blocks.1.attn.qkv_proj"
+    fronts = {"DiffSynth": "", "others": "diffusion_model.", "lightx2v": "dit."}
+    name = f"{fronts[writer]}blocks.1.attn.qkv_proj"
     end = ".default.weight" if writer == "DiffSynth" else ".weight"
     mixer = LoraMixer(components)
     mixer.load_lora_weights({f"{name}.lora_A{end}": down, f"{name}.lora_B{end}": up}, "a")
 
     change = (up.double() @ down.double()).reshape(2, 3, 12, 20)  # heads, q k v, rows of a head
-    if writer == "others":
+    if writer != "DiffSynth":
         change = (up.double() @ down.double()).reshape(3, 2, 12, 20).transpose(0, 1)
     for number, letter in enumerate("qkv"):
         path = f"transformer_blocks.1.attn.to_{letter}"

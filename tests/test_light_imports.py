@@ -48,6 +48,21 @@ def test_the_command_helps_without_torch_diffusers_and_gradio():
     assert all(command in told for command in ("inspect", "generate", "batch", "merge", "ui"))
 
 
+def test_every_command_helps_without_torch():
+    script = (
+        "from typer.main import get_command\nfrom lora_mixer.cli._app import app\n"
+        "for name in get_command(app).commands:\n"
+        "    try:\n        app([name, '--help'])\n"
+        "    except SystemExit as end:\n        print(f'{name} = {end.code}')\n"
+    )
+
+    told = run(script, ("torch", "numpy", "diffusers", "transformers"))
+
+    ends = [line for line in told.splitlines() if " = " in line]
+    assert len(ends) > 12
+    assert all(line.endswith(" = 0") for line in ends)
+
+
 def test_the_library_works_without_any_extra():
     every = tuple(name for names in EXTRAS.values() for name in names)
     script = (

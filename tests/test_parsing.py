@@ -8,21 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from lora_mixer import (
     CorruptFileError,
+    Library,
+    LoraConfig,
+    LoraMixer,
+    LoraMixerError,
     Mix,
     MixError,
+    PictureRequest,
     PlanError,
+    SavedMixes,
     SourceNotFoundError,
     read_adapter,
 )
 from lora_mixer.batches import check_plan, parse_plan
+from lora_mixer.engines.denoiser.scaled import scale_of
+from lora_mixer.merging import MergeMethod
 from lora_mixer.parsing.data import dump_yaml, load, locate
 from lora_mixer.parsing.json_text import NotJsonError, json_or_none, loose_json, read_json, strict_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import load_outline
+from lora_mixer.writing import merge, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -243,3 +252,68 @@ def test_json_that_is_too_deep_is_the_files_fault(name, tmp_path):
         (tmp_path / "adapter_model.safetensors").write_bytes(save({"x.lora_A.weight": torch.ones(1, 2)}))
         with pytest.raises(CorruptFileError, match="too deeply"):
             read_adapter(tmp_path)
+
+
+# --- numbers that no float can hold, or that Python does not even write ------------------------------------------------
+
+PAIR = {"0.lora_A.weight": torch.ones(2, 4), "0.lora_B.weight": torch.ones(4, 2)}
+
+
+def mixed():
+    mixer = LoraMixer(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    mixer.load_lora_weights(PAIR, "a")
+    return mixer
+
+
+def resized(folder, **cut):
+    save_file(PAIR, folder / "a.safetensors")
+    return resize(folder / "a.safetensors", folder / "b.safetensors", **cut)
+
+
+ENTRIES = {
+    "set_adapters": lambda n, _: mixed().set_adapters("a", n),
+    "a list of weights": lambda n, _: mixed().set_adapters(["a"], [n]),
+    "set_mix": lambda n, _: mixed().set_mix({"a": n}),
+    "applied": lambda n, _: mixed().applied({"a": n}).__enter__(),
+    "a schedule": lambda n, _: mixed().set_mix({"a": {"weight": 1.0, "schedule": [[0, n], [1, 1]]}}),
+    "a block": lambda n, _: mixed().set_mix({"a": {"weight": 1.0, "blocks": {"0": n}}}),
+    "a call's scale": lambda n, _: scale_of(n, "scale"),
+    "reserve": lambda n, _: mixed().reserve(n),
+    "rows": lambda n, _: mixed().reserve(2, rows=n),
+    "max_rank": lambda n, _: mixed().load_lora_weights(PAIR, "b", max_rank=min(n, 0)),
+    "dora_strength": lambda n, _: mixed().load_lora_weights(PAIR, "b", dora_strength=n),
+    "a method's setting": lambda n, _: MergeMethod.of("ties", density=n),
+    "energy": lambda n, folder: resized(folder, energy=n),
+    "sv_ratio": lambda n, folder: resized(folder, sv_ratio=n),
+    "rank": lambda n, folder: resized(folder, rank=n),
+    "conv_rank": lambda n, folder: resized(folder, rank=1, conv_rank=n),
+    "a merged file's weight": lambda n, folder: merge([(PAIR, n)], folder / "b.safetensors"),
+    "r": lambda n, _: mixed().add_adapter(LoraConfig(r=n, target_modules=["0"])),
+    "lora_alpha": lambda n, _: mixed().add_adapter(LoraConfig(lora_alpha=n, target_modules=["0"])),
+    "lora_dropout": lambda n, _: mixed().add_adapter(LoraConfig(lora_dropout=n, target_modules=["0"])),
+    "rank_pattern": lambda n, _: mixed().add_adapter(LoraConfig(rank_pattern={"0": n}, target_modules=["0"])),
+    "alpha_pattern": lambda n, _: mixed().add_adapter(
+        LoraConfig(alpha_pattern={"0": n}, target_modules=["0"])
+    ),
+    "a dict of PEFT's": lambda n, _: mixed().add_adapter(
+        {"peft_type": "LORA", "lora_alpha": n, "target_modules": ["0"]}
+    ),
+    "steps": lambda n, _: PictureRequest("a", steps=n),
+    "seed": lambda n, _: PictureRequest("a", seed=n),
+    "width": lambda n, _: PictureRequest("a", width=n),
+    "guidance": lambda n, _: PictureRequest("a", guidance_scale=n),
+    "a plan": lambda n, folder: check_plan(
+        {"model": "demo", "jobs": [{"prompt": "a", "steps": n}], "output": {"folder": str(folder)}}
+    ),
+    "page": lambda n, folder: Library(folder).search("", page=-abs(n)),
+    "page_size": lambda n, folder: Library(folder).search("", page_size=n),
+    "a saved mix": lambda n, folder: SavedMixes(folder / "mixes.json").save("x", {"a": n}),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_number_that_no_float_holds_is_refused_in_own_words(entry, tmp_path):
+    for number in (10**400, -(10**400), 10**5000, -(10**5000)):
+        with pytest.raises(LoraMixerError) as error:
+            ENTRIES[entry](number, tmp_path)
+        assert len(str(error.value)) < 1000

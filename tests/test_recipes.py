@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,16 +15,30 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_mixer import LoraMixer, MatchError, Mix, MixError, SaveError, read_adapter
+from lora_mixer import (
+    AdapterConfigError,
+    LoraConfig,
+    LoraMixer,
+    MatchError,
+    Mix,
+    MixError,
+    PlanError,
+    SaveError,
+    read_adapter,
+)
 from lora_mixer.algorithms import table as algorithm_table
+from lora_mixer.batches import WORKER_ENGINES, run_plan
 from lora_mixer.cli._app import app
+from lora_mixer.cli._completing import engines
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import fronts, leaves
+from lora_mixer.fresh.starts import STARTS
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
 from lora_mixer.writing import FORMATS, convert, merge
 from lora_mixer.writing.formats.format import safetensors
 from tests import recipe_parts
+from tests.batch_plans import make_model, plan_for
 
 
 class Net(torch.nn.Module):
@@ -386,3 +401,63 @@ class TestOutputFormat:
         from lora_mixer.ui import checks
 
         assert checks.choice("blunt", "Format", tuple(FORMATS), "export-format") == "blunt"
+
+
+class TestStart:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(STARTS, "first-inputs", recipe_parts.FIRST_INPUTS)
+
+    def test_a_fresh_pair_starts_so_and_is_saved_as_a_pair_that_all_can_read(self, net, tmp_path):
+        mixer, config = (
+            LoraMixer(net),
+            LoraConfig(r=2, target_modules=["one"], init_lora_weights="first-inputs"),
+        )
+        mixer.add_adapter(config, "a")
+        down, up = (parameter for _, parameter in mixer.named_trainable_parameters("a"))
+
+        assert torch.equal(down.detach(), torch.eye(2, 6))
+        assert torch.equal(up.detach(), torch.zeros(6, 2))
+        with torch.no_grad():
+            up += 1
+        mixer.save_lora_weights(tmp_path / "out", format="peft")
+        assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] is True
+        other = Net()
+        LoraMixer(other).load_lora_weights(tmp_path / "out", "a")
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+        assert torch.allclose(other(x), net(x), atol=1e-6)
+
+    def test_what_it_is_not_for_and_what_there_is_not_are_told(self):
+        layers = torch.nn.ModuleDict({"table": torch.nn.Embedding(5, 6)})
+        with pytest.raises(AdapterConfigError, match="'first-inputs' needs"):
+            LoraMixer(layers).add_adapter(
+                LoraConfig(r=2, target_modules=["table"], init_lora_weights="first-inputs")
+            )
+        with pytest.raises(AdapterConfigError, match="'eva', 'first-inputs', got 'last-inputs'"):
+            LoraMixer(layers).add_adapter(
+                LoraConfig(r=2, target_modules=["table"], init_lora_weights="last-inputs")
+            )
+
+
+class TestEngineOfBatches:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(WORKER_ENGINES, "counted", recipe_parts.COUNTED)
+
+    def test_it_makes_a_plans_pictures(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(recipe_parts.CountedInProcess, "sent", 0)
+        make_model(tmp_path)
+        plan = plan_for(tmp_path, tmp_path / "out", [{"grid": {"seed": "1..2"}, "mix": "a:1"}])
+
+        results = list(run_plan(plan, engine="counted"))
+
+        assert [result.status for result in results] == ["done", "done"]
+        assert recipe_parts.CountedInProcess.sent > 0
+
+    def test_help_and_completion_name_it_and_what_there_is_not_is_told(self, tmp_path):
+        told = " ".join(CliRunner().invoke(app, ["batch", "--help"], env={"COLUMNS": "300"}).output.split())
+
+        assert "counted: this process, counting" in told
+        assert engines("cou") == ["counted"]
+        with pytest.raises(PlanError, match="local, processes, ray, counted, got 'threads'"):
+            run_plan({}, engine="threads")

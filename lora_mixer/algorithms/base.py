@@ -13,6 +13,7 @@ import torch
 from lora_mixer.algorithms.outputs import Factors, OutputChange
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_ends import Configuration
+from lora_mixer.parsing.values import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -88,7 +89,7 @@ class ModuleTensors:
             InvalidAdapterError: When it is none.
         """
         value = self.config.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        if not is_number(value) or not least <= value <= most:
             raise InvalidAdapterError(
                 f"{name} is {value!r} in the configuration, expected a number from {least:g} to {most:g}",
                 key=self.label,

@@ -11,6 +11,7 @@ from lora_mixer.extras import explained
 
 try:
     from lora_mixer.batches.checking import CheckedPlan, check_plan
+    from lora_mixer.batches.engines import WORKER_ENGINES, WorkerEngine
     from lora_mixer.batches.estimate import DryRun, dry_run
     from lora_mixer.batches.expansion import PlannedPicture
     from lora_mixer.batches.manifest import read_manifest
@@ -20,11 +21,13 @@ except ModuleNotFoundError as error:
     raise explained(error, "batch") from error
 
 __all__ = [
+    "WORKER_ENGINES",
     "BatchResult",
     "CheckedPlan",
     "DryRun",
     "Plan",
     "PlannedPicture",
+    "WorkerEngine",
     "check_plan",
     "dry_run",
     "load_plan",

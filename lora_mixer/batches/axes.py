@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lora_mixer.batches.plan import MIX_FIELDS, PictureEntry, sentence
 from lora_mixer.errors import MixError, PictureError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.values import is_number
 from lora_mixer.pictures import PICTURE_FIELDS, GridAxis, PictureRequest
 from lora_mixer.pictures.grid import BY_COMPONENT
 from lora_mixer.wording import shown
@@ -144,8 +145,7 @@ def _misfit(plan: Plan, axis: JobAxis, value: Any) -> str:
 
 
 def _misfit_of_picture(axis: GridAxis, value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if axis.kind != "blocks" and not number:
+    if axis.kind != "blocks" and not is_number(value):
         return f"expected a number, got {shown(value)}"
     try:
         axis.at(PictureRequest(""), value)

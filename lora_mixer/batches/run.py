@@ -8,19 +8,20 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer import __version__
 from lora_mixer.batches.checking import CheckedPlan, check_plan
+from lora_mixer.batches.engines import WORKER_ENGINES
 from lora_mixer.batches.manifest import BEGUN, SHEET, open_manifest
 from lora_mixer.batches.order import Task, TaskQueue, make_tasks
 from lora_mixer.batches.sheets import make_sheets, sheet_names
 from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
-from lora_mixer.batches.worker_pool import Event, InProcess, Ready, WorkerGoneError, WorkerPool
+from lora_mixer.batches.worker_pool import Event, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import PlanError, SaveError
 from lora_mixer.problem import Remedy
-from lora_mixer.wording import first_of
+from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from lora_mixer.batches.worker_pool import Backend
     from lora_mixer.pictures import PictureRequest
 
-EngineName = Literal["local", "processes", "ray"]
 LOSSES_AT_MOST = 5
 """How many workers a picture may cost before it counts as one that cannot be made."""
 _LOOK_SECONDS = 0.5  # how often a run that waits looks whether it shall stop
@@ -96,7 +96,7 @@ class BatchResult:
 def run_plan(
     plan: Any,
     *,
-    engine: EngineName = "local",
+    engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
     on_image: Callable[[BatchResult], object] | None = None,
@@ -110,7 +110,8 @@ def run_plan(
 
     Args:
         plan: A file, the values, a plan, or what :func:`check_plan` gave.
-        engine: ``local`` is this process; ``processes`` one process per GPU, or per ``threads`` cores; ``ray`` a cluster.
+        engine: One of :data:`~lora_mixer.batches.WORKER_ENGINES`: ``local`` is this process; ``processes`` one process per GPU, or
+            per ``threads`` cores; ``ray`` a cluster.
         workers: How many; None is one per GPU, or as many as the cores allow.
         address: Of the Ray cluster; None is the one that runs on this machine, or a new one, and ``local`` always a new one.
         on_image: Called with each picture that was made.
@@ -129,10 +130,10 @@ def run_plan(
         >>> for result in run_plan("plan.yaml", engine="processes"):  # doctest: +SKIP
         ...     print(result.file, result.status)
     """
-    if engine not in get_args(EngineName):
-        raise PlanError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}")
+    if engine not in WORKER_ENGINES:
+        raise PlanError(f"engine must be one of {', '.join(WORKER_ENGINES)}, got {engine!r}")
     if workers is not None and workers < 1:
-        raise PlanError(f"workers must be 1 or more, got {workers}")
+        raise PlanError(f"workers must be 1 or more, got {shown(workers)}")
     checked = plan if isinstance(plan, CheckedPlan) else check_plan(plan)
     run = _BatchRun(checked, on_image or _nothing, on_event or _nothing, stop or (lambda: False))
     return run.results(engine, workers, address)
@@ -157,7 +158,7 @@ class _BatchRun:
         self.was_lost = False  # whether any worker was
         self.versions = _versions()
 
-    def results(self, engine: EngineName, workers: int | None, address: str | None) -> Iterator[BatchResult]:
+    def results(self, engine: str, workers: int | None, address: str | None) -> Iterator[BatchResult]:
         start = time.perf_counter()
         self.storage.check()
         manifest = open_manifest(self.checked.manifest)
@@ -253,7 +254,7 @@ class _BatchRun:
         self,
         todo: Sequence[PlannedPicture],
         manifest: Manifest,
-        engine: EngineName,
+        engine: str,
         workers: int | None,
         address: str | None,
     ) -> Iterator[BatchResult]:
@@ -315,7 +316,7 @@ class _BatchRun:
                 yield from self._after(outcome, task, queue, manifest, extra)
 
     def _backend(
-        self, engine: EngineName, workers: int | None, address: str | None, shapes: Sequence[PictureRequest]
+        self, engine: str, workers: int | None, address: str | None, shapes: Sequence[PictureRequest]
     ) -> Backend:
         plan = self.plan
         spec = WorkSpec(
@@ -326,15 +327,7 @@ class _BatchRun:
             plan.output.quality,
             plan.run.device,
         )
-        if engine == "processes":
-            from lora_mixer.batches.processes import Processes
-
-            return Processes(spec, shapes, workers)
-        if engine == "ray":
-            from lora_mixer.batches.on_ray import RayActors
-
-            return RayActors(spec, shapes, workers, address)
-        return InProcess(spec, shapes)
+        return WORKER_ENGINES[engine].start(spec, shapes, workers, address)
 
     def _queue(self, todo: Sequence[PlannedPicture], facts: Ready) -> TaskQueue:
         wanted = self.plan.run.mixed_batches

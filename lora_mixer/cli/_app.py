@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from lora_mixer import __version__
 from lora_mixer.cli._bake import bake
-from lora_mixer.cli._batch import batch
+from lora_mixer.cli._batch import BatchCommand, batch
 from lora_mixer.cli._bench import bench
 from lora_mixer.cli._convert import convert, resize
 from lora_mixer.cli._demo import demo
@@ -68,7 +68,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect)
 app.command("generate")(generate)
-app.command("batch")(batch)
+app.command("batch", cls=BatchCommand)(batch)
 app.command("convert", cls=WritingCommand)(convert)
 app.command("merge", cls=MergeCommand)(merge)
 app.command("resize", cls=WritingCommand)(resize)

@@ -7,13 +7,13 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from lora_mixer.cli._completing import plans
+from lora_mixer.cli._completing import engines, plans
+from lora_mixer.cli._options import TableCommand
 from lora_mixer.cli._terminal import console, plain, print_error, print_warning
 from lora_mixer.wording import first_of
 
@@ -26,12 +26,17 @@ EXIT_FAILED, EXIT_STOPPED = 1, 130
 _SHOWN = 12
 
 
-class EngineChoice(str, Enum):
-    """Where workers run."""
+def _engines() -> str:
+    """Return the engines with where their workers run."""
+    from lora_mixer.batches import WORKER_ENGINES
 
-    LOCAL = "local"
-    PROCESSES = "processes"
-    RAY = "ray"
+    return "; ".join(f"{row.name}: {row.summary}" for row in WORKER_ENGINES.values()) + "."
+
+
+class BatchCommand(TableCommand):
+    """The command, whose help takes the engines from their table."""
+
+    said: ClassVar[dict[str, Callable[[], str]]] = {"engine": _engines}
 
 
 def batch(
@@ -46,9 +51,7 @@ def batch(
     trial: Annotated[
         bool, typer.Option(help="With --dry-run: time a few steps, for the expected time and memory.")
     ] = True,
-    engine: Annotated[
-        EngineChoice, typer.Option(help="This process, processes of this machine, or a Ray cluster.")
-    ] = EngineChoice.LOCAL,
+    engine: Annotated[str, typer.Option(help="Where the workers run.", autocompletion=engines)] = "local",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Default: one per GPU, or as many as the cores allow.")
     ] = None,
@@ -88,11 +91,11 @@ def batch(
     if dry:
         _show(dry_run(checked, trial=trial), as_json=as_json)
         return
-    _run(checked, engine.value, workers, address, as_json=as_json)
+    _run(checked, engine, workers, address, as_json=as_json)
 
 
 def _run(
-    checked: CheckedPlan, engine: Any, workers: int | None, address: str | None, *, as_json: bool
+    checked: CheckedPlan, engine: str, workers: int | None, address: str | None, *, as_json: bool
 ) -> None:
     from lora_mixer.batches import run_plan
 

@@ -100,6 +100,19 @@ def methods(incomplete: str) -> list[str]:
     return _beginning(incomplete, METHODS)
 
 
+def engines(incomplete: str) -> list[str]:
+    """
+    Return the engines of batches that a name may go on as.
+
+    Example:
+        >>> engines("r")
+        ['ray']
+    """
+    from lora_mixer.batches import WORKER_ENGINES
+
+    return _beginning(incomplete, WORKER_ENGINES)
+
+
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.lower().startswith(incomplete.lower())]
 

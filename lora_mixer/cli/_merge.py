@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -23,28 +24,47 @@ from lora_mixer.cli._progress import bar
 from lora_mixer.cli._saying import say
 from lora_mixer.cli._terminal import print_warning
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _methods() -> str:
+    """Return the methods with what they do."""
+    from lora_mixer.merging import METHODS
+
+    lines = [
+        f"{spec.name}: {spec.summary}{'; needs a rank' if spec.works_on == 'changes' else ''}."
+        for spec in METHODS.values()
+    ]
+    return f"{' '.join(lines)} Also with settings: 'ties(density=0.2)'."
+
+
+def _setting(name: str) -> str:
+    """Return what a setting of methods does, and of which."""
+    from lora_mixer.merging import METHODS
+
+    of = {
+        spec.name: setting for spec in METHODS.values() for setting in spec.settings if setting.name == name
+    }
+    if not of:
+        return ""
+    setting = next(iter(of.values()))
+    users = [user for user, own in of.items() if own == setting]
+    told = f"{setting.summary[0].upper()}{setting.summary[1:]}. Default: {setting.default}."
+    return f"{told} For {', '.join(users)}."
+
+
+_SETTINGS = ("density", "epsilon", "outliers", "majority", "average", "scale", "seed")
+
 
 class MergeCommand(WritingCommand):
-    """The command, whose help takes the methods and their settings from their table, when it is asked for."""
+    """The command, whose help takes the methods and their settings from their table."""
 
-    def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
-        """Return the help, complete."""
-        from lora_mixer.merging import METHODS
-
-        settings = {setting.name: setting for spec in METHODS.values() for setting in spec.settings}
-        for parameter in self.params:
-            if parameter.name == "method":
-                lines = [
-                    f"{spec.name}: {spec.summary}{'; needs a rank' if spec.works_on == 'changes' else ''}."
-                    for spec in METHODS.values()
-                ]
-                parameter.help = f"{' '.join(lines)} Also with settings: 'ties(density=0.2)'."  # type: ignore[attr-defined]
-            elif parameter.name in settings:
-                setting = settings[parameter.name]
-                users = [spec.name for spec in METHODS.values() if setting in spec.settings]
-                told = f"{setting.summary[0].upper()}{setting.summary[1:]}. Default: {setting.default}."
-                parameter.help = f"{told} For {', '.join(users)}."  # type: ignore[attr-defined]
-        return super().get_help(ctx)
+    said: ClassVar[dict[str, Callable[[], str]]] = {
+        **WritingCommand.said,
+        "method": _methods,
+        **{name: partial(_setting, name) for name in _SETTINGS},
+    }
 
 
 @cut_options

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand
@@ -35,6 +36,7 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
+    PATCH = "patch"
     NONE = "none"
     AUTO = "auto"
 
@@ -64,18 +66,33 @@ Out = Annotated[str, typer.Option("--out", "-o", help="A .safetensors file or a 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
-class WritingCommand(TyperCommand):
-    """A command that writes adapters, whose help takes the formats from their table, when it is asked for."""
+class TableCommand(TyperCommand):
+    """A command whose help takes what tables say, when it is asked for: of the options in :attr:`said`."""
+
+    said: ClassVar[dict[str, Callable[[], str]]] = {}
+    """By an option's name what stands behind its help."""
 
     def get_help(self, ctx: Any) -> str:  # typer's own context class moved between its releases
-        """Return the help, complete."""
-        from lora_mixer.writing import FORMATS
-
-        lines = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
+        """Return the help, complete, or without what needs a package that is not installed."""
         for parameter in self.params:
-            if parameter.name == "to":
-                parameter.help = f"{parameter.help} {lines}."  # type: ignore[attr-defined]
+            table = self.said.get(parameter.name or "")
+            if table is not None:
+                with contextlib.suppress(ImportError):
+                    parameter.help = f"{parameter.help or ''} {table()}".strip()  # type: ignore[attr-defined]
         return super().get_help(ctx)
+
+
+def _formats() -> str:
+    """Return the formats with what they are."""
+    from lora_mixer.writing import FORMATS
+
+    return "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values()) + "."
+
+
+class WritingCommand(TableCommand):
+    """A command that writes adapters."""
+
+    said: ClassVar[dict[str, Callable[[], str]]] = {"to": _formats}
 
 
 _CUT = {

@@ -232,6 +232,10 @@ class EngineController:
         """Count the bytes of kept bases by device."""
         return self._bases.base_bytes()
 
+    def whole_bases(self) -> dict[str, str]:
+        """Name the weights whose base is kept whole where that was not asked for, and say why."""
+        return self._bases.whole_bases()
+
     def held(
         self, name: str
     ) -> Iterator[tuple[BoundLayer, nn.Module, LayerWeights, torch.Tensor, torch.Tensor | None]]:
@@ -243,6 +247,7 @@ class EngineController:
 
     def restore(self, components: Mapping[str, nn.Module]) -> None:
         """Put the base back, whatever state others left the weights in."""
+        self._bases.refuse_lost()
         self._bases.find_stored(components)
         self._leave_files()
         self._clear()

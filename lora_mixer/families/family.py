@@ -43,6 +43,7 @@ class Family:
         marks: A regular expression over flattened module names with every number 0, that only this family has.
         like: The family whose names its files share; names alone do not tell the two apart.
         widths: Widths that its attention works at, where names do not tell it from the family that it is like.
+        inputs: Likewise: inputs of further layers, by what their underscored names end with.
         ratio: Likewise: how many times the input of a single block's last layer is that of its first.
         headers: What ``ss_base_model_version`` or ``modelspec.architecture`` contain.
         said: How the names begin that users and model sites give to it.
@@ -74,6 +75,7 @@ class Family:
     marks: str = ""
     like: str = ""
     widths: frozenset[int] = frozenset()
+    inputs: Mapping[str, int] = field(default_factory=dict)
     ratio: int = 0
     headers: tuple[str, ...] = ()
     said: tuple[str, ...] = ()

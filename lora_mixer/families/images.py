@@ -135,6 +135,7 @@ extra_pos_embedder.* -> learnable_pos_embed.*
     ),
     like="Anima",
     widths=frozenset((4096, 5120)),
+    inputs={"attn2_to_k": 1024},
     transformers=(
         _COSMOS_2B,
         (
@@ -155,6 +156,9 @@ COSMOS3 = Family(
 ANIMA = Family(
     "Anima",
     marks=r"llm_adapter|(?:^|_)blocks_0_(?:self|cross)_attn_(?:[qkv]|output)_proj$",
+    like="DiT with cross-attention",
+    widths=frozenset((2048,)),
+    inputs={"attn2_to_k": 1024},
     encoder="qwen3_06b",
     transformers=(_COSMOS_2B,),
     headers=("anima",),
@@ -259,7 +263,7 @@ decoder.{proj_in,proj_out}.1 -> {proj_in_conv,proj_out_conv}
 decoder.* -> *
 """,
     },
-    marks=r"^layers_0_cross_attn_to_(?:[qkv]|out_0)$|^decoder_layers_0_cross_attn_[qkvo]_proj$",
+    marks=r"^layers_0_cross_attn_to_(?:[qkv]|out_0)$|^(?:decoder_)?layers_0_cross_attn_[qkvo]_proj$",
     headers=("ace-step", "acestep"),
     said=("ace-step", "acestep"),
 )

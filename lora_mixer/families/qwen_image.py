@@ -14,7 +14,7 @@ transformer_blocks.N.{img_mlp,txt_mlp}.gate_up -> transformer_blocks.N.{img_mlp,
     },
     marks=r"^transformer_blocks_0_(?:img|txt)_(?:mlp|mod)",
     like="DiT",
-    widths=frozenset((3072,)),
+    widths=frozenset((3072, 4096)),  # the latter: 2.1
     transformers=(("QwenImageTransformer2DModel", {}),),
     encoder="qwen25_7b",
     headers=("qwen",),

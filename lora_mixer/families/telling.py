@@ -59,7 +59,7 @@ _LINEAR1, _LINEAR2 = re.compile(r"single_blocks_\d+_linear1$"), re.compile(r"sin
 _DIT_Q = re.compile(r"(?:attn1?|attention)_(?:to_q|qkv|q|q_proj|query_key_value)$")
 
 
-def base_family(
+def adapter_family(
     hints: Sequence[str | None],
     names: Sequence[str],
     widths: Sequence[int | None],
@@ -80,7 +80,7 @@ def base_family(
         A name such as ``SD 1.x``, ``SDXL``, ``Flux.1``; ``unknown`` where nothing tells.
 
     Example:
-        >>> base_family(["denoiser"], ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], [2048], {})
+        >>> adapter_family(["denoiser"], ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], [2048], {})
         'SDXL'
     """
     usual = len(names) <= _MANY and max(map(len, names), default=0) <= _LONG
@@ -141,7 +141,8 @@ def _transformer(modules: Mapping[str, int | None]) -> str | None:
         return "Flux.1 or Flux.2"
     shared = [kind for kind in kinds if _SHARED.search(kind)]
     if shared:
-        crossing = any("_attn0_" in kind for kind in shared)
+        # numbers are 0 here; SD3.5 medium has attn and attn2
+        crossing = any("_attn0_" in kind for kind in shared) and not any("_attn_" in kind for kind in shared)
         return _relative(_CROSSING if crossing else _SEVERAL, modules) or _UNNAMED
     return None
 
@@ -151,12 +152,24 @@ def _relative(name: str, modules: Mapping[str, int | None]) -> str | None:
     width = _width(modules, _DIT_Q)
     first, last = _width(modules, _LINEAR1), _width(modules, _LINEAR2)
     fitting = [
-        family.name
+        family
         for family in FAMILIES
         if shares_names(name, family.name)
         and (width in family.widths or (family.ratio and first and last == family.ratio * first))
     ]
-    return fitting[0] if len(fitting) == 1 else None
+    if len(fitting) > 1:
+        fitting = [family for family in fitting if _has_inputs(family, modules)] or fitting
+    return fitting[0].name if len(fitting) == 1 else None
+
+
+def _has_inputs(family: Family, modules: Mapping[str, int | None]) -> bool:
+    """Say whether a file has one of the further layers that tell a family, with its inputs."""
+    return any(
+        width == inputs
+        for ending, inputs in family.inputs.items()
+        for name, width in modules.items()
+        if name.endswith(ending)
+    )
 
 
 def one_label(labels: Collection[str]) -> str | None:

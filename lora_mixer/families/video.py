@@ -18,6 +18,7 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
     marks=r"^patchify_proj",
     like="DiT with cross-attention",
     widths=frozenset((2048,)),
+    inputs={"attn2_to_k": 2048},
     comfyui="original",
     transformers=(
         ("LTXVideoTransformer3DModel", {}),
@@ -59,6 +60,7 @@ aggregate_embed -> text_proj_in
     marks=r"^audio_patchify_proj|av_ca_|transformer_blocks_0_audio_attn",
     like="DiT with cross-attention",
     widths=frozenset((4096,)),
+    inputs={"attn2_to_k": 4096},
     comfyui="original",
     transformers=(("LTX2VideoTransformer3DModel", {}),),
     headers=("ltx-2", "ltx2", "ltx-video-2"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lora_mixer.adapter import AdapterInfo
-from lora_mixer.families.telling import base_family
+from lora_mixer.families.telling import adapter_family
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.grouping import is_foreign, locate
 from lora_mixer.formats.leaves import split_key
@@ -102,7 +102,7 @@ def describe_adapter(
         name=name or own_name(source),
         source=source.label,
         format="+".join(sorted(set(layouts))),
-        base=base_family(modules.hints, modules.names, modules.widths, metadata, said.base),
+        base=adapter_family(modules.hints, modules.names, modules.widths, metadata, said.base),
         algorithms=tuple(sorted(modules.algorithms)),
         ranks=tuple(sorted(modules.ranks)),
         alphas=tuple(sorted(modules.alphas)),

@@ -63,7 +63,7 @@ FRONTS: tuple[tuple[str, str | None, str], ...] = (
     ("pipe.dit.", "denoiser", "diffsynth"),
     ("pipe.vace.", "denoiser", "diffsynth"),
     ("pipe.video_dit.", "denoiser", "diffsynth"),
-    ("dit.", "denoiser", "diffsynth"),
+    ("dit.", "denoiser", "lightx2v"),
     ("net.", "denoiser", "comfyui"),
     ("conditional_transformer.", "transformer", "diffusers"),
     ("text_encoders.clip_l.transformer.", "text_encoder", "comfyui"),
@@ -116,6 +116,7 @@ _PARTS = {
 }
 """Parts of a denoiser (Anima's, LTX-2's) that diffusers has in a component of its own, and whether their name is its front there."""
 
+_PROCESSED = re.compile(r"_lora(\d?)\Z")
 PEFT_ROOT = "base_model.model."
 _WRAPPERS = (PEFT_ROOT, "module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What PEFT, DDP, ``torch.compile`` and FSDP put in front of every path while a model is trained."""
@@ -235,7 +236,8 @@ def modernise(module: str) -> str:
     """
     Spell a module of diffusers' old attention processors as the live model does.
 
-    ``attn1.processor.to_out`` is the Linear ``attn1.to_out.0``.
+    ``attn1.processor.to_out`` is the Linear ``attn1.to_out.0``. What stands behind ``_lora`` (of xlabs: 1 the picture's stream,
+    2 the text's) is in the layer's name, whichever key of it comes: a pair says it in its leaf, an alpha does not.
     """
-    module = module.replace(".processor.", ".")
+    module = _PROCESSED.sub(lambda end: f"_{end[1]}" if end[1] else "", module.replace(".processor.", "."))
     return f"{module}.0" if module.endswith(".to_out") else module

@@ -20,7 +20,7 @@ def read_info(source: AdapterSource) -> AdapterInfo:
     Describe an adapter, from its header alone where that can be.
 
     Raises:
-        FormatError: As :func:`lora_mixer.formats.reader.read` does.
+        FormatError: As :func:`lora_mixer.formats.reader.read_source` does.
     """
     weights = source.weights
     if isinstance(weights, Mapping) or source.parts:

@@ -7,7 +7,6 @@ the header key ``lora_adapter_metadata``; ai-toolkit and others write none (then
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_ends import Configuration
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
+from lora_mixer.parsing.values import is_number
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,9 +136,9 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
 
 
 def _number(value: Any, name: str, label: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    if not is_number(value):
         raise InvalidAdapterError(
-            f"{name} is {str(value)[:80]} in the adapter's configuration, expected a finite number",
+            f"{name} is {shown(value)} in the adapter's configuration, expected a finite number",
             file=label,
         )
     return float(value)

@@ -12,10 +12,11 @@ from lora_mixer.fresh.kinds.full import FullConfig
 from lora_mixer.fresh.kinds.ia3 import IA3Config
 from lora_mixer.fresh.kinds.loha import LoHaConfig
 from lora_mixer.fresh.kinds.lokr import LoKrConfig
-from lora_mixer.fresh.kinds.lora import EvaConfig, LoraConfig
+from lora_mixer.fresh.kinds.lora import LoraConfig
 from lora_mixer.fresh.kinds.oft import OFTConfig
 from lora_mixer.fresh.kinds.tokens import TrainableTokensConfig
 from lora_mixer.fresh.reading import read_config
+from lora_mixer.fresh.starts.eva import EvaConfig
 
 __all__ = [
     "KINDS",

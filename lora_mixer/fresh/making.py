@@ -16,10 +16,9 @@ from torch import nn
 from lora_mixer.errors import AdapterConfigError
 from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.peft_config import scale_rule
-from lora_mixer.fresh.eva import spread
-from lora_mixer.fresh.kinds.lora import EvaConfig
 from lora_mixer.fresh.kinds.tokens import refuses_tokens, rows_of
 from lora_mixer.fresh.parameters import parameter_pairs
+from lora_mixer.fresh.starts import STARTS, start_of
 from lora_mixer.fresh.targets import (
     ALL_LINEAR,
     ModuleTree,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.fresh.config import AdapterConfig
     from lora_mixer.fresh.kinds.kind import FreshKind
+    from lora_mixer.fresh.starts import Spread
 
 _SHOWN = 8
 
@@ -80,6 +80,12 @@ class Asked:
     eva_data: Iterable[Any] | None = None
 
 
+def needs_data(config: AdapterConfig) -> bool:
+    """Say whether a configuration's start is found by running the base on data."""
+    start = start_of(config)
+    return start is not None and start.by_data is not None
+
+
 def fresh_source(
     config: AdapterConfig,
     kind: FreshKind,
@@ -108,9 +114,13 @@ def fresh_source(
     Warns:
         UnmatchedTargetsWarning: When names match nothing, beside others that do.
     """
-    if asked.eva_data is not None and getattr(config, "init_lora_weights", None) != "eva":
+    start = start_of(config)
+    if asked.eva_data is not None and not needs_data(config):
+        names = " or ".join(repr(row.name) for row in STARTS.values() if row.by_data is not None)
         raise AdapterConfigError(
-            problems=(Problem("eva_data", "has no meaning without init_lora_weights='eva'; leave it out."),)
+            problems=(
+                Problem("eva_data", f"has no meaning without init_lora_weights={names}; leave it out."),
+            )
         )
     tree = ModuleTree(component, root, lambda live: _wide(clean(live)))
     problems: list[Problem] = []
@@ -130,8 +140,8 @@ def fresh_source(
         warnings.warn(
             f"{asked.label}: {first_of(notes, _SHOWN, between='; ')}", UnmatchedTargetsWarning, stacklevel=4
         )
-    if getattr(config, "init_lora_weights", None) == "eva":
-        return _by_data(config, kind, tree, targets, saved, asked)
+    if start is not None and start.by_data is not None:
+        return _by_data(config, kind, tree, targets, saved, asked, start.by_data)
     return _source(config, kind, tree, targets, saved, asked, {})
 
 
@@ -259,8 +269,10 @@ def _written(
         fields["base_model_name_or_path"] = name if isinstance(name, str) and name else None
     if hasattr(config, "fan_in_fan_out"):
         fields["fan_in_fan_out"] = any(tree.target(path).live.transposed for path in paths)
-    if getattr(config, "init_lora_weights", None) == "eva" and getattr(config, "eva_config", 0) is None:
-        fields["eva_config"] = EvaConfig()
+    start = start_of(config)
+    if start is not None and start.settings is not None:
+        name, settings = start.settings
+        fields |= {name: settings()} if getattr(config, name) is None else {}
     return replace(config, **fields)
 
 
@@ -271,15 +283,14 @@ def _by_data(
     targets: Sequence[Target],
     saved: Sequence[str],
     asked: Asked,
+    by_data: Callable[[Any, nn.Module, Sequence[Target], Iterable[Any]], Spread],
 ) -> AdapterSource:
     """Make an adapter that starts from the inputs of its targets on some data."""
     if asked.eva_data is None:
-        raise AdapterConfigError(
-            problems=(
-                Problem("init_lora_weights", "'eva' needs eva_data: batches that the model is called with."),
-            )
-        )
-    directions = spread(config.eva_config, tree.root, targets, asked.eva_data)
+        why = f"{config.init_lora_weights!r} needs eva_data: batches that the model is called with."
+        raise AdapterConfigError(problems=(Problem("init_lora_weights", why),))
+    spread = by_data(config, tree.root, targets, asked.eva_data)
+    directions = spread.downs
     kept = [replace(one, rank=len(directions[one.path])) for one in targets if len(directions[one.path])]
     ranks = {one.path: one.rank for one in kept if one.rank != config.r}
     alphas = {}
@@ -287,7 +298,7 @@ def _by_data(
     for number, one in enumerate(kept):
         old = before[one.path]
         alpha = old.scale * (old.rank**0.5 if config.use_rslora else old.rank)
-        if config.eva_config.adjust_scaling_factors:
+        if spread.alpha_follows_rank:
             alpha = alpha * one.rank / old.rank
         if alpha != config.lora_alpha:
             alphas[one.path] = alpha
@@ -336,6 +347,9 @@ def _source(
         _add_values(config, tree, [one.path for one in targets], saved, tensors, front)
         _add_tokens(config, tree, tensors)
         _add_parameters(config, tree, tensors)
+    start = start_of(config)
+    if start is not None and not start.is_peft:
+        config = replace(config, init_lora_weights=True)  # type: ignore[call-arg]
     table = config.to_dict() if kind.is_peft else None
     return AdapterSource(asked.label, tensors, table, is_fresh=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.fresh.starts import kaiming
+from lora_mixer.fresh.draws import kaiming
 from lora_mixer.parsing.module_ends import ends
 from lora_mixer.problem import Problem
 

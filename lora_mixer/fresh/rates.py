@@ -8,6 +8,7 @@ from lora_mixer.errors import AdapterConfigError
 from lora_mixer.formats.fronts import PEFT_ROOT
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
+from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
@@ -65,7 +66,7 @@ def groups_of(
 
 
 def _is_rate(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < float("inf")
+    return is_number(value) and value > 0
 
 
 def _unmatched(rates: Mapping[str, float], paths: Iterable[str]) -> list[Problem]:

@@ -6,6 +6,7 @@ Everything here is plain Python for whoever has many adapters: the web page, bat
 
 from __future__ import annotations
 
+from lora_mixer.library._searching import SORTS, SortOrder
 from lora_mixer.library.adding import safe_name
 from lora_mixer.library.compatibility import Compatibility, Fit, base_family, compatible
 from lora_mixer.library.entry import Entry, Page, Refreshed
@@ -14,6 +15,7 @@ from lora_mixer.library.norms import LayerNorms, layer_norms
 from lora_mixer.library.saved_mixes import SavedMixes
 
 __all__ = [
+    "SORTS",
     "Compatibility",
     "Entry",
     "Fit",
@@ -22,6 +24,7 @@ __all__ = [
     "Page",
     "Refreshed",
     "SavedMixes",
+    "SortOrder",
     "base_family",
     "compatible",
     "layer_norms",

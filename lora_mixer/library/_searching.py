@@ -14,15 +14,41 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-SORTS = {
-    "name": "name COLLATE NOCASE",
-    "date": "mtime_ns",
-    "size": "size",
-    "rank": "rank",
-    "uses": "uses",
-    "base": "base COLLATE NOCASE",
-    "folder": "folder COLLATE NOCASE",
-    "favourite": "favourite",
+
+@dataclass(frozen=True)
+class SortOrder:
+    """
+    An order of entries.
+
+    Attributes:
+        name: What ``Library.search(sort=...)`` calls it.
+        title: What people call it.
+        column: What the index sorts by.
+        greatest_first: What people call it with the greatest first; empty where nobody asks for that.
+
+    Example:
+        >>> SORTS["date"].title, SORTS["date"].greatest_first
+        ('Date', 'Newest')
+    """
+
+    name: str
+    title: str
+    column: str
+    greatest_first: str = ""
+
+
+SORTS: dict[str, SortOrder] = {
+    row.name: row
+    for row in (
+        SortOrder("name", "Name", "name COLLATE NOCASE"),
+        SortOrder("date", "Date", "mtime_ns", "Newest"),
+        SortOrder("size", "Size", "size", "Largest"),
+        SortOrder("rank", "Rank", "rank"),
+        SortOrder("uses", "Uses", "uses", "Most used"),
+        SortOrder("base", "Base", "base COLLATE NOCASE"),
+        SortOrder("folder", "Folder", "folder COLLATE NOCASE"),
+        SortOrder("favourite", "Favourites", "favourite"),
+    )
 }
 """What entries can be sorted by."""
 PAGE_AT_MOST = 1000
@@ -99,7 +125,7 @@ def query(
     nearness = "CASE WHEN name = ? COLLATE NOCASE THEN 0 WHEN substr(name, 1, ?) = ? COLLATE NOCASE THEN 1 ELSE 2 END, "
     return Query(
         where=" AND ".join(clauses),
-        order=f"{ahead}{nearness if wanted else ''}{SORTS[sort]} {direction}, name COLLATE NOCASE, path",
+        order=f"{ahead}{nearness if wanted else ''}{SORTS[sort].column} {direction}, name COLLATE NOCASE, path",
         values=tuple(values),
         order_values=(*first, *((wanted, len(wanted), wanted) if wanted else ())),
     )

@@ -25,6 +25,7 @@ from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.values import as_float, as_hash, clean_text
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -579,7 +580,7 @@ class Library:
             label: Only with this label of the user's.
             favourite: Only favourites, or only others.
             offline: Only those that are away, or only those that are there.
-            sort: ``name``, ``date``, ``size``, ``rank``, ``uses``, ``base``, ``folder`` or ``favourite``.
+            sort: One of :data:`SORTS`: ``name``, ``date``, ``size``, ``rank``, ``uses``, ``base``, ``folder`` or ``favourite``.
             descending: The greatest first.
             first: Ids of entries that come before all others.
             page: Which page, from 0; one past the end is the last.
@@ -593,7 +594,7 @@ class Library:
         """
         if not 1 <= page_size <= PAGE_AT_MOST or page < 0:
             raise SourceError(
-                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {page}, {page_size}"
+                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {shown(page)}, {shown(page_size)}"
             )
         bases = None if fits is None else [base for base in self.facets()["base"] if self._suits(base, fits)]
         options: dict[str, Any] = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_mixer.errors import MixError
+from lora_mixer.parsing.values import as_float
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Setting:
             if value not in self.choices:
                 raise MixError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
             return str(value)
-        number = _number(value)
+        number = as_float(value)
         whole = isinstance(self.default, int)
         if number is None or (whole and number != int(number)):
             raise MixError(f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}")
@@ -78,16 +79,6 @@ class Setting:
         least = f"{'above' if self.above_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
         most = f"at most {self.high:g}" if self.high < math.inf else ""
         return " and ".join(part for part in (least, most) if part) or "any number"
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _no_problem(settings: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 _LONGEST_NUMBER = 40
 _DIGITS = re.compile(r"(?:0x)?([0-9a-fA-F]{8,64})")
@@ -59,6 +59,17 @@ def as_float(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """
+    Say whether a value is a number that a float can hold: no flag, no text, not NaN or infinite.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number("1"), is_number(10**400)
+        (True, False, False, False)
+    """
+    return not isinstance(value, str) and as_float(value) is not None
 
 
 def as_int(value: object, low: int = 0, high: int = 1 << 64) -> int | None:

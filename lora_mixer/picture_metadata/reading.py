@@ -74,8 +74,8 @@ def read_picture(source: Source) -> PictureSettings:
     """
     texts, size = read_texts(source)
     notes: list[str] = []
-    for read in DIALECTS.values():
-        settings = read(texts, notes)
+    for dialect in DIALECTS.values():
+        settings = dialect.read(texts, notes)
         if settings is not None:
             width, height = (settings.width, settings.height) if settings.width else size
             settings = replace(settings, width=width, height=height, notes=tuple(dict.fromkeys(notes)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import PictureError
 from lora_mixer.families import family_named
 from lora_mixer.mixes import Mix
+from lora_mixer.picture_metadata.dialects import DIALECTS
 from lora_mixer.pictures.request import PICTURE_FIELDS, PictureRequest
 from lora_mixer.pictures.samplers import WITHOUT_SIGMAS, read_sampler
 from lora_mixer.problem import Problem
@@ -56,7 +57,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
     """
     values: dict[str, Any] = {}
     unused: list[Problem] = []
-    family = family_named(base)
+    family, dialect = family_named(base), DIALECTS.get(settings.dialect)
     for name, about in PICTURE_FIELDS.items():
         value = getattr(settings, name)
         if value is None or value == about.default:
@@ -69,7 +70,7 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         if (
             problem is None
             and name == "clip_skip"
-            and settings.dialect != "lora_mixer"
+            and not (dialect is not None and dialect.clip_skip_is_told)
             and family is not None
             and family.skips_last_layer
         ):
@@ -90,11 +91,15 @@ def recalled_request(settings: PictureSettings, *, base: str = "") -> Recalled:
         for key, text in settings.extra.items()
         if key not in _SAID
     ]
-    if settings.dialect == "comfyui" and {"[", "]"} & set(request.prompt + request.negative_prompt):
+    if (
+        dialect is not None
+        and not dialect.brackets_weaken
+        and {"[", "]"} & set(request.prompt + request.negative_prompt)
+    ):
         unused.append(
             Problem(
                 "emphasis",
-                "[ ] are plain text in ComfyUI, here they weaken: write \\[ and \\] to have them so",
+                f"[ ] are plain text in {dialect.program}, here they weaken: write \\[ and \\] to have them so",
             )
         )
     return Recalled(request, tuple(values), tuple(unused))

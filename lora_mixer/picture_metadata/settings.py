@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.errors import PictureMetadataError
 from lora_mixer.mixes import TE, AdapterMix, Mix
 from lora_mixer.parsing.frozen import FrozenMap
-from lora_mixer.parsing.values import clean_text, encodable
+from lora_mixer.parsing.values import clean_text, encodable, is_number
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class PictureAdapter:
         given: object = self.name
         name = encodable(given) if isinstance(given, str) else ""
         weights = [self.weight, *(() if self.text_weight is None else (self.text_weight,))]
-        if not name.strip() or not all(_is_number(weight) for weight in weights):
+        if not name.strip() or not all(is_number(weight) for weight in weights):
             raise PictureMetadataError(
                 f"expected an adapter with a name and finite weights, got {self.name!r} with {weights!r}"
             )
@@ -212,10 +211,6 @@ class PictureSettings(PictureFields):
         return replace(self, adapters=adapters)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _value(about: PictureField, value: Any, problems: list[str]) -> Any:
     """Check a field of a stranger's picture, whose limits may be wider than those of requests."""
     if value is None:
@@ -227,7 +222,7 @@ def _value(about: PictureField, value: Any, problems: list[str]) -> Any:
         isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
     ):
         problems.append(f"{about.name}: expected a whole number from {low} to {high}, got {value!r}")
-    elif about.kind == "number" and not _is_number(value):
+    elif about.kind == "number" and not is_number(value):
         problems.append(f"{about.name}: expected a finite number, got {value!r}")
     return value
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer.errors import PictureError
-from lora_mixer.parsing.values import as_float, as_int, as_text
+from lora_mixer.parsing.values import as_float, as_int, as_text, is_number
 from lora_mixer.pictures.samplers import read_sampler
 from lora_mixer.problem import Problem
 from lora_mixer.wording import quoted, shown
@@ -123,7 +123,7 @@ class PictureField:
             return None
         if self.kind == "text":
             return self._of_text(value)
-        number = isinstance(value, int) if self.kind == "whole" else isinstance(value, int | float)
+        number = isinstance(value, int) if self.kind == "whole" else is_number(value)
         if number and not isinstance(value, bool) and self._within(value):
             return None
         what = "a whole number" if self.kind == "whole" else "a finite number"
@@ -141,7 +141,7 @@ class PictureField:
     def _within(self, value: Any) -> bool:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
-        return low <= value <= high and (isinstance(value, int) or math.isfinite(value))
+        return bool(low <= value <= high)
 
     def _limits(self) -> str:
         low, high = (None if limit is None else str(limit) for limit in (self.low, self.high))

@@ -19,8 +19,9 @@ from lora_mixer.algorithms.full import Full
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
+from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Remedy, SaveProblem, SaveReason
-from lora_mixer.wording import first_of
+from lora_mixer.wording import first_of, shown
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     """Wraps what is gone through, to show how far the work is."""
 
 _SHOWN = 8
+_RANK_AT_MOST = 1 << 20  # far beyond the width of any layer
 
 
 def same(places: Iterable[Any]) -> Iterable[Any]:
@@ -78,12 +80,14 @@ class RankCut:
         problems = []
         for name in ("rank", "conv_rank"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                problems.append(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
-            problems.append(f"energy must be above 0 and at most 1, got {self.energy!r}")
-        if self.sv_ratio is not None and not (_is_number(self.sv_ratio) and self.sv_ratio >= 1):
-            problems.append(f"sv_ratio must be at least 1, got {self.sv_ratio!r}")
+            if value is not None and (type(value) is not int or not 1 <= value <= _RANK_AT_MOST):
+                problems.append(
+                    f"{name} must be a whole number from 1 to {_RANK_AT_MOST}, got {shown(value)}"
+                )
+        if self.energy is not None and not (is_number(self.energy) and 0 < self.energy <= 1):
+            problems.append(f"energy must be above 0 and at most 1, got {shown(self.energy)}")
+        if self.sv_ratio is not None and not (is_number(self.sv_ratio) and self.sv_ratio >= 1):
+            problems.append(f"sv_ratio must be at least 1, got {shown(self.sv_ratio)}")
         if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
             problems.append(
                 "conv_rank is for convolutions beside a rank, an energy or an sv_ratio for all layers"
@@ -120,10 +124,6 @@ class RankCut:
         if set(values) == {"rank"}:
             return f"{self.rank}"
         return ", ".join(f"{name} {value:g}" for name, value in values.items())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_loaded(
@@ -220,8 +220,9 @@ def _own_layer(part: Part, *, keep_leaves: bool, by_kind: bool = False) -> NewLa
     place, weights = part.place, part.weights
     if isinstance(weights, Dora) and not (keep_leaves and part.leaves):
         return _dora_layer(part, weights)
-    if len(place.shape) < 2 and not (keep_leaves and part.leaves):
-        return _vector_layer(place, [Share("", part, 1.0)], MergeMethod())
+    if (_is_bare(part) or len(place.shape) < 2) and not (keep_leaves and part.leaves):
+        in_full = _bare_layer if _is_bare(part) else _vector_layer
+        return in_full(place, [Share("", part, 1.0)], MergeMethod())
     plain = weights.algorithm == "lora"
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):
         return NewLayer(place, leaves=part.leaves)
@@ -273,6 +274,8 @@ def _mixed_layer(
     place: ModulePlace, shares: Sequence[Share], cut: RankCut, method: MergeMethod
 ) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
+    if all(_is_bare(share.part) for share in shares):
+        return _bare_layer(place, shares, method)
     if len(place.shape) < 2:
         return _vector_layer(place, shares, method)
     if method.needs_rank:
@@ -354,6 +357,17 @@ def _vector_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMeth
         changes[share.adapter] = change
     total = method.merge_vectors(changes, _gains(shares), str(place))
     return NewLayer(place, vector=total, bias=_bias(place, shares, method))
+
+
+def _is_bare(part: Part) -> bool:
+    """Tell the full change of a parameter that is no module's weight, for which no reader knows a pair."""
+    return part.place.bare and isinstance(part.weights, Full)
+
+
+def _bare_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+    """Merge full changes of a bare parameter, entry by entry as those of norms are."""
+    whole = _vector_layer(place, shares, method)
+    return None if whole is None or whole.vector is None else NewLayer(place, leaves={".diff": whole.vector})
 
 
 def _factors(part: Part) -> Factors | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from lora_mixer.errors import LoraMixerError, PictureError
+from lora_mixer.library import SORTS as ORDERS
 from lora_mixer.library import layer_norms, safe_name
 
 from .. import checks, gallery
@@ -25,17 +26,9 @@ if TYPE_CHECKING:
     from ..app_state import AppState
 
 PAGE = 24
-SORTS = {
-    "Name": "name",
-    "Date": "date",
-    "Size": "size",
-    "Rank": "rank",
-    "Uses": "uses",
-    "Base": "base",
-    "Folder": "folder",
-    "Favourites": "favourite",
-}
-DESCENDING = {"Newest": "Date", "Largest": "Size", "Most used": "Uses"}
+SORTS = {order.title: order.name for order in ORDERS.values()}
+"""Orders by what people call them."""
+DESCENDING = {order.greatest_first: order.title for order in ORDERS.values() if order.greatest_first}
 """Orders with the greatest first, by the names that programs may use for them."""
 ANY_BASE = "Any base"
 MAX_UPLOADS, MAX_ALIKE = 50, 20

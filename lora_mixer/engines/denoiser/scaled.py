@@ -20,6 +20,7 @@ from lora_mixer.engines.compiling import outside
 from lora_mixer.engines.denoiser.caller import calling
 from lora_mixer.errors import MixError
 from lora_mixer.interrupts import Interruptible, uninterrupted
+from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,10 +52,10 @@ def scale_of(value: Any, name: str) -> float:
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     try:
         scale = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if isinstance(number, str | bytes) or not math.isfinite(scale):
-        raise MixError(f"{name}: the scale of a mix must be a finite number, got {value!r}")
+        raise MixError(f"{name}: the scale of a mix must be a finite number, got {shown(value)}")
     return scale
 
 
@@ -79,7 +80,7 @@ class ScaleArgument:
             if isinstance(given, dict) and "scale" in given:
                 scale = given["scale"]
                 if not isinstance(scale, float) or scale != 1.0:
-                    return scale_of(scale, f"{name}={{'scale': {scale!r}}}")
+                    return scale_of(scale, f"{name}={{'scale': ...}}")
         return 1.0
 
 

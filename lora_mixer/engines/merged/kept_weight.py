@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -11,10 +11,12 @@ from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.binding.index import OWN_INPUTS
-from lora_mixer.engines.merged.as_left import that_differ
+from lora_mixer.engines.merged.as_left import is_as_written, that_differ
 from lora_mixer.engines.merged.computed import write_under
+from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
+from lora_mixer.engines.merged.patched_base import PatchedBase, patched
 from lora_mixer.engines.merged.versions import COUNT, in_graphs, set_versions
 from lora_mixer.engines.modes import writing
 from lora_mixer.engines.offloaded import stored_values
@@ -22,15 +24,24 @@ from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from lora_mixer.algorithms import Factors
     from lora_mixer.engines.merged.group_files import StoredTensor
+
+_T = TypeVar("_T")
 
 _its_version: Any = operator.attrgetter("_version")
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
-KeepBase = Literal["device", "host", "none", "auto"]
-"""Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), nowhere, or where there is room."""
+KeepBase = Literal["device", "host", "patch", "none", "auto"]
+"""
+Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), in the mixed weights themselves with a patch beside
+them, nowhere, or where there is room.
+"""
+
+AT_ONCE = 1 << 28
+"""Bytes of bases that are whole at a time where none is kept whole."""
 
 
 _OVERLAPPING = "its weights are a view in which numbers share their memory (expand); make them a tensor of their own (clone)"
@@ -39,7 +50,8 @@ KeptRecord = dict[str, Any]
 """What a slot said at one time: the kept base, whether a mix is in the parameter, how that was found, and the narrower tensor."""
 
 _RECORDED = (
-    "base",
+    "_kept",
+    "whole_because",
     "blended",
     "locked",
     "_seen",
@@ -65,6 +77,7 @@ class KeptWeight:
     Attributes:
         locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
         stored: Where its values are read from at each call, where that is a file; None where it holds them.
+        whole_because: Why a copy of the base is kept where none was asked for; None where there is none.
     """
 
     def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: KeepBase) -> None:
@@ -73,7 +86,8 @@ class KeptWeight:
         self.module = module
         self.attribute = attribute
         self.keep_on = keep_on
-        self.base: torch.Tensor | None = None
+        self._kept: torch.Tensor | PatchedBase | None = None
+        self.whole_because: str | None = None
         self.blended = False
         self.locked = False
         self.stored: StoredTensor | None = None
@@ -90,8 +104,83 @@ class KeptWeight:
         self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
-        return {**vars(self), "_storage": None, "_seen": None, "counted": None, "_is_copy": True}
+        """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies; its base is a whole one."""
+        return {
+            **vars(self),
+            "_kept": self.base,
+            "_storage": None,
+            "_seen": None,
+            "counted": None,
+            "_is_copy": True,
+        }
+
+    @property
+    def base(self) -> torch.Tensor | None:
+        """
+        The kept base; made anew each time while it is in the mixed weight.
+
+        Raises:
+            PipelineStateError: When somebody has written over the weight that it is in.
+        """
+        return self._whole() if isinstance(self._kept, PatchedBase) else self._kept
+
+    @base.setter
+    def base(self, base: torch.Tensor | None) -> None:
+        self._kept = base
+
+    @property
+    def has_base(self) -> bool:
+        """Whether a base is kept, in whatever form."""
+        return self._kept is not None
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether the base is in the mixed weight, with a patch beside it."""
+        return isinstance(self._kept, PatchedBase)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the base was in a mixed weight that somebody has written over; it reads the weight."""
+        return isinstance(self._kept, PatchedBase) and not self._kept.is_whole
+
+    @property
+    def base_place(self) -> tuple[torch.device, int] | None:
+        """Where what is kept of the base lies, and how many bytes that is."""
+        return None if self._kept is None else (self._kept.device, self._kept.nbytes)
+
+    @property
+    def base_bytes(self) -> int:
+        """What the whole base is in bytes, whether kept or not."""
+        kept = self._kept
+        return kept.mixed.nbytes if isinstance(kept, PatchedBase) else self.parameter.nbytes
+
+    def make_whole(self) -> None:
+        """Have the base in memory of its own, where it comes out."""
+        self._kept = self._whole()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the parameter holds the mix that its base is in no more; it reads the weight."""
+        kept, held = self._kept, self.held
+        if not isinstance(kept, PatchedBase) or held is None:
+            return False
+        same = held.device.type != "meta" and held.data_ptr() == kept.mixed.data_ptr()
+        return self.is_lost or not (same or is_as_written(held, kept.mixed))
+
+    def _whole(self) -> torch.Tensor | None:
+        kept = self._kept
+        if not isinstance(kept, PatchedBase):
+            return kept
+        base = kept.read()
+        if base is None:
+            raise_problems([self._of_loss()])
+        return base
+
+    def _of_loss(self) -> str:
+        return (
+            f"{self.name}: something else has written over it while adapters were active, and its base went with that, as "
+            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base"
+        )
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -102,7 +191,7 @@ class KeptWeight:
     @property
     def live(self) -> torch.Tensor:
         """The live values for writing; writes through here leave the parameter's version counter alone."""
-        original = None if self.base is None else self._original
+        original = None if self._kept is None else self._original
         return self.parameter.data if original is None else original.data
 
     @property
@@ -128,11 +217,12 @@ class KeptWeight:
         """Return the base model's own as it is kept, or the parameter itself while nothing is written to it."""
         if self._narrow is not None:
             return self._narrow[0].to(self.live)
-        if self.base is None and self.stored is not None:
+        if self._kept is None and self.stored is not None:
             return self.stored.read()
-        if self.base is None or not (self.blended or self.locked or self.stored or self.is_wide):
+        if self._kept is None or not (self.blended or self.locked or self.stored or self.is_wide):
             return self.live  # others may have written to it since the base was kept
-        return self.base
+        base = self._whole()
+        return self.live if base is None else base
 
     @property
     def held(self) -> torch.Tensor | None:
@@ -173,7 +263,7 @@ class KeptWeight:
             and not self._storage.expired()  # type: ignore[no-untyped-call]
             and parameter.data_ptr() == self._address
             and _version(parameter) == self.version
-            and (self.base is None or self.base.dtype == parameter.dtype)
+            and (self._kept is None or self._kept.dtype == parameter.dtype)
         )
 
     def stamp(self) -> None:
@@ -211,7 +301,9 @@ class KeptWeight:
             return (
                 f"{self.name}: an adapter is merged into it, and {reason}. restore_base() puts the base back"
             )
-        if self.base is not None and self._overwritten(parameter):
+        if self.is_lost:
+            return self._of_loss()
+        if self._kept is not None and self._overwritten(parameter):
             return (
                 f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
                 "is there now as the new base, or mixer.restore_base() to put the kept one back"
@@ -249,7 +341,8 @@ class KeptWeight:
         Returns:
             Whether that was it; else the parameter itself holds them.
         """
-        if self.base is None or self.parameter.device.type != "meta":
+        base = self.base if self.parameter.device.type == "meta" else None
+        if base is None:
             return False
         stored = stored_values(self.module, self.attribute)
         if stored is None:
@@ -257,9 +350,9 @@ class KeptWeight:
             return False
         table, key = stored
         if key in table:
-            table[key].copy_(self.base)
+            table[key].copy_(base)
         else:  # on disk: what is in memory comes first
-            table[key] = self.base.to("cpu", copy=True)
+            table[key] = base.to("cpu", copy=True)
         return True
 
     def replace_by_base(self) -> bool:
@@ -269,26 +362,45 @@ class KeptWeight:
             weight = getattr(self.module, self.attribute)
             return write_under(self.module, self.attribute, self.base.to(weight.device, weight.dtype))
         plain = type(self.module).__module__.startswith("torch.nn.")
-        if self.base is None or not plain or parameters.get(self.attribute) is None:
+        base = self.base
+        if base is None or not plain or parameters.get(self.attribute) is None:
             return False
         parameters[self.attribute] = nn.Parameter(
-            self.base.to(self.parameter.device, copy=True), requires_grad=False
+            base.to(self.parameter.device, copy=True), requires_grad=False
         )
         return True
 
     def keep(self) -> torch.Tensor:
         """Keep the base if it is not kept yet, follow the parameter's dtype and device, and return it."""
         live = self.live
-        if self.base is None:
-            self.base = self._copy(live)
-        elif self.base.dtype != live.dtype:
+        base = self._whole()
+        if base is None:
+            base = self._copy(live)
+        elif base.dtype != live.dtype:
             # .to(dtype) rounded the mix; rounding the base gives what .to(dtype) makes of a pipeline without adapters
-            self.base = self.base.to(live.dtype)
-        if self.keep_on == "device" and self.base.device != live.device:
-            self.base = self.base.to(live.device)
-        elif self.keep_on == "host" and self.base.device.type != "cpu":
-            self.base = copy_to_host(self.base)
-        return self.base
+            base = base.to(live.dtype)
+        if self.keep_on in ("device", "patch") and base.device != live.device:
+            base = base.to(live.device)
+        elif self.keep_on == "host" and base.device.type != "cpu":
+            base = copy_to_host(base)
+        self._kept = base
+        return base
+
+    def patch(self, pairs: Sequence[tuple[Factors, float]], *, transposed: bool) -> None:
+        """
+        Keep the base in the weight that a mix was just written into, and a patch beside it; where that cannot be, it stays whole.
+
+        Args:
+            pairs: What the mix is made of, and the weights.
+            transposed: Whether the weight is stored (in, out).
+        """
+        if not isinstance(self._kept, torch.Tensor) or not self.blended:
+            return
+        patch = patched(self.live, self._kept, pairs, transposed=transposed)
+        if isinstance(patch, PatchedBase):
+            self._kept, self.whole_because = patch, None
+        else:
+            self.whole_because = patch
 
     def _copy(self, live: torch.Tensor) -> torch.Tensor:
         if self.keep_on == "host" and live.device.type != "cpu":
@@ -376,9 +488,17 @@ class KeptWeight:
 def restore(slots: Iterable[KeptWeight]) -> None:
     """Write the bases of all blended parameters back, bit for bit, in a few large copies; blended until that is done."""
     slots = list(slots)
+    in_mixes = [slot for slot in slots if slot.is_patched]
+    _restore([slot for slot in slots if not slot.is_patched])
+    for lot in in_lots(in_mixes, lambda slot: slot.base_bytes):
+        make_whole(lot)
+        _restore(lot)
+
+
+def _restore(slots: Sequence[KeptWeight]) -> None:
     for slot in slots:
         slot.let_go()
-    held = [slot for slot in slots if slot.base is not None and slot.blended]
+    held = [slot for slot in slots if slot.has_base and slot.blended]
     write_tensors([(slot.stored, slot.base) for slot in held if slot.stored and slot.base is not None])
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for slot in held:
@@ -398,8 +518,39 @@ def restore(slots: Iterable[KeptWeight]) -> None:
     for slot in held:
         slot.blended = False
     for slot in slots:
-        if slot.keep_on == "none" and not slot.is_wide:
-            slot.base = None
+        if slot.keep_on in ("none", "patch") and not slot.is_wide:
+            slot.base = slot.whole_because = None
+
+
+def refuse_lost(slots: Iterable[KeptWeight]) -> None:
+    """
+    Refuse to go on where the base of a weight was in one that somebody has written over; nothing was written yet.
+
+    Raises:
+        PipelineStateError: With all of them.
+    """
+    raise_problems([slot._of_loss() for slot in slots if slot.is_lost])  # noqa: SLF001
+
+
+def make_whole(slots: Sequence[KeptWeight]) -> None:
+    """Have the bases of some weights whole until they are patched or put back."""
+    slots = [slot for slot in slots if slot.is_patched]
+    on_all_cores([slot.make_whole for slot in slots], sum(slot.base_bytes for slot in slots) // 2)
+
+
+def in_lots(things: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Yield things in order, as many at a time as are at most :data:`AT_ONCE` bytes, or one."""
+    lot: list[_T] = []
+    total = 0
+    for thing in things:
+        added = size(thing)
+        if lot and total + added > AT_ONCE:
+            yield lot
+            lot, total = [], 0
+        lot.append(thing)
+        total += added
+    if lot:
+        yield lot
 
 
 def renumber(slots: Iterable[KeptWeight], number: int) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.draws import normal
 from lora_mixer.fresh.kinds.kind import FreshKind, number, rank_beyond, whole
-from lora_mixer.fresh.starts import normal
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 

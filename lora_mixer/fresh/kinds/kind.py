@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
+from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
@@ -62,7 +63,7 @@ def number(config: Any, *names: str, least: float = 0.0, below: float = float("i
     """Find fields that are not finite numbers from ``least`` to under ``below``."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
+        if not is_number(value) or not least <= value < below:
             bound = "" if below == float("inf") else f" and below {below:g}"
             yield Problem(name, f"expected a number of at least {least:g}{bound}, got {shown(value)}.")
 

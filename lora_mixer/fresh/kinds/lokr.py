@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.draws import kaiming
 from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, ranks, whole
-from lora_mixer.fresh.starts import kaiming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

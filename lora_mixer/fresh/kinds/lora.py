@@ -8,48 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.started import STARTS as STARTS_OF_BASE
-from lora_mixer.algorithms.started import started_from
 from lora_mixer.errors import AdapterConfigError
 from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.draws import kaiming
 from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, rank_beyond, ranks, whole
-from lora_mixer.fresh.starts import kaiming, normal, orthogonal
+from lora_mixer.fresh.starts import STARTS, start_named
+from lora_mixer.fresh.starts.eva import EvaConfig
 from lora_mixer.problem import Problem
 from lora_mixer.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lora_mixer.fresh.starts import Start
     from lora_mixer.fresh.targets import Target
-
-STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva")
-_OF_A_MATRIX = ("pissa", "olora", "orthogonal", "eva")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaConfig:
-    """
-    How EVA spreads ranks (arXiv:2410.07170).
-
-    Attributes:
-        rho: How many times its rank a layer may get; 1 keeps the ranks as they are.
-        tau: Taken for PEFT's sake, which stops by it: all batches are used here.
-        use_label_mask: Whether places whose label is ``label_mask_value`` are left out.
-        label_mask_value: As above.
-        whiten: Whether directions are divided by the root of their singular values.
-        adjust_scaling_factors: Whether a layer's alpha follows its rank, so that its scale stays.
-
-    Example:
-        >>> EvaConfig(rho=2.0).rho
-        2.0
-    """
-
-    rho: float = 2.0
-    tau: float = 0.99
-    use_label_mask: bool = True
-    label_mask_value: int = -100
-    whiten: bool = False
-    adjust_scaling_factors: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +76,24 @@ def _problems(config: LoraConfig) -> Iterator[Problem]:
     yield from ranks(config, "rank_pattern", "alpha_pattern")
     yield from flags(config, "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
     yield from one_of(config, "bias", "none", "lora_only", "all")
-    start = config.init_lora_weights
-    if not any(type(start) is type(one) and start == one for one in STARTS):
+    start = start_named(config.init_lora_weights)
+    if start is None:
         yield Problem(
             "init_lora_weights",
-            f"expected one of {', '.join(map(repr, STARTS))}, got {shown(start)}; other starts change the base, or need what is "
-            "not in it.",
+            f"expected one of {', '.join(map(repr, STARTS))}, got {shown(config.init_lora_weights)}; other starts change the "
+            "base, or need what is not in it.",
         )
         return
-    if start in STARTS_OF_BASE and config.use_dora:
-        yield Problem("use_dora", f"cannot be trained together with init_lora_weights={start!r}.")
-    if start in STARTS_OF_BASE and not config.lora_alpha:
-        yield Problem("lora_alpha", f"{start} divides by the scale, which is 0.")
+    if start.from_base and config.use_dora:
+        yield Problem("use_dora", f"cannot be trained together with init_lora_weights={start.name!r}.")
+    if start.from_base and not config.lora_alpha:
+        yield Problem("lora_alpha", f"{start.name} divides by the scale, which is 0.")
     if config.lora_bias and config.use_dora:
         yield Problem("lora_bias", "has no place beside a magnitude; choose one of lora_bias and use_dora.")
-    if config.lora_bias and isinstance(start, str):
-        yield Problem("lora_bias", f"is started with init_lora_weights True or False only, not {start!r}.")
+    if config.lora_bias and isinstance(start.name, str):
+        yield Problem(
+            "lora_bias", f"is started with init_lora_weights True or False only, not {start.name!r}."
+        )
     if config.eva_config is not None:
         eva = config.eva_config
         yield from number(eva, "rho", least=1.0)
@@ -155,50 +129,28 @@ def token_problems(table: Any, name: str) -> Iterator[Problem]:
 
 def refuses(config: LoraConfig, target: Target) -> str | None:
     """Say why a module cannot have a pair, or None."""
-    start, embedding = config.init_lora_weights, target.layer == "embedding"
+    embedding = target.layer == "embedding"
     reasons = (
         (target.layer == "other", "has no pair: pairs are for linear layers, convolutions and lookup tables"),
         (
             target.groups > 1,
             f"is a convolution in {target.groups} groups, where a pair would hear all inputs, which no weight of it can hold",
         ),
-        (
-            start in _OF_A_MATRIX and target.layer != "linear",
-            f"is not a linear layer, which init_lora_weights={start!r} needs",
-        ),
-        (
-            start in STARTS_OF_BASE and target.live.tied,
-            f"shares its weight with other modules, from all of which PEFT takes what init_lora_weights={start!r} starts from",
-        ),
-        (
-            start == "orthogonal" and target.rank % 2,
-            f"has rank {target.rank}; init_lora_weights='orthogonal' needs an even one",
-        ),
         (config.lora_bias and embedding, "is a lookup table, which has no place for lora_bias"),
     )
-    return next((why for wrong, why in reasons if wrong), None) or rank_beyond(target.rank, target)
+    why = next((why for wrong, why in reasons if wrong), None)
+    return why or _start(config).refuses(target) or rank_beyond(target.rank, target)
 
 
 def pair(config: LoraConfig, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (rank, in, *kernel) and B (out, rank, 1, ...) at the start; of a lookup table A (rank, rows), B (width, rank)."""
-    rank, shape, start = target.rank, target.shape, config.init_lora_weights
-    if target.layer == "embedding":
-        down = torch.zeros(rank, shape[0]) if start else normal(rank, shape[0])
-        return down, normal(shape[1], rank)
-    ones = (1,) * (len(shape) - 2)
-    if start in STARTS_OF_BASE:
-        left, right = started_from(start, target.clean(), rank, target.scale)  # type: ignore[arg-type]
-        if start == "olora":
-            return right.clone(), left / target.scale
-        root = (
-            torch.linalg.vector_norm(left, dim=0).div(target.scale).sqrt()
-        )  # of the singular values over the scale
-        return right * root[:, None], left / left.norm(dim=0).clamp_min(torch.finfo(left.dtype).tiny) * root
-    if start == "orthogonal":
-        return orthogonal(rank, shape[1], shape[0])
-    down = normal(rank, *shape[1:], std=1 / rank) if start == "gaussian" else kaiming(rank, *shape[1:])
-    up = torch.zeros(shape[0], rank, *ones) if start else kaiming(shape[0], rank, *ones)
-    return down, up
+    start = _start(config)
+    return start.lookup(target) if target.layer == "embedding" else start.pair(target)
+
+
+def _start(config: LoraConfig) -> Start:
+    """Return the start, which was checked."""
+    return STARTS[config.init_lora_weights]
 
 
 def start_pair(config: LoraConfig, target: Target) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.draws import divisor_near, normal
 from lora_mixer.fresh.kinds.kind import FreshKind, flags, number, one_of, whole
-from lora_mixer.fresh.starts import divisor_near, normal
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """
 The forms in which programs write settings into pictures, one file each, in the order in which they are looked for.
 
-A dialect is a name and a function from a picture's texts to settings; it gives None where the picture is not its own,
-and adds a note where it is and cannot be read.
+A file has a ``DIALECT``, which says all that others know of it.
 """
 
 from __future__ import annotations
@@ -19,19 +18,16 @@ from lora_mixer.picture_metadata.dialects import (
     sdnext,
     swarm,
 )
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from lora_mixer.picture_metadata.settings import PictureSettings
-
-    Read = Callable[[Mapping[str, str], list[str]], PictureSettings | None]
+    from collections.abc import Mapping
 
 # Pictures may have several: the more exact stand first, and infotext's special forms before the plain one.
-DIALECTS: Mapping[str, Read] = {
-    module.NAME: module.read
+DIALECTS: Mapping[str, Dialect] = {
+    module.DIALECT.name: module.DIALECT
     for module in (own, invokeai, swarm, fooocus, lora_manager, sdnext, a1111, comfyui)
 }
-"""Readers by dialect, in the order of detection."""
+"""All dialects by name, in the order of detection."""
 
-__all__ = ["DIALECTS"]
+__all__ = ["DIALECTS", "Dialect"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.parsing.values import as_float, as_hash, as_list, as_table, as_text, sides
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import HASH_KINDS, PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import alias_of, take_tags
 from lora_mixer.pictures.request import PICTURE_FIELDS
@@ -114,3 +115,6 @@ def _resources(infotext: Infotext) -> list[tuple[str, float]]:
             weight = as_float(entry.get("weight"))
             entries.append((name, 1.0 if weight is None else weight))
     return entries
+
+
+DIALECT = Dialect(NAME, "AUTOMATIC1111", read)

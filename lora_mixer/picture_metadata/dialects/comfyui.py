@@ -20,6 +20,7 @@ from lora_mixer.parsing.values import (
     file_stem,
 )
 from lora_mixer.picture_metadata.dialects.comfyui_loaders import adapters_of
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import take_tags
 
@@ -193,3 +194,6 @@ class _NodeGraph:
 
 def _order(node: str) -> tuple[int, str]:
     return (int(node) if node.isdecimal() and len(node) < 10 else 1 << 40), node
+
+
+DIALECT = Dialect(NAME, "ComfyUI", read, brackets_weaken=False)

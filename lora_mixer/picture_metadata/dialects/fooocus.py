@@ -25,6 +25,7 @@ from lora_mixer.parsing.values import (
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import take_tags
 
@@ -122,3 +123,6 @@ def _of_json(table: dict[str, Any], notes: list[str]) -> PictureSettings:
 def _weighed(name: str | None, weight: object) -> PictureAdapter:
     number = as_float(weight)
     return PictureAdapter(name or "?", 1.0 if number is None else number)
+
+
+DIALECT = Dialect(NAME, "Fooocus", read)

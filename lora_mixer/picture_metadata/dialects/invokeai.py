@@ -19,6 +19,7 @@ from lora_mixer.parsing.values import (
     as_text,
     clean_text,
 )
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
 if TYPE_CHECKING:
@@ -81,3 +82,6 @@ def _adapters(entries: list[Any]) -> list[PictureAdapter]:
 
 def _name(model: Mapping[str, Any]) -> str | None:
     return as_text(model.get("name")) or as_text(model.get("model_name"))
+
+
+DIALECT = Dialect(NAME, "InvokeAI", read)

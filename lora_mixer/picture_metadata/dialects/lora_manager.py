@@ -19,6 +19,7 @@ from lora_mixer.parsing.values import (
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
 if TYPE_CHECKING:
@@ -82,3 +83,6 @@ def _filled(settings: PictureSettings, params: dict[str, Any]) -> PictureSetting
     return replace(
         settings, **{key: value for key, value in more.items() if getattr(settings, key) in (None, "")}
     )
+
+
+DIALECT = Dialect(NAME, "LoRA Manager", read)

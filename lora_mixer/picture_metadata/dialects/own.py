@@ -21,6 +21,7 @@ from lora_mixer.parsing.values import (
     clean_text,
 )
 from lora_mixer.picture_metadata.carriers import OWN_KEY
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_spec
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.pictures import PICTURE_FIELDS
@@ -153,3 +154,6 @@ def _adapters(entries: list[Any], mix: Mix | None, notes: list[str]) -> list[Pic
             )
         )
     return adapters
+
+
+DIALECT = Dialect(NAME, "lora_mixer", read, clip_skip_is_told=True)

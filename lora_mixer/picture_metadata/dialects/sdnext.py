@@ -13,6 +13,7 @@ from lora_mixer.parsing.values import as_float, as_hash
 from lora_mixer.picture_metadata import parameters_text
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed, settings_of
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 
 if TYPE_CHECKING:
@@ -55,3 +56,6 @@ def read(texts: Mapping[str, str], notes: list[str]) -> PictureSettings | None:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")[:_LISTED_AT_MOST] if part.strip()]
+
+
+DIALECT = Dialect(NAME, "SD.Next", read)

@@ -22,6 +22,7 @@ from lora_mixer.parsing.values import (
 )
 from lora_mixer.picture_metadata.carriers import PARAMETERS
 from lora_mixer.picture_metadata.dialects.a1111 import hashed
+from lora_mixer.picture_metadata.dialects.dialect import Dialect
 from lora_mixer.picture_metadata.settings import PictureAdapter, PictureSettings
 from lora_mixer.picture_metadata.tags import take_tags
 
@@ -104,3 +105,6 @@ def _listed(value: object) -> list[Any]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")[:_LISTED_AT_MOST] if part.strip()]
     return as_list(value)[:_LISTED_AT_MOST] if isinstance(value, list) else [value] if as_text(value) else []
+
+
+DIALECT = Dialect(NAME, "SwarmUI", read)

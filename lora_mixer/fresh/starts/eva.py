@@ -7,19 +7,47 @@ arXiv:2410.07170. PEFT finds the directions step by step until they settle; here
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lora_mixer.errors import AdapterConfigError
+from lora_mixer.fresh.starts.drawn import usual
+from lora_mixer.fresh.starts.start import Spread, Start
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lora_mixer.fresh.kinds.lora import EvaConfig
     from lora_mixer.fresh.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaConfig:
+    """
+    How EVA spreads ranks (arXiv:2410.07170).
+
+    Attributes:
+        rho: How many times its rank a layer may get; 1 keeps the ranks as they are.
+        tau: Taken for PEFT's sake, which stops by it: all batches are used here.
+        use_label_mask: Whether places whose label is ``label_mask_value`` are left out.
+        label_mask_value: As above.
+        whiten: Whether directions are divided by the root of their singular values.
+        adjust_scaling_factors: Whether a layer's alpha follows its rank, so that its scale stays.
+
+    Example:
+        >>> EvaConfig(rho=2.0).rho
+        2.0
+    """
+
+    rho: float = 2.0
+    tau: float = 0.99
+    use_label_mask: bool = True
+    label_mask_value: int = -100
+    whiten: bool = False
+    adjust_scaling_factors: bool = True
 
 
 class _Inputs:
@@ -50,9 +78,7 @@ class _Inputs:
         return vectors, values.sqrt(), values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def spread(
-    config: EvaConfig, root: nn.Module, targets: Sequence[Target], batches: Iterable[Any]
-) -> dict[str, torch.Tensor]:
+def spread(config: EvaConfig, root: nn.Module, targets: Sequence[Target], batches: Iterable[Any]) -> Spread:
     """
     Run a model on data and return each target's A.
 
@@ -61,9 +87,6 @@ def spread(
         root: The model, which is run in evaluation mode and as it was before afterwards.
         targets: Linear layers, with their ranks.
         batches: Dicts of arguments, or what the model takes as its one argument.
-
-    Returns:
-        By path A (rank, in), of rank 0 where all ranks went to others.
 
     Raises:
         AdapterConfigError: When there is no batch, or too few inputs for a layer's rank.
@@ -111,7 +134,7 @@ def spread(
         if config.whiten:
             chosen = chosen / values[: counts[path]].sqrt()[:, None]
         result[path] = chosen.float()
-    return result
+    return Spread(result, config.adjust_scaling_factors)
 
 
 def _mask(batch: Any, config: EvaConfig) -> torch.Tensor | None:
@@ -125,3 +148,10 @@ def _mask(batch: Any, config: EvaConfig) -> torch.Tensor | None:
         counted = labels != config.label_mask_value
         mask = counted if mask is None else mask & counted.to(mask.device)
     return mask
+
+
+def _by_data(config: Any, root: nn.Module, targets: Sequence[Target], batches: Iterable[Any]) -> Spread:
+    return spread(config.eva_config, root, targets, batches)
+
+
+EVA = Start("eva", usual, only_linear=True, by_data=_by_data, settings=("eva_config", EvaConfig))

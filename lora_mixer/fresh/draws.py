@@ -25,24 +25,6 @@ def normal(*shape: int, std: float = 1.0) -> torch.Tensor:
     return torch.randn(*shape) * std
 
 
-def orthogonal(rank: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Draw a pair whose product is 0 while neither half is: rows of A and columns of B from two halves of one basis.
-
-    Returns:
-        A (rank, inputs) and B (outputs, rank).
-
-    Example:
-        >>> down, up = orthogonal(4, 6, 5)
-        >>> bool((up @ down).abs().max() < 1e-6), bool(up.abs().max() > 0)
-        (True, True)
-    """
-    basis = torch.linalg.qr(torch.randn(rank, rank)).Q
-    down = (torch.randn(inputs, rank // 2) @ basis[0::2]).T / 10
-    up = torch.randn(outputs, rank // 2) @ basis[1::2] / 10
-    return down.contiguous(), up.contiguous()
-
-
 def divisor_near(size: int, wanted: int) -> int:
     """
     Return the divisor of a size that is nearest to a number, the smaller of two.
