@@ -126,7 +126,7 @@ class LoraMixerModel:
                 "dtype": (["auto", "float32", "float16", "bfloat16"],),
                 "offload": (["none", "model", "group", "sequential"],),
                 "device": ("STRING", {"default": "auto"}),
-                "keep_base": (["device", "host", "auto", "none"],),
+                "keep_base": (["device", "host", "patch", "auto", "none"],),
             },
         }
 

@@ -74,13 +74,18 @@ class DiffusersWords:
         """Say nothing yet; :meth:`place` puts the words on the pipeline."""
         self._mixer = mixer
         self._parts: dict[str, _KnownComponent] = {}
-        self._last: tuple[Mix, ...] = mixer.mixes  # as these words have left it
+        self._last: tuple[Mix, ...] = ()  # as these words have left it
         self._said: set[str] = set()
 
     # --- where they stand ------------------------------------------------------------------------------------------
 
-    def place(self) -> None:
-        """Put the words in front of the methods of the pipeline and of its parts; all of them or none."""
+    def place(self, then: Callable[[], object] = lambda: None) -> None:
+        """
+        Put the words in front of the methods of the pipeline and of its parts; all of them or none.
+
+        Args:
+            then: What belongs to it; where that fails, the words are taken off again.
+        """
         before = {id(owner): (owner, self._own_words(owner)) for owner in self._owners()}
 
         def undo() -> None:
@@ -88,7 +93,12 @@ class DiffusersWords:
                 self._take_from(owner)
                 vars(owner).update(words)
 
-        at_once(self._place, undo)
+        def work() -> None:
+            self._place()
+            then()
+            self._last = self._mixer.mixes
+
+        at_once(work, undo)
 
     def _owners(self) -> list[Any]:
         pipe = self._mixer.pipe

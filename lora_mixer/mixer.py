@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -136,7 +136,9 @@ class LoraMixer:
     Args:
         pipe: A diffusers pipeline, or a bare ``torch.nn.Module``.
         keep_base: Where the base of touched weights is kept: ``"device"`` beside them (fastest); ``"host"`` in host memory,
-            which saves GPU memory and takes the bus at each switch; ``"none"`` nowhere, every mix runs beside the weights, which
+            which saves GPU memory and takes the bus at each switch; ``"patch"`` in the mixed weights themselves, from which the
+            mix is subtracted and a small patch put on, bit for bit (a tenth of a copy or less; a switch costs several times as
+            much, and what is written over weights under a mix takes the base with it); ``"none"`` nowhere, every mix runs beside the weights, which
             costs time in each step; ``"auto"`` on the device while 2 GiB stay free there, else in host memory.
         take_over: Put this mixer behind the pipeline's own ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ... and those
             of its parts, with diffusers' arguments and meaning, until :meth:`hand_back` (docs/diffusers.md).
@@ -192,10 +194,12 @@ class LoraMixer:
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
         self._own = MixerState(pipe, keep_base)
-        with suppress(PipelineStateError):  # the first call says it, with the way out of that
-            self._take_up("bind")
-        if take_over:
-            DiffusersWords(self).place()
+        if (
+            take_over
+        ):  # the words first: what is left of another mixer is not moved where they cannot be placed
+            DiffusersWords(self).place(then=self._begin)
+        else:
+            self._begin()
 
     def hand_back(self) -> None:
         """
@@ -1113,7 +1117,9 @@ class LoraMixer:
         """
         with self._look() as state:
             sizes = {name: loaded.info.bytes for name, loaded in state.loaded.items()}
-            return MemoryReport(sizes, state.controller.base_bytes(), state.keep_base)
+            return MemoryReport(
+                sizes, state.controller.base_bytes(), state.keep_base, state.controller.whole_bases()
+            )
 
     @property
     def tokens(self) -> Mapping[str, TokenInfo]:
@@ -1322,6 +1328,15 @@ class LoraMixer:
     def _state(self) -> MixerState:
         """The state of the pipeline, where nothing is changed by looking at it."""
         return self._take_up("bind")
+
+    def _begin(self) -> None:
+        """Take over what a mixer that is gone has left, where that can be done."""
+        try:
+            self._take_up("bind")
+        except MixLostError:  # said once: nothing is in effect any more
+            raise
+        except PipelineStateError:
+            pass  # the first call says it, with the way out of that
 
     def _take_up(self, parts: Parts) -> MixerState:
         """Return the state of the pipeline: this mixer's own, or what another one that is gone has left on its parts."""

@@ -320,6 +320,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Held], Any]]] = {
         ),
     ),
     "kept on the host": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
+    "kept in the mix": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.07, -0.05])),
     "kept nowhere": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
     "kept by itself": (Denoiser, lambda held: held.mixer.set_adapters(["a", "b"], [0.7, -0.5])),
     "offloaded": (Denoiser, _offloaded),
@@ -339,7 +340,12 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Held], Any]]] = {
     "diffusers' words, apart": (SaidPipe, _said_apart),
     "diffusers' words, fused": (SaidPipe, lambda held: (_said(held), held.pipe.fuse_lora(lora_scale=0.5))),
 }
-KEEP = {"kept on the host": "host", "kept nowhere": "none", "kept by itself": "auto"}
+KEEP = {
+    "kept on the host": "host",
+    "kept in the mix": "patch",
+    "kept nowhere": "none",
+    "kept by itself": "auto",
+}
 
 
 def _applied(held: Held) -> None:
@@ -792,8 +798,10 @@ class Bench:
             if kind == "two operations" or (self.refused and kind not in ("signal", "signals")):
                 return self._of_lost(held, lost)
             return f"lost the mix after one fault: {lost}"
-        spoken = self._said(held)
-        now = seen(held), spoken
+        table = seen(
+            held
+        )  # first: where no mixer is left, the one that is asked takes over, and moves a mix to what replaced its part
+        now = table, self._said(held)
         right = {"before": self.before, "after": self.after}
         if interrupted:  # a block that Ctrl-C ends as it begins has begun and ended
             right["ended"] = self.ended

@@ -17,7 +17,7 @@ from lora_mixer.engines.merged.kept_weight import KeptWeight
 from tests.small_pipe import assert_same, pairs_for, small_pipe, values, written
 from tests.weights import Snapshot, same_bits
 
-PLACES = ("device", "host", "none", "auto")
+PLACES = ("device", "host", "patch", "none", "auto")
 LAYERS = ("linear", "conv")
 
 
@@ -145,7 +145,7 @@ def test_auto_leaves_bases_where_they_are(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("place", ["disk", "", "DEVICE", None, 1])
 def test_other_places_are_refused_by_those_that_there_are(place: object) -> None:
-    with pytest.raises(MixError, match=f"one of device, host, none, auto, got {place!r}"):
+    with pytest.raises(MixError, match=f"one of device, host, patch, none, auto, got {place!r}"):
         LoraMixer(model(), keep_base=place)
 
 

@@ -132,7 +132,7 @@ def test_rebase_takes_what_was_written_and_nothing_else(mix: str, write: str, wh
     assert_same(values(bench.pipe), wanted)
 
 
-@pytest.mark.parametrize("place", ["host", "auto", "none"])
+@pytest.mark.parametrize("place", ["host", "auto", "none", "patch"])
 def test_rebase_takes_what_was_written_wherever_bases_are_kept(place: str) -> None:
     bench = _bench(place)
     bench.mixer.set_adapters(["a", "b"], [0.7, -0.3])
@@ -215,7 +215,7 @@ def test_what_is_in_no_weight_cannot_be_baked() -> None:
 
 
 @pytest.mark.parametrize("between", ["disable_lora", "weight 0", "another part", "a block", "a side path"])
-@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("place", ["device", "host", "patch"])
 def test_writes_past_autograd_into_clean_weights_are_the_base(between: str, place: str) -> None:
     bench = _bench(place)
     mixer, base = bench.mixer, dict(bench.clean.state)

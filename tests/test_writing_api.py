@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
+from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file, save, save_file
+from torch import nn
 
 from lora_mixer import LoraMixer, MatchError, MixError, SaveError, demo_adapters
+from lora_mixer.families.skeleton import Skeleton
 from lora_mixer.merging import METHODS, MergeMethod, pair_of
 from lora_mixer.problem import SaveReason
 from lora_mixer.writing import convert, export, extract, merge, parts, read_back, resize
+from lora_mixer.writing.compose import RankCut
+from lora_mixer.writing.differences import changes
 
 DENSITY = {name for name, spec in METHODS.items() if any(s.name == "density" for s in spec.settings)}
 OUT, IN = 10, 6
@@ -431,3 +439,131 @@ def test_fp64_values_are_stored_as_the_nearest_half(dtype, tmp_path):
     halves = load_file(tmp_path / "h.safetensors")["transformer.blocks.0.to_q.lora_B.weight"]
     assert halves.dtype is dtype
     assert (halves == 1 + step).all()
+
+
+class Parameters(nn.Module):
+    """Parameters of every kind that is not the weight or the bias of a module with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.norm = nn.Module()
+        self.norm.bias = nn.Parameter(torch.randn(4))
+        self.table = nn.Parameter(torch.randn(6, 4))
+        self.token = nn.Parameter(torch.randn(4))
+        self.experts = nn.Parameter(torch.randn(2, 4, 3))
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+
+
+SINGLE = (
+    "attention.in_proj_weight",
+    "attention.in_proj_bias",
+    "norm.bias",
+    "table",
+    "token",
+    "experts",
+    "temperature",
+)
+
+
+def outline(name, module):
+    tables = {key: partial(torch.clone, value) for key, value in module.state_dict().items()}
+    return Skeleton(name, {"transformer": module}, lambda _: tables)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_two_models_differ_in_is_found_in_every_parameter(name):
+    base, tuned = Parameters(), Parameters()
+    with torch.no_grad():
+        tuned.get_parameter(name).add_(0.5)
+    expected = tuned.get_parameter(name) - base.get_parameter(name)
+
+    (layer,) = changes(outline("base", base), outline("tuned", tuned), cut=RankCut(2)).layers
+
+    assert (layer.place.component, layer.place.path) == ("transformer", name)
+    assert torch.equal(layer.leaves[".diff"], expected)
+    with pytest.raises(MatchError, match=rf"transformer\.{name} alone, and these are left out"):
+        changes(outline("base", base), outline("tuned", tuned), cut=RankCut(2), pairs_only=True)
+
+
+def test_what_has_no_weights_to_compare_is_not_called_the_same():
+    empty = Skeleton("pickles", {"transformer": Parameters()}, lambda _: {})
+
+    for pair_of_models in ((empty, outline("base", Parameters())), (empty, empty)):
+        with pytest.raises(MatchError, match="pickles has no weights of transformer in"):
+            changes(*pair_of_models, cut=RankCut(2))
+
+
+TABLES = ("scale_shift_table", "transformer_blocks.0.scale_shift_table")
+
+
+@pytest.fixture(scope="module")
+def pixarts(tmp_path_factory):
+    """A small transformer with tables of shifts and its tuned self, as folders with a second expert; and the two modules."""
+    folder = tmp_path_factory.mktemp("pixart")
+    made = []
+    for name in ("base", "tuned"):
+        torch.manual_seed(0)
+        model = PixArtTransformer2DModel(
+            sample_size=4, num_layers=1, attention_head_dim=4, num_attention_heads=2, caption_channels=8, in_channels=4,
+            cross_attention_dim=8, out_channels=8, norm_num_groups=1,
+        )  # fmt: skip
+        model.save_pretrained(folder / name / "transformer_2")
+        if name == "tuned":
+            with torch.no_grad():
+                for path in (*TABLES, "transformer_blocks.0.attn1.to_q.weight"):
+                    model.get_parameter(path).add_(torch.randn_like(model.get_parameter(path)))
+        model.save_pretrained(folder / name / "transformer")
+        index = {part: ["diffusers", "PixArtTransformer2DModel"] for part in ("transformer", "transformer_2")}
+        (folder / name / "model_index.json").write_text(json.dumps(index))
+        made.append(model)
+    return folder, *made
+
+
+def assert_is_change(file, base, tuned, weight):
+    live = copy.deepcopy(base)
+    assert LoraMixer(live).load_lora_weights(file, "x").complete
+    for name, value in live.state_dict().items():
+        wanted = base.state_dict()[name] + weight * (tuned.state_dict()[name] - base.state_dict()[name])
+        assert torch.allclose(value, wanted, atol=1e-5), name
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui"])
+def test_tables_of_shifts_are_extracted_merged_and_resized(form, pixarts, tmp_path):
+    folder, base, tuned = pixarts
+    x, y, z = (tmp_path / f"{name}.safetensors" for name in "xyz")
+
+    extract(folder / "base", folder / "tuned", x, rank=8, format=form)
+    assert_is_change(x, base, tuned, 1.0)
+    for method in ("sum", MergeMethod.of("ties", density=1)):
+        merge({x: 0.5}, y, format=form, model=folder / "base", rank=8, method=method)
+        assert_is_change(y, base, tuned, 0.5)
+    resize(x, z, rank=8, format=form, model=folder / "base")
+    assert_is_change(z, base, tuned, 1.0)
+    mixer = LoraMixer(copy.deepcopy(base))
+    mixer.load_lora_weights(x, "x")
+    mixer.set_mix({"x": -0.5})
+    mixer.save_lora_weights(tmp_path / "live.safetensors", format=form)
+    assert_is_change(tmp_path / "live.safetensors", base, tuned, -0.5)
+    for other in ("diffusers", "peft"):
+        with pytest.raises(SaveError, match="no place for 2 modules") as refused:
+            convert(x, tmp_path / other, format=other, model=folder / "base")
+        assert {problem.reason for problem in refused.value.problems} == {SaveReason.FORMAT}
+
+
+def test_a_second_expert_is_compared_too(pixarts, tmp_path):
+    folder, base, tuned = pixarts
+    other = tmp_path / "second"
+    shutil.copytree(folder / "base", other)
+    shutil.rmtree(other / "transformer_2")
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        model.transformer_blocks[0].attn1.to_q.weight.copy_(tuned.transformer_blocks[0].attn1.to_q.weight)
+    model.save_pretrained(other / "transformer_2")
+
+    extract(folder / "base", other, tmp_path / "x.safetensors", rank=8)
+
+    front = "transformer_2.transformer_blocks.0.attn1.to_q"
+    assert set(load_file(tmp_path / "x.safetensors")) == {f"{front}.lora_A.weight", f"{front}.lora_B.weight"}

@@ -184,7 +184,7 @@ def _blocks(value: Any, name: str) -> Any:
 
 def _tame(blocks: dict[str, Any], name: str) -> None:
     for key in (*blocks, *(blocks["patterns"] if isinstance(blocks.get("patterns"), dict) else ())):
-        if str(key).startswith("re:") or str(key).count("*") > MAX_STARS:  # either can take for ever to match
+        if str(key).startswith("re:") or str(key).count("*") > MAX_STARS:
             raise PictureError(
                 f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions"
             )

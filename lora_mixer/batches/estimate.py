@@ -176,6 +176,10 @@ def _timed(maker: PictureMaker, request: Any) -> float:
     return time.perf_counter() - start
 
 
+_KEPT = {"device": 1.0, "auto": 1.0, "patch": 0.125}
+"""What bases take beside the weights, in parts of these."""
+
+
 def _of_adapters(checked: CheckedPlan, pipe: Any) -> int:
     """Count what adapters add: themselves up to the cache's bounds, and a copy of the weights that they touch."""
     run = checked.plan.run
@@ -183,6 +187,5 @@ def _of_adapters(checked: CheckedPlan, pipe: Any) -> int:
     sizes = sorted((checked.infos[name].bytes for name in used), reverse=True)[: run.cache_adapters]
     modules = [part for name, part in pipe.components.items() if name in ("unet", "transformer")]
     copies = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    return int(min(sum(sizes), run.cache_gb * 1e9)) + (
-        copies if used and run.keep_base in ("device", "auto") else 0
-    )
+    kept = copies * _KEPT.get(run.keep_base, 0.0) if used else 0
+    return int(min(sum(sizes), run.cache_gb * 1e9) + kept)

@@ -198,9 +198,9 @@ class RunOptions(_Strict):
         float, Field(gt=0, allow_inf_nan=False, description="The most memory for them, in 10^9 bytes.")
     ] = 4.0
     keep_base: Annotated[
-        Literal["device", "host", "none", "auto"],
+        Literal["device", "host", "patch", "none", "auto"],
         Field(
-            description="Where bases of changed weights are kept: on the device, in host memory, nowhere, or by room."
+            description="Where bases of changed weights are kept: on the device, in host memory, in the mixed weights with a patch beside them, nowhere, or by room."
         ),
     ] = "device"
     offload: Annotated[

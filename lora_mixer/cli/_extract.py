@@ -30,7 +30,11 @@ def extract(
     out: Out,
     cut: dict[str, Any],
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Leave out changes of biases and norms, and name them.")
+        bool,
+        typer.Option(
+            "--pairs-only",
+            help="Leave out changes of biases, norms and other single parameters, and name them.",
+        ),
     ] = False,
     to: Annotated[
         str | None,
@@ -38,8 +42,8 @@ def extract(
             "--to",
             metavar="FORMAT",
             autocompletion=formats,
-            help="The format to write. Default: diffusers, or kohya where norms or biases changed that only this has a "
-            "place for.",
+            help="The format to write. Default: diffusers, or kohya where norms, biases or other parameters changed "
+            "that only this has a place for.",
         ),
     ] = None,
     dtype: SumType = SaveType.FLOAT32,
@@ -62,4 +66,6 @@ def extract(
     )
     say(report, report.to_dict(), as_json=as_json)
     if report.left_out:
-        print_warning(f"{len(report.left_out)} biases and norms changed too and are left out.")
+        print_warning(
+            f"{len(report.left_out)} biases, norms and other parameters changed too and are left out."
+        )

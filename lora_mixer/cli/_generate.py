@@ -74,8 +74,9 @@ def generate(
     keep_base: Annotated[
         KeepBase,
         typer.Option(
-            help="Where the base of changed weights is kept: beside them, in host memory, nowhere (every mix runs beside the "
-            "weights, which takes time in each step), or beside them while there is room."
+            help="Where the base of changed weights is kept: beside them, in host memory, in the mixed weights themselves with a "
+            "small patch (no second copy; changing the mix takes several times as long), nowhere (every mix runs beside the weights, which "
+            "takes time in each step), or beside them while there is room."
         ),
     ] = KeepBase.DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture.")] = False,
@@ -170,7 +171,7 @@ def load_adapters(
     strict: bool,
     allow_pickle: bool,
     load_embeddings: bool = False,
-    keep_base: Literal["device", "host", "none", "auto"] = "device",
+    keep_base: Literal["device", "host", "patch", "none", "auto"] = "device",
     quiet: bool = False,
 ) -> LoraMixer:
     """Load the adapters, with each one's report on the terminal; none is active afterwards."""

@@ -36,6 +36,7 @@ class KeepBase(str, Enum):
 
     DEVICE = "device"
     HOST = "host"
+    PATCH = "patch"
     NONE = "none"
     AUTO = "auto"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.components import DENOISERS
 from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES as _ROWS
 from lora_mixer.families import family_named
@@ -50,15 +51,22 @@ class Skeleton:
 
     def tensor(self, component: str, name: str) -> torch.Tensor | None:
         """Read one parameter, or None where there are no weights or no such parameter."""
-        if self.tables is None:
-            return None
-        if component not in self._open:
-            self._open[component] = self.tables(component)
-        table = self._open[component]
+        table = self._table(component)
         for spelling in (name, f"text_model.{name}", name.removeprefix("text_model.")):
             if spelling in table:
                 return table[spelling]()
         return None
+
+    def has_weights(self, component: str) -> bool:
+        """Tell whether any tensor of a component can be read."""
+        return bool(self._table(component))
+
+    def _table(self, component: str) -> dict[str, Callable[[], torch.Tensor]]:
+        if self.tables is None:
+            return {}
+        if component not in self._open:
+            self._open[component] = self.tables(component)
+        return self._open[component]
 
     @cached_property
     def paths(self) -> dict[str, list[str]]:
@@ -147,7 +155,7 @@ def of_folder(folder: str | Path) -> Skeleton:
     components: dict[str, nn.Module] = {}
     try:
         for part, entry in loose_json(index.read_text(encoding="utf-8")).items():
-            wanted = part in ("unet", "transformer") or part.startswith("text_encoder")
+            wanted = part in DENOISERS or part.startswith("text_encoder")
             if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
                 components[part] = _from_config(entry[0], entry[1], root / part)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

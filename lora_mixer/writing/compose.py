@@ -220,8 +220,9 @@ def _own_layer(part: Part, *, keep_leaves: bool, by_kind: bool = False) -> NewLa
     place, weights = part.place, part.weights
     if isinstance(weights, Dora) and not (keep_leaves and part.leaves):
         return _dora_layer(part, weights)
-    if len(place.shape) < 2 and not (keep_leaves and part.leaves):
-        return _vector_layer(place, [Share("", part, 1.0)], MergeMethod())
+    if (_is_bare(part) or len(place.shape) < 2) and not (keep_leaves and part.leaves):
+        in_full = _bare_layer if _is_bare(part) else _vector_layer
+        return in_full(place, [Share("", part, 1.0)], MergeMethod())
     plain = weights.algorithm == "lora"
     if keep_leaves and part.leaves and (not plain or any("mid" in leaf for leaf in part.leaves)):
         return NewLayer(place, leaves=part.leaves)
@@ -273,6 +274,8 @@ def _mixed_layer(
     place: ModulePlace, shares: Sequence[Share], cut: RankCut, method: MergeMethod
 ) -> NewLayer | None:
     """Merge what the adapters add to one module; None if a rank or a base is missing."""
+    if all(_is_bare(share.part) for share in shares):
+        return _bare_layer(place, shares, method)
     if len(place.shape) < 2:
         return _vector_layer(place, shares, method)
     if method.needs_rank:
@@ -354,6 +357,17 @@ def _vector_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMeth
         changes[share.adapter] = change
     total = method.merge_vectors(changes, _gains(shares), str(place))
     return NewLayer(place, vector=total, bias=_bias(place, shares, method))
+
+
+def _is_bare(part: Part) -> bool:
+    """Tell the full change of a parameter that is no module's weight, for which no reader knows a pair."""
+    return part.place.bare and isinstance(part.weights, Full)
+
+
+def _bare_layer(place: ModulePlace, shares: Sequence[Share], method: MergeMethod) -> NewLayer | None:
+    """Merge full changes of a bare parameter, entry by entry as those of norms are."""
+    whole = _vector_layer(place, shares, method)
+    return None if whole is None or whole.vector is None else NewLayer(place, leaves={".diff": whole.vector})
 
 
 def _factors(part: Part) -> Factors | None:

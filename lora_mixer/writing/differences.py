@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MatchError
+from lora_mixer.wording import first_of
 from lora_mixer.writing.compose import same
 from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch import nn
 
     from lora_mixer.families.skeleton import Skeleton
@@ -50,18 +53,16 @@ def changes(
         base: The model to start from.
         tuned: The same model after training.
         cut: The rank of each layer.
-        pairs_only: Leave changes of biases and norms out, and list them.
+        pairs_only: Leave changes of biases, norms and other single parameters out, and list them.
         progress: Wraps the work, to show how far it is.
 
     Returns:
-        The layers that changed, with the error of each.
+        The layers that changed, with the error of each; parameters that are no module's weight or bias in full.
 
     Raises:
-        MatchError: When the two are not the same model, or nothing changed.
+        MatchError: When the two are not the same model, nothing changed, or one has no weights to compare.
     """
-    missing = sorted(set(base.components) ^ set(tuned.components))
-    if missing:
-        raise MatchError(f"only one of {base.name} and {tuned.name} has {', '.join(missing)}")
+    _check(base, tuned)
     jobs: list[Job] = [
         (part, path, module)
         for part, root in base.components.items()
@@ -79,9 +80,59 @@ def changes(
             weight = None if weight is None or weight.ndim < 2 else weight
         if weight is not None or bias is not None:
             layers.append(_layer(part, path, module, weight, bias, cut))
-    if not layers:
-        raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
+    others = {place: _change(base, tuned, place.component, place.path) for place in _other_parameters(base)}
+    in_full = [
+        NewLayer(place, leaves={".diff": change}) for place, change in others.items() if change is not None
+    ]
+    if pairs_only:
+        left_out += [str(layer.place) for layer in in_full]
+    else:
+        layers += in_full
+    _refuse_nothing(base, tuned, layers, left_out)
     return Extracted(tuple(layers), tuple(left_out))
+
+
+def _check(base: Skeleton, tuned: Skeleton) -> None:
+    """
+    Refuse two models that have other parts, or no weights at hand.
+
+    Raises:
+        MatchError: Naming the parts.
+    """
+    missing = sorted(set(base.components) ^ set(tuned.components))
+    if missing:
+        raise MatchError(f"only one of {base.name} and {tuned.name} has {', '.join(missing)}")
+    for model in (base, tuned):
+        bare = [part for part in model.components if not model.has_weights(part)]
+        if bare:
+            raise MatchError(f"{model.name} has no weights of {', '.join(bare)} in .safetensors files")
+
+
+def _refuse_nothing(
+    base: Skeleton, tuned: Skeleton, layers: Sequence[NewLayer], left_out: Sequence[str]
+) -> None:
+    """
+    Refuse to write an adapter without layers.
+
+    Raises:
+        MatchError: Saying whether anything changed.
+    """
+    if not layers and not left_out:
+        raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
+    if not layers:
+        raise MatchError(
+            f"{tuned.name} differs from {base.name} in {first_of(left_out, 5)} alone, and these are left out"
+        )
+
+
+def _other_parameters(model: Skeleton) -> Iterator[ModulePlace]:
+    """Yield the places of parameters that are not the weight or the bias of a module, such as tables of shifts."""
+    for part, root in model.components.items():
+        for path, module in root.named_modules():
+            weighted = getattr(module, "weight", None) is not None
+            for name, parameter in module.named_parameters(path, recurse=False):
+                if not weighted or name.rpartition(".")[2] not in ("weight", "bias"):
+                    yield ModulePlace(part, name, tuple(parameter.shape), bare=True)
 
 
 def _layer(

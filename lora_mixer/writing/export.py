@@ -262,9 +262,9 @@ def extract(
         conv_rank: The same for convolutions with kernels above 1x1.
         energy: The share of each layer's squared norm to keep.
         sv_ratio: Keep a layer's singular values above its largest divided by this.
-        pairs_only: Leave changes of biases and norms out; the report names them.
-        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms or biases
-            changed that only this has a place for.
+        pairs_only: Leave changes of biases, norms and other single parameters out; the report names them.
+        format: ``diffusers``, ``kohya``, ``comfyui`` or ``peft``; when None, ``diffusers``, or ``kohya`` where norms, biases or
+            other parameters changed that only this has a place for.
         dtype: To store in: ``float32`` (when None), ``float16`` or ``bfloat16``.
         allow_pickle: Whether single files may be pickles (.ckpt).
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
@@ -274,7 +274,7 @@ def extract(
 
     Raises:
         SourceError: When a model is not there.
-        MatchError: When the two are not the same model, or nothing changed.
+        MatchError: When the two are not the same model, nothing changed, or one has no weights in safetensors files.
         SaveError: When nothing says how far to cut, the format cannot carry something, or the disk refuses.
 
     Example:
@@ -312,7 +312,7 @@ def extract(
     notes = report.notes
     if format is None and only_kohya:
         notes += (
-            f"Kohya's format, since {len(only_kohya)} norms or biases changed that the others cannot hold",
+            f"Kohya's format, since {len(only_kohya)} norms, biases or other parameters changed that the others cannot hold",
         )
     return replace(report, left_out=difference.left_out, notes=notes)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from lora_mixer.algorithms.columns import Padded, with_columns
 from lora_mixer.errors import SaveError
 from lora_mixer.problem import Remedy
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.index import LiveModule
     from lora_mixer.problem import Remark, UnusedReason
 
 
@@ -37,12 +40,20 @@ class ModulePlace:
         path: Its path in the component; the file's own spelling where no model is known.
         shape: Shape of its weight, (out, in, *kernel).
         embedding: Whether it is a table of embeddings, (tokens, width).
+        bare: Whether it is a parameter that is no module's weight, such as a table of shifts: its change is written in full.
     """
 
     component: str
     path: str
     shape: tuple[int, ...]
     embedding: bool = False
+    bare: bool = False
+
+    @classmethod
+    def of(cls, live: LiveModule) -> ModulePlace:
+        """Return the place of a module, or of a bare parameter, of a live model."""
+        is_table = isinstance(live.module, nn.Embedding)
+        return cls(live.component, live.path, live.shape, is_table, live.is_bare and not live.is_packed)
 
     def __str__(self) -> str:
         """Return component and path, for messages."""

@@ -122,9 +122,8 @@ def hold(mix: Mix, infos: Mapping[str, AdapterInfo], controller: EngineControlle
     adapters = []
     for name in mix.names:
         parts = []
-        for layer, module, weights, base, bias in controller.held(name):
-            live, embedding = layer.live, isinstance(module, nn.Embedding)
-            place = ModulePlace(live.component, live.path, live.shape, embedding)
+        for layer, _, weights, base, bias in controller.held(name):
+            place = ModulePlace.of(layer.live)
             parts.append(Part(place, weights, base, bias, columns=layer.columns))
         adapters.append(AdapterParts(infos[name], parts))
     return adapters

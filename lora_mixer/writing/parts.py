@@ -175,13 +175,7 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
     binding = bind(adapter, dict(components), adapter.info.name)
     if not binding.report.complete:
         raise MatchError(str(binding.report))
-    return [
-        (
-            ModulePlace(b.live.component, b.live.path, b.live.shape, isinstance(b.live.module, nn.Embedding)),
-            b.weights,
-        )
-        for b in binding.layers
-    ]
+    return [(ModulePlace.of(b.live), b.weights) for b in binding.layers]
 
 
 def _model(model: str | Path, *, allow_pickle: bool) -> Skeleton:
@@ -236,7 +230,7 @@ def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton
     parts = []
     for bound, sources in zip(binding.layers, binding.sources, strict=True):
         live = bound.live
-        place = ModulePlace(live.component, live.path, live.shape, isinstance(live.module, nn.Embedding))
+        place = ModulePlace.of(live)
         weights, base = bound.weights, None
         if _needs_base(weights):
             base = _base(live, skeleton)

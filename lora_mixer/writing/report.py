@@ -73,6 +73,8 @@ class SaveReport:
         ]
         if self.left_out:
             listed = first_of(self.left_out, 3)
-            lines.append(f"  left out: {len(self.left_out)} biases and norms that changed, too: {listed}")
+            lines.append(
+                f"  left out: {len(self.left_out)} biases, norms and other parameters that changed, too: {listed}"
+            )
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -19,7 +19,7 @@ def find_room(slots: Iterable[KeptWeight]) -> None:
     """Settle for all bases that are about to be kept where they go, by device: all of them beside their weights, or none."""
     fresh: dict[torch.device, dict[int, KeptWeight]] = {}
     for slot in slots:
-        if slot.base is None:
+        if not slot.has_base:
             fresh.setdefault(slot.live.device, {})[id(slot)] = slot
     for device, of_device in fresh.items():
         free = free_bytes(device)

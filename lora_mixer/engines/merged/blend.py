@@ -65,7 +65,7 @@ def blend_weight(
     low_rank = [(term.pair, term.gain) for term in terms if term.pair is not None]
     dense = [term for term in terms if term.pair is None]
     exactly = weight.device.type == "cpu"
-    factors = _stacked(low_rank, weight.device, wide) if low_rank else None
+    factors = stacked(low_rank, weight.device, wide) if low_rank else None
     if factors is not None and not dense and not transposed and clean.is_contiguous():
         flat = clean.view(rows, -1)  # (out, in * kernel)
         if weight.dtype == wide and weight.is_contiguous():
@@ -105,7 +105,7 @@ def _add_by_rows(weight: torch.Tensor, base: torch.Tensor, up: torch.Tensor, dow
     write_by_rows(weight, base.shape[1], fill)
 
 
-def _stacked(
+def stacked(
     pairs: Sequence[tuple[Factors, float]], device: torch.device, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all pairs as one: (out, sum of ranks) with the gains in it, and (sum of ranks, in * kernel)."""

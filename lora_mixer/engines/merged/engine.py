@@ -32,16 +32,24 @@ from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import tensors_in_files, write_tensors
 from lora_mixer.engines.merged.grouped import Groups
 from lora_mixer.engines.merged.kept_weight import (
+    AT_ONCE,
     KeepBase,
     KeptRecord,
     KeptWeight,
     Watch,
+    begin_numbers,
     check,
+    count_write,
+    in_lots,
+    make_whole,
     raise_problems,
+    refuse_lost,
+    renumber,
     restore,
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.merged.versions import Contents, in_graphs
 from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
@@ -50,7 +58,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -71,9 +79,6 @@ _READ_FROM_FILES = "its weights are read from files at each call (group offloadi
 
 _FREE: AbstractContextManager[None] = nullcontext()
 """Gradients are off already where weights are written: a guard for each of a thousand layers costs as much as small layers do."""
-
-_AT_ONCE = 1 << 28
-"""Bytes of weights that are written beside the live ones at a time, to compare them."""
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -117,6 +122,11 @@ class _HeldLayer:
     columns: int | None = None
 
 
+if TYPE_CHECKING:
+    _Content = Mapping[str, tuple[tuple[float, ...], Sequence[_HeldLayer]]]
+    """What is in weights: by adapter, the gains of its layers, and these."""
+
+
 @dataclass(frozen=True)
 class MergedRecord:
     """What a merged engine held at one time."""
@@ -146,7 +156,10 @@ class _WritingPlan:
     groups: Groups = field(default_factory=Groups)
     singles: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
     biases: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
+    lots: list[tuple[_Touched, list[_GainPart]]] = field(default_factory=list)
+    """Those whose bases are whole only while they are written, some at a time."""
     written: set[KeptWeight] = field(default_factory=set)
+    """All others of which bases are kept."""
     others: list[KeptWeight] = field(default_factory=list)
     """Those that hold their base under this mix."""
     kept: list[KeptWeight] = field(default_factory=list)
@@ -187,9 +200,31 @@ class MergedGains:
 
 def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
     """Return a part of a fused layer's clean base; of a linear layer whose weight cannot be read, by its products."""
-    if entry.weight.locked and entry.weight.base is None and layer_kind(live.module) == "linear":
+    if entry.weight.locked and not entry.weight.has_base and layer_kind(live.module) == "linear":
         return weight_of(live.module, live.shape)
     return entry.weight.clean()
+
+
+def _is_of_text(slot: KeptWeight) -> bool:
+    return slot.name.partition(".")[0] in TEXT_ENCODERS
+
+
+def _key(content: _Content | None, *, of_text: bool) -> Hashable:
+    """Name what the weights of text encoders hold, or all others; those keep theirs while the others' go from step to step."""
+    if content is None:
+        return object()
+    parts = [
+        (
+            name,
+            id(layers),
+            tuple(
+                gain if _is_of_text(layer.entry.weight) is of_text else 0.0
+                for gain, layer in zip(gains, layers, strict=True)
+            ),
+        )
+        for name, (gains, layers) in content.items()
+    ]
+    return tuple(part for part in parts if any(part[-1]))
 
 
 def _is_grouped(entry: _Touched, parts: Sequence[_GainPart]) -> bool:
@@ -216,6 +251,20 @@ def _blend(
     blend_weight(target, base, [part.term(gains) for part in parts], transposed=transposed)
 
 
+def _patch(entry: _Touched, parts: Sequence[_GainPart], gains: Sequence[float]) -> None:
+    """Leave a weight's base in the mix that was just written into it, where that gives it back."""
+    weight = entry.weight
+    if entry.shared is not None or entry.is_tied:
+        weight.whole_because = "several modules have it"
+    elif weight.is_wide:
+        weight.whole_because = "an adapter gives it more inputs"
+    elif any(part.pair is None for part in parts):
+        weight.whole_because = "an adapter changes it by more than a low-rank pair"
+    else:
+        pairs = [(part.pair, gains[part.place]) for part in parts if part.pair is not None]
+        weight.patch(pairs, transposed=entry.transposed)
+
+
 def _blend_bias(target: torch.Tensor, base: torch.Tensor, terms: Sequence[Term]) -> None:
     """Write a base and all changes of it into a bias, rounded once."""
     exact = base.to(target.device, accumulator(target))
@@ -238,6 +287,7 @@ class MergedEngine(Engine):
     def __init__(self, keep_on: KeepBase, fused: FusedProjections) -> None:
         """Start with nothing touched."""
         self._keep_on: KeepBase = keep_on
+        self._may_be_patched = keep_on == "patch"
         self._fused = fused
         self._generations: Counter[str] = (
             Counter()
@@ -259,6 +309,9 @@ class MergedEngine(Engine):
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._others_values: list[tuple[KeptWeight, torch.Tensor]] = []  # on a way back, until it is gone
         self._watch: Watch | None = None
+        # what is in the weights, and the numbers of that for graphs that are alive: of text encoders or not
+        self._content: _Content | None = {}
+        self._contents = {of_text: Contents() for of_text in (False, True)}
         # for which table of touched modules, how large, and roots: the attributes of all modules under these
         self._hooked: tuple[Any, int, tuple[nn.Module, ...], list[dict[str, Any]]] = (None, 0, (), [])
         self._watched = (0, 0)  # which table of touched modules, and how large
@@ -273,6 +326,7 @@ class MergedEngine(Engine):
             **vars(self),
             "_plans": {},
             "_watch": None,
+            "_contents": {of_text: Contents() for of_text in (False, True)},
             "_hooked": (None, 0, (), []),
             "_roots": {},
             "_touched": touched,
@@ -394,6 +448,7 @@ class MergedEngine(Engine):
     def keep_on(self, place: KeepBase) -> None:
         """Keep bases elsewhere from now on."""
         self._keep_on = place
+        self._may_be_patched |= place == "patch"
         for slot in self._all_slots():
             slot.keep_on = place
         self._plans.clear()
@@ -435,8 +490,15 @@ class MergedEngine(Engine):
         for entry in odd:
             if entry.root is not None:
                 entry.weight.resize(None, entry.root)
-        restore([slot for entry in odd for slot in entry.slots])
+        self._restore([slot for entry in odd for slot in entry.slots])
         self.put_back(record)
+
+    @staticmethod
+    def _restore(slots: Sequence[KeptWeight]) -> None:
+        """Put the base back into weights beside the way of mixes."""
+        held = [slot for slot in slots if slot.blended]
+        restore(slots)
+        count_write(held)
 
     def put_back(self, record: MergedRecord) -> None:
         """Hold the adapters that were recorded, where weights were not written since, or will be now."""
@@ -475,7 +537,7 @@ class MergedEngine(Engine):
         """
         self._plans.clear()
         self._drop_hooks()
-        self._active = {}
+        self._active, self._content = {}, None
         left = [name for entry in self._touched.values() for name in self._force(entry)]
         odd = {key: x for key, x in self._touched.items() if any(slot.blended for slot in x.slots)}
         self.put_back(record)
@@ -483,15 +545,15 @@ class MergedEngine(Engine):
         self._is_pruned = False
         return left
 
-    @staticmethod
-    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+    @classmethod
+    def _force(cls, entry: _Touched, *, gone: bool = False) -> list[str]:
         """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
-                restore([slot])
+                cls._restore([slot])
             except Exception:  # what cannot be written is told by name
                 if gone and slot.can_restore:
                     raise
@@ -522,6 +584,17 @@ class MergedEngine(Engine):
             PipelineStateError: When a mix in the weights cannot be changed any more.
         """
         self._look()
+        self.refuse_lost()
+
+    def refuse_lost(self) -> None:
+        """
+        Refuse to go on where somebody has written over a mix that a base is in; nothing is changed.
+
+        Raises:
+            PipelineStateError: With all such weights.
+        """
+        if self._may_be_patched:
+            refuse_lost(self._all_slots())
 
     def cost(self, wish: Wish) -> float:
         """Return the cost: nothing for a constant mix; writing at each step is dearer than two more products."""
@@ -679,6 +752,8 @@ class MergedEngine(Engine):
         write_tensors([(x.stored, x.base) for x in held if x.stored is not None and x.base is not None])
         for slot in held:
             slot.blended = False
+            if slot.is_patched:
+                slot.base = None  # the file has it
 
     def _find_stored(self) -> None:
         if not self._has_stored and not self._may_be_stored():
@@ -731,6 +806,7 @@ class MergedEngine(Engine):
         """
         if not within:
             self._look()
+            self.refuse_lost()
         before = self._active
 
         @uninterrupted
@@ -745,7 +821,7 @@ class MergedEngine(Engine):
 
     def restore(self) -> None:
         """Put the base back, whatever state others left the weights in."""
-        held = [slot for slot in self._all_slots() if slot.base is not None]
+        held = [slot for slot in self._all_slots() if slot.has_base]
         packed = [slot for slot in held if not slot.can_restore]
         raise_problems(
             [
@@ -758,7 +834,7 @@ class MergedEngine(Engine):
             slot.blended = slot.can_restore  # others may have written where no adapter is active, too
         for slot in self._all_slots():
             slot.stamp()
-        self._watch = None
+        self._watch, self._content = None, None
         self._plans.clear()
         self._write({})
 
@@ -784,8 +860,11 @@ class MergedEngine(Engine):
             for slot in entry.slots:
                 if isinstance(slot, TiedUse):
                     continue  # what it has of its own is in no parameter
-                if slot.base is None or not (slot.blended or slot.is_wide) or slot.is_others:
+                is_mixed = slot.has_base and (slot.blended or slot.is_wide)
+                if not is_mixed or slot.is_others or slot.is_left:
                     theirs.add(slot)
+                elif slot.is_patched:
+                    continue  # the base came out of what it holds
                 else:
                     doubtful.setdefault(entry, []).append(slot)
         theirs |= self._rewritten(doubtful)
@@ -807,7 +886,7 @@ class MergedEngine(Engine):
                     continue  # a mix that could not be taken out: nobody else has written it
                 waiting.append((entry, slots))
                 size += sum(slot.base.nbytes for slot in slots if slot.base is not None)
-                if size >= _AT_ONCE:
+                if size >= AT_ONCE:
                     differing |= self._differing(waiting, parts, flat)
                     waiting, size = [], 0
             differing |= self._differing(waiting, parts, flat)
@@ -856,9 +935,9 @@ class MergedEngine(Engine):
         for entry in self._touched.values():
             if entry.root is not None and entry.weight not in theirs:
                 entry.weight.resize(None, entry.root)
-        restore([slot for slot in self._all_slots() if slot not in theirs])
+        self._restore([slot for slot in self._all_slots() if slot not in theirs])
         self._fused.copy(fused)
-        self._active = {}
+        self._active, self._content = {}, None
         for slot in theirs:
             slot.rebase()
         self._watch = None
@@ -867,16 +946,25 @@ class MergedEngine(Engine):
         """Count the bytes of kept bases by device."""
         table: dict[str, int] = {}
         for slot in self._all_slots():
-            if slot.base is not None and not slot.locked:
-                place = str(slot.base.device)
-                table[place] = table.get(place, 0) + slot.base.numel() * slot.base.element_size()
+            place = None if slot.locked else slot.base_place
+            if place is not None:
+                table[str(place[0])] = table.get(str(place[0]), 0) + place[1]
         return table
+
+    def whole_bases(self) -> dict[str, str]:
+        """Name the weights whose base is kept whole where that was not asked for, and say why."""
+        return {
+            slot.name: slot.whole_because
+            for slot in self._all_slots()
+            if slot.whole_because is not None and slot.has_base
+        }
 
     def _all_slots(self) -> list[KeptWeight]:
         return [slot for entry in self._touched.values() for slot in entry.slots]
 
     @torch.no_grad()
     def _write(self, gains: Gains) -> None:
+        is_saved = self._is_in_graphs()
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
@@ -891,13 +979,21 @@ class MergedEngine(Engine):
         flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
         restore(plan.others)
+        for entry, _ in plan.biases if plan.lots else ():
+            if entry.bias is not None:
+                entry.bias.keep()  # it was let go of when the bias was clean
         for slot in plan.written:
             slot.blended = True
         with exact_matmul():
+            for lot in in_lots(plan.lots, lambda each: each[0].weight.base_bytes):
+                self._write_patched(lot, flat)
             plan.groups.write(flat)
             self._write_singles(plan.singles, flat)
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        before = self._content
+        self._content = {name: (tuple(gains[name]), self._adapters[name]) for name in names}
+        self._tell_graphs(before, is_saved=is_saved)
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
@@ -906,13 +1002,42 @@ class MergedEngine(Engine):
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
 
+    def _is_in_graphs(self) -> bool:
+        """Say whether a graph that is alive has saved any weight; asked right after the look at all of them, it costs next to nothing."""
+        if self._watch is not None:
+            return self._watch.in_graphs()
+        return in_graphs(slot.counted for slot in self._all_slots() if slot.counted is not None)
+
+    def _tell_graphs(self, before: _Content | None, *, is_saved: bool) -> None:
+        """
+        Give weights the versions of what they hold now, where a graph can tell.
+
+        Args:
+            before: What they held until now; None where nobody knows.
+            is_saved: Whether a graph that is alive has saved any.
+        """
+        if not is_saved:
+            for contents in self._contents.values():
+                contents.forget()
+            return
+        slots = self._all_slots()
+        for of_text, contents in self._contents.items():
+            mine = [slot for slot in slots if _is_of_text(slot) is of_text]
+            if not contents:
+                begin_numbers(mine)
+                contents.begin(_key(before, of_text=of_text))
+            renumber(mine, contents.number(_key(self._content, of_text=of_text)))
+        if self._watch is not None:
+            self._watch.count()
+
     def _let_go_of_stale(self, names: Sequence[str], gains: Gains, plan: _WritingPlan | None) -> None:
         """Keep no base of a weight that was clean and is something else by now: writes past autograd move no counter."""
         kept = self._kept_for(names, gains) if plan is None else plan.kept
         slots = {
-            slot: slot.base
+            slot: base
             for slot in kept
-            if slot.base is not None and not (slot.blended or slot.locked or slot.stored or slot.is_wide)
+            if not (slot.blended or slot.locked or slot.stored or slot.is_wide)
+            and (base := slot.base) is not None
         }
         odd = that_differ((slot.live, base) for slot, base in slots.items())
         for slot, is_odd in zip(slots, odd, strict=True):
@@ -954,6 +1079,22 @@ class MergedEngine(Engine):
             if isinstance(entry.weight, TiedUse):
                 self._hooks.append(hook_output(entry.module, OwnWeight(entry.weight), first=True))
         on_all_cores(writes, weights)
+
+    def _write_patched(self, lot: Sequence[tuple[_Touched, list[_GainPart]]], flat: Sequence[float]) -> None:
+        """Write some weights whose bases are in the mix before, and leave bases in the mix that they hold then."""
+        make_whole([entry.weight for entry, _ in lot])
+        groups, singles = Groups(), []
+        for entry, parts in lot:
+            base, live = entry.weight.keep(), entry.weight.live
+            entry.weight.blended = True
+            if not _is_grouped(entry, parts) or not _add(groups, live, base, parts):
+                singles.append((entry, parts))
+        groups.write(flat)
+        self._write_singles(singles, flat)
+        on_all_cores(
+            [partial(_patch, entry, parts, flat) for entry, parts in lot],
+            sum(entry.weight.parameter.numel() for entry, _ in lot),
+        )
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
         """
@@ -1003,7 +1144,7 @@ class MergedEngine(Engine):
     def _make_plan(self, names: Sequence[str], gains: Gains) -> _WritingPlan:
         plan = _WritingPlan()
         parts = self._parts(names, gains)
-        self._fresh += [slot for entry in parts for slot in entry.slots if slot.base is None]
+        self._fresh += [slot for entry in parts for slot in entry.slots if not slot.has_base]
         raise_problems(  # what was offloaded or packed since the mix was set
             [
                 f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
@@ -1014,10 +1155,6 @@ class MergedEngine(Engine):
         if self._keep_on == "auto":
             find_room([slot for entry in parts for slot in (entry.shared or entry).slots])
         for entry, entry_parts in parts.items():
-            base, live = entry.weight.keep(), entry.weight.live
-            plan.written.add(entry.weight)
-            if not _is_grouped(entry, entry_parts) or not _add(plan.groups, live, base, entry_parts):
-                plan.singles.append((entry, entry_parts))
             clean = None if entry.bias is None else entry.bias.clean()
             biased = [part for part in entry_parts if part.weights.bias_delta(clean, 1.0) is not None]
             if biased:
@@ -1025,8 +1162,16 @@ class MergedEngine(Engine):
                 if entry.bias is not None:
                     entry.bias.keep()
                     plan.written.add(entry.bias)
-        plan.kept = [slot.shared if isinstance(slot, TiedUse) else slot for slot in plan.written]
-        plan.others = [slot for slot in self._all_slots() if slot not in plan.written]
+            if self._keep_on == "patch":
+                plan.lots.append((entry, entry_parts))
+                continue
+            base, live = entry.weight.keep(), entry.weight.live
+            plan.written.add(entry.weight)
+            if not _is_grouped(entry, entry_parts) or not _add(plan.groups, live, base, entry_parts):
+                plan.singles.append((entry, entry_parts))
+        written = plan.written | {entry.weight for entry, _ in plan.lots}
+        plan.kept = [slot.shared if isinstance(slot, TiedUse) else slot for slot in written]
+        plan.others = [slot for slot in self._all_slots() if slot not in written]
         return plan
 
     def _write_bias(self, entry: _Touched, terms: Sequence[Term]) -> None:

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.binding.index import OWN_INPUTS
-from lora_mixer.engines.merged.as_left import that_differ
+from lora_mixer.engines.merged.as_left import is_as_written, that_differ
+from lora_mixer.engines.merged.computed import write_under
+from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
+from lora_mixer.engines.merged.patched_base import PatchedBase, patched
+from lora_mixer.engines.merged.versions import COUNT, in_graphs, set_versions
 from lora_mixer.engines.modes import writing
 from lora_mixer.engines.offloaded import stored_values
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from lora_mixer.algorithms import Factors
     from lora_mixer.engines.merged.group_files import StoredTensor
+
+_T = TypeVar("_T")
 
 _its_version: Any = operator.attrgetter("_version")
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
-KeepBase = Literal["device", "host", "none", "auto"]
-"""Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), nowhere, or where there is room."""
+KeepBase = Literal["device", "host", "patch", "none", "auto"]
+"""
+Where kept bases live: beside the weights, in host memory (pinned when there is a GPU), in the mixed weights themselves with a patch beside
+them, nowhere, or where there is room.
+"""
+
+AT_ONCE = 1 << 28
+"""Bytes of bases that are whole at a time where none is kept whole."""
 
 
 _OVERLAPPING = "its weights are a view in which numbers share their memory (expand); make them a tensor of their own (clone)"
@@ -35,7 +49,19 @@ _OVERLAPPING = "its weights are a view in which numbers share their memory (expa
 KeptRecord = dict[str, Any]
 """What a slot said at one time: the kept base, whether a mix is in the parameter, how that was found, and the narrower tensor."""
 
-_RECORDED = ("base", "blended", "locked", "_seen", "_storage", "_address", "_version", "_narrow", "_is_copy")
+_RECORDED = (
+    "_kept",
+    "whole_because",
+    "blended",
+    "locked",
+    "_seen",
+    "_storage",
+    "_address",
+    "_origin",
+    "content",
+    "_narrow",
+    "_is_copy",
+)
 
 
 class KeptWeight:
@@ -51,6 +77,7 @@ class KeptWeight:
     Attributes:
         locked: Whether the parameter cannot be rewritten (quantised, on meta); only the side path serves it then.
         stored: Where its values are read from at each call, where that is a file; None where it holds them.
+        whole_because: Why a copy of the base is kept where none was asked for; None where there is none.
     """
 
     def __init__(self, name: str, module: nn.Module, attribute: str, keep_on: KeepBase) -> None:
@@ -59,21 +86,101 @@ class KeptWeight:
         self.module = module
         self.attribute = attribute
         self.keep_on = keep_on
-        self.base: torch.Tensor | None = None
+        self._kept: torch.Tensor | PatchedBase | None = None
+        self.whole_because: str | None = None
         self.blended = False
         self.locked = False
         self.stored: StoredTensor | None = None
         self._seen: torch.Tensor | None = None
         self._storage: StorageWeakRef | None = None
         self._address = 0
-        self._version = 0
+        self._origin = 0  # its version where what it holds has the number 0
+        self.content = 0  # the number of what it holds
+        self.counted: torch.Tensor | None = (
+            None  # the parameter as it was seen last, where it has a version of its own
+        )
         # the base's own tensor, its number of inputs and the component's configuration, while it is wider
         self._narrow: tuple[torch.Tensor, int, Any] | None = None
         self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies."""
-        return {**vars(self), "_storage": None, "_seen": None, "_is_copy": True}
+        """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies; its base is a whole one."""
+        return {
+            **vars(self),
+            "_kept": self.base,
+            "_storage": None,
+            "_seen": None,
+            "counted": None,
+            "_is_copy": True,
+        }
+
+    @property
+    def base(self) -> torch.Tensor | None:
+        """
+        The kept base; made anew each time while it is in the mixed weight.
+
+        Raises:
+            PipelineStateError: When somebody has written over the weight that it is in.
+        """
+        return self._whole() if isinstance(self._kept, PatchedBase) else self._kept
+
+    @base.setter
+    def base(self, base: torch.Tensor | None) -> None:
+        self._kept = base
+
+    @property
+    def has_base(self) -> bool:
+        """Whether a base is kept, in whatever form."""
+        return self._kept is not None
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether the base is in the mixed weight, with a patch beside it."""
+        return isinstance(self._kept, PatchedBase)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the base was in a mixed weight that somebody has written over; it reads the weight."""
+        return isinstance(self._kept, PatchedBase) and not self._kept.is_whole
+
+    @property
+    def base_place(self) -> tuple[torch.device, int] | None:
+        """Where what is kept of the base lies, and how many bytes that is."""
+        return None if self._kept is None else (self._kept.device, self._kept.nbytes)
+
+    @property
+    def base_bytes(self) -> int:
+        """What the whole base is in bytes, whether kept or not."""
+        kept = self._kept
+        return kept.mixed.nbytes if isinstance(kept, PatchedBase) else self.parameter.nbytes
+
+    def make_whole(self) -> None:
+        """Have the base in memory of its own, where it comes out."""
+        self._kept = self._whole()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the parameter holds the mix that its base is in no more; it reads the weight."""
+        kept, held = self._kept, self.held
+        if not isinstance(kept, PatchedBase) or held is None:
+            return False
+        same = held.device.type != "meta" and held.data_ptr() == kept.mixed.data_ptr()
+        return self.is_lost or not (same or is_as_written(held, kept.mixed))
+
+    def _whole(self) -> torch.Tensor | None:
+        kept = self._kept
+        if not isinstance(kept, PatchedBase):
+            return kept
+        base = kept.read()
+        if base is None:
+            raise_problems([self._of_loss()])
+        return base
+
+    def _of_loss(self) -> str:
+        return (
+            f"{self.name}: something else has written over it while adapters were active, and its base went with that, as "
+            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base"
+        )
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -84,7 +191,7 @@ class KeptWeight:
     @property
     def live(self) -> torch.Tensor:
         """The live values for writing; writes through here leave the parameter's version counter alone."""
-        original = None if self.base is None else self._original
+        original = None if self._kept is None else self._original
         return self.parameter.data if original is None else original.data
 
     @property
@@ -100,15 +207,22 @@ class KeptWeight:
         original = getattr(parametrizations[self.attribute], "original", None)
         return original if isinstance(original, nn.Parameter) else None
 
+    @property
+    def _is_computed(self) -> bool:
+        """Whether the module computes it from other parameters by now."""
+        weight = getattr(self.module, self.attribute, None)
+        return isinstance(weight, torch.Tensor) and self.module._parameters.get(self.attribute) is None  # noqa: SLF001
+
     def clean(self) -> torch.Tensor:
         """Return the base model's own as it is kept, or the parameter itself while nothing is written to it."""
         if self._narrow is not None:
             return self._narrow[0].to(self.live)
-        if self.base is None and self.stored is not None:
+        if self._kept is None and self.stored is not None:
             return self.stored.read()
-        if self.base is None or not (self.blended or self.locked or self.stored or self.is_wide):
+        if self._kept is None or not (self.blended or self.locked or self.stored or self.is_wide):
             return self.live  # others may have written to it since the base was kept
-        return self.base
+        base = self._whole()
+        return self.live if base is None else base
 
     @property
     def held(self) -> torch.Tensor | None:
@@ -148,18 +262,32 @@ class KeptWeight:
             and self._storage is not None
             and not self._storage.expired()  # type: ignore[no-untyped-call]
             and parameter.data_ptr() == self._address
-            and _version(parameter) == self._version
-            and (self.base is None or self.base.dtype == parameter.dtype)
+            and _version(parameter) == self.version
+            and (self._kept is None or self._kept.dtype == parameter.dtype)
         )
 
     def stamp(self) -> None:
         """Remember the parameter as it is now, to notice when others move or change it."""
-        self._seen, self._is_copy = self.parameter, False
+        self._seen, self._is_copy, self.counted = self.parameter, False, None
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
             self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
             self._address = self._seen.data_ptr()
-            self._version = _version(self._seen)
+            if not self.blended:
+                self.content = 0
+            self._origin = (_version(self._seen) - self.content) % COUNT
+            self.counted = None if self._seen.is_inference() else self._seen
+
+    @property
+    def writer(self) -> KeptWeight:
+        """Who writes the parameter."""
+        return self
+
+    @property
+    def version(self) -> int:
+        """The parameter's version where nobody else has written to it."""
+        writer = self.writer
+        return (writer._origin + writer.content) % COUNT  # noqa: SLF001 -- of its class
 
     def problem(self) -> str | None:
         """Say why a mix in the parameter cannot be changed now, or None; without a mix in it there is no problem."""
@@ -173,7 +301,9 @@ class KeptWeight:
             return (
                 f"{self.name}: an adapter is merged into it, and {reason}. restore_base() puts the base back"
             )
-        if self.base is not None and self._overwritten(parameter):
+        if self.is_lost:
+            return self._of_loss()
+        if self._kept is not None and self._overwritten(parameter):
             return (
                 f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
                 "is there now as the new base, or mixer.restore_base() to put the kept one back"
@@ -184,7 +314,7 @@ class KeptWeight:
         if self._is_copy:
             return False
         # .to() keeps the object and its version; load_state_dict and others change one of them
-        return parameter is not self._seen or _version(parameter) != self._version
+        return parameter is not self._seen or _version(parameter) != self.version
 
     def follow(self) -> None:
         """Take note of a parameter that has moved or changed; while it is clean, what it holds now is the base."""
@@ -211,7 +341,8 @@ class KeptWeight:
         Returns:
             Whether that was it; else the parameter itself holds them.
         """
-        if self.base is None or self.parameter.device.type != "meta":
+        base = self.base if self.parameter.device.type == "meta" else None
+        if base is None:
             return False
         stored = stored_values(self.module, self.attribute)
         if stored is None:
@@ -219,35 +350,57 @@ class KeptWeight:
             return False
         table, key = stored
         if key in table:
-            table[key].copy_(self.base)
+            table[key].copy_(base)
         else:  # on disk: what is in memory comes first
-            table[key] = self.base.to("cpu", copy=True)
+            table[key] = base.to("cpu", copy=True)
         return True
 
     def replace_by_base(self) -> bool:
-        """Put a parameter of the base in the place of one that a library has packed; say whether that can be."""
+        """Put the base in the place, or under, what a library has made of the parameter; say whether that can be."""
         parameters = self.module._parameters  # noqa: SLF001
+        if self.base is not None and self._is_computed:
+            weight = getattr(self.module, self.attribute)
+            return write_under(self.module, self.attribute, self.base.to(weight.device, weight.dtype))
         plain = type(self.module).__module__.startswith("torch.nn.")
-        if self.base is None or not plain or parameters.get(self.attribute) is None:
+        base = self.base
+        if base is None or not plain or parameters.get(self.attribute) is None:
             return False
         parameters[self.attribute] = nn.Parameter(
-            self.base.to(self.parameter.device, copy=True), requires_grad=False
+            base.to(self.parameter.device, copy=True), requires_grad=False
         )
         return True
 
     def keep(self) -> torch.Tensor:
         """Keep the base if it is not kept yet, follow the parameter's dtype and device, and return it."""
         live = self.live
-        if self.base is None:
-            self.base = self._copy(live)
-        elif self.base.dtype != live.dtype:
+        base = self._whole()
+        if base is None:
+            base = self._copy(live)
+        elif base.dtype != live.dtype:
             # .to(dtype) rounded the mix; rounding the base gives what .to(dtype) makes of a pipeline without adapters
-            self.base = self.base.to(live.dtype)
-        if self.keep_on == "device" and self.base.device != live.device:
-            self.base = self.base.to(live.device)
-        elif self.keep_on == "host" and self.base.device.type != "cpu":
-            self.base = copy_to_host(self.base)
-        return self.base
+            base = base.to(live.dtype)
+        if self.keep_on in ("device", "patch") and base.device != live.device:
+            base = base.to(live.device)
+        elif self.keep_on == "host" and base.device.type != "cpu":
+            base = copy_to_host(base)
+        self._kept = base
+        return base
+
+    def patch(self, pairs: Sequence[tuple[Factors, float]], *, transposed: bool) -> None:
+        """
+        Keep the base in the weight that a mix was just written into, and a patch beside it; where that cannot be, it stays whole.
+
+        Args:
+            pairs: What the mix is made of, and the weights.
+            transposed: Whether the weight is stored (in, out).
+        """
+        if not isinstance(self._kept, torch.Tensor) or not self.blended:
+            return
+        patch = patched(self.live, self._kept, pairs, transposed=transposed)
+        if isinstance(patch, PatchedBase):
+            self._kept, self.whole_because = patch, None
+        else:
+            self.whole_because = patch
 
     def _copy(self, live: torch.Tensor) -> torch.Tensor:
         if self.keep_on == "host" and live.device.type != "cpu":
@@ -300,6 +453,7 @@ class KeptWeight:
                 register.register_to_config(in_channels=config["in_channels"] * columns // before)
         self.blended = False
         self._mark()
+        increment_version(self.parameter)
         self.stamp()
         return True
 
@@ -334,9 +488,17 @@ class KeptWeight:
 def restore(slots: Iterable[KeptWeight]) -> None:
     """Write the bases of all blended parameters back, bit for bit, in a few large copies; blended until that is done."""
     slots = list(slots)
+    in_mixes = [slot for slot in slots if slot.is_patched]
+    _restore([slot for slot in slots if not slot.is_patched])
+    for lot in in_lots(in_mixes, lambda slot: slot.base_bytes):
+        make_whole(lot)
+        _restore(lot)
+
+
+def _restore(slots: Sequence[KeptWeight]) -> None:
     for slot in slots:
         slot.let_go()
-    held = [slot for slot in slots if slot.base is not None and slot.blended]
+    held = [slot for slot in slots if slot.has_base and slot.blended]
     write_tensors([(slot.stored, slot.base) for slot in held if slot.stored and slot.base is not None])
     pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for slot in held:
@@ -356,8 +518,61 @@ def restore(slots: Iterable[KeptWeight]) -> None:
     for slot in held:
         slot.blended = False
     for slot in slots:
-        if slot.keep_on == "none" and not slot.is_wide:
-            slot.base = None
+        if slot.keep_on in ("none", "patch") and not slot.is_wide:
+            slot.base = slot.whole_because = None
+
+
+def refuse_lost(slots: Iterable[KeptWeight]) -> None:
+    """
+    Refuse to go on where the base of a weight was in one that somebody has written over; nothing was written yet.
+
+    Raises:
+        PipelineStateError: With all of them.
+    """
+    raise_problems([slot._of_loss() for slot in slots if slot.is_lost])  # noqa: SLF001
+
+
+def make_whole(slots: Sequence[KeptWeight]) -> None:
+    """Have the bases of some weights whole until they are patched or put back."""
+    slots = [slot for slot in slots if slot.is_patched]
+    on_all_cores([slot.make_whole for slot in slots], sum(slot.base_bytes for slot in slots) // 2)
+
+
+def in_lots(things: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Yield things in order, as many at a time as are at most :data:`AT_ONCE` bytes, or one."""
+    lot: list[_T] = []
+    total = 0
+    for thing in things:
+        added = size(thing)
+        if lot and total + added > AT_ONCE:
+            yield lot
+            lot, total = [], 0
+        lot.append(thing)
+        total += added
+    if lot:
+        yield lot
+
+
+def renumber(slots: Iterable[KeptWeight], number: int) -> None:
+    """Let autograd know by its number what parameters hold."""
+    counted = [(slot, slot.counted) for slot in slots if slot.counted is not None]
+    for slot, _ in counted:
+        slot.content = number
+    set_versions([parameter for _, parameter in counted], [slot.version for slot, _ in counted])
+
+
+def begin_numbers(slots: Iterable[KeptWeight]) -> None:
+    """Let the number of what parameters hold be 0."""
+    for slot in slots:
+        slot._origin, slot.content = slot.version, 0  # noqa: SLF001 -- of this file
+
+
+def count_write(slots: Iterable[KeptWeight]) -> None:
+    """Let autograd know that parameters were written, whatever they hold now."""
+    for slot in slots:
+        if slot.counted is not None:
+            slot._origin += 1  # noqa: SLF001 -- of this file
+            set_versions([slot.counted], [slot.version])
 
 
 def unsupported(parameter: torch.Tensor | None) -> str | None:
@@ -404,10 +619,20 @@ class Watch:
         plain = [slot.parameter for slot in slots if not slot.locked]
         self._plain, self._addresses = plain, [parameter.data_ptr() for parameter in plain]
         self._counted = [parameter for parameter in plain if not parameter.is_inference()]
-        self._versions = [parameter._version for parameter in self._counted]  # noqa: SLF001
+        self._writers = [slot.writer for slot in slots if not (slot.locked or slot.parameter.is_inference())]
+        self._versions: list[int] = []
+        self.count()
         # an address alone says little: .to() and back may get the freed memory again
         self._storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in plain]  # type: ignore[no-untyped-call]
         self._references = [storage.cdata for storage in self._storages]
+
+    def count(self) -> None:
+        """Note their versions, as they are where nobody else has written to them."""
+        self._versions = [slot.version for slot in self._writers]
+
+    def in_graphs(self) -> bool:
+        """Whether a graph has saved any of them."""
+        return in_graphs(self._counted)
 
     def holds(self) -> bool:
         """Whether all parameters are where and what they were, but for our own writes; every switch asks, so it is maps of C's."""
