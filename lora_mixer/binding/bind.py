@@ -855,6 +855,10 @@ def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) ->
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
     target = layer.target
     written, module = target.written, target.module  # the latter without words of diffusers' old processors
+    if target.hint is not None and target.hint not in COMPONENTS_OF_HINT:
+        module = (
+            written  # what stands behind the name of one component (transformer_2.transformer.) is no other's
+        )
     for front, index in fronts.items():
         if not (written.startswith(front) or module.startswith(front)):
             continue

@@ -31,6 +31,7 @@ from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
+from lora_mixer.engines.in_effect import InEffect
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
@@ -86,6 +87,7 @@ class EngineController:
         self._turns = Turns()
         self._watcher = CallWatcher(self._turns)
         self._scaled, self._scales = StandIns(), Scales()
+        self._in_effect = InEffect(self._engines, self._scales)
         self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
         self._comparisons = Comparisons()
@@ -366,6 +368,7 @@ class EngineController:
         served: Mapping[str, Mapping[str, Sequence[bool]]],
     ) -> None:
         setting = wish.setting
+        self._in_effect.leave()
         self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
@@ -378,24 +381,28 @@ class EngineController:
         effect = Effect(mixes, self._layers, served, components, setting, wish.is_moving)
         for engine in self._engines:
             engine.enter(effect)
+        self._in_effect.enter(effect)
         self._fused.clear()
         self._fused.stand()
         self._turns.is_by_call = wish.is_moving or wish.is_by_place
         if self._turns.is_by_call:
-            self._watcher.watch(self._pipe, effect, self._engines)
-        self._take_scales(setting, components)
+            self._watcher.watch(self._pipe, effect, self._engines, self._in_effect)
+        self._take_calls(setting, components)
         self._now = setting
 
-    def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
-        """Let calls of what adapters change have the scale that they are given."""
+    def _take_calls(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """Let calls of what adapters change have the scale that they are given, and their gradients be looked after."""
         outer = callers(self.pipe)
         parts = {part for name in setting.names for part in self._layers[name].components}
         for part in sorted(parts & outer.keys()):
             read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
-            self._scaled.place(outer[part], ScaledCall(part, read, self._hold_scale, self._turns))
+            guarded = self._in_effect.guarded
+            self._scaled.place(outer[part], ScaledCall(part, read, self._hold_scale, self._turns, guarded))
+        self._in_effect.watched.update(parts & outer.keys())
 
     def drop_scales(self) -> None:
         """Let calls have no scale any more."""
+        self._in_effect.leave()
         self._scaled.clear()
 
     @contextmanager
@@ -422,6 +429,7 @@ class EngineController:
 
     def _clear(self) -> None:
         """Let nothing stand beside weights, and follow no call."""
+        self._in_effect.leave()
         self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
@@ -468,6 +476,7 @@ class EngineController:
         """
         self._layers, self._now = dict(record.layers), BASE
         self._sweep(components)
+        self._in_effect.leave()
         left = [
             name
             for engine, state in zip(self._engines, record.engines, strict=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[tuple[Any, ...], Mapping[str, Any]], float]
     Hold = Callable[[str, float], AbstractContextManager[None]]
+    Guarded = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 NAMES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """Arguments of denoisers in which diffusers passes a scale."""
@@ -177,11 +178,13 @@ class ScaledCall:
         read: Reads the scale of a call.
         hold: Holds a scale for a block.
         turns: Says when a call may be made, beside those of other threads.
+        guarded: Makes a call of a component, with a look before its gradients are computed.
     """
 
-    def __init__(self, part: str, read: Read, hold: Hold, turns: Turns) -> None:
+    def __init__(self, part: str, read: Read, hold: Hold, turns: Turns, guarded: Guarded) -> None:
         """Hold them all."""
         self._part, self._read, self._hold, self._turns = part, read, hold, turns
+        self._guarded = guarded
 
     def __call__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the component."""
@@ -191,7 +194,7 @@ class ScaledCall:
         if torch.compiler.is_compiling():  # code that is one graph has no room to wait in
             return call(*args, **kwargs)
         with self._turns.taken(alone=self._turns.is_by_call):
-            return call(*args, **kwargs)
+            return self._guarded(self._part, call, args, kwargs)
 
     @outside
     def _scaled(
@@ -205,7 +208,7 @@ class ScaledCall:
                 component=self._part,
             )
         with self._turns.taken(alone=True), self._hold(self._part, scale):
-            return call(*args, **kwargs)
+            return self._guarded(self._part, call, args, kwargs)
 
 
 def _asks_for_gradients(value: Any) -> bool:

@@ -65,6 +65,16 @@ class TiedUse(KeptWeight):
             return Problem(self.name, OVERWRITTEN)
         return super().problem()
 
+    @property
+    def writer(self) -> KeptWeight:
+        """The parameter, for all its modules."""
+        return self.shared
+
+    def stamp(self) -> None:
+        """Remember the parameter, which is not what is written."""
+        super().stamp()
+        self.counted = None
+
     def let_go(self) -> None:
         """Use the parameter again."""
         self._own = None

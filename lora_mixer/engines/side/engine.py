@@ -207,6 +207,10 @@ class SideEngine(Engine):
         buffers = self.buffers.get(component)
         return buffers is not None and buffers.masks is not None
 
+    def written(self, component: str) -> GainBuffers | None:
+        """Return what counts the writes of gains."""
+        return self.buffers.get(component)
+
     def generation(self, component: str) -> int:
         """Return a number that is another one as soon as the hooks on a component are others."""
         return self._generations[component]

@@ -145,6 +145,7 @@ class GainBuffers:
         self.folds = folds and masks is None
         self.masks = masks
         self.count = 1
+        self.writes = 0  # of tensors that graphs of calls hold
         self._room = max(rows, 1)
         self._fixed = rows > 0
         self._layers: list[GainedLayer] = []
@@ -282,6 +283,7 @@ class GainBuffers:
         return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))  # (rows, parts + 1)
 
     def _write(self, count: int, parts: torch.Tensor) -> None:
+        self.writes += 1
         grows = count > self._room
         if grows:
             self._room, self._flats = count, {}
