@@ -447,7 +447,8 @@ def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -
                 raise MixError(
                     f"{type(mix.method).__name__} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its "
                     "forward takes no timestep, so that the mix would stay at its first value. Set weights, or set_mix anew when "
-                    "they are to change"
+                    "they are to change",
+                    component=part,
                 )
 
 
