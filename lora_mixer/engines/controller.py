@@ -43,6 +43,7 @@ from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.interrupts import uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 from lora_mixer.wording import list_of
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class EngineController:
         ):
             return weight_of(live.module, live.shape)
         if reason:
-            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+            raise PipelineStateError(reason, key=f"{live.component}.{live.path}")
         return self._bases.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
@@ -274,7 +275,10 @@ class EngineController:
         if bake and self._now != BASE and not self.is_in_parameters:
             raise PipelineStateError(
                 f"the mix of {', '.join(self._now.names)} is in no parameter, or only half of it, so that it cannot become a "
-                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())"
+                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())",
+                problems=[
+                    Problem(name, "is in no parameter, or in some of them only") for name in self._now.names
+                ],
             )
         self._fused.check()
         theirs, is_untouched = self._bases.written_by_others()
@@ -414,7 +418,8 @@ class EngineController:
             raise MixError(
                 f"a scale of {scale} for {part} in a call that trains an adapter beside others ({list_of(still, 3)}): it is in effect "
                 "for the call alone, and the gradients would be those of another mix; set a mix with the weights times the "
-                "scale, and leave the scale out"
+                "scale, and leave the scale out",
+                component=part,
             )
         return self._scales.hold(part, scale, self._show_scale)
 

@@ -55,7 +55,9 @@ def scale_of(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if isinstance(number, str | bytes) or not math.isfinite(scale):
-        raise MixError(f"{name}: the scale of a mix must be a finite number, got {shown(value)}")
+        raise MixError(
+            f"{name}: the scale of a mix must be a finite number, got {shown(value)}", argument=name
+        )
     return scale
 
 
@@ -140,7 +142,8 @@ class Scales:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise MixError(
                 f"a scale of {scale} for {part} while a CUDA graph is recorded, which would keep it for every replay; set a "
-                "mix with these weights, or record it by mixer.capture()"
+                "mix with these weights, or record it by mixer.capture()",
+                component=part,
             )
         with self._lock:
             before = self.of(part)
@@ -201,7 +204,8 @@ class ScaledCall:
             raise MixError(
                 f"a scale of {scale} for {self._part} in a call whose inputs ask for gradients: it is in effect for the call alone, "
                 "and the gradients would be those of another mix; set a mix with the weights times the scale, and leave the "
-                "scale out"
+                "scale out",
+                component=self._part,
             )
         with self._turns.taken(alone=True), self._hold(self._part, scale):
             return self._guarded(self._part, call, args, kwargs)

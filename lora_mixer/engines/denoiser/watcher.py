@@ -75,7 +75,8 @@ class _PictureCall:
         if len(rows) != len(sample):
             raise MixError(
                 f"{self._part}.{self._word}() takes its {len(self._rows)} pictures apart in a way that does not tell which is which, so "
-                f"that they cannot have mixes of their own: turn slicing off ({self._part}.disable_slicing())"
+                f"that they cannot have mixes of their own: turn slicing off ({self._part}.disable_slicing())",
+                component=self._part,
             )
         self._done += len(sample)
         self._shown.text(self._part, rows)

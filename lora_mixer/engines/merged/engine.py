@@ -56,6 +56,7 @@ from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
 from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -613,17 +614,22 @@ class MergedEngine(Engine):
         if self._keep_on == "none":
             raise MixError(
                 "keep_base='none' keeps no base that weights could be restored from, so that nothing is merged into them: "
-                "LoraMixer(pipe, keep_base='device') can"
+                "LoraMixer(pipe, keep_base='device') can",
+                argument="keep_base",
             )
         if wish.is_by_place:
             raise MixError(
-                "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
+                "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'",
+                argument="engine",
             )
         shares = {name: self._free(name) for name in wish.names}
         if wish.setting.engine == self.name:
             raise_problems(
                 [
-                    f"{layer.live.component}.{layer.live.path}: {self.refusal(wish, name, place)}; engine='auto' runs beside it"
+                    Problem(
+                        f"{layer.live.component}.{layer.live.path}",
+                        f"{self.refusal(wish, name, place)}; engine='auto' runs beside it",
+                    )
                     for name, taken in shares.items()
                     for place, (layer, free) in enumerate(zip(wish.layers[name], taken, strict=True))
                     if not free
@@ -825,7 +831,7 @@ class MergedEngine(Engine):
         packed = [slot for slot in held if not slot.can_restore]
         raise_problems(
             [
-                f"{slot.name}: {unsupported(slot.parameter)}"
+                Problem(slot.name, str(unsupported(slot.parameter)))
                 for slot in packed
                 if slot.blended and not slot.replace_by_base()
             ]
@@ -1147,7 +1153,10 @@ class MergedEngine(Engine):
         self._fresh += [slot for entry in parts for slot in entry.slots if not slot.has_base]
         raise_problems(  # what was offloaded or packed since the mix was set
             [
-                f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
+                Problem(
+                    e.weight.name,
+                    f"{_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again",
+                )
                 for e in parts
                 if e.weight.locked or e.weight.stored
             ]

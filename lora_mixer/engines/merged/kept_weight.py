@@ -21,6 +21,7 @@ from lora_mixer.engines.merged.versions import COUNT, in_graphs, set_versions
 from lora_mixer.engines.modes import writing
 from lora_mixer.engines.offloaded import stored_values
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -176,10 +177,11 @@ class KeptWeight:
             raise_problems([self._of_loss()])
         return base
 
-    def _of_loss(self) -> str:
-        return (
-            f"{self.name}: something else has written over it while adapters were active, and its base went with that, as "
-            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base"
+    def _of_loss(self) -> Problem:
+        return Problem(
+            self.name,
+            "something else has written over it while adapters were active, and its base went with that, as "
+            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base",
         )
 
     @property
@@ -289,7 +291,7 @@ class KeptWeight:
         writer = self.writer
         return (writer._origin + writer.content) % COUNT  # noqa: SLF001 -- of its class
 
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Say why a mix in the parameter cannot be changed now, or None; without a mix in it there is no problem."""
         parameter = self.parameter
         if not self.blended:
@@ -298,16 +300,13 @@ class KeptWeight:
         if reason and self.can_restore:
             return None  # the base can be written where the values are now; what is mixed then runs beside
         if reason:
-            return (
-                f"{self.name}: an adapter is merged into it, and {reason}. restore_base() puts the base back"
+            return Problem(
+                self.name, f"an adapter is merged into it, and {reason}. restore_base() puts the base back"
             )
         if self.is_lost:
             return self._of_loss()
         if self._kept is not None and self._overwritten(parameter):
-            return (
-                f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
-                "is there now as the new base, or mixer.restore_base() to put the kept one back"
-            )
+            return Problem(self.name, OVERWRITTEN)
         return None
 
     def _overwritten(self, parameter: torch.Tensor) -> bool:
@@ -346,7 +345,7 @@ class KeptWeight:
             return False
         stored = stored_values(self.module, self.attribute)
         if stored is None:
-            raise_problems([f"{self.name}: {unsupported(self.parameter)}"])
+            raise_problems([Problem(self.name, str(unsupported(self.parameter)))])
             return False
         table, key = stored
         if key in table:
@@ -603,6 +602,13 @@ def unsupported(parameter: torch.Tensor | None) -> str | None:
     return _OVERLAPPING if shares else None
 
 
+OVERWRITTEN = (
+    "changed by something else while adapters were active; call mixer.rebase() to take what is there now as the new base, or "
+    "mixer.restore_base() to put the kept one back"
+)
+"""What to do where others wrote into a weight that has a mix in it."""
+
+
 class Watch:
     """
     Many parameters as they were at one time: one look at all of them costs a fraction of one look at each.
@@ -662,7 +668,7 @@ def check(slots: list[KeptWeight]) -> bool:
     return bool(moved)
 
 
-def raise_problems(problems: list[str], shown: int = 5) -> None:
+def raise_problems(problems: Sequence[Problem], shown: int = 5) -> None:
     """
     Raise one error for all problems, or return when there are none.
 
@@ -670,8 +676,10 @@ def raise_problems(problems: list[str], shown: int = 5) -> None:
         PipelineStateError: Listing the first ``shown``.
     """
     if problems:
-        listed = first_of(problems, shown, between="\n  ", last="\n  ")
-        raise PipelineStateError(f"this pipeline cannot take adapters as it is:\n  {listed}")
+        listed = first_of([str(problem) for problem in problems], shown, between="\n  ", last="\n  ")
+        raise PipelineStateError(
+            f"this pipeline cannot take adapters as it is:\n  {listed}", problems=problems
+        )
 
 
 def _version(parameter: torch.Tensor) -> int:

@@ -254,7 +254,8 @@ class GainBuffers:
         if count > self._room and self._fixed:
             raise MixError(
                 f"a denoiser batch of {count} rows with mixes of their own, and the side path is reserved for "
-                f"{self._room}; reserve it with rows={count}"
+                f"{self._room}; reserve it with rows={count}",
+                argument="rows",
             )
         parts = self._at(call, rows)
         shown = self._shown
@@ -325,8 +326,8 @@ class GainBuffers:
         repeated = repeated_rows(gains, self._call.rows, self.count, batch)
         if repeated is None:
             raise MixError(
-                f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
-                "apart"
+                f"got a batch of {batch} inside a call with {self.count} rows; images cannot be told apart",
+                key=layer.name,
             )
         return repeated
 
