@@ -798,8 +798,10 @@ class Bench:
             if kind == "two operations" or (self.refused and kind not in ("signal", "signals")):
                 return self._of_lost(held, lost)
             return f"lost the mix after one fault: {lost}"
-        spoken = self._said(held)
-        now = seen(held), spoken
+        table = seen(
+            held
+        )  # first: where no mixer is left, the one that is asked takes over, and moves a mix to what replaced its part
+        now = table, self._said(held)
         right = {"before": self.before, "after": self.after}
         if interrupted:  # a block that Ctrl-C ends as it begins has begun and ended
             right["ended"] = self.ended

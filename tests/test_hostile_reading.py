@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
+import pickle
+import random
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -20,10 +25,12 @@ from lora_mixer import (
     InvalidAdapterError,
     LoraMixer,
     LoraMixerError,
+    Mix,
     MixError,
     SaveError,
     SourceError,
     SourceNotFoundError,
+    from_adapter,
     read_adapter,
 )
 from lora_mixer.formats import reader
@@ -33,9 +40,13 @@ from lora_mixer.library import Library, SavedMixes, layer_norms
 from lora_mixer.library.norms import block_of
 from lora_mixer.merging import MergeMethod
 from lora_mixer.merging.low_rank import pair_of, truncate
+from lora_mixer.mixes import LayerPatterns, Mask
+from lora_mixer.parsing.expressions import Expression
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.parsing.yaml_nodes import plain_value
+from lora_mixer.pictures import ip_adapters, outline
 from lora_mixer.sources import AdapterSource
+from lora_mixer.writing import convert, extract
 
 
 def model(width=8):
@@ -267,6 +278,99 @@ UNITS = (
 )
 
 
+ENDLESS = (
+    r"(\w|.)*!", r"((\w+)\.?)+!", r"(\w|.)" * 40 + "!", r"(?:\w|.){60}!", r"(?:.{60}){60}!", ".*" * 60 + "!", r"(?:\w*\.?)*" * 50 + "!",
+    ".*a" * 600,
+)  # fmt: skip
+NOT_READ = (
+    "(?:(?:(?:a{1000}){1000}){1000}){1000}", "(?:(?:(?:){99999}){99999}){99999}", "(" * 600 + ")" * 600, "(a|b)" * 20_000, "(?=(.+))*!",
+    r"(.*)\1", "(?(1)a|b)", "(?<=a)b", "(?i:a)", "[b-a]", "(",
+)  # fmt: skip
+
+
+class TestExpressionsOfLayers:
+    """Those of a mix come from plans, pictures, pages."""
+
+    NAMES = tuple(f"down_blocks.{n}.attentions.1.transformer_blocks.0.attn1.to_out.{n}.x" for n in range(40))
+
+    @pytest.mark.parametrize("text", ENDLESS)
+    def test_none_takes_longer_than_its_length_and_the_names_come_to(self, text):
+        patterns = LayerPatterns({f"re:{text}": 0.5})
+        with processor_seconds(), contextlib.suppress(MixError):  # too much work is an answer, too
+            assert {patterns.weight("unet", name) for name in self.NAMES} <= {0.5, 1.0}
+
+    @pytest.mark.parametrize("text", NOT_READ)
+    def test_what_is_not_read_is_told_at_once_and_in_short(self, text):
+        with processor_seconds(), pytest.raises(MixError) as told:
+            Mix.of({"a": {"blocks": {f"re:{text}": 0.5}}})
+        assert len(str(told.value)) < 600
+
+    def test_they_mean_what_pythons_mean(self):
+        draw = random.Random(3)
+        atoms = [
+            "a",
+            "b",
+            ".",
+            r"\w",
+            "[ab]",
+            "[^a]",
+            r"\.",
+            r"\d",
+            "_",
+            r"\b",
+            "^",
+            "$",
+            "[]a]",
+            r"\x61",
+            "{",
+            "a{",
+        ]
+
+        def some(depth):
+            kind = draw.random()
+            if not depth or kind < 0.3:
+                return draw.choice(atoms)
+            if kind < 0.5:
+                return some(depth - 1) + some(depth - 1)
+            if kind < 0.75:
+                return f"({draw.choice(['', '?:'])}{some(depth - 1)}|{draw.choice(['', some(depth - 1)])})"
+            return f"({some(depth - 1)}){draw.choice(['*', '+', '?', '{2}', '{1,2}', '{,2}', '{1,}', '*?', '??', '{1,2}?'])}"
+
+        tried = 0
+        for _ in range(600):
+            text = draw.choice(["", "", "(?i)"]) + some(4)
+            try:
+                right = re.compile(text)
+            except re.error:
+                continue
+            for name in ("".join(draw.choices("abA._1{", k=draw.randrange(7))) for _ in range(4)):
+                tried += 1
+                assert Expression(text).matches(name) == (right.fullmatch(name) is not None), (text, name)
+        assert tried > 2000
+
+    def test_a_set_in_use_has_no_end(self):
+        patterns = LayerPatterns({"re:.*[0-8]": 0.5, "*.x": 0})
+        assert {patterns.weight("unet", f"a.{number}") for number in range(9000)} == {0.5, 1.0}
+        patterns._work.left = 0
+        assert patterns.weight("unet", "b.9.x") == 0
+        assert pickle.loads(pickle.dumps(patterns)) == copy.deepcopy(patterns) == patterns
+
+    @pytest.mark.parametrize(
+        "form", ["x{}*a*", "re:x?{}.*a.*", "re:x?{}(?:.{{60}}){{60}}!", "x{}*" + "a*" * 900]
+    )
+    def test_all_of_a_set_have_a_budget_and_a_mix_over_it_changes_nothing(self, form, monkeypatch):
+        monkeypatch.setattr("lora_mixer.mixes.patterns._WORK", 1 << 14)
+        monkeypatch.setattr("lora_mixer.mixes.patterns._A_NAME", 100)
+        net = nn.ModuleDict({f"{'a1_' * 40}{n}": nn.Linear(2, 2) for n in range(30)})
+        mixer = LoraMixer(net)
+        state = {f"{name}.lora_{side}.weight": torch.ones(2, 2) for name in net for side in "AB"}
+        mixer.load_lora_weights(state, adapter_name="x")
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        with pytest.raises(MixError, match="too much work"):
+            mixer.set_mix({"x": {"blocks": {"*": 0.5} | {form.format(number): 0.5 for number in range(60)}}})
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 class TestLongNames:
     @pytest.mark.parametrize("unit", UNITS)
     @pytest.mark.parametrize("front", ["", "lora_unet_", "base_model.model."])
@@ -395,6 +499,68 @@ ODD = {
     "quantised": lambda: torch.quantize_per_tensor(torch.ones(2, 8), 0.1, 0, torch.qint8),
     "freed": _freed,
 }
+
+
+def base_named_by(path, _):
+    return from_adapter(path)
+
+
+def extracted(path, folder):
+    return extract(path, path, folder / "out.safetensors", rank=2)
+
+
+def converted(path, folder):
+    return convert(path, folder / "out.safetensors", format="kohya")
+
+
+def loaded_as_ip_adapter(path, _):
+    return ip_adapters._check_base(path, None, allow_pickle=False)
+
+
+def outlined(path, _):
+    return outline._widest(str(path))
+
+
+def described(path, _):
+    return read_adapter(path)
+
+
+READERS = (base_named_by, extracted, converted, loaded_as_ip_adapter, outlined, described)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="a file that cannot be read on is made of Linux's own"
+)
+@pytest.mark.parametrize("reader", READERS, ids=lambda each: each.__name__)
+def test_a_file_that_the_system_cannot_read_on_is_a_source_that_cannot_be_read(reader, tmp_path):
+    place = tmp_path / "x.safetensors"
+    place.symlink_to("/proc/self/mem")  # opens, and fails to be read at its beginning and sought at its end
+    with pytest.raises(SourceError, match=r"x\.safetensors: cannot be read"):
+        reader(place, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "postscript", "cut"])
+@pytest.mark.parametrize(
+    "form", [lambda path: Mask.of(path).load(), lambda path: Mix.of({"a": {"mask": path}})]
+)
+def test_a_mask_is_a_regular_file_with_a_picture(kind, form, tmp_path, monkeypatch):
+    place = tmp_path / "x.png"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "zero":
+        place.symlink_to("/dev/zero")
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        picture = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+        if kind == "cut":
+            stream = io.BytesIO()
+            Image.new("L", (64, 64), 9).save(stream, "PNG")
+            picture = stream.getvalue()[:60]
+        place.write_bytes(picture)
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(MixError, match="not a picture that can be read"):
+        form(str(place))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

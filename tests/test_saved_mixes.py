@@ -151,7 +151,7 @@ def test_a_shared_mix_names_no_file_of_this_machine(book, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "a:nan", "[" * 100_000, "a:1, a:2", '{"a": {"blocks": {"re:(.+)+x": 1}}}']
+    "text", ["", "{", "a:nan", "[" * 100_000, "a:1, a:2", '{"a": {"blocks": {"re:(?=x)": 1}}}']
 )
 def test_text_that_is_no_mix_is_refused(book, text):
     if not text:

@@ -248,7 +248,7 @@ def test_the_brake_lets_go_and_holds_each_address_alone(monkeypatch):
     monkeypatch.setattr(ui_guard, "time", SimpleNamespace(monotonic=lambda: now[0]))
     brake = Brake(tries=2, seconds=0.5)
     for _ in range(2):
-        brake.failed("a")
+        brake.tries("a")
         now[0] += 0.125
     assert brake.waits("a") == 0.25
     assert brake.waits("b") == 0
@@ -256,6 +256,48 @@ def test_the_brake_lets_go_and_holds_each_address_alone(monkeypatch):
     assert brake.waits("a") == 0
     now[0] += 0.125
     assert brake.waits("a") == 0
+
+
+@pytest.mark.parametrize(
+    ("addresses", "status", "let_in"),
+    [
+        (["1.1.1.1"] * 99, 400, TRIES),
+        (["1.1.1.1", "::ffff:1.1.1.1", "::FFFF:0101:0101"] * 33, 400, TRIES),
+        ([f"2001:db8:0:1::{n:x}" for n in range(99)], 400, TRIES),
+        ([f"2001:db8:0:{n:x}::1" for n in range(99)], 400, 99),
+        ([f"1.1.1.{n}" for n in range(99)], 400, 99),
+        (["fe80::1%eth0", "fe80::2%eth0"] * 50, 400, TRIES),
+        (["unix", ""] * 50, 400, 2 * TRIES),
+        (["1.1.1.1"] * 9 * TRIES, 200, 9 * TRIES),
+    ],
+)
+@pytest.mark.parametrize("path", ["/login", "/login/", "/root/login"])
+def test_passwords_tried_at_once_or_from_one_network_are_slowed(addresses, status, let_in, path, tmp_path):
+    """In turn there would be no race: all of a crowd come before the first has its answer."""
+    tried, done = [], []
+
+    async def page(scope, receive, send):
+        tried.append(scope)
+        if status == 400:
+            await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+
+    async def send(message):
+        done.append(message.get("status"))
+
+    async def crowd():
+        guard = ui_guard.PageGuard(page, Sessions(), None, tmp_path, tmp_path)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"host", b"x")],
+            "query_string": b"",
+        }
+        await asyncio.gather(*(guard({**scope, "client": (each, 1)}, None, send) for each in addresses))
+
+    asyncio.run(crowd())
+    assert (len(tried), done.count(status), done.count(429)) == (let_in, let_in, len(addresses) - let_in)
 
 
 def test_answers_hold_no_path_of_the_server(calls, app):

@@ -175,7 +175,7 @@ def launch(
         ssr_mode=False,
         mcp_server=mcp,
         strict_cors=True,
-        state_session_capacity=2000,
+        state_session_capacity=256,  # some 200 kB each, and nothing of ours: what is dropped is made anew
         quiet=True,
         prevent_thread_lock=True,
         app_kwargs={

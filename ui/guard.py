@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -86,26 +87,43 @@ class Sessions:
 
 
 class Brake:
-    """How often an address gave a wrong password of late."""
+    """How often an address tried a password of late, but for the right ones: a try counts from its beginning on, so that many at once are many."""
 
     def __init__(self, tries: int = TRIES, seconds: float = TRIES_IN) -> None:
         """Start with none."""
         self._tries, self._seconds = tries, seconds
-        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+        self._tried: OrderedDict[str, deque[float]] = OrderedDict()
 
     def waits(self, address: str) -> float:
         """Return the seconds that an address has to wait before it may try again; 0 where it may."""
-        times, now = self._failed.get(address), time.monotonic()
+        times, now = self._tried.get(_network(address)), time.monotonic()
         while times and now - times[0] > self._seconds:
             times.popleft()
         return self._seconds - (now - times[0]) if times and len(times) >= self._tries else 0.0
 
-    def failed(self, address: str) -> None:
-        """Count a wrong one."""
-        self._failed.setdefault(address, deque(maxlen=self._tries)).append(time.monotonic())
-        self._failed.move_to_end(address)
-        while len(self._failed) > _ADDRESSES:
-            self._failed.popitem(last=False)
+    def tries(self, address: str) -> None:
+        """Count a try."""
+        address = _network(address)
+        self._tried.setdefault(address, deque(maxlen=self._tries)).append(time.monotonic())
+        self._tried.move_to_end(address)
+        while len(self._tried) > _ADDRESSES:
+            self._tried.popitem(last=False)
+
+    def was_not_wrong(self, address: str) -> None:
+        """Count one off."""
+        if times := self._tried.get(_network(address)):
+            times.pop()
+
+
+def _network(address: str) -> str:
+    """Return what one person has of addresses: of the sixth version all that begin alike."""
+    try:
+        read = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(read, IPv4Address):
+        return str(read)
+    return str(read.ipv4_mapped or IPv6Network((int(read), 64), strict=False))
 
 
 class PageGuard:
@@ -145,6 +163,8 @@ class PageGuard:
         address = str((scope.get("client") or ("",))[0])
         login = scope["path"].rstrip("/").endswith("/login") and scope.get("method") == "POST"
         begun: list[bool] = []
+        if login:
+            self._brake.tries(address)
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -152,14 +172,11 @@ class PageGuard:
                 names = {name.lower() for name, _ in message.get("headers", ())}
                 extra = [pair for pair in _HEADERS if pair[0] not in names]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
-                if login and message["status"] == WRONG:
-                    self._brake.failed(address)
+                if login and message["status"] != WRONG:
+                    self._brake.was_not_wrong(address)
             await send(message)
 
-        if match := _PICTURE.fullmatch(scope["path"]):
-            scope = _of_file(scope, match[1], self._pictures / match[2])
-        elif match := _EXPORT.fullmatch(scope["path"]):
-            scope = _of_file(scope, match[1], self._downloads / match[2] / match[3])
+        scope = self._of_files(scope)
         session = _stream_of(scope)
         if session:
             self._sessions.opened(session)
@@ -177,6 +194,13 @@ class PageGuard:
         finally:
             if session:
                 self._sessions.closed(session)
+
+    def _of_files(self, scope: Scope) -> Scope:
+        if match := _PICTURE.fullmatch(scope["path"]):
+            return _of_file(scope, match[1], self._pictures / match[2])
+        if match := _EXPORT.fullmatch(scope["path"]):
+            return _of_file(scope, match[1], self._downloads / match[2] / match[3])
+        return scope
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}

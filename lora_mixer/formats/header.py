@@ -10,19 +10,26 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
+from lora_mixer.errors import (
+    CorruptFileError,
+    LoraMixerError,
+    NotAnAdapterError,
+    SourceError,
+    SourceNotFoundError,
+)
 from lora_mixer.formats.signatures import is_pickle, other_kind
+from lora_mixer.parsing.files import open_regular
 from lora_mixer.parsing.json_text import loose_json, loose_json_at
 from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 HEADER_LIMIT = 100_000_000
@@ -47,6 +54,8 @@ ITEM_BYTES = {
     "bool": 1,
 }
 """Bytes of a number, by the name that torch has for its dtype."""
+_LONGEST_KEY = 200
+"""Letters of a key in an error."""
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -152,7 +161,9 @@ def _bad_entry(key: str, entry: Any, label: str) -> CorruptFileError:
     """Say what is wrong with a header's entry."""
 
     def bad(what: str) -> CorruptFileError:
-        return CorruptFileError(f"the header entry of {key!r} {what}; download the file again", file=label)
+        return CorruptFileError(
+            f"the header entry {what}; download the file again", file=label, key=key[:_LONGEST_KEY]
+        )
 
     if not isinstance(entry, dict):
         return bad(f"is {type(entry).__name__}, not an object")
@@ -268,8 +279,9 @@ def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
     for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
         if start != position:
             raise CorruptFileError(
-                f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap",
+                f"starts at byte {start}, expected {position}: tensors overlap or leave a gap",
                 file=label,
+                key=key[:_LONGEST_KEY],
             )
         position = end
     return position
@@ -334,19 +346,30 @@ def _foreign(stream: IO[bytes], first: bytes, size: int, label: str) -> CorruptF
     )
 
 
-def open_weights(path: Path, label: str) -> IO[bytes]:
-    """Open a file for reading, with this package's errors."""
+@contextmanager
+def open_weights(path: Path, label: str) -> Iterator[IO[bytes]]:
+    """
+    Open a file for reading, with this package's errors, those of reading on in the block included.
+
+    Raises:
+        SourceNotFoundError: It is not there, or no regular file.
+        SourceError: The system cannot read on.
+    """
     try:
-        facts = path.stat()
-        if stat.S_ISREG(facts.st_mode):  # opening a FIFO would wait for ever
-            return path.open("rb")
+        stream = open_regular(path)
     except FileNotFoundError:
         raise SourceNotFoundError("there is no such file", file=label) from None
-    except (OSError, ValueError) as error:
-        raise SourceNotFoundError(
-            f"cannot be read ({getattr(error, 'strerror', None) or error})", file=label
-        ) from error
-    raise SourceNotFoundError("is not a regular file", file=label)
+    except OSError as error:
+        raise SourceNotFoundError(f"cannot be read ({error.strerror or error})", file=label) from error
+    except ValueError as error:
+        raise SourceNotFoundError(f"is not a regular file ({error})", file=label) from error
+    with stream:
+        try:
+            yield stream
+        except OSError as error:
+            if isinstance(error, LoraMixerError):
+                raise
+            raise SourceError(f"cannot be read ({error.strerror or error})", file=label) from error
 
 
 def read_at(stream: IO[bytes], start: int, size: int, label: str) -> bytes:

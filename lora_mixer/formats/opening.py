@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from lora_mixer import hashes
-from lora_mixer.errors import LoraMixerError, SourceError
+from lora_mixer.errors import SourceError
 from lora_mixer.formats.header import is_safetensors, open_weights
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 
@@ -32,13 +32,8 @@ def stream_of(weights: Path | bytes, label: str) -> Iterator[IO[bytes]]:
     Raises:
         SourceError: When the system cannot read on, or there is not enough memory.
     """
-    try:
-        with open_weights(weights, label) if isinstance(weights, Path) else io.BytesIO(weights) as stream:
-            yield stream
-    except OSError as error:
-        if isinstance(error, LoraMixerError):
-            raise
-        raise SourceError(f"cannot be read ({error.strerror or error})", file=label) from error
+    with open_weights(weights, label) if isinstance(weights, Path) else io.BytesIO(weights) as stream:
+        yield stream
 
 
 def is_pickle_file(weights: Path | bytes, stream: IO[bytes]) -> bool:

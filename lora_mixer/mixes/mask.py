@@ -8,6 +8,7 @@ finds out when its file has changed. How masks are scaled to layers is the engin
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes.reading import Reading
-from lora_mixer.wording import number_text, shown
+from lora_mixer.parsing.files import read_regular
+from lora_mixer.wording import first_line, number_text, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 MASK_KEYS = ("path", "digest", "feather")
 _FRAMES_AT_MOST = 4096
-_VALUES_AT_MOST = 1 << 28
+_VALUES_AT_MOST, _BYTES_AT_MOST = 1 << 28, 1 << 29
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+"""None that another program is started for, as for PostScript."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +195,10 @@ def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    from PIL import Image, ImageSequence
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(read_regular(path, _BYTES_AT_MOST)), formats=_FORMATS) as picture:
             count = getattr(picture, "n_frames", 1)
             if count > _FRAMES_AT_MOST or count * picture.width * picture.height > _VALUES_AT_MOST:
                 reading.problem(
@@ -205,8 +209,8 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
             return _read_array(frames, where, reading)
     except FileNotFoundError:
         reading.problem(where, f'there is no picture "{path}".')
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reading.problem(where, f'"{path}" is not a picture that can be read: {error}.')
+    except Exception as error:  # noqa: BLE001 -- whatever a decoder meets in a stranger's file
+        reading.problem(where, f'"{path}" is not a picture that can be read: {first_line(error, 200)}.')
     return None
 
 

@@ -1,7 +1,8 @@
 """
 Weights by the names of layers, and B-LoRA's two presets.
 
-A pattern is a glob (``*``, ``?``, ``[...]``; ``*`` crosses dots) or, after ``re:``, a regular expression. It has to
+A pattern is a glob (``*``, ``?``, ``[...]``; ``*`` crosses dots) or, after ``re:``, a regular expression without looks ahead or
+back. It has to
 match the whole path of a layer, within its component (``mid_block.*``) or with the component's name
 (``unet.mid_block.*``). Of several patterns that match, the last one decides, as in ``.gitignore``: first the rule, then
 its exceptions. A layer that none matches has 1.
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from lora_mixer.errors import MixError
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.reading import Reading
+from lora_mixer.parsing.expressions import LONGEST, Expression, ExpressionError
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.wording import shown
 
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 
 _REGEX = "re:"
 _GLOB_MARKS = frozenset("*?[.")
+_EXPRESSIONS_AT_MOST = 64
+_WORK, _A_NAME, _A_LETTER, _A_STAR = 1 << 25, 4096, 16, 256
+"""
+What all patterns of a set may need together, in letters of names that an expression follows; what is given for each name that is
+asked for the first time, so that there is no end for a mix in use; and what the letters and stars of a pattern cost once.
+"""
 
 _CONTENT = "unet.up_blocks.0.attentions.0.*"
 _STYLE = "unet.up_blocks.0.attentions.1.*"
@@ -78,10 +87,39 @@ class LayerPatterns(Blocks):
 
     def _last_match(self, component: str, module: str) -> float:
         names = _names(component, module)
-        for pattern, weight in reversed(list(self.weights.items())):
-            if any(_compiled(pattern).fullmatch(name) for name in names):
+        self._work.left += _A_NAME
+        for pattern, weight in reversed(self._pairs):
+            if self._matches(pattern, names, self._work):
                 return weight
         return 1.0
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, float]]:
+        return list(self.weights.items())
+
+    @cached_property
+    def _tests(self) -> dict[str, re.Pattern[str] | Expression]:
+        """What tells the names of each pattern, from the first that it is asked of on."""
+        return {}
+
+    @cached_property
+    def _work(self) -> _Work:
+        return _Work(len(self.weights))
+
+    def _matches(self, pattern: str, names: tuple[str, str], work: _Work) -> bool:
+        """
+        Say whether a pattern matches a layer by one of its names.
+
+        Raises:
+            MixError: When the patterns have used up what they may need together.
+        """
+        if (test := self._tests.get(pattern)) is None:
+            work.spend(_A_LETTER * len(pattern) + _A_STAR * pattern.count("*"))
+            test = self._tests[pattern] = _compiled(pattern)
+        if isinstance(test, Expression):
+            return any(test.matches(name, work.spend) for name in names)
+        work.spend(1 + len(names[1]) // 4)
+        return any(test.fullmatch(name) is not None for name in names)
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
         """B-LoRA's presets are for the blocks of SDXL; other patterns fit every model."""
@@ -113,12 +151,12 @@ class LayerPatterns(Blocks):
             >>> LayerPatterns({"*": 0.2, "nowhere.*": 1}).unmatched([("unet", "conv_in")])
             ('nowhere.*',)
         """
-        left = dict.fromkeys(self.weights)
+        left, work = dict.fromkeys(self.weights), _Work(len(self.weights))
         for component, module in layers:
             if not left:
                 break
             names = _names(component, module)
-            for pattern in [p for p in left if any(_compiled(p).fullmatch(name) for name in names)]:
+            for pattern in [p for p in left if self._matches(p, names, work)]:
                 del left[pattern]
         return tuple(left)
 
@@ -132,6 +170,26 @@ class LayerPatterns(Blocks):
     def meaning(self) -> object:
         """Return the pairs in their order."""
         return {"patterns": [list(pair) for pair in self.weights.items()]}
+
+
+class _Work:
+    """What patterns may still need."""
+
+    def __init__(self, patterns: int) -> None:
+        self._patterns, self.left = patterns, _WORK
+
+    def spend(self, letters: int) -> None:
+        """
+        Take some of it.
+
+        Raises:
+            MixError: When there is none left.
+        """
+        self.left -= letters
+        if self.left < 0:
+            raise MixError(
+                f"these {self._patterns} patterns of layers need too much work on this model; use fewer or shorter ones"
+            )
 
 
 def looks_like_patterns(spec: Mapping[object, object]) -> bool:
@@ -167,23 +225,44 @@ def _read_weights(spec: object, where: str, reading: Reading) -> FrozenMap[str, 
         )
         return FrozenMap()
     weights: dict[str, float] = {}
+    expressions = 0
     for pattern, value in spec.items():
         if not isinstance(pattern, str) or not pattern.removeprefix(_REGEX):
             reading.problem(where, f"expected a pattern (text that is not empty), got {shown(pattern)}.")
             continue
+        expressions += pattern.startswith(_REGEX)
+        if expressions > _EXPRESSIONS_AT_MOST:
+            reading.problem(
+                where,
+                f"expected at most {_EXPRESSIONS_AT_MOST} regular expressions, got more; globs are not counted.",
+            )
+            break
         try:
-            _compiled(pattern)
-        except re.error as error:
-            reading.problem(where, f"{pattern!r} is not a regular expression: {error}.")
-        weights[pattern] = reading.number(f"{where}[{pattern!r}]", value)
+            if pattern.startswith(_REGEX):
+                _compiled(pattern)
+            elif len(pattern) > LONGEST:
+                reading.problem(
+                    where, f"{shown(pattern)} has {len(pattern)} letters, at most {LONGEST} are read."
+                )
+        except ExpressionError as error:
+            reading.problem(
+                where, f"{shown(pattern)} is not a regular expression that is read here: {error}."
+            )
+        weights[pattern] = reading.number(f"{where}[{shown(pattern)}]", value)
     return FrozenMap(weights)
 
 
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(
-        pattern.removeprefix(_REGEX) if pattern.startswith(_REGEX) else fnmatch.translate(pattern)
-    )
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str] | Expression:
+    """
+    Return what tells the names of a pattern; globs are read by Python's own, which never tries a star again.
+
+    Raises:
+        ExpressionError: When it is no expression.
+    """
+    if pattern.startswith(_REGEX):
+        return Expression(pattern.removeprefix(_REGEX))
+    return re.compile(fnmatch.translate(pattern))
 
 
 def _counted(numbers: Iterable[int]) -> str:

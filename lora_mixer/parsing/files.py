@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,14 +30,35 @@ def read_regular(path: str | Path, most: int) -> bytes:
         ...     read_regular(file.name, 10)
         b''
     """
-    # without O_NONBLOCK opening a FIFO would wait for a writer, before anything can be asked about it
-    handle = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
-    with os.fdopen(handle, "rb") as stream:
-        refuse_irregular(os.fstat(handle).st_mode)
+    with open_regular(path) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
         raise ValueError(f"has more than {most} bytes, which is the most that is read")
     return content
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """
+    Open a file for reading that is one, as :func:`read_regular` does.
+
+    Raises:
+        OSError: When it cannot be opened.
+        ValueError: When it is not a regular file, or has a name that none has; the text says so.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file, open_regular(file.name) as stream:
+        ...     stream.read()
+        b''
+    """
+    # without O_NONBLOCK opening a FIFO would wait for a writer, before anything can be asked about it
+    stream = os.fdopen(os.open(path, os.O_RDONLY | _WITHOUT_WAITING), "rb")
+    try:
+        refuse_irregular(os.fstat(stream.fileno()).st_mode)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 def refuse_irregular(mode: int) -> None:

@@ -1,19 +1,18 @@
 """
 Mixes that travel in pictures: without paths of the machine they were made on, with their masks inside.
 
-What comes back is a stranger's: it may name no file, and no regular expression that could run for ever.
+What comes back is a stranger's: it may name no file. Patterns of layers have a bound of their own, whoever wrote them.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import MixError
-from lora_mixer.mixes import AdapterMix, LayerPatterns, Mask, Mix
+from lora_mixer.mixes import AdapterMix, Mask, Mix
 from lora_mixer.mixes.grammar.forms import entries_of
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.parsing.values import as_table
@@ -25,11 +24,6 @@ _MASK_BYTES_AT_MOST = 2_000_000
 _MASK_PIXELS_AT_MOST = 1 << 22
 _MASKS_AT_MOST = 16
 _ADAPTERS_AT_MOST = 1000
-_PATTERN_AT_MOST = 200
-# Repeats of groups, and many open repeats in a row, are what makes a search take for ever.
-_REPEATED_GROUP = re.compile(r"\)\s*[*+{?]")
-_REPEAT = re.compile(r"(?<!\\)[*+{]|(?<![\\(])\?")
-_REPEATS_AT_MOST = 3
 
 
 def portable(mix: Mix) -> Mix:
@@ -75,9 +69,6 @@ def read_mix(spec: object, masks: object, notes: list[str]) -> Mix | None:
     adapters: dict[str, AdapterMix] = {}
     for name, adapter in mix.adapters.items():
         kept = adapter
-        if _endless(adapter.blocks):
-            kept = replace(kept, blocks=None)
-            notes.append(f'"{name}": its layer patterns could take for ever to match and were left out')
         if adapter.mask is not None:
             kept = replace(kept, mask=_mask_here(name, adapter.mask, pictures, notes))
         adapters[name] = kept
@@ -181,16 +172,3 @@ def _fileless(spec: dict[str, Any], notes: list[str]) -> dict[str, Any]:
                 notes.append(f'"{name}": its mask names a file and was left out')
         adapters[name] = kept
     return {**spec, "adapters": adapters} if full else adapters
-
-
-def _endless(blocks: object) -> bool:
-    """Tell whether matching layers against these patterns could take for ever."""
-    patterns = tuple(blocks.weights) if isinstance(blocks, LayerPatterns) else ()
-    return any(
-        len(pattern) > _PATTERN_AT_MOST
-        or (
-            pattern.startswith("re:")
-            and (_REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > _REPEATS_AT_MOST)
-        )
-        for pattern in patterns
-    )

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _BLOCK_ON_DEVICE = 1 << 24
 """Weights that are worked on at a time where calls are dear and memory is not that of the caches."""
 
+_FEW = 8
+"""One in so many factors, as halves have them, may be rounded: another product would cost more than the patch."""
+
 _FP64_BITS = 53
 _INT8 = 127
 
@@ -201,17 +204,22 @@ def _patch(steps: torch.Tensor) -> _Patch:
 def _without(
     mixed: torch.Tensor, change: Sequence[_WholeProduct], *, transposed: bool
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield rows of a weight and what these are without the change, (rows, in * kernel), each number rounded once."""
+    """Yield rows of a weight and what these are without the change, (rows, in * kernel), each number rounded once; used at once."""
     source = mixed.T if transposed else mixed
     columns = change[0].down.shape[1]
     block = BLOCK if mixed.device.type == "cpu" else _BLOCK_ON_DEVICE
     height = max(block // max(columns, 1), 1)
+    count = min(height, source.shape[0])
+    # memory that is kept: the system would map, fault in and unmap new blocks each time
+    sums, products = torch.empty(2, count, columns, dtype=torch.float64, device=mixed.device)
+    kept = torch.empty(count, columns, dtype=mixed.dtype, device=mixed.device)
     for top in range(0, source.shape[0], height):
         rows = slice(top, min(top + height, source.shape[0]))
-        exact = source[rows].reshape(-1, columns).to(torch.float64, copy=True)
+        count = rows.stop - top
+        exact, product, rounded = sums[:count], products[:count], kept[:count]
+        exact.copy_(source[rows].reshape(count, columns))
         for part in change:  # each exact in any order of additions; taken away one by one, number by number
-            exact.sub_((part.up[rows] @ part.down).mul_(part.unit))
-        rounded = torch.empty(exact.shape, dtype=mixed.dtype, device=mixed.device)
+            exact.sub_(torch.mm(part.up[rows], part.down, out=product).mul_(part.unit))
         write(rounded, exact)
         yield rows, rounded
 
@@ -244,7 +252,8 @@ def _change(pairs: Pairs, weight: torch.Tensor) -> list[_WholeProduct]:
         finer = 2.0 ** (bits - 1)  # what is left is at most a half
         lesser_up, lesser_down = ((up - ups) * finer).round_(), ((down - downs) * finer).round_()
         change += [_WholeProduct(lesser_up, downs, unit / finer)] if lesser_up.any() else []
-        change += [_WholeProduct(ups, lesser_down, unit / finer)] if lesser_down.any() else []
+        if lesser_down.count_nonzero() * _FEW > lesser_down.numel():
+            change.append(_WholeProduct(ups, lesser_down, unit / finer))
     return change
 
 
