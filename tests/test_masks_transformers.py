@@ -286,3 +286,27 @@ def test_projections_of_the_texts_stream_share_one_product_and_nothing_changes(s
     layers: list[Any] = [hook for name in names for hook in output_hooks(getattr(hooks, name))]
     assert len({id(layer.shared) for layer in layers}) == 1
     assert layers[0].shared is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shared"),
+    [
+        ("time_embedder.linear_1", True),
+        ("transformer_blocks.1.adaln_proj.linear", True),
+        ("norm_out.linear", True),
+        ("transformer_blocks.1.attn.to_q", False),
+        ("proj_in", False),
+    ],
+)
+def test_a_layer_whose_rows_are_timesteps_has_no_mix_for_each_image(shared_data, layer, shared):
+    """MiniMax-H3 has a row for each timestep of its sequence: as many timesteps as images were taken for images."""
+    parts = parts_of(shared_data, reference(shared_data, "minimax_h3/comfy_stacked"))
+    module = parts.components["transformer"].get_submodule(layer)
+    mixer = LoraMixer(parts)
+    mixer.load_lora_weights({f"transformer.{layer}.{key}": value for key, value in pair(module).items()}, "a")
+    mixer.set_mix({"a": 0.5})  # one for all
+    if shared:
+        with pytest.raises(MixError, match="2 mixes for one batch: layers that are changed compute what all"):
+            mixer.set_mix([{"a": 0.5}, {}])
+    else:
+        mixer.set_mix([{"a": 0.5}, {}])

@@ -57,6 +57,7 @@ class LiveModule:
         module: The module, or the owner of the parameter.
         attribute: The parameter's name in it.
         tied: Whether another module of the component has the same parameter.
+        by_call: Whether its rows are no images, but what all images of a call share.
     """
 
     component: str
@@ -64,6 +65,7 @@ class LiveModule:
     module: nn.Module
     attribute: str = "weight"
     tied: bool = False
+    by_call: bool = False
 
     @property
     def is_bare(self) -> bool:
@@ -349,7 +351,13 @@ class ModuleIndex:
         if path in self._modules:
             module = self._modules[path]
             weight = module._parameters.get("weight")  # noqa: SLF001 -- shared by identity
-            return LiveModule(self.component, path, module, tied=self._uses.get(id(weight), 0) > 1)
+            tied, shared = (
+                self._uses.get(id(weight), 0) > 1,
+                "" if self.family is None else self.family.by_call,
+            )
+            return LiveModule(
+                self.component, path, module, tied=tied, by_call=bool(shared) and may_be_absent(shared, path)
+            )
         return LiveModule(self.component, path, *self._bare[path])
 
     def find(self, spelling: str) -> ModuleMatch | None:

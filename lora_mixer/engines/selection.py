@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_mixer.engines.merged.kept_weight import raise_problems
 from lora_mixer.errors import MixError
 from lora_mixer.problem import Problem
+from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,7 @@ def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequenc
         MixError: When no engine, or not the one asked for, can serve the mixes, or there is none of that name.
         PipelineStateError: When nobody can have a layer.
     """
+    _refuse_shared(wish)
     first, taken = _first(wish, engines)
     shares: dict[str, dict[str, Sequence[bool]]] = {engine.name: {} for engine in engines}
     takers = [engine for engine in engines if engine is first or engine.cost(wish) is not None]
@@ -59,6 +61,24 @@ def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequenc
             shares[engine.name][name] = given[engine.name]
     raise_problems(problems)
     return shares
+
+
+def _refuse_shared(wish: Wish) -> None:
+    """Refuse a mix for each image where a layer's rows are no images: one image's change would be that of all."""
+    if wish.images < 2:
+        return
+    shared = dict.fromkeys(
+        f"{layer.live.component}.{layer.live.path}"
+        for name in wish.names
+        for layer in wish.layers[name]
+        if layer.live.by_call
+    )
+    if shared:
+        raise MixError(
+            f"{wish.images} mixes for one batch: layers that are changed compute what all images of a call share "
+            f"({first_of(list(shared), 3)}); set one mix for the batch, or make the images one by one",
+            problems=tuple(Problem(place, "its rows are no images") for place in shared),
+        )
 
 
 def _first(wish: Wish, engines: Sequence[Engine]) -> tuple[Engine, Shares]:

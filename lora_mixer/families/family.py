@@ -59,6 +59,7 @@ class Family:
         transformers: Class and arguments of its denoiser in each size that is known, the usual first.
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
+        by_call: Live modules, one a line in the language of ``absent``, whose rows are no images but what a call's images share.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
         kohya_implementation: ``modelspec.implementation`` that Kohya's trainer writes.
         single_file: What a checkpoint of one file leaves unsaid; None where a folder has to be named.
@@ -96,6 +97,7 @@ class Family:
     comfyui: str = ""
     encoder: str = ""
     joint: Literal["", "text first", "picture first"] = ""
+    by_call: str = ""
     axes: str = "bcfhw"
 
     @property

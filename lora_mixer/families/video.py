@@ -206,6 +206,13 @@ token_refiner.blocks.* -> token_refiner.refiner_blocks.*
 MINIMAX_H3 = Family(
     "MiniMax-H3",
     classes=("MiniMaxH3",),
+    # a row for each timestep of the sequence, whatever the batch
+    by_call="""
+time_embedder.*
+transformer_blocks.N.adaln_proj.*
+token_refiner.refiner_blocks.N.adaln_proj.*
+norm_out.linear
+""",
     layouts={
         "original": _MINIMAX_ATTENTION.format(heads="") + _MINIMAX,
         "diffsynth": _MINIMAX_ATTENTION.format(heads="[heads]") + _MINIMAX,
