@@ -95,7 +95,8 @@ def _blocks(text: str) -> Any:
         return strict_json(text)
     except NotJsonError as error:
         raise MixError(
-            f'blocks: expected a preset or a table such as {{"down": 0.5}}, got {text[:80]!r}: {error}'
+            f'blocks: expected a preset or a table such as {{"down": 0.5}}, got {text[:80]!r}: {error}',
+            argument="blocks",
         ) from error
 
 

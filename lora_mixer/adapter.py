@@ -142,7 +142,7 @@ class Adapter:
             MixError: When ``rank`` is not a whole number above 0.
         """
         if type(rank) is not int or rank < 1:
-            raise MixError(f"max_rank must be 1 or more, got {shown(rank)}")
+            raise MixError(f"max_rank must be 1 or more, got {shown(rank)}", argument="max_rank")
         layers = tuple(dataclasses.replace(x, weights=x.weights.limited(rank)) for x in self.layers)
         ranks = tuple(sorted({x.weights.rank for x in layers if x.weights.rank is not None}))
         info = dataclasses.replace(self.info, ranks=ranks)
@@ -161,7 +161,10 @@ class Adapter:
         )  # descriptions need no torch
 
         if strength not in DORA_STRENGTHS:
-            raise MixError(f"dora_strength must be one of {', '.join(DORA_STRENGTHS)}, got {shown(strength)}")
+            raise MixError(
+                f"dora_strength must be one of {', '.join(DORA_STRENGTHS)}, got {shown(strength)}",
+                argument="dora_strength",
+            )
         layers = tuple(
             dataclasses.replace(x, weights=with_dora_strength(x.weights, strength)) for x in self.layers
         )

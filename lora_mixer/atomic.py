@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from lora_mixer.errors import SaveError
@@ -12,7 +13,6 @@ from lora_mixer.interrupts import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 __all__ = ["write_files"]
 
@@ -58,8 +58,11 @@ def write_files(
                 check(dict(zip(writers, staged, strict=True)))
             _swap(staged)
         except OSError as error:
-            where = error.filename or ", ".join(map(str, writers))
-            raise SaveError(f"cannot write {where}: {error.strerror or error}") from error
+            # the caller knows no spare file
+            file = error.filename and str(staged.get(Path(error.filename), error.filename))
+            raise SaveError(
+                f"cannot be written: {error.strerror or error}", file=file or ", ".join(map(str, writers))
+            ) from error
     return tuple(writers)
 
 

@@ -150,7 +150,9 @@ def local_source(source: str) -> str:
         return source
     adapters, name = demo_adapters(), source.removeprefix(_MARK)
     if name not in adapters:
-        raise SourceNotFoundError(f"the demo has no adapter {name!r}; it has {', '.join(adapters)}")
+        raise SourceNotFoundError(
+            f"the demo has no adapter {name!r}; it has {', '.join(adapters)}", adapter=name
+        )
     return str(adapters[name].path)
 
 

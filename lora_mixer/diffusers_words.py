@@ -24,6 +24,7 @@ from lora_mixer.binding.components import component_name, find_components
 from lora_mixer.diffusers_arguments import refuse_arguments
 from lora_mixer.errors import AdapterNameError, MixError, SaveError
 from lora_mixer.interrupts import Interruptible, at_once, uninterrupted
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -189,7 +190,8 @@ class DiffusersWords:
             if len(chosen) < len(self._parts):
                 raise MixError(
                     f"{part}: what is fused becomes a part of the base when it is unloaded, and that cannot be done for one "
-                    "component alone; call the pipeline's unload_lora_weights(), or unfuse_lora() first"
+                    "component alone; call the pipeline's unload_lora_weights(), or unfuse_lora() first",
+                    component=part,
                 )
             self._apply(fused)
             self._mixer.rebase(bake=True)
@@ -216,7 +218,8 @@ class DiffusersWords:
         self._known([adapter_name], "save_lora_adapter")
         if not safe_serialization:
             raise SaveError(
-                "without safe_serialization it would be a pickle; adapters are written as safetensors only"
+                "without safe_serialization it would be a pickle; adapters are written as safetensors only",
+                argument="safe_serialization",
             )
         folder = Path(save_directory)
         if folder.is_file():
@@ -249,7 +252,10 @@ class DiffusersWords:
             else [adapter_weights] * len(names)
         )
         if len(given) != len(names):
-            raise MixError(f"expected one weight for each of {len(names)} adapters, got {len(given)}")
+            raise MixError(
+                f"expected one weight for each of {len(names)} adapters, got {len(given)}",
+                argument="adapter_weights",
+            )
         parts = dict(self._parts)
         for component in self._chosen(part):
             weight_of = {}
@@ -287,7 +293,10 @@ class DiffusersWords:
         del safe_fusing  # adapters with NaN are refused as they are loaded
         refuse_arguments("fuse_lora", kwargs, ("components", "lora_scale", "safe_fusing", "adapter_names"))
         if components is not None and not components:
-            raise MixError("components is an empty list; name the components to fuse, such as ['unet']")
+            raise MixError(
+                "components is an empty list; name the components to fuse, such as ['unet']",
+                argument="components",
+            )
         names = None if adapter_names is None else _listed(adapter_names)
         self._known(names or (), "fuse_lora")
         parts = dict(self._parts)
@@ -304,7 +313,10 @@ class DiffusersWords:
         """Take back what was fused: the active adapters are in effect at their own weights."""
         refuse_arguments("unfuse_lora", kwargs, ("components",))
         if components is not None and not components:
-            raise MixError("components is an empty list; name the components to unfuse, such as ['unet']")
+            raise MixError(
+                "components is an empty list; name the components to unfuse, such as ['unet']",
+                argument="components",
+            )
         wanted = self._parts if components is None else components
         self._apply({n: replace(x, fused={}) if n in wanted else x for n, x in self._parts.items()})
 
@@ -370,7 +382,9 @@ class DiffusersWords:
         unknown = [name for name in names if name not in loaded]
         if unknown:
             raise AdapterNameError(
-                f"{word} names {', '.join(map(repr, unknown))}, which is not loaded; loaded are: {', '.join(loaded) or 'none'}"
+                f"{word} names {', '.join(map(repr, unknown))}, which is not loaded; loaded are: {', '.join(loaded) or 'none'}",
+                adapter=unknown[0],
+                problems=[Problem(name, "is not loaded") for name in unknown],
             )
 
     def _check_components(self, name: str, weights: Mapping[str, Any]) -> None:
@@ -378,7 +392,10 @@ class DiffusersWords:
         odd = [key for key in weights if key not in there]
         if odd:
             raise MixError(
-                f"{name}: this pipeline has no {', '.join(odd)}; weights by component are for {', '.join(there)}"
+                f"{name}: this pipeline has no {', '.join(odd)}; weights by component are for {', '.join(there)}",
+                component=odd[0],
+                adapter=name,
+                problems=tuple(Problem(name, f"this pipeline has no {part}") for part in odd),
             )
 
     def _change(self, part: str | None, **changes: Any) -> None:

@@ -30,13 +30,19 @@ Rooms have a few of their own below these (a preview, a pattern, an output path)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.problem import Problem, Remedy, SaveProblem, Surface, option_text
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from typing_extensions import Unpack
+
+    from lora_mixer.problem import ErrorFacts
 
 
 _PROBLEMS_SHOWN = 20
@@ -49,14 +55,20 @@ class LoraMixerError(Exception):
 
     Args:
         message: What was expected, what was got and how to fix it, where that is the same everywhere.
-        file: The file, folder or repository that it is about, as messages call it.
-        key: The key or the module in that file.
+        file: The file, folder or repository that it is about, as messages call it; it stands before the message.
+        key: The key or the module that it is about; it stands before the message, behind the file.
+        component: The component of the pipeline, where it is about one as a whole.
+        adapter: The name of the adapter, or of the saved mix.
+        argument: The argument of the call that cannot be what it is, by its name in Python.
         problems: Each thing that is wrong, with its place, where there are several or all are listed.
         remedy: How to fix it, where that has other words in programs, on the command line and on the page.
 
     Attributes:
         file: As above, or None.
         key: As above, or None.
+        component: As above, or None.
+        adapter: As above, or None.
+        argument: As above, or None.
         problems: As above; empty where the message is all.
         remedy: As above, or None.
 
@@ -77,12 +89,18 @@ class LoraMixerError(Exception):
         *,
         file: str | None = None,
         key: str | None = None,
+        component: str | None = None,
+        adapter: str | None = None,
+        argument: str | None = None,
         problems: Iterable[Problem | SaveProblem] = (),
         remedy: Remedy | None = None,
     ) -> None:
         super().__init__(message)
         self.file = file
         self.key = key
+        self.component = component
+        self.adapter = adapter
+        self.argument = argument
         self.problems = tuple(problems)
         self.remedy = remedy
 
@@ -95,6 +113,18 @@ class LoraMixerError(Exception):
     def reason(self) -> str:
         """The message without the file: what is shown beside the file's name."""
         return self.reason_on(Surface.PYTHON)
+
+    def facts(self) -> dict[str, Any]:
+        """
+        Return the fields as values that JSON has, each problem with its text.
+
+        Example:
+            >>> facts = MatchError("is odd", file="ink.safetensors", problems=[Problem("unet.conv", "is not here")]).facts()
+            >>> facts["file"], facts["key"], facts["problems"]
+            ('ink.safetensors', None, [{'text': 'is not here', 'place': 'unet.conv', 'line': None, 'reason': None}])
+        """
+        named = {name: getattr(self, name) for name in ("file", "key", "component", "adapter", "argument")}
+        return {**named, "problems": [_facts_of(problem) for problem in self.problems]}
 
     def text_on(self, surface: Surface | None) -> str:
         """
@@ -112,7 +142,7 @@ class LoraMixerError(Exception):
             ('no rank is given; pass rank=', 'no rank is given; give --rank', 'no rank is given')
         """
         said = self.reason_on(surface)
-        text = f"{self.file}: {said}" if self.file else said
+        text = f"{_in_one_line(self.file)}: {said}" if self.file else said
         if len(text) <= _LONGEST:
             return text
         half = _LONGEST // 2 - 50
@@ -135,7 +165,7 @@ class LoraMixerError(Exception):
             else self.remedy.after(self.message, surface)
         )
         place = self._place(surface)
-        return f"{place}: {said}" if place else said
+        return f"{_in_one_line(place)}: {said}" if place else said
 
     def _place(self, surface: Surface | None) -> str | None:
         """Return what stands before the message; it has one name on all surfaces but for options."""
@@ -145,6 +175,17 @@ class LoraMixerError(Exception):
     def __str__(self) -> str:
         """Return the text for programs."""
         return self.text_on(Surface.PYTHON)
+
+
+def _facts_of(problem: Problem | SaveProblem) -> dict[str, Any]:
+    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return {"text": str(problem), **plain}
+
+
+def _in_one_line(name: str) -> str:
+    """Return a name from a file or of a file without what would move a cursor or end a line."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 class SourceError(LoraMixerError):
@@ -169,7 +210,7 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
         >>> from lora_mixer import read_adapter
         >>> read_adapter("nowhere/ink.safetensors")
         Traceback (most recent call last):
-        lora_mixer.errors.SourceNotFoundError: 'nowhere/ink.safetensors' ...
+        lora_mixer.errors.SourceNotFoundError: nowhere/ink.safetensors: is neither ...
     """
 
 
@@ -207,7 +248,7 @@ class CorruptFileError(FormatError):
         >>> from lora_mixer import read_adapter
         >>> read_adapter((8).to_bytes(8, "little") + b'{"a": 1}')
         Traceback (most recent call last):
-        lora_mixer.errors.CorruptFileError: 16 bytes: the header entry of 'a' is int, not an object; download the file again
+        lora_mixer.errors.CorruptFileError: 16 bytes: a: the header entry is int, not an object; download the file again
     """
 
 
@@ -275,7 +316,7 @@ class SaveError(LoraMixerError, ValueError):
     What was asked for cannot be written: the format has no place for it, or the disk refuses.
 
     Attributes:
-        problems: One entry for each module or key in the way; empty where the trouble is another.
+        problems: One entry for each module, key or argument in the way; empty where the trouble is another.
 
     Example:
         >>> from lora_mixer import demo_adapters
@@ -284,8 +325,6 @@ class SaveError(LoraMixerError, ValueError):
         Traceback (most recent call last):
         lora_mixer.errors.SaveError: format must be one of diffusers, kohya, comfyui, peft, got 'sharp'
     """
-
-    problems: tuple[SaveProblem, ...]
 
 
 class AdapterNameError(LoraMixerError, ValueError):
@@ -322,7 +361,7 @@ class MixError(LoraMixerError, ValueError):
         message: What is wrong; None lists the problems.
         problems: Each thing that is wrong, with its place.
         what: What was read, as in "this mix".
-        file: The file that it stands in.
+        facts: As in :class:`LoraMixerError`.
 
     Attributes:
         problems: Each thing that is wrong, with its place, as the message lists them; none where it is one sentence.
@@ -344,14 +383,14 @@ class MixError(LoraMixerError, ValueError):
         *,
         problems: tuple[Problem, ...] = (),
         what: str = "mix",
-        file: str | None = None,
+        **facts: Unpack[ErrorFacts],
     ) -> None:
         if message is None and len(problems) == 1:
             message = f"This {what} cannot be used: {problems[0]}"
         elif message is None:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This {what} cannot be used, for {len(problems)} reasons:\n{listed}"
-        super().__init__(message, file=file, problems=problems)
+        super().__init__(message, problems=problems, **facts)
 
 
 class AdapterConfigError(LoraMixerError, ValueError):
@@ -361,6 +400,7 @@ class AdapterConfigError(LoraMixerError, ValueError):
     Args:
         message: What is wrong; None lists the problems.
         problems: Each thing that is wrong, with the field that it is about.
+        facts: As in :class:`LoraMixerError`.
 
     Attributes:
         problems: As above.
@@ -373,14 +413,15 @@ class AdapterConfigError(LoraMixerError, ValueError):
         lora_mixer.errors.AdapterConfigError: This adapter cannot be made: r: ...
     """
 
-    def __init__(self, message: str | None = None, *, problems: tuple[Problem, ...] = ()) -> None:
+    def __init__(
+        self, message: str | None = None, *, problems: tuple[Problem, ...] = (), **facts: Unpack[ErrorFacts]
+    ) -> None:
         if message is None and len(problems) == 1:
             message = f"This adapter cannot be made: {problems[0]}"
         elif message is None:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             message = f"This adapter cannot be made, for {len(problems)} reasons:\n{listed}"
-        super().__init__(message)
-        self.problems = problems
+        super().__init__(message, problems=problems, **facts)
 
 
 class PlanError(LoraMixerError, ValueError):
@@ -390,7 +431,7 @@ class PlanError(LoraMixerError, ValueError):
     Args:
         message: What is wrong; None lists the first 20 problems.
         problems: Each thing that is wrong, with its place and, of a file, its line.
-        file: The plan's file.
+        facts: As in :class:`LoraMixerError`; the file is the plan's.
 
     Attributes:
         problems: Each thing that is wrong, once, by line; none where it is one sentence.
@@ -406,14 +447,14 @@ class PlanError(LoraMixerError, ValueError):
     problems: tuple[Problem, ...]
 
     def __init__(
-        self, message: str | None = None, *, problems: Iterable[Problem] = (), file: str | None = None
+        self, message: str | None = None, *, problems: Iterable[Problem] = (), **facts: Unpack[ErrorFacts]
     ) -> None:
         by_line = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
         if message is None:
             rows = [" ".join(str(problem).split()) for problem in by_line]
             listed = first_of(rows, _PROBLEMS_SHOWN, between="\n  ", last="\n  ")
-            message = f"{'this' if file else 'This'} plan cannot be made:\n  {listed}"
-        super().__init__(message, file=file, problems=by_line)
+            message = f"{'this' if facts.get('file') else 'This'} plan cannot be made:\n  {listed}"
+        super().__init__(message, problems=by_line, **facts)
 
 
 class WorkersError(LoraMixerError, RuntimeError):
@@ -439,7 +480,7 @@ class PictureError(LoraMixerError, ValueError):
         option: The option of the model that it is about, an attribute of ``ModelOptions``: the command line and the page, which
             is started there, name it as they spell it (``--vae-tiling``).
         problems: Each thing that is wrong, with the field as its place.
-        remedy: What can be done about it, as in :class:`LoraMixerError`.
+        facts: As in :class:`LoraMixerError`; the key is ``field`` or ``option``.
 
     Attributes:
         problems: As above, one of ``field`` and ``message`` where these are given; none where it is about no field.
@@ -463,14 +504,16 @@ class PictureError(LoraMixerError, ValueError):
         field: str | None = None,
         option: str | None = None,
         problems: Iterable[Problem] = (),
-        remedy: Remedy | None = None,
+        **facts: Unpack[ErrorFacts],
     ) -> None:
         listed = tuple(problems)
         if message is None:
             message = f"This picture cannot be asked for: {'; '.join(map(str, listed))}."
         elif field is not None:
-            listed = (Problem(field, message),)
-        super().__init__(message, key=field or option, problems=listed, remedy=remedy)
+            file = facts.get("file")  # a problem goes its own way, as into a plan's, and has none
+            listed = (Problem(field, message if file is None else f"{file}: {message}"),)
+        facts["key"] = field or option
+        super().__init__(message, problems=listed, **facts)
         self.option = option
 
     def _place(self, surface: Surface | None) -> str | None:

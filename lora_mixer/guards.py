@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lora_mixer.engines.denoiser.scaled import scale_of
 from lora_mixer.errors import PipelineStateError
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Problem, Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -108,7 +108,8 @@ class Guard:
                 raise PipelineStateError(
                     f"{where} would leave weights {kind}, into which no mix can be written, and the mix of {', '.join(merged)} "
                     "is asked for as engine='merged': set it with engine='auto' first, which runs beside such weights, or call "
-                    "disable_lora(). Nothing was changed"
+                    "disable_lora(). Nothing was changed",
+                    problems=[Problem(name, "is asked for as engine='merged'") for name in merged],
                 )
             return self._state.on_base(lambda: self._method(*args, **kwargs))
         if self._word in _SAVES:
@@ -146,7 +147,9 @@ class Guard:
         """Write what is trained on a model of transformers, as it does itself while an adapter of PEFT is on one."""
         if self._word != "save_pretrained" or push_to_hub:
             raise PipelineStateError(
-                f"{', '.join(names)}: an adapter in training is saved to a folder, and nothing is uploaded; upload that"
+                f"{', '.join(names)}: an adapter in training is saved to a folder, and nothing is uploaded; upload that",
+                adapter=names[0],
+                problems=[Problem(name, "is in training, and is saved to a folder") for name in names],
             )
         if is_main_process:
             self._state.write_trained(Path(save_directory), names)
@@ -244,6 +247,7 @@ class StepGuard:
             raise PipelineStateError(
                 f"{type(optimizer).__name__}.step() would train {len(names)} weights of the base that a LoraMixer has a mix "
                 f"in ({', '.join(names[:3])}), and the next change of the mix would wipe that out. Nothing was changed.",
+                problems=[Problem(name, "a LoraMixer has a mix in it") for name in names],
                 remedy=Remedy(
                     "Call disable_lora() before the base is trained, or rebase(bake=True) to make the mix a part of it."
                 ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer.errors import MatchError
 from lora_mixer.formats.collector import paused_gc
 from lora_mixer.formats.info import read_info
+from lora_mixer.problem import Surface
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -76,5 +77,9 @@ def match_adapter(
     adapter = read_source(resolve_source(source, **options))
     report = bind(adapter, find_components(pipe), adapter.info.name, component=component).report
     if strict and not report.complete:
-        raise MatchError(f"not all of the file was matched, as strict asks for:\n{report}")
+        raise MatchError(
+            f"not all of the file was matched, as strict asks for:\n{report.table_on(Surface.PYTHON)}",
+            file=adapter.info.source,
+            problems=report.problems,
+        )
     return report

@@ -41,7 +41,7 @@ from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.memory import MemoryReport
 from lora_mixer.mixes import Mix, parse_prompt
 from lora_mixer.ownership import Before, Loaded, MixerState, refuse_beside, state_of
-from lora_mixer.problem import Remedy, Surface
+from lora_mixer.problem import Problem, Remedy, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.textual_inversion import Token, checked, choose_embeddings, named, with_words
 from lora_mixer.word_keys import token_of
@@ -189,7 +189,10 @@ class LoraMixer:
     def __init__(self, pipe: Any, *, keep_base: KeepBase = "device", take_over: bool = False) -> None:
         """Take the pipeline, and over what a mixer that is gone has left on it; nothing else is changed or copied yet."""
         if keep_base not in get_args(KeepBase):
-            raise MixError(f"keep_base must be one of {', '.join(get_args(KeepBase))}, got {keep_base!r}")
+            raise MixError(
+                f"keep_base must be one of {', '.join(get_args(KeepBase))}, got {keep_base!r}",
+                argument="keep_base",
+            )
         find_components(pipe)  # a clear error now rather than at the first load
         self.pipe = pipe
         self._keep_base: KeepBase = keep_base
@@ -472,7 +475,12 @@ class LoraMixer:
             refuse_unusable(binding, self.pipe)
             report = binding.report
             if strict and not report.complete:
-                raise MatchError(f"not all of the file was matched, as strict asks for:\n{report}")
+                raise MatchError(
+                    f"not all of the file was matched, as strict asks for:\n"
+                    f"{report.table_on(Surface.PYTHON)}",
+                    file=adapter.info.source,
+                    problems=report.problems,
+                )
             reached = {live.component for live in binding.lives}
             reached |= {word.component for word in words}
             state.claim(
@@ -688,7 +696,8 @@ class LoraMixer:
                 learnt.allocation.take_state(state)
             elif state:
                 raise MatchError(
-                    f"{adapter_name!r} is of a kind without a training state, and one of {len(state)} tensors was given"
+                    f"{adapter_name!r} is of a kind without a training state, and one of {len(state)} tensors was given",
+                    adapter=adapter_name,
                 )
 
     def load_textual_inversion(
@@ -792,7 +801,9 @@ class LoraMixer:
                 known = ", ".join(dict.fromkeys(word.token for word in held)) or "none"
                 raise AdapterNameError(
                     f"unload_textual_inversion names {', '.join(map(repr, sorted(odd)))}; loaded by themselves are: {known}. "
-                    "Words that came with an adapter go with it (delete_adapters)"
+                    "Words that came with an adapter go with it (delete_adapters)",
+                    argument="tokens",
+                    problems=[Problem(name, "is not loaded by itself") for name in sorted(odd)],
                 )
             state.tokens.change({None: [word for word in held if word.token not in names]})
 
@@ -850,7 +861,8 @@ class LoraMixer:
         """
         if isinstance(adapter_names, Mapping):
             raise MixError(
-                "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix"
+                "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix",
+                argument="adapter_names",
             )
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -1159,7 +1171,8 @@ class LoraMixer:
         for name, value in (("rank", rank), ("rows", rows)):
             if type(value) is not int or not 1 <= value <= _RESERVED_AT_MOST:
                 raise MixError(
-                    f"{name} must be a whole number from 1 to {_RESERVED_AT_MOST}, got {shown(value)}"
+                    f"{name} must be a whole number from 1 to {_RESERVED_AT_MOST}, got {shown(value)}",
+                    argument=name,
                 )
         with self._call() as state:
             state.controller.reserve(rank, rows, state.components())
@@ -1469,6 +1482,7 @@ def _learnt(state: MixerState, name: str, where: str) -> Trained:
         raise AdapterNameError(
             f"{name!r} was not loaded to be trained",
             remedy=Remedy("load it with trainable=True, or make a fresh one with add_adapter"),
+            adapter=name,
         )
     return learnt
 
@@ -1478,13 +1492,16 @@ def _fresh_component(component: str | None, components: Mapping[str, nn.Module])
     there = ", ".join(sorted(components))
     if component is not None:
         if component not in components:
-            raise MatchError(f"there is no component {component!r}; this pipeline has {there}")
+            raise MatchError(
+                f"there is no component {component!r}; this pipeline has {there}", component=component
+            )
         return component
     denoiser = next((name for name in DENOISERS if name in components), None)
     if denoiser is None and len(components) > 1:
         raise MatchError(
             f"it cannot be told which component the adapter is for; this pipeline has {there}",
             remedy=Remedy("say it with component="),
+            argument="component",
         )
     return denoiser or next(iter(components))
 
@@ -1506,6 +1523,7 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
                 "hotswap=True with trainable=True writes other values into them, and any other adapter is deleted first and loaded "
                 "without hotswap"
             ),
+            adapter=name,
         )
     if name in state.loaded and not hotswap and name not in state.inherited:
         raise AdapterNameError(
@@ -1513,6 +1531,7 @@ def _check_free(state: MixerState, name: str, *, hotswap: bool, trainable: bool)
             remedy=Remedy(
                 "choose another, delete it first, or pass hotswap=True", "choose another", "choose another"
             ),
+            adapter=name,
         )
 
 
@@ -1526,7 +1545,9 @@ def _unknown(state: MixerState, names: Sequence[str], where: str) -> AdapterName
         else ""
     )
     return AdapterNameError(
-        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}{hint}"
+        f"{where} names {', '.join(map(repr, names))}, which is not loaded; loaded are: {loaded}{hint}",
+        adapter=names[0],
+        problems=[Problem(name, "is not loaded") for name in names],
     )
 
 
@@ -1536,7 +1557,9 @@ def _one_component(component: str | None, **short: bool) -> str | None:
     if len(named | {component} - {None}) > 1:
         ways = " and ".join(f"load_into_{name}=True" for name in sorted(named))
         also = "" if component is None else f"component={component!r} and "
-        raise MatchError(f"{also}{ways} name two components; leave one out")
+        raise MatchError(
+            f"{also}{ways} name two components; leave one out", argument="component", component=component
+        )
     return next(iter(named), component)
 
 
@@ -1547,5 +1570,7 @@ def _is_partial(report: MatchReport) -> bool:
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise AdapterNameError(f"an adapter name must be printable text, got {name!r}")
+        raise AdapterNameError(
+            f"an adapter name must be printable text, got {name!r}", argument="adapter_name"
+        )
     return name

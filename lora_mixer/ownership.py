@@ -25,6 +25,7 @@ from lora_mixer.engines.trainable.parameters import Trained
 from lora_mixer.errors import LoraMixerError, MixLostError, PipelineStateError, SaveError
 from lora_mixer.holding import Holder, HoldingLock
 from lora_mixer.interrupts import Interruptible, uninterrupted
+from lora_mixer.problem import Problem
 from lora_mixer.textual_inversion import TokenSet
 from lora_mixer.writing.full_as_values import full_as_values
 from lora_mixer.writing.trained import write_peft
@@ -269,8 +270,9 @@ class MixerState:
                 return
             raise PipelineStateError(
                 f"parts of the pipeline were replaced, and {len(finder.problems)} modules that the adapters change "
-                f"({', '.join(self.loaded)}) are not in the new ones: {'; '.join(finder.problems[:3])}. Put the old parts "
-                "back, or call unload_lora_weights() and load adapters that fit"
+                f"({', '.join(self.loaded)}) are not in the new ones: {'; '.join(map(str, finder.problems[:3]))}. Put the old parts "
+                "back, or call unload_lora_weights() and load adapters that fit",
+                problems=finder.problems,
             )
         inner = {
             number
@@ -283,7 +285,8 @@ class MixerState:
             raise PipelineStateError(
                 f"{len(odd)} modules ({', '.join(odd[:3])}) were replaced (by {now}) while a mix was in their weights, so "
                 "that what stands there now was made from the mix: call restore_base() to put the old modules with their "
-                "base back, or rebase() to take what is there now as the base; replace modules under disable_lora()"
+                "base back, or rebase() to take what is there now as the base; replace modules under disable_lora()",
+                problems=[Problem(name, f"was replaced (by {now}) while a mix was in it") for name in odd],
             )
         new = {finder.component(part): root for part, root in self.roots.items()}
         roots = {part: components.get(part, root) for part, root in new.items()}
@@ -452,7 +455,9 @@ class MixerState:
             if odd:
                 raise SaveError(
                     f"{', '.join(odd)}: not read from a PEFT folder, so there is no configuration to write; use the mixer's "
-                    "save_lora_weights()"
+                    "save_lora_weights()",
+                    adapter=odd[0],
+                    problems=[Problem(name, "was not read from a PEFT folder") for name in odd],
                 )
             for name, parts in tensors.items():
                 if parts is not None:
@@ -512,7 +517,9 @@ class MixerState:
         if odd:
             raise PipelineStateError(
                 f"{' or '.join(odd)} was replaced, or layers of it, and {type(self.pipe).__name__} had read its texts before that "
-                "could be seen: call enable_lora() once parts are replaced, then make the picture"
+                "could be seen: call enable_lora() once parts are replaced, then make the picture",
+                component=odd[0],
+                problems=[Problem(part, "was replaced, or layers of it") for part in odd],
             )
         owner = self.owner
         try:
@@ -638,17 +645,20 @@ class MixerState:
             )
             raise PipelineStateError(
                 f"another LoraMixer {does}; use that one (LoraMixer.of(part), with that part, gives it), or call its "
-                f"{'release' if is_room else 'unload_lora_weights'}() first"
+                f"{'release' if is_room else 'unload_lora_weights'}() first",
+                component=(shared or list(roots))[0],
             )
         parts = ", ".join(dict(mine_by_name))
         if is_room:
             raise PipelineStateError(
                 f"{where} has room that a LoraMixer reserved which is gone, on a pipeline with other parts ({parts}); "
-                "LoraMixer(part).release(), with that part, takes it away"
+                "LoraMixer(part).release(), with that part, takes it away",
+                component=(shared or list(roots))[0],
             )
         raise PipelineStateError(
             f"{where} carries what a LoraMixer has loaded that is gone ({what}), on a pipeline with other parts "
-            f"({parts}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back"
+            f"({parts}); LoraMixer(part).unload_lora_weights(), with that part, gives the base back",
+            component=(shared or list(roots))[0],
         )
 
     def refuse_beside(self, pipe: Any, components: Mapping[str, nn.Module]) -> None:
@@ -711,7 +721,10 @@ def state_of(pipe: Any) -> MixerState | None:
         parts = "; ".join(f"{', '.join(state.loaded)} on {', '.join(state.roots)}" for state in states)
         raise PipelineStateError(
             f"several mixers have left adapters on this pipeline ({parts}); make a LoraMixer of each of these parts and "
-            "call its unload_lora_weights() first"
+            "call its unload_lora_weights() first",
+            problems=[
+                Problem(part, f"has {', '.join(state.loaded)}") for state in states for part in state.roots
+            ],
         )
     return states[0] if states else None
 

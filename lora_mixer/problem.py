@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,6 +19,7 @@ class Problem:
         place: The path of the entry, such as ``3d.unet.down[1]``; empty for the whole.
         text: What was expected, what was there and how to put it right.
         line: The line of the file, counted from 1, where there is a file.
+        reason: Why, where programs decide on it, such as an ``AbsenceReason``; else None.
 
     Example:
         >>> print(Problem("ink.weight", "expected a finite number, got nan."))
@@ -30,6 +31,7 @@ class Problem:
     place: str
     text: str
     line: int | None = None
+    reason: Enum | None = None
 
     def __str__(self) -> str:
         said = f"{self.place}: {self.text}" if self.place else self.text
@@ -149,6 +151,25 @@ class Remedy:
         return f"{text}{' ' if text.endswith(('.', '!', '?')) else '; '}{words}"
 
 
+class ErrorFacts(TypedDict, total=False):
+    """
+    What every error can carry beside its message and its problems, as ``LoraMixerError`` explains it.
+
+    Example:
+        >>> from lora_mixer.errors import MixError
+        >>> facts: ErrorFacts = {"adapter": "ink", "argument": "weight"}
+        >>> MixError("is odd", **facts).adapter
+        'ink'
+    """
+
+    file: str | None
+    key: str | None
+    component: str | None
+    adapter: str | None
+    argument: str | None
+    remedy: Remedy | None
+
+
 def option_text(name: str) -> str:
     """
     Return an option's name as the command line spells it.
@@ -234,7 +255,7 @@ class NoteKind(Enum):
     ALPHA_ZERO = "alpha zero"
     """Some of its modules have alpha 0 and change nothing."""
     ALL_ZERO = "all zero"
-    """All of its modules hold zeros."""
+    """None of its modules changes anything: they hold zeros, or a scale of zero."""
     NOT_HELD = "not held"
     """Its configuration speaks of tensors that it does not hold."""
     BESIDE = "beside"

@@ -124,7 +124,9 @@ class ModelSite:
         """
         wanted = as_hash(digits)
         if wanted is None:
-            raise SourceError(f"expected a hash of 8 to 64 hexadecimal digits, got {digits[:80]!r}")
+            raise SourceError(
+                f"expected a hash of 8 to 64 hexadecimal digits, got {digits[:80]!r}", argument="digits"
+            )
         version = self._json(f"/model-versions/by-hash/{quote(wanted)}")
         if version is None:
             return None
@@ -215,10 +217,13 @@ class ModelSite:
         place = Path(folder).expanduser() / file.name
         digest = file.hashes.get("sha256", "")
         if not file.name.lower().endswith(".safetensors"):
-            raise SourceError(f"{file.name!r} is not a .safetensors file; get it from its page: {file.page}")
+            raise SourceError(
+                f"is not a .safetensors file; get it from its page: {file.page}", file=file.name
+            )
         if not digest:
             raise SourceError(
-                f"the site states no SHA-256 of {file.name!r}, so what comes could not be checked"
+                "the site states no SHA-256 of it, so what comes could not be checked",
+                file=file.name,
             )
         if place.exists():
             raise SourceError("is there already", file=str(place))
@@ -282,7 +287,9 @@ class ModelSite:
             raw = answer.read(_ANSWER_AT_MOST + 1)
         table = json_or_none(raw) if len(raw) <= _ANSWER_AT_MOST else None
         if not isinstance(table, dict):
-            raise SourceError(f"{self._host} answered {path} with something that is not what it should be")
+            raise SourceError(
+                f"answered {path} with something that is not what it should be", file=self._host
+            )
         return table
 
     def _open(self, address: str, *, missing: bool = False) -> Any:
@@ -296,10 +303,10 @@ class ModelSite:
             if missing and error.code == _NOT_FOUND:
                 return _Nothing()
             needs = "; it needs a token (LORA_MIXER_SITE_TOKEN)" if error.code in (401, 403) else ""
-            raise SourceError(f"{self._host} answers with status {error.code}{needs}") from error
+            raise SourceError(f"answers with status {error.code}{needs}", file=self._host) from error
         except (URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise SourceError(f"{self._host} does not answer: {first_line(reason, 200)}") from error
+            raise SourceError(f"does not answer: {first_line(reason, 200)}", file=self._host) from error
 
 
 class _Nothing:
@@ -330,9 +337,9 @@ def _host_of(address: str, like: str | None = None) -> str:
     local = (parts.hostname or "") in ("127.0.0.1", "::1", "localhost")
     if not parts.netloc or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
         what = "the site's address" if like is None else "an address that the site gives"
-        raise SourceError(f"{what} must begin with https://, got {address[:200]!r}")
+        raise SourceError(f"{what} must begin with https://", file=address[:200])
     if local and like is not None and urlsplit(f"//{like}").hostname != parts.hostname:
-        raise SourceError(f"the site {like} leads to this machine itself ({address[:200]!r})")
+        raise SourceError(f"the site {like} leads to this machine itself", file=address[:200])
     return parts.netloc
 
 

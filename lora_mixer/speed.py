@@ -140,7 +140,7 @@ def measure_speed(
         0
     """
     if repeats < 1 or rank < 1:
-        raise MixError(f"repeats and rank must be at least 1, got {repeats} and {rank}")
+        raise MixError(f"repeats and rank must be at least 1, got {repeats} and {rank}", argument="repeats")
     with tempfile.TemporaryDirectory(prefix="lora-mixer-bench-") as folder:
         paths = [Path(file) for file in files] or _random_files(pipe, Path(folder), rank)
         run = _Run(LoraMixer(pipe, keep_base=keep_base), paths, repeats)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_mixer.errors import SourceError
 from lora_mixer.mixer import LoraMixer
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +132,9 @@ class _AdapterTraining:
         missing = [str(place / _FILE) for place in places.values() if not (place / _FILE).is_file()]
         if missing:
             raise SourceError(
-                f"no checkpoint of {', '.join(names)}, which is in training: {', '.join(missing)} is not there"
+                f"no checkpoint of {', '.join(names)}, which is in training: {', '.join(missing)} is not there",
+                adapter=names[0],
+                problems=[Problem(file, "is not there") for file in missing],
             )
         for name, place in places.items():
             mixer.load_lora_weights(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lora_mixer.cli._app import app
 from lora_mixer.demo import demo_adapters
 from lora_mixer.picture_metadata import PictureSettings, save_picture
+from tests.hub_standin import HubStandIn
 from tests.models import tiny_sd
 from tests.single_files import write_checkpoint
 
@@ -167,6 +168,58 @@ def test_problems_of_an_error_are_values(things, tmp_path):
     assert (problem["place"], problem["reason"]) == ("something.else", "unread")
     assert problem["text"].startswith("something.else: ")
     assert "SaveProblem" not in result.stdout
+
+
+def facts_of(result):
+    facts = json.loads(result.stdout)
+    return (facts if isinstance(facts, dict) else facts[0])["error"]
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["inspect", "header.safetensors"], {"file": "@header.safetensors", "key": "a.lora_A.weight"}),
+        (["inspect", "halves.safetensors"], {"file": "@halves.safetensors", "places": ["lora_unet_q", "lora_unet_r"]}),
+        (["inspect", "gone.safetensors"], {"file": "gone.safetensors"}),
+        (["convert", "halves.safetensors", "@o.safetensors", "--to", "kohya"], {"places": ["lora_unet_q", "lora_unet_r"]}),
+        (["convert", "a.safetensors", "@o.safetensors", "--to", "sharp"], {"argument": "format"}),
+        (["merge", "a.safetensors", "header.safetensors", "--out", "@o.safetensors", *BASE], {"key": "a.lora_A.weight"}),
+        (["extract", "base.safetensors", "same.safetensors", "--out", "@o.safetensors", "--rank", 4], {"file": "@same.safetensors"}),
+        (["generate", *BASE, "--loras", "no/such", "--prompt", "x", "--out", "@x.png"], {"argument": "loras", "places": ["no/such"]}),
+        (["generate", *BASE, "--prompt", "x", "--lora", "a.safetensors:nowhere=1", "--out", "@x.png"], {"component": "nowhere"}),
+        (["show", "bare.png"], {"file": "@bare.png"}),
+        (["demo", "--out", "x.bmp"], {"argument": "out"}),
+    ],
+    ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_an_error_has_what_it_is_about_as_fields(command, named, things):
+    header = json.dumps(
+        {"a.lora_A.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 4]}}
+    ).encode()
+    (things / "header.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    halves = {f"lora_unet_{name}.lora_down.weight": torch.ones(2, 4) for name in "qr"}
+    save_file(halves, things / "halves.safetensors")
+    Image.new("RGB", (8, 8)).save(things / "bare.png")
+    (things / "same.safetensors").write_bytes((things / "base.safetensors").read_bytes())
+
+    error = facts_of(run(*(placed(each, things) for each in command), "--json"))
+
+    told = {**error, "places": [problem["place"] for problem in error["problems"]]}
+    assert {name: told[name] for name in named} == {
+        name: str(placed(value, things)) if name == "file" else value for name, value in named.items()
+    }
+    assert error["message"].count(str(error["file"])) <= 1, error["message"]
+
+
+def test_an_error_of_the_hub_has_the_repository_as_its_file(monkeypatch, tmp_path):
+    with HubStandIn() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        error = facts_of(run("inspect", "user/nope", "--json"))
+
+    assert (error["type"], error["file"]) == ("SourceNotFoundError", "user/nope")
+    assert error["message"].count("user/nope") == 1
 
 
 def test_the_page_says_where_it_is(monkeypatch, tmp_path):

@@ -83,7 +83,7 @@ def test_offload_needs_a_gpu_and_a_known_way():
     for way in ("model", "group", "sequential"):
         with pytest.raises(PictureError, match="off a GPU"):
             load_pipeline("demo", offload=way, device="cpu")
-    with pytest.raises(PictureError, match="offload must be one of none, model, group, sequential"):
+    with pytest.raises(PictureError, match="offload: must be one of none, model, group, sequential"):
         ModelOptions(offload="all")
 
 

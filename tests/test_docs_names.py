@@ -40,6 +40,7 @@ FOREIGN = frozenset(
         *("load_in_8bit", "load_in_4bit"),  # of bitsandbytes' configurations
         *("folder_or_repo", "repo_or_path", "id_or_folder"),  # what a table's reader puts there
         *("prompt_1", "left_half", "word_1", "block_i"),  # made up in examples
+        *("REPOSITORY", "CITATION", "BENCH"),  # what is put there, and files' names
     )
 )
 
@@ -135,21 +136,30 @@ def test_options_are_those_of_the_command(page):
     assert odd == set()
 
 
+def named(text: str) -> set[str]:
+    """Return the words of a page's code that can only be names: private, of several words, or a constant."""
+    return {
+        word
+        for span in CODE.findall(BLOCK.sub("", text))
+        for word in NAME.findall(span)
+        if "_" in word.rstrip("_") or re.fullmatch(r"(?:[A-Z][a-z0-9]+){2,}|[A-Z][A-Z0-9]{4,}", word)
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_in_code_are_in_the_code(page):
     """A name that was changed in the code alone is found here: as a word it stands nowhere any more."""
-    named = {
-        word
-        for span in CODE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
-        for word in NAME.findall(span)
-        if "_" in word.strip("_") or re.fullmatch(r"(?:[A-Z][a-z0-9]+){2,}", word)
-    }
+    assert named(page.read_text(encoding="utf-8")) - words() - FOREIGN == set()
 
-    assert named - words() - FOREIGN == set()
+
+@pytest.mark.parametrize(
+    "word", ["_ARCHI" + "TECTURES", "_once" + "here", "FRONT" + "ALS", "Recalled" + "Rows", "a_row" + "_gone"]
+)
+def test_a_name_that_is_gone_is_seen_in_a_page(word):
+    assert named(f"a row in `{word}` of `there.py`") - words() == {word}
 
 
 def test_a_name_that_is_gone_would_be_found():
-    assert "Recalled" + "Rows" not in words()
     assert "--no-such-option" not in options()
     assert not resolves("lora_mixer.recall.Recall")
     assert resolves("lora_mixer.writing.convert")

@@ -304,6 +304,7 @@ def test_errors_keep_their_facts_on_the_way_out_of_a_process(error):
 
 
 INSIDE = {
+    "ExpressionError",  # caught by whoever reads a pattern, who knows where it stands
     "NoMouldError",  # of files whose tensors are read the long way
     "NotJsonError",  # caught by whoever reads a text, who knows where it stands
     "WorkerGoneError",  # from one worker of a batch to the run, which starts another

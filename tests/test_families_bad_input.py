@@ -322,7 +322,15 @@ def test_both_experts_given_to_one_are_refused_by_name(shared_data, component):
 
 def test_a_second_experts_file_is_refused_where_there_is_one(shared_data):
     parts, _ = transformer_of(shared_data, "wan/kohya")
-    refused(parts, expert("transformer_2."), "this pipeline is Wan .*none of its 1 .*it has no transformer_2")
+    for front in (
+        "",
+        "transformer.",
+        "base_model.model.",
+        "base_model.model.transformer.",
+        "diffusion_model.",
+    ):
+        wanted = "this pipeline is Wan .*none of its 1 .*it has no transformer_2"
+        refused(parts, expert(f"transformer_2.{front}"), wanted)
     refused(
         parts,
         expert("diffusion_model."),

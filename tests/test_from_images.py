@@ -214,14 +214,14 @@ def test_a_controlnet_of_another_base_is_refused(controlled, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": "nowhere.png"}, r"image: nowhere\.png cannot be read: No such file"),
-        ({"image": "broken.png"}, r"image: .*broken\.png cannot be read"),
+        ({"image": "nowhere.png"}, r"nowhere\.png: image: cannot be read: No such file"),
+        ({"image": "broken.png"}, r"broken\.png: image: cannot be read"),
         (
             {"image": "start.png", "mask_image": "other.png"},
             "mask_image: 32x16 pixels, expected the 32x32 of the image",
         ),
-        ({"mask_image": "mask.png"}, "mask_image needs an image"),
-        ({"strength": 0.5}, "strength needs an image"),
+        ({"mask_image": "mask.png"}, "mask_image: needs an image"),
+        ({"strength": 0.5}, "strength: needs an image"),
         ({"control_image": "mask.png"}, "needs a model that was loaded with a ControlNet"),
         ({"second_pass_strength": 0.5}, "needs a second_pass"),
         ({"image": "/dev/zero"}, "is a device"),
@@ -249,7 +249,7 @@ def test_plans_see_images_from_their_folder_and_know_when_they_change(files, tmp
     assert checked.pictures[0].request.image == str(tmp_path / "start.png")
     assert checked.key(checked.pictures[0]) != key
     plan.write_text(json.dumps({"jobs": [{"prompt": "a", "image": "gone.png"}]}))
-    with pytest.raises(PlanError, match=r"jobs\[0\]\.image: .*gone\.png cannot be read"):
+    with pytest.raises(PlanError, match=r"jobs\[0\]\.image: .*gone\.png: cannot be read"):
         check_plan(plan)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lora_mixer
-from lora_mixer import errors
+from tests.error_fields import Words, errors_of, made_in, said_twice
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("lora_mixer", "ui", "comfyui")
@@ -147,32 +147,78 @@ def test_every_name_of_a_module_is_used():
     assert {name for name in names if used[name] == 1 and not name.startswith("__")} == FOR_TESTS
 
 
-ABOUT_A_FILE = {"path", "file", "source", "folder", "root", "label"}
+TREES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+ERRORS = errors_of(TREES)
+MADE = [made for path, tree in TREES.items() for made in made_in(path, tree, ERRORS)]
+WORDS = Words(MADE)
+NOT_A_FIELD = {
+    ("lora_mixer/batches/on_ray.py", "address or 'this machine'"),  # of a cluster, which is no file
+    ("lora_mixer/engines/offloaded.py", "name"),  # of a parameter of a module whose path is not known there
+    ("lora_mixer/sources/_resolve.py", "label"),  # which is none: it is no text, or empty
+    (
+        "ui/handlers/make.py",
+        "app.models.facts.title",
+    ),  # the model that is loaded, and nothing is wrong with it
+    ("ui/models.py", "self._facts.title"),  # likewise
+    ("ui/reach.py", "host"),  # of the page itself
+}
 
 
-def test_an_error_that_begins_with_a_file_has_it_as_a_field():
-    """``--json`` and the page show the field; a name in the text alone is lost on them."""
-    classes = {name for name, value in vars(errors).items() if isinstance(value, type)} - {"PictureError"}
-    odd, seen = [], 0
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
-                    continue
-                seen += node.func.id in classes
-                text = node.args[0]
-                first = text.values[0] if isinstance(text, ast.JoinedStr) else None
-                name = (
-                    ast.unparse(first.value).split(".")[-1].strip("_")
-                    if isinstance(first, ast.FormattedValue)
-                    else ""
-                )
-                if (
-                    node.func.id in classes
-                    and name in ABOUT_A_FILE
-                    and not any(k.arg == "file" for k in node.keywords)
-                ):
-                    odd.append((path.name, node.lineno))
+def test_what_an_error_names_is_a_field_of_it():
+    """``--json``, the page and programs read the fields; a name in the text alone is lost on them."""
+    odd = [each for made in MADE for each in WORDS.odd(made)]
 
-    assert seen > 400
-    assert odd == []
+    assert (len(MADE) > 600, len(WORDS.fields) > 20) == (True, True)
+    assert {(each.path, each.said) for each in odd} == NOT_A_FIELD, odd
+
+
+def test_a_message_does_not_say_again_what_stands_before_it():
+    assert [(made.path, made.call.lineno, name) for made in MADE for name in said_twice(made)] == []
+
+
+def test_what_is_said_twice_would_be_seen():
+    tree = ast.parse('SaveError(f"{key[:60]!r} is odd", file=label, key=str(key)[:200])')
+
+    assert [said_twice(made) for made in made_in("x.py", tree, ERRORS)] == [["key"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "lacks"),
+    [
+        ('raise CorruptFileError(f"the header entry of {key!r} is odd", file=label)', "key"),
+        ('raise InvalidAdapterError(f"{layer.keys[0][:60]!r} is meta, {key}", file=label)', "key"),
+        ('raise SaveError(f"{place}: values do not fit {dtype}")', "key"),
+        ('raise SaveError(f"{self.place.component}.{self.place.path}: beside its layer")', "component"),
+        ('raise SaveError(f"{layer.target.written}: no base")', "key"),
+        ('raise PipelineStateError(f"{live.component}.{live.path}: {reason}")', "component"),
+        ('raise SaveError(f"{stem}: cannot be written to {folder}")', "file"),
+        ('raise SourceError(f"{entry.name}: {entry.path} is there")', "file"),
+        ('raise SourceError(f"the library\'s folder {str(self._root)} is away")', "file"),
+        ('raise SourceError(f"{repo_id} is gated")', "file"),
+        ('raise SourceNotFoundError(f"there is no {name!r} at {url[:500]}")', "file"),
+        ('message = f"{label} holds nothing"\n    raise SourceNotFoundError(message)', "file"),
+        ('raise SaveError(f"{odd_place} is there")', "file"),
+        ('raise MatchError(f"there is no component {component!r} here")', "component"),
+        ('raise AdapterNameError(f"{adapter_name!r} is in use")', "adapter"),
+        ('raise MixError(f"max_rank must be 1 or more, got {rank}")', "argument"),
+        ('raise MixError(f"{argument} must be one of {known}")', "argument"),
+        ('raise PictureError("; ".join(problems))', "problems"),
+        ('raise SaveError(f"what was written is odd: {first_of(wrong, 5, between=chr(10))}", **facts)', None),
+        ('listed = first_of(wrong, 5, between="\\n")\n    raise MixError(f"odd:{listed}")', "problems"),
+        ('raise SaveError(f"{len(lost)} keys would be lost: {first_of(lost, 5)}", file=label)', "problems"),
+        ('return SaveError(f"{key}: is odd", file=label)', "key"),
+        ('raise PictureError(f"{path}: no such file", field="image")', None),
+        ('raise SaveError(f"{dtype} is odd", file=label, key=key)', None),
+    ],
+)
+def test_the_test_before_finds_what_was_there_once(lines, lacks):
+    tree = ast.parse(f"def f(odd_place: str | os.PathLike[str]):\n    {lines}\n")
+
+    odd = [each for made in made_in("x.py", tree, ERRORS) for each in WORDS.odd(made)]
+
+    assert {lacks} - {None} <= {field for each in odd for field in each.lacks}
+    assert bool(odd) is (lacks is not None)

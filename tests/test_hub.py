@@ -32,7 +32,7 @@ def test_several_candidates_are_listed(hub):
     hub.repos["user/repo"] = Repo({"a.safetensors": b"a", "b.safetensors": b"b", "c.txt": b"c"})
 
     with pytest.raises(
-        AmbiguousSourceError, match=r"user/repo .*'a.safetensors', 'b.safetensors'.*weight_name="
+        AmbiguousSourceError, match=r"user/repo: holds .*'a.safetensors', 'b.safetensors'.*weight_name="
     ):
         resolve_source("user/repo")
 
@@ -106,10 +106,10 @@ def test_an_address_elsewhere_is_refused(hub):
 
 
 def test_a_missing_repository_says_what_to_check(hub):
-    with pytest.raises(SourceNotFoundError, match=r"no repository 'user/nope'.*token="):
+    with pytest.raises(SourceNotFoundError, match=r"user/nope: There is no such repository.*token="):
         resolve_source("user/nope")
 
-    with pytest.raises(SourceNotFoundError, match=r"no repository 'user/nope'"):
+    with pytest.raises(SourceNotFoundError, match=r"user/nope: There is no such repository"):
         resolve_source("user/nope", weight_name="a.safetensors")
 
 
@@ -124,14 +124,16 @@ def test_a_missing_revision_is_named(hub):
 def test_a_missing_file_is_named(hub):
     hub.repos["user/repo"] = Repo({"a.safetensors": b"a"})
 
-    with pytest.raises(SourceNotFoundError, match=r"no file 's/b.safetensors' at revision 'main'"):
+    with pytest.raises(
+        SourceNotFoundError, match=r"user/repo: s/b.safetensors: There is no such file at revision 'main'"
+    ):
         resolve_source("user/repo", weight_name="b.safetensors", subfolder="s")
 
 
 def test_a_gated_repository_opens_with_a_token_only(hub):
     hub.repos["user/repo"] = Repo({"a.safetensors": b"a"}, gated=True)
 
-    with pytest.raises(SourceError, match=r"user/repo is gated.*token="):
+    with pytest.raises(SourceError, match=r"user/repo: is gated.*token="):
         resolve_source("user/repo", token=False)
 
     assert resolve_source("user/repo", token=TOKEN).weights.read_bytes() == b"a"

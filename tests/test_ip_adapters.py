@@ -165,7 +165,7 @@ def test_what_cannot_be_is_one_sentence(prepared, tmp_path):
         ),
         (mixer, {"ip_adapter_image": str(folder / "gone.png")}, "cannot be read"),
         (plain, {"mix": {}}, "name one with ip_adapter="),
-        (plain, {"mix": {}, "ip_adapter_image": None}, "ip_adapter_scale needs"),
+        (plain, {"mix": {}, "ip_adapter_image": None}, "ip_adapter_scale: needs"),
     ]
     for owner, fields, message in cases:
         with pytest.raises(PictureError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -345,6 +346,56 @@ def test_a_parametrisation_that_took_a_mixed_weight_apart_is_an_error_by_name(ca
     nn.utils.parametrize.remove_parametrizations(layer, "weight")
     mixer.restore_base()
     assert_same(values(pipe), base)
+
+
+def old_weight_norm(layer: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Doubled()),
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", amount=0.4),
+        lambda layer: nn.utils.prune.ln_structured(layer, "weight", amount=1, n=2, dim=0),
+        lambda layer: nn.utils.prune.identity(layer, "bias"),
+        old_weight_norm,
+    ],
+    ids=["norm", "orthogonal", "spectral", "doubled", "pruned", "rows", "bias", "old norm"],
+)
+def test_the_base_comes_back_under_what_took_a_mixed_weight_apart(apart: Any) -> None:
+    """It is as if the mix had never been there; what was pruned stays pruned."""
+    pipe = small_pipe()
+    base = values(pipe)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(written(pairs_for(pipe, 1)), "a")
+    layer: Any = pipe.components["unet"].linear
+    torch.manual_seed(0)
+    apart(layer)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+    kept = layer.weight_mask if hasattr(layer, "weight_mask") else torch.ones(5, 6)
+    clean = small_pipe().components["unet"].linear
+    torch.manual_seed(0)
+    if "weight_mask" not in dict(layer.named_buffers()):
+        apart(clean)
+    wanted = nn.functional.linear(x, clean.weight * kept, clean.bias)
+
+    mixer.restore_base()
+    for call in (lambda: None, mixer.unload_lora_weights):
+        call()
+        if (
+            apart is nn.utils.parametrizations.spectral_norm
+        ):  # the vectors that it goes by are of what it found
+            assert torch.equal(layer.parametrizations.weight.original, base["unet.linear.weight"])
+        else:
+            assert torch.allclose(layer(x), wanted, atol=1e-6)
+    others = {key: value for key, value in values(pipe).items() if not key.startswith("unet.linear.")}
+    assert_same(others, {key: value for key, value in base.items() if key in others})
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])

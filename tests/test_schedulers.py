@@ -355,6 +355,74 @@ class ThreeRowsCalledTimesteps(RowsCalledTimesteps):
     rows = 3
 
 
+class OfParts(OtherNames):
+    """A pipeline whose methods run parts of its run, some twice, as text-to-video zero's loops do."""
+
+    def loop(self, timesteps: Any) -> None:
+        for t in timesteps:
+            self.unet(torch.zeros(1, 4, 2, 2), t)
+
+    def __call__(self) -> None:
+        self.prior_scheduler.set_timesteps(LOOP)
+        timesteps = self.prior_scheduler.timesteps
+        for part in (timesteps[:3], timesteps[1:3], timesteps[3:]):
+            self.loop(timesteps=part)
+
+
+class Jumping(OtherNames):
+    """A pipeline whose run goes back to noise that it has had."""
+
+    order = (0, 1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6)
+
+    def __call__(self) -> None:
+        levels = torch.linspace(901, 1, LOOP)
+        self.prior_scheduler.timesteps = levels[list(self.order)]
+        for t in self.prior_scheduler.timesteps:
+            self.unet(torch.zeros(1, 4, 2, 2), t)
+
+
+class JumpingUpwards(Jumping):
+    """The same of an inversion, which goes from little noise to much."""
+
+    def __call__(self) -> None:
+        timesteps = torch.linspace(1, 901, LOOP)[list(self.order)]
+        for t in timesteps:
+            self.unet(torch.zeros(1, 4, 2, 2), t)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [
+        (OfParts, (0, 1, 2, 1, 2, 3, 4, 5, 6)),
+        (Jumping, Jumping.order),
+        (JumpingUpwards, Jumping.order),
+    ],
+)
+def test_runs_that_go_back_have_the_gain_of_the_noise_at_each_call(
+    unet: Denoiser, kind: Any, order: tuple[int, ...]
+) -> None:
+    for _ in range(2):  # the second run begins anew
+        wanted = [round(step / (LOOP - 1), 4) for step in order]
+        assert gains(unet, "linear(0, 1)", kind(unet, made("DDIMScheduler"))) == wanted
+        within = [float(2 <= step < 4) for step in order]
+        assert gains(unet, "window(2s, 4s)", kind(unet, made("DDIMScheduler"))) == within
+
+
+def test_repaint_has_the_gain_of_the_noise_at_each_call(unet: Denoiser) -> None:
+    scheduler = diffusers.RePaintScheduler(num_train_timesteps=1000)
+
+    def loop() -> None:
+        scheduler.set_timesteps(4, jump_length=2, jump_n_sample=2)
+        for t in scheduler.timesteps:
+            unet(torch.zeros(1, 4, 2, 2), t)
+
+    found = gains(unet, "linear(0, 1)", loop)
+    steps = [(750 - float(t)) / 750 for t in scheduler.timesteps]
+    assert found == [round(step, 4) for step in steps]
+    assert found[-1] == 1.0
+    assert found != sorted(found)
+
+
 SHARED = diffusers.UniPCMultistepScheduler(**BETAS)
 
 

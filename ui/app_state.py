@@ -329,10 +329,12 @@ class AppState:
     def _usable(self, name: str) -> Entry:
         entry = self.entry_named(name)
         if entry is None:
-            raise AdapterNameError(f"the library has no adapter {name!r}; add its file, or take it out")
+            raise AdapterNameError(
+                f"the library has no adapter {name!r}; add its file, or take it out", adapter=name
+            )
         reason = self.refusal(entry)
         if reason:
-            raise AdapterNameError(f"{name}: {reason}")
+            raise AdapterNameError(f"{name}: {reason}", adapter=name)
         return entry
 
     def _exchange(self, fresh: dict[str, Entry], spare: list[str]) -> None:

@@ -73,7 +73,7 @@ def path_of(app: AppState, value: Any) -> Path:
     name = checks.opaque(value, "picture")
     path = app.pictures / f"{name}.png"
     if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
-        raise PictureError(f"There is no picture {name} any more.")
+        raise PictureError("there is no such picture any more", file=name)
     return path
 
 

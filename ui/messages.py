@@ -11,6 +11,8 @@ from lora_mixer.problem import Surface
 
 LONGEST = 2000
 """Characters of a message that is shown."""
+PROBLEMS_SHOWN = 20
+"""Problems of an error that the page is told."""
 _numbers = itertools.count(1)
 _PATH = re.compile(r"(?<![\w:/.\\])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"<>|:*?]+[\\/])+([^\\/\s'\"<>|:*?]*)")
 
@@ -75,10 +77,29 @@ def unexpected(error: Exception) -> str:
     return f"This should not have happened ({type(error).__name__}); the server's log has more."
 
 
+def about(error: LoraMixerError) -> dict[str, Any]:
+    """
+    Return what an error is about as values, for the page's own code: without paths, and with an end.
+
+    Example:
+        >>> about(LoraMixerError("is odd", file="/srv/loras/ink.safetensors", key="unet.conv"))["file"]
+        'ink.safetensors'
+    """
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shown(each) for name, each in value.items()}
+        return without_paths(value)[:LONGEST] if isinstance(value, str) else value
+
+    facts = error.facts()
+    return {**shown(facts), "problems": [shown(each) for each in facts["problems"][:PROBLEMS_SHOWN]]}
+
+
 def told(error: LoraMixerError) -> dict[str, Any]:
     """Return an error as the page shows it: its words, its field, and a number, so that the same twice is seen twice."""
     return {
         "message": words_of(error),
+        "about": about(error),
         "field": getattr(error, "field", ""),
         "problem_number": next(_numbers),
     }

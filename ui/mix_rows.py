@@ -179,14 +179,15 @@ def _blocks(value: Any, name: str) -> Any:
     if isinstance(value, dict) and len(str(value)) <= 4000:
         _tame(value, name)
         return value
-    raise PictureError(f"{name}: blocks: expected a preset, a list of numbers or an object")
+    raise PictureError(f"{name}: blocks: expected a preset, a list of numbers or an object", adapter=name)
 
 
 def _tame(blocks: dict[str, Any], name: str) -> None:
     for key in (*blocks, *(blocks["patterns"] if isinstance(blocks.get("patterns"), dict) else ())):
         if str(key).startswith("re:") or str(key).count("*") > MAX_STARS:
             raise PictureError(
-                f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions"
+                f"{name}: blocks: the page takes patterns with at most {MAX_STARS} stars and no regular expressions",
+                adapter=name,
             )
 
 
@@ -237,7 +238,7 @@ def read_mix(text: Any, app: AppState) -> Mix:
 def _more(value: Any, name: str) -> Any:
     if value is None or (isinstance(value, dict) and len(str(value)) <= 1000):
         return value
-    raise PictureError(f"{name}: expected weights by component")
+    raise PictureError(f"{name}: expected weights by component", adapter=name)
 
 
 def row_of(name: str, spec: AdapterMix) -> Row:

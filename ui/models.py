@@ -136,7 +136,8 @@ class Models:
             _log.error("%s could not be loaded: %s", self._start.title, error)
         except Exception as error:  # noqa: BLE001 -- told to whoever wants a picture, and in the log
             self._problem = SourceNotFoundError(
-                f"{self._start.title} could not be loaded ({type(error).__name__}); the server's log has more"
+                f"could not be loaded ({type(error).__name__}); the server's log has more",
+                file=self._start.title,
             )
             _log.exception("the model could not be loaded")
         finally:

@@ -44,5 +44,6 @@ def check_port(host: str, port: int | None) -> None:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
             raise LoraMixerError(
-                f"port {port} of {host} cannot be had ({error.strerror}): end what uses it, or give another --port"
+                f"port {port} of {host} cannot be had ({error.strerror}): end what uses it, or give another --port",
+                argument="port",
             ) from error

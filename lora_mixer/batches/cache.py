@@ -171,5 +171,5 @@ class AdapterCache:
         except Exception as error:  # each kind of file system raises what it likes
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
-            raise SourceNotFoundError(f"{url} cannot be read: {error}") from error
+            raise SourceNotFoundError(f"cannot be read: {error}", file=url) from error
         return str(place)

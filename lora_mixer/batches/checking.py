@@ -17,6 +17,7 @@ from lora_mixer.inspection import match_adapter, read_adapter
 from lora_mixer.mixes import TEXT_ENCODERS, BlockLayout, block_layouts
 from lora_mixer.pictures import PICTURE_FIELDS, PictureRequest, load_outline
 from lora_mixer.pictures.from_images import read_image
+from lora_mixer.problem import Problem
 from lora_mixer.sources import adapter_files
 
 if TYPE_CHECKING:
@@ -234,6 +235,14 @@ def _readable(source: str) -> Any:
         raise OSError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def _no_component(names: list[str]) -> MixError:
+    return MixError(
+        f"the model has no component {', '.join(names)}",
+        component=names[0],
+        problems=tuple(Problem("", f"the model has no component {name}") for name in names),
+    )
+
+
 def _check_mixes(components: Mapping[str, Any], pictures: list[PlannedPicture], problems: Problems) -> None:
     layouts: dict[str, BlockLayout] = {}
     seen: dict[tuple[str, frozenset[str]], MixError | None] = {}
@@ -249,7 +258,7 @@ def _check_mixes(components: Mapping[str, Any], pictures: list[PlannedPicture], 
         kind = (mix.fingerprint, named)  # equal mixes may say it with other components
         if kind not in seen:
             odd = sorted(named - known)
-            seen[kind] = MixError(f"the model has no component {', '.join(odd)}") if odd else None
+            seen[kind] = _no_component(odd) if odd else None
             if not odd and any(mix[name].blocks is not None for name in mix.names):
                 layouts = layouts or block_layouts(components)
                 try:

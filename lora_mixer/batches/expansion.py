@@ -16,6 +16,7 @@ from lora_mixer.batches.wildcards import fill, read_wildcards
 from lora_mixer.errors import LoraMixerError, MixError, PictureError, PlanError
 from lora_mixer.mixes import Mix
 from lora_mixer.pictures import MAX_SEED, PICTURE_FIELDS, PictureRequest, own_defaults
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -239,9 +240,11 @@ class _Builder:
             unknown = [] if mix is None else [name for name in mix.names if name not in self.adapters]
             if unknown:
                 with _about(field):
+                    has = f"which the plan does not have; it has: {', '.join(self.adapters) or 'none'}"
                     raise MixError(
-                        f"names the adapter {', '.join(map(repr, unknown))}, which the plan does not have; it has: "
-                        f"{', '.join(self.adapters) or 'none'}"
+                        f"names the adapter {', '.join(map(repr, unknown))}, {has}",
+                        adapter=unknown[0],
+                        problems=tuple(Problem("", f"names the adapter {name!r}, {has}") for name in unknown),
                     )
         return request
 

@@ -39,15 +39,15 @@ class NameTemplate:
         """Check the template."""
         self._text, self._suffix = text, suffix
         try:
-            for _, name, form, conversion in Formatter().parse(text):
-                if name is None:
+            for _, word, form, conversion in Formatter().parse(text):
+                if word is None:
                     continue
-                if name not in FIELDS:
+                if word not in FIELDS:
                     raise PlanError(
-                        f"knows the fields {', '.join(FIELDS)}, got {{{name}}}; braces are written twice"
+                        f"knows the fields {', '.join(FIELDS)}, got {{{word}}}; braces are written twice"
                     )
                 if conversion or not _FORMAT.fullmatch(form or ""):
-                    raise PlanError(f"a field may have a width, as {{index:05}}, got {form!r} for {{{name}}}")
+                    raise PlanError(f"a field may have a width, as {{index:05}}, got {form!r} for {{{word}}}")
             self.name(dict.fromkeys(FIELDS, 1))
         except (ValueError, IndexError, KeyError) as error:
             if isinstance(error, PlanError):
@@ -71,9 +71,9 @@ class NameTemplate:
             or not name.isprintable()
             or any(mark in name for mark in '\\:*?"<>|')
         ):
-            raise PlanError(f"{name!r} is not a name for a file inside of the folder")
+            raise PlanError("is not a name for a file inside of the folder", file=name)
         if any(len(part.encode()) > _PART_BYTES_AT_MOST for part in path.parts):
-            raise PlanError(f"{name[:60]!r}... is longer than {_PART_BYTES_AT_MOST} bytes")
+            raise PlanError(f"is longer than {_PART_BYTES_AT_MOST} bytes", file=name[:60] + "...")
         return name
 
 

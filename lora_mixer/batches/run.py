@@ -20,7 +20,7 @@ from lora_mixer.batches.storage import Storage
 from lora_mixer.batches.worker import Outcome, Reply, WorkSpec
 from lora_mixer.batches.worker_pool import Event, Ready, WorkerGoneError, WorkerPool
 from lora_mixer.errors import PlanError, SaveError
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Problem, Remedy
 from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 LOSSES_AT_MOST = 5
 """How many workers a picture may cost before it counts as one that cannot be made."""
 _LOOK_SECONDS = 0.5  # how often a run that waits looks whether it shall stop
+
+
+_WAYS_OUT = (
+    "Choose another folder (output.folder), move them away, or say that they may go (output.replace: true)"
+)
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,11 @@ def run_plan(
         ...     print(result.file, result.status)
     """
     if engine not in WORKER_ENGINES:
-        raise PlanError(f"engine must be one of {', '.join(WORKER_ENGINES)}, got {engine!r}")
+        raise PlanError(
+            f"engine must be one of {', '.join(WORKER_ENGINES)}, got {engine!r}", argument="engine"
+        )
     if workers is not None and workers < 1:
-        raise PlanError(f"workers must be 1 or more, got {shown(workers)}")
+        raise PlanError(f"workers must be 1 or more, got {shown(workers)}", argument="workers")
     checked = plan if isinstance(plan, CheckedPlan) else check_plan(plan)
     run = _BatchRun(checked, on_image or _nothing, on_event or _nothing, stop or (lambda: False))
     return run.results(engine, workers, address)
@@ -212,10 +219,13 @@ class _BatchRun:
                 lost.append(file)
         if lost:
             raise SaveError(
-                f"{len(lost)} files in {self.checked.folder} are of another plan or of an earlier form of this one, and would be "
-                f"lost: {first_of(lost, 3)}. Choose another folder (output.folder), move them away, or say that they may go "
-                "(output.replace: true)",
-                remedy=Remedy("", "the options are --out and --replace"),
+                f"{len(lost)} files in it are of another plan or of an earlier form of this one, and would be lost: "
+                f"{first_of(lost, 3)}.",
+                file=str(self.checked.folder),
+                problems=[
+                    Problem(name, "is of another plan or of an earlier form of this one") for name in lost
+                ],
+                remedy=Remedy(_WAYS_OUT, f"{_WAYS_OUT}; the options are --out and --replace"),
             )
 
     def _begin(self, task: Task, manifest: Manifest) -> None:
@@ -341,7 +351,8 @@ class _BatchRun:
     ) -> Iterator[BatchResult]:
         if outcome.fatal:
             raise SaveError(
-                f"{outcome.error}; {self.counts['done']} pictures were made, and the same command goes on from here"
+                f"{outcome.error}; {self.counts['done']} pictures were made, and the same command goes on from here",
+                file=outcome.file,
             )
         if not outcome.error:
             yield self._record(outcome, task, manifest, extra)

@@ -52,7 +52,9 @@ class Storage:
             try:
                 self._remote, self._root = fsspec.core.url_to_fs(folder)
             except Exception as error:  # each kind of file system raises what it likes at what it lacks
-                raise SaveError(f"cannot write to {folder}: {type(error).__name__}: {error}") from error
+                raise SaveError(
+                    f"cannot write to it: {type(error).__name__}: {error}", file=folder
+                ) from error
         else:
             self._path = Path(folder.removeprefix("file://"))
 
@@ -176,9 +178,12 @@ class Storage:
                 self._remote.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, NotImplementedError) as error:  # ValueError: a zero byte in the name
             raise SaveError(
-                f"cannot write to {self.folder!r}: {getattr(error, 'strerror', None) or error}; choose another place "
-                "with the plan's output.folder",
-                remedy=Remedy("", "or with --out"),
+                f"cannot write to it: {getattr(error, 'strerror', None) or error}",
+                file=self.folder,
+                remedy=Remedy(
+                    "choose another place with the plan's output.folder",
+                    "choose another place with the plan's output.folder, or with --out",
+                ),
             ) from error
 
     def _upload(self, name: str, raw: bytes) -> None:

@@ -64,6 +64,7 @@ class Outcome:
         seconds: Its share of the pipeline call.
         error: Why it could not be made, in a sentence.
         fatal: Whether nothing else can be made either: the disk is full, say.
+        file: What could not be written, where it is fatal; the sentence is without it.
     """
 
     picture: PlannedPicture
@@ -73,6 +74,7 @@ class Outcome:
     seconds: float = 0.0
     error: str = ""
     fatal: bool = False
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,13 +247,14 @@ class Worker:
 
 
 def _failed(picture: PlannedPicture, error: BaseException, *, fatal: bool = False) -> Outcome:
+    file = error.file if fatal and isinstance(error, LoraMixerError) else None
     if isinstance(error, LoraMixerError):
-        reason = error.text_on(Surface.PLAN)
+        reason = error.reason_on(Surface.PLAN) if file else error.text_on(Surface.PLAN)
     else:
         last = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""  # noqa: PTH119
         reason = f"{type(error).__name__}: {error}{place}"
-    return Outcome(picture, error=" ".join(reason.split())[:2000], fatal=fatal)
+    return Outcome(picture, error=" ".join(reason.split())[:2000], fatal=fatal, file=file)
 
 
 def memory_in_use() -> int:

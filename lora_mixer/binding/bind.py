@@ -150,7 +150,10 @@ def bind(
             nothing has been changed.
     """
     if component is not None and component not in components:
-        raise MatchError(f"component {component!r} is not in this pipeline; it has {', '.join(components)}")
+        raise MatchError(
+            f"component {component!r} is not in this pipeline; it has {', '.join(components)}",
+            component=component,
+        )
     known = None if memory is None else memory.find(adapter, components, component)
     if known is not None:
         layers, told = poured(*known)
@@ -312,9 +315,10 @@ def refuse_unusable(binding: Binding, pipe: object) -> None:
         other = "" if family is None else family.controlled
         way = f"; make a {other} of the same parts ({other}.from_pipe)" if other else ""
         raise MatchError(
-            f"a control adapter: {live.component}.{live.path} has {columns} inputs in it and "
-            f"{live.shape[1]} here, and {kind} gives the model no picture to be controlled by{way}",
+            f"the layer of a control adapter, with {columns} inputs in it and {live.shape[1]} here, and {kind} gives the "
+            f"model no picture to be controlled by{way}",
             file=binding.report.source,
+            key=f"{live.component}.{live.path}",
         )
 
 
@@ -618,7 +622,7 @@ def _refuse_partial(
             f"are, and none called {', '.join(foreign[:3])}; nothing was changed"
         )
         if foreign and other:
-            raise MatchError(strange, file=info.source)
+            raise MatchError(strange, file=info.source, problems=_absent(foreign))
         alien = [
             spelling
             for spelling in foreign
@@ -630,6 +634,7 @@ def _refuse_partial(
                 f"{total} modules are of kinds that none of its blocks has, such as {alien[0]}; "
                 "nothing was changed",
                 file=info.source,
+                problems=_absent(alien),
             )
         deeper = [spelling for spelling in foreign if fits and _is_deeper(spelling, index, tally.named)]
         if deeper:
@@ -637,9 +642,17 @@ def _refuse_partial(
                 f"{len(deeper)} of its {len(adapter.layers)} modules are of blocks that this {here} does not "
                 f"have, such as {deeper[0]}: the adapter ({info.base}) was made for a deeper model; nothing was changed",
                 file=info.source,
+                problems=_absent(deeper),
             )
         if len(foreign) >= len(tally.named):
-            raise MatchError(strange, file=info.source)
+            raise MatchError(strange, file=info.source, problems=_absent(foreign))
+
+
+def _absent(spellings: Sequence[str]) -> list[Problem]:
+    return [
+        Problem(spelling, "this pipeline has no such module", reason=AbsenceReason.NO_MODULE)
+        for spelling in spellings
+    ]
 
 
 def _refuse_several(adapter: Adapter, component: str) -> None:
@@ -655,6 +668,7 @@ def _refuse_several(adapter: Adapter, component: str) -> None:
             f"{component!r}; nothing was changed",
             file=adapter.info.source,
             remedy=Remedy("leave component= out, or load a file for each"),
+            component=component,
         )
 
 
@@ -693,7 +707,7 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
     if info.base not in TRANSFORMERS or matched or not denoising:
         return
     message = (
-        f"{info.source}: an adapter for {info.base} in {info.format} names, and this pipeline is "
+        f"an adapter for {info.base} in {info.format} names, and this pipeline is "
         f"{describe_base(components)}: none of its {denoising} denoiser modules is here"
     )
     lacking = [
@@ -710,7 +724,13 @@ def _refuse_foreign(adapter: Adapter, components: Mapping[str, nn.Module], repor
             "; other names than its own are not known of this class, so that adapters for it load when their keys are the "
             "module paths of the diffusers model (as diffusers and PEFT save them): convert this one to those names first"
         )
-    raise MatchError(message, remedy=Remedy("component= says what else they are for") if lacking else None)
+    raise MatchError(
+        message,
+        file=info.source,
+        component=lacking[0] if lacking else None,
+        problems=report.problems,
+        remedy=Remedy("component= says what else they are for") if lacking else None,
+    )
 
 
 def _judge(
@@ -739,6 +759,7 @@ def _judge(
             f"none of its {len(adapter.layers)} modules is in this pipeline: {made_for}. "
             f"Components: {', '.join(components)}; {'; '.join(reasons)}, such as {', '.join(first)}",
             file=info.source,
+            problems=report.problems,
         )
     if twice:
         how = (
@@ -749,6 +770,7 @@ def _judge(
         raise MatchError(
             f"{len(twice)} modules are given twice {how}: {', '.join(twice[:5])}",
             file=info.source,
+            problems=[Problem(module, f"is given twice {how}") for module in twice],
             remedy=Remedy(
                 "name the one that is meant by subfolder= or component=, and load the other under a name of its own",
                 "name the one that is meant, and the other as an adapter of its own",
@@ -833,6 +855,10 @@ def _in_own_component(layer: AdapterLayer, fronts: Mapping[str, ModuleIndex]) ->
     """Hear a key whose front is the name of a component that this pipeline has, whatever files usually mean by it."""
     target = layer.target
     written, module = target.written, target.module  # the latter without words of diffusers' old processors
+    if target.hint is not None and target.hint not in COMPONENTS_OF_HINT:
+        module = (
+            written  # what stands behind the name of one component (transformer_2.transformer.) is no other's
+        )
     for front, index in fronts.items():
         if not (written.startswith(front) or module.startswith(front)):
             continue
@@ -902,7 +928,10 @@ def _home(layers: Sequence[AdapterLayer], indexes: Mapping[str, ModuleIndex], la
     if len(winners) > 1:
         raise MatchError(
             f"its keys do not name a component, and {' and '.join(winners)} match alike ({best} of {len(layers)} "
-            f"modules each); say which with component={winners[0]!r} or component={winners[1]!r}",
+            "modules each)",
             file=label,
+            argument="component",
+            problems=[Problem(part, f"matches {best} of {len(layers)} modules") for part in winners],
+            remedy=Remedy(f"say which with component={winners[0]!r} or component={winners[1]!r}"),
         )
     return winners[0]

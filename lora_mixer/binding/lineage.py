@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.binding.index import plain_paths
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -85,7 +86,8 @@ class Lineage:
             raise PipelineStateError(
                 f"{len(emptied)} modules ({', '.join(emptied[:3])}) cannot be put back, as what replaced them took their weights "
                 "away: call rebase() to take what is there now as the base (it was made from the mix), or load the model anew; "
-                "replace modules under disable_lora()"
+                "replace modules under disable_lora()",
+                problems=[Problem(name, "what replaced it took its weights away") for name in emptied],
             )
         for children, name, child in self._edges:
             if children.get(name) is not child and any(id(module) in modules for module in child.modules()):
@@ -120,7 +122,7 @@ class Rebinder:
         self._paths: dict[str, dict[str, nn.Module]] = {}
         self._there: dict[str, set[int]] = {}
         self.replaced: dict[int, Replaced] = {}
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
 
     def layers(self, bound: Sequence[BoundLayer]) -> tuple[BoundLayer, ...]:
         """Bind the layers of an adapter again; those that are where they were stay as they are."""
@@ -140,7 +142,7 @@ class Rebinder:
         if live.module is not layer.live.module:
             misfit = None if live.is_bare else layer.weights.misfit(live.shape)
             if misfit:
-                self.problems.append(f"{live.component}.{live.path}: {misfit}")
+                self.problems.append(Problem(f"{live.component}.{live.path}", misfit))
         siblings, widening = layer.siblings, layer.widening
         if siblings is not None:
             parts = tuple(replace(part, live=self._live(part.live)) for part in siblings.parts)
@@ -161,7 +163,7 @@ class Rebinder:
         path = live.path.removesuffix(f".{live.attribute}") if live.is_bare else live.path
         module = self._paths[part].get(path)
         if module is None or getattr(module, live.attribute, None) is None:
-            self.problems.append(f"{part}.{live.path}: there is no such module any more")
+            self.problems.append(Problem(f"{part}.{live.path}", "there is no such module any more"))
             return live
         new = replace(live, component=part, module=module)
         self.replaced[id(live.module)] = Replaced(live, new)

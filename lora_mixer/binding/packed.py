@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MatchError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,4 +46,6 @@ def refuse_packed(
                 f"{len(names)} of its {total} modules, such as {names[0]}, are none that can be changed in {part}, a {kind} "
                 f"with packed layers ({held}): {_NUNCHAKU if is_nunchaku else _OTHERS}; nothing was changed",
                 file=source,
+                component=part,
+                problems=[Problem(name, f"is none that can be changed in {part}") for name in names],
             )

@@ -31,12 +31,16 @@ def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
     has_text = any(part in known for part in TEXT_ENCODERS)
     te = f", {TE}" if has_text else ""
     for name in mix.names:
-        odd = [part for part in mix[name].named_components if part not in known]
+        odd = {part: part for part in mix[name].named_components if part not in known}
         if not has_text and mix[name].components.get(TE):
-            odd.append(f"{TE} (a text encoder)")
+            odd[TE] = f"{TE} (a text encoder)"
         if odd:
+            there = f"in this pipeline; it has {', '.join(sorted(known))}{te}"
             raise MixError(
-                f"{name}: no component {', '.join(odd)} in this pipeline; it has {', '.join(sorted(known))}{te}"
+                f"{name}: no component {', '.join(odd.values())} {there}",
+                adapter=name,
+                component=next(iter(odd)),
+                problems=tuple(Problem(name, f"no component {part} {there}") for part in odd.values()),
             )
 
 

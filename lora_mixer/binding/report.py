@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_mixer.problem import Surface
+from lora_mixer.problem import Problem, Surface
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -82,6 +82,26 @@ class MatchReport:
         """Whether every module and every key of the file is used."""
         return self.unmatched == 0 and not self.unused_keys
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """
+        What of the file is not used, as errors carry it: each module and key as the file spells it, with the reason.
+
+        Example:
+            >>> from lora_mixer.problem import AbsenceReason, Remark
+            >>> why = Remark("has no such module", AbsenceReason.NO_MODULE)
+            >>> part = ComponentMatch("unet", (), {"unet.conv": why}, 0)
+            >>> [each.place for each in MatchReport("ink", "ink.safetensors", "kohya", (part,)).problems]
+            ['unet.conv']
+        """
+        absent = [
+            Problem(place, str(why), reason=why.kind)
+            for part in self.components
+            for place, why in part.unmatched.items()
+        ]
+        unused = [Problem(key, str(why), reason=why.kind) for key, why in self.unused_keys.items()]
+        return (*absent, *unused)
+
     def __str__(self) -> str:
         """Return the table for programs."""
         return self.text_on(Surface.PYTHON)
@@ -100,7 +120,24 @@ class MatchReport:
             >>> MatchReport("ink", "ink.safetensors", "kohya", ()).text_on(Surface.PAGE)
             'ink: ink.safetensors (kohya)'
         """
-        lines = [f"{self.adapter_name}: {self.source} ({self.format})"]
+        return "\n".join((f"{self.adapter_name}: {self.source} ({self.format})", *self._rows_on(surface)))
+
+    def table_on(self, surface: Surface) -> str:
+        """
+        Return the table without its first line, for whoever names the file.
+
+        Args:
+            surface: Where it is read.
+
+        Example:
+            >>> part = ComponentMatch("unet", ("conv_in",), {}, 2)
+            >>> MatchReport("ink", "ink.safetensors", "kohya", (part,)).table_on(Surface.PAGE)
+            '  unet     1 of    1 modules,    2 of    2 keys'
+        """
+        return "\n".join(self._rows_on(surface))
+
+    def _rows_on(self, surface: Surface) -> list[str]:
+        lines: list[str] = []
         width = max((len(part.component) for part in self.components), default=0)
         for part in self.components:
             keys = part.keys_used + len(part.keys_unused)
@@ -117,5 +154,4 @@ class MatchReport:
         if self.unused_keys:
             keys_left = list(self.unused_keys)
             lines.append(f"  {len(keys_left)} keys not used: {first_of(keys_left, _SHOWN)}")
-        lines += [f"  note: {note.text_on(surface)}" for note in self.notes]
-        return "\n".join(lines)
+        return [*lines, *(f"  note: {note.text_on(surface)}" for note in self.notes)]

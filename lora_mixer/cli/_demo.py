@@ -60,7 +60,9 @@ def demo(
     start = time.perf_counter()
     names = [name.strip() for name in subjects.split(",") if name.strip()]
     if not names:
-        raise LoraMixerError("--subjects names none; example: --subjects 'castle, red apple'")
+        raise LoraMixerError(
+            "--subjects names none; example: --subjects 'castle, red apple'", argument="subjects"
+        )
     path = _writable(out)
     terminal = console(stderr=as_json)
     terminal.print("Loading the demo's pipeline and adapters ...")
@@ -117,11 +119,13 @@ def _writable(out: str) -> Path:
     """Fail before the work and not after it."""
     path = Path(out)
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise OutputError(f"--out must be a .png path (got {out!r}).")
+        raise OutputError(f"--out must be a .png path (got {out!r}).", argument="out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}. Choose another place with --out.") from error
+        raise OutputError(
+            f"cannot be written: {error}. Choose another place with --out.", file=str(path), argument="out"
+        ) from error
     return path
 
 

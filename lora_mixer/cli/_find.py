@@ -9,7 +9,7 @@ import typer
 
 from lora_mixer import picture_metadata
 from lora_mixer.cli._completing import adapters
-from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
+from lora_mixer.cli._options import AsJson, refuse_missing
 from lora_mixer.cli._saying import say
 from lora_mixer.errors import LoraMixerError
 
@@ -55,7 +55,7 @@ def find(
 ) -> None:
     """Look for adapters by hash: in folders, and with --ask on a model site, with their newest version."""
     if get is not None and not ask:
-        raise LoraMixerError("--get fetches from a site: give --ask as well")
+        raise LoraMixerError("--get fetches from a site: give --ask as well", argument="get")
     known = _known(loras or ())
     from lora_mixer.sites import ModelSite
 
@@ -76,9 +76,8 @@ def _known(folders: Any) -> Mapping[str, Any]:
     from lora_mixer.sources import adapter_files
 
     adapters: dict[str, Any] = {}
+    refuse_missing("--loras", folders)
     for folder in folders:
-        if not folder.expanduser().is_dir():
-            raise LoraMixerError(f"--loras: there is no folder {folder}")
         for file in adapter_files(folder.expanduser()):
             try:
                 adapters[str(file)] = read_adapter(file)

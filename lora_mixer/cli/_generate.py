@@ -13,11 +13,10 @@ import typer
 from lora_mixer import picture_metadata
 from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._lora_option import LoraOption, read_options
-from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict
+from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict, refuse_missing
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
-from lora_mixer.errors import LoraMixerError
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.problem import Surface
 
@@ -134,9 +133,7 @@ def _named_in(
     from lora_mixer.mixes import AdapterMix, Mix, names_in_prompt
     from lora_mixer.sources import adapter_files
 
-    missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
-    if missing:
-        raise LoraMixerError(f"--loras: there is no folder {', '.join(missing)}")
+    refuse_missing("--loras", folders)
     wanted = [*Mix.of(mix).names] if mix is not None else []
     for text in (said.get("prompt", ""), said.get("negative_prompt", "")):
         wanted += names_in_prompt(text)

@@ -10,6 +10,7 @@ import typer
 
 from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._progress import bar
+from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
 from lora_mixer.problem import Surface
@@ -93,12 +94,16 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
 
 def _as_object(name: str, result: AdapterInfo | Exception) -> dict[str, Any]:
     if isinstance(result, Exception):
-        return {"source": name, "error": {"type": type(result).__name__, "message": _told(result)}}
+        return {"source": name, **facts_of_error(result)}
     return result.to_dict()
 
 
-def _told(error: Exception) -> str:
-    return error.text_on(Surface.COMMAND) if isinstance(error, LoraMixerError) else str(error)
+def _reason(name: str, error: Exception) -> str:
+    """Return what is wrong with a row's file, and with which other file where it is one beside it."""
+    if not isinstance(error, LoraMixerError):
+        return str(error)
+    is_its_own = error.file is None or error.file == name or error.file.startswith(f"{name}: ")
+    return error.reason_on(Surface.COMMAND) if is_its_own else error.text_on(Surface.COMMAND)
 
 
 def _table(rows: Iterable[Row]) -> Table:
@@ -113,8 +118,7 @@ def _table(rows: Iterable[Row]) -> Table:
     for name, result in rows:
         if isinstance(result, Exception):
             # One cell for the file and the reason: in a column of its own it would squeeze all others.
-            reason = result.reason_on(Surface.COMMAND) if isinstance(result, LoraMixerError) else str(result)
-            table.add_row(Text(f"{plain(name)}\n  error: {plain(reason)}", style="red"))
+            table.add_row(Text(f"{plain(name)}\n  error: {plain(_reason(name, result))}", style="red"))
             continue
         table.add_row(*(Text(plain(cell)) for cell in (name, *_cells(result))))
     return table

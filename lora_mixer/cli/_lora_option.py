@@ -91,12 +91,14 @@ def split_weights(text: str) -> tuple[str, AdapterMix]:
         if "=" in tail or _is_number(tail) or _exists(source):
             raise MixError(
                 f"--lora {text!r}: expected FILE, FILE:0.7 or FILE:te=0.2,unet=0.9 "
-                f"(got {tail!r} for the weights: {error})"
+                f"(got {tail!r} for the weights: {error})",
+                argument="lora",
             ) from error
         return text, AdapterMix()
     if mix.names != ("x",):
         raise MixError(
-            f"--lora {text!r}: expected one adapter's weights after the colon; give each its own --lora."
+            f"--lora {text!r}: expected one adapter's weights after the colon; give each its own --lora.",
+            argument="lora",
         )
     return source, mix["x"]
 

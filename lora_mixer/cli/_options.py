@@ -12,9 +12,12 @@ import typer
 from typer.core import TyperCommand
 
 from lora_mixer.cli._completing import formats
+from lora_mixer.errors import LoraMixerError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     Command = Callable[..., None]
 
@@ -29,6 +32,22 @@ AllowPickle = Annotated[
 LoadEmbeddings = Annotated[
     bool, typer.Option("--load-embeddings", help="Load the textual inversions in the files, too.")
 ]
+
+
+def refuse_missing(option: str, folders: Iterable[Path]) -> None:
+    """
+    Refuse folders that are not there; all of them are named.
+
+    Raises:
+        LoraMixerError: When there is any.
+    """
+    missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
+    if missing:
+        raise LoraMixerError(
+            f"{option}: there is no folder {', '.join(missing)}",
+            argument=option.lstrip("-"),
+            problems=[Problem(folder, "there is no such folder") for folder in missing],
+        )
 
 
 class KeepBase(str, Enum):

@@ -35,7 +35,8 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
     ending = Path(template).suffix
     if ending.lower() not in picture_metadata.FORMATS:
         raise OutputError(
-            f"--out must be a folder or a path that ends with {', '.join(picture_metadata.FORMATS)} (got {template!r})."
+            f"--out must be a folder or a path that ends with {', '.join(picture_metadata.FORMATS)} (got {template!r}).",
+            argument="out",
         )
     try:
         used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
@@ -43,12 +44,14 @@ def picture_paths(template: str, seeds: list[int]) -> list[Path]:
         if unknown:
             raise OutputError(
                 f"--out knows the fields {{seed}} and {{index}} (got {{{min(unknown)}}} in {template!r}); "
-                f"braces that are meant as such are written twice."
+                f"braces that are meant as such are written twice.",
+                argument="out",
             )
         if not used and len(seeds) > 1:
             template = f"{template.removesuffix(ending)}-{{index}}{ending}"
         return [Path(template.format(seed=seed, index=index)) for index, seed in enumerate(seeds)]
     except ValueError as error:
         raise OutputError(
-            f"--out {template!r} is not a path or template: {error}. Example: out/{{seed}}.png"
+            f"--out {template!r} is not a path or template: {error}. Example: out/{{seed}}.png",
+            argument="out",
         ) from error

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lora_mixer.cli._options import AsJson  # noqa: TC001 -- typer reads it at runtime
+from lora_mixer.cli._options import AsJson, refuse_missing
 from lora_mixer.cli._picture_options import model_options
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.extras import explained
@@ -52,16 +52,14 @@ def ui(
     """Open the web page: library, mixing, pictures, comparisons, gallery, export."""
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
-        raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty")
+        raise LoraMixerError("--auth is written USER:PASSWORD, and neither may be empty", argument="auth")
     from lora_mixer.ui.reach import check_port, check_reach
 
     pair = (user, password) if auth is not None else None
     check_reach(host, share=share, auth=pair)
     check_port(host, port)
     for option, folders in (("--loras", loras), ("--models", models)):
-        missing = [str(folder) for folder in folders or () if not folder.expanduser().is_dir()]
-        if missing:
-            raise LoraMixerError(f"{option}: there is no folder {', '.join(missing)}")
+        refuse_missing(option, folders or ())
     _tell("getting ready; what the page is made of takes some seconds to load", aside=as_json)
     try:
         from lora_mixer.ui.app import launch

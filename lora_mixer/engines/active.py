@@ -53,7 +53,8 @@ class ActiveMixes:
         negatives = mixes if negative is None else _read(negative)
         if len(negatives) != len(mixes):
             raise MixError(
-                f"expected one negative mix for each of the {len(mixes)} mixes, got {len(negatives)}"
+                f"expected one negative mix for each of the {len(mixes)} mixes, got {len(negatives)}",
+                argument="negative",
             )
         return cls(mixes, engine, copies, negatives if negatives != mixes else ())
 

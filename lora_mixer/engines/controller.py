@@ -31,6 +31,7 @@ from lora_mixer.engines.engine import Effect, Wish
 from lora_mixer.engines.fused import FusedProjections
 from lora_mixer.engines.gains import Comparisons, gains_of
 from lora_mixer.engines.hooks import sweep
+from lora_mixer.engines.in_effect import InEffect
 from lora_mixer.engines.merged.engine import MergedEngine
 from lora_mixer.engines.merged.kept_weight import unsupported
 from lora_mixer.engines.pipeline_ref import PipelineRef, callers
@@ -42,6 +43,7 @@ from lora_mixer.engines.table import ENGINES, House
 from lora_mixer.errors import MixError, PipelineStateError
 from lora_mixer.interrupts import uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 from lora_mixer.wording import list_of
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class EngineController:
         self._turns = Turns()
         self._watcher = CallWatcher(self._turns)
         self._scaled, self._scales = StandIns(), Scales()
+        self._in_effect = InEffect(self._engines, self._scales)
         self._layers: dict[str, BoundLayers] = {}
         self._now = BASE
         self._comparisons = Comparisons()
@@ -211,7 +214,7 @@ class EngineController:
         ):
             return weight_of(live.module, live.shape)
         if reason:
-            raise PipelineStateError(f"{live.component}.{live.path}: {reason}")
+            raise PipelineStateError(reason, key=f"{live.component}.{live.path}")
         return self._bases.clean_of(live)
 
     def blended(self, modules: Collection[int]) -> list[str]:
@@ -272,7 +275,10 @@ class EngineController:
         if bake and self._now != BASE and not self.is_in_parameters:
             raise PipelineStateError(
                 f"the mix of {', '.join(self._now.names)} is in no parameter, or only half of it, so that it cannot become a "
-                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())"
+                "part of the base: set a constant mix with engine='merged' first, or let it go (unfuse_lora(), disable_lora())",
+                problems=[
+                    Problem(name, "is in no parameter, or in some of them only") for name in self._now.names
+                ],
             )
         self._fused.check()
         theirs, is_untouched = self._bases.written_by_others()
@@ -362,6 +368,7 @@ class EngineController:
         served: Mapping[str, Mapping[str, Sequence[bool]]],
     ) -> None:
         setting = wish.setting
+        self._in_effect.leave()
         self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
@@ -374,24 +381,28 @@ class EngineController:
         effect = Effect(mixes, self._layers, served, components, setting, wish.is_moving)
         for engine in self._engines:
             engine.enter(effect)
+        self._in_effect.enter(effect)
         self._fused.clear()
         self._fused.stand()
         self._turns.is_by_call = wish.is_moving or wish.is_by_place
         if self._turns.is_by_call:
-            self._watcher.watch(self._pipe, effect, self._engines)
-        self._take_scales(setting, components)
+            self._watcher.watch(self._pipe, effect, self._engines, self._in_effect)
+        self._take_calls(setting, components)
         self._now = setting
 
-    def _take_scales(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
-        """Let calls of what adapters change have the scale that they are given."""
+    def _take_calls(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> None:
+        """Let calls of what adapters change have the scale that they are given, and their gradients be looked after."""
         outer = callers(self.pipe)
         parts = {part for name in setting.names for part in self._layers[name].components}
         for part in sorted(parts & outer.keys()):
             read = ScaleOfPrompts(part) if part in TEXT_ENCODERS else ScaleArgument(type(components[part]))
-            self._scaled.place(outer[part], ScaledCall(part, read, self._hold_scale, self._turns))
+            guarded = self._in_effect.guarded
+            self._scaled.place(outer[part], ScaledCall(part, read, self._hold_scale, self._turns, guarded))
+        self._in_effect.watched.update(parts & outer.keys())
 
     def drop_scales(self) -> None:
         """Let calls have no scale any more."""
+        self._in_effect.leave()
         self._scaled.clear()
 
     @contextmanager
@@ -407,7 +418,8 @@ class EngineController:
             raise MixError(
                 f"a scale of {scale} for {part} in a call that trains an adapter beside others ({list_of(still, 3)}): it is in effect "
                 "for the call alone, and the gradients would be those of another mix; set a mix with the weights times the "
-                "scale, and leave the scale out"
+                "scale, and leave the scale out",
+                component=part,
             )
         return self._scales.hold(part, scale, self._show_scale)
 
@@ -417,6 +429,7 @@ class EngineController:
 
     def _clear(self) -> None:
         """Let nothing stand beside weights, and follow no call."""
+        self._in_effect.leave()
         self._scaled.clear()
         self._fused.clear()
         self._watcher.clear()
@@ -463,6 +476,7 @@ class EngineController:
         """
         self._layers, self._now = dict(record.layers), BASE
         self._sweep(components)
+        self._in_effect.leave()
         left = [
             name
             for engine, state in zip(self._engines, record.engines, strict=True)

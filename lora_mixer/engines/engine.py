@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_mixer.engines.denoiser.places import Places
 from lora_mixer.engines.denoiser.steps import START, Step
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
     Shares = Mapping[str, Sequence[bool]]
     """By adapter, which of its layers."""
+
+
+class Written(Protocol):
+    """Counts how often tensors were written in place."""
+
+    writes: int
 
 
 class Own:
@@ -265,6 +271,11 @@ class Engine(ABC):
     def is_in_parameters(self) -> bool:
         """Whether all that is in effect here is in parameters."""
         return not self.acts
+
+    def written(self, component: str) -> Written | None:
+        """Return what counts the writes to tensors beside the layers of a component that graphs of calls hold; None where none is written."""
+        del component
+        return None
 
     def generation(self, component: str) -> int:
         """Return a number that is another one as soon as what was recorded of a component is no more true."""

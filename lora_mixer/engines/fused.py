@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from lora_mixer.engines.hooks import hook_output, output_hooks
 from lora_mixer.engines.modes import writing
@@ -142,6 +143,7 @@ class FusedProjections:
                     continue
                 with writing(live):
                     live.data.copy_(_joined(parts, name))  # (sum of out, in), or (sum of out,)
+                increment_version(live)
 
     def stand(self) -> None:
         """Let fused layers, also those to come, have what stands beside their parts now."""

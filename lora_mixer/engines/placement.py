@@ -11,7 +11,7 @@ import torch
 
 from lora_mixer.binding.moulds import MouldedBound, PouredLayers
 from lora_mixer.errors import InvalidAdapterError
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Problem, Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -110,6 +110,7 @@ def check_finite(layers: Sequence[BoundLayer], source: str) -> None:
             f"NaN or Inf in {len(bad)} of {len(layers)} modules ({', '.join(list(bad)[:5])}); the training "
             "diverged or the file is damaged.",
             file=source,
+            problems=[Problem(name, "holds NaN or Inf") for name in bad],
             remedy=Remedy("allow_nonfinite=True loads it all the same"),
         )
 

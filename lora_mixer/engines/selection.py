@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_mixer.engines.merged.kept_weight import raise_problems
 from lora_mixer.errors import MixError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def choose(wish: Wish, engines: Sequence[Engine]) -> dict[str, dict[str, Sequenc
             if taker is None:
                 in_order = sorted(takers, key=lambda engine: engine.cost(wish) or 0.0)
                 reasons = [str(engine.refusal(wish, name, place)) for engine in in_order]
-                problems.append(f"{layer.live.component}.{layer.live.path}: {'; and '.join(reasons)}")
+                problems.append(Problem(f"{layer.live.component}.{layer.live.path}", "; and ".join(reasons)))
                 break
             given[taker.name][place] = True
         for engine in takers:
@@ -66,7 +67,9 @@ def _first(wish: Wish, engines: Sequence[Engine]) -> tuple[Engine, Shares]:
     if asked != "auto":
         known = {engine.name: engine for engine in engines if engine.is_asked_for}
         if asked not in known:
-            raise MixError(f"engine must be one of {', '.join(['auto', *known])}, got {asked!r}")
+            raise MixError(
+                f"engine must be one of {', '.join(['auto', *known])}, got {asked!r}", argument="engine"
+            )
         return known[asked], known[asked].share(wish)
     priced = [(cost, engine) for engine in engines if (cost := engine.cost(wish)) is not None]
     refusals: list[MixError] = []
@@ -75,6 +78,10 @@ def _first(wish: Wish, engines: Sequence[Engine]) -> tuple[Engine, Shares]:
             return engine, engine.share(wish)
         except MixError as error:
             if refusals and cost == math.inf:  # it was told not to, which is another way out
-                raise MixError(f"{refusals[0]}; and {error}") from error
+                both = (refusals[0], error)
+                raise MixError(
+                    f"{refusals[0]}; and {error}",
+                    problems=tuple(p for one in both for p in one.problems or (Problem("", str(one)),)),
+                ) from error
             refusals.append(error)
     raise refusals[0]

@@ -48,10 +48,15 @@ def build_layers(
     refused = {name for group in modules for name in group.algorithms if KINDS[name].refused}
     if refused:
         count = sum(1 for group in modules if group.algorithms & refused)
-        names = "; ".join(sorted(KINDS[name].refused for name in refused))
+        names = sorted(KINDS[name].refused for name in refused)
         raise UnsupportedAdapterError(
-            f"{names}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched",
+            f"{'; '.join(names)}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched",
             file=label,
+            problems=[
+                Problem(group.target.written, KINDS[name].refused)
+                for group in modules
+                for name in sorted(group.algorithms & refused)
+            ],
         )
     common = shared_roles()
     shared = {group.target.hint: group for group in modules if group.roles.keys() <= common}
@@ -104,9 +109,9 @@ def _layer(group: ModuleKeys, rules: Mapping[str | None, ScaleRule]) -> AdapterL
     cut = "lora_E" in tensors and tensors["lora_E"].numel() == 0
     for role, tensor in tensors.items():
         if not tensor.is_floating_point() and (tensor.is_complex() or role not in whole_numbers()):
-            raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", file=label)
+            raise InvalidAdapterError(f"{role} has dtype {tensor.dtype}, expected floating point", key=label)
         if tensor.numel() == 0 and not role.startswith("bias_") and not cut:
-            raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", file=label)
+            raise InvalidAdapterError(f"{role} is empty, shape {tuple(tensor.shape)}", key=label)
     parts = ModuleTensors(
         tensors,
         alpha,
@@ -223,9 +228,9 @@ def _scalar(tensor: torch.Tensor | None, role: str, label: str) -> float | None:
     if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
         raise InvalidAdapterError(
             f"{role} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected one number",
-            file=label,
+            key=label,
         )
     value = float(tensor.float().item())
     if not math.isfinite(value):
-        raise InvalidAdapterError(f"{role} is {value}, expected a finite number", file=label)
+        raise InvalidAdapterError(f"{role} is {value}, expected a finite number", key=label)
     return value

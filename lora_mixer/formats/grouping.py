@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lora_mixer.algorithms.table import KINDS
@@ -12,7 +13,7 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
 from lora_mixer.formats.leaves import Leaf, split_key
 from lora_mixer.parsing.module_patterns import LONGEST_NAME
-from lora_mixer.problem import Remark, Remedy, UnusedReason
+from lora_mixer.problem import Problem, Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
 
@@ -149,8 +150,9 @@ def _check_lengths(keys: Iterable[str], label: str) -> None:
     longest = max(keys, key=len, default="")
     if len(longest) > _LONGEST_KEY:
         raise InvalidAdapterError(
-            f"a key of {len(longest)} letters, {longest[:60]!r}...: no module of a model has such a path",
+            f"a key of {len(longest)} letters: no module of a model has such a path",
             file=label,
+            key=f"{longest[:60]}...",
         )
 
 
@@ -174,6 +176,7 @@ def _refuse_unknown(keys: Sequence[str], label: str) -> None:
             f"({first_of([key[:200] for key in keys], 5)}), so that a part of what was trained would be left out; take "
             "them out of the file to load the rest",
             file=label,
+            problems=[Problem(key[:200], "is of no part that this version knows") for key in keys],
         )
 
 
@@ -181,12 +184,15 @@ def _check_once(names: Sequence[str], twice: Sequence[str], label: str) -> None:
     """Refuse files of several adapters, and parts that two keys stand for."""
     if len(names) > 1:
         raise InvalidAdapterError(
-            f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own", file=label
+            f"holds {len(names)} adapters ({', '.join(names)}); save each to a file of its own",
+            file=label,
+            problems=[Problem("", f"holds the adapter {name}") for name in names],
         )
     if twice:
         raise InvalidAdapterError(
             f"{len(twice)} parts of modules stand twice under different spellings: {', '.join(twice[:5])}",
             file=label,
+            problems=[Problem(part, "stands twice under different spellings") for part in twice],
         )
 
 
@@ -280,12 +286,16 @@ def _not_an_adapter(
             file=label,
             remedy=Remedy("load it with mixer.load_textual_inversion"),
         )
+    first = [key[:200] for key in islice(tensors, 5)]
     for kind, pattern in _OTHER_KINDS:
         if any(pattern.search(key) for key in tensors):
             return NotAnAdapterError(
-                f"{kind}, not an adapter (first key {next(iter(tensors))!r})", file=label
+                f"{kind}, not an adapter (first key {first[0]!r})",
+                file=label,
+                problems=[Problem(first[0], f"is the first key of {kind}")],
             )
-    shown = ", ".join(list(tensors)[:5])
     return NotAnAdapterError(
-        f"none of its {len(tensors)} keys belongs to a known adapter format: {shown}", file=label
+        f"none of its {len(tensors)} keys belongs to a known adapter format: {', '.join(first)}",
+        file=label,
+        problems=[Problem(key, "belongs to no known adapter format") for key in first],
     )

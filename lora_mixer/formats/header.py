@@ -54,6 +54,8 @@ ITEM_BYTES = {
     "bool": 1,
 }
 """Bytes of a number, by the name that torch has for its dtype."""
+_LONGEST_KEY = 200
+"""Letters of a key in an error."""
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -159,7 +161,9 @@ def _bad_entry(key: str, entry: Any, label: str) -> CorruptFileError:
     """Say what is wrong with a header's entry."""
 
     def bad(what: str) -> CorruptFileError:
-        return CorruptFileError(f"the header entry of {key!r} {what}; download the file again", file=label)
+        return CorruptFileError(
+            f"the header entry {what}; download the file again", file=label, key=key[:_LONGEST_KEY]
+        )
 
     if not isinstance(entry, dict):
         return bad(f"is {type(entry).__name__}, not an object")
@@ -275,8 +279,9 @@ def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
     for start, end, key in sorted([(spec[2], spec[3], key) for key, spec in specs.items()]):
         if start != position:
             raise CorruptFileError(
-                f"{key!r} starts at byte {start}, expected {position}: tensors overlap or leave a gap",
+                f"starts at byte {start}, expected {position}: tensors overlap or leave a gap",
                 file=label,
+                key=key[:_LONGEST_KEY],
             )
         position = end
     return position

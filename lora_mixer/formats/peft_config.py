@@ -17,6 +17,7 @@ from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.parsing.module_ends import Configuration
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError
 from lora_mixer.parsing.values import is_number
+from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
@@ -132,14 +133,15 @@ def _look_up(patterns: ModulePatterns[float], spellings: tuple[str, ...]) -> flo
     try:
         return patterns.find(*spellings)
     except PatternTooHardError as error:
-        raise InvalidAdapterError(f"{spellings[0][:200]}: {error}") from None
+        raise InvalidAdapterError(str(error), key=spellings[0][:200]) from None
 
 
 def _number(value: Any, name: str, label: str) -> float:
     if not is_number(value):
         raise InvalidAdapterError(
-            f"{name} is {shown(value)} in the adapter's configuration, expected a finite number",
+            f"is {shown(value)} in the adapter's configuration, expected a finite number",
             file=label,
+            key=name,
         )
     return float(value)
 
@@ -172,12 +174,12 @@ def scale_rule(config: Mapping[str, Any], label: str) -> ScaleRule:
 def _numbers(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
     table = config.get(name) or {}
     if not isinstance(table, dict):
-        raise InvalidAdapterError(f"{name} is {type(table).__name__}, expected an object", file=label)
+        raise InvalidAdapterError(f"is {type(table).__name__}, expected an object", file=label, key=name)
     numbers = {str(key): _number(value, f"{name}[{str(key)[:200]!r}]", label) for key, value in table.items()}
     try:
         ModulePatterns(numbers)
     except PatternTooHardError as error:
-        raise InvalidAdapterError(f"{name}: {error}", file=label) from None
+        raise InvalidAdapterError(str(error), file=label, key=name) from None
     return numbers
 
 
@@ -203,6 +205,9 @@ def refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
         raise UnsupportedAdapterError(
             f"{', '.join(refused)}: cannot be applied to weights by this version; the file is left untouched",
             file=label,
+            problems=[
+                Problem("", f"{what}: cannot be applied to weights by this version") for what in refused
+            ],
         )
 
 
@@ -242,11 +247,11 @@ def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, Sc
         table = loose_json(text)
     except NotJsonError as error:
         raise InvalidAdapterError(
-            f"{HEADER_KEY} in the header is not valid JSON ({error}), so alphas are unknown", file=label
+            f"is not valid JSON in the header ({error}), so alphas are unknown", file=label, key=HEADER_KEY
         ) from None
     if not isinstance(table, dict):
         raise InvalidAdapterError(
-            f"{HEADER_KEY} in the header is {type(table).__name__}, expected an object", file=label
+            f"is {type(table).__name__}, expected an object", file=label, key=HEADER_KEY
         )
     configs: dict[str | None, dict[str, Any]] = {}
     for key, value in table.items():

@@ -32,7 +32,7 @@ from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
-from lora_mixer.problem import NoteKind, Remark, Remedy
+from lora_mixer.problem import NoteKind, Problem, Remark, Remedy
 from lora_mixer.textual_inversion.files import alone, bundled
 from lora_mixer.word_keys import token_of
 from lora_mixer.wording import first_of
@@ -248,12 +248,14 @@ def _outline(stream: IO[bytes], header: Header, label: str) -> dict[str, torch.T
 
 def _state_dict(table: Mapping[Any, Any], label: str) -> dict[str, torch.Tensor]:
     odd = [
-        f"{k!r}: {type(v).__name__}"
+        Problem(f"{k!r}"[:_LONG], type(v).__name__)
         for k, v in table.items()
         if not isinstance(k, str) or not torch.is_tensor(v)
     ]
     if odd:
-        raise NotAnAdapterError(f"expected names and tensors, got {', '.join(odd[:5])}", file=label)
+        raise NotAnAdapterError(
+            f"expected names and tensors, got {', '.join(map(str, odd[:5]))}", file=label, problems=odd
+        )
     return {key: _plain(key, value, label) for key, value in table.items()}
 
 
@@ -272,8 +274,9 @@ def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
     if odd:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise InvalidAdapterError(
-            f"{key[:_LONG]!r} is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one",
+            f"is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one",
             file=label,
+            key=key[:_LONG],
         )
     return tensor.detach()
 
@@ -292,8 +295,9 @@ def check_held(adapter: Adapter) -> None:
     for layer in adapter.layers:
         if any(tensor.is_meta for tensor in layer.weights.tensors()):
             raise InvalidAdapterError(
-                f"{layer.keys[0][:_LONG]!r} is on the meta device, so it has no values to load",
+                "is on the meta device, so it has no values to load",
                 file=adapter.info.source,
+                key=layer.keys[0][:_LONG],
             )
 
 
@@ -329,10 +333,10 @@ def _moulded(
 
 
 def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[NoteKind], ...]:
-    """Say so where nothing was trained; the first layer that was ends the look."""
+    """Say so where nothing is changed; the first layer that changes something ends the look."""
     if not all(layer.weights.is_zero() for layer in layers):
         return ()
-    said = f"all {count} modules hold zeros and change nothing: the file was saved before training began"
+    said = f"all {count} modules change nothing: they hold zeros, or a scale of zero, as a file that is saved before training"
     return (Remark(said, NoteKind.ALL_ZERO),)
 
 
@@ -384,7 +388,9 @@ def _assemble(
     layers = build_layers(groups.modules, rules, label)
     if not layers:  # group_keys has refused what is not an adapter; this holds only embeddings
         raise NotAnAdapterError(
-            f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}", file=label
+            f"holds no LoRA layers, only embeddings {', '.join(groups.embeddings)}",
+            file=label,
+            problems=[Problem(name, "is an embedding") for name in groups.embeddings],
         )
     embeddings, odd = bundled({key: tensors[key] for key in groups.unused if token_of(key)}, own_name(source))
     notes: list[Remark[NoteKind]] = []

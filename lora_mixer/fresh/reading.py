@@ -50,7 +50,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, FreshKind]:
         (4, 'LoraConfig')
     """
     if isinstance(config, AdapterConfig):
-        fresh = config
+        fresh, label = config, None
         kind = KINDS[config.peft_type]
     else:
         table, label = _as_table(config)
@@ -59,25 +59,25 @@ def read_config(config: Any) -> tuple[AdapterConfig, FreshKind]:
             known = ", ".join(KINDS)
             said = "no peft_type" if name is None else f"peft_type {shown(name)}"
             raise AdapterConfigError(
-                problems=(Problem("peft_type", f"{label}: {said}; fresh adapters are of {known}."),)
+                problems=(Problem("peft_type", f"{said}; fresh adapters are of {known}."),), file=label
             )
         kind = KINDS[name]
         fresh = _from_table(kind, table, label)
     problems = (*fresh.common_problems(), *kind.problems(fresh))
     if problems:
-        raise AdapterConfigError(problems=problems)
+        raise AdapterConfigError(problems=problems, file=label)
     return fresh, kind
 
 
-def _as_table(config: Any) -> tuple[dict[str, Any], str]:
-    """Return the fields of what is not a configuration of ours, and what to call it."""
+def _as_table(config: Any) -> tuple[dict[str, Any], str | None]:
+    """Return the fields of what is not a configuration of ours, and the file that they are from, if any."""
     if isinstance(config, Mapping):
-        return {str(key): value for key, value in config.items()}, "the configuration"
+        return {str(key): value for key, value in config.items()}, None
     if isinstance(config, str | os.PathLike):
         return read_config_file(config), os.fspath(config)
     fields = getattr(config, "to_dict", None)
     if callable(fields) and hasattr(config, "peft_type"):  # PEFT's, known by what it has: nothing is imported
-        return dict(fields()), type(config).__name__
+        return dict(fields()), None
     raise AdapterConfigError(
         problems=(
             Problem(
@@ -89,7 +89,7 @@ def _as_table(config: Any) -> tuple[dict[str, Any], str]:
     )
 
 
-def _from_table(kind: FreshKind, table: Mapping[str, Any], label: str) -> AdapterConfig:
+def _from_table(kind: FreshKind, table: Mapping[str, Any], label: str | None) -> AdapterConfig:
     """Return a kind's configuration with the fields of a table."""
     known = {field.name: field for field in dataclasses.fields(kind.config)}
     given = {key: _plain(value) for key, value in table.items()}
@@ -107,10 +107,11 @@ def _from_table(kind: FreshKind, table: Mapping[str, Any], label: str) -> Adapte
             problems=tuple(
                 Problem(
                     key,
-                    f"{label}: {kind.config.__name__} has no such field (got {shown(value)}).{did_you_mean(key, known)}",
+                    f"{kind.config.__name__} has no such field (got {shown(value)}).{did_you_mean(key, known)}",
                 )
                 for key, value in odd.items()
-            )
+            ),
+            file=label,
         )
     values = {key: value for key, value in given.items() if key in known and key not in kind.irrelevant}
     if values.get("target_modules") == NO_TARGETS:

@@ -338,7 +338,8 @@ def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[
             and sum(len(path) ** min(compiled_pattern[1], 8) for path in paths) > _STEPS
         ):
             raise PatternTooHardError(
-                f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes"
+                f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes",
+                argument="target_modules",
             )
     expression = re.compile(pattern)
     return [path for path in paths if expression.fullmatch(path)]

@@ -94,7 +94,7 @@ def query(
         SourceError: There is no such order.
     """
     if sort not in SORTS:
-        raise SourceError(f"sort must be one of {', '.join(SORTS)}, got {sort!r}")
+        raise SourceError(f"sort must be one of {', '.join(SORTS)}, got {sort!r}", argument="sort")
     clauses = [f"root IN ({', '.join('?' * len(roots))})"]
     values: list[object] = [str(root) for root in roots]
     for word in text.casefold().split()[:_WORDS_AT_MOST]:

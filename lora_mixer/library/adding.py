@@ -99,7 +99,7 @@ def put(
     except OSError as error:
         if isinstance(error, SourceError):
             raise
-        raise SaveError(f"{stem}: cannot be written to {folder} ({error.strerror or error})") from error
+        raise SaveError(f"cannot be written to {folder} ({error.strerror or error})", file=stem) from error
 
 
 def _copy(
@@ -115,7 +115,7 @@ def _copy(
             with Path(source).open("rb") as stream:
                 _copy(stream, target, name, limit)
         except FileNotFoundError as error:
-            raise SourceError(f"{name}: there is no such file") from error
+            raise SourceError("there is no such file", file=name) from error
         return
     left = limit
     while chunk := source.read(_CHUNK):
@@ -126,7 +126,7 @@ def _copy(
 
 
 def _too_large(name: str, limit: int) -> SourceError:
-    return SourceError(f"{safe_name(name)}: larger than the {limit} bytes that are allowed here")
+    return SourceError(f"larger than the {limit} bytes that are allowed here", file=safe_name(name))
 
 
 def _check(spare: Path, name: str) -> None:
@@ -136,7 +136,7 @@ def _check(spare: Path, name: str) -> None:
         error.file = name  # the one who sent it knows no spare file
         raise
     except (ValueError, OverflowError, RecursionError) as error:
-        raise CorruptFileError(f"{name}: cannot be read ({type(error).__name__})") from error
+        raise CorruptFileError(f"cannot be read ({type(error).__name__})", file=name) from error
 
 
 def peft_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _named(place: Callable[[Path], None], folder: Path, stem: str, ending: str) 
         except FileExistsError:
             continue
         return path
-    raise SaveError(f"{stem}: every name like it is taken in {folder}")
+    raise SaveError(f"every name like it is taken in {folder}", file=stem)
 
 
 def _link(spare: Path, path: Path) -> None:
@@ -225,7 +225,10 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
 
     unknown = set(options) - _HUB_OPTIONS
     if unknown:
-        raise SourceError(f"add_from_hub takes {', '.join(sorted(_HUB_OPTIONS))}, got {min(unknown)!r}")
+        raise SourceError(
+            f"add_from_hub takes {', '.join(sorted(_HUB_OPTIONS))}, got {min(unknown)!r}",
+            argument=min(unknown),
+        )
     request = Request(weight_name=weight_name, use_safetensors=True, **options)
     if repo_id.startswith(("https://", "http://")):
         source = from_url(repo_id, request)
@@ -233,7 +236,8 @@ def from_hub(repo_id: str, weight_name: str | None, options: Mapping[str, Any]) 
         source = from_repo(repo_id, request)
     else:
         raise SourceError(
-            f"expected the name of a repository such as user/name, or its address at the Hub, got {repo_id[:100]!r}"
+            "expected the name of a repository such as user/name, or its address at the Hub",
+            file=repo_id[:100],
         )
     weights = Path(str(source.weights))
     name = (source.repo_id or "").rpartition("/")[2] if weights.stem in _GENERIC else weights.stem

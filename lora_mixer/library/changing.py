@@ -126,7 +126,9 @@ def to_trash(entry: Entry, undone: Undone) -> Interruptible[str]:
             (place / _PLACES).write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
             raise SaveError(
-                f"{entry.name}: there is no place for a trash in {entry.root} ({error})"
+                f"there is no place in it for a trash ({error})",
+                file=str(entry.root),
+                adapter=entry.name,
             ) from error
 
     def back() -> None:
@@ -172,7 +174,7 @@ def from_trash(root: Path, token: str, undone: Undone) -> Interruptible[tuple[st
             for path in places.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SaveError(f"{token}: there is no folder to put it back ({error})") from error
+            raise SaveError(f"there is no folder to put it back ({error})", file=str(root)) from error
 
     found = (entry_id, list(places.values()))
     return _moved(places, token, found, undone, begin=begin, done=lambda: _emptied(place))
@@ -188,7 +190,7 @@ def _emptied(place: Path) -> None:
 
 def _moved(
     places: Mapping[Path, Path],
-    what: str,
+    label: str,
     found: T,
     undone: Undone,
     *,
@@ -204,7 +206,7 @@ def _moved(
 
     @uninterrupted
     def start() -> T:
-        _refuse_taken(places, what)
+        _refuse_taken(places, label)
         try:
             begin()
             for old, new in places.items():
@@ -213,7 +215,7 @@ def _moved(
         except BaseException as error:
             end(error)
             if isinstance(error, OSError):
-                raise SaveError(f"{what}: cannot be moved ({error.strerror or error})") from error
+                raise SaveError(f"cannot be moved ({error.strerror or error})", file=label) from error
             raise
         return found
 
@@ -231,11 +233,11 @@ def _moved(
     return Interruptible(start, end)
 
 
-def _refuse_taken(places: Mapping[Path, Path], what: str) -> None:
+def _refuse_taken(places: Mapping[Path, Path], label: str) -> None:
     taken = [new for old, new in places.items() if new != old and _is_taken(old, new)]
     if taken:
         raise SourceError(
-            f"{what}: there is something called {taken[0].name} already; choose another name or folder"
+            f"there is something called {taken[0].name} already; choose another name or folder", file=label
         )
 
 

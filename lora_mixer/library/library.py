@@ -104,7 +104,7 @@ class Library:
         """
         given = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
         if not given:
-            raise SourceError("a library needs at least one folder")
+            raise SourceError("a library needs at least one folder", argument="folders")
         self._notes: list[str] = []
         self._roots = _outermost(Path(folder).expanduser().absolute() for folder in given)
         place = (
@@ -199,7 +199,7 @@ class Library:
         if weight is not _KEEP:
             changes["weight"] = None if weight is None else as_float(weight)
             if weight is not None and changes["weight"] is None:
-                raise SourceError(f"weight must be a finite number, got {weight!r}")
+                raise SourceError(f"weight must be a finite number, got {weight!r}", argument="weight")
         if notes is not _KEEP:
             changes["notes"] = None if notes is None else clean_text(notes)[:_NOTES_AT_MOST]
         if triggers is not _KEEP:
@@ -246,7 +246,7 @@ class Library:
             try:
                 thumbnails.write(Path(picture), self._previews / name, thumbnails.SIZES[1])
             except thumbnails.PreviewError as error:
-                raise SourceError(f"{entry.name}: the picture {error}") from error
+                raise SourceError(error.message, file=Path(picture).name, adapter=entry.name) from error
         return self._say(id, lambda old: {**old, "preview": name})
 
     def rename(self, id: str, name: str) -> Entry:  # noqa: A002
@@ -465,7 +465,9 @@ class Library:
         """
         entry = self.get(id)
         if entry.path.exists():
-            raise SourceError(f"{entry.name}: {entry.path} is there; delete or move the file to take it out")
+            raise SourceError(
+                "is there; delete or move the file to take it out", file=str(entry.path), adapter=entry.name
+            )
         self._index.write(
             lambda connection: [
                 connection.execute(f"DELETE FROM {t} WHERE id = ?", (id,)) for t in ("files", "hashes")
@@ -520,7 +522,7 @@ class Library:
     def _root(self, folder: str | os.PathLike[str] | None) -> Path:
         root = self._named_root(folder)
         if not root.is_dir():
-            raise SourceNotFoundError(f"the library's folder {root} is not there now")
+            raise SourceNotFoundError("the library's folder is not there now", file=str(root))
         return root
 
     def _added(self, path: Path) -> Entry:
@@ -594,7 +596,8 @@ class Library:
         """
         if not 1 <= page_size <= PAGE_AT_MOST or page < 0:
             raise SourceError(
-                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {shown(page)}, {shown(page_size)}"
+                f"page must be 0 or more and page_size from 1 to {PAGE_AT_MOST}, got {shown(page)}, {shown(page_size)}",
+                argument="page",
             )
         bases = None if fits is None else [base for base in self.facets()["base"] if self._suits(base, fits)]
         options: dict[str, Any] = {
@@ -661,7 +664,9 @@ class Library:
         """
         entries = self._where("id = ?", id)
         if not entries:
-            raise SourceNotFoundError(f"the library has no adapter {str(id)[:40]!r}; search for it again")
+            raise SourceNotFoundError(
+                f"the library has no adapter {str(id)[:40]!r}; search for it again", adapter=str(id)[:40]
+            )
         return entries[0]
 
     def find(self, name: str) -> tuple[Entry, ...]:
@@ -772,9 +777,15 @@ class Library:
         """
         entry = self.get(id)
         if not entry.path.is_file():
-            raise SourceNotFoundError(f"{entry.name}: {entry.path} is not there now; is its disk away?")
+            raise SourceNotFoundError(
+                "is not there now; is its disk away?", file=str(entry.path), adapter=entry.name
+            )
         if not within(entry.path, entry.root):
-            raise SourceError(f"{entry.name}: a link leads out of the library's folder {entry.root}")
+            raise SourceError(
+                f"a link leads out of the library's folder {entry.root}",
+                file=str(entry.path),
+                adapter=entry.name,
+            )
         return entry.path
 
     def info(self, id: str) -> AdapterInfo:  # noqa: A002

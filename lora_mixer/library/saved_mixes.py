@@ -14,6 +14,7 @@ from lora_mixer.mixes import Mix
 from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import as_list, as_table, clean_text
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_mix_text
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     import os
@@ -127,7 +128,9 @@ class SavedMixes:
             if new == old:
                 return
             if new in book["mixes"]:
-                raise MixError(f'There is a mix "{new}" already; delete it first, or take another name.')
+                raise MixError(
+                    f'There is a mix "{new}" already; delete it first, or take another name.', adapter=new
+                )
             _remember(book, f'renaming of "{old}" to "{new}"', old, new)
             book["mixes"] = {new if name == old else name: entry for name, entry in book["mixes"].items()}
 
@@ -199,7 +202,10 @@ class SavedMixes:
     def _entry(self, book: dict[str, Any], name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = book["mixes"].get(name)
         if entry is None:
-            raise MixError(f'There is no saved mix "{name}"; there are {", ".join(book["mixes"]) or "none"}.')
+            raise MixError(
+                f'There is no saved mix "{name}"; there are {", ".join(book["mixes"]) or "none"}.',
+                adapter=name,
+            )
         return entry
 
     def _read(self) -> dict[str, Any]:
@@ -266,7 +272,11 @@ def _mix_of(entry: dict[str, Any], name: str) -> Mix:
     notes: list[str] = []
     mix = read_mix(entry.get("mix"), entry.get("masks"), notes)
     if mix is None:
-        raise MixError(f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is not a mix"}.')
+        raise MixError(
+            f'The saved mix "{name}" cannot be read: {"; ".join(notes) or "it is not a mix"}.',
+            adapter=name,
+            problems=tuple(Problem("", note) for note in notes),
+        )
     return mix
 
 
@@ -285,7 +295,10 @@ def _shared(text: str) -> tuple[str | None, Mix]:
     if mix is None and not notes:
         mix = read_mix_text(text, {}, notes)
     if mix is None or notes:
-        raise MixError(f"This text is not a mix that can be taken: {'; '.join(notes) or 'it is empty'}.")
+        raise MixError(
+            f"This text is not a mix that can be taken: {'; '.join(notes) or 'it is empty'}.",
+            problems=tuple(Problem("", note) for note in notes),
+        )
     return told, mix
 
 
@@ -293,5 +306,7 @@ def _checked(name: str) -> str:
     given: object = name
     text = clean_text(given).strip() if isinstance(given, str) else ""
     if not text or len(text) > _NAME_AT_MOST:
-        raise MixError(f"expected a name of 1 to {_NAME_AT_MOST} letters for the mix, got {name!r:.80}.")
+        raise MixError(
+            f"expected a name of 1 to {_NAME_AT_MOST} letters for the mix, got {name!r:.80}.", argument="name"
+        )
     return text

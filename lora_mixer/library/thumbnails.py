@@ -48,7 +48,7 @@ def thumbnail(entry: Entry, folder: Path, size: int, user_folder: Path | None = 
     if not within(source, entry.root) and (
         user_folder is None or source.parent != user_folder or source.is_symlink()
     ):
-        raise PreviewError("leads out of the library's folder")
+        raise PreviewError("leads out of the library's folder", file=str(source))
     try:
         facts = os.stat(source)  # noqa: PTH116 -- one call for both
     except OSError:
@@ -60,7 +60,9 @@ def thumbnail(entry: Entry, folder: Path, size: int, user_folder: Path | None = 
     path = folder / f"{entry.id}-{stamp}-{side}.webp"
     if not path.is_file():
         if facts.st_size > _FILE_AT_MOST:
-            raise PreviewError(f"has {facts.st_size} bytes, at most {_FILE_AT_MOST} are read")
+            raise PreviewError(
+                f"has {facts.st_size} bytes, at most {_FILE_AT_MOST} are read", file=str(source)
+            )
         write(source, path, side)
         for stale in folder.glob(f"{entry.id}-*-{side}.webp"):
             if stale != path:
@@ -68,9 +70,11 @@ def thumbnail(entry: Entry, folder: Path, size: int, user_folder: Path | None = 
     return path
 
 
-def _refuse_huge(width: int, height: int) -> None:
+def _refuse_huge(source: Path, width: int, height: int) -> None:
     if width * height > _PIXELS_AT_MOST:
-        raise PreviewError(f"has {width} x {height} pixels, at most {_PIXELS_AT_MOST} are read")
+        raise PreviewError(
+            f"has {width} x {height} pixels, at most {_PIXELS_AT_MOST} are read", file=str(source)
+        )
 
 
 def write(source: Path, path: Path, side: int) -> None:
@@ -84,7 +88,7 @@ def write(source: Path, path: Path, side: int) -> None:
 
     try:
         with Image.open(source, formats=_FORMATS) as image:
-            _refuse_huge(image.width, image.height)
+            _refuse_huge(source, image.width, image.height)
             image.draft("RGB", (side, side))
             turned = ImageOps.exif_transpose(image)
             small = turned.convert(
@@ -94,6 +98,8 @@ def write(source: Path, path: Path, side: int) -> None:
     except PreviewError:
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file
-        raise PreviewError(f"is not a picture that can be read ({type(error).__name__})") from error
+        raise PreviewError(
+            f"is not a picture that can be read ({type(error).__name__})", file=str(source)
+        ) from error
     small.info = {}
     write_files({path: lambda stream: small.save(stream, "WEBP", quality=80)})

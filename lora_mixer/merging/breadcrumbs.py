@@ -43,7 +43,10 @@ def keep_middle(delta: torch.Tensor, density: float, outliers: float) -> torch.T
     check_share("density", density)
     check_share("outliers", outliers)
     if density + outliers > 1:
-        raise MixError(f"density and outliers must be at most 1 together, got {density} and {outliers}")
+        raise MixError(
+            f"density and outliers must be at most 1 together, got {density} and {outliers}",
+            argument="density",
+        )
     rows = delta.flatten(1) if delta.ndim > 1 else delta[None]
     dropped = int(outliers * rows.shape[1])
     kept = share_of(density, rows.shape[1])

@@ -45,7 +45,8 @@ def keep_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> t
     """
     if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon <= 1):
         raise MixError(
-            f"density - epsilon must be above 0 and density + epsilon at most 1, got {density}, {epsilon}"
+            f"density - epsilon must be above 0 and density + epsilon at most 1, got {density}, {epsilon}",
+            argument="density",
         )
     rows = delta.flatten(1) if delta.ndim > 1 else delta[None]
     ranks = rows.abs().argsort(dim=1).argsort(dim=1).double()

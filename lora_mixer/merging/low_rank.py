@@ -165,13 +165,13 @@ def pair_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _check(rank: int | None, energy: float | None, sv_ratio: float | None) -> None:
     if rank is None and energy is None and sv_ratio is None:
-        raise MixError("expected a rank, an energy or a ratio of singular values, got none")
+        raise MixError("expected a rank, an energy or a ratio of singular values, got none", argument="rank")
     if rank is not None and rank < 1:
-        raise MixError(f"rank must be at least 1, got {rank}")
+        raise MixError(f"rank must be at least 1, got {rank}", argument="rank")
     if energy is not None and not 0 < energy <= 1:
-        raise MixError(f"energy must be above 0 and at most 1, got {energy}")
+        raise MixError(f"energy must be above 0 and at most 1, got {energy}", argument="energy")
     if sv_ratio is not None and not sv_ratio >= 1:
-        raise MixError(f"sv_ratio must be at least 1, got {sv_ratio}")
+        raise MixError(f"sv_ratio must be at least 1, got {sv_ratio}", argument="sv_ratio")
 
 
 def _kept(values: torch.Tensor, rank: int | None, energy: float | None, sv_ratio: float | None) -> int:

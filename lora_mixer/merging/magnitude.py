@@ -78,7 +78,7 @@ def check_share(name: str, value: float, *, least: float = 0.0) -> None:
         MixError: Naming it.
     """
     if not least <= value <= 1:
-        raise MixError(f"{name} must be from {least:g} to 1, got {value}")
+        raise MixError(f"{name} must be from {least:g} to 1, got {value}", argument=name)
 
 
 MAGNITUDE = MethodSpec(

@@ -63,14 +63,18 @@ class Setting:
         """
         if self.choices:
             if value not in self.choices:
-                raise MixError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
+                raise MixError(
+                    f"{self.name} must be {' or '.join(self.choices)}, got {value!r}", argument=self.name
+                )
             return str(value)
         number = as_float(value)
         whole = isinstance(self.default, int)
         if number is None or (whole and number != int(number)):
-            raise MixError(f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}")
+            raise MixError(
+                f"{self.name} must be a {'whole ' if whole else ''}number, got {value!r}", argument=self.name
+            )
         if not self.low <= number <= self.high or (self.above_low and number == self.low):
-            raise MixError(f"{self.name} must be {self.range}, got {number:g}")
+            raise MixError(f"{self.name} must be {self.range}, got {number:g}", argument=self.name)
         return int(number) if whole else number
 
     @property

@@ -86,9 +86,9 @@ def agreeing_mean(
         [2.0]
     """
     if majority not in ("total", "frequency"):
-        raise MixError(f"majority must be 'total' or 'frequency', got {majority!r}")
+        raise MixError(f"majority must be 'total' or 'frequency', got {majority!r}", argument="majority")
     if average not in ("count", "weights"):
-        raise MixError(f"average must be 'count' or 'weights', got {average!r}")
+        raise MixError(f"average must be 'count' or 'weights', got {average!r}", argument="average")
     stacked = torch.stack(list(deltas))  # (n, ...)
     gains = torch.tensor(list(weights), dtype=stacked.dtype, device=stacked.device)
     gains = gains.view(-1, *[1] * (stacked.ndim - 1))  # (n, 1, ...)

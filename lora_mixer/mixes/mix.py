@@ -168,7 +168,7 @@ class Mix:
         if adapter is None:
             hint = did_you_mean(name, self.adapters)
             message = f'This mix has no adapter "{name}"; it has {list_of(self.adapters)}.{hint}'
-            raise MixError(message)
+            raise MixError(message, adapter=name)
         return adapter
 
     def __iter__(self) -> Iterator[str]:

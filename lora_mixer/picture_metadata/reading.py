@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from lora_mixer.errors import PictureMetadataError
 from lora_mixer.parsing.values import as_int
 from lora_mixer.picture_metadata.carriers import read_texts, shown_keys
 from lora_mixer.picture_metadata.dialects import DIALECTS, own
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +84,7 @@ def read_picture(source: Source) -> PictureSettings:
             return replace(settings, **_from_extra(settings))
     why = "; ".join(notes) if notes else f"no known settings among its texts (it has {shown_keys(texts)})"
     raise PictureMetadataError(
-        f"{source if isinstance(source, str | PathLike) else 'the picture'}: {why}. Pictures lose their settings where "
-        f"a site or an editor saved them again: take the original file."
+        f"{why}. Pictures lose their settings where a site or an editor saved them again: take the original file.",
+        file=os.fspath(source) if isinstance(source, str | PathLike) else "the picture",
+        problems=[Problem("", note) for note in notes],
     )

@@ -153,7 +153,11 @@ def save_picture(
             f"expected a name that ends with {', '.join(FORMATS)}, got {place.suffix!r}", file=str(place)
         )
     if quality is not None and quality not in range(1, 101):
-        raise SaveError(f"quality must be a whole number from 1 to 100, got {quality!r}", file=str(place))
+        raise SaveError(
+            f"quality must be a whole number from 1 to 100, got {quality!r}",
+            file=str(place),
+            argument="quality",
+        )
     if settings.width is None or settings.height is None:
         settings = replace(settings, width=image.width, height=image.height)
     settings = _ours(settings, hashes)

@@ -11,6 +11,7 @@ from lora_mixer.mixes import TE, AdapterMix, Mix
 from lora_mixer.parsing.frozen import FrozenMap
 from lora_mixer.parsing.values import clean_text, encodable, is_number
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,8 @@ class PictureAdapter:
         weights = [self.weight, *(() if self.text_weight is None else (self.text_weight,))]
         if not name.strip() or not all(is_number(weight) for weight in weights):
             raise PictureMetadataError(
-                f"expected an adapter with a name and finite weights, got {self.name!r} with {weights!r}"
+                f"expected an adapter with a name and finite weights, got {self.name!r} with {weights!r}",
+                adapter=name or None,
             )
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "weight", float(self.weight))
@@ -143,7 +145,7 @@ class PictureSettings(PictureFields):
             PictureMetadataError: With everything that cannot be.
             MixError: The mix makes no sense.
         """
-        problems: list[str] = []
+        problems: list[Problem] = []
         for name, about in PICTURE_FIELDS.items():
             self._set(name, _value(about, getattr(self, name), problems))
         self._set("dialect", _text("dialect", self.dialect, problems))
@@ -151,7 +153,10 @@ class PictureSettings(PictureFields):
             if getattr(self, name) is not None:
                 self._set(name, _text(name, getattr(self, name), problems))
         if problems:
-            raise PictureMetadataError(f"these settings cannot be those of a picture: {'; '.join(problems)}")
+            raise PictureMetadataError(
+                f"these settings cannot be those of a picture: {'; '.join(map(str, problems))}",
+                problems=problems,
+            )
         for name in ("mix", "negative_mix"):
             if getattr(self, name) is not None:
                 self._set(name, Mix.of(getattr(self, name)))
@@ -211,7 +216,7 @@ class PictureSettings(PictureFields):
         return replace(self, adapters=adapters)
 
 
-def _value(about: PictureField, value: Any, problems: list[str]) -> Any:
+def _value(about: PictureField, value: Any, problems: list[Problem]) -> Any:
     """Check a field of a stranger's picture, whose limits may be wider than those of requests."""
     if value is None:
         return None
@@ -221,14 +226,14 @@ def _value(about: PictureField, value: Any, problems: list[str]) -> Any:
     if about.kind == "whole" and (
         isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
     ):
-        problems.append(f"{about.name}: expected a whole number from {low} to {high}, got {value!r}")
+        problems.append(Problem(about.name, f"expected a whole number from {low} to {high}, got {value!r}"))
     elif about.kind == "number" and not is_number(value):
-        problems.append(f"{about.name}: expected a finite number, got {value!r}")
+        problems.append(Problem(about.name, f"expected a finite number, got {value!r}"))
     return value
 
 
-def _text(name: str, value: object, problems: list[str]) -> str:
+def _text(name: str, value: object, problems: list[Problem]) -> str:
     if isinstance(value, str):
         return clean_text(value)
-    problems.append(f"{name}: expected text, got {value!r}")
+    problems.append(Problem(name, f"expected text, got {value!r}"))
     return ""

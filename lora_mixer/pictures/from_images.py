@@ -49,7 +49,7 @@ class ImageTasks:
         if request.image is None:
             for name in ("mask_image", "strength"):
                 if getattr(request, name) is not None:
-                    raise PictureError(f"{name} needs an image to start from")
+                    raise PictureError("needs an image to start from", field=name)
         if (request.control_image is not None) != self._control:
             raise PictureError(
                 "needs a model that was loaded with a ControlNet"
@@ -69,9 +69,9 @@ class ImageTasks:
                 else None,
             )
         if request.ip_adapter_image is None and request.ip_adapter_scale is not None:
-            raise PictureError("ip_adapter_scale needs an ip_adapter_image")
+            raise PictureError("needs an ip_adapter_image", field="ip_adapter_scale")
         if request.second_pass is None and request.second_pass_strength is not None:
-            raise PictureError("second_pass_strength needs a second_pass, such as 1.5")
+            raise PictureError("needs a second_pass, such as 1.5", field="second_pass_strength")
         if request.image is None:
             return self.pipe
         return self._of_kind("inpainting" if request.mask_image is not None else "image to image")
@@ -187,13 +187,15 @@ def read_image(path: str, field: str, mode: str = "RGB") -> Image:
         raise
     except Exception as error:  # whatever a decoder meets in a damaged file
         reason = getattr(error, "strerror", None) or first_line(error, 160)
-        raise PictureError(f"{path} cannot be read: {reason}", field=field) from error
+        raise PictureError(f"cannot be read: {reason}", field=field, file=path) from error
 
 
 def _refuse_large(image: Image, path: str, field: str) -> None:
     if image.width * image.height > _PIXELS_AT_MOST:
         raise PictureError(
-            f"{path} has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read", field=field
+            f"has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read",
+            field=field,
+            file=path,
         )
 
 

@@ -94,9 +94,10 @@ def _check_base(place: Path, pipe: Any, *, allow_pickle: bool) -> None:
     places = sum(name.endswith("attn2.processor") for name in pipe.unet.attn_processors)
     if theirs != {ours} or count != places:
         raise PictureError(
-            f"{place} was made for another base: {count} layers for texts of width "
+            f"was made for another base: {count} layers for texts of width "
             f"{', '.join(map(str, sorted(theirs))) or '?'}, the model has {places} of width {ours}",
             option="ip_adapter",
+            file=str(place),
         )
 
 

@@ -21,6 +21,7 @@ from lora_mixer.pictures.checkpoints import is_checkpoint_name, not_expected, re
 from lora_mixer.pictures.ip_adapters import load_ip_adapter
 from lora_mixer.pictures.model_options import DEMO, ModelOptions
 from lora_mixer.pictures.placing import place
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
@@ -132,8 +133,9 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
     theirs, ours = net.config.cross_attention_dim, unet.config.cross_attention_dim
     if theirs != ours:
         raise PictureError(
-            f"{name} was made for another base: it attends to texts of width {theirs}, the model to {ours}",
+            f"was made for another base: it attends to texts of width {theirs}, the model to {ours}",
             option="controlnet",
+            file=name,
         )
     makers: Any = diffusers.AutoPipelineForText2Image
     return makers.from_pipe(pipe, controlnet=net)
@@ -192,6 +194,7 @@ def _load_denoiser(
         raise SourceNotFoundError(
             f"cannot be read as {what}: {type(error).__name__}: {first_line(error, 300)}",
             file=str(checkpoint.path),
+            component=part,
         ) from error
     held = dict(denoiser.named_parameters())
     lost = [name for name, parameter in held.items() if parameter.is_meta]
@@ -199,6 +202,8 @@ def _load_denoiser(
         raise SourceNotFoundError(
             f"lacks {len(lost)} of the {len(held)} weights that {what} has, such as {lost[0]}: it is of another model, or a part of one",
             file=str(checkpoint.path),
+            component=part,
+            problems=[Problem(name, "is not in the file") for name in lost],
         )
     return _with_parts(str(folder), dtype, {part: denoiser, **more})
 
@@ -299,16 +304,18 @@ def _told(model: str) -> Iterator[None]:
     except ImportError as error:
         if any(library in str(error).lower() for library in _QUANTISERS):
             raise MissingExtraError(
-                f"{model!r} is quantised, and the library for that is missing ({error}); "
-                f"install it with: {install('quant')}"
+                f"is quantised, and the library for that is missing ({error}); "
+                f"install it with: {install('quant')}",
+                file=model,
             ) from error
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise SourceNotFoundError(
-            f"the model {model!r} must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
-            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line(error, 500)}"
+            f"must be 'demo', a checkpoint (.safetensors), a folder or a Hub repository with a "
+            f"diffusers pipeline (model_index.json), and could not be loaded: {first_line(error, 500)}",
+            file=model,
         ) from error
 
 
@@ -320,7 +327,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PictureError(f"the device {name!r} cannot be used here: {first_line(error)}") from error
+        raise PictureError(f"{name!r} cannot be used here: {first_line(error)}", option="device") from error
     return device
 
 

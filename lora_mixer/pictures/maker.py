@@ -27,7 +27,7 @@ from lora_mixer.pictures.preview import Progress
 from lora_mixer.pictures.prompting import PromptEncoder
 from lora_mixer.pictures.request import PICTURE_FIELDS, Picture, PictureRequest
 from lora_mixer.pictures.samplers import AYS, ays_timesteps, make_scheduler, read_sampler
-from lora_mixer.problem import Remedy, Surface
+from lora_mixer.problem import Problem, Remedy, Surface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,12 +111,20 @@ class PictureMaker:
         """Look at what the pipeline takes."""
         given: object = batch_size
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise PictureError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+            raise PictureError(
+                f"batch_size must be a whole number from 1, got {batch_size!r}", argument="batch_size"
+            )
         unknown = set(defaults or ()) - set(_OPEN)
         if unknown:
-            raise PictureError(f"defaults are known for {', '.join(_OPEN)}; got {', '.join(sorted(unknown))}")
+            raise PictureError(
+                f"defaults are known for {', '.join(_OPEN)}; got {', '.join(sorted(unknown))}",
+                argument="defaults",
+                problems=[Problem(name, "has no default that is known") for name in sorted(unknown)],
+            )
         if smaller not in ("any", "same_pixels", "none"):
-            raise PictureError(f"smaller must be any, same_pixels or none, got {smaller!r}")
+            raise PictureError(
+                f"smaller must be any, same_pixels or none, got {smaller!r}", argument="smaller"
+            )
         self.mixer = mixer
         self.batch_size = batch_size
         self._smaller = smaller
@@ -170,7 +178,12 @@ class PictureMaker:
         missing = sorted(asked - set(takes(pipe)))
         if missing:
             kind = type(pipe).__name__
-            raise PictureError(f"{kind} does not take {', '.join(missing)}; leave it out for this model")
+            raise PictureError(
+                f"{kind} does not take {', '.join(missing)}; leave it out for this model",
+                problems=[
+                    Problem(name, f"{kind} does not take it; leave it out for this model") for name in missing
+                ],
+            )
         return full
 
     @property
@@ -197,7 +210,9 @@ class PictureMaker:
         if not choice.changes:
             return scheduler
         if scheduler is None:
-            raise PictureError(f"{type(self.mixer.pipe).__name__} has no scheduler, so it takes no sampler")
+            raise PictureError(
+                f"{type(self.mixer.pipe).__name__} has no scheduler, so it takes no sampler", field="sampler"
+            )
         key = (id(scheduler), request.sampler, request.schedule)
         if key not in self._schedulers:
             made = make_scheduler(scheduler, choice)

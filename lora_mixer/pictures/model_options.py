@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,15 +119,15 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        problems = []
+        problems: list[Problem] = []
         for name, about in MODEL_FIELDS.items():
             value: object = getattr(self, name)
             if about["choices"] and value not in about["choices"]:
-                problems.append(f"{name} must be one of {', '.join(about['choices'])}, got {value!r}")
+                problems.append(Problem(name, f"must be one of {', '.join(about['choices'])}, got {value!r}"))
             elif name in ("model", "device") and (not isinstance(value, str) or not value.strip()):
-                problems.append(f"{name}: expected a name, got {value!r}")
+                problems.append(Problem(name, f"expected a name, got {value!r}"))
         if problems:
-            raise PictureError("; ".join(problems))
+            raise PictureError("; ".join(map(str, problems)), problems=problems)
 
     @property
     def title(self) -> str:

@@ -73,8 +73,8 @@ def _downloaded(wanted: ModelOptions, pattern: str) -> Path:
         return Path(snapshot_download(wanted.model, allow_patterns=[pattern], revision=wanted.revision))
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(
-            f"the model {wanted.model!r} is not a folder here, and its {pattern} cannot be had from the Hub: "
-            f"{first_line(error)}"
+            f"is not a folder here, and its {pattern} cannot be had from the Hub: {first_line(error)}",
+            file=wanted.model,
         ) from error
 
 

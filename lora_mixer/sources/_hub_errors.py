@@ -34,63 +34,71 @@ def translate(  # noqa: PLR0911  (one way out per kind of error)
         name: The file that was asked for, where it was one.
     """
     revision = request.revision or "main"
-    what = f"{repo_id}: {name}" if name else repo_id
+    label = f"{repo_id}: {name}" if name else repo_id
     # GatedRepoError is a RepositoryNotFoundError, and offline a missing file is both an entry and an error of access.
     if isinstance(error, hub.GatedRepoError):
         return SourceError(
-            f"{repo_id} is gated: its owner wants its terms accepted first. Accept them on its page at the Hub.",
+            "is gated: its owner wants its terms accepted first. Accept them on its page at the Hub.",
             remedy=Remedy(
                 "Then pass token= or run 'hf auth login'.",
                 "Then run 'hf auth login'.",
                 "Then run 'hf auth login' on the machine of this page.",
             ),
+            file=repo_id,
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return SourceNotFoundError(
-            f"There is no repository {repo_id!r} at the Hub, or it is private and the token is missing or wrong; "
-            f"nor is there a file or folder of that name here. Check the name.",
+            "There is no such repository at the Hub, or it is private and the token is missing or wrong; "
+            "nor is there a file or folder of that name here. Check the name.",
             remedy=Remedy("For a private one pass token=.", _LOG_IN, _LOG_IN),
+            file=repo_id,
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return SourceNotFoundError(
-            f"{repo_id} has no revision {revision!r}. Check the branch, tag or commit."
+            f"has no revision {revision!r}. Check the branch, tag or commit.", file=repo_id
         )
     if isinstance(error, hub.LocalEntryNotFoundError):
-        return _not_cached(error, what, revision, request)
+        return _not_cached(error, label, revision, request)
     if isinstance(error, hub.EntryNotFoundError):
         return SourceNotFoundError(
-            f"{repo_id} has no file {name!r} at revision {revision!r}.",
+            f"There is no such file at revision {revision!r}.",
             remedy=Remedy(
                 "Check weight_name= and subfolder=, or leave them out to have the files listed.",
                 "Name the repository alone to have the files listed.",
                 "Leave the file out to have the files listed.",
             ),
+            file=label,
         )
     if isinstance(error, hub.HfHubHTTPError):
         status = getattr(error.response, "status_code", "no status")
         return SourceError(
-            f"The Hub refused {what}: HTTP {status}. It said: {_first_line(error)}", remedy=_advice(status)
+            f"The Hub refused it: HTTP {status}. It said: {_first_line(error)}",
+            remedy=_advice(status),
+            file=label,
         )
     return SourceError(
-        f"{what} could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} Check the network.",
+        f"could not be fetched from the Hub: {type(error).__name__}: {_first_line(error)} Check the network.",
         remedy=Remedy(
             "Or use what is cached with local_files_only=True.",
             "Or set HF_HUB_OFFLINE=1 to use what is cached.",
         ),
+        file=label,
     )
 
 
-def _not_cached(error: Exception, what: str, revision: str, request: Request) -> SourceError:
+def _not_cached(error: Exception, label: str, revision: str, request: Request) -> SourceError:
     where = f"the cache ({request.cache_dir or 'its usual place'})"
     if request.local_files_only:
         return SourceNotFoundError(
-            f"{what} at revision {revision!r} is not in {where}, and nothing may be downloaded.",
+            f"is not in {where} at revision {revision!r}, and nothing may be downloaded.",
             remedy=OFFLINE,
+            file=label,
         )
     cause = error.__cause__ or error
     return SourceError(
-        f"The Hub did not answer for {what}, and {where} does not have it: {type(cause).__name__}: "
-        f"{_first_line(cause)} Check the network and try again."
+        f"The Hub did not answer, and {where} does not have it: {type(cause).__name__}: "
+        f"{_first_line(cause)} Check the network and try again.",
+        file=label,
     )
 
 

@@ -68,7 +68,8 @@ def _one(weights: Path, request: Request) -> AdapterSource:
         and leads_out(weights.resolve().parent, beside)
     ):
         raise SourceError(
-            f"{beside} is a link that leads out of the adapter's folder, to {beside.resolve()}; put the file itself there"
+            f"is a link that leads out of the adapter's folder, to {beside.resolve()}; put the file itself there",
+            file=str(beside),
         )
     config = read_config(beside)
     named = component_of(weights.parent.name) if config is not None else None
@@ -96,7 +97,7 @@ def _parts(root: Path, request: Request) -> tuple[AdapterSource, ...]:
     names = _file_names(folder)
     if candidates([name for name in names if "/" not in name], ADAPTER_SUFFIXES):
         return ()
-    files = [folder / name for name in component_files(names, request)]
+    files = [folder / name for name in component_files(names, request, str(folder))]
     for file in files:
         _refuse_escape(root, file)
     return tuple(_one(file, request) for file in files)
@@ -232,13 +233,15 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     Example:
         >>> read_config_file("no-such-folder")
         Traceback (most recent call last):
-        lora_mixer.errors.SourceNotFoundError: there is no configuration no-such-folder; ...
+        lora_mixer.errors.SourceNotFoundError: no-such-folder: there is no such configuration; ...
     """
     place = Path(path)
     place = place / CONFIG_NAME if place.is_dir() else place
     config = read_config(place)
     if config is None:
-        raise SourceNotFoundError(f"there is no configuration {place}; name an {CONFIG_NAME}, or its folder")
+        raise SourceNotFoundError(
+            f"there is no such configuration; name an {CONFIG_NAME}, or its folder", file=str(place)
+        )
     return config
 
 

@@ -61,8 +61,9 @@ def from_state_dict(state: Mapping[Any, Any], request: Request) -> AdapterSource
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise SourceError(
-                f"expected a mapping of names to tensors "
-                f"(got {key!r}: {type(value).__name__}). Pass the flat dict, as safetensors.torch.load_file returns it.",
+                f"expected a mapping of names to tensors (got {type(key).__name__} to {type(value).__name__}). Pass the flat dict, "
+                "as safetensors.torch.load_file returns it.",
                 file=label,
+                key=str(key)[:200],
             )
     return AdapterSource(label=label, weights=state)

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import AmbiguousSourceError, SourceError, SourceNotFoundError
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Problem, Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -65,11 +65,14 @@ def safe_relative(value: str, argument: str) -> str:
     path = PurePosixPath(value.replace("\\", "/"))
     outside = path.is_absolute() or PureWindowsPath(value).drive or ".." in path.parts
     if any(len(part) > 255 for part in path.parts):
-        raise SourceError(f"{argument} is too long for a file's name ({len(value)} characters)")
+        raise SourceError(
+            f"{argument} is too long for a file's name ({len(value)} characters)", argument=argument
+        )
     if outside or not path.parts or "\0" in value:
         raise SourceError(
             f"{argument} must be a relative path inside the folder or repository, without '..' (got {value!r}). "
-            f"To read a file elsewhere, pass its own path as the source."
+            f"To read a file elsewhere, pass its own path as the source.",
+            argument=argument,
         )
     return str(path)
 
@@ -129,7 +132,7 @@ def component_of(folder: str) -> str | None:
     return folder if _COMPONENT.fullmatch(folder) else None
 
 
-def component_files(names: Iterable[str], request: Request) -> list[str]:
+def component_files(names: Iterable[str], request: Request, label: str = "folder") -> list[str]:
     """
     Return the adapters of single components, each in a folder of the component's name with its own configuration.
 
@@ -148,13 +151,15 @@ def component_files(names: Iterable[str], request: Request) -> list[str]:
     for folder in sorted({name.partition("/")[0] for name in names if name.count("/") == 1}):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{folder}/")]
         if component_of(folder) and CONFIG_NAME in inside:
-            paths.append(f"{folder}/{choose_file(inside, folder, request)}")
+            paths.append(f"{folder}/{choose_file(inside, f'{label}/{folder}', request)}")
         elif component_of(folder):
             bare += [f"{folder}/{name}" for name in candidates(inside, ADAPTER_SUFFIXES) if "/" not in name]
     if paths and bare:
         raise SourceError(
             f"{first_of(bare, 5)}: expected {CONFIG_NAME} beside it, as {first_of(paths, 5)} has; without it the scale is not known, "
             "and the adapter would be loaded without this part. Put the file there.",
+            file=label,
+            problems=[Problem(name, f"has no {CONFIG_NAME} beside it") for name in bare],
             remedy=Remedy("Or name one component by subfolder=."),
         )
     return paths
@@ -188,13 +193,13 @@ def adapters_left(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...
     )
 
 
-def choose_file(names: Iterable[str], where: str, request: Request) -> str:
+def choose_file(names: Iterable[str], label: str, request: Request) -> str:
     """
     Return the one file of a folder that is the adapter.
 
     Args:
         names: All file names of the folder or repository, relative to it, with ``/`` between folders.
-        where: What to call the folder in messages.
+        label: What to call the folder in messages.
         request: What the caller allows.
 
     Raises:
@@ -213,25 +218,26 @@ def choose_file(names: Iterable[str], where: str, request: Request) -> str:
     if not files and not request.use_safetensors:
         files = candidates(here, PICKLE_SUFFIXES)
         for name in files:
-            check_allowed(name, f"{where}: {name}", request)
+            check_allowed(name, f"{label}: {name}", request)
     if len(files) == 1:
         return files[0]
     if files:
         raise AmbiguousSourceError(
-            f"{where} holds {len(files)} files that could be the adapter: {listing(files)}.",
+            f"holds {len(files)} files that could be the adapter: {listing(files)}.",
             remedy=Remedy(
                 f"Name one with weight_name=, for example weight_name={files[0]!r}.",
                 "Name the file itself, by its path or its address.",
                 "Name one under File in it.",
             ),
+            file=label,
         )
-    raise _none_found(names, where, request)
+    raise _none_found(names, label, request)
 
 
-def _none_found(names: list[str], where: str, request: Request) -> SourceNotFoundError:
+def _none_found(held: list[str], label: str, request: Request) -> SourceNotFoundError:
     wanted = ", ".join(ADAPTER_SUFFIXES) if request.use_safetensors is None else SAFETENSORS_SUFFIX
-    message = f"{where} holds no adapter file ({wanted}); it holds {listing(sorted(names)) or 'nothing'}."
-    deeper = [name for name in candidates(names, ADAPTER_SUFFIXES) if "/" in name]
+    message = f"holds no adapter file ({wanted}); it holds {listing(sorted(held)) or 'nothing'}."
+    deeper = [name for name in candidates(held, ADAPTER_SUFFIXES) if "/" in name]
     if deeper:
         folder = deeper[0].rpartition("/")[0]
         named = f"If it is in a folder below, name that one: {folder}"
@@ -242,16 +248,18 @@ def _none_found(names: list[str], where: str, request: Request) -> SourceNotFoun
                 f"{named}.",
                 f"If it is in a folder below, name the file with it: {deeper[0]}.",
             ),
+            file=label,
         )
-    if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in names):
+    if any(name.lower().endswith(SAFETENSORS_SUFFIX) for name in held):
         left = "Files with names of whole models are left alone unless"
         return SourceNotFoundError(
             message,
             remedy=Remedy(
                 f"{left} weight_name= names one.", f"{left} one is named.", f"{left} one is named."
             ),
+            file=label,
         )
-    return SourceNotFoundError(message)
+    return SourceNotFoundError(message, file=label)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -85,23 +85,24 @@ def resolve_source(
 
 
 def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSource:
-    text: Any = os.fspath(source)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise SourceError(f"A path or repository name must be text that is not empty (got {text!r}).")
-    path = _existing(text) or _existing(local_source(text))
+    label: Any = os.fspath(source)
+    if not isinstance(label, str) or not label or "\0" in label:
+        raise SourceError(f"A path or repository name must be text that is not empty (got {label!r}).")
+    path = _existing(label) or _existing(local_source(label))
     if path is not None:
         return from_path(path, request)
     if isinstance(source, str):
         # huggingface_hub takes a while to import, and most adapters are files.
         from lora_mixer.sources import hub
 
-        if text.startswith(("https://", "http://")):
-            return hub.from_url(text, request)
-        if _REPO_ID.fullmatch(text) and not text.lower().endswith(ADAPTER_SUFFIXES):
-            return hub.from_repo(text, request)
+        if label.startswith(("https://", "http://")):
+            return hub.from_url(label, request)
+        if _REPO_ID.fullmatch(label) and not label.lower().endswith(ADAPTER_SUFFIXES):
+            return hub.from_repo(label, request)
     raise SourceNotFoundError(
-        f"{text[:500]!r} is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
-        f"(these look like 'user/name'). Check the spelling and the current folder."
+        f"is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
+        f"(these look like 'user/name'). Check the spelling and the current folder.",
+        file=label[:500],
     )
 
 

@@ -64,14 +64,16 @@ def from_repo(repo_id: str, request: Request) -> AdapterSource:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise SourceNotFoundError(
-            f"{repo_id[:200]!r} cannot be a repository's name: {str(error)[:500]}"
+            f"cannot be a repository's name: {str(error)[:500]}", file=repo_id[:200]
         ) from None
     offline = request.local_files_only or _offline()
     request = replace(request, local_files_only=bool(offline))
     if request.proxies and not offline:
         raise SourceError(
-            f"{repo_id}: proxies={dict(request.proxies)!r} cannot be passed on, as huggingface_hub has no proxies per "
-            f"call since 1.0. Set the environment variables HTTPS_PROXY and HTTP_PROXY instead."
+            f"proxies={dict(request.proxies)!r} cannot be passed on, as huggingface_hub has no proxies per "
+            f"call since 1.0. Set the environment variables HTTPS_PROXY and HTTP_PROXY instead.",
+            file=repo_id,
+            argument="proxies",
         )
     subfolder = safe_relative(request.subfolder, "subfolder") if request.subfolder else ""
     left: tuple[str, ...] = ()
@@ -119,13 +121,14 @@ def from_url(url: str, request: Request) -> AdapterSource:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SourceNotFoundError(f"{url[:500]!r} is not an address ({error})") from None
+        raise SourceNotFoundError(f"is not an address ({error})", file=url[:500]) from None
     hosts = (*_HUB_HOSTS, urlsplit(_endpoint()).netloc)
     path = [unquote(part) for part in parts.path.split("/") if part]
     if parts.netloc not in hosts:
         raise SourceNotFoundError(
-            f"{url} is not an address at the Hub ({hosts[0]}), and others are not downloaded. "
-            f"Download the file and pass its path."
+            f"is not an address at the Hub ({hosts[0]}), and others are not downloaded. "
+            f"Download the file and pass its path.",
+            file=url[:500],
         )
     repo_id = "/".join(path[:2])
     # A whole repository, a folder of one, or a file of one.
@@ -134,7 +137,8 @@ def from_url(url: str, request: Request) -> AdapterSource:
     kind, revision, inside = path[2] if path[2:] else "", "".join(path[3:4]), "/".join(path[4:])
     if kind not in ("blob", "resolve", "tree") or not revision or (kind != "tree" and not inside):
         raise SourceNotFoundError(
-            f"{url} names no repository and no file in one: expected https://{parts.netloc}/USER/REPO/blob/main/FILE."
+            f"names no repository and no file in one: expected https://{parts.netloc}/USER/REPO/blob/main/FILE.",
+            file=url[:500],
         )
     argument = "subfolder" if kind == "tree" else "weight_name"
     for name, given, here in (
@@ -142,7 +146,11 @@ def from_url(url: str, request: Request) -> AdapterSource:
         (argument, getattr(request, argument), inside),
     ):
         if given not in (None, here):
-            raise SourceError(f"{url} says {name}={here!r}, the call says {given!r}. Leave one of them out.")
+            raise SourceError(
+                f"says {name}={here!r}, the call says {given!r}. Leave one of them out.",
+                file=url[:500],
+                argument=name,
+            )
     if kind == "tree":
         return from_repo(repo_id, replace(request, revision=revision, subfolder=inside or None))
     return from_repo(repo_id, replace(request, revision=revision, weight_name=inside))
@@ -155,7 +163,7 @@ def _chosen(repo_id: str, subfolder: str, request: Request) -> tuple[list[str], 
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     where = f"{repo_id} (folder {subfolder!r})" if subfolder else repo_id
     here = [name for name in inside if "/" not in name]
-    parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request)
+    parts = [] if candidates(here, ADAPTER_SUFFIXES) else component_files(inside, request, where)
     chosen = parts or [choose_file(inside, where, request)]
     return chosen, adapters_left(inside, chosen)
 
@@ -187,8 +195,9 @@ def _cached_names(repo_id: str, request: Request) -> list[str]:
     snapshot = storage / "snapshots" / commit
     if not snapshot.is_dir():
         raise SourceNotFoundError(
-            f"{repo_id} at revision {revision!r} is not in the cache {storage.parent}, and nothing may be downloaded.",
+            f"is not in the cache {storage.parent} at revision {revision!r}, and nothing may be downloaded.",
             remedy=OFFLINE,
+            file=repo_id,
         )
     return [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import InvalidAdapterError, MatchError, NotAnAdapterError
-from lora_mixer.problem import Remark, Remedy, UnusedReason
+from lora_mixer.problem import Problem, Remark, Remedy, UnusedReason
 from lora_mixer.word_keys import WORD_KEY, token_of
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def named(
     names: tuple[object, ...] = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     words = [name for name in names if isinstance(name, str)]
     if not names or len(set(words)) != len(names):
-        raise MatchError(f"token must be a word, or different words, got {names[:5]!r}", file=label)
+        raise MatchError(
+            f"token must be a word, or different words, got {names[:5]!r}", file=label, argument="token"
+        )
     if len(words) == len(embeddings):
         return tuple(replace(word, token=name) for word, name in zip(embeddings, words, strict=True))
     if len(embeddings) > 1:
@@ -148,12 +150,18 @@ def named(
             f"holds {len(embeddings)} words ({', '.join(e.token for e in embeddings[:5])}), and token={tokens!r} names "
             f"{len(names)}; leave it out, or name each",
             file=label,
+            argument="token",
         )
     (word,) = embeddings
     rows = {part: vectors.shape[0] if vectors.ndim > 1 else 1 for part, vectors in word.vectors.items()}
     if set(rows.values()) != {len(names)}:
         told = ", ".join(f"{count} in {part or 'the file'}" for part, count in rows.items())
-        raise MatchError(f"token names {len(names)} words, and there are vectors for {told}", file=label)
+        raise MatchError(
+            f"token names {len(names)} words, and there are vectors for {told}",
+            file=label,
+            argument="token",
+            problems=[Problem(part or "", f"has vectors for {count}") for part, count in rows.items()],
+        )
     return tuple(
         replace(
             word,
@@ -193,6 +201,9 @@ def checked(embedding: Embedding, label: str, *, allow_nonfinite: bool = False) 
         vectors[encoder] = rows
     if problems:
         raise InvalidAdapterError(
-            f"textual inversion {token[:80]!r}: expected {'; '.join(problems)}", file=label, remedy=remedy
+            f"textual inversion {token[:80]!r}: expected {'; '.join(problems)}",
+            file=label,
+            problems=[Problem(token[:80], f"expected {text}") for text in problems],
+            remedy=remedy,
         )
     return Embedding(token, vectors, embedding.keys)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MatchError
-from lora_mixer.problem import NoteKind, Remark
+from lora_mixer.problem import NoteKind, Problem, Remark
 from lora_mixer.textual_inversion.files import checked
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def choose_embeddings(
     if odd:
         there = ", ".join(e.token for e in adapter.embeddings) or "none"
         raise MatchError(
-            f"load_embeddings names {', '.join(odd)}; the file's words are: {there}", file=adapter.info.source
+            f"load_embeddings names {', '.join(odd)}; the file's words are: {there}",
+            file=adapter.info.source,
+            argument="load_embeddings",
+            problems=[Problem(word, "is no word of the file") for word in odd],
         )
     return tuple(
         checked(

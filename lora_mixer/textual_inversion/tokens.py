@@ -130,7 +130,8 @@ class _Taught:
         if ids != list(range(ids[0], ids[0] + len(ids))):
             raise PipelineStateError(
                 f"{self.component}: its tokenizer ({type(self.tokenizer).__name__}) gives new words the ids {ids[:10]}, "
-                "expected consecutive ones; load the pipeline with its own tokenizer"
+                "expected consecutive ones; load the pipeline with its own tokenizer",
+                component=self.component,
             )
         self._size, self._left = len(self.tokenizer), dict(vars(self.tokenizer))
         return int(ids[0])
@@ -141,7 +142,8 @@ class _Taught:
         if now != self._size:
             raise PipelineStateError(
                 f"{self.component}: its tokenizer had {self._size} words when textual inversions were loaded and has "
-                f"{now} now; take back what was changed since (such as pipe.unload_textual_inversion) first"
+                f"{now} now; take back what was changed since (such as pipe.unload_textual_inversion) first",
+                component=self.component,
             )
 
     def forget(self) -> None:
@@ -339,7 +341,8 @@ class TokenSet:
             if component not in encoders:
                 raise PipelineStateError(
                     f"{component} or its tokenizer is gone from the pipeline, and the words "
-                    f"{', '.join(w.token for w in lesson)} are for it; put it back, or unload them"
+                    f"{', '.join(w.token for w in lesson)} are for it; put it back, or unload them",
+                    component=component,
                 )
             self._taught.append(
                 _Taught(*encoders[component], lesson)

@@ -88,11 +88,13 @@ def check_format(format: str, path: Path) -> None:  # noqa: A002
         SaveError: Saying what would do.
     """
     if format not in FORMATS:
-        raise SaveError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise SaveError(f"format must be one of {', '.join(FORMATS)}, got {format!r}", argument="format")
     row = FORMATS[format]
     if row.is_folder and (path.suffix.lower() == ".safetensors" or path.is_file()):
         raise SaveError(
-            f"the format {format!r} is a folder ({row.summary}); give a folder's name", file=str(path)
+            f"the format {format!r} is a folder ({row.summary}); give a folder's name",
+            file=str(path),
+            argument="format",
         )
 
 

@@ -20,7 +20,7 @@ from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.errors import SaveError
 from lora_mixer.merging import LowRankForm, MergeMethod, pair_of, truncate, truncate_pair
 from lora_mixer.parsing.values import is_number
-from lora_mixer.problem import Remedy, SaveProblem, SaveReason
+from lora_mixer.problem import Problem, Remedy, SaveProblem, SaveReason
 from lora_mixer.wording import first_of, shown
 from lora_mixer.writing.layers import ModulePlace, NewLayer, Part, Share, of_one_width
 
@@ -77,23 +77,29 @@ class RankCut:
 
     def __post_init__(self) -> None:
         """Check everything."""
-        problems = []
+        problems: list[Problem] = []
         for name in ("rank", "conv_rank"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= _RANK_AT_MOST):
                 problems.append(
-                    f"{name} must be a whole number from 1 to {_RANK_AT_MOST}, got {shown(value)}"
+                    Problem(name, f"must be a whole number from 1 to {_RANK_AT_MOST}, got {shown(value)}")
                 )
         if self.energy is not None and not (is_number(self.energy) and 0 < self.energy <= 1):
-            problems.append(f"energy must be above 0 and at most 1, got {shown(self.energy)}")
+            problems.append(Problem("energy", f"must be above 0 and at most 1, got {shown(self.energy)}"))
         if self.sv_ratio is not None and not (is_number(self.sv_ratio) and self.sv_ratio >= 1):
-            problems.append(f"sv_ratio must be at least 1, got {shown(self.sv_ratio)}")
+            problems.append(Problem("sv_ratio", f"must be at least 1, got {shown(self.sv_ratio)}"))
         if self.conv_rank is not None and self.rank is None and self.energy is None and self.sv_ratio is None:
             problems.append(
-                "conv_rank is for convolutions beside a rank, an energy or an sv_ratio for all layers"
+                Problem(
+                    "conv_rank", "is for convolutions beside a rank, an energy or an sv_ratio for all layers"
+                )
             )
         if problems:
-            raise SaveError("; ".join(problems))
+            raise SaveError(
+                "; ".join(f"{one.place} {one.text}" for one in problems),
+                argument=problems[0].place,
+                problems=problems,
+            )
 
     @property
     def is_wanted(self) -> bool:
@@ -192,6 +198,7 @@ def mixed(
         raise SaveError(
             f"{chosen.name} makes full matrices, and nothing says at which rank to write them",
             remedy=CUT_REMEDY,
+            argument="method",
         )
     layers: list[NewLayer] = []
     refused: list[SaveProblem] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MatchError
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
 from lora_mixer.writing.compose import same
 from lora_mixer.writing.layers import ModulePlace, NewLayer
@@ -101,11 +102,21 @@ def _check(base: Skeleton, tuned: Skeleton) -> None:
     """
     missing = sorted(set(base.components) ^ set(tuned.components))
     if missing:
-        raise MatchError(f"only one of {base.name} and {tuned.name} has {', '.join(missing)}")
+        raise MatchError(
+            f"only one of this and {base.name} has {', '.join(missing)}",
+            file=tuned.name,
+            component=missing[0],
+            problems=[Problem(part, "is in one of the two only") for part in missing],
+        )
     for model in (base, tuned):
         bare = [part for part in model.components if not model.has_weights(part)]
         if bare:
-            raise MatchError(f"{model.name} has no weights of {', '.join(bare)} in .safetensors files")
+            raise MatchError(
+                f"has no weights of {', '.join(bare)} in .safetensors files",
+                file=model.name,
+                component=bare[0],
+                problems=[Problem(part, "has no weights in .safetensors files") for part in bare],
+            )
 
 
 def _refuse_nothing(
@@ -118,10 +129,12 @@ def _refuse_nothing(
         MatchError: Saying whether anything changed.
     """
     if not layers and not left_out:
-        raise MatchError(f"{tuned.name} is the same as {base.name}, weight for weight")
+        raise MatchError(f"is the same as {base.name}, weight for weight", file=tuned.name)
     if not layers:
         raise MatchError(
-            f"{tuned.name} differs from {base.name} in {first_of(left_out, 5)} alone, and these are left out"
+            f"differs from {base.name} in {first_of(left_out, 5)} alone, and these are left out",
+            file=tuned.name,
+            problems=[Problem(name, "differs and is left out") for name in left_out],
         )
 
 
@@ -157,10 +170,13 @@ def _change(base: Skeleton, tuned: Skeleton, part: str, name: str) -> torch.Tens
     before, after = base.tensor(part, name), tuned.tensor(part, name)
     if before is None or after is None:
         if (before is None) != (after is None):
-            raise MatchError(f"only one of {base.name} and {tuned.name} has {part}.{name}")
+            raise MatchError(f"is in only one of this and {base.name}", file=tuned.name, key=f"{part}.{name}")
         return None
     if before.shape != after.shape:
-        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
-        raise MatchError(f"{part}.{name} is {shapes} in {base.name} and {tuned.name}: not the same model")
+        raise MatchError(
+            f"is {tuple(after.shape)} here and {tuple(before.shape)} in {base.name}: not the same model",
+            file=tuned.name,
+            key=f"{part}.{name}",
+        )
     change = after.float() - before.float()
     return change if change.any() else None

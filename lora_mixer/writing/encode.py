@@ -36,7 +36,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """
     kind = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if dtype is not None and kind not in DTYPES.values():
-        raise SaveError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+        raise SaveError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}", argument="dtype")
     return kind
 
 
@@ -55,7 +55,8 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) ->
         stored = given.to(dtype or given.dtype)
     if stored.dtype != tensor.dtype and not all_finite(stored) and all_finite(tensor):
         raise SaveError(
-            f"{place}: values up to {float(tensor.float().abs().max()):.3g} do not fit {dtype}; use bfloat16"
+            f"values up to {float(tensor.float().abs().max()):.3g} do not fit {dtype}; use bfloat16",
+            key=str(place),
         )
     return stored.contiguous()
 

@@ -410,9 +410,10 @@ def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Mo
             known = shapes.setdefault((place.component, place.path), place.shape)
             if known != place.shape:
                 raise MatchError(
-                    f"{place} has another shape in it than in those before it ({place.shape} and {known}): adapters for models of "
+                    f"has another shape in it than in those before it ({place.shape} and {known}): adapters for models of "
                     "different sizes cannot become one",
                     file=adapter.info.source,
+                    key=str(place),
                 )
             gain = mix.gain(name, place.component, place.path, layouts.get(place.component))
             table.setdefault(place, []).append(Share(name, part, gain))
@@ -459,4 +460,5 @@ def _refuse_nonfinite(info: AdapterInfo, parts: Sequence[Part]) -> None:
             "is damaged; leave it out, or download it again",
             file=info.source,
             problems=bad,
+            adapter=info.name,
         )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import SaveError
-from lora_mixer.writing.layers import ModulePlace, NewLayer
+from lora_mixer.problem import Remedy, SaveProblem, SaveReason
+from lora_mixer.writing.layers import OTHER_FORMAT, ModulePlace, NewLayer
 
 _DENSE = frozenset((".diff", ".diff_b"))
 
@@ -66,7 +67,11 @@ def fuse(
                 taken.pop(path, None)
     if taken:  # a half of a layer that has a name there, the other has none
         raise SaveError(
-            f"{', '.join(taken)}: the names of the original code are not known for all of its rows"
+            f"{', '.join(taken)}: the names of the original code are not known for all of its rows",
+            problems=[
+                SaveProblem(path, SaveReason.FORMAT, "not all of its rows have names there") for path in taken
+            ],
+            remedy=OTHER_FORMAT,
         )
     return [*written, *left.values()]
 
@@ -127,15 +132,22 @@ def _refuse_no_pairs(spelling: str, pieces: Sequence[Piece], members: Mapping[st
     Raises:
         SaveError: Naming the layers.
     """
-    odd = [str(layer.place) for layer in members.values() if layer.up is None]
+    odd = [(str(layer.place), "it is not a pair") for layer in members.values() if layer.up is None]
     turned = [layer for layer in members.values() if layer.lengths is not None]
     # the length of an output is its row's own, that of an input belongs to all rows
     if turned and not (len(turned) == len({p.path for p in pieces}) and all(x.by_output for x in turned)):
-        odd += [f"{x.place} (a DoRA with lengths of inputs, or without the layers beside it)" for x in turned]
+        why = "a DoRA with lengths of inputs, or without the layers beside it"
+        odd += [(str(layer.place), why) for layer in turned]
     if odd:
         raise SaveError(
-            f"{', '.join(odd)}: is written as a part of {spelling} in the names of the original code, which only a pair "
-            "can be; give a rank, or use format='diffusers'"
+            f"{', '.join(f'{place} ({why})' for place, why in odd)}: is written as a part of {spelling} in the names of the "
+            "original code, which only a pair can be",
+            problems=[SaveProblem(place, SaveReason.FORMAT, why) for place, why in odd],
+            remedy=Remedy(
+                "give a rank (rank=), or use format='diffusers'",
+                "give a rank (--rank), or use --format diffusers",
+                "give a Rank, or take the format diffusers",
+            ),
         )
 
 

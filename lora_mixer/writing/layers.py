@@ -90,8 +90,9 @@ class Part:
         """
         if self.weights.beside_only:
             raise SaveError(
-                f"{self.place.component}.{self.place.path}: a pair over all inputs of a convolution in groups runs beside its "
-                "layer, and no format has a place for it that other programs read alike; save an adapter without it"
+                "a pair over all inputs of a convolution in groups runs beside its "
+                "layer, and no format has a place for it that other programs read alike; save an adapter without it",
+                key=str(self.place),
             )
 
 

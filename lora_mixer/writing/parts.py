@@ -31,7 +31,7 @@ from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.mixes.unet_blocks import block_position
-from lora_mixer.problem import Remedy, SaveProblem, SaveReason
+from lora_mixer.problem import Problem, Remedy, SaveProblem, SaveReason, Surface
 from lora_mixer.sources import resolve_source
 from lora_mixer.writing.layers import AdapterParts, ModulePlace, Part
 from lora_mixer.writing.names import Names, names_of
@@ -174,7 +174,11 @@ def located(adapter: Adapter, components: Mapping[str, nn.Module]) -> list[tuple
     """
     binding = bind(adapter, dict(components), adapter.info.name)
     if not binding.report.complete:
-        raise MatchError(str(binding.report))
+        raise MatchError(
+            f"not all of it is there:\n{binding.report.table_on(Surface.PYTHON)}",
+            file=adapter.info.source,
+            problems=binding.report.problems,
+        )
     return [(ModulePlace.of(b.live), b.weights) for b in binding.layers]
 
 
@@ -193,7 +197,10 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     base = one_label(bases)
     if base is None:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
-        raise MatchError(f"these adapters are for different bases and cannot become one: {table}")
+        raise MatchError(
+            f"these adapters are for different bases and cannot become one: {table}",
+            problems=[Problem(info.source, f"is for {info.base}") for info in infos],
+        )
     if base in skeletons.FAMILIES:
         return of_family(base)
     hints = {layer.target.hint for adapter in adapters for layer in adapter.layers}
@@ -224,8 +231,10 @@ def _bound(adapter: Adapter, raw: Mapping[str, torch.Tensor], skeleton: Skeleton
     binding = bind(adapter, skeleton.components, adapter.info.name)
     if binding.report.unmatched:
         raise MatchError(
-            f"a part of it is not in {skeleton.name}, so it would be lost:\n{binding.report}",
+            f"a part of it is not in {skeleton.name}, so it would be lost:\n"
+            f"{binding.report.table_on(Surface.PYTHON)}",
             file=adapter.info.source,
+            problems=binding.report.problems,
         )
     parts = []
     for bound, sources in zip(binding.layers, binding.sources, strict=True):
@@ -330,9 +339,10 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         flat = "." not in module and module != layer.target.written
         if shape is None or flat or any(is_translated(family.layouts, module) for family in families):
             raise SaveError(
-                f"{layer.target.written}: for a base that is not known ({adapter.info.base}) the module's own name "
+                f"for a base that is not known ({adapter.info.base}) the module's own name "
                 "or shape cannot be told",
                 remedy=BASE_REMEDY,
+                key=layer.target.written,
             )
         _refuse_unknown_bias(layer)
         hint = written if layer.target.hint is None and written is not None else layer.target.hint
@@ -346,7 +356,9 @@ def _by_own_names(adapter: Adapter, raw: Mapping[str, torch.Tensor], denoiser: s
         parts[place] = Part(place, layer.weights, leaves=_leaves(layer, raw))
     if twice:
         raise MatchError(
-            f"two parts of it are for one module: {', '.join(twice[:5])}", file=adapter.info.source
+            f"two parts of it are for one module: {', '.join(twice[:5])}",
+            file=adapter.info.source,
+            problems=[Problem(place, "stands in two parts of it") for place in twice],
         )
     return tuple(parts.values())
 

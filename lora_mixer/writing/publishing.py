@@ -74,11 +74,15 @@ def push_to_hub(
         'https://huggingface.co/me/ink-and-neon/commit/...'
     """
     if form not in ("adapter", "model"):
-        raise SaveError(f"form must be adapter or model, got {form!r}")
+        raise SaveError(f"form must be adapter or model, got {form!r}", argument="form")
     wanted = mixer.mix if mix is None else Mix.of(mix)
     shown = None if picture is None else Path(picture).expanduser()
     if shown is not None and (not shown.is_file() or shown.suffix.lower() not in _PICTURES):
-        raise SaveError(f"the picture must be a file that ends with {', '.join(_PICTURES)}, got {picture}")
+        raise SaveError(
+            f"the picture must be a file that ends with {', '.join(_PICTURES)}",
+            argument="picture",
+            file=str(picture),
+        )
     name = repo_id.rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="lora-mixer-push-") as temporary:
         folder = Path(temporary) / "repository"
@@ -205,5 +209,5 @@ def _upload(folder: Path, repo_id: str, private: bool | None, token: str | None,
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message)
     except (OSError, ValueError, RuntimeError) as error:
-        raise SaveError(f"the Hub does not take {repo_id}: {first_line(error, 300)}") from error
+        raise SaveError(f"the Hub does not take it: {first_line(error, 300)}", file=repo_id) from error
     return str(done.commit_url)

@@ -12,6 +12,7 @@ from lora_mixer.algorithms.frobenius import pair_norm
 from lora_mixer.errors import LoraMixerError, SaveError
 from lora_mixer.formats import read_source
 from lora_mixer.parsing.json_text import loose_json
+from lora_mixer.problem import Problem
 from lora_mixer.sources import AdapterSource
 from lora_mixer.wording import first_of
 
@@ -51,7 +52,7 @@ def check_written(
     read: dict[tuple[str, str], LayerWeights] = {}
     wanted = {(layer.place.component, layer.place.path): layer for layer in layers}
     spelled = {spelling(layer.place): key for key, layer in wanted.items()} if spelling is not None else {}
-    wrong: list[str] = []
+    wrong: list[Problem] = []
     for path, spare in staged.items():
         if path.suffix.lower() != ".safetensors":
             continue
@@ -67,25 +68,31 @@ def check_written(
                     for layer in adapter.layers
                 ]
         except LoraMixerError as error:
-            raise SaveError(f"what was written cannot be read back: {error}", file=str(path)) from error
+            raise SaveError(
+                f"what was written cannot be read back: {error.reason}",
+                file=str(path),
+                problems=error.problems,
+            ) from error
         for key, weights in places:
             if key in read:
-                wrong.append(f"{'.'.join(key)} (twice)")
+                wrong.append(Problem(".".join(key), "twice"))
             read[key] = weights
-    wrong += [f"{'.'.join(key)} (not in the file)" for key in wanted if key not in read]
+    wrong += [Problem(".".join(key), "not in the file") for key in wanted if key not in read]
     # rows of a fused layer that nobody changes are zeros
     extra = [key for key, weights in read.items() if key not in wanted and not weights.is_zero()]
-    wrong += [f"{'.'.join(key)} (not asked for)" for key in extra]
+    wrong += [Problem(".".join(key), "not asked for") for key in extra]
     wrong += [
-        f"{'.'.join(key)} (another change)"
+        Problem(".".join(key), "another change")
         for key, layer in wanted.items()
         if key in read and not _same(layer, read[key])
     ]
     if wrong:
         paths = ", ".join(str(path) for path in staged)
+        listed = first_of([f"{one.place} ({one.text})" for one in wrong], 5)
         raise SaveError(
-            f"what was written reads back as something else, so it was not kept: {first_of(wrong, 5)}",
+            f"what was written reads back as something else, so it was not kept: {listed}",
             file=paths,
+            problems=wrong,
         )
 
 

@@ -13,7 +13,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.errors import SaveError
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.header import open_weights, read_header
-from lora_mixer.problem import SaveProblem, SaveReason
+from lora_mixer.problem import Problem, SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.container import write_safetensors
 from lora_mixer.writing.report import SaveReport
@@ -48,23 +48,27 @@ def write_peft(
     _refuse_nonfinite(tensors, folder)
     stored = {key: _stored(key, tensor, dtype) for key, tensor in tensors.items()}
     text = json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True)
-    weights = folder / "adapter_model.safetensors"
+    place = folder / "adapter_model.safetensors"
 
     def write_config(stream: IO[bytes]) -> None:
         stream.write(text.encode())
 
     def check(files: Mapping[Path, Path]) -> None:
-        with open_weights(files[weights], str(weights)) as stream:
-            written = read_tensors(stream, read_header(stream, str(weights)), str(weights))
+        with open_weights(files[place], str(place)) as stream:
+            written = read_tensors(stream, read_header(stream, str(place)), str(place))
         odd = written.keys() ^ stored.keys()
         odd |= {key for key in written.keys() - odd if not torch.equal(written[key], stored[key].cpu())}
         if odd:
-            raise SaveError(f"{weights}: {', '.join(sorted(odd)[:3])} came back other than written")
+            raise SaveError(
+                f"{', '.join(sorted(odd)[:3])} came back other than written",
+                file=str(place),
+                problems=[Problem(key, "came back other than written") for key in sorted(odd)],
+            )
 
     files = write_files(
         {
             folder / "adapter_config.json": write_config,
-            weights: functools.partial(write_safetensors, tensors=stored, metadata={"format": "pt"}),
+            place: functools.partial(write_safetensors, tensors=stored, metadata={"format": "pt"}),
         },
         check=check,
     )
@@ -90,6 +94,6 @@ def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.
     stored = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     if stored is not value and not all_finite(stored):
         raise SaveError(
-            f"{key}: values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16"
+            f"values up to {float(value.abs().max()):.3g} do not fit {dtype}; use bfloat16", key=key
         )
     return stored

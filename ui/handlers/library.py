@@ -247,7 +247,9 @@ def set_preview(app: AppState, asked: Any) -> dict[str, Any]:
 def _mine(app: AppState, entry_id: Any) -> Entry:
     entry = app.entry(checks.opaque(entry_id, "adapter"))
     if not app.changeable(entry):
-        raise PictureError(f"{app.name_of(entry)} belongs to the demo: its file stays as it is.")
+        raise PictureError(
+            f"{app.name_of(entry)} belongs to the demo: its file stays as it is.", adapter=app.name_of(entry)
+        )
     return entry
 
 
@@ -429,7 +431,7 @@ def _same_file(app: AppState, file: Path, wanted: str) -> Entry | None:
 def _uploaded(path: Path, cache: str) -> Path:
     real = path.resolve(strict=True)
     if not real.is_relative_to(Path(cache).resolve()) or path.is_symlink() or not real.is_file():
-        raise PictureError(f"{path.name}: it is not an upload")
+        raise PictureError("it is not an upload", file=path.name)
     return real
 
 

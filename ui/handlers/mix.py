@@ -171,14 +171,14 @@ def keep_default(app: AppState, name: Any, weight: Any) -> dict[str, Any]:
     Raises:
         PictureError: When there is no such adapter.
     """
-    wanted = checks.text(name, "adapter", 256)
-    entry = app.entry_named(wanted)
+    name = checks.text(name, "adapter", 256)
+    entry = app.entry_named(name)
     if entry is None:
-        raise PictureError(f"{wanted} is not in the library here")
-    number = None if weight is None else checks.number(weight, f"{wanted}: weight", -MAX_WEIGHT, MAX_WEIGHT)
+        raise PictureError(f"{name} is not in the library here", adapter=name)
+    number = None if weight is None else checks.number(weight, f"{name}: weight", -MAX_WEIGHT, MAX_WEIGHT)
     before = entry.weight
     app.library.set_default(entry.id, weight=number)
-    said = f"{wanted} now starts at {1.0 if number is None else number:g}"
+    said = f"{name} now starts at {1.0 if number is None else number:g}"
     return {"said": said, "before": before}
 
 

@@ -77,7 +77,7 @@ def get(app: AppState, given: Any) -> Added:
     if offered is None:
         raise PictureError("The site does not have it any more.")
     if offered.size > app.options.max_upload:
-        raise PictureError(f"{offered.name} is larger than what is taken here; get it from its page.")
+        raise PictureError("is larger than what is taken here; get it from its page.", file=offered.name)
     with tempfile.TemporaryDirectory(prefix=".site-", dir=app.uploads) as folder:
         file = site.download(offered, Path(folder))
         wanted = safe_name(name)

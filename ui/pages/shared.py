@@ -229,12 +229,12 @@ def _shown(error: LoraMixerError) -> Exception:
 
 
 def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a server function's errors as ``{"problem": ..., "field": ...}``: those are shown where they belong."""
+    """Return a server function's errors as ``{"problem": ..., "about": ..., "field": ...}``: those are shown where they belong."""
 
-    def problem(error: Exception) -> dict[str, str]:
+    def problem(error: Exception) -> dict[str, Any]:
         if isinstance(error, LoraMixerError):
             words = told(error)
-            return {"problem": words["message"], "field": words["field"]}
+            return {"problem": words["message"], "about": words["about"], "field": words["field"]}
         return {"problem": f"This is not what the page sends ({type(error).__name__}).", "field": ""}
 
     wrong = (LoraMixerError, TypeError, KeyError, AttributeError)  # the others: not what the page sends

@@ -16,6 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -145,10 +146,12 @@ def captured(
     Raises:
         PipelineStateError: When one of them is not whole on a GPU, or compiled in place.
     """
-    problems = [f"{name}: {reason}" for name, module in outer.items() if (reason := _problem(module))]
+    problems = [Problem(name, reason) for name, module in outer.items() if (reason := _problem(module))]
     if problems or not outer:
-        shown = "; ".join(problems) or "there is no denoiser in this pipeline"
-        raise PipelineStateError(f"capture() runs denoisers as CUDA graphs, which cannot be here: {shown}")
+        shown = "; ".join(map(str, problems)) or "there is no denoiser in this pipeline"
+        raise PipelineStateError(
+            f"capture() runs denoisers as CUDA graphs, which cannot be here: {shown}", problems=problems
+        )
     held = {name: Captured(module, partial(generation, name)) for name, module in outer.items()}
     before = {name: module.__dict__.get("forward") for name, module in outer.items()}
     for name, module in outer.items():

@@ -89,14 +89,16 @@ class DenoiserFollower:
             raise MixError(
                 f"{self._by_steps} goes by the steps of a run, and {self._part} is called with rows of {len(times)} different "
                 f"timesteps ({', '.join(f'{time:g}' for time in times[:4])}), which would have one gain: call it with rows of one "
-                "timestep at a time, or set weights that stay"
+                "timestep at a time, or set weights that stay",
+                component=self._part,
             )
         step = self._steps.read(timestep, caller)
         if self._by_steps and not step.is_told and caller.pipe is None:
             raise MixError(
                 f"{self._by_steps} goes by the steps of a run, and a loop calls {self._part} with timestep {step.timestep:g}, "
                 "which is none of a scheduler's that the loop has, nor of the mixer's pipeline: take it from "
-                "scheduler.timesteps, or from one tensor of all timesteps (for t in timesteps), or set_mix anew at each step"
+                "scheduler.timesteps, or from one tensor of all timesteps (for t in timesteps), or set_mix anew at each step",
+                component=self._part,
             )
         rows = self._rows(caller, sample, text_of(args, kwargs), step, timed=timestep is not None)
         self._prompts.restart()

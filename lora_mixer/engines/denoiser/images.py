@@ -82,7 +82,10 @@ def stated_layout(batch: int, images: int, copies: int, *, negatives: bool) -> B
         return BatchLayout(images, 1, (False,))
     raise MixError(
         f"{_mixes(images)} with guidance_copies={copies} do not fit a batch of {batch} rows: pass one prompt for each mix"
-        + ("; the half without the prompt needs both halves in one call of the denoiser" if negatives else "")
+        + (
+            "; the half without the prompt needs both halves in one call of the denoiser" if negatives else ""
+        ),
+        argument="guidance_copies",
     )
 
 
@@ -152,7 +155,8 @@ def check_stated(
         if not torch.equal(told.rows(negatives=negatives), layout.rows(negatives=negatives)):
             raise MixError(
                 f"{stated} {type(caller.pipe).__name__} calls the denoiser with {_times(len(told.without))} of its batch, "
-                f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself"
+                f"{told.each} rows for each: leave guidance_copies out, since this pipeline tells it itself",
+                argument="guidance_copies",
             )
         return
     if not first or sample.ndim < 3:
@@ -160,13 +164,15 @@ def check_stated(
     if said > 1 and not _agree(sample, said):
         raise MixError(
             f"{stated} the batch of {batch} rows is not {said} copies of one behind the other: rows of prompts and rows without "
-            "must be two blocks ([all without, all with]), or be told apart by calls of their own"
+            "must be two blocks ([all without, all with]), or be told apart by calls of their own",
+            argument="guidance_copies",
         )
     seen = _repeats(sample, layout.images)
     if seen > said:
         raise MixError(
             f"{stated} the batch of {batch} rows is {seen} copies of one behind the other, as guidance makes it: say "
-            f"guidance_copies={seen}, or give pictures of one noise a call each"
+            f"guidance_copies={seen}, or give pictures of one noise a call each",
+            argument="guidance_copies",
         )
 
 
@@ -226,25 +232,25 @@ def layout_of(
             f"{who} that does not say how it lays its batches out calls the denoiser with {batch} rows for "
             f"{_mixes(images)}: call it with one row for each mix, {_SAY}"
         )
-    name = type(caller.pipe).__name__
+    kind = type(caller.pipe).__name__
     pictures = int(latents.shape[0])
-    each = _rows_each(caller, name, pictures, images)
+    each = _rows_each(caller, kind, pictures, images)
     if batch % pictures:
         raise MixError(
-            f"{name} calls the denoiser with {batch} rows for {pictures} pictures, so that {_mixes(images)} cannot be told "
+            f"{kind} calls the denoiser with {batch} rows for {pictures} pictures, so that {_mixes(images)} cannot be told "
             f"apart in them: make one picture at a time, {_SAY}"
         )
     copies = batch // pictures
     if first and copies > 1 and not _is_repeated(sample, latents, copies):
         raise MixError(
-            f"{name} does not repeat its batch as a whole for guidance, so that {_mixes(images)} cannot be told apart in "
+            f"{kind} does not repeat its batch as a whole for guidance, so that {_mixes(images)} cannot be told apart in "
             "it: make one picture at a time"
         )
-    halves = _halves(caller, name, text, copies) if negatives else (False,) * copies
+    halves = _halves(caller, kind, text, copies) if negatives else (False,) * copies
     return BatchLayout(images, each, halves)
 
 
-def _rows_each(caller: Caller, name: str, pictures: int, images: int) -> int:
+def _rows_each(caller: Caller, kind: str, pictures: int, images: int) -> int:
     """Return the pictures that each mix has; one mix has them all."""
     if images == 1:
         return pictures
@@ -253,7 +259,7 @@ def _rows_each(caller: Caller, name: str, pictures: int, images: int) -> int:
     if pictures != images * each:
         prompts = f"{pictures // each} prompts" if pictures % each == 0 else f"{pictures} pictures"
         raise MixError(
-            f"{images} mixes, but {name} is called with {prompts}: pass a list of {images} prompts, one for each mix"
+            f"{images} mixes, but {kind} is called with {prompts}: pass a list of {images} prompts, one for each mix"
         )
     return each
 
@@ -269,13 +275,14 @@ def _is_repeated(sample: torch.Tensor, latents: torch.Tensor, copies: int) -> bo
     return all(torch.equal(part, parts[0]) for part in parts[1:])
 
 
-def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ...]:
+def _halves(caller: Caller, kind: str, text: Any, copies: int) -> tuple[bool, ...]:
     """Tell which copies are those without the prompt."""
     guided = caller.flag(*_GUIDED)
     if guided and caller.flag(_PERTURBED):
         raise MixError(
-            f"{name} splits its batch inside of layers for perturbed attention, so that the half without the prompt "
-            "cannot have a mix of its own: leave negative= out, or set pag_scale=0"
+            f"{kind} splits its batch inside of layers for perturbed attention, so that the half without the prompt "
+            "cannot have a mix of its own: leave negative= out, or set pag_scale=0",
+            argument="negative",
         )
     if guided is False:
         return (False,) * copies
@@ -288,8 +295,9 @@ def _halves(caller: Caller, name: str, text: Any, copies: int) -> tuple[bool, ..
     if copies == 1 and (half := _half_of(caller, text)) is not None:
         return (half,)
     raise MixError(
-        f"{name} calls the denoiser with {_times(copies)} of its batch, and it cannot be told which of them are without "
-        "the prompt: leave negative= out" + (", or turn guidance off" if guided else "")
+        f"{kind} calls the denoiser with {_times(copies)} of its batch, and it cannot be told which of them are without "
+        "the prompt: leave negative= out" + (", or turn guidance off" if guided else ""),
+        argument="negative",
     )
 
 

@@ -149,8 +149,9 @@ class Places:
         """
         if self.exact and batch > self.rows and not _ON_TIME.search(name):
             raise MixError(
-                f"a mask on {name}: it is given {batch} tokens of {self.rows} rows in one, so that their places cannot be told "
-                "(as in mixtures of experts); use block weights that leave such layers out, or no mask"
+                f"it has a mask, and is given {batch} tokens of {self.rows} rows in one, so that their places cannot be told "
+                "(as in mixtures of experts); use block weights that leave such layers out, or no mask",
+                key=name,
             )
 
     def _halved(self, tokens: int) -> Span | None:

@@ -74,7 +74,8 @@ class Prompts:
         if self._images > 1 and batch != self._images:
             raise MixError(
                 f"{self._images} mixes, but {part} was called with {batch} texts: pass a list of {self._images} prompts, "
-                "one for each mix; texts that are read ahead need the mix of each of them, applied one by one"
+                "one for each mix; texts that are read ahead need the mix of each of them, applied one by one",
+                component=part,
             )
         owners = torch.arange(batch) % self._images
         if self._negatives:
@@ -88,7 +89,8 @@ class Prompts:
             raise MixError(
                 f"{part} was called by itself, and negative= gives the prompt and the negative prompt mixes of their own: "
                 "it cannot be told which of them this text is. Read each under its own mix, with applied(mix), and pass "
-                "the pipeline prompt_embeds and negative_prompt_embeds"
+                "the pipeline prompt_embeds and negative_prompt_embeds",
+                component=part,
             )
         if caller.frame is not self._frame:
             self.restart()
@@ -123,7 +125,8 @@ def _cannot_tell(caller: Caller, part: str, turn: int) -> MixError:
     return MixError(
         f"{type(caller.pipe).__name__} called {part} {turn + 1} times, and it cannot be told which of the texts are negative "
         "prompts: read the prompt under applied(mix) and the negative prompt under applied(negative), and pass "
-        "prompt_embeds and negative_prompt_embeds"
+        "prompt_embeds and negative_prompt_embeds",
+        component=part,
     )
 
 

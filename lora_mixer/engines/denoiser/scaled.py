@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[tuple[Any, ...], Mapping[str, Any]], float]
     Hold = Callable[[str, float], AbstractContextManager[None]]
+    Guarded = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 NAMES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """Arguments of denoisers in which diffusers passes a scale."""
@@ -54,7 +55,9 @@ def scale_of(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if isinstance(number, str | bytes) or not math.isfinite(scale):
-        raise MixError(f"{name}: the scale of a mix must be a finite number, got {shown(value)}")
+        raise MixError(
+            f"{name}: the scale of a mix must be a finite number, got {shown(value)}", argument=name
+        )
     return scale
 
 
@@ -139,7 +142,8 @@ class Scales:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise MixError(
                 f"a scale of {scale} for {part} while a CUDA graph is recorded, which would keep it for every replay; set a "
-                "mix with these weights, or record it by mixer.capture()"
+                "mix with these weights, or record it by mixer.capture()",
+                component=part,
             )
         with self._lock:
             before = self.of(part)
@@ -174,11 +178,13 @@ class ScaledCall:
         read: Reads the scale of a call.
         hold: Holds a scale for a block.
         turns: Says when a call may be made, beside those of other threads.
+        guarded: Makes a call of a component, with a look before its gradients are computed.
     """
 
-    def __init__(self, part: str, read: Read, hold: Hold, turns: Turns) -> None:
+    def __init__(self, part: str, read: Read, hold: Hold, turns: Turns, guarded: Guarded) -> None:
         """Hold them all."""
         self._part, self._read, self._hold, self._turns = part, read, hold, turns
+        self._guarded = guarded
 
     def __call__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the component."""
@@ -188,7 +194,7 @@ class ScaledCall:
         if torch.compiler.is_compiling():  # code that is one graph has no room to wait in
             return call(*args, **kwargs)
         with self._turns.taken(alone=self._turns.is_by_call):
-            return call(*args, **kwargs)
+            return self._guarded(self._part, call, args, kwargs)
 
     @outside
     def _scaled(
@@ -198,10 +204,11 @@ class ScaledCall:
             raise MixError(
                 f"a scale of {scale} for {self._part} in a call whose inputs ask for gradients: it is in effect for the call alone, "
                 "and the gradients would be those of another mix; set a mix with the weights times the scale, and leave the "
-                "scale out"
+                "scale out",
+                component=self._part,
             )
         with self._turns.taken(alone=True), self._hold(self._part, scale):
-            return call(*args, **kwargs)
+            return self._guarded(self._part, call, args, kwargs)
 
 
 def _asks_for_gradients(value: Any) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -72,11 +73,13 @@ class NoiseLevels:
         timesteps: That of each level, in the order of the run.
         steps: The step that each level belongs to.
         total: How many steps there are.
+        jumps: Whether the run goes back to levels that it has had, as RePaint's does: a step is then a level, and has one value.
     """
 
     timesteps: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     total: int = 0
+    jumps: bool = False
 
     @classmethod
     def of(cls, timesteps: Sequence[float], steps: int | None = None, order: int = 1) -> NoiseLevels:
@@ -93,10 +96,15 @@ class NoiseLevels:
             (0, 1, 2)
             >>> NoiseLevels.of([9.0, 7.5, 6.0, 4.5, 3.0], order=2).steps  # DPM2: levels between steps
             (0, 0, 1, 1, 2)
+            >>> NoiseLevels.of([9.0, 6.0, 3.0, 6.0, 3.0]).timesteps
+            (9.0, 6.0, 3.0)
         """
         levels: list[float] = []
         firsts: list[int] = []
         apart = _SAME * (max(timesteps, default=0.0) - min(timesteps, default=0.0))
+        jumps = order == 1 and _goes_back(timesteps, apart)
+        if jumps:
+            timesteps, steps = sorted(set(timesteps), reverse=timesteps[0] >= timesteps[-1]), None
         for place, value in enumerate(timesteps):
             if not levels or abs(value - levels[-1]) > apart:
                 levels.append(value)
@@ -113,7 +121,7 @@ class NoiseLevels:
         else:  # PNDM's warm-up: levels between the first steps only, which lie at equal distances
             size = (levels[-1] - levels[0]) / (total - 1)
             loop_steps = tuple(int((level - levels[0]) / size + 0.25) for level in levels)
-        return cls(tuple(levels), loop_steps, total)
+        return cls(tuple(levels), loop_steps, total, jumps)
 
     def find(self, timestep: float) -> int | None:
         """Return the level that is nearest to a timestep, or None where none is near."""
@@ -170,6 +178,8 @@ class StepClock:
             position = 0 if fresh or back else self._last + moved
             if fresh or back or self._seen is None:
                 position, self._first = 0, 0
+        elif levels.jumps:
+            self._first = 0
         elif fresh or position < self._last or self._last < 0:
             self._first = position
         self._levels, self._last, self._seen = levels, position, timestep
@@ -281,7 +291,7 @@ class StepReader:
             schedulers.append(mine)
         given = [] if timestep is None else [timestep]
         if caller.pipe is not None:
-            run, now = caller.local("timesteps"), caller.local("t")
+            run, now = self._run_of(caller), caller.local("t")
             values = [now, *given] if _is_number(now) else given
             if _is_list(run) and self._goes_on(run, timestep, schedulers):
                 steps = caller.local("num_inference_steps")
@@ -297,6 +307,15 @@ class StepReader:
         if threading.get_ident() not in self._clocks and len(self._clocks) >= _RUNS:
             del self._clocks[next(iter(self._clocks))]
         return self._clocks.setdefault(threading.get_ident(), StepClock()).tick(number, levels)
+
+    def _run_of(self, caller: Caller) -> Any:
+        """Return the timesteps of a pipeline's run: of methods within each other that have some, one that has a part of the next's has that."""
+        runs = [each for names in caller.frames if _is_list(each := names.get("timesteps"))]
+        run = runs[0] if runs else caller.local("timesteps")
+        for outer in runs[1:]:
+            if set(self._timesteps.read(run)) <= set(self._timesteps.read(outer)):
+                run = outer
+        return run
 
     def _goes_on(self, run: Any, timestep: Any, schedulers: Sequence[Any]) -> bool:
         """Say whether a list is that of a run, and not the timestep of one call for all rows of a batch, as DiT's pipeline calls it."""
@@ -353,6 +372,13 @@ class StepReader:
                 if len(set(run)) > 1 and run in (sorted(run), sorted(run, reverse=True)):
                     return whole
         return None
+
+
+def _goes_back(timesteps: Sequence[float], apart: float) -> bool:
+    """Say whether timesteps go back on the way from the first to the last of them."""
+    way = timesteps[0] - timesteps[-1] if timesteps else 0.0
+    moves = [one - other for one, other in pairwise(timesteps)]
+    return any(abs(move) > apart and move * (way or 1.0) < 0 for move in moves)
 
 
 def _order_of(scheduler: Any) -> int:
@@ -421,7 +447,8 @@ def check_has_steps(mixes: Iterable[Mix], components: Mapping[str, nn.Module]) -
                 raise MixError(
                     f"{type(mix.method).__name__} goes by the steps of a denoiser, and {part} ({type(root).__name__}) has none: its "
                     "forward takes no timestep, so that the mix would stay at its first value. Set weights, or set_mix anew when "
-                    "they are to change"
+                    "they are to change",
+                    component=part,
                 )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.denoiser.turns import Turns
     from lora_mixer.engines.engine import Call, Effect, Engine
+    from lora_mixer.engines.in_effect import InEffect
     from lora_mixer.engines.pipeline_ref import PipelineRef
 
 
@@ -33,15 +34,17 @@ or, sliced (``enable_slicing``), for one after the other: a method, or where the
 class _Shown:
     """Shows a call to all engines; an object, so that copies of the denoiser have copies of it."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        self._engines = engines
+    def __init__(self, engines: Sequence[Engine], in_effect: InEffect) -> None:
+        self._engines, self._in_effect = engines, in_effect
 
     def __call__(self, call: Call) -> None:
+        call = self._in_effect.show(call)
         for engine in self._engines:
             engine.show(call)
 
     def text(self, component: str, rows: torch.Tensor) -> None:
         """Show the mix of each text."""
+        self._in_effect.show_text(component, rows)
         for engine in self._engines:
             engine.show_text(component, rows)
 
@@ -72,7 +75,8 @@ class _PictureCall:
         if len(rows) != len(sample):
             raise MixError(
                 f"{self._part}.{self._word}() takes its {len(self._rows)} pictures apart in a way that does not tell which is which, so "
-                f"that they cannot have mixes of their own: turn slicing off ({self._part}.disable_slicing())"
+                f"that they cannot have mixes of their own: turn slicing off ({self._part}.disable_slicing())",
+                component=self._part,
             )
         self._done += len(sample)
         self._shown.text(self._part, rows)
@@ -103,7 +107,9 @@ class CallWatcher:
         """Watch no component any more."""
         self._calls.clear()
 
-    def watch(self, pipe: PipelineRef, effect: Effect, engines: Sequence[Engine]) -> None:
+    def watch(
+        self, pipe: PipelineRef, effect: Effect, engines: Sequence[Engine], in_effect: InEffect
+    ) -> None:
         """
         Watch each denoiser that an active adapter changes, and text encoders where each text has its own mix.
 
@@ -111,8 +117,9 @@ class CallWatcher:
             pipe: The pipeline.
             effect: What has been entered.
             engines: Who is told.
+            in_effect: Told as well, for gradients.
         """
-        setting, outer, shown = effect.setting, callers(pipe.pipe), _Shown(engines)
+        setting, outer, shown = effect.setting, callers(pipe.pipe), _Shown(engines, in_effect)
         prompts = Prompts(len(setting.mixes), len(setting.negatives))
         passes = [mix.passes for mix in effect.mixes]
         parts = {layer.live.component for name in setting.names for layer in effect.layers[name]}

@@ -73,7 +73,9 @@ class DenseEngine(Engine):
                 reason = self.refusal(wish, name, place) if mine else None
                 if reason:
                     live = layers[place].live
-                    raise MixError(f"{name} in {live.component}.{live.path}: {reason}")
+                    raise MixError(
+                        f"adapter {name!r}: {reason}", key=f"{live.component}.{live.path}", adapter=name
+                    )
         return shares
 
     def refusal(self, wish: Wish, name: str, place: int) -> str | None:

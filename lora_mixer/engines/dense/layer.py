@@ -92,8 +92,8 @@ class DenseLayer:
         owners = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
         if owners is None:
             raise MixError(
-                f"{self.live.component}.{self.live.path}: got a batch of {batch} inside a call with {len(rows)} rows; "
-                "rows cannot be told apart"
+                f"got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be told apart",
+                key=f"{self.live.component}.{self.live.path}",
             )
         return owners.expand(batch)
 

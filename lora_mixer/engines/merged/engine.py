@@ -37,24 +37,29 @@ from lora_mixer.engines.merged.kept_weight import (
     KeptRecord,
     KeptWeight,
     Watch,
+    begin_numbers,
     check,
+    count_write,
     in_lots,
     make_whole,
     raise_problems,
     refuse_lost,
+    renumber,
     restore,
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
+from lora_mixer.engines.merged.versions import Contents, in_graphs
 from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.errors import MixError
 from lora_mixer.interrupts import Interruptible, uninterrupted
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -116,6 +121,11 @@ class _HeldLayer:
     entry: _Touched
     weights: LayerWeights
     columns: int | None = None
+
+
+if TYPE_CHECKING:
+    _Content = Mapping[str, tuple[tuple[float, ...], Sequence[_HeldLayer]]]
+    """What is in weights: by adapter, the gains of its layers, and these."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,28 @@ def _readable(entry: _Touched, live: LiveModule) -> torch.Tensor:
     if entry.weight.locked and not entry.weight.has_base and layer_kind(live.module) == "linear":
         return weight_of(live.module, live.shape)
     return entry.weight.clean()
+
+
+def _is_of_text(slot: KeptWeight) -> bool:
+    return slot.name.partition(".")[0] in TEXT_ENCODERS
+
+
+def _key(content: _Content | None, *, of_text: bool) -> Hashable:
+    """Name what the weights of text encoders hold, or all others; those keep theirs while the others' go from step to step."""
+    if content is None:
+        return object()
+    parts = [
+        (
+            name,
+            id(layers),
+            tuple(
+                gain if _is_of_text(layer.entry.weight) is of_text else 0.0
+                for gain, layer in zip(gains, layers, strict=True)
+            ),
+        )
+        for name, (gains, layers) in content.items()
+    ]
+    return tuple(part for part in parts if any(part[-1]))
 
 
 def _is_grouped(entry: _Touched, parts: Sequence[_GainPart]) -> bool:
@@ -278,6 +310,9 @@ class MergedEngine(Engine):
         self._given_up: list[tuple[KeptWeight, KeptRecord]] = []
         self._others_values: list[tuple[KeptWeight, torch.Tensor]] = []  # on a way back, until it is gone
         self._watch: Watch | None = None
+        # what is in the weights, and the numbers of that for graphs that are alive: of text encoders or not
+        self._content: _Content | None = {}
+        self._contents = {of_text: Contents() for of_text in (False, True)}
         # for which table of touched modules, how large, and roots: the attributes of all modules under these
         self._hooked: tuple[Any, int, tuple[nn.Module, ...], list[dict[str, Any]]] = (None, 0, (), [])
         self._watched = (0, 0)  # which table of touched modules, and how large
@@ -292,6 +327,7 @@ class MergedEngine(Engine):
             **vars(self),
             "_plans": {},
             "_watch": None,
+            "_contents": {of_text: Contents() for of_text in (False, True)},
             "_hooked": (None, 0, (), []),
             "_roots": {},
             "_touched": touched,
@@ -455,8 +491,15 @@ class MergedEngine(Engine):
         for entry in odd:
             if entry.root is not None:
                 entry.weight.resize(None, entry.root)
-        restore([slot for entry in odd for slot in entry.slots])
+        self._restore([slot for entry in odd for slot in entry.slots])
         self.put_back(record)
+
+    @staticmethod
+    def _restore(slots: Sequence[KeptWeight]) -> None:
+        """Put the base back into weights beside the way of mixes."""
+        held = [slot for slot in slots if slot.blended]
+        restore(slots)
+        count_write(held)
 
     def put_back(self, record: MergedRecord) -> None:
         """Hold the adapters that were recorded, where weights were not written since, or will be now."""
@@ -495,7 +538,7 @@ class MergedEngine(Engine):
         """
         self._plans.clear()
         self._drop_hooks()
-        self._active = {}
+        self._active, self._content = {}, None
         left = [name for entry in self._touched.values() for name in self._force(entry)]
         odd = {key: x for key, x in self._touched.items() if any(slot.blended for slot in x.slots)}
         self.put_back(record)
@@ -503,15 +546,15 @@ class MergedEngine(Engine):
         self._is_pruned = False
         return left
 
-    @staticmethod
-    def _force(entry: _Touched, *, gone: bool = False) -> list[str]:
+    @classmethod
+    def _force(cls, entry: _Touched, *, gone: bool = False) -> list[str]:
         """Put the base of a module back; give the names of what cannot be written, of one that is gone what never can."""
         left = []
         for slot in entry.slots:
             try:
                 if slot is entry.weight and entry.root is not None:
                     slot.resize(None, entry.root)
-                restore([slot])
+                cls._restore([slot])
             except Exception:  # what cannot be written is told by name
                 if gone and slot.can_restore:
                     raise
@@ -571,17 +614,22 @@ class MergedEngine(Engine):
         if self._keep_on == "none":
             raise MixError(
                 "keep_base='none' keeps no base that weights could be restored from, so that nothing is merged into them: "
-                "LoraMixer(pipe, keep_base='device') can"
+                "LoraMixer(pipe, keep_base='device') can",
+                argument="keep_base",
             )
         if wish.is_by_place:
             raise MixError(
-                "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'"
+                "masks and mixes per image cannot be merged into weights; use engine='side' or 'auto'",
+                argument="engine",
             )
         shares = {name: self._free(name) for name in wish.names}
         if wish.setting.engine == self.name:
             raise_problems(
                 [
-                    f"{layer.live.component}.{layer.live.path}: {self.refusal(wish, name, place)}; engine='auto' runs beside it"
+                    Problem(
+                        f"{layer.live.component}.{layer.live.path}",
+                        f"{self.refusal(wish, name, place)}; engine='auto' runs beside it",
+                    )
                     for name, taken in shares.items()
                     for place, (layer, free) in enumerate(zip(wish.layers[name], taken, strict=True))
                     if not free
@@ -783,7 +831,7 @@ class MergedEngine(Engine):
         packed = [slot for slot in held if not slot.can_restore]
         raise_problems(
             [
-                f"{slot.name}: {unsupported(slot.parameter)}"
+                Problem(slot.name, str(unsupported(slot.parameter)))
                 for slot in packed
                 if slot.blended and not slot.replace_by_base()
             ]
@@ -792,7 +840,7 @@ class MergedEngine(Engine):
             slot.blended = slot.can_restore  # others may have written where no adapter is active, too
         for slot in self._all_slots():
             slot.stamp()
-        self._watch = None
+        self._watch, self._content = None, None
         self._plans.clear()
         self._write({})
 
@@ -893,9 +941,9 @@ class MergedEngine(Engine):
         for entry in self._touched.values():
             if entry.root is not None and entry.weight not in theirs:
                 entry.weight.resize(None, entry.root)
-        restore([slot for slot in self._all_slots() if slot not in theirs])
+        self._restore([slot for slot in self._all_slots() if slot not in theirs])
         self._fused.copy(fused)
-        self._active = {}
+        self._active, self._content = {}, None
         for slot in theirs:
             slot.rebase()
         self._watch = None
@@ -922,6 +970,7 @@ class MergedEngine(Engine):
 
     @torch.no_grad()
     def _write(self, gains: Gains) -> None:
+        is_saved = self._is_in_graphs()
         # An adapter at weight 0 has no part: the base comes out exactly, even beside NaN.
         names = sorted(name for name, values in gains.items() if any(values))
         key = tuple((name, bytes(map(bool, gains[name]))) for name in names)
@@ -948,6 +997,9 @@ class MergedEngine(Engine):
             self._write_singles(plan.singles, flat)
             for entry, parts in plan.biases:
                 self._write_bias(entry, [p.term(flat) for p in parts])
+        before = self._content
+        self._content = {name: (tuple(gains[name]), self._adapters[name]) for name in names}
+        self._tell_graphs(before, is_saved=is_saved)
         torch.clear_autocast_cache()  # inside of torch.autocast the halves of weights are kept as they were
         for whole in (whole for name in names for whole in self._wholes.get(name, ())):
             whole.forget()
@@ -955,6 +1007,34 @@ class MergedEngine(Engine):
         if not self._is_pruned:
             self._prune()
             self._plans.clear()  # they would keep bases that nobody needs any more
+
+    def _is_in_graphs(self) -> bool:
+        """Say whether a graph that is alive has saved any weight; asked right after the look at all of them, it costs next to nothing."""
+        if self._watch is not None:
+            return self._watch.in_graphs()
+        return in_graphs(slot.counted for slot in self._all_slots() if slot.counted is not None)
+
+    def _tell_graphs(self, before: _Content | None, *, is_saved: bool) -> None:
+        """
+        Give weights the versions of what they hold now, where a graph can tell.
+
+        Args:
+            before: What they held until now; None where nobody knows.
+            is_saved: Whether a graph that is alive has saved any.
+        """
+        if not is_saved:
+            for contents in self._contents.values():
+                contents.forget()
+            return
+        slots = self._all_slots()
+        for of_text, contents in self._contents.items():
+            mine = [slot for slot in slots if _is_of_text(slot) is of_text]
+            if not contents:
+                begin_numbers(mine)
+                contents.begin(_key(before, of_text=of_text))
+            renumber(mine, contents.number(_key(self._content, of_text=of_text)))
+        if self._watch is not None:
+            self._watch.count()
 
     def _let_go_of_stale(self, names: Sequence[str], gains: Gains, plan: _WritingPlan | None) -> None:
         """Keep no base of a weight that was clean and is something else by now: writes past autograd move no counter."""
@@ -1073,7 +1153,10 @@ class MergedEngine(Engine):
         self._fresh += [slot for entry in parts for slot in entry.slots if not slot.has_base]
         raise_problems(  # what was offloaded or packed since the mix was set
             [
-                f"{e.weight.name}: {_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again"
+                Problem(
+                    e.weight.name,
+                    f"{_READ_FROM_FILES if e.weight.stored else unsupported(e.weight.parameter)}; set the mix again",
+                )
                 for e in parts
                 if e.weight.locked or e.weight.stored
             ]

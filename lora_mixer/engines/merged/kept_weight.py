@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_mixer.binding.index import OWN_INPUTS
 from lora_mixer.engines.merged.as_left import is_as_written, that_differ
+from lora_mixer.engines.merged.computed import write_under
 from lora_mixer.engines.merged.cores import on_all_cores
 from lora_mixer.engines.merged.group_files import write_tensors
 from lora_mixer.engines.merged.host_memory import copy_to_host
 from lora_mixer.engines.merged.patched_base import PatchedBase, patched
+from lora_mixer.engines.merged.versions import COUNT, in_graphs, set_versions
 from lora_mixer.engines.modes import writing
 from lora_mixer.engines.offloaded import stored_values
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -54,7 +58,8 @@ _RECORDED = (
     "_seen",
     "_storage",
     "_address",
-    "_version",
+    "_origin",
+    "content",
     "_narrow",
     "_is_copy",
 )
@@ -90,14 +95,25 @@ class KeptWeight:
         self._seen: torch.Tensor | None = None
         self._storage: StorageWeakRef | None = None
         self._address = 0
-        self._version = 0
+        self._origin = 0  # its version where what it holds has the number 0
+        self.content = 0  # the number of what it holds
+        self.counted: torch.Tensor | None = (
+            None  # the parameter as it was seen last, where it has a version of its own
+        )
         # the base's own tensor, its number of inputs and the component's configuration, while it is wider
         self._narrow: tuple[torch.Tensor, int, Any] | None = None
         self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy of the module needs: the copied parameter counts as seen, wherever it lies; its base is a whole one."""
-        return {**vars(self), "_kept": self.base, "_storage": None, "_seen": None, "_is_copy": True}
+        return {
+            **vars(self),
+            "_kept": self.base,
+            "_storage": None,
+            "_seen": None,
+            "counted": None,
+            "_is_copy": True,
+        }
 
     @property
     def base(self) -> torch.Tensor | None:
@@ -161,10 +177,11 @@ class KeptWeight:
             raise_problems([self._of_loss()])
         return base
 
-    def _of_loss(self) -> str:
-        return (
-            f"{self.name}: something else has written over it while adapters were active, and its base went with that, as "
-            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base"
+    def _of_loss(self) -> Problem:
+        return Problem(
+            self.name,
+            "something else has written over it while adapters were active, and its base went with that, as "
+            "keep_base='patch' has no second copy; call mixer.rebase() to take what is there now as the new base",
         )
 
     @property
@@ -191,6 +208,12 @@ class KeptWeight:
             return None
         original = getattr(parametrizations[self.attribute], "original", None)
         return original if isinstance(original, nn.Parameter) else None
+
+    @property
+    def _is_computed(self) -> bool:
+        """Whether the module computes it from other parameters by now."""
+        weight = getattr(self.module, self.attribute, None)
+        return isinstance(weight, torch.Tensor) and self.module._parameters.get(self.attribute) is None  # noqa: SLF001
 
     def clean(self) -> torch.Tensor:
         """Return the base model's own as it is kept, or the parameter itself while nothing is written to it."""
@@ -241,20 +264,34 @@ class KeptWeight:
             and self._storage is not None
             and not self._storage.expired()  # type: ignore[no-untyped-call]
             and parameter.data_ptr() == self._address
-            and _version(parameter) == self._version
+            and _version(parameter) == self.version
             and (self._kept is None or self._kept.dtype == parameter.dtype)
         )
 
     def stamp(self) -> None:
         """Remember the parameter as it is now, to notice when others move or change it."""
-        self._seen, self._is_copy = self.parameter, False
+        self._seen, self._is_copy, self.counted = self.parameter, False, None
         self.locked = unsupported(self._seen) is not None
         if not self.locked:
             self._storage = StorageWeakRef(self._seen.untyped_storage())  # type: ignore[no-untyped-call]
             self._address = self._seen.data_ptr()
-            self._version = _version(self._seen)
+            if not self.blended:
+                self.content = 0
+            self._origin = (_version(self._seen) - self.content) % COUNT
+            self.counted = None if self._seen.is_inference() else self._seen
 
-    def problem(self) -> str | None:
+    @property
+    def writer(self) -> KeptWeight:
+        """Who writes the parameter."""
+        return self
+
+    @property
+    def version(self) -> int:
+        """The parameter's version where nobody else has written to it."""
+        writer = self.writer
+        return (writer._origin + writer.content) % COUNT  # noqa: SLF001 -- of its class
+
+    def problem(self) -> Problem | None:
         """Say why a mix in the parameter cannot be changed now, or None; without a mix in it there is no problem."""
         parameter = self.parameter
         if not self.blended:
@@ -263,23 +300,20 @@ class KeptWeight:
         if reason and self.can_restore:
             return None  # the base can be written where the values are now; what is mixed then runs beside
         if reason:
-            return (
-                f"{self.name}: an adapter is merged into it, and {reason}. restore_base() puts the base back"
+            return Problem(
+                self.name, f"an adapter is merged into it, and {reason}. restore_base() puts the base back"
             )
         if self.is_lost:
             return self._of_loss()
         if self._kept is not None and self._overwritten(parameter):
-            return (
-                f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
-                "is there now as the new base, or mixer.restore_base() to put the kept one back"
-            )
+            return Problem(self.name, OVERWRITTEN)
         return None
 
     def _overwritten(self, parameter: torch.Tensor) -> bool:
         if self._is_copy:
             return False
         # .to() keeps the object and its version; load_state_dict and others change one of them
-        return parameter is not self._seen or _version(parameter) != self._version
+        return parameter is not self._seen or _version(parameter) != self.version
 
     def follow(self) -> None:
         """Take note of a parameter that has moved or changed; while it is clean, what it holds now is the base."""
@@ -311,7 +345,7 @@ class KeptWeight:
             return False
         stored = stored_values(self.module, self.attribute)
         if stored is None:
-            raise_problems([f"{self.name}: {unsupported(self.parameter)}"])
+            raise_problems([Problem(self.name, str(unsupported(self.parameter)))])
             return False
         table, key = stored
         if key in table:
@@ -321,8 +355,11 @@ class KeptWeight:
         return True
 
     def replace_by_base(self) -> bool:
-        """Put a parameter of the base in the place of one that a library has packed; say whether that can be."""
+        """Put the base in the place, or under, what a library has made of the parameter; say whether that can be."""
         parameters = self.module._parameters  # noqa: SLF001
+        if self.base is not None and self._is_computed:
+            weight = getattr(self.module, self.attribute)
+            return write_under(self.module, self.attribute, self.base.to(weight.device, weight.dtype))
         plain = type(self.module).__module__.startswith("torch.nn.")
         base = self.base
         if base is None or not plain or parameters.get(self.attribute) is None:
@@ -415,6 +452,7 @@ class KeptWeight:
                 register.register_to_config(in_channels=config["in_channels"] * columns // before)
         self.blended = False
         self._mark()
+        increment_version(self.parameter)
         self.stamp()
         return True
 
@@ -514,6 +552,28 @@ def in_lots(things: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T
         yield lot
 
 
+def renumber(slots: Iterable[KeptWeight], number: int) -> None:
+    """Let autograd know by its number what parameters hold."""
+    counted = [(slot, slot.counted) for slot in slots if slot.counted is not None]
+    for slot, _ in counted:
+        slot.content = number
+    set_versions([parameter for _, parameter in counted], [slot.version for slot, _ in counted])
+
+
+def begin_numbers(slots: Iterable[KeptWeight]) -> None:
+    """Let the number of what parameters hold be 0."""
+    for slot in slots:
+        slot._origin, slot.content = slot.version, 0  # noqa: SLF001 -- of this file
+
+
+def count_write(slots: Iterable[KeptWeight]) -> None:
+    """Let autograd know that parameters were written, whatever they hold now."""
+    for slot in slots:
+        if slot.counted is not None:
+            slot._origin += 1  # noqa: SLF001 -- of this file
+            set_versions([slot.counted], [slot.version])
+
+
 def unsupported(parameter: torch.Tensor | None) -> str | None:
     """Say why a parameter's values cannot be rewritten in place, or None if they can."""
     if parameter is None:
@@ -542,6 +602,13 @@ def unsupported(parameter: torch.Tensor | None) -> str | None:
     return _OVERLAPPING if shares else None
 
 
+OVERWRITTEN = (
+    "changed by something else while adapters were active; call mixer.rebase() to take what is there now as the new base, or "
+    "mixer.restore_base() to put the kept one back"
+)
+"""What to do where others wrote into a weight that has a mix in it."""
+
+
 class Watch:
     """
     Many parameters as they were at one time: one look at all of them costs a fraction of one look at each.
@@ -558,10 +625,20 @@ class Watch:
         plain = [slot.parameter for slot in slots if not slot.locked]
         self._plain, self._addresses = plain, [parameter.data_ptr() for parameter in plain]
         self._counted = [parameter for parameter in plain if not parameter.is_inference()]
-        self._versions = [parameter._version for parameter in self._counted]  # noqa: SLF001
+        self._writers = [slot.writer for slot in slots if not (slot.locked or slot.parameter.is_inference())]
+        self._versions: list[int] = []
+        self.count()
         # an address alone says little: .to() and back may get the freed memory again
         self._storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in plain]  # type: ignore[no-untyped-call]
         self._references = [storage.cdata for storage in self._storages]
+
+    def count(self) -> None:
+        """Note their versions, as they are where nobody else has written to them."""
+        self._versions = [slot.version for slot in self._writers]
+
+    def in_graphs(self) -> bool:
+        """Whether a graph has saved any of them."""
+        return in_graphs(self._counted)
 
     def holds(self) -> bool:
         """Whether all parameters are where and what they were, but for our own writes; every switch asks, so it is maps of C's."""
@@ -591,7 +668,7 @@ def check(slots: list[KeptWeight]) -> bool:
     return bool(moved)
 
 
-def raise_problems(problems: list[str], shown: int = 5) -> None:
+def raise_problems(problems: Sequence[Problem], shown: int = 5) -> None:
     """
     Raise one error for all problems, or return when there are none.
 
@@ -599,8 +676,10 @@ def raise_problems(problems: list[str], shown: int = 5) -> None:
         PipelineStateError: Listing the first ``shown``.
     """
     if problems:
-        listed = first_of(problems, shown, between="\n  ", last="\n  ")
-        raise PipelineStateError(f"this pipeline cannot take adapters as it is:\n  {listed}")
+        listed = first_of([str(problem) for problem in problems], shown, between="\n  ", last="\n  ")
+        raise PipelineStateError(
+            f"this pipeline cannot take adapters as it is:\n  {listed}", problems=problems
+        )
 
 
 def _version(parameter: torch.Tensor) -> int:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.engines.merged.kept_weight import KeepBase, KeptWeight
+from lora_mixer.engines.merged.kept_weight import OVERWRITTEN, KeepBase, KeptWeight
 from lora_mixer.engines.offloaded import value_of
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,14 +59,21 @@ class TiedUse(KeptWeight):
             self._own = base.to(live.device, copy=True)
         return base
 
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Say why a mix in the module's weight cannot be changed now, or None."""
         if self.blended and self._overwritten(self.parameter):
-            return (
-                f"{self.name}: changed by something else while adapters were active; call mixer.rebase() to take what "
-                "is there now as the new base, or mixer.restore_base() to put the kept one back"
-            )
+            return Problem(self.name, OVERWRITTEN)
         return super().problem()
+
+    @property
+    def writer(self) -> KeptWeight:
+        """The parameter, for all its modules."""
+        return self.shared
+
+    def stamp(self) -> None:
+        """Remember the parameter, which is not what is written."""
+        super().stamp()
+        self.counted = None
 
     def let_go(self) -> None:
         """Use the parameter again."""

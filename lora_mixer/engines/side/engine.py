@@ -19,6 +19,7 @@ from lora_mixer.engines.side.masks import stacked_masks
 from lora_mixer.engines.side.support import compute_dtype, layer_kind, side_pair
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -166,7 +167,12 @@ class SideEngine(Engine):
             raise MixError(
                 f"{shown}: changes weights in a way that has no low-rank form, so it has no side path; "
                 "constant mixes and schedules of it can be merged (engine='merged')"
-                f"{'' if masked else MORE}"
+                f"{'' if masked else MORE}",
+                adapter=next(iter(dense)),
+                problems=tuple(
+                    Problem(name, f"{algorithm} has no low-rank form, so it has no side path")
+                    for name, algorithm in dense.items()
+                ),
             )
         return shares
 
@@ -200,6 +206,10 @@ class SideEngine(Engine):
         """Tell whether a component has masks."""
         buffers = self.buffers.get(component)
         return buffers is not None and buffers.masks is not None
+
+    def written(self, component: str) -> GainBuffers | None:
+        """Return what counts the writes of gains."""
+        return self.buffers.get(component)
 
     def generation(self, component: str) -> int:
         """Return a number that is another one as soon as the hooks on a component are others."""
@@ -461,7 +471,10 @@ class SideEngine(Engine):
         if most > held.rank:
             problems.append(f"the mix needs rank {most}, reserved is {held.rank}: reserve with rank={most}")
         if problems:
-            raise MixError(f"the reserved side path cannot hold this mix: {'; '.join(problems)}")
+            raise MixError(
+                f"the reserved side path cannot hold this mix: {'; '.join(problems)}",
+                problems=tuple(Problem("", text) for text in problems),
+            )
 
 
 def _place_of(one: LayerParts, root: nn.Module) -> tuple[object, ...]:

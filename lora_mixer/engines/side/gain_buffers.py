@@ -145,6 +145,7 @@ class GainBuffers:
         self.folds = folds and masks is None
         self.masks = masks
         self.count = 1
+        self.writes = 0  # of tensors that graphs of calls hold
         self._room = max(rows, 1)
         self._fixed = rows > 0
         self._layers: list[GainedLayer] = []
@@ -253,7 +254,8 @@ class GainBuffers:
         if count > self._room and self._fixed:
             raise MixError(
                 f"a denoiser batch of {count} rows with mixes of their own, and the side path is reserved for "
-                f"{self._room}; reserve it with rows={count}"
+                f"{self._room}; reserve it with rows={count}",
+                argument="rows",
             )
         parts = self._at(call, rows)
         shown = self._shown
@@ -281,6 +283,7 @@ class GainBuffers:
         return torch.nn.functional.pad(parts if rows is None else parts[rows], (0, 1))  # (rows, parts + 1)
 
     def _write(self, count: int, parts: torch.Tensor) -> None:
+        self.writes += 1
         grows = count > self._room
         if grows:
             self._room, self._flats = count, {}
@@ -323,8 +326,8 @@ class GainBuffers:
         repeated = repeated_rows(gains, self._call.rows, self.count, batch)
         if repeated is None:
             raise MixError(
-                f"{layer.name}: got a batch of {batch} inside a call with {self.count} rows; images cannot be told "
-                "apart"
+                f"got a batch of {batch} inside a call with {self.count} rows; images cannot be told apart",
+                key=layer.name,
             )
         return repeated
 

@@ -17,6 +17,7 @@ from lora_mixer.algorithms.rank_allocation import (
 )
 from lora_mixer.errors import MatchError, PipelineStateError
 from lora_mixer.formats.fronts import PEFT_ROOT
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class RankAllocation:
         schedule = self._schedule
         if schedule is None:
             raise PipelineStateError(
-                "AdaLoRA cannot plan its ranks without total_step, the number of optimizer steps, in its configuration"
+                "AdaLoRA cannot plan its ranks without total_step, the number of optimizer steps, in its configuration",
+                argument="total_step",
             )
         end = schedule.total - schedule.final
         with torch.no_grad():
@@ -151,7 +153,8 @@ class RankAllocation:
         if lost:
             raise PipelineStateError(
                 f"step {step}: {len(lost)} parameters ({', '.join(lost[:3])}) have no gradient: call after_step() behind "
-                "loss.backward() and optimizer.step(), and before optimizer.zero_grad()"
+                "loss.backward() and optimizer.step(), and before optimizer.zero_grad()",
+                problems=[Problem(key, "has no gradient") for key in lost],
             )
         for one in self._triplets:
             before = one.importance or tuple(Importance.start(p) for p in one.parameters)
@@ -228,7 +231,8 @@ class RankAllocation:
         if odd:
             raise MatchError(
                 f"the training state is of another adapter than the one in training: {first_of(odd, 5)} are missing, of other "
-                "shapes or not known"
+                "shapes or not known",
+                problems=[Problem(key, "is missing, of another shape or not known") for key in odd],
             )
         with torch.no_grad():
             for one in self._triplets:

@@ -259,8 +259,8 @@ class Beside:
         by_row = rows if len(rows) == batch else repeated_rows(rows, rows, len(rows), batch)
         if by_row is None:
             raise MixError(
-                f"{self.component}.{self.path}: got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be "
-                "told apart"
+                f"got a batch of {batch} inside a call with {len(rows)} rows; rows cannot be told apart",
+                key=f"{self.component}.{self.path}",
             )
         owners = by_row.expand(batch).tolist()
         starts = [place for place in range(batch) if place == 0 or owners[place] != owners[place - 1]]

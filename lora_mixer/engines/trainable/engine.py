@@ -21,6 +21,7 @@ from lora_mixer.engines.trainable.registry import register, unregister
 from lora_mixer.engines.trainable.together import Together
 from lora_mixer.errors import MixError
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -166,14 +167,20 @@ class TrainableEngine(Engine):
         if masked or wish.is_moving:
             raise MixError(
                 f"{', '.join(names)}: an adapter in training has one weight for each row, at all steps and places; set a mix "
-                "without schedules and masks"
+                "without schedules and masks",
+                adapter=names[0],
+                problems=tuple(
+                    Problem(name, "has one weight for each row, at all steps and places") for name in names
+                ),
             )
         for name in names:
             wide = next((layer.live for layer in wish.layers[name] if wish.is_widened(layer.live)), None)
             if wide is not None:
                 raise MixError(
-                    f"{name} in {wide.component}.{wide.path}: another adapter of the mix gives this module more inputs, and what "
-                    "is trained beside it knows those of the base model; train it without that one"
+                    f"another adapter of the mix than {name!r} gives this module more inputs, and what is trained beside it "
+                    "knows those of the base model; train it without that one",
+                    key=f"{wide.component}.{wide.path}",
+                    adapter=name,
                 )
         if wish.images == 1:
             return
@@ -181,8 +188,10 @@ class TrainableEngine(Engine):
             bare = next((layer.live for layer in wish.layers[name] if layer.live.is_bare), None)
             if bare is not None:
                 raise MixError(
-                    f"{name} in {bare.component}.{bare.path}: a bare parameter has no rows of a batch: its module groups them "
-                    "by what they are routed to. Train this adapter by itself"
+                    "a bare parameter has no rows of a batch: its module groups them by what they are routed to. Train "
+                    f"{name!r} by itself",
+                    key=f"{bare.component}.{bare.path}",
+                    adapter=name,
                 )
 
     @property

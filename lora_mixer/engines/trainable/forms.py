@@ -378,7 +378,8 @@ def form_of(
     elif dropout:
         raise PipelineStateError(
             f"lora_dropout = {dropout} on {type(module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
-            "dropped of pairs on linear layers and convolutions only; set it to 0"
+            "dropped of pairs on linear layers and convolutions only; set it to 0",
+            argument="lora_dropout",
         )
     if kind == "linear" and not (transposed and layer.is_packed):
         return OutputForm(layer, Live(weights))

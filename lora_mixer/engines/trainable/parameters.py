@@ -20,7 +20,7 @@ from lora_mixer.engines.placement import compute_device
 from lora_mixer.engines.trainable.allocation import RankAllocation
 from lora_mixer.errors import MatchError, UnsupportedAdapterError
 from lora_mixer.formats.fronts import PEFT_ROOT
-from lora_mixer.problem import Remedy
+from lora_mixer.problem import Problem, Remedy
 from lora_mixer.wording import first_of
 
 if TYPE_CHECKING:
@@ -104,26 +104,28 @@ class Trained(Own):
                 written then.
         """
         tensors = {key: self._spread(key, tensor, config) for key, tensor in tensors.items()}
-        problems = [f"{key} is missing" for key in self.parameters if key not in tensors]
+        problems = [Problem(key, "is missing") for key in self.parameters if key not in tensors]
         problems += [
-            f"{key} is not a tensor of the adapter in training"
+            Problem(key, "is not a tensor of the adapter in training")
             for key in tensors
             if key not in self.parameters and key not in self.others
         ]
         problems += [
-            f"{key} is of shape {tuple(tensors[key].shape)}, expected {tuple(held.shape)}"
+            Problem(key, f"is of shape {tuple(tensors[key].shape)}, expected {tuple(held.shape)}")
             for key, held in self.parameters.items()
             if key in tensors and tensors[key].shape != held.shape
         ]
         problems += [
-            f"{field} is {config.get(field)!r}, expected {self.config.get(field)!r}"
+            Problem(field, f"is {config.get(field)!r}, expected {self.config.get(field)!r}")
             for field in _MEANING
             if config and self.config and (config.get(field) or None) != (self.config.get(field) or None)
         ]
         if problems:
+            listed = first_of([f"{one.place} {one.text}" for one in problems], _SHOWN, between="; ")
             raise MatchError(
-                f"is another adapter than the one in training: {first_of(problems, _SHOWN, between='; ')}",
+                f"is another adapter than the one in training: {listed}",
                 file=label,
+                problems=problems,
             )
         with torch.no_grad():
             for key, held in self.parameters.items():
@@ -176,14 +178,17 @@ def trained(
             else "layers that are rows of several modules, wider than the model's, or over all inputs of one in groups"
         )
         raise UnsupportedAdapterError(
-            f"{what}: this cannot be trained by this version; nothing was changed", file=label
+            f"{what}: this cannot be trained by this version; nothing was changed",
+            file=label,
+            problems=[Problem(name, "cannot be trained by this version") for name in odd],
         )
     idle = [x.live for x in layers if isinstance(x.live.module, NonDynamicallyQuantizableLinear)]
     if idle:
         raise UnsupportedAdapterError(
-            f"{idle[0].component}.{idle[0].path}: its forward is never called (the attention around it reads its weight), so that "
+            f"its forward is never called (the attention around it reads its weight), so that "
             f"nothing that stands beside it would be trained; leave it out ({len(idle)} such layers); nothing was changed",
             file=label,
+            key=f"{idle[0].component}.{idle[0].path}",
             remedy=Remedy("loaded without trainable=True it goes into the weights"),
         )
     by_place = {tensor.data_ptr(): key for key, tensor in tensors.items() if tensor.numel()}

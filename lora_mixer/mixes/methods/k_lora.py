@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_mixer.errors import MixError
 from lora_mixer.mixes.methods.method import Method, call_text, not_in_mix
 from lora_mixer.mixes.reading import Reading
+from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of, list_of, shown
 
 if TYPE_CHECKING:
@@ -197,17 +198,21 @@ def contest(content: Sequence[ComparedLayer], style: Sequence[ComparedLayer]) ->
     places = [(layer.live.component, layer.live.path) for layer in content]
     both = [(layer, others[place]) for layer, place in zip(content, places, strict=True) if place in others]
     odd = [
-        f"{x.live.component}.{x.live.path} ({x.weights.algorithms[0]})"
+        Problem(f"{x.live.component}.{x.live.path}", x.weights.algorithms[0])
         for pair in both
         for x in pair
         if x.weights.rank is None
     ]
     if odd:
-        raise MixError(f"k_lora goes by ranks, and there is none in {first_of(odd, 3)}")
+        listed = first_of([f"{one.place} ({one.text})" for one in odd], 3)
+        raise MixError(f"k_lora goes by ranks, and there is none in {listed}", problems=tuple(odd))
     fused = [x for pair in both for x in pair if x.siblings is not None]
     if fused:
-        shown = f"{fused[0].live.component}.{fused[0].live.path} ({'+'.join(fused[0].weights.algorithms)})"
-        raise MixError(f"k_lora compares layers one by one, and {shown} is computed from several at once")
+        raise MixError(
+            f"k_lora compares layers one by one, and this one ({'+'.join(fused[0].weights.algorithms)}) is computed from "
+            "several at once",
+            key=f"{fused[0].live.component}.{fused[0].live.path}",
+        )
     sums = {}
     quotients = []
     for one, other in both:
