@@ -210,7 +210,7 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
         >>> from lora_mixer import read_adapter
         >>> read_adapter("nowhere/ink.safetensors")
         Traceback (most recent call last):
-        lora_mixer.errors.SourceNotFoundError: 'nowhere/ink.safetensors' ...
+        lora_mixer.errors.SourceNotFoundError: nowhere/ink.safetensors: is neither ...
     """
 
 
@@ -248,7 +248,7 @@ class CorruptFileError(FormatError):
         >>> from lora_mixer import read_adapter
         >>> read_adapter((8).to_bytes(8, "little") + b'{"a": 1}')
         Traceback (most recent call last):
-        lora_mixer.errors.CorruptFileError: 16 bytes: the header entry of 'a' is int, not an object; download the file again
+        lora_mixer.errors.CorruptFileError: 16 bytes: a: the header entry is int, not an object; download the file again
     """
 
 

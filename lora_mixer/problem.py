@@ -255,7 +255,7 @@ class NoteKind(Enum):
     ALPHA_ZERO = "alpha zero"
     """Some of its modules have alpha 0 and change nothing."""
     ALL_ZERO = "all zero"
-    """All of its modules hold zeros."""
+    """None of its modules changes anything: they hold zeros, or a scale of zero."""
     NOT_HELD = "not held"
     """Its configuration speaks of tensors that it does not hold."""
     BESIDE = "beside"

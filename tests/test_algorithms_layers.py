@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +21,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_mixer import LoraMixer, MatchError
+from lora_mixer.formats import read_source
+from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -531,3 +533,35 @@ def test_a_bias_of_a_transposed_convolution_has_its_outputs_which_are_not_the_ro
     with mixer.applied({"a": 0.6}, engine=engine):
         assert off(net(x), exact(x.double())) < 1e-5
     assert_is(net, clean.state_dict())
+
+
+def made_of(form: Form, value: float) -> list[Form]:
+    """Give the form with each of its real tensors and numbers in turn all ``value``, and with all of them."""
+    real = [key for key, leaf in form.leaves.items() if torch.as_tensor(leaf).is_floating_point()]
+    flat = {key: torch.as_tensor(form.leaves[key]) * 0 + value for key in real}
+    return [replace(form, leaves={**form.leaves, **{key: flat[key] for key in keys}}) for keys in [real, *([key] for key in real)]]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in forms((6, 8), 7) if "loha tucker" not in name])
+def test_a_file_that_changes_nothing_says_so_and_no_other_does(name: str, tmp_path: Path) -> None:
+    base, bias = torch.randn(6, 8, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    for number, form in enumerate(made_of(forms((6, 8), 7)[name], 0.0)):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        adapter = read_source(resolve_source(written(form, folder)), name="a")
+        (layer,) = adapter.layers
+        moved = layer.weights.bias_delta(bias, 1.0)
+        same = not layer.weights.delta(base, 1.0).any() and (moved is None or not moved.any())
+        assert same == ("change nothing" in " ".join(map(str, adapter.notes))), form.leaves
+
+
+@pytest.mark.parametrize("leaves", [
+    {"net.ia3_l": torch.ones(6, 1)},
+    {"net.oft_blocks": torch.zeros(2, 3, 3), "net.rescale": torch.ones(6, 1), "net.alpha": torch.tensor(0.0)},
+    {"net.oft_blocks": torch.zeros(1, 3, 2, 2), "net.rescale": torch.ones(6, 1), "net.alpha": torch.tensor(0.0)},
+])  # fmt: skip
+def test_factors_of_one_change_nothing(leaves: dict[str, torch.Tensor]) -> None:
+    last = next(key for key in leaves if "ia3" in key or "rescale" in key)
+    for value, expected in ((leaves[last], True), (leaves[last] * 1.5, False)):
+        report = LoraMixer(Net(nn.Linear(8, 6))).load_lora_weights(leaves | {last: value}, "a")
+        assert ("change nothing" in " ".join(map(str, report.notes))) == expected

@@ -38,6 +38,7 @@ class AdaLora(HasPair, Factored):
     """
 
     algorithm: ClassVar[str] = "adalora"
+    factors_of_all: ClassVar[tuple[str, ...]] = (*HasPair.factors_of_all, "values", "scale")
 
     up: torch.Tensor
     values: torch.Tensor

@@ -160,6 +160,9 @@ class LayerWeights(abc.ABC):
     reaches_twins: ClassVar[bool] = False
     """Whether the change is one of the parameter, whatever modules share it, and not of the module that is named."""
 
+    factors_of_all: ClassVar[tuple[str, ...]] = ()
+    """Fields of which one alone, all zeros, leaves nothing of the change."""
+
     beside_only: ClassVar[bool] = False
     """Whether no weight of the layer can hold the change, so that it runs beside the layer whatever the mix."""
 
@@ -251,7 +254,7 @@ class LayerWeights(abc.ABC):
 
     def is_zero(self) -> bool:
         """Say whether the change is zero at every weight, as where nothing was trained; False where that cannot be seen."""
-        return False
+        return any(is_nothing(getattr(self, name)) for name in self.factors_of_all)
 
     def confine(self) -> None:  # noqa: B027 -- most have nothing to do
         """Put tensors in training back to where the algorithm keeps them, in place; most leave them free."""
@@ -338,6 +341,10 @@ class Wrapped(LayerWeights):
     def in_width(self) -> int | None:
         """Input width of the change within."""
         return self.inner.in_width
+
+    def is_zero(self) -> bool:
+        """Say whether the change within is zero."""
+        return self.inner.is_zero()
 
     def limited(self, rank: int) -> LayerWeights:
         """Limit the change within."""
@@ -437,9 +444,7 @@ class HasPair(LayerWeights):
         """Input width."""
         return self.down.shape[1]
 
-    def is_zero(self) -> bool:
-        """Say whether a half of the pair is zero."""
-        return self.rank == 0 or all_zero(self.up) or all_zero(self.down)
+    factors_of_all: ClassVar[tuple[str, ...]] = ("up", "down", "rank")
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
@@ -492,6 +497,16 @@ def flat_misfit(made_for: tuple[int, int], shape: tuple[int, ...]) -> str | None
         if made_for == there
         else f"made for a weight of {made_for[0]} x {made_for[1]}, the module has {there[0]} x {there[1]}"
     )
+
+
+def is_nothing(value: torch.Tensor | float | None) -> bool:
+    """Say whether a number, or a tensor that is there, is all zeros."""
+    return value == 0 if isinstance(value, int | float) else all_zero(value)
+
+
+def all_equal(tensor: torch.Tensor | None, value: float) -> bool:
+    """Say whether a tensor has one value alone, or is not there."""
+    return tensor is None or (not tensor.is_meta and bool((tensor.float() == value).all()))
 
 
 def all_zero(tensor: torch.Tensor | None) -> bool:

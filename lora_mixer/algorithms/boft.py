@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
+from lora_mixer.algorithms.base import LayerWeights, all_equal, all_zero, rows_and_columns
 from lora_mixer.algorithms.oft import OFT, rescaled, rows_misfit
 from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_identity
 from lora_mixer.algorithms.rows import Chunks
@@ -79,6 +79,10 @@ class BOFT(LayerWeights):
         """Say why this cannot change a weight of ``shape``, or None."""
         return rows_misfit(self.blocks.shape[1] * self.blocks.shape[2], self.rescale, shape)
 
+    def is_zero(self) -> bool:
+        """Say whether nothing is turned or rescaled."""
+        return all_zero(self.blocks) and all_equal(self.rescale, 1.0)
+
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W'(gain) - W."""
         if not gain:
@@ -129,6 +133,10 @@ class PeftBOFT(LayerWeights):
         if size != columns:
             return f"rotates {size} inputs, the module has {columns}"
         return rows_misfit(rows, self.multiplier, shape)
+
+    def is_zero(self) -> bool:
+        """Say whether nothing is turned or rescaled."""
+        return all_zero(self.blocks) and all_equal(self.multiplier, 1.0)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return s * (W @ M^T) - W, with M the product of all stages."""

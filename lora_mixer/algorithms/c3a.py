@@ -27,6 +27,7 @@ class C3A(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "c3a"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("kernels",)
 
     kernels: torch.Tensor
 

@@ -120,6 +120,7 @@ class Sparse(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "sparse"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("values", "scale")
     needs_base: ClassVar[bool] = False
 
     indices: torch.Tensor

@@ -34,6 +34,7 @@ class DeLoRA(HasPair, Factored):
     """
 
     algorithm: ClassVar[str] = "delora"
+    factors_of_all: ClassVar[tuple[str, ...]] = (*HasPair.factors_of_all, "strength", "lengths")
 
     up: torch.Tensor
     down: torch.Tensor

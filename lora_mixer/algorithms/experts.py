@@ -58,6 +58,15 @@ class ParameterPair(LowRank):
         )
         return replace(self, scale=scale, alpha=alpha, transposed=transposed)
 
+    def is_zero(self) -> bool:
+        """Say whether the pair is zero for every parameter that it may be for."""
+        scales = [scale for _, scale, _ in self.scales] or [self.scale]
+        return (
+            all(replace(self, scale=scale, scales=()).is_zero() for scale in scales)
+            if self.scales
+            else super().is_zero()
+        )
+
     def take(self, ranges: Ranges, total: int) -> LayerWeights:
         """Return rows of an ordinary pair; experts are never in pieces."""
         return self if ranges == ((0, total),) else super().take(ranges, total)

@@ -31,6 +31,7 @@ class FourierFT(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "fourierft"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("spectrum", "scaling")
     needs_base: ClassVar[bool] = False
 
     spectrum: torch.Tensor

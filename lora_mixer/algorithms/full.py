@@ -76,7 +76,7 @@ class Full(WeightAndBias):
 
     def is_zero(self) -> bool:
         """Say whether all that it holds is zero."""
-        return all(part is None or all_zero(part) for part in (self.weight, self.bias))
+        return self.scale == 0 or all(part is None or all_zero(part) for part in (self.weight, self.bias))
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * diff, or zeros where only the bias changes."""

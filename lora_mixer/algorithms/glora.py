@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, flat_misfit, take_rows
+from lora_mixer.algorithms.base import LayerWeights, all_zero, flat_misfit, take_rows
 from lora_mixer.algorithms.lora import fold_core
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class GLoRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "glora"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("scale",)
     told_by_shapes: ClassVar[bool] = True
 
     a1: torch.Tensor
@@ -96,6 +97,12 @@ class GLoRA(LayerWeights):
             return f"made for {self.a1.shape[0]} inputs, the module has {shape}"
         kernel = self.b2[0].numel() if self.core is None else self.b2.shape[1] * self.core[0, 0].numel()
         return flat_misfit((self.b1.shape[0], kernel), shape)
+
+    def is_zero(self) -> bool:
+        """Say whether the scale is zero, or a factor of both products."""
+        first = all_zero(self.a1) or all_zero(self.a2)
+        second = all_zero(self.b1) or all_zero(self.b2) or all_zero(self.core)
+        return super().is_zero() or (first and second)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * scale * (W @ a1 @ a2 + b1 @ b2), the first over W's input axis."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, flat_misfit
+from lora_mixer.algorithms.base import LayerWeights, all_zero, flat_misfit
 
 if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors
@@ -33,6 +33,7 @@ class GraLoRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "gralora"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("scale",)
     needs_base: ClassVar[bool] = False
 
     down: torch.Tensor
@@ -83,6 +84,12 @@ class GraLoRA(LayerWeights):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return flat_misfit((self.up.shape[0] * self.up.shape[2], self.in_width), shape)
+
+    def is_zero(self) -> bool:
+        """Say whether the scale is zero, or a half of both pairs."""
+        blocks = all_zero(self.down) or all_zero(self.up)
+        whole = self.whole_up is None or all_zero(self.whole_up) or all_zero(self.whole_down)
+        return super().is_zero() or (blocks and whole)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return gain * scale * D."""

@@ -29,6 +29,7 @@ class HRA(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "hra"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("vectors",)
 
     vectors: torch.Tensor
     orthogonal: bool

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights, take_rows
+from lora_mixer.algorithms.base import LayerWeights, all_equal, take_rows
 from lora_mixer.algorithms.outputs import OutputChange
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
@@ -92,6 +92,10 @@ class IA3(LayerWeights):
 
     def _change(self, like: torch.Tensor, gain: float) -> torch.Tensor:
         return (self.vector.flatten().to(like) - self.neutral) * gain
+
+    def is_zero(self) -> bool:
+        """Say whether every factor is the neutral one."""
+        return all_equal(self.vector, self.neutral)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W * gain * w over columns or rows."""

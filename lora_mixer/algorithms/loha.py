@@ -14,7 +14,6 @@ import torch
 
 from lora_mixer.algorithms.base import (
     LayerWeights,
-    all_zero,
     flat_misfit,
     rows_and_columns,
     take_rows,
@@ -66,6 +65,7 @@ class LoHa(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "loha"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2", "scale")
     told_by_shapes: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
@@ -134,10 +134,6 @@ class LoHa(LayerWeights):
         if self.t1 is not None or self.t2 is not None:
             return super().take(ranges, total)
         return replace(self, w1_a=take_rows(self.w1_a, ranges), w2_a=take_rows(self.w2_a, ranges))
-
-    def is_zero(self) -> bool:
-        """Say whether a factor is zero."""
-        return any(map(all_zero, (self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.t1, self.t2)))
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""

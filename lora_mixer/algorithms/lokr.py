@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, all_zero, flat_misfit, take_rows, wide
+from lora_mixer.algorithms.base import LayerWeights, flat_misfit, take_rows, wide
 from lora_mixer.algorithms.loha import pair_is_cheaper, tucker_pair
 from lora_mixer.algorithms.outputs import Factors
 
@@ -46,6 +46,7 @@ class LoKr(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2", "scale")
     told_by_shapes: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
@@ -108,10 +109,6 @@ class LoKr(LayerWeights):
             tensors[".lokr_w1"] = self.w1 * self.scale
         alpha = 1.0 if rank is None else self.scale * rank
         return tensors | {".alpha": torch.tensor(alpha, dtype=torch.float32)}
-
-    def is_zero(self) -> bool:
-        """Say whether a factor is zero."""
-        return any(map(all_zero, (self.w1, self.w1_a, self.w1_b, self.w2, self.w2_a, self.w2_b, self.t2)))
 
     def _outer(self) -> tuple[int, int]:
         left, right = (self.w1, self.w1) if self.w1 is not None else (self.w1_a, self.w1_b)

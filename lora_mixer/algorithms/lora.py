@@ -117,9 +117,9 @@ class LowRank(Factored):
         return self.up.shape[1]
 
     def is_zero(self) -> bool:
-        """Say whether a half of the pair, or its core, is zero, and no bias is there."""
+        """Say whether its scale is zero, or a half of the pair or its core is and no bias is there."""
         idle = all_zero(self.up) or all_zero(self.down) or all_zero(self.mid)
-        return idle and (self.up_bias is None or all_zero(self.up_bias))
+        return self.scale == 0 or (idle and (self.up_bias is None or all_zero(self.up_bias)))
 
     def limited(self, rank: int) -> LowRank:
         """Return the first ranks (DyLoRA, arXiv:2210.07558, trains each prefix to work by itself); the scale stays."""

@@ -29,6 +29,7 @@ class MiSS(LayerWeights):
     """
 
     algorithm: ClassVar[str] = "miss"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("block",)
 
     block: torch.Tensor
 

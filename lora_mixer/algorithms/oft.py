@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_mixer.algorithms.base import LayerWeights
+from lora_mixer.algorithms.base import LayerWeights, all_equal, all_zero
 from lora_mixer.algorithms.rotation import cayley, constrained, skew, toward_identity
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class OFT(LayerWeights):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say why this cannot change a weight of ``shape``, or None."""
         return rows_misfit(self.blocks.shape[0] * self.blocks.shape[1], self.rescale, shape)
+
+    def is_zero(self) -> bool:
+        """Say whether nothing is turned or rescaled."""
+        return not self.is_rotation and all_zero(self.blocks) and all_equal(self.rescale, 1.0)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W'(gain) - W."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_mixer.algorithms.base import LayerWeights, rows_and_columns
+from lora_mixer.algorithms.base import LayerWeights, all_zero, rows_and_columns
 from lora_mixer.algorithms.rotation import (
     cayley,
     cayley_neumann,
@@ -96,6 +96,10 @@ class PeftOFT(LayerWeights):
         )
         factors: torch.Tensor = (self.limit / q.shape[0] ** 0.5 / norms).clamp(max=1.0)
         return factors
+
+    def is_zero(self) -> bool:
+        """Say whether nothing is turned."""
+        return all_zero(self.triangles)
 
     def delta(self, base: torch.Tensor, gain: float) -> torch.Tensor:
         """Return W @ blockdiag(gain * R + (1 - gain) * I)^T - W."""

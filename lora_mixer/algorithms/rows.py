@@ -111,6 +111,10 @@ class Chunks(LayerWeights):
             None,
         )
 
+    def is_zero(self) -> bool:
+        """Say whether every part is zero."""
+        return all(part.is_zero() for part in self.parts)
+
     def mixes_rows(self, shape: tuple[int, ...]) -> bool:
         """Say whether any part does."""
         return any(

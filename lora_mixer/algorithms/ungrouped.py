@@ -56,10 +56,6 @@ class Ungrouped(Wrapped):
         """Return the pair of some rows."""
         return Ungrouped(self.inner.take(ranges, total), self.groups, self.alpha)
 
-    def is_zero(self) -> bool:
-        """Say whether the pair is zero."""
-        return self.inner.is_zero()
-
     def factors(self, shape: tuple[int, ...]) -> Factors | None:
         """Return ``up`` (out, rank) and ``down`` (rank, in * kernel), with all inputs of the layer."""
         return self.inner.factors(self.whole_shape(shape))

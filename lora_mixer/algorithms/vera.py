@@ -33,6 +33,7 @@ class Vera(Factored):
     """
 
     algorithm: ClassVar[str] = "vera"
+    factors_of_all: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d", "up", "down")
 
     lambda_b: torch.Tensor
     lambda_d: torch.Tensor

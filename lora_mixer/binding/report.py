@@ -88,6 +88,7 @@ class MatchReport:
         What of the file is not used, as errors carry it: each module and key as the file spells it, with the reason.
 
         Example:
+            >>> from lora_mixer.problem import AbsenceReason, Remark
             >>> why = Remark("has no such module", AbsenceReason.NO_MODULE)
             >>> part = ComponentMatch("unet", (), {"unet.conv": why}, 0)
             >>> [each.place for each in MatchReport("ink", "ink.safetensors", "kohya", (part,)).problems]

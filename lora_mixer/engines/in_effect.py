@@ -211,14 +211,16 @@ class InEffect:
             raise PipelineStateError(
                 f"gradients through {moment.part} under a method that calls it once for each adapter (composite): all passes "
                 "are computed before any gradient is, and only the weights of the last are still there; use a mix that is one "
-                "sum, which one call has"
+                "sum, which one call has",
+                component=moment.part,
             )
         if moment.holds(self._now(moment.part)):
             if moment.is_overwritten and not made_again:
                 raise PipelineStateError(
                     f"the mix in {moment.part} was another one since this output was computed, and what stands beside layers "
                     "was written anew in place, so that gradients cannot be computed: go backward before the mix changes, or "
-                    "use engine='merged', whose weights are the same again"
+                    "use engine='merged', whose weights are the same again",
+                    component=moment.part,
                 )
             return
         raise PipelineStateError(
@@ -226,7 +228,8 @@ class InEffect:
             "no mix at all: go backward before the mix changes (the next step of a schedule, set_adapters, the end of "
             "applied(), disable_lora, unloading, a call's scale); for one backward pass through several steps, use one mix "
             "that stays, or make each call within torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which makes it "
-            "anew at its own step"
+            "anew at its own step",
+            component=moment.part,
         )
 
 

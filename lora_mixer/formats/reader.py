@@ -333,10 +333,10 @@ def _moulded(
 
 
 def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[NoteKind], ...]:
-    """Say so where nothing was trained; the first layer that was ends the look."""
+    """Say so where nothing is changed; the first layer that changes something ends the look."""
     if not all(layer.weights.is_zero() for layer in layers):
         return ()
-    said = f"all {count} modules hold zeros and change nothing: the file was saved before training began"
+    said = f"all {count} modules change nothing: they hold zeros, or a scale of zero, as a file that is saved before training"
     return (Remark(said, NoteKind.ALL_ZERO),)
 
 
