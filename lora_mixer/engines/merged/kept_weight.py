@@ -622,10 +622,12 @@ class Watch:
         self._lookups = [(slot.module._parameters.get, slot.attribute) for slot in slots]  # noqa: SLF001
         self._seen = [get(name) for get, name in self._lookups]
         self.is_whole = all(parameter is not None for parameter in self._seen)
-        plain = [slot.parameter for slot in slots if not slot.locked]
+        pairs = [(slot, slot.parameter) for slot in slots if not slot.locked]
+        plain = [parameter for _, parameter in pairs]
         self._plain, self._addresses = plain, [parameter.data_ptr() for parameter in plain]
-        self._counted = [parameter for parameter in plain if not parameter.is_inference()]
-        self._writers = [slot.writer for slot in slots if not (slot.locked or slot.parameter.is_inference())]
+        counted = [(slot, parameter) for slot, parameter in pairs if not parameter.is_inference()]
+        self._counted = [parameter for _, parameter in counted]
+        self._writers = [slot.writer for slot, _ in counted]
         self._versions: list[int] = []
         self.count()
         # an address alone says little: .to() and back may get the freed memory again
@@ -634,7 +636,7 @@ class Watch:
 
     def count(self) -> None:
         """Note their versions, as they are where nobody else has written to them."""
-        self._versions = [slot.version for slot in self._writers]
+        self._versions = [(x._origin + x.content) % COUNT for x in self._writers]  # noqa: SLF001 -- a call for each costs as much again
 
     def in_graphs(self) -> bool:
         """Whether a graph has saved any of them."""
