@@ -78,14 +78,14 @@ def refuse_arguments(word: str, given: Iterable[str], known: Iterable[str]) -> N
         Traceback (most recent call last):
         lora_mixer.errors.ArgumentError: load_lora_weights() has no argument adaptername. Did you mean "adapter_name"?
     """
-    problems = []
+    problems, told = [], []
     for name in given:
         why = _INSTEAD.get(name)
         if why is None and name.endswith(_LAYERS):
             why = "the layers are those of the loaded adapters, named by adapter_names="
+        told.append(f"{name}: {why}" if why is not None else f"{name}.{did_you_mean(name, known)}")
         problems.append(Problem(name, why if why is not None else did_you_mean(name, known).strip()))
     if problems:
-        told = [str(one) if one.place in _INSTEAD else f"{one.place}. {one.text}".strip() for one in problems]
         raise ArgumentError(
             f"{word}() has no argument {'; nor '.join(told)}", argument=problems[0].place, problems=problems
         )

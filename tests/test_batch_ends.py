@@ -71,7 +71,7 @@ FOREIGN = (
     2,
     r"^error: .* is there and is not a manifest of lora_mixer; give this plan another output\.manifest",
 )
-UNKNOWN = (2, r"^error: \d files in .* would be lost: .*--out and --replace\W*$")
+UNKNOWN = (2, r"^error: .*: \d files in it .* would be lost: .*--out and --replace\W*$")
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], dict[str, tuple[int, str]]]] = {
     "cut": (half, {"jsonl": GOES_ON, "sqlite": FOREIGN}),

@@ -230,7 +230,7 @@ def test_a_quantised_pipeline_whose_library_is_missing_names_the_extra(
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", missing)
 
-    with pytest.raises(MissingExtraError, match=r"'some/model' is quantised.*pip install .*\[quant\]'"):
+    with pytest.raises(MissingExtraError, match=r"some/model: is quantised.*pip install .*\[quant\]'"):
         load_pipeline("some/model", device="cpu")
 
 

@@ -208,7 +208,7 @@ class TestThumbnails:
 
         assert library.thumbnail(one(library, "ink").id) is None
         assert library.thumbnail(one(library, "watercolor").id) is None
-        assert "the preview of ink is not a picture" in library.notes[0]
+        assert "the preview of ink: is not a picture" in library.notes[0]
         assert "leads out" in library.notes[1]
 
     def test_sizes_are_kept_within_limits(self, folder, library):

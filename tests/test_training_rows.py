@@ -291,6 +291,6 @@ def test_experts_are_refused_by_name_since_they_have_no_rows() -> None:
         mixer.add_adapter(
             LoraConfig(r=2, target_modules=[], target_parameters=["experts.down_proj"]), f"a{number}"
         )
-    with pytest.raises(MixError, match=r"a0 in .*experts\.down_proj: a bare parameter has no rows"):
+    with pytest.raises(MixError, match=r"experts\.down_proj: a bare parameter has no rows .*'a0'"):
         mixer.set_mix([{"a0": 1.0}, {"a1": 1.0}])
     assert mixer.get_active_adapters() == ["a1"]

@@ -19,6 +19,7 @@ from lora_mixer.engines.denoiser.scaled import Scales
 from lora_mixer.engines.engine import Call
 from lora_mixer.errors import PipelineStateError
 from lora_mixer.mixes import TEXT_ENCODERS
+from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -227,9 +228,12 @@ class InEffect:
             f"the mix in {moment.part} is another one now than when this output was computed, and gradients would be those of "
             "no mix at all: go backward before the mix changes (the next step of a schedule, set_adapters, the end of "
             "applied(), disable_lora, unloading, a call's scale); for one backward pass through several steps, use one mix "
-            "that stays, or make each call within torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which makes it "
-            "anew at its own step",
+            "that stays",
             component=moment.part,
+            remedy=Remedy(
+                "or make each call within torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which makes it anew at its "
+                "own step"
+            ),
         )
 
 

@@ -842,7 +842,7 @@ class Library:
         try:
             return thumbnails.thumbnail(entry, self._thumbnails, size, self._previews)
         except thumbnails.PreviewError as error:
-            note = f"the preview of {entry.name} {error}"
+            note = f"the preview of {entry.name}: {error.reason}"
             if note not in self._notes and len(self._notes) < 1000:
                 self._notes.append(note)
             return None
