@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from gradio import networking
 
 from lora_mixer import demo_adapters, match_adapters
-from lora_mixer.errors import PictureCancelled, PictureError
+from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
 from lora_mixer.ui import guard as ui_guard
@@ -327,16 +328,41 @@ def test_paths_in_messages_are_cut_to_their_last_name(text, shown):
     assert without_paths(text) == shown
 
 
-@pytest.mark.parametrize("name", ["ink", "INK", "ink.safetensors", "neon", "../ink", "lumo-14dc3e35"])
-def test_no_upload_takes_a_name_over(app, tidy, tmp_path, name):
-    from lora_mixer.ui.handlers.library import upload
+NAMES = ("../ink.safetensors", "INK", "INK-{ID}", "once", "ONCE", "STAYS-{USED}")
 
-    before = {each: app.entry_named(each).id for each in app.names()}
+
+@pytest.mark.parametrize("way", ["upload", "hub", "rename"])
+def test_no_upload_takes_a_name_over(app, tidy, tmp_path, monkeypatch, way):
+    """Nor does what comes from a Hub, or gets another name: what a name means in mixes, in whatever letters, it means afterwards."""
+    from lora_mixer.library import adding
+    from lora_mixer.ui.handlers import library as handlers
+
+    files = [each.path for each in demo_adapters().values() if each.path.is_file()]
+    for called, file in zip(("once", "\u00fcber", "mine"), files, strict=False):
+        (app.uploads / f"{called}.safetensors").write_bytes(file.read_bytes())
+    app.scan(wait=20)
+    app.library.rename(app.entry_named("once").id, "Stays")  # mixes know it by both
+    mine = app.entry_named("mine").id
+    told = {"first": "stays", "id": app.entry_named("ink").id[:8], "used": app.entry_named("Stays").id[:8]}
+    names = [
+        name.format(**told, **{key.upper(): value.upper() for key, value in told.items()}) for name in NAMES
+    ]
+    spelled = {*names, *map(str.lower, names), *map(str.upper, names), *app.names()}
+    before = {each: found.id for each in spelled if (found := app.entry_named(each)) is not None}
     file = tmp_path / "x.safetensors"
-    file.write_bytes(demo_adapters()["pixel"].path.read_bytes() + b"")
-    added, refused = upload(app, [str(file)], str(tmp_path), name)
-    assert added or refused
-    assert {each: app.entry_named(each).id for each in before} == before
+    file.write_bytes(files[0].read_bytes())
+    taken = {}
+    for name in names:
+        if way == "upload":
+            handlers.upload(app, [str(file)], str(tmp_path), name)
+        elif way == "hub":
+            monkeypatch.setattr(adding, "from_hub", lambda *_, name=name: adding.Downloaded(file, name, None))
+            handlers.from_hub(app, "a/b", None)
+        else:
+            with suppress(LoraMixerError):
+                handlers.rename(app, {"id": mine, "name": name})
+        taken[name] = [each for each, meant in before.items() if app.entry_named(each).id != meant]
+    assert {name: spelled for name, spelled in taken.items() if spelled} == {}
 
 
 def test_an_id_of_an_adapter_is_not_taken_as_a_name(app, tidy, tmp_path):

@@ -188,7 +188,7 @@ class AppState:
             return next((entry for entry in entries if entry.name == name), entries[0])
         stem, _, start = name.rpartition("-")
         alike = self.library.find(stem) if stem and len(start) == ID_DIGITS else ()
-        return next((entry for entry in alike if entry.id.startswith(start)), None)
+        return next((entry for entry in alike if entry.id.startswith(start.lower())), None)
 
     def _in_turn(self, entries: Iterable[Entry]) -> list[Entry]:
         """Return entries in the order in which they have a right to their names: uploads come last."""

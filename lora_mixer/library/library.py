@@ -428,6 +428,7 @@ class Library:
         *,
         weight_name: str | None = None,
         folder: str | os.PathLike[str] | None = None,
+        name: str | Callable[[str], str] | None = None,
         **options: Any,
     ) -> Entry:
         """
@@ -437,6 +438,7 @@ class Library:
             repo_id: ``user/name``, or the address of a file at the Hub; never a path.
             weight_name: Which file of the repository.
             folder: As for :meth:`add`.
+            name: What to call it; a function is given what it is called there and returns it. As it is there unless said.
             options: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
@@ -451,7 +453,8 @@ class Library:
         """
         root = self._root(folder)
         download = adding.from_hub(repo_id, weight_name, options)
-        return self._added(adding.put(download.weights, root, download.name, config=download.config))
+        called = name(download.name) if callable(name) else name or download.name
+        return self._added(adding.put(download.weights, root, called, config=download.config))
 
     def forget(self, id: str) -> None:  # noqa: A002
         """
@@ -671,13 +674,14 @@ class Library:
 
     def find(self, name: str) -> tuple[Entry, ...]:
         """
-        Return the entries of a name, but for case; those that are there first. Where none has it, those that had it.
+        Return the entries of a name, but for case; those that are there first. Where none has it, those that had it, but for case, too.
 
         Args:
             name: A file's name without its ending, or what it was called before.
         """
         entries = self._where("name = ? COLLATE NOCASE", name)
-        return entries or self._where("instr(former, ?) > 0", json.dumps(name, ensure_ascii=False))
+        known = json.dumps(name, ensure_ascii=False).casefold()
+        return entries or self._where("instr(casefold(former), ?) > 0", known)
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """

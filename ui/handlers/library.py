@@ -270,8 +270,15 @@ def rename(app: AppState, asked: Any) -> dict[str, Any]:
         raise FieldError("Name: it is empty", "adapter-name")
     before = app.name_of(entry)
     other = app.entry_named(safe_name(wanted))
-    if other is not None and other.id != entry.id and other.name == safe_name(wanted):
-        raise FieldError(f"Name: there is another {other.name} already", "adapter-name")
+    if (
+        other is not None and other.id != entry.id
+    ):  # by its name, in other letters, by its id, or by what it was called
+        raise FieldError(
+            f"Name: there is another {other.name} already"
+            if other.name == safe_name(wanted)
+            else f"Name: mixes mean {app.name_of(other)} by {safe_name(wanted)}",
+            "adapter-name",
+        )
     return {**_card(app, app.library.rename(entry.id, wanted)), "before": before}
 
 
@@ -459,11 +466,11 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> Added:
             "hub-repo",
         )
     wanted = checks.text(weight_name, "File in it", 200, "hub-file").strip() or unquote(file)
-    before = app.names()
-    entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads)
-    name = app.name_of(entry)
-    taken = entry.name in before and name != entry.name
-    words = (
-        f"{name} (there is another {entry.name} already)" if taken else told_of(app, entry, entry.name, None)
-    )
-    return Added(words, (entry.id,))
+    there: list[str] = []
+
+    def called(name: str) -> str:
+        there.append(safe_name(name))
+        return app.free_name(name)
+
+    entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads, name=called)
+    return Added(told_of(app, entry, there[-1], None), (entry.id,))
