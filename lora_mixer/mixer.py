@@ -868,7 +868,10 @@ class LoraMixer:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise AdapterNameError(
-                f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter"
+                f"{', '.join(repeated)}: named more than once in set_adapters; give one weight per adapter",
+                adapter=repeated[0],
+                argument="adapter_names",
+                problems=[Problem(name, "is named more than once") for name in repeated],
             )
         self.set_mix(Mix.from_weights(names, adapter_weights))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
 import pytest
 import torch
 
+from lora_mixer import merging
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.merging import (
     METHODS,
@@ -645,3 +647,27 @@ def test_peft_linear_is_no_weighted_sum():
 
     assert torch.allclose(peer, exact + math.sqrt(0.35) * (b1 @ a2 + b2 @ a1), atol=1e-4)
     assert (peer - exact).norm() / exact.norm() > 0.5
+
+
+CHANGES = ("breadcrumbs", "dare", "della", "magnitude_prune", "ties", "weighted_sum")
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "knots", "orthogonal_sum", "concatenate"])
+def test_parts_that_do_not_fit_are_refused_in_own_words(name):
+    merge = getattr(merging, name)
+    more = {"generator": torch.Generator()} if name in ("dare", "della") else {}
+    more |= {} if name not in ("dare", "della") else {"generators": [torch.Generator()] * 2}
+    known = inspect.signature(merge).parameters
+    given = {key: value for key, value in more.items() if key in known}
+
+    def part(size):
+        return torch.ones(size, 3) if name in CHANGES else (torch.ones(size, 1), torch.ones(1, 3))
+
+    for parts, weights, why in (
+        ([], [], "nothing to merge"),
+        ([part(2), part(2)], [1.0], "one weight for each of 2 changes, got 1"),
+        ([part(2)], [1.0, 2.0], "one weight for each of 1 changes, got 2"),
+        ([part(2), part(4)], [1.0, 1.0], r"have one shape, got \(2, 3\) and \(4, 3\)"),
+    ):
+        with pytest.raises(MixError, match=why):
+            merge(parts, weights, **given)

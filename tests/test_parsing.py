@@ -317,3 +317,8 @@ def test_a_number_that_no_float_holds_is_refused_in_own_words(entry, tmp_path):
         with pytest.raises(LoraMixerError) as error:
             ENTRIES[entry](number, tmp_path)
         assert len(str(error.value)) < 1000
+
+
+def test_a_plan_of_an_unknown_kind_is_refused_with_those_that_are():
+    with pytest.raises(PlanError, match="yaml, json, jsonl, csv, got 'toml'"):
+        parse_plan(b"a = 1", "toml")

@@ -7,6 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.errors import PlanError
 from lora_mixer.parsing.data import Located, locate
 from lora_mixer.parsing.json_text import NotJsonError, strict_json
 from lora_mixer.parsing.yaml_nodes import plain_value
@@ -45,6 +46,8 @@ def read_text(text: str, kind: str, problems: Problems) -> Located:
         "jsonl": _jsonl,
         "csv": _csv,
     }
+    if kind not in readers:
+        raise PlanError(f"a plan is one of {', '.join(readers)}, got {shown(kind)}", argument="kind")
     return readers[kind](text, problems)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from lora_mixer.errors import MixError
 from lora_mixer.merging.magnitude import check_share, share_of
-from lora_mixer.merging.method import DENSITY, SCALE, MethodSpec, Setting
+from lora_mixer.merging.method import DENSITY, SCALE, MethodSpec, Setting, check_parts
 from lora_mixer.merging.weighted_sum import weighted_sum
 
 if TYPE_CHECKING:
@@ -74,10 +74,14 @@ def breadcrumbs(
     Returns:
         The merged change.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> breadcrumbs([torch.tensor([9.0, -4.0, 2.0, 0.5])], [0.5], 0.5, 0.25).tolist()
         [0.0, -2.0, 1.0, 0.0]
     """
+    check_parts(deltas, weights)
     return weighted_sum([keep_middle(delta, density, outliers) for delta in deltas], weights) * scale
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.merging.magnitude import check_share
-from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec
+from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec, check_parts
 from lora_mixer.merging.ties import agreeing_mean
 from lora_mixer.merging.weighted_sum import weighted_sum
 
@@ -71,10 +71,14 @@ def dare(
     Returns:
         The merged change.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> dare([torch.ones(3)], [0.5], density=1, generators=[torch.Generator()]).tolist()
         [0.5, 0.5, 0.5]
     """
+    check_parts(deltas, weights)
     sparse = [drop_at_random(d, density, g) for d, g in zip(deltas, generators, strict=True)]
     if elect:
         return agreeing_mean(sparse, weights, majority, average, scale)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MixError
-from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, SEED, MethodSpec, Setting
+from lora_mixer.merging.method import (
+    AVERAGE,
+    DENSITY,
+    MAJORITY,
+    SCALE,
+    SEED,
+    MethodSpec,
+    Setting,
+    check_parts,
+)
 from lora_mixer.merging.ties import agreeing_mean
 from lora_mixer.merging.weighted_sum import weighted_sum
 
@@ -107,10 +116,14 @@ def della(
     Returns:
         The merged change.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> della([torch.ones(1, 2)], [0.5], 1.0, 0.0, generators=[torch.Generator()]).tolist()
         [[0.5, 0.5]]
     """
+    check_parts(deltas, weights)
     sparse = [drop_small_rather(d, density, epsilon, g) for d, g in zip(deltas, generators, strict=True)]
     if elect:
         return agreeing_mean(sparse, weights, majority, average, scale)

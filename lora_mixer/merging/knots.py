@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.merging.low_rank import decomposed
-from lora_mixer.merging.method import MethodSpec
+from lora_mixer.merging.method import MethodSpec, check_parts
 from lora_mixer.merging.ties import TIES, ties
 
 if TYPE_CHECKING:
@@ -53,11 +53,15 @@ def knots(
     Returns:
         The merged pair, fp64; its rank is at most the sum of the ranks.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> up, down = knots([(torch.ones(2, 1), torch.ones(1, 3))], [0.5], density=1)
         >>> (up @ down).round(decimals=6)[0].tolist()
         [0.5, 0.5, 0.5]
     """
+    check_parts(pairs, weights)
     widths = [down.shape[1] for _, down in pairs]
     ups = torch.cat([up.double() for up, _ in pairs], dim=1)  # (out, R)
     downs = _block_diagonal([down.double() for _, down in pairs])  # (R, n * in)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.errors import MixError
-from lora_mixer.merging.method import DENSITY, MethodSpec
+from lora_mixer.merging.method import DENSITY, MethodSpec, check_parts
 from lora_mixer.merging.weighted_sum import weighted_sum
 
 if TYPE_CHECKING:
@@ -52,10 +52,14 @@ def magnitude_prune(
     Returns:
         The merged change.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> magnitude_prune([torch.tensor([1.0, 3.0]), torch.tensor([5.0, 2.0])], [1, 0.5]).tolist()
         [2.5, 3.0]
     """
+    check_parts(deltas, weights)
     return weighted_sum([keep_largest(delta, density) for delta in deltas], weights)
 
 

@@ -144,6 +144,36 @@ AVERAGE = Setting(
 )
 
 
+def check_parts(parts: Sequence[Any], weights: Sequence[float]) -> None:
+    """
+    Refuse changes, or pairs, and weights that cannot be merged.
+
+    Args:
+        parts: Changes of one shape, or pairs of (out, rank) and (rank, in) of one (out, in).
+        weights: One for each.
+
+    Raises:
+        MixError: When there is none, not one weight for each, or they are of several shapes.
+
+    Example:
+        >>> check_parts([torch.ones(2)], [0.5])
+    """
+    if not parts:
+        raise MixError("there is nothing to merge: give one change or more", argument="deltas")
+    if len(parts) != len(weights):
+        raise MixError(
+            f"expected one weight for each of {len(parts)} changes, got {len(weights)}", argument="weights"
+        )
+    shapes = dict.fromkeys(
+        tuple(part.shape) if isinstance(part, torch.Tensor) else (part[0].shape[0], *part[1].shape[1:])
+        for part in parts
+    )
+    if len(shapes) > 1:
+        raise MixError(
+            f"changes of one layer have one shape, got {' and '.join(map(str, shapes))}", argument="deltas"
+        )
+
+
 def layer_generator(seed: int, place: str, adapter: str) -> torch.Generator:
     """
     Return the source of draws of one adapter in one layer, the same for a seed and these names everywhere.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_mixer.merging.low_rank import decomposed
-from lora_mixer.merging.method import MethodSpec
+from lora_mixer.merging.method import MethodSpec, check_parts
 from lora_mixer.merging.weighted_sum import concatenate, weighted_sum
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     Returns:
         The merged pair, fp64.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> a = (torch.ones(2, 1), torch.tensor([[1.0, 0.0]]))
         >>> b = (torch.ones(2, 1), torch.tensor([[1.0, 1.0]]))
@@ -45,6 +48,7 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         >>> (up @ down)[0].tolist()
         [1.0, 1.0]
     """
+    check_parts(pairs, weights)
     basis = pairs[0][1].new_zeros(
         pairs[0][1].shape[1], 0, dtype=torch.float64
     )  # (in, k), orthonormal columns

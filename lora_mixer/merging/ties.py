@@ -19,7 +19,7 @@ import torch
 
 from lora_mixer.errors import MixError
 from lora_mixer.merging.magnitude import keep_largest
-from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, MethodSpec
+from lora_mixer.merging.method import AVERAGE, DENSITY, MAJORITY, SCALE, MethodSpec, check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,10 +50,14 @@ def ties(
     Returns:
         The merged change.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> ties([torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])], [1, 1], density=1).tolist()
         [3.0, 1.5]
     """
+    check_parts(deltas, weights)
     return agreeing_mean(
         [keep_largest(delta, density) for delta in deltas], weights, majority, average, scale
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.merging.method import MethodSpec
+from lora_mixer.merging.method import MethodSpec, check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +32,15 @@ def concatenate(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     Returns:
         The pair, in fp64 where any of the input is, else in fp32.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> up, down = concatenate([(torch.ones(2, 1), torch.ones(1, 3))] * 2, [0.5, -0.25])
         >>> (up @ down)[0].tolist()
         [0.25, 0.25, 0.25]
     """
+    check_parts(pairs, weights)
     wide = wide_type(tensor for pair in pairs for tensor in pair)
     ups = [up.to(wide) * weight for (up, _), weight in zip(pairs, weights, strict=True)]
     return torch.cat(ups, dim=1), torch.cat([down.to(wide) for _, down in pairs])  # (out, R), (R, in)
@@ -53,10 +57,14 @@ def weighted_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> to
     Returns:
         The sum.
 
+    Raises:
+        MixError: When there is nothing to merge, or weights or shapes do not fit.
+
     Example:
         >>> weighted_sum([torch.ones(2), torch.ones(2)], [0.5, 1.0]).tolist()
         [1.5, 1.5]
     """
+    check_parts(deltas, weights)
     total = torch.zeros_like(deltas[0])
     for delta, weight in zip(deltas, weights, strict=True):
         total += delta * weight
