@@ -43,6 +43,8 @@ def write_files(
         >>> write_files({path: lambda stream: stream.write(b"x") and None}) == (path,)
         True
     """
+    for path in writers:
+        check_path(path)
     with _staging() as staged:
         try:
             for path, write in writers.items():
@@ -64,6 +66,17 @@ def write_files(
                 f"cannot be written: {error.strerror or error}", file=file or ", ".join(map(str, writers))
             ) from error
     return tuple(writers)
+
+
+def check_path(path: Path) -> None:
+    """
+    Refuse what no file can be called.
+
+    Raises:
+        SaveError: When there is a zero byte in it.
+    """
+    if "\0" in str(path):
+        raise SaveError("no file can be called so: there is a zero byte in it", file=str(path))
 
 
 def _swap(staged: Mapping[Path, Path]) -> None:

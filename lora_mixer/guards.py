@@ -126,13 +126,15 @@ class Guard:
             raise PipelineStateError(
                 f"{where} would save a model without the mix that is in effect ({names}), or with half of it: a schedule, a "
                 "mask or a side path is in no parameter. Call the mixer's disable_lora() to save the base, set a constant "
-                "mix (engine='merged') to save that, or save adapters by save_lora_weights()"
+                "mix (engine='merged') to save that, or save adapters by save_lora_weights()",
+                problems=[Problem(name, "is in effect") for name in self._state.loaded],
             )
         if _has_peft(self._owner):
             return self._method(*args, **kwargs)
         raise PipelineStateError(
             f"{where} knows adapters of PEFT only, and those on this model ({names}) are a LoraMixer's: call the mixer's "
-            f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer"
+            f"{_INSTEAD[self._word]}. LoraMixer.of(pipe) gives the mixer",
+            problems=[Problem(name, "is a LoraMixer's") for name in self._state.loaded],
         )
 
     def _save_trained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,7 +53,7 @@ from lora_mixer.writing.originals import Original
 from lora_mixer.writing.trained import write_peft
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
     from typing_extensions import Unpack
@@ -817,7 +817,7 @@ class LoraMixer:
         Raises:
             AdapterNameError: When a name is unknown; nothing is deleted then.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = _names_in(adapter_names)
         with self._call("leave") as state:
             unknown = [name for name in names if name not in state.loaded]
             if unknown:
@@ -864,7 +864,7 @@ class LoraMixer:
                 "set_adapters takes names and weights apart; a dict of weights by name goes to set_mix",
                 argument="adapter_names",
             )
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = _names_in(adapter_names)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise AdapterNameError(
@@ -1569,6 +1569,15 @@ def _one_component(component: str | None, **short: bool) -> str | None:
 def _is_partial(report: MatchReport) -> bool:
     # words of textual inversions have a note and an argument of their own
     return report.unmatched > 0 or any(token_of(key) is None for key in report.unused_keys)
+
+
+def _names_in(value: Any) -> list[str]:
+    """Return one name, or several."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise MixError(f"expected a name or a list of names, got {shown(value)}", argument="adapter_names")
+    return list(value)
 
 
 def _checked_name(name: Any) -> str:

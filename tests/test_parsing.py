@@ -21,6 +21,7 @@ from lora_mixer import (
     PictureRequest,
     PlanError,
     SavedMixes,
+    SourceError,
     SourceNotFoundError,
     read_adapter,
 )
@@ -31,7 +32,7 @@ from lora_mixer.parsing.data import dump_yaml, load, locate
 from lora_mixer.parsing.json_text import NotJsonError, json_or_none, loose_json, read_json, strict_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import load_outline
-from lora_mixer.writing import merge, resize
+from lora_mixer.writing import convert, merge, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -322,3 +323,35 @@ def test_a_number_that_no_float_holds_is_refused_in_own_words(entry, tmp_path):
 def test_a_plan_of_an_unknown_kind_is_refused_with_those_that_are():
     with pytest.raises(PlanError, match="yaml, json, jsonl, csv, got 'toml'"):
         parse_plan(b"a = 1", "toml")
+
+
+# --- what no file can be called, and what are no names -----------------------------------------------------------------
+
+WRITTEN = {
+    "an adapter": lambda path: mixed().save_lora_weights(path),
+    "a converted file": lambda path: convert(PAIR, path, format="diffusers"),
+    "a merged file": lambda path: merge([(PAIR, 1.0)], path),
+    "saved mixes": lambda path: SavedMixes(path).save("x", {"a": 1}),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_a_path_with_a_zero_byte_is_refused_in_own_words(what, tmp_path):
+    for name in ("\0", "a\0b.safetensors"):
+        with pytest.raises(LoraMixerError, match="zero byte") as error:
+            WRITTEN[what](str(tmp_path / name))
+        assert (error.value.file or "").startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("odd", [None, 3, 0.5, {"a": 1.0}])
+def test_what_are_no_names_are_refused_with_the_argument(odd):
+    for call in (mixed().set_adapters, mixed().delete_adapters):
+        with pytest.raises(MixError, match="name") as error:
+            call(odd)
+        assert error.value.argument == "adapter_names"
+
+
+def test_a_library_of_nothing_is_refused():
+    for nothing in (None, [], ()):
+        with pytest.raises(SourceError, match="at least one folder"):
+            Library(nothing)

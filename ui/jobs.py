@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer import Problem
 from lora_mixer.errors import LoraMixerError, PictureCancelled, PictureError
 
 from . import gallery
@@ -379,7 +380,13 @@ def make_all(
     full = [app.tagged(request) for request in requests]
     for request in full:
         if request.width is None or request.height is None:
-            raise PictureError("width and height: expected whole numbers of pixels")
+            raise PictureError(
+                problems=[
+                    Problem(name, "expected a whole number of pixels")
+                    for name in ("width", "height")
+                    if getattr(request, name) is None
+                ]
+            )
     clock = Clock(sum(request.steps or app.defaults["steps"] for request in full))
     made: dict[int, tuple[Picture, str]] = {}
     for start in range(0, len(full), batch):

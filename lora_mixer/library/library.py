@@ -102,7 +102,7 @@ class Library:
         Raises:
             SourceError: No folder is given, or the index cannot be written.
         """
-        given = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+        given = [folders] if isinstance(folders, str | os.PathLike) else list(folders or ())
         if not given:
             raise SourceError("a library needs at least one folder", argument="folders")
         self._notes: list[str] = []

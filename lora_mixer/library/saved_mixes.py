@@ -236,8 +236,9 @@ class SavedMixes:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        from lora_mixer.atomic import write_files
+        from lora_mixer.atomic import check_path, write_files
 
+        check_path(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock:

@@ -51,14 +51,17 @@ class GridAxis:
         """Check the values against the kind."""
         kind = _KINDS.get(self.kind)
         if kind is None:
-            raise PictureError(f"an axis must be one of {', '.join(_KINDS)}, got {self.kind!r}")
+            raise PictureError(
+                f"an axis must be one of {', '.join(_KINDS)}, got {self.kind!r}", argument="kind"
+            )
         if not self.values:
-            raise PictureError(f"the axis {self.kind} has no values; give at least one")
+            raise PictureError(f"the axis {self.kind} has no values; give at least one", argument="values")
         if kind.needs_adapter and not self.adapter:
-            raise PictureError(f"the axis {self.kind} needs the name of an adapter")
+            raise PictureError(f"the axis {self.kind} needs the name of an adapter", argument="adapter")
         if self.names and len(self.names) != len(self.values):
             raise PictureError(
-                f"the axis {self.kind} has {len(self.values)} values and {len(self.names)} names; give one for each"
+                f"the axis {self.kind} has {len(self.values)} values and {len(self.names)} names; give one for each",
+                argument="names",
             )
         object.__setattr__(self, "values", tuple(self.values))
 
@@ -102,7 +105,8 @@ class GridAxis:
                 values.append(part)
         if len(values) > MAX_CELLS:
             raise PictureError(
-                f"the axis {kind} has {len(values)} values; a grid has at most {MAX_CELLS} cells"
+                f"the axis {kind} has {len(values)} values; a grid has at most {MAX_CELLS} cells",
+                argument="values",
             )
         return cls(kind, tuple(values), adapter)
 
@@ -181,7 +185,8 @@ def _prompt(axis: GridAxis, request: PictureRequest, value: Any) -> PictureReque
     first = axis.values[0]
     if first not in request.prompt:
         raise PictureError(
-            f"the axis prompt puts its values in place of {first!r}, which is not in the prompt"
+            f"the axis prompt puts its values in place of {first!r}, which is not in the prompt",
+            argument="values",
         )
     return replace(request, prompt=request.prompt.replace(first, str(value)))
 
@@ -232,13 +237,16 @@ def _numbers(piece: str, kind: str, *, whole: bool) -> list[Any]:
             count = int((last - first) / step + 1e-9) + 1
         if count > MAX_CELLS:
             raise PictureError(
-                f"the axis {kind}: {piece!r} has {count} values; a grid has at most {MAX_CELLS} cells"
+                f"the axis {kind}: {piece!r} has {count} values; a grid has at most {MAX_CELLS} cells",
+                argument="values",
             )
         values = [round(first + number * step, 10) for number in range(count)]
         return [int(value) for value in values] if whole else values
     except (ValueError, OverflowError) as error:
         example = "1, 2 or 1-4" if whole else "0, 0.5 or 0-1 (+0.25)"
-        raise PictureError(f"the axis {kind}: expected numbers such as {example}, got {piece!r}") from error
+        raise PictureError(
+            f"the axis {kind}: expected numbers such as {example}, got {piece!r}", argument="values"
+        ) from error
 
 
 _KINDS: Mapping[str, _AxisKind] = {
@@ -283,7 +291,7 @@ def grid_requests(
     rows = rows or GridAxis("none")
     count = len(rows.values) * len(columns.values)
     if count > MAX_CELLS:
-        raise PictureError(f"a grid has at most {MAX_CELLS} cells, got {count}")
+        raise PictureError(f"a grid has at most {MAX_CELLS} cells, got {count}", argument="columns")
     return [columns.at(rows.at(request, down), across) for down in rows.values for across in columns.values]
 
 
@@ -313,6 +321,8 @@ def grid_sheet(images: Sequence[Any], columns: GridAxis, rows: GridAxis | None =
     rows = rows or GridAxis("none")
     wide = len(columns.values)
     if len(images) != wide * len(rows.values):
-        raise PictureError(f"the grid has {wide * len(rows.values)} cells, got {len(images)} pictures")
+        raise PictureError(
+            f"the grid has {wide * len(rows.values)} cells, got {len(images)} pictures", argument="images"
+        )
     lines = [(label, list(images[i * wide : (i + 1) * wide])) for i, label in enumerate(rows.labels)]
     return contact_sheet([Band(columns.labels, lines)])

@@ -154,7 +154,7 @@ def merge(
         for entry in (adapters.items() if isinstance(adapters, Mapping) else adapters)
     ]
     if not pairs:
-        raise MixError("expected one adapter or more, got none")
+        raise MixError("expected one adapter or more, got none", argument="adapters")
     files = open_files([source for source, _ in pairs], model=model, allow_pickle=allow_pickle)
     given = zip(files.adapters, pairs, strict=True)
     mix = Mix.of({one.info.name: weights for one, (_, weights) in given})

@@ -92,11 +92,15 @@ def read_save_options(
     else:
         if weights is None and len(present) > 1:
             raise MixError(
-                f"{len(present)} mixes are in effect, one for each image; weights have to say which"
+                f"{len(present)} mixes are in effect, one for each image; weights have to say which",
+                argument="weights",
             )
         mix = next(iter(present), Mix.of({})) if weights is None else Mix.of(weights)
     if not mix.names:
-        raise MixError("there is nothing to save: no adapter is active; name one with adapter_names")
+        raise MixError(
+            "there is nothing to save: no adapter is active; name one with adapter_names",
+            argument="adapter_names",
+        )
     if not mix.is_constant:
         raise MixError(
             "this mix has schedules, masks or a method that changes it from step to step, which no adapter file can "
