@@ -655,10 +655,8 @@ CHANGES = ("breadcrumbs", "dare", "della", "magnitude_prune", "ties", "weighted_
 @pytest.mark.parametrize("name", [*CHANGES, "knots", "orthogonal_sum", "concatenate"])
 def test_parts_that_do_not_fit_are_refused_in_own_words(name):
     merge = getattr(merging, name)
-    more = {"generator": torch.Generator()} if name in ("dare", "della") else {}
-    more |= {} if name not in ("dare", "della") else {"generators": [torch.Generator()] * 2}
     known = inspect.signature(merge).parameters
-    given = {key: value for key, value in more.items() if key in known}
+    given = {"generators": [torch.Generator()] * 2} if "generators" in known else {}
 
     def part(size):
         return torch.ones(size, 3) if name in CHANGES else (torch.ones(size, 1), torch.ones(1, 3))
@@ -669,5 +667,6 @@ def test_parts_that_do_not_fit_are_refused_in_own_words(name):
         ([part(2)], [1.0, 2.0], "one weight for each of 1 changes, got 2"),
         ([part(2), part(4)], [1.0, 1.0], r"have one shape, got \(2, 3\) and \(4, 3\)"),
     ):
-        with pytest.raises(MixError, match=why):
+        with pytest.raises(MixError, match=why) as error:
             merge(parts, weights, **given)
+        assert error.value.argument in inspect.signature(merge).parameters

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lora_mixer.components import TEXT_HINTS
-from lora_mixer.families import counted_names, family_of_class, flatten, may_be_absent, spell
+from lora_mixer.families import counted_names, family_of_class, flatten, is_listed, spell
 from lora_mixer.families.earlier_names import earlier_names
 from lora_mixer.families.text_names import is_clip, text_names
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
@@ -320,7 +320,7 @@ class ModuleIndex:
 
     def may_lack(self, spelling: str) -> bool:
         """Say whether files of sibling models have such a module where this family's model may have none."""
-        return self.family is not None and may_be_absent(self.family.absent, spelling)
+        return self.family is not None and is_listed(self.family.absent, spelling)
 
     def _own(self, spelling: str) -> str | None:
         """Find a path by the live model's own names, LDM's or by count."""
@@ -351,13 +351,9 @@ class ModuleIndex:
         if path in self._modules:
             module = self._modules[path]
             weight = module._parameters.get("weight")  # noqa: SLF001 -- shared by identity
-            tied, shared = (
-                self._uses.get(id(weight), 0) > 1,
-                "" if self.family is None else self.family.by_call,
-            )
-            return LiveModule(
-                self.component, path, module, tied=tied, by_call=bool(shared) and may_be_absent(shared, path)
-            )
+            tied = self._uses.get(id(weight), 0) > 1
+            by_call = self.family is not None and is_listed(self.family.by_call, path)
+            return LiveModule(self.component, path, module, tied=tied, by_call=by_call)
         return LiveModule(self.component, path, *self._bare[path])
 
     def find(self, spelling: str) -> ModuleMatch | None:

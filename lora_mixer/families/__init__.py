@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_mixer.families.family import Family
-from lora_mixer.families.spelling import Piece, Pieces, flatten, is_translated, may_be_absent, spell
+from lora_mixer.families.spelling import Piece, Pieces, flatten, is_listed, is_translated, spell
 from lora_mixer.families.table import FAMILIES, family_named, family_of_class
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "family_named",
     "family_of_class",
     "flatten",
+    "is_listed",
     "is_translated",
-    "may_be_absent",
     "spell",
 ]

@@ -199,20 +199,20 @@ def is_translated(layouts: Mapping[str, str], name: str) -> bool:
 
 
 @cache
-def _absent(text: str) -> tuple[re.Pattern[str], ...]:
+def _listed(text: str) -> tuple[re.Pattern[str], ...]:
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return tuple(pattern_of(one, "[._]") for line in lines if line for one in _expand(line))
 
 
-def may_be_absent(text: str, spelling: str) -> bool:
+def is_listed(text: str, spelling: str) -> bool:
     """
-    Say whether a family's list of what its sibling models have names a spelling, dotted or flat.
+    Say whether a family's list of modules, one a line, names a spelling, dotted or flat.
 
     Example:
-        >>> may_be_absent("guidance_in.*", "guidance_in_in_layer")
+        >>> is_listed("guidance_in.*", "guidance_in_in_layer")
         True
     """
-    return any(pattern.match(spelling) for pattern in _absent(text))
+    return any(pattern.match(spelling) for pattern in _listed(text))
 
 
 def flatten(table: Mapping[str, tuple[Pieces, ...]]) -> dict[str, str | None]:

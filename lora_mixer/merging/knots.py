@@ -61,7 +61,7 @@ def knots(
         >>> (up @ down).round(decimals=6)[0].tolist()
         [0.5, 0.5, 0.5]
     """
-    check_parts(pairs, weights)
+    check_parts(pairs, weights, "pairs")
     widths = [down.shape[1] for _, down in pairs]
     ups = torch.cat([up.double() for up, _ in pairs], dim=1)  # (out, R)
     downs = _block_diagonal([down.double() for _, down in pairs])  # (R, n * in)

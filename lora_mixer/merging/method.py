@@ -144,13 +144,14 @@ AVERAGE = Setting(
 )
 
 
-def check_parts(parts: Sequence[Any], weights: Sequence[float]) -> None:
+def check_parts(parts: Sequence[Any], weights: Sequence[float], argument: str = "deltas") -> None:
     """
     Refuse changes, or pairs, and weights that cannot be merged.
 
     Args:
         parts: Changes of one shape, or pairs of (out, rank) and (rank, in) of one (out, in).
         weights: One for each.
+        argument: What the caller's argument is called.
 
     Raises:
         MixError: When there is none, not one weight for each, or they are of several shapes.
@@ -159,7 +160,7 @@ def check_parts(parts: Sequence[Any], weights: Sequence[float]) -> None:
         >>> check_parts([torch.ones(2)], [0.5])
     """
     if not parts:
-        raise MixError("there is nothing to merge: give one change or more", argument="deltas")
+        raise MixError("there is nothing to merge: give one change or more", argument=argument)
     if len(parts) != len(weights):
         raise MixError(
             f"expected one weight for each of {len(parts)} changes, got {len(weights)}", argument="weights"
@@ -170,7 +171,7 @@ def check_parts(parts: Sequence[Any], weights: Sequence[float]) -> None:
     )
     if len(shapes) > 1:
         raise MixError(
-            f"changes of one layer have one shape, got {' and '.join(map(str, shapes))}", argument="deltas"
+            f"changes of one layer have one shape, got {' and '.join(map(str, shapes))}", argument=argument
         )
 
 

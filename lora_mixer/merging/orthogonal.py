@@ -48,7 +48,7 @@ def orthogonal_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         >>> (up @ down)[0].tolist()
         [1.0, 1.0]
     """
-    check_parts(pairs, weights)
+    check_parts(pairs, weights, "pairs")
     basis = pairs[0][1].new_zeros(
         pairs[0][1].shape[1], 0, dtype=torch.float64
     )  # (in, k), orthonormal columns

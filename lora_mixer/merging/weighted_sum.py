@@ -40,7 +40,7 @@ def concatenate(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
         >>> (up @ down)[0].tolist()
         [0.25, 0.25, 0.25]
     """
-    check_parts(pairs, weights)
+    check_parts(pairs, weights, "pairs")
     wide = wide_type(tensor for pair in pairs for tensor in pair)
     ups = [up.to(wide) * weight for (up, _), weight in zip(pairs, weights, strict=True)]
     return torch.cat(ups, dim=1), torch.cat([down.to(wide) for _, down in pairs])  # (out, R), (R, in)
