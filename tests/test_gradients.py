@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_mixer import LoraConfig, LoraMixer, LoraMixerError, PipelineStateError
+from lora_mixer.engines.merged.engine import _key
+from lora_mixer.engines.merged.versions import Contents
 from tests.small_pipe import SmallPipe, mixed, pairs_for, written
 from tests.weights import Snapshot
 
@@ -423,3 +428,26 @@ def test_copies_look_after_their_own_gradients(engine: Any) -> None:
     assert torch.allclose(x.grad, gradient(*ONE), rtol=CLOSE, atol=CLOSE)
     with pytest.raises(PipelineStateError, match="is another one now"):
         run.backward()
+
+
+def test_what_a_graph_is_told_of_lives_as_long_as_it_is_compared():
+    """An adapter that is loaded in the place of one that is gone may have its identity, and must not have its number."""
+
+    class Layers(list[Any]):
+        pass
+
+    layers = Layers([SimpleNamespace(entry=SimpleNamespace(weight=SimpleNamespace(name="unet.one.weight")))])
+    contents, there = Contents(), weakref.ref(layers)
+    contents.begin(None)
+    first = contents.number(_key({"a": ((1.0,), layers)}, of_text=False))
+    again = contents.number(_key({"a": ((1.0,), layers)}, of_text=False))
+    equal = Layers(layers)
+    del layers
+    gc.collect()
+
+    assert first == again
+    assert there() is not None
+    assert contents.number(_key({"a": ((1.0,), equal)}, of_text=False)) != first
+    contents.forget()
+    gc.collect()
+    assert there() is None

@@ -49,7 +49,7 @@ from lora_mixer.engines.merged.kept_weight import (
     unsupported,
 )
 from lora_mixer.engines.merged.tied_use import OwnWeight, TiedUse
-from lora_mixer.engines.merged.versions import Contents, in_graphs
+from lora_mixer.engines.merged.versions import Contents, Same, in_graphs
 from lora_mixer.engines.modes import exact_matmul, writing
 from lora_mixer.engines.products import weight_of
 from lora_mixer.engines.side.support import layer_kind
@@ -217,7 +217,7 @@ def _key(content: _Content | None, *, of_text: bool) -> Hashable:
     parts = [
         (
             name,
-            id(layers),
+            Same(layers),
             tuple(
                 gain if _is_of_text(layer.entry.weight) is of_text else 0.0
                 for gain, layer in zip(gains, layers, strict=True)

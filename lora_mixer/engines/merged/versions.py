@@ -49,6 +49,29 @@ def set_versions(parameters: Sequence[torch.Tensor], versions: Sequence[int]) ->
             _set(parameter, version)
 
 
+class Same:
+    """
+    A thing in a key, equal to itself alone; it lives as long as the key, so that no other has its identity meanwhile.
+
+    Example:
+        >>> one = [1.0]
+        >>> Same(one) == Same(one), Same(one) == Same([1.0])
+        (True, False)
+    """
+
+    def __init__(self, thing: object) -> None:
+        """Hold it."""
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other holds the very same."""
+        return isinstance(other, Same) and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        """As the identity, which stays as long as it is held."""
+        return id(self._thing)
+
+
 class Contents:
     """
     Numbers for what weights have held since graphs of them are alive.
