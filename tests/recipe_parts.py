@@ -127,6 +127,7 @@ OUTER = AlgorithmKind(
     leaves=((r"\.outer_(?P<part>[ab])<name>", "outer"),),
     peft_types=("OUTER",),
     peft_fields=("outer_sides",),
+    prefixes=("outer_",),
 )
 
 # --- an engine ------------------------------------------------------------------------------------------------------

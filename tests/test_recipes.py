@@ -24,6 +24,7 @@ from lora_mixer import (
     MixError,
     PlanError,
     SaveError,
+    UnsupportedAdapterError,
     read_adapter,
 )
 from lora_mixer.algorithms import table as algorithm_table
@@ -35,6 +36,7 @@ from lora_mixer.formats import fronts, leaves
 from lora_mixer.fresh.starts import STARTS
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
+from lora_mixer.pictures import read_checkpoint
 from lora_mixer.writing import FORMATS, convert, merge
 from lora_mixer.writing.formats.format import safetensors
 from tests import recipe_parts
@@ -204,6 +206,13 @@ class TestAlgorithm:
         (folder / "adapter_config.json").write_text('{"peft_type": "OUTER", "outer_sides": 2}')
 
         assert read_adapter(folder).algorithms == ("outer",)
+        assert read_checkpoint(folder / "adapter_model.safetensors").kind == "adapter"
+        save_file(
+            {**tensors, "base_model.model.one.outer_c.weight": torch.ones(6)},
+            folder / "adapter_model.safetensors",
+        )
+        with pytest.raises(UnsupportedAdapterError, match="outer_c"):
+            read_adapter(folder)
 
     def test_what_does_not_fit_is_told(self, net):
         with pytest.raises(Exception, match=r"made for \(4, 4\), the module has \(6, 6\)"):
