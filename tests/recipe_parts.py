@@ -14,6 +14,8 @@ from lora_mixer.batches.in_process import InProcess
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import FreshKind, whole
 from lora_mixer.fresh.starts import Start
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
@@ -179,6 +181,29 @@ class _Product:
 
 # what ``sweep`` takes off again has to be known as an engine's
 _Product.__module__ = "lora_mixer.engines.product"
+
+# --- a fresh kind of an algorithm that is there -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRAConfig(AdapterConfig):
+    """Reflections of the inputs of each target."""
+
+    peft_type: ClassVar[str] = "HRA"
+
+    r: int = 8
+
+
+REFLECTIONS = FreshKind(
+    HRAConfig,
+    lambda config: whole(config, "r"),
+    lambda config, target: None if target.layer == "linear" else "is not a linear layer",
+    # two of each are equal, so that nothing is turned as training begins
+    lambda config, target: {
+        ".hra_u": torch.eye(target.shape[1], config.r).repeat_interleave(2, 1)[:, : config.r]
+    },
+    usual=lambda model_type: {"target_modules": ["two"]} if model_type == "net" else {},
+)
 
 # --- a start of fresh pairs -------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from lora_mixer import (
     PlanError,
     SaveError,
     UnsupportedAdapterError,
+    fresh,
     read_adapter,
 )
 from lora_mixer.algorithms import table as algorithm_table
@@ -410,6 +411,54 @@ class TestOutputFormat:
         from lora_mixer.ui import checks
 
         assert checks.choice("blunt", "Format", tuple(FORMATS), "export-format") == "blunt"
+
+
+class TestFreshKind:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(fresh.KINDS, "HRA", recipe_parts.REFLECTIONS)
+
+    def test_it_is_trained_saved_and_read_by_its_configuration(self, net, tmp_path):
+        base, mixer = weights(net), LoraMixer(net)
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+        plain = net(x)
+        mixer.add_adapter(fresh.HRAConfig(r=2, target_modules=["one"]), "a")
+        ((name, parameter),) = mixer.named_trainable_parameters("a")
+
+        assert (name.endswith("one.hra_u"), parameter.shape) == (True, (6, 2))
+        assert torch.allclose(net(x), plain, atol=1e-6)
+        net(x).sum().backward()
+        assert parameter.grad.abs().max() > 0
+        with torch.no_grad():
+            parameter += torch.randn(6, 2, generator=torch.Generator().manual_seed(4))
+        mixer.save_lora_weights(tmp_path / "out", format="peft")
+        assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "HRA"
+        other = Net()
+        LoraMixer(other).load_lora_weights(tmp_path / "out", "a")
+        unit = torch.nn.functional.normalize(parameter.detach(), dim=0)
+        turned = base["one.weight"]
+        for column in unit.T:
+            turned = turned - 2 * (turned @ column).outer(column)
+        assert torch.allclose(other.one.weight, turned, atol=1e-5)
+
+    def test_dicts_mean_it_and_what_is_wrong_is_told(self, net):
+        mixer = LoraMixer(net)
+        assert mixer.add_adapter({"peft_type": "HRA", "r": 2, "target_modules": ["two"]}, "a").matched == 1
+        for config in ({"r": 0, "target_modules": ["two"]}, {"r": 2, "ranks": 3}):
+            with pytest.raises(AdapterConfigError):
+                mixer.add_adapter({"peft_type": "HRA", **config}, "b")
+
+    def test_its_usual_targets_are_its_own(self, net):
+        net.config = SimpleNamespace(model_type="net")
+        mixer = LoraMixer(net)
+        mixer.add_adapter(fresh.HRAConfig(r=2), "a")
+
+        assert [name for name, _ in mixer.named_trainable_parameters("a")] == ["base_model.model.two.hra_u"]
+
+    def test_its_name_is_one_of_the_room(self):
+        with pytest.raises(AttributeError, match="HRBConfig"):
+            fresh.HRBConfig  # noqa: B018 -- the look is what is tested
+        assert fresh.HRAConfig is recipe_parts.HRAConfig
 
 
 class TestStart:

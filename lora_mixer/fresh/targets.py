@@ -6,14 +6,13 @@ import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from lora_mixer.binding import ModuleIndex
 from lora_mixer.binding.index import plain_paths
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
 from lora_mixer.parsing.module_ends import ends, fronts, places
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.problem import Problem
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.fresh.config import AdapterConfig
+    from lora_mixer.fresh.kinds.kind import FreshKind
 
 ALL_LINEAR = "all-linear"
 _HEADS = {
@@ -164,19 +164,12 @@ def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Proble
     return [path for path in matches if not any(front in matches for front in fronts(path) if front != path)]
 
 
-def resolved(config: AdapterConfig, tree: ModuleTree) -> AdapterConfig:
+def resolved(config: AdapterConfig, kind: FreshKind, tree: ModuleTree) -> AdapterConfig:
     """Return a configuration with the usual targets where it names none, if any are known."""
-    if config.target_modules is not None or config.peft_type in ("TRAINABLE_TOKENS", "FULL"):
+    if config.target_modules is not None or getattr(config, "target_parameters", None):
         return config
-    if getattr(config, "target_parameters", None):
-        return config
-    usual = usual_targets(config.peft_type, tree.model_type)
-    if usual is None:
-        return config
-    fields: Any = {"target_modules": usual if isinstance(usual, str) else list(usual)}
-    if getattr(config, "feedforward_modules", "") is None:
-        fields["feedforward_modules"] = list(usual_feedforward(tree.model_type))
-    return replace(config, **fields)
+    usual = kind.usual(tree.model_type)
+    return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
 
 
 def find_targets(
