@@ -9,7 +9,7 @@ import torch
 
 from lora_mixer.algorithms import LayerWeights
 from lora_mixer.algorithms.table import AlgorithmKind
-from lora_mixer.batches import WorkerEngine
+from lora_mixer.batches import PlanForm, WorkerEngine
 from lora_mixer.batches.in_process import InProcess
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
@@ -19,6 +19,7 @@ from lora_mixer.fresh.kinds.kind import FreshKind, whole
 from lora_mixer.fresh.starts import Start
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
+from lora_mixer.parsing.data import Located
 from lora_mixer.writing import OutputFormat
 from lora_mixer.writing.formats.format import safetensors
 
@@ -215,6 +216,22 @@ def _halves(target):
 
 
 FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True, is_peft=False)
+
+# --- a form of plans ------------------------------------------------------------------------------------------------------
+
+
+def _prompts(text, problems):
+    """Read a prompt for each line."""
+    plan = Located({"jobs": []}, {(): 1})
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            problems.problem("", "a line without a prompt", line=number)
+        plan.lines["jobs", len(plan.value["jobs"])] = number
+        plan.value["jobs"].append({"prompt": line, "steps": 2})
+    return plan
+
+
+PROMPTS = PlanForm("prompts", (".prompts", ".txt"), _prompts)
 
 # --- an engine of batches ---------------------------------------------------------------------------------------------
 

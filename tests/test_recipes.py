@@ -29,9 +29,9 @@ from lora_mixer import (
     read_adapter,
 )
 from lora_mixer.algorithms import table as algorithm_table
-from lora_mixer.batches import WORKER_ENGINES, run_plan
+from lora_mixer.batches import PLAN_FORMS, WORKER_ENGINES, load_plan, parse_plan, run_plan
 from lora_mixer.cli._app import app
-from lora_mixer.cli._completing import engines
+from lora_mixer.cli._completing import engines, plans
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import fronts, leaves
 from lora_mixer.fresh.starts import STARTS
@@ -519,3 +519,31 @@ class TestEngineOfBatches:
         assert engines("cou") == ["counted"]
         with pytest.raises(PlanError, match="local, processes, ray, counted, got 'threads'"):
             run_plan({}, engine="threads")
+
+
+class TestFormOfPlans:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(PLAN_FORMS, "prompts", recipe_parts.PROMPTS)
+
+    def test_its_files_are_read_and_their_lines_told(self, tmp_path):
+        (tmp_path / "a.txt").write_text("a cat\na dog\n")
+        plan = load_plan(tmp_path / "a.txt")
+
+        assert [job.prompt for job in plan.jobs] == ["a cat", "a dog"]
+        assert plan.line("jobs", 1) == 2
+        (tmp_path / "b.prompts").write_text("a cat\n\n")
+        with pytest.raises(PlanError, match="line 2: a line without a prompt"):
+            load_plan(tmp_path / "b.prompts")
+
+    def test_help_completion_and_refusals_name_it(self, tmp_path):
+        told = " ".join(CliRunner().invoke(app, ["batch", "--help"], env={"COLUMNS": "300"}).output.split())
+        (tmp_path / "a.txt").touch()
+        (tmp_path / "a.toml").write_text("x")
+
+        assert ".csv, .prompts, .txt." in told
+        assert plans(f"{tmp_path}/") == [f"{tmp_path}/a.txt"]
+        with pytest.raises(PlanError, match=r"ends with .*\.csv, \.prompts, \.txt, got '\.toml'"):
+            load_plan(tmp_path / "a.toml")
+        with pytest.raises(PlanError, match="yaml, json, jsonl, csv, prompts, got 'toml'"):
+            parse_plan(b"", "toml")
