@@ -180,7 +180,7 @@ class _Device:
 
     def _captured(self, gains: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
         """Return all launches as one graph, with the gains that it reads; None where they cannot be captured."""
-        held, graph, side = gains.to(self._device), torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
+        held, graph, side = gains.to(self._device), torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         here = torch.cuda.current_stream(self._device)
         side.wait_stream(here)
         try:
