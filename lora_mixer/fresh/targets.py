@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.fresh.config import AdapterConfig
-    from lora_mixer.fresh.kinds.kind import FreshKind
 
 ALL_LINEAR = "all-linear"
 _HEADS = {
@@ -164,11 +163,10 @@ def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Proble
     return [path for path in matches if not any(front in matches for front in fronts(path) if front != path)]
 
 
-def resolved(config: AdapterConfig, kind: FreshKind, tree: ModuleTree) -> AdapterConfig:
-    """Return a configuration with the usual targets where it names none, if any are known."""
+def resolved(config: AdapterConfig, usual: Mapping[str, Any]) -> AdapterConfig:
+    """Return a configuration with the fields that are usual where it names no targets."""
     if config.target_modules is not None or getattr(config, "target_parameters", None):
         return config
-    usual = kind.usual(tree.model_type)
     return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
 
 
