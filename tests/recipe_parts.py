@@ -215,7 +215,7 @@ def _halves(target):
     return torch.eye(rank, inputs), torch.zeros(outputs, rank)
 
 
-FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True, is_peft=False)
+FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True)
 
 # --- a form of plans ------------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lora_mixer import UnsupportedAdapterError, read_adapter
+from lora_mixer.algorithms.peft_starts import PEFT_STARTS
 from lora_mixer.algorithms.table import KINDS
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.formats.reader import read_source
+from lora_mixer.fresh.starts import STARTS
 from lora_mixer.pictures import read_checkpoint
 from lora_mixer.sources import resolve_source
 from tests.leaf_examples import examples
@@ -112,3 +115,29 @@ def test_a_changed_module_is_no_saved_one(kind, tmp_path):
     notes = [str(note) for note in read_source(resolve_source(folder)).notes]
 
     assert any("modules_to_save head, and the file holds nothing of it" in note for note in notes), notes
+
+
+@pytest.mark.parametrize("start", PEFT_STARTS)
+def test_every_start_of_pairs_is_read_or_refused_by_its_row(start, tmp_path):
+    pair = {"one.lora_A.weight": torch.ones(2, 6), "one.lora_B.weight": torch.ones(6, 2)}
+    row = PEFT_STARTS[start]
+    name = f"{start}_4" if row.counted else start
+    config = {"peft_type": "LORA", "r": 2, "init_lora_weights": name}
+    folder = peft_folder(tmp_path / "a", pair, **config)
+
+    if row.refused:
+        with pytest.raises(UnsupportedAdapterError, match=re.escape(row.refused)):
+            read_adapter(folder)
+    else:
+        assert read_adapter(folder).algorithms == (("lora", start) if row.from_base else ("lora",))
+    for number, field in enumerate(row.without):
+        odd = peft_folder(tmp_path / f"{number}", pair, **config, **{field: True})
+        with pytest.raises(UnsupportedAdapterError, match=f"{start} together with {field}"):
+            read_adapter(odd)
+
+
+def test_pairs_start_anew_by_the_names_that_files_have():
+    names = {name for name in STARTS if isinstance(name, str)}
+
+    assert names <= {name for name, row in PEFT_STARTS.items() if not row.refused}
+    assert {name for name in names if STARTS[name].from_base} == {"pissa", "olora"}
