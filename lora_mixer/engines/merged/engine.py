@@ -41,6 +41,7 @@ from lora_mixer.engines.merged.kept_weight import (
     begin_numbers,
     check,
     count_write,
+    in_host_memory,
     in_lots,
     make_whole,
     raise_problems,
@@ -1104,7 +1105,7 @@ class MergedEngine(Engine):
         self._write_singles(singles, flat)
         on_all_cores(
             [partial(_patch, entry, parts, flat) for entry, parts in lot],
-            sum(entry.weight.parameter.numel() for entry, _ in lot),
+            in_host_memory(entry.weight for entry, _ in lot),
         )
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:

@@ -575,7 +575,12 @@ def refuse_lost(slots: Iterable[KeptWeight]) -> None:
 def make_whole(slots: Sequence[KeptWeight]) -> None:
     """Have the bases of some weights whole until they are patched or put back."""
     slots = [slot for slot in slots if slot.is_patched]
-    on_all_cores([slot.make_whole for slot in slots], sum(slot.base_bytes for slot in slots) // 2)
+    on_all_cores([slot.make_whole for slot in slots], in_host_memory(slots))
+
+
+def in_host_memory(slots: Iterable[KeptWeight]) -> int:
+    """Count the weights that a CPU works on; threads only get into each other's way before a GPU."""
+    return sum(slot.parameter.numel() for slot in slots if slot.parameter.device.type == "cpu")
 
 
 def in_lots(things: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:
