@@ -157,6 +157,111 @@ def test_pieces_that_cannot_be_told_apart_are_refused(pieces: LoraMixer) -> None
         encoded(pieces, LONG, LONG)
 
 
+class Weighted(InPieces):
+    """Reads a text without its brackets, so that pieces with weights are none of the text; sometimes the negative one first."""
+
+    negative_first = False
+
+    def encode_prompt(self, prompt: str, device: Any, *_: Any, negative_prompt: Any = None, **__: Any) -> Any:
+        if self.negative_first:
+            return tuple(reversed([self.read(text, 9) for text in (negative_prompt or "", prompt)]))
+        return tuple(self.read(text, 9) for text in (prompt, negative_prompt or ""))
+
+    def read(self, text: str, size: int) -> torch.Tensor:
+        return super().read("".join(letter for letter in text if letter not in "()"), size)
+
+
+@pytest.fixture(scope="module")
+def weighted() -> Iterator[LoraMixer]:
+    parts = {name: part for name, part in tiny_sd().components.items() if name != "image_encoder"}
+    mixer = LoraMixer(Weighted(**parts, requires_safety_checker=False))
+    for seed, name in ((1, "a"), (2, "b")):
+        mixer.load_lora_weights(file_of(mixer.pipe, seed), name)
+    mixer.disable_lora()
+    yield mixer
+    mixer.unload_lora_weights()
+
+
+@pytest.mark.parametrize("order", ["prompt first", "negative first"])
+@pytest.mark.parametrize("unwanted", ["rain", "(r)ain", "rain and (f)og", "(0)123456789(0)", "", None])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "castle",
+        "c(as)tle",
+        "a castle and a (b)ird",  # the second piece is none of the text
+        "a (c)astle and a bird",  # the first one
+        "a (c)astle and a (b)ird",
+        "a (c)astle and a (b)ird in (t)he sea",
+    ],
+)
+def test_texts_that_are_rewritten_are_read_with_the_mix_of_their_half_or_refused(
+    weighted: LoraMixer, prompt: str, unwanted: Any, order: str
+) -> None:
+    weighted.pipe.negative_first = order == "negative first"
+    if weighted.pipe.negative_first and (prompt, unwanted) == ("c(as)tle", "(r)ain"):
+        pytest.skip("neither text tells: the first one read is the prompt's")
+    with weighted.applied(MIX, engine="merged"):
+        positive = encoded(weighted, prompt, unwanted)[0]
+    with weighted.applied(LESS, engine="merged"):
+        negative = encoded(weighted, prompt, unwanted)[1]
+
+    with weighted.applied(MIX, negative=LESS):
+        try:
+            found = encoded(weighted, prompt, unwanted)
+        except MixError as error:
+            assert "(" in prompt + (unwanted or "")  # what stands in the text is told by it
+            assert "prompt_embeds and negative_prompt_embeds" in str(error)  # noqa: PT017 -- either may come
+            return
+
+    assert gap(found[0], positive) < CLOSE
+    assert gap(found[1], negative) < CLOSE
+
+
+class AtOnce(StableDiffusionPipeline):
+    """Reads both halves in one call, as PRX does."""
+
+    def encode_prompt(self, prompt: Any, device: Any, *_: Any, negative_prompt: Any = None, **__: Any) -> Any:
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        unwanted = [negative_prompt or ""] * len(texts)
+        ids = self.tokenizer(
+            unwanted + texts, padding="max_length", max_length=30, return_tensors="pt"
+        ).input_ids
+        return tuple(reversed(self.text_encoder(ids)[0].chunk(2)))
+
+
+@pytest.mark.parametrize("unwanted", ["rain", "", "rain and fog", None])
+@pytest.mark.parametrize("prompt", ["rain", "castle", "rain and fog", ["rain", "castle"], ["rain"], ""])
+def test_halves_read_in_one_call_have_their_mixes_or_are_refused(
+    weighted: LoraMixer, prompt: Any, unwanted: Any
+) -> None:
+    pipe = AtOnce(**weighted.pipe.components, requires_safety_checker=False)
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            found: tuple[torch.Tensor, torch.Tensor] = pipe.encode_prompt(
+                prompt, "cpu", negative_prompt=unwanted
+            )
+        return found
+
+    with weighted.applied(MIX, engine="merged"):
+        positive = read()[0]
+    with weighted.applied(LESS, engine="merged"):
+        negative = read()[1]
+
+    with weighted.applied(MIX, negative=LESS):
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if any((text in (unwanted or "") if text else not unwanted) for text in texts) or (
+            "and" in prompt and unwanted == "rain"
+        ):
+            with pytest.raises(MixError, match="cannot be told"):  # a text is a piece of the other half's
+                read()
+            return
+        found = read()
+    assert gap(found[0], positive) < CLOSE
+    assert gap(found[1], negative) < CLOSE
+
+
 def test_a_text_encoder_called_by_itself_is_refused_while_halves_differ(mixer: LoraMixer) -> None:
     ids = torch.tensor([[512, 5, 6, 513]])
 

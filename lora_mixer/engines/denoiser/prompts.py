@@ -25,7 +25,7 @@ class Prompts:
 
     Where the half without the prompt has a mix of its own, the texts tell which half they are of: those that the pipeline
     was called with are compared with those that are read. Where both are the same, or written over before they are read,
-    the first call of an encoder is that of the prompts and the second one that of the negative prompts; a third one is
+    an encoder has to be called once for each half, the prompts first; any other number of calls, and two of one half, are
     refused.
 
     Args:
@@ -38,16 +38,18 @@ class Prompts:
         self._images = images
         self._negatives = negatives
         self._frame: FrameType | None = None  # of the call that is counted: no later one can be taken for it
-        self._calls: dict[str, int] = {}
+        self._read: dict[str, list[set[bool]]] = {}  # the halves of each call of an encoder
+        self._guessed: set[str] = set()  # the encoders of which a call was told by the other one
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs; a call that runs is none of its."""
-        return {**vars(self), "_frame": None, "_calls": {}}
+        return {**vars(self), "_frame": None, "_read": {}, "_guessed": set()}
 
     def restart(self) -> None:
         """Take the next call for prompts again."""
         self._frame = None
-        self._calls.clear()
+        self._read.clear()
+        self._guessed.clear()
 
     def before(
         self, part: str, show: Callable[[torch.Tensor], None]
@@ -97,28 +99,39 @@ class Prompts:
             self._frame = caller.frame
         halves = _halves_of_texts(caller, part, ids)
         known = {half for half in halves if half is not None}
-        turn = self._calls.get(part, 0)
-        self._calls[part] = turn + 1
+        read = self._read.setdefault(part, [])
         if len(known) == 2 and (None in halves or self._images > 1):
-            raise _cannot_tell(caller, part, turn)
-        if not known:
-            known = {self._half_by_turn(caller, part, turn)}
+            raise _cannot_tell(caller, part, len(read))
+        sure = None if known else _half_without_texts(caller)
+        if sure is None and None in halves and _has_more_than_prompts(caller, batch):
+            raise _cannot_tell(caller, part, len(read))  # both halves, or pieces of one
+        if not known and sure is None:
+            self._guessed.add(part)
+        known = known or {read == [{False}] if sure is None else sure}
+        read.append(known)
+        # two calls of one half are pieces of a text, of which the one that was guessed may be the other's
+        if part in self._guessed and (len(read) > 2 or (len(read) == 2 and len(read[0] ^ read[1]) != 2)):
+            raise _cannot_tell(caller, part, len(read) - 1)
         if len(known) == 2:
             return torch.tensor([int(bool(half)) for half in halves])
-        return torch.full((batch,), int(known.pop()))
+        return torch.full((batch,), int(known.copy().pop()))
 
-    @staticmethod
-    def _half_by_turn(caller: Caller, part: str, turn: int) -> bool:
-        """Tell the half of a call by how many there were; only where the texts do not tell."""
-        if caller.flag("do_classifier_free_guidance", "do_true_cfg") is False:
-            return False
-        for half, front in ((False, "negative_"), (True, "")):  # embeddings that were passed are not read
-            given = caller.outermost(f"{front}prompt_embeds")
-            if given is not None and caller.outermost(f"{front}prompt") is None:
-                return half
-        if turn > 1:
-            raise _cannot_tell(caller, part, turn)
-        return turn == 1
+
+def _half_without_texts(caller: Caller) -> bool | None:
+    """Tell the half of a call whose texts do not tell it, where only one can be read; else None."""
+    if caller.flag("do_classifier_free_guidance", "do_true_cfg") is False:
+        return False
+    for half, front in ((False, "negative_"), (True, "")):  # embeddings that were passed are not read
+        given = caller.outermost(f"{front}prompt_embeds")
+        if given is not None and caller.outermost(f"{front}prompt") is None:
+            return half
+    return None
+
+
+def _has_more_than_prompts(caller: Caller, batch: int) -> bool:
+    """Tell whether a batch has more texts than there are prompts."""
+    prompt = caller.outermost("prompt")
+    return prompt is not None and batch > (len(prompt) if isinstance(prompt, list | tuple) else 1)
 
 
 def _cannot_tell(caller: Caller, part: str, turn: int) -> MixError:
@@ -148,28 +161,37 @@ def _halves_of_texts(caller: Caller, part: str, ids: torch.Tensor | None) -> lis
         [
             _bare(_encoded(caller, tokenizer, text), special)
             for name in _NAMES
-            for text in _each(texts[f"{front}{name}"], missing=front)
+            for text in _each(texts[f"{front}{name}"])
         ]
         for front in ("", "negative_")
     )
+    without = without or [[]]  # a negative prompt that is not given is an empty one
     halves: list[bool | None] = []
     for row in ids.tolist():
         tokens = _bare(row, special)
-        positive = any(_is_piece(tokens, whole) for whole in with_prompt)
-        negative = any(_is_piece(tokens, whole) for whole in without)
-        halves.append(negative if positive != negative else None)
+        halves.append(_half_of_text(tokens, with_prompt, without))
     return halves
 
 
-def _each(text: Any, *, missing: str) -> Iterable[str]:
+def _half_of_text(
+    tokens: list[int], with_prompt: Sequence[list[int]], without: Sequence[list[int]]
+) -> bool | None:
+    """Tell the half by the closest way in which tokens are of a text of one; None where they are of both, or of none."""
+    for is_of in (_is_piece, _is_around, _is_shortened):
+        positive = any(is_of(tokens, whole) for whole in with_prompt)
+        negative = any(is_of(tokens, whole) for whole in without)
+        if positive or negative:
+            return negative if positive != negative else None
+    return None
+
+
+def _each(text: Any) -> Iterable[str]:
     if isinstance(text, str):
         return [text]
-    if isinstance(text, list | tuple):
-        return [one for one in text if isinstance(one, str)]
-    return [""] if missing and text is None else []  # a negative prompt that is not given is an empty one
+    return [one for one in text if isinstance(one, str)] if isinstance(text, list | tuple) else []
 
 
-def _encoded(caller: Caller, tokenizer: Any, text: str) -> Sequence[int]:
+def _encoded(caller: Caller, tokenizer: Any, text: str) -> list[int]:
     convert = getattr(caller.pipe, "maybe_convert_prompt", None)  # words of several vectors
     if callable(convert):
         text = convert(text, tokenizer)
@@ -186,3 +208,14 @@ def _is_piece(piece: list[int], whole: list[int]) -> bool:
     if not piece or not whole:
         return not piece and not whole
     return any(whole[start : start + len(piece)] == piece for start in range(len(whole) - len(piece) + 1))
+
+
+def _is_around(row: list[int], whole: list[int]) -> bool:
+    """Tell whether a text stands in what is read, as it does in a template."""
+    return bool(whole) and _is_piece(whole, row)
+
+
+def _is_shortened(piece: list[int], whole: list[int]) -> bool:
+    """Tell whether tokens stand in a text in their order, as they do in one whose brackets and weights are not read."""
+    rest = iter(whole)
+    return bool(piece) and all(token in rest for token in piece)
