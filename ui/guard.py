@@ -106,8 +106,8 @@ class Brake:
 
     def waits(self, address: str) -> float:
         """Return the seconds that an address has to wait before it may try again; 0 where it may."""
-        own = self._tried.get(_network(address), deque(maxlen=self._tries))
-        return max(self._left(own), self._left(self._all))
+        of_address = self._tried.get(_network(address), deque(maxlen=self._tries))
+        return max(self._left(of_address), self._left(self._all))
 
     def _left(self, times: deque[float]) -> float:
         now = time.monotonic()

@@ -503,10 +503,10 @@ class Library:
             names = ", ".join(columns.values())
             before.append(connection.execute("SELECT * FROM said WHERE content = ?", (key,)).fetchone())
             there = connection.execute(f"SELECT path, {names} FROM said WHERE content = ?", (key,)).fetchone()
-            own = {column: row[mine] for mine, column in columns.items()}
-            new = change({**own, **dict(there or {}), "former": own["former"]})
+            here = {column: row[mine] for mine, column in columns.items()}
+            new = change({**here, **dict(there or {}), "former": here["former"]})
             path = row["path"]
-            if there is not None and new["former"] == own["former"] and os.path.lexists(there["path"]):
+            if there is not None and new["former"] == here["former"] and os.path.lexists(there["path"]):
                 path, new["former"] = there["path"], there["former"]
             places = ", ".join("?" * (len(columns) + 2))
             connection.execute(
