@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import lora_mixer
+from lora_mixer.families import FAMILIES
+from lora_mixer.families.telling import EITHER
 from tests.error_fields import Words, errors_of, made_in, said_twice
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +122,20 @@ def test_a_class_name_stands_for_one_thing():
 
     assert len(where) > 300
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
+def test_families_are_asked_by_their_rows():
+    """A name of a family as a text outside of ``families/`` is something known of it that does not stand in its row."""
+    names = {family.name for family in FAMILIES} | set(EITHER)
+    said = {
+        (path, node.value)
+        for path, tree in TREES.items()
+        if not path.startswith("lora_mixer/families/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+
+    assert (len(names) > 40, said) == (True, set())
 
 
 FOR_TESTS = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.graph import increment_version
 
-from lora_mixer.engines.hooks import hook_output, output_hooks
+from lora_mixer.engines.hooks import has_hooks, hook_output, output_hooks
 from lora_mixer.engines.modes import writing
 from lora_mixer.errors import PipelineStateError
 
@@ -73,6 +73,7 @@ class FusedProjections:
     def __init__(self) -> None:
         """Start with none."""
         self._holders: dict[int, nn.Module] = {}  # attentions that have, or may get, fused layers
+        self._leaves: list[dict[str, Any]] = []  # the attributes of the projections of these
         self._known: tuple[BoundLayers, ...] = ()  # the layers that holders were looked for
         self._wanted: dict[str, set[int]] = {}  # the projections among these, by component
         self._roots: list[nn.Module] = []
@@ -102,6 +103,12 @@ class FusedProjections:
             and not _LEAVES.isdisjoint(holder._modules)  # noqa: SLF001 -- most modules hold none
             and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
+        self._leaves = [
+            child.__dict__
+            for holder in self._holders.values()
+            for leaf, child in holder._modules.items()  # noqa: SLF001
+            if leaf in _LEAVES and child is not None
+        ]
 
     def check(self) -> None:
         """
@@ -147,7 +154,10 @@ class FusedProjections:
 
     def stand(self) -> None:
         """Let fused layers, also those to come, have what stands beside their parts now."""
-        self._standing = [holder for holder in self._holders.values() if _has_hooks(holder)]
+        any_has = any(
+            map(has_hooks, self._leaves)
+        )  # nearly always none has, and asking each costs a millisecond
+        self._standing = [holder for holder in self._holders.values() if any_has and _has_hooks(holder)]
         for holder in self._standing:
             _attach(holder)
             if hasattr(holder, "fuse_projections"):
@@ -169,6 +179,8 @@ class FusedProjections:
 def fused_layers(holder: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
     """Return the fused layers of an attention, and the parts of each."""
     children: Mapping[str, Any] = holder._modules  # noqa: SLF001
+    if _PARTS.keys().isdisjoint(children):
+        return []  # nearly always
     return [
         (children[name], [children[leaf] for leaf in leaves])
         for name, leaves in _PARTS.items()

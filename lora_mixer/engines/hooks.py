@@ -9,13 +9,14 @@ is passed over once it is gone, and each is taken again when its time comes. Not
 
 from __future__ import annotations
 
+import operator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -257,3 +258,7 @@ def output_hooks(module: nn.Module) -> Sequence[Callable[..., Any]]:
     """Return the hooks of this package that change what a module returns, in the order in which they run."""
     attached = module.__dict__.get(_KEY)
     return () if attached is None else tuple(attached.after.values())
+
+
+has_hooks: Callable[[Mapping[str, Any]], bool] = operator.methodcaller("__contains__", _KEY)
+"""Tell by a module's attributes whether it may have any of these; a map of C's asks thousands in no time."""

@@ -86,6 +86,7 @@ distilled_guidance_layer.*
     widens=("x_embedder",),
     controlled="FluxControlPipeline",
     kohya_flat="bfl",
+    lbw=(58, 61),
 )
 
 CHROMA = Family(
@@ -119,6 +120,7 @@ time_text_embed.*
     kohya=("chroma", "False", "chroma/lora"),
     transformers=(("ChromaTransformer2DModel", {}),),
     kohya_flat="bfl",
+    lbw=(58, 61),
 )
 
 OVIS = Family(

@@ -6,7 +6,6 @@ Every problem of a file is collected and raised once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from lora_mixer.formats.describing import Modules, describe_adapter, own_name
 from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
+from lora_mixer.formats.leaves import split_key
 from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.peft_config import rule_for
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
-_OF_PAIRS = re.compile(r"\.(?:lora|hada|lokr|oft|ia3|vera|vblora)_")
 _HEADS = frozenset(("classifier", "score"))
 """PEFT's configurations of classifiers name both, whichever the model has."""
 _SMALL = 1 << 16  # bytes of a tensor that a description reads
@@ -340,6 +339,12 @@ def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[Note
     return (Remark(said, NoteKind.ALL_ZERO),)
 
 
+def _is_change(key: str) -> bool:
+    """Say whether a key is a part of a change, and so no value that takes the place of a module's."""
+    split = split_key(key)
+    return split is not None and split[1].algorithm not in ("", "set")
+
+
 def _note_not_held(
     layers: Sequence[AdapterLayer],
     rules: Mapping[str | None, ScaleRule],
@@ -360,7 +365,7 @@ def _note_not_held(
             notes.append(Remark(said, NoteKind.NOT_HELD))
         saved = rule.config.get("modules_to_save") or ()
         named = [saved] if isinstance(saved, str) else saved if isinstance(saved, list | tuple) else ()
-        paths = [f".{key}." for key in keys if not _OF_PAIRS.search(key)] if named else []
+        paths = [f".{key}." for key in keys if not _is_change(key)] if named else []
         held = {name for name in map(str, named) if any(f".{name}." in path for path in paths)}
         held |= _HEADS if held & _HEADS else set()
         absent = [name for name in map(str, named) if name not in held]

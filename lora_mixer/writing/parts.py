@@ -24,7 +24,7 @@ from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named, is_translated
 from lora_mixer.families import skeleton as skeletons
 from lora_mixer.families.skeleton import Skeleton, of_family
-from lora_mixer.families.telling import TRANSFORMERS, families_of, one_label, shares_names
+from lora_mixer.families.telling import EITHER, TRANSFORMERS, families_of, one_label, shares_names
 from lora_mixer.formats import read_source
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
@@ -191,9 +191,9 @@ def _model(model: str | Path, *, allow_pickle: bool) -> Skeleton:
 def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     infos = [adapter.info for adapter in adapters]
     bases = {info.base for info in infos}
-    if bases == {"SD 1.x or SDXL"}:  # text encoders of 768 alone
-        bases = {"SD 1.x"}
-    bases.discard("SD 1.x or SDXL")
+    # text encoders alone do not tell between UNets: the first has what any of them has
+    untold = {base for base in bases if set(EITHER.get(base, ())) & set(skeletons.FAMILIES)}
+    bases = bases - untold or {EITHER[base][0] for base in untold}
     base = one_label(bases)
     if base is None:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
