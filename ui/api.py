@@ -75,7 +75,7 @@ def add_api(shared: Shared) -> None:
             replace(wanted, mix=read_mix(mix, app)), checks.whole(count, "count", 1, MAX_COUNT)
         )
         made = await shared.jobs.result(
-            shared.owner_of(request) if request is not None else "api",
+            shared.program_of(request) if request is not None else "api",
             "api",
             "a program's pictures",
             lambda job: make_all(app, job, requests, lambda _: None, model=model),
