@@ -178,8 +178,10 @@ def test_fused_weights_that_were_trained_are_not_overwritten() -> None:
         fused.mul_(1.5)
     before = fused.clone()
 
-    with pytest.raises(PipelineStateError, match="unfuse_qkv_projections"):
+    with pytest.raises(PipelineStateError, match="unfuse_qkv_projections") as caught:
         mixer.load_lora_weights(file, "a")
 
+    assert (caught.value.component, caught.value.key) == ("transformer", "transformer_blocks.0.attn")
+    assert [problem.place for problem in caught.value.problems] == ["transformer.transformer_blocks.0.attn"]
     assert torch.equal(fused, before)
     assert not mixer.adapters

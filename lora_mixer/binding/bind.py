@@ -360,7 +360,7 @@ def _misfit_of_kind(weights: LayerWeights, match: ModuleMatch) -> str | None:
     if match.placements[0].live.tied and weights.took_from_base:
         return (
             f"{what} started from a part of a weight that other modules share; PEFT took it from all of them, so what was "
-            "trained is no change of this module"
+            "trained is not a change of this module"
         )
     return None
 

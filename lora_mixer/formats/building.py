@@ -34,7 +34,7 @@ def build_layers(
     modules: Sequence[ModuleKeys], rules: Mapping[str | None, ScaleRule], label: str
 ) -> tuple[AdapterLayer, ...]:
     """
-    Give every module's tensors to its algorithms.
+    Return the layers of all modules, each built by its algorithms.
 
     Args:
         modules: The grouped keys.

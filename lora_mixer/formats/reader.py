@@ -201,7 +201,7 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
 
 def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> FileTensors:
     """
-    Give every key its tensor, read into memory.
+    Return the tensor of every key, read into memory.
 
     Nothing is mapped: a mapped file that is cut or written anew by another program ends the process (SIGBUS).
 

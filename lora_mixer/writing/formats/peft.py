@@ -87,7 +87,7 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
         if layer.place.embedding and not embeddings
     }
     bad |= {
-        str(layer.place): "the change of a parameter that is no module's weight"
+        str(layer.place): "the change of a parameter that is not a module's weight"
         if layer.place.bare
         else "factors that no configuration of PEFT's comes to; a rank makes it a pair"
         if layer.leaves
