@@ -74,7 +74,7 @@ class FusedProjections:
     def __init__(self) -> None:
         """Start with none."""
         self._holders: dict[int, nn.Module] = {}  # attentions that have, or may get, fused layers
-        self._leaves: list[dict[str, Any]] = []  # the attributes of the projections of these
+        self._leaves: list[nn.Module] = []  # the projections of these
         self._known: tuple[BoundLayers, ...] = ()  # the layers that holders were looked for
         self._wanted: dict[str, set[int]] = {}  # the projections among these, by component
         self._roots: list[nn.Module] = []
@@ -105,7 +105,7 @@ class FusedProjections:
             and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
         self._leaves = [
-            child.__dict__
+            child
             for holder in self._holders.values()
             for leaf, child in holder._modules.items()  # noqa: SLF001
             if leaf in _LEAVES and child is not None
