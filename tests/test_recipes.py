@@ -176,7 +176,7 @@ class TestMethodOfAMix:
 class TestAlgorithm:
     @pytest.fixture(autouse=True)
     def _row(self, monkeypatch):
-        monkeypatch.setitem(algorithm_table.KINDS, "outer", recipe_parts.OUTER)
+        monkeypatch.setitem(algorithm_table.ALGORITHMS, "outer", recipe_parts.OUTER)
         leaves._table.cache_clear()
         yield
         leaves._table.cache_clear()
