@@ -140,7 +140,7 @@ class Names:
                 ("text_encoder", "prior_text_encoder"), "prior_te"
             )
         prefix = numbered.get(place.component)
-        if prefix is None and place.component in DENOISERS:
+        if prefix is None and place.component in _TRANSFORMERS:
             raise SaveError(
                 f"Kohya's names of a {place.component} follow from its family, which is not known here",
                 key=str(place),
@@ -180,7 +180,7 @@ class Names:
             raise SaveError(
                 f"ComfyUI's name for {place.component} is not known here",
                 key=str(place),
-                remedy=BASE_OR_FORMAT if place.component in DENOISERS else OTHER_FORMAT,
+                remedy=BASE_OR_FORMAT if place.component in _TRANSFORMERS else OTHER_FORMAT,
             )
         path = self.dotted(place)
         if self.family is not None and encoder == self.family.encoder:
