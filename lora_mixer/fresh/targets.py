@@ -348,10 +348,11 @@ def _nothing(wanted: Sequence[str] | str, tree: ModuleTree, count: int) -> Probl
         if tree.has_weight(path):
             kinds.setdefault(path.rpartition(".")[2])
     names = [name for name in kinds if not name.isdecimal()]
-    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    ends = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    there = f"its layers end with {ends}" if names else "it has no layers with names of their own"
     return Problem(
         "target_modules",
-        f"no module of {type(tree.root).__name__} matches {text}; its layers end with {shown}.",
+        f"no module of {type(tree.root).__name__} matches {text}; {there}.",
     )
 
 

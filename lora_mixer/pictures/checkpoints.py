@@ -112,7 +112,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     if suffix == ".gguf":
         with place.open("rb") as stream:
             if stream.read(4) != b"GGUF":
-                raise CorruptFileError("is no GGUF file, whatever its name says", file=str(path))
+                raise CorruptFileError("is not a GGUF file, whatever its name says", file=str(path))
         return Checkpoint(place, "denoiser")
     if suffix in PICKLED:
         if not allow_pickle:

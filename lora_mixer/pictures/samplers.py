@@ -199,7 +199,7 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
     names = list(dict.fromkeys(_BY_KEY[each].name for each in near)) or [each.name for each in SAMPLERS]
     raise PictureError(
         f"{quoted(name)} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
-        f"{'?' if near else ''} Classes of diffusers are known by their names, too",
+        f"{'?' if near else '.'} Classes of diffusers are known by their names, too.",
         field="sampler",
     )
 

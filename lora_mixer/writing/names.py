@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _TEXT_ROOT = "text_model."
-DENOISERS = ("transformer", "transformer_2")
+_TRANSFORMERS = ("transformer", "transformer_2")
 _PRIORS = ("prior", "prior_prior")
 _CLIP_TOPS = ("embeddings", "encoder", "final_layer_norm")
 _LANGUAGE_ROOT = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?")
@@ -74,8 +74,8 @@ class Names:
         layout = "" if family is None else (comfyui and family.comfyui) or family.kohya_flat
         if family is None or not layout:
             return list(layers)
-        others = [layer for layer in layers if layer.place.component not in DENOISERS]
-        for component in DENOISERS:
+        others = [layer for layer in layers if layer.place.component not in _TRANSFORMERS]
+        for component in _TRANSFORMERS:
             by_path = {layer.place.path: layer for layer in layers if layer.place.component == component}
             table = spell(family.layouts[layout], self.rows.get(component, {}))
             others += fuse(by_path, table, self.rows.get(component, {})) if by_path else []
@@ -128,7 +128,7 @@ class Names:
                     key=str(place),
                 )
             return "lora_unet_" + name.replace(".", "_")
-        if place.component in DENOISERS and self.family is not None:
+        if place.component in _TRANSFORMERS and self.family is not None:
             return "lora_unet_" + place.path.replace(".", "_")
         numbered = {"text_encoder": "te1" if self._counts else "te", "text_encoder_2": "te2"}
         if self.family is not None:
@@ -167,7 +167,7 @@ class Names:
                     "the original code, whose names ComfyUI uses, has no such module", key=str(place)
                 )
             return f"diffusion_model.{name}"
-        if place.component in DENOISERS and self.family is not None:
+        if place.component in _TRANSFORMERS and self.family is not None:
             return f"diffusion_model.{place.path}"
         encoder = self._encoder(place)
         if encoder is None:
@@ -192,10 +192,10 @@ class Names:
 
 def names_of(components: Mapping[str, nn.Module]) -> Names:
     """Make the names of live components, whose family is told by their denoiser's class."""
-    kinds = [type(components[part]).__name__ for part in DENOISERS if part in components]
+    kinds = [type(components[part]).__name__ for part in _TRANSFORMERS if part in components]
     family = next((family for kind in kinds if (family := family_of_class(kind)) is not None), None)
     rows = {}
-    for part in DENOISERS if family is not None else ():
+    for part in _TRANSFORMERS if family is not None else ():
         if part in components:
             rows[part] = {
                 path.replace("_orig_mod.", "").replace(".base_layer", ""): _outputs(module)

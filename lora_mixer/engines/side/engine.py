@@ -100,6 +100,7 @@ class SideEngine(Engine):
 
     name = "side"
     is_asked_for = True
+    leaves_weights = True
 
     def __init__(self) -> None:
         """Start with none."""
