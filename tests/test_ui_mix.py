@@ -121,6 +121,14 @@ def test_rows_are_dragged_into_another_order_and_undone_by_key(desk):
     ordered(desk, "pixel", "halftone", "ink")
 
 
+def test_a_row_whose_adapter_is_renamed_keeps_its_details_open(desk):
+    desk.add("ink")
+    desk.page.get_by_label("More for ink").click()
+    desk.page.evaluate("lm.mix.rename('ink', 'neon')")  # as the library does after a file's new name
+    desk.row("neon").wait_for()
+    assert desk.page.get_by_label("More for neon").get_attribute("aria-expanded") == "true"
+
+
 def test_an_adapter_is_loaded_when_its_row_is_made_and_not_at_the_click(desk, app):
     app.preloader.wait()
     before = app.loads
