@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lora_mixer import UnsupportedAdapterError, read_adapter
 from lora_mixer.algorithms.peft_starts import PEFT_STARTS
-from lora_mixer.algorithms.table import KINDS
+from lora_mixer.algorithms.table import ALGORITHMS
 from lora_mixer.formats.leaves import split_key
 from lora_mixer.formats.reader import read_source
 from lora_mixer.fresh.starts import STARTS
@@ -25,8 +25,8 @@ def keys_of(pattern):
     return ["unet.one" + (end if end[0] in "._" else f".{end}") for end in examples(pattern)]
 
 
-LEAVES = [(name, pattern) for name, kind in KINDS.items() for pattern, _ in kind.leaves]
-PREFIXES = sorted({prefix for kind in KINDS.values() for prefix in kind.prefixes})
+LEAVES = [(name, pattern) for name, kind in ALGORITHMS.items() for pattern, _ in kind.leaves]
+PREFIXES = sorted({prefix for kind in ALGORITHMS.values() for prefix in kind.prefixes})
 
 
 def test_examples_are_of_their_rows():
@@ -78,7 +78,7 @@ def test_a_part_that_no_row_has_is_no_module_of_a_model(prefix, tmp_path):
 
 def test_every_name_that_peft_gives_to_what_it_trains_begins_as_a_row_says():
     ends = [
-        end for kind in KINDS.values() if kind.peft_types
+        end for kind in ALGORITHMS.values() if kind.peft_types
         for pattern, _ in kind.leaves if "<name>" in pattern
         for end in examples(pattern)
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_changed_module_is_no_saved_one(kind, tmp_path):
         "boft_peft": {"boft_R": torch.zeros(1, 3, 2, 2), "boft_s": torch.ones(6, 1)},
         "lora": {"lora_A.weight": torch.ones(2, 6), "lora_B.weight": torch.ones(6, 2)},
     }  # fmt: skip
-    (peft_type, *_) = KINDS[kind].peft_types
+    (peft_type, *_) = ALGORITHMS[kind].peft_types
     folder = peft_folder(
         tmp_path / "a", {f"head.{key}": value for key, value in parts[kind].items()},
         peft_type=peft_type, r=2, modules_to_save=["head"], n_frequency=4, gralora_k=2, boft_block_size=2,

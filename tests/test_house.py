@@ -101,6 +101,49 @@ def test_the_table_of_renames_is_true():
     assert [name for name in before if what_is(name)[0] is not None and not what_is(name)[1]] == []
 
 
+def rows_of_the_house() -> set[str]:
+    """Return the files and rooms that CONTRIBUTING's table of rooms has a row for."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| room |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {
+        name.rpartition("lora_mixer/")[2].rstrip("/")
+        for cell in cells
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
+
+
+def test_every_room_and_every_file_of_the_top_has_a_row_in_contributing():
+    top = ROOT / "lora_mixer"
+    rooms = {path.parent.name for path in top.glob("*/__init__.py")}
+    files = {path.name for path in top.glob("*.py*") if path.name not in ("__init__.py", "__main__.py")}
+
+    assert (len(rooms) > 15, len(files) > 20) == (True, True)
+    assert sorted((rooms | files) - {"ui", *rows_of_the_house()}) == []
+
+
+def test_a_public_table_of_rows_has_a_name_of_its_own():
+    """``METHODS`` and ``FORMATS`` are public names of two rooms each."""
+    where: dict[str, list[str]] = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            for name in (each.id for each in targets if isinstance(each, ast.Name)):
+                if name in {
+                    "ALGORITHMS",
+                    "FAMILIES",
+                    "KINDS",
+                    "STARTS",
+                    "TRANSFORMERS",
+                    "ENGINES",
+                    "DENOISERS",
+                }:
+                    where.setdefault(name, []).append(path)
+
+    assert len(where) > 5
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
 def test_long_lists_are_cut_in_one_place():
     cut = {
         str(path.relative_to(ROOT))

@@ -337,7 +337,7 @@ _ROWS = (
     ),
 )
 
-KINDS: dict[str, AlgorithmKind] = {kind.name: kind for kind in _ROWS}
+ALGORITHMS: dict[str, AlgorithmKind] = {kind.name: kind for kind in _ROWS}
 """Every algorithm by its name; what any of them may have has the name ``""``."""
 
 
@@ -349,39 +349,39 @@ def builder(name: str) -> Callable[[ModuleTensors], LayerWeights]:
         >>> builder("hra").__self__.__name__
         'HRA'
     """
-    build: Callable[[ModuleTensors], LayerWeights] = _imported(KINDS[name].builder)
+    build: Callable[[ModuleTensors], LayerWeights] = _imported(ALGORITHMS[name].builder)
     return build
 
 
 def shared_roles() -> frozenset[str]:
     """Return the roles whose tensors serve all modules of a component."""
-    return _roles(tuple(KINDS), "shared")
+    return _roles(tuple(ALGORITHMS), "shared")
 
 
 def whole_numbers() -> frozenset[str]:
     """Return the roles that hold whole numbers."""
-    return _roles(tuple(KINDS), "whole_numbers")
+    return _roles(tuple(ALGORITHMS), "whole_numbers")
 
 
 def prefixes() -> tuple[str, ...]:
     """Return how names begin that only adapters have in a module."""
-    return tuple(name for kind in KINDS.values() for name in kind.prefixes)
+    return tuple(name for kind in ALGORITHMS.values() for name in kind.prefixes)
 
 
 def peft_types() -> frozenset[str]:
     """Return what ``peft_type`` may be."""
-    return frozenset(name for kind in KINDS.values() for name in kind.peft_types)
+    return frozenset(name for kind in ALGORITHMS.values() for name in kind.peft_types)
 
 
 def peft_fields() -> frozenset[str]:
     """Return the fields of configurations that single algorithms know."""
-    return frozenset(name for kind in KINDS.values() for name in kind.peft_fields)
+    return frozenset(name for kind in ALGORITHMS.values() for name in kind.peft_fields)
 
 
 @cache
 def _roles(names: tuple[str, ...], which: str) -> frozenset[str]:
     """Return the roles of kinds that are in a field of theirs; files ask for each of thousands of keys."""
-    return frozenset(role for name in names for role in getattr(KINDS[name], which))
+    return frozenset(role for name in names for role in getattr(ALGORITHMS[name], which))
 
 
 @cache

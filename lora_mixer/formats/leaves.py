@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from lora_mixer.algorithms.table import KINDS
+from lora_mixer.algorithms.table import ALGORITHMS
 
 # PEFT leaves the adapter's name in: lora_A.default.weight
 _NAME = r"(?:\.(?P<inner>(?!(?:weight|bias)$)[^.]+))?"
@@ -32,7 +32,7 @@ def _table() -> tuple[tuple[re.Pattern[str], str, str], ...]:
     """Return (pattern at the end of the key, role, algorithm) of all algorithms; the first match counts."""
     return tuple(
         (re.compile(pattern.replace("<name>", _NAME) + "$"), role, kind.name)
-        for kind in KINDS.values()
+        for kind in ALGORITHMS.values()
         for pattern, role in kind.leaves
     )
 

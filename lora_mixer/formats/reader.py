@@ -24,11 +24,11 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import FileTensors, read_data, read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
+from lora_mixer.formats.file_moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import read_at, read_header
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
@@ -62,7 +62,7 @@ def read_source(
         source: Where it lies.
         name: The name to give it; None takes the source's own.
         pinned: Whether its tensors go on to a GPU and may lie in pinned memory until then.
-        moulded: Whether its layers may be :class:`~lora_mixer.formats.moulds.MouldedLayers`, made when they are asked for.
+        moulded: Whether its layers may be :class:`~lora_mixer.formats.file_moulds.MouldedLayers`, made when they are asked for.
 
     Returns:
         The adapter. Its tensors are in memory, or are the caller's own.

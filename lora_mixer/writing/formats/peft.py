@@ -15,7 +15,7 @@ from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors
-from lora_mixer.writing.formats.peft_kinds import KINDS, by_pattern, of_one_kind, plain
+from lora_mixer.writing.formats.peft_kinds import PEFT_ALONE, by_pattern, of_one_kind, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,5 +201,5 @@ PEFT = OutputFormat(
     _files,
     is_folder=True,
     keeps_what_was_read=True,
-    holds_alone=frozenset(KINDS),
+    holds_alone=frozenset(PEFT_ALONE),
 )
