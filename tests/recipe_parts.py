@@ -20,6 +20,7 @@ from lora_mixer.fresh.starts import Start
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
 from lora_mixer.parsing.data import Located
+from lora_mixer.sources._memory import from_bytes
 from lora_mixer.writing import OutputFormat
 from lora_mixer.writing.formats.format import safetensors
 
@@ -216,6 +217,19 @@ def _halves(target):
 
 
 FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True)
+
+# --- a source of adapters -------------------------------------------------------------------------------------------------
+
+SHELF = {}
+"""What lies on the shelf, by its name."""
+
+
+def from_shelf(label, request):
+    """Return what lies on the shelf."""
+    if not label.startswith("shelf:"):
+        return None
+    return from_bytes(SHELF[label.removeprefix("shelf:")], request)
+
 
 # --- a form of plans ------------------------------------------------------------------------------------------------------
 

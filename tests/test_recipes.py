@@ -8,11 +8,12 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from typer.testing import CliRunner
 
 from lora_mixer import (
@@ -24,6 +25,7 @@ from lora_mixer import (
     MixError,
     PlanError,
     SaveError,
+    SourceNotFoundError,
     UnsupportedAdapterError,
     fresh,
     read_adapter,
@@ -38,6 +40,7 @@ from lora_mixer.fresh.starts import STARTS
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
 from lora_mixer.pictures import read_checkpoint
+from lora_mixer.sources import _resolve
 from lora_mixer.writing import FORMATS, convert, merge
 from lora_mixer.writing.formats.format import safetensors
 from tests import recipe_parts
@@ -296,7 +299,7 @@ def test_a_family_is_one_row(tmp_path):
     from tests.recipe_family import LOOM
     table.FAMILIES = families.FAMILIES = (*table.FAMILIES, LOOM)
     from lora_mixer import LoraMixer, read_adapter
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save, save_file
 
     class Attention(torch.nn.Module):
         def __init__(self):
@@ -547,3 +550,17 @@ class TestFormOfPlans:
             load_plan(tmp_path / "a.toml")
         with pytest.raises(PlanError, match="yaml, json, jsonl, csv, prompts, got 'toml'"):
             parse_plan(b"", "toml")
+
+
+def test_a_source_of_adapters_is_one_row(net, monkeypatch):
+    before = weights(net)
+    with pytest.raises(SourceNotFoundError, match="neither a file or folder"):
+        read_adapter("shelf:ink")
+    monkeypatch.setattr(_resolve, "NAMED", (*_resolve.NAMED, recipe_parts.from_shelf))
+    monkeypatch.setitem(recipe_parts.SHELF, "ink", save(adapter(1)))
+
+    assert read_adapter("shelf:ink").algorithms == ("lora",)
+    assert LoraMixer(net).load_lora_weights("shelf:ink", "a").complete
+    assert torch.allclose(net.one.weight, before["one.weight"] + change(adapter(1), "one"), atol=1e-6)
+    with pytest.raises(SourceNotFoundError):  # a path is a path
+        read_adapter(Path("shelf:ink"))

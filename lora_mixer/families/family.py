@@ -60,6 +60,9 @@ class Family:
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
         by_call: Live modules, one a line in the language of ``absent``, whose rows are no images but what a call's images share.
+        off_picture: Likewise live modules whose rows of tokens are not the picture's, where their names do not tell as those of layers
+            on text do: modulation, sound.
+        on_picture: Likewise those that see the picture, though other families have layers on text of that name.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
         kohya_implementation: ``modelspec.implementation`` that Kohya's trainer writes.
         single_file: What a checkpoint of one file leaves unsaid; None where a folder has to be named.
@@ -101,6 +104,8 @@ class Family:
     encoder: str = ""
     joint: Literal["", "text first", "picture first"] = ""
     by_call: str = ""
+    off_picture: str = ""
+    on_picture: str = ""
     axes: str = "bcfhw"
     ays: str = "StableDiffusionTimesteps"
     lbw: tuple[int, ...] = ()

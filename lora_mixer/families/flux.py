@@ -93,6 +93,7 @@ CHROMA = Family(
     "Chroma",
     classes=("Chroma",),
     joint="text first",
+    off_picture="distilled_guidance_layer.*",
     layouts={
         "bfl": _BLOCKS
         + _MLP

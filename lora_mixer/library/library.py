@@ -596,7 +596,7 @@ class Library:
             label: Only with this label of the user's.
             favourite: Only favourites, or only others.
             offline: Only those that are away, or only those that are there.
-            sort: One of :data:`SORTS`: ``name``, ``date``, ``size``, ``rank``, ``uses``, ``base``, ``folder`` or ``favourite``.
+            sort: One of :data:`SORTS`, such as ``name`` or ``date``.
             descending: The greatest first.
             first: Ids of entries that come before all others.
             page: Which page, from 0; one past the end is the last.

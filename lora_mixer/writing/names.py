@@ -16,7 +16,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.families import family_of_class, spell
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.writing.fusing import fuse
-from lora_mixer.writing.layers import OTHER_FORMAT
+from lora_mixer.writing.layers import BASE_OR_FORMAT, OTHER_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -140,6 +140,12 @@ class Names:
                 ("text_encoder", "prior_text_encoder"), "prior_te"
             )
         prefix = numbered.get(place.component)
+        if prefix is None and place.component in _TRANSFORMERS:
+            raise SaveError(
+                f"Kohya's names of a {place.component} follow from its family, which is not known here",
+                key=str(place),
+                remedy=BASE_OR_FORMAT,
+            )
         if prefix is None:
             raise SaveError(
                 f"Kohya's layout is written for UNets and their text encoders only, not for {place.component}",
@@ -172,7 +178,9 @@ class Names:
         encoder = self._encoder(place)
         if encoder is None:
             raise SaveError(
-                f"ComfyUI's name for {place.component} is not known here", key=str(place), remedy=OTHER_FORMAT
+                f"ComfyUI's name for {place.component} is not known here",
+                key=str(place),
+                remedy=BASE_OR_FORMAT if place.component in _TRANSFORMERS else OTHER_FORMAT,
             )
         path = self.dotted(place)
         if self.family is not None and encoder == self.family.encoder:
