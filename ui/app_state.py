@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Entry, Fit, Library, SavedMixes, compatible, safe_name
+from lora_mixer.parsing.files import at_home
 from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
@@ -90,12 +91,12 @@ class AppState:
     def __init__(self, options: ServerOptions, tell: Callable[[str], object] = str) -> None:
         """Open the folders, and begin to load the model."""
         self.options = options
-        out = options.out.expanduser().resolve()
+        out = at_home(options.out).resolve()
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports, self.downloads = out / "exports", out / "downloads"
         for folder in (self.pictures, self.uploads, self.downloads):
             folder.mkdir(parents=True, exist_ok=True)
-        folders = [Path(folder).expanduser().resolve() for folder in options.loras]
+        folders = [at_home(folder).resolve() for folder in options.loras]
         self._demo = (
             next(iter(demo_adapters().values())).path.parent.resolve() if options.model == DEMO else None
         )
@@ -124,7 +125,7 @@ class AppState:
         tell(f"loading the model {options.model}; the page opens before it is there")
         self.models = Models(
             options.loading or ModelOptions(options.model),
-            [Path(folder).expanduser().resolve() for folder in options.models],
+            [at_home(folder).resolve() for folder in options.models],
             options.grid_batch,
             self._model_changed,
         )
