@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError
 from lora_mixer.library import Entry, Fit, Library, SavedMixes, compatible, safe_name
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions

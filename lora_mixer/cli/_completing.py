@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

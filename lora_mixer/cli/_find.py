@@ -12,7 +12,7 @@ from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._options import AsJson, refuse_missing
 from lora_mixer.cli._saying import say
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

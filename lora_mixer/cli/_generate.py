@@ -17,7 +17,7 @@ from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict, refuse_mis
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.problem import Surface
 

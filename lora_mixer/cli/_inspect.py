@@ -12,7 +12,7 @@ from lora_mixer.cli._progress import bar
 from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 
 from lora_mixer.cli._completing import adapters
 from lora_mixer.errors import MixError
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from lora_mixer.cli._completing import formats
 from lora_mixer.errors import LoraMixerError
-from lora_mixer.parsing.files import at_home
+from lora_mixer.parsing import at_home
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:

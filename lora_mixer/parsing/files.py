@@ -46,6 +46,12 @@ def at_home(name: str | os.PathLike[str]) -> Path:
     """
     Return a path with ``~`` written out; where nobody has that name it stays as it is, as in a shell.
 
+    Args:
+        name: The path as it was typed.
+
+    Returns:
+        The path.
+
     Example:
         >>> at_home("~no-such-user/x").parts
         ('~no-such-user', 'x')
